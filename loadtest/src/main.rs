@@ -1,0 +1,2 @@
+//! The loadtest.
+fn main() {}

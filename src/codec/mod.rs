@@ -1,0 +1,4 @@
+//! Codecs: borrowed frames in, bytes out. They know no socket, no clock, no connection.
+
+pub mod native;
+pub mod raw;

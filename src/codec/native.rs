@@ -1,0 +1,1 @@
+//! The native framing (docs/PROTOCOL.md).

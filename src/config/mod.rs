@@ -1,0 +1,202 @@
+//! Configuration: what the operator wrote (`RawConfig`, in `raw`) becomes what is true ([`Config`]) in one place, or an
+//! error that names file, key and remedy. Nothing below this module sees an unchecked option.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
+/// relative to that file).
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This gateway's name in presence events; the host's name unless written.
+    pub node: String,
+    /// Where the gateway keeps what it makes itself (development certificates).
+    pub data_dir: PathBuf,
+    /// Worker threads, at least one; `workers = 0` has become the number of cores.
+    pub workers: u16,
+    /// The control plane's HTTP listener.
+    pub admin: Admin,
+    /// Every bound.
+    pub limits: Limits,
+    /// At least one, at most [`MAX_LISTENERS`]; names are unique.
+    pub listeners: Vec<Listener>,
+}
+
+/// At most so many listeners: their index travels with each connection as one byte.
+pub const MAX_LISTENERS: usize = 64;
+/// At most so many workers.
+pub const MAX_WORKERS: u16 = 64;
+
+/// The control plane's HTTP listener.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The bearer token that requests must carry; always present when `listen` is not a loopback address.
+    pub token: Option<String>,
+}
+
+/// Every bound of the gateway (`[limits]`). Counts are of the whole gateway unless they say otherwise.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections held, devices and those that are still becoming one.
+    pub connections: u32,
+    /// TLS handshakes in progress, per worker; further ones wait their turn.
+    pub handshakes: u32,
+    /// From accept to the end of the handshake.
+    pub handshake_time: Duration,
+    /// From the end of the handshake until the device has named itself.
+    pub hello_time: Duration,
+    /// Bytes read from one connection in one turn; the rest waits for the next.
+    pub read_bytes: usize,
+    /// The longest frame body taken from a device, in bytes; at most 65,535.
+    pub frame_bytes: usize,
+    /// Unsent bytes kept for one connection before it is closed as a slow consumer.
+    pub outbox_bytes: usize,
+    /// Commands waiting in one worker's inbox.
+    pub inbox_length: usize,
+    /// Events waiting between one worker and the control plane before messages are refused.
+    pub uplink_length: usize,
+    /// New connections from one address in one second, per worker; 0: no bound.
+    pub connections_per_address: u32,
+    /// New connections are refused before TLS while the loop is later than this.
+    pub shed_lateness: Duration,
+    /// How long a closed connection may go on delivering its last bytes.
+    pub linger_time: Duration,
+}
+
+/// One listening address and all that holds for its connections.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name in metrics and the API.
+    pub name: String,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What is spoken within TLS.
+    pub protocol: Protocol,
+    /// Certificates.
+    pub tls: Tls,
+    /// Liveness.
+    pub heartbeat: Heartbeat,
+    /// Naming.
+    pub identity: Identity,
+}
+
+/// What is spoken within TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The native framing (docs/PROTOCOL.md).
+    Native,
+    /// Opaque bytes.
+    Raw(Raw),
+}
+
+impl Protocol {
+    /// The word used in the configuration, the API and metrics.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Protocol::Native => "native",
+            Protocol::Raw(_) => "raw",
+        }
+    }
+}
+
+/// `[listener.raw]`. Each may be empty, which turns it off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Raw {
+    /// Bytes that, arriving alone, are a heartbeat: life, but nothing for the backend.
+    pub heartbeat: Vec<u8>,
+    /// Sent back for each such heartbeat.
+    pub reply: Vec<u8>,
+    /// Sent by the gateway after silence.
+    pub probe: Vec<u8>,
+}
+
+/// `[listener.tls]`.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// At least one certificate chain with its key; by SNI, the first one also for clients that send none.
+    pub certificates: Vec<CertificateFiles>,
+    /// The authorities that client certificates are checked against; present unless `client_auth` is off.
+    pub client_ca: Option<PathBuf>,
+    /// Whether client certificates are asked for.
+    pub client_auth: ClientAuth,
+}
+
+/// A PEM certificate chain and its PEM private key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key (PKCS#8, SEC1 or PKCS#1).
+    pub key: PathBuf,
+}
+
+/// Whether client certificates are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Not asked for.
+    Off,
+    /// Asked for; one that is sent must be right.
+    Optional,
+    /// A connection without a right one is refused.
+    Required,
+}
+
+/// `[listener.heartbeat]`: after `interval` of silence a probe, after `timeout` without an answer another, `retries`
+/// times; then the connection is expired. A silent device is gone after `interval + timeout × (retries + 1)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Silence before the first probe; also the interval for devices that ask for none.
+    pub interval: Duration,
+    /// Wait for the answer to one probe.
+    pub timeout: Duration,
+    /// Further probes after the first.
+    pub retries: u8,
+}
+
+impl Heartbeat {
+    /// How long a silent device stays: `interval + timeout × (retries + 1)`, to a tick.
+    #[must_use]
+    pub fn bound(&self) -> Duration {
+        self.interval + self.timeout * (u32::from(self.retries) + 1)
+    }
+}
+
+/// `[listener.identity]`.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Where a device's id comes from.
+    pub from: IdentityFrom,
+    /// Lines `id:argon2-hash`; a HELLO must then carry the id's token. Native listeners only.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Where a device's id comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityFrom {
+    /// The device says it (native only).
+    Hello,
+    /// The common name of the client certificate's subject. On a raw listener, connections without a certificate get a
+    /// generated id.
+    CertCn,
+    /// The first DNS name of the client certificate's subject alternative names.
+    CertSanDns,
+    /// The first URI of the client certificate's subject alternative names.
+    CertSanUri,
+}
+
+impl IdentityFrom {
+    /// The word used in the configuration and the API.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            IdentityFrom::Hello => "hello",
+            IdentityFrom::CertCn => "cert-cn",
+            IdentityFrom::CertSanDns => "cert-san-dns",
+            IdentityFrom::CertSanUri => "cert-san-uri",
+        }
+    }
+}

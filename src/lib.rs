@@ -1,0 +1,21 @@
+//! Pulsegate: an edge gateway for device fleets.
+//!
+//! The modules stand in reading order; each may use only those above it (`tests/tidy.rs` holds the table, and
+//! `docs/ARCHITECTURE.md` explains it).
+
+pub mod time;
+
+pub mod config;
+pub mod metrics;
+pub mod wheel;
+
+pub mod link;
+
+pub mod codec;
+pub mod tls;
+
+pub mod connection;
+pub mod shard;
+pub mod worker;
+
+pub mod control;

@@ -1,0 +1,64 @@
+//! The seam between the planes and between shards: what may be said across threads, as plain data.
+//!
+//! Workers and the control plane never name each other; both speak in [`Command`] (into a worker) and [`Uplink`]
+//! (out of a worker). Nothing here touches a socket or waits.
+
+pub mod command;
+pub mod doorbell;
+pub mod home;
+pub mod reason;
+pub mod uplink;
+
+use std::fmt;
+
+pub use command::{Command, DeviceFilter};
+pub use doorbell::{Doorbell, Mailbox, MailboxFull};
+pub use home::Home;
+pub use reason::{CloseReason, Refusal};
+pub use uplink::{Batch, Description, Message, Presence, Uplink};
+
+/// A worker, and so its shard: `0..workers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub u16);
+
+impl WorkerId {
+    /// The worker's place in any per-worker array.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A handle to a connection within one shard. A stale one finds nothing: slots are reused, generations are not
+/// (until 2^32 newer connections have come to the same shard).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectionId {
+    /// The slot in the shard's slab.
+    pub index: u32,
+    /// The low half of the shard's count of connections when this one took its slot.
+    pub generation: u32,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+/// Which of the configured listeners a connection came through: its index in `Config::listeners`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerId(pub u8);
+
+impl ListenerId {
+    /// The listener's place in `Config::listeners`.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}

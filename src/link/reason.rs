@@ -1,0 +1,108 @@
+//! Why connections end and why they are not begun: one closed list each. The presence event, the log line and the
+//! metric label of an end are all made from its [`CloseReason`].
+
+macro_rules! labelled {
+    ($(#[$outer:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+ }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $name {
+            /// Every value, in declaration order: `ALL[x as usize] == x`.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name used in metrics, logs, presence events and the API.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.label())
+            }
+        }
+    };
+}
+
+labelled! {
+    /// Why a connection ended. Every connection that was accepted ends with exactly one.
+    CloseReason {
+        /// The peer ended the TLS connection in order (close_notify, or an end of stream after it was established).
+        PeerClosed = "peer_closed",
+        /// The device said CLOSE.
+        DeviceClosed = "device_closed",
+        /// The peer's end was torn down (TCP reset) or the network reported it gone.
+        PeerReset = "peer_reset",
+        /// Silence: nothing was heard for the whole of the interval, the timeout and every retry.
+        Expired = "expired",
+        /// The peer left before its TLS handshake was complete.
+        HandshakeAbandoned = "handshake_abandoned",
+        /// The TLS handshake was not complete within `limits.handshake_time`.
+        HandshakeTimeout = "handshake_timeout",
+        /// The TLS handshake failed: no common version, suite or protocol, a bad message, or an alert from the peer.
+        HandshakeFailed = "handshake_failed",
+        /// The first bytes were not a TLS record.
+        NotTls = "not_tls",
+        /// The client certificate was missing, untrusted, expired or unusable.
+        CertificateRejected = "certificate_rejected",
+        /// The client certificate holds no name under the listener's identity rule.
+        IdentityMissing = "identity_missing",
+        /// HELLO named another device than the client certificate does.
+        IdentityMismatch = "identity_mismatch",
+        /// HELLO carried no token or a wrong one.
+        TokenRejected = "token_rejected",
+        /// The device did not name itself within `limits.hello_time`.
+        HelloTimeout = "hello_timeout",
+        /// A record broke the TLS protocol or could not be authenticated, or the peer sent a fatal alert.
+        TlsError = "tls_error",
+        /// A frame broke the device protocol.
+        ProtocolError = "protocol_error",
+        /// A frame was longer than `limits.frame_bytes`.
+        FrameTooLarge = "frame_too_large",
+        /// A newer connection of the same device took its place.
+        TakenOver = "taken_over",
+        /// The peer did not read: its outbox reached `limits.outbox_bytes`.
+        SlowConsumer = "slow_consumer",
+        /// The device's home worker had no place for it.
+        HomeFull = "home_full",
+        /// The gateway ended.
+        Shutdown = "shutdown",
+    }
+}
+
+labelled! {
+    /// Why a new connection was refused before TLS. Refused connections are counted, never logged one by one.
+    Refusal {
+        /// `limits.connections` is reached.
+        ConnectionLimit = "connection_limit",
+        /// The worker's descriptor table is full.
+        DescriptorLimit = "descriptor_limit",
+        /// The address opened more than `limits.connections_per_address` in this second.
+        AddressRate = "address_rate",
+        /// The loop is later than `limits.shed_lateness`: live connections come first.
+        Overloaded = "overloaded",
+        /// The gateway is shutting down.
+        Draining = "draining",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unique_and_ordered() {
+        let mut labels: Vec<_> = CloseReason::ALL.iter().map(|reason| reason.label()).collect();
+        for (position, reason) in CloseReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, position);
+        }
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), CloseReason::COUNT);
+    }
+}

@@ -1,0 +1,118 @@
+//! What a worker says: batches of events, one a turn at most.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{CloseReason, ConnectionId, ListenerId, WorkerId};
+use crate::time::Moment;
+
+/// What one worker said in one turn, in the order in which it happened.
+#[derive(Debug)]
+pub struct Batch {
+    /// Who says it.
+    pub worker: WorkerId,
+    /// What happened; never empty.
+    pub events: Vec<Uplink>,
+}
+
+/// One thing that a worker says.
+#[derive(Debug)]
+pub enum Uplink {
+    /// A device is here.
+    Connected(Presence),
+    /// A device is gone. Exactly one for each [`Uplink::Connected`], with the same generation.
+    Disconnected(Presence, CloseReason),
+    /// A device said something for the backend.
+    Message(Message),
+    /// A HELLO carried a token that somebody with time must check; answered by `Command::TokenVerdict`.
+    VerifyToken {
+        /// The connection that waits.
+        connection: ConnectionId,
+        /// Through which listener it came: the token file is the listener's.
+        listener: ListenerId,
+        /// Who it says that it is.
+        device: Box<str>,
+        /// What it offers as proof.
+        token: Bytes,
+    },
+    /// The answer to `Command::Describe`.
+    Described {
+        /// The number of the request.
+        request: u64,
+        /// The device, if it is here.
+        description: Option<Box<Description>>,
+    },
+    /// The answer to `Command::List`.
+    Listed {
+        /// The number of the request.
+        request: u64,
+        /// In byte order of their ids.
+        devices: Vec<Description>,
+    },
+}
+
+/// The facts of a presence event. Node and epoch are the same for the whole process and are added where the event
+/// leaves it.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    /// Who.
+    pub device: Box<str>,
+    /// Through which listener.
+    pub listener: ListenerId,
+    /// Which of the device's connections: grows with each one, within an epoch.
+    pub generation: u64,
+    /// This event's place among all of its shard's presence events, from 1 and without gaps.
+    pub sequence: u64,
+    /// When it happened.
+    pub at: Moment,
+    /// When the device was last heard, to a tick.
+    pub last_heard: Moment,
+}
+
+/// Something that a device said for the backend.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Who said it.
+    pub device: Box<str>,
+    /// The connection, for the acknowledgement.
+    pub connection: ConnectionId,
+    /// Under which topic; empty where the protocol has none.
+    pub topic: Box<str>,
+    /// What.
+    pub payload: Bytes,
+    /// The id under which the device wants to hear that the backbone holds it.
+    pub acknowledge: Option<u32>,
+}
+
+/// All that the gateway knows of one connected device.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Its id.
+    pub device: Box<str>,
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Its home.
+    pub worker: WorkerId,
+    /// `heard` or `probed`.
+    pub state: &'static str,
+    /// Through which listener.
+    pub listener: ListenerId,
+    /// From where; unknown only while the connection is ending.
+    pub peer: Option<SocketAddr>,
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub tls_version: &'static str,
+    /// The suite by its IANA name.
+    pub tls_suite: &'static str,
+    /// How the id was learned: `hello`, `cert-cn`, `cert-san-dns`, `cert-san-uri` or `generated`.
+    pub identity: &'static str,
+    /// Since when.
+    pub connected_at: Moment,
+    /// When it was last heard, to a tick.
+    pub last_heard: Moment,
+    /// The latest heartbeat's round trip, if one was measured.
+    pub round_trip: Option<Duration>,
+    /// Which of the device's connections.
+    pub generation: u64,
+}

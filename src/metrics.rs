@@ -1,0 +1,356 @@
+//! Every metric name, and the counters behind them.
+//!
+//! A shard counts in plain integers ([`Counters`]); its worker copies them out once a turn ([`Published::publish`]),
+//! and the control plane reads the copies. No metric is named anywhere else.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What a figure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+macro_rules! figures {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $kind:ident $name:literal $unit:literal,)+) => {
+        /// A figure that every worker keeps.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Figure { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Figure {
+            /// Every figure, in declaration order.
+            pub const ALL: &'static [Figure] = &[$(Figure::$variant,)+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// Counter or gauge.
+            #[must_use]
+            pub const fn kind(self) -> Kind { match self { $(Figure::$variant => Kind::$kind,)+ } }
+            /// The metric's name, without the unit and without the `_total` that the format adds to counters.
+            #[must_use]
+            pub const fn name(self) -> &'static str { match self { $(Figure::$variant => $name,)+ } }
+            /// Its unit, empty where it is a plain count.
+            #[must_use]
+            pub const fn unit(self) -> &'static str { match self { $(Figure::$variant => $unit,)+ } }
+            /// One sentence for whoever reads it.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Figure::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+figures! {
+    /// Devices connected: named, alive, at home.
+    Devices = Gauge "pulsegate_devices" "",
+    /// Connections held, whatever their state.
+    Connections = Gauge "pulsegate_connections" "",
+    /// TLS handshakes in progress.
+    HandshakesInFlight = Gauge "pulsegate_handshakes_in_flight" "",
+    /// Connections whose ClientHello waits for a place among the handshakes in progress.
+    HandshakesWaiting = Gauge "pulsegate_handshakes_waiting" "",
+    /// Unsent and half-received bytes kept for connections.
+    BufferedBytes = Gauge "pulsegate_buffered" "bytes",
+    /// How late the event loop was at its worst in the last ten seconds, in microseconds.
+    LoopLateness = Gauge "pulsegate_loop_lateness" "microseconds",
+    /// Connections accepted by the listener.
+    Accepted = Counter "pulsegate_connections_accepted" "",
+    /// TLS handshakes completed with a full key exchange.
+    HandshakesFull = Counter "pulsegate_handshakes_full" "",
+    /// TLS handshakes completed by resumption.
+    HandshakesResumed = Counter "pulsegate_handshakes_resumed" "",
+    /// Bytes read from sockets.
+    ReceivedBytes = Counter "pulsegate_received" "bytes",
+    /// Bytes written to sockets.
+    SentBytes = Counter "pulsegate_sent" "bytes",
+    /// Heartbeats that devices sent on their own account and that were answered or taken as life.
+    HeartbeatsReceived = Counter "pulsegate_heartbeats_received" "",
+    /// Heartbeats (probes) sent to silent devices.
+    HeartbeatsSent = Counter "pulsegate_heartbeats_sent" "",
+    /// Heartbeats (probes) after which the device was heard.
+    HeartbeatsAnswered = Counter "pulsegate_heartbeats_answered" "",
+    /// Messages from devices handed to the backbone.
+    MessagesReceived = Counter "pulsegate_messages_received" "",
+    /// Messages from devices acknowledged to them.
+    MessagesAcknowledged = Counter "pulsegate_messages_acknowledged" "",
+    /// Messages from devices without a wish for acknowledgement, dropped because the uplink was full.
+    MessagesDropped = Counter "pulsegate_messages_dropped" "",
+    /// TLS key updates, sent and received.
+    KeyUpdates = Counter "pulsegate_tls_key_updates" "",
+    /// Connections moved from here to their home worker.
+    MovesSent = Counter "pulsegate_moves_sent" "",
+    /// Connections that came home to this worker.
+    MovesReceived = Counter "pulsegate_moves_received" "",
+    /// Connections that this worker refused to take home.
+    MovesRefused = Counter "pulsegate_moves_refused" "",
+    /// Peers that were about to be expired and were found to have spoken after all.
+    LastReadsHeard = Counter "pulsegate_last_reads_heard" "",
+    /// Turns of the event loop.
+    Turns = Counter "pulsegate_turns" "",
+    /// Commands taken from the inbox.
+    Commands = Counter "pulsegate_commands" "",
+}
+
+/// A histogram that every worker keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Timing {
+    /// Probe sent to device heard.
+    RoundTrip,
+    /// ClientHello read to handshake complete, waiting for the peer included.
+    Handshake,
+    /// One turn of the event loop, waiting for events excluded.
+    Turn,
+}
+
+impl Timing {
+    /// Every histogram, in declaration order.
+    pub const ALL: &'static [Timing] = &[Timing::RoundTrip, Timing::Handshake, Timing::Turn];
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The metric's name, without the unit (always seconds).
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Timing::RoundTrip => "pulsegate_heartbeat_round_trip",
+            Timing::Handshake => "pulsegate_handshake",
+            Timing::Turn => "pulsegate_turn",
+        }
+    }
+
+    /// One sentence for whoever reads it.
+    #[must_use]
+    pub const fn help(self) -> &'static str {
+        match self {
+            Timing::RoundTrip => "From a heartbeat sent to its device heard; first probes only.",
+            Timing::Handshake => "From the first bytes to the end of the TLS handshake.",
+            Timing::Turn => "One turn of the event loop, without its wait for events.",
+        }
+    }
+}
+
+/// Upper bounds of the histograms' buckets, in microseconds; a last bucket takes the rest.
+pub const BUCKETS_MICROS: [u64; 16] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000,
+    30_000_000,
+];
+
+const BUCKETS: usize = BUCKETS_MICROS.len() + 1;
+
+/// One histogram's counts: not cumulative, the last bucket unbounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    /// Observations per bucket.
+    pub counts: [u64; BUCKETS],
+    /// The sum of all observations, in microseconds.
+    pub sum_micros: u64,
+}
+
+impl Histogram {
+    /// Adds one observation.
+    pub fn observe(&mut self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKETS_MICROS.partition_point(|&bound| bound < micros);
+        self.counts[bucket] += 1;
+        self.sum_micros = self.sum_micros.saturating_add(micros);
+    }
+
+    /// How many observations there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+}
+
+/// One worker's figures as plain integers. `reasons` and `refusals` are indexed by the labels that the owner of the
+/// reasons defines; this module only carries them.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    figures: [u64; Figure::COUNT],
+    timings: [Histogram; Timing::COUNT],
+    closed: Vec<u64>,
+    refused: Vec<u64>,
+}
+
+impl Counters {
+    /// All zero, with `closed` close reasons and `refused` refusals.
+    #[must_use]
+    pub fn new(closed: usize, refused: usize) -> Self {
+        Self {
+            figures: [0; Figure::COUNT],
+            timings: [Histogram::default(); Timing::COUNT],
+            closed: vec![0; closed],
+            refused: vec![0; refused],
+        }
+    }
+
+    /// Adds `by` to a figure.
+    pub fn add(&mut self, figure: Figure, by: u64) {
+        self.figures[figure as usize] += by;
+    }
+
+    /// Takes `by` from a gauge. A gauge below zero is our own error, and panics.
+    pub fn subtract(&mut self, figure: Figure, by: u64) {
+        debug_assert!(figure.kind() == Kind::Gauge);
+        let value = &mut self.figures[figure as usize];
+        *value = value.checked_sub(by).expect("a gauge fell below zero");
+    }
+
+    /// Sets a gauge.
+    pub fn set(&mut self, figure: Figure, value: u64) {
+        debug_assert!(figure.kind() == Kind::Gauge);
+        self.figures[figure as usize] = value;
+    }
+
+    /// One figure's value.
+    #[must_use]
+    pub fn figure(&self, figure: Figure) -> u64 {
+        self.figures[figure as usize]
+    }
+
+    /// Adds an observation to a histogram.
+    pub fn observe(&mut self, timing: Timing, duration: Duration) {
+        self.timings[timing as usize].observe(duration);
+    }
+
+    /// One histogram.
+    #[must_use]
+    pub fn timing(&self, timing: Timing) -> &Histogram {
+        &self.timings[timing as usize]
+    }
+
+    /// Counts one close with the reason of this index.
+    pub fn count_closed(&mut self, reason: usize) {
+        self.closed[reason] += 1;
+    }
+
+    /// Counts one refusal with the reason of this index.
+    pub fn count_refused(&mut self, refusal: usize) {
+        self.refused[refusal] += 1;
+    }
+
+    /// Closes so far, by reason index.
+    #[must_use]
+    pub fn closed(&self) -> &[u64] {
+        &self.closed
+    }
+
+    /// Refusals so far, by refusal index.
+    #[must_use]
+    pub fn refused(&self) -> &[u64] {
+        &self.refused
+    }
+}
+
+/// The copy of one worker's counters that other threads read.
+///
+/// Each value is copied on its own: a reader may see figures of two adjacent turns side by side, never a torn one.
+#[derive(Debug)]
+pub struct Published {
+    figures: [AtomicU64; Figure::COUNT],
+    timings: [[AtomicU64; BUCKETS + 1]; Timing::COUNT],
+    closed: Vec<AtomicU64>,
+    refused: Vec<AtomicU64>,
+}
+
+impl Published {
+    /// All zero, for counters made with the same arguments.
+    #[must_use]
+    pub fn new(closed: usize, refused: usize) -> Self {
+        let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
+        Self {
+            figures: [const { AtomicU64::new(0) }; Figure::COUNT],
+            timings: [const { [const { AtomicU64::new(0) }; BUCKETS + 1] }; Timing::COUNT],
+            closed: zeros(closed),
+            refused: zeros(refused),
+        }
+    }
+
+    /// Copies the worker's counters out.
+    pub fn publish(&self, counters: &Counters) {
+        let copy = |to: &[AtomicU64], from: &[u64]| {
+            for (to, &from) in to.iter().zip(from) {
+                to.store(from, Ordering::Relaxed);
+            }
+        };
+        copy(&self.figures, &counters.figures);
+        copy(&self.closed, &counters.closed);
+        copy(&self.refused, &counters.refused);
+        for (to, from) in self.timings.iter().zip(&counters.timings) {
+            copy(&to[..BUCKETS], &from.counts);
+            to[BUCKETS].store(from.sum_micros, Ordering::Relaxed);
+        }
+    }
+
+    /// The latest copy as plain integers.
+    #[must_use]
+    pub fn read(&self) -> Counters {
+        let load = |from: &[AtomicU64]| from.iter().map(|value| value.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let mut counters = Counters::new(0, 0);
+        counters.closed = load(&self.closed);
+        counters.refused = load(&self.refused);
+        for (to, from) in counters.figures.iter_mut().zip(&self.figures) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        for (to, from) in counters.timings.iter_mut().zip(&self.timings) {
+            for (to, from) in to.counts.iter_mut().zip(from) {
+                *to = from.load(Ordering::Relaxed);
+            }
+            to.sum_micros = from[BUCKETS].load(Ordering::Relaxed);
+        }
+        counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_well_formed() {
+        let mut names: Vec<_> = Figure::ALL.iter().map(|figure| figure.name()).collect();
+        names.extend(Timing::ALL.iter().map(|timing| timing.name()));
+        for name in &names {
+            assert!(name.starts_with("pulsegate_") && !name.ends_with("_total"), "{name}");
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(Figure::ALL.iter().all(|figure| figure.help().ends_with('.')));
+    }
+
+    #[test]
+    fn what_is_published_is_what_was_counted() {
+        let mut counters = Counters::new(3, 2);
+        counters.add(Figure::Accepted, 5);
+        counters.set(Figure::LoopLateness, 7);
+        counters.count_closed(2);
+        counters.count_refused(1);
+        counters.observe(Timing::Turn, Duration::from_micros(60));
+        counters.observe(Timing::Turn, Duration::from_secs(3600));
+        let published = Published::new(3, 2);
+        published.publish(&counters);
+        let copy = published.read();
+        assert_eq!(copy.figure(Figure::Accepted), 5);
+        assert_eq!(copy.figure(Figure::LoopLateness), 7);
+        assert_eq!(copy.closed(), [0, 0, 1]);
+        assert_eq!(copy.refused(), [0, 1]);
+        assert_eq!(copy.timing(Timing::Turn).counts[1], 1);
+        assert_eq!(*copy.timing(Timing::Turn).counts.last().unwrap(), 1);
+        assert_eq!(copy.timing(Timing::Turn).count(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "below zero")]
+    fn a_gauge_cannot_fall_below_zero() {
+        Counters::new(0, 0).subtract(Figure::Devices, 1);
+    }
+}

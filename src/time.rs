@@ -1,0 +1,135 @@
+//! Time as the gateway counts it: values, never a clock.
+//!
+//! The worker reads the one clock; everything below it is handed a [`Moment`] or a [`Tick`]. That is what lets a
+//! simulation drive a whole shard through hours in a second.
+
+use std::time::Duration;
+
+/// Microseconds in one tick.
+pub const TICK_MICROS: u64 = 100_000;
+
+/// A point in time: microseconds since the gateway started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// The moment `micros` microseconds after the gateway's start.
+    #[must_use]
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since the gateway's start.
+    #[must_use]
+    pub const fn micros(self) -> u64 {
+        self.0
+    }
+
+    /// The tick that this moment lies in.
+    #[must_use]
+    pub const fn tick(self) -> Tick {
+        // Truncation is the meaning: a tick is a wrapping count (13.6 years).
+        Tick((self.0 / TICK_MICROS) as u32)
+    }
+
+    /// The time from `earlier` to this moment; zero when `earlier` is in fact later.
+    #[must_use]
+    pub const fn since(self, earlier: Moment) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The gateway's coarse unit of time: 100 ms since its start, wrapping after 13.6 years.
+///
+/// Ticks compare by wrapping distance, so two that are compared must lie within 6.8 years of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    /// The tick `ticks` after this one. At most `i32::MAX` ticks.
+    #[must_use]
+    pub const fn plus(self, ticks: u32) -> Tick {
+        debug_assert!(ticks <= i32::MAX as u32);
+        Tick(self.0.wrapping_add(ticks))
+    }
+
+    /// The first tick at which `ticks` whole ticks have passed since *any* moment within this one.
+    ///
+    /// A moment lies somewhere inside its tick, so a wait that must never end early needs one tick more than its
+    /// length. Every deadline that ends a connection is made here.
+    #[must_use]
+    pub const fn deadline_after(self, ticks: u32) -> Tick {
+        self.plus(ticks + 1)
+    }
+
+    /// Ticks from `earlier` to this one; zero when `earlier` is in fact later.
+    #[must_use]
+    pub const fn since(self, earlier: Tick) -> u32 {
+        if earlier.is_after(self) { 0 } else { self.0.wrapping_sub(earlier.0) }
+    }
+
+    /// Whether this tick lies strictly after `other`, by wrapping distance.
+    #[must_use]
+    pub const fn is_after(self, other: Tick) -> bool {
+        (self.0.wrapping_sub(other.0) as i32) > 0
+    }
+
+    /// The moment at which this tick began, given a `near` moment within 6.8 years of it.
+    #[must_use]
+    pub fn start_near(self, near: Moment) -> Moment {
+        let distance = i64::from(self.0.wrapping_sub(near.tick().0) as i32);
+        let ticks = (near.micros() / TICK_MICROS).saturating_add_signed(distance);
+        Moment(ticks * TICK_MICROS)
+    }
+}
+
+/// A duration as whole ticks, rounded up: a wait is never shorter than it was asked to be.
+/// Saturates at `i32::MAX` ticks (6.8 years).
+#[must_use]
+pub fn ticks_ceil(duration: Duration) -> u32 {
+    let ticks = duration.as_micros().div_ceil(u128::from(TICK_MICROS));
+    u32::try_from(ticks).unwrap_or(u32::MAX).min(i32::MAX as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_compare_across_the_wrap() {
+        let before = Tick(u32::MAX - 1);
+        let after = before.plus(5);
+        assert_eq!(after, Tick(3));
+        assert!(after.is_after(before));
+        assert!(!before.is_after(after));
+        assert_eq!(after.since(before), 5);
+        assert_eq!(before.since(after), 0);
+    }
+
+    #[test]
+    fn a_deadline_is_never_early_wherever_in_its_tick_the_wait_began() {
+        for start_micros in [0, 1, 50_000, 99_999] {
+            let start = Moment::from_micros(start_micros);
+            let deadline = start.tick().deadline_after(ticks_ceil(Duration::from_millis(250)));
+            let fires = deadline.start_near(start);
+            assert!(fires.since(start) >= Duration::from_millis(250), "{start_micros}");
+        }
+    }
+
+    #[test]
+    fn a_tick_finds_its_moment_again_after_the_wrap() {
+        let near = Moment::from_micros((u64::from(u32::MAX) + 10) * TICK_MICROS);
+        assert_eq!(near.tick(), Tick(9));
+        assert_eq!(Tick(u32::MAX).start_near(near), Moment::from_micros(u64::from(u32::MAX) * TICK_MICROS));
+        assert_eq!(Tick(12).start_near(near).since(near), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn durations_round_up_to_ticks() {
+        assert_eq!(ticks_ceil(Duration::ZERO), 0);
+        assert_eq!(ticks_ceil(Duration::from_millis(1)), 1);
+        assert_eq!(ticks_ceil(Duration::from_millis(100)), 1);
+        assert_eq!(ticks_ceil(Duration::from_millis(101)), 2);
+        assert_eq!(ticks_ceil(Duration::MAX), i32::MAX as u32);
+    }
+}
