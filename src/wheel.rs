@@ -1,1 +1,0 @@
-//! The hierarchical timing wheel, intrusive over slab indices.
