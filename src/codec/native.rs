@@ -1,1 +1,0 @@
-//! The native framing (docs/PROTOCOL.md).
