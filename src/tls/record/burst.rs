@@ -1,0 +1,342 @@
+//! Opening and sealing: what a connection does with each record, and what it answers.
+//!
+//! ```text
+//! open(record) -> framing -> AEAD -> by content type:
+//!     application data   handed to the caller
+//!     alert              close_notify closes reading; a warning is counted; anything else ends the connection
+//!     handshake          TLS 1.3: key update, at a client also new session tickets
+//!                        TLS 1.2: a wish for renegotiation, refused once
+//! ```
+
+use aws_lc_rs::aead::LessSafeKey;
+
+use super::error::{Alert, LEVEL_FATAL, LEVEL_WARNING, RecordError};
+use super::framing::{ContentType, PLAINTEXT_MAX, Stage, next_record};
+use super::suite::{Role, Version};
+use super::{EMPTY_RECORDS_MAX, KEY_UPDATES_MAX, RecordLayer, Status, WARNINGS_MAX, tls12, tls13};
+
+/// Records that data leaves to alerts under each key: close_notify, no_renegotiation, and a fatal one. In TLS 1.3 the
+/// key update that ends the key's life is among them.
+const RECORDS_RESERVED: u64 = 4;
+
+const CLIENT_HELLO: u8 = 1;
+const HELLO_REQUEST: u8 = 0;
+const NEW_SESSION_TICKET: u8 = 4;
+const KEY_UPDATE: u8 = 24;
+
+const UPDATE_NOT_REQUESTED: u8 = 0;
+const UPDATE_REQUESTED: u8 = 1;
+
+/// What a record held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened<'r> {
+    /// Application data, in place. May be empty.
+    Data(&'r [u8]),
+    /// Nothing for the caller; there may be something new to send.
+    Handled(Handled),
+    /// The peer sends no more. In TLS 1.2 answer with [`Burst::close_notify`] and close (RFC 5246 7.2.1); in TLS 1.3
+    /// our side may go on (RFC 8446 6.1).
+    CloseNotify,
+}
+
+/// What the layer has dealt with itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// The peer has a new key. If it asked for one of ours, that is underway too.
+    KeyUpdate {
+        /// It asked.
+        requested: bool,
+    },
+    /// A warning alert with this description.
+    Warning(u8),
+    /// The peer wished to renegotiate and was told no.
+    RenegotiationRefused,
+    /// Session tickets for a client; resumption is not this layer's matter.
+    SessionTickets,
+    /// Something after the peer's close_notify, unread.
+    AfterClose,
+}
+
+/// A connection at work: its keys in the form that opens and seals, each made at its first use.
+pub struct Burst<'l> {
+    layer: &'l mut RecordLayer,
+    tx: Option<LessSafeKey>,
+    rx: Option<LessSafeKey>,
+}
+
+impl<'l> Burst<'l> {
+    pub(super) fn new(layer: &'l mut RecordLayer) -> Self {
+        Self { layer, tx: None, rx: None }
+    }
+
+    /// Finds the next record at the front of `bytes`: its length, or `None` while it is incomplete. After the peer's
+    /// close_notify all that there is counts as one record, which [`Burst::open`] ignores.
+    ///
+    /// # Errors
+    /// As [`Burst::open`].
+    pub fn next_record(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<usize>, RecordError> {
+        if self.layer.status.has(Status::FAILED) {
+            return Err(RecordError::Closed);
+        }
+        if self.layer.status.has(Status::READ_CLOSED) {
+            return Ok((!bytes.is_empty()).then_some(bytes.len()));
+        }
+        next_record(bytes, Stage::Protected(self.layer.version())).map_err(|error| self.fail(error.into(), out))
+    }
+
+    /// Opens one whole record, header included, in place. Answers that the protocol demands are appended to `out`.
+    ///
+    /// # Errors
+    /// The connection is over: the fatal alert, if one is due, is in `out`, the keys are wiped, and every further
+    /// call says [`RecordError::Closed`].
+    pub fn open<'r>(&mut self, record: &'r mut [u8], out: &mut Vec<u8>) -> Result<Opened<'r>, RecordError> {
+        if self.layer.status.has(Status::FAILED) {
+            return Err(RecordError::Closed);
+        }
+        // RFC 8446 6.1, RFC 5246 7.2.1: "Any data received after a closure alert has been received MUST be ignored."
+        if self.layer.status.has(Status::READ_CLOSED) {
+            return Ok(Opened::Handled(Handled::AfterClose));
+        }
+        self.open_live(record, out).map_err(|error| self.fail(error, out))
+    }
+
+    /// Seals application data into as many records as it needs, appended to `out`. Empty data needs none.
+    ///
+    /// # Errors
+    /// Nothing has been appended and the connection is as it was: [`RecordError::Closed`] after close_notify or a
+    /// failure; [`RecordError::KeyExhausted`] when a TLS 1.2 key must not seal that many records more (there is room
+    /// left for close_notify). A TLS 1.3 key is updated instead.
+    pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), RecordError> {
+        if !self.layer.can_seal() {
+            return Err(RecordError::Closed);
+        }
+        let records = plaintext.len().div_ceil(PLAINTEXT_MAX);
+        if self.layer.version() == Version::Tls12 && self.data_records_left() < records as u64 {
+            return Err(RecordError::KeyExhausted);
+        }
+        out.reserve(plaintext.len() + records * tls12::OVERHEAD.max(tls13::OVERHEAD));
+        for content in plaintext.chunks(PLAINTEXT_MAX) {
+            // RFC 8446 5.5: "there are cryptographic limits on the amount of plaintext which can be safely encrypted
+            // under a given set of keys"; at ours we change them.
+            if self.data_records_left() == 0 && !self.update_keys(false, out) {
+                return Err(RecordError::KeyExhausted);
+            }
+            self.seal_record(ContentType::ApplicationData, content, out);
+        }
+        Ok(())
+    }
+
+    /// Says that we send no more. Twice is once.
+    pub fn close_notify(&mut self, out: &mut Vec<u8>) {
+        self.seal_alert(Alert::CloseNotify, out);
+        self.layer.status.set(Status::WRITE_CLOSED);
+    }
+
+    /// Sends an alert; a fatal one ends the connection. After close_notify or a failure it does nothing.
+    pub fn alert(&mut self, alert: Alert, out: &mut Vec<u8>) {
+        match alert {
+            Alert::CloseNotify => self.close_notify(out),
+            alert if alert.is_fatal() => {
+                self.seal_alert(alert, out);
+                self.end();
+            }
+            alert => self.seal_alert(alert, out),
+        }
+    }
+
+    /// Changes our sending key (RFC 8446 4.6.3), and asks the peer for the same if `request_peer`. False, and nothing
+    /// done, in TLS 1.2, when our side is closed, and when alerts have used up the last of the key.
+    pub fn update_keys(&mut self, request_peer: bool, out: &mut Vec<u8>) -> bool {
+        if self.layer.version() == Version::Tls12 || !self.layer.can_seal() || self.records_left() == 0 {
+            return false;
+        }
+        let request = if request_peer { UPDATE_REQUESTED } else { UPDATE_NOT_REQUESTED };
+        // "Both sender and receiver MUST encrypt their KeyUpdate messages with the old keys."
+        self.seal_record(ContentType::Handshake, &[KEY_UPDATE, 0, 0, 1, request], out);
+        self.layer.tx.update(self.layer.suite);
+        self.tx = None;
+        true
+    }
+
+    fn open_live<'r>(&mut self, record: &'r mut [u8], out: &mut Vec<u8>) -> Result<Opened<'r>, RecordError> {
+        if next_record(record, Stage::Protected(self.layer.version()))? != Some(record.len()) {
+            return Err(RecordError::Decode);
+        }
+        // RFC 8446 5.3: sequence numbers "MUST NOT wrap". The last one stays unused.
+        if self.layer.rx.sequence() == u64::MAX {
+            return Err(RecordError::SequenceExhausted);
+        }
+        let RecordLayer { rx: direction, suite, .. } = &*self.layer;
+        let key = self.rx.get_or_insert_with(|| direction.aead(*suite));
+        let (kind, content) = match suite.version() {
+            Version::Tls12 => tls12::open(key, *suite, direction, record)?,
+            Version::Tls13 => tls13::open(key, direction, record)?,
+        };
+        self.layer.rx.advance();
+        match kind {
+            ContentType::ApplicationData => self.handle_data(content),
+            ContentType::Alert => self.handle_alert(content),
+            ContentType::Handshake => self.handle_handshake(content, out).map(Opened::Handled),
+            // RFC 8446 5: who "receives a protected change_cipher_spec record MUST abort [...] with an
+            // "unexpected_message" alert".
+            ContentType::ChangeCipherSpec => Err(RecordError::UnexpectedMessage),
+        }
+    }
+
+    fn handle_data<'r>(&mut self, content: &'r [u8]) -> Result<Opened<'r>, RecordError> {
+        let layer = &mut *self.layer;
+        if !content.is_empty() {
+            layer.empty_records = 0;
+            layer.key_updates = 0;
+        } else if layer.empty_records < EMPTY_RECORDS_MAX {
+            layer.empty_records += 1;
+        } else {
+            return Err(RecordError::TooManyEmpty);
+        }
+        Ok(Opened::Data(content))
+    }
+
+    fn handle_alert<'r>(&mut self, content: &[u8]) -> Result<Opened<'r>, RecordError> {
+        check_not_empty(content)?;
+        // RFC 8446 5.1: "a record with an Alert type MUST contain exactly one message". TLS 1.2 would allow more or
+        // less; nobody does that with two bytes.
+        let &[level, description] = content else { return Err(RecordError::Decode) };
+        let is_warning = match self.layer.version() {
+            // RFC 8446 6: the level "can safely be ignored": all but these two "MUST be treated as error alerts".
+            Version::Tls13 => description == Alert::UserCanceled as u8,
+            Version::Tls12 => match level {
+                LEVEL_WARNING => true,
+                LEVEL_FATAL => false,
+                _ => return Err(RecordError::IllegalParameter),
+            },
+        };
+        if description == Alert::CloseNotify as u8 {
+            self.layer.status.set(Status::READ_CLOSED);
+            Ok(Opened::CloseNotify)
+        } else if !is_warning {
+            Err(RecordError::PeerAlert(description))
+        } else if self.layer.status.warnings() == WARNINGS_MAX {
+            Err(RecordError::TooManyWarnings)
+        } else {
+            self.layer.status.add_warning();
+            Ok(Opened::Handled(Handled::Warning(description)))
+        }
+    }
+
+    fn handle_handshake(&mut self, content: &[u8], out: &mut Vec<u8>) -> Result<Handled, RecordError> {
+        check_not_empty(content)?;
+        let mut rest = content;
+        loop {
+            let (kind, body) = split_message(&mut rest)?;
+            let handled = match (self.layer.version(), kind, self.layer.role()) {
+                // RFC 8446 5.1: messages "immediately preceding a key change" must "align with a record boundary; if
+                // not, then they MUST terminate the connection with an "unexpected_message" alert".
+                (Version::Tls13, KEY_UPDATE, _) if !rest.is_empty() => return Err(RecordError::UnexpectedMessage),
+                (Version::Tls13, KEY_UPDATE, _) => self.handle_key_update(body, out)?,
+                (Version::Tls13, NEW_SESSION_TICKET, Role::Client) => Handled::SessionTickets,
+                (Version::Tls12, HELLO_REQUEST, Role::Client) | (Version::Tls12, CLIENT_HELLO, Role::Server) => {
+                    self.refuse_renegotiation(out)?
+                }
+                // RFC 8446 4.6.2 and 4.1.2 among others: neither a second hello nor a CertificateRequest that nobody
+                // offered to answer is to be expected now.
+                _ => return Err(RecordError::UnexpectedMessage),
+            };
+            if rest.is_empty() {
+                return Ok(handled);
+            }
+        }
+    }
+
+    fn handle_key_update(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<Handled, RecordError> {
+        let &[request] = body else { return Err(RecordError::Decode) };
+        // RFC 8446 4.6.3: with "any other value" the connection ends with an "illegal_parameter" alert.
+        if !matches!(request, UPDATE_NOT_REQUESTED | UPDATE_REQUESTED) {
+            return Err(RecordError::IllegalParameter);
+        }
+        if self.layer.key_updates == KEY_UPDATES_MAX {
+            return Err(RecordError::TooManyKeyUpdates);
+        }
+        self.layer.key_updates += 1;
+        self.layer.rx.update(self.layer.suite);
+        self.rx = None;
+        // RFC 8446 4.6.3: "the receiver MUST send a KeyUpdate of its own with request_update set to
+        // "update_not_requested" prior to sending its next Application Data record".
+        let requested = request == UPDATE_REQUESTED;
+        if requested {
+            self.update_keys(false, out);
+        }
+        Ok(Handled::KeyUpdate { requested })
+    }
+
+    /// RFC 5246 7.4.1.1 and 7.4.1.2: whoever does not wish to renegotiate may answer with a no_renegotiation warning.
+    fn refuse_renegotiation(&mut self, out: &mut Vec<u8>) -> Result<Handled, RecordError> {
+        if self.layer.status.has(Status::RENEGOTIATION) {
+            return Err(RecordError::Renegotiation);
+        }
+        self.layer.status.set(Status::RENEGOTIATION);
+        self.seal_alert(Alert::NoRenegotiation, out);
+        Ok(Handled::RenegotiationRefused)
+    }
+
+    /// Ends the connection over `error`, telling the peer.
+    fn fail(&mut self, error: RecordError, out: &mut Vec<u8>) -> RecordError {
+        if let Some(alert) = error.alert() {
+            self.seal_alert(alert, out);
+        }
+        self.end();
+        error
+    }
+
+    fn end(&mut self) {
+        self.layer.fail();
+        self.tx = None;
+        self.rx = None;
+    }
+
+    /// Nothing follows close_notify or a fatal alert, and nothing is sealed beyond the key's last record.
+    fn seal_alert(&mut self, alert: Alert, out: &mut Vec<u8>) {
+        if !self.layer.status.has(Status::WRITE_CLOSED) && self.records_left() > 0 {
+            self.seal_record(ContentType::Alert, &alert.message(), out);
+        }
+    }
+
+    pub(super) fn seal_record(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) {
+        assert!(self.records_left() > 0, "a key must not seal beyond its limit");
+        let RecordLayer { tx: direction, suite, .. } = &*self.layer;
+        let key = self.tx.get_or_insert_with(|| direction.aead(*suite));
+        match suite.version() {
+            Version::Tls12 => tls12::seal(key, *suite, direction, kind, content, out),
+            Version::Tls13 => tls13::seal(key, direction, kind, content, out),
+        }
+        self.layer.tx.advance();
+    }
+
+    /// Records that our key may still seal.
+    fn records_left(&self) -> u64 {
+        self.layer.suite.records_per_key().saturating_sub(self.layer.tx.sequence())
+    }
+
+    /// Of them, those that may be data.
+    fn data_records_left(&self) -> u64 {
+        self.records_left().saturating_sub(RECORDS_RESERVED)
+    }
+}
+
+/// RFC 8446 5.4: Handshake and Alert records of zero-length content end the connection with an "unexpected_message"
+/// alert. RFC 5246 6.2.1 forbids them as well.
+fn check_not_empty(content: &[u8]) -> Result<(), RecordError> {
+    if content.is_empty() { Err(RecordError::UnexpectedMessage) } else { Ok(()) }
+}
+
+/// Takes one handshake message off the front: its type and its body.
+///
+/// ```text
+/// | type | length, 3 bytes | body |
+/// ```
+fn split_message<'m>(rest: &mut &'m [u8]) -> Result<(u8, &'m [u8]), RecordError> {
+    let (&[kind, high, middle, low], after) = rest.split_first_chunk().ok_or(RecordError::Fragmented)?;
+    let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+    let (body, after) = after.split_at_checked(length).ok_or(RecordError::Fragmented)?;
+    *rest = after;
+    Ok((kind, body))
+}
