@@ -1,0 +1,132 @@
+//! What an operator reads when something is wrong with the files, and that a trial handshake finds the rest.
+
+use super::*;
+use crate::tls::certs::{CertificateChooser, Chain, LoadProblem, TlsLoadError, Validity, fixtures};
+
+fn load(cert: &Path, key: &Path, client_auth: ClientAuth<'_>) -> Result<ServerTls, TlsLoadError> {
+    let options = ServerOptions { certificates: &[(cert, key)], client_auth, alpn: &[] };
+    ServerTls::load(&options).map(|(tls, _)| tls)
+}
+
+#[test]
+fn an_unusable_file_is_named_with_the_reason_and_the_remedy() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let directory = lab.authority.directory.path();
+    let (cert, key) = (&*lab.server.0, &*lab.server.1);
+    let other = lab.authority.issue("other", Algorithm::EcdsaP256, Time::Now, &[]);
+    let file = |name: &str, content: &[u8]| {
+        let path = directory.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let missing = directory.join("missing.pem");
+    let empty = file("empty.pem", b"");
+    let binary = file("binary.pem", &[0x30, 0x82, 0xff, 0xfe]);
+    let damaged = file("damaged.pem", b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n");
+    let not_der = file("not-der.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let locked =
+        file("locked.key", b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+    let old_locked = file(
+        "old-locked.key",
+        b"-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END EC PRIVATE KEY-----\n",
+    );
+    let bad_key = file("bad.key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let off = ClientAuth::Off;
+    let mut seen = Vec::new();
+    for (cert, key, auth, named, words) in [
+        (&*missing, key, off, "missing.pem", "check the path"),
+        (&empty, key, off, "empty.pem", "no certificate"),
+        (key, key, off, "localhost.key", "no certificate"),
+        (&binary, key, off, "binary.pem", "not a PEM file"),
+        (&damaged, key, off, "damaged.pem", "damaged"),
+        (&not_der, key, off, "not-der.pem", "certificate 1 cannot be understood"),
+        (cert, &missing, off, "missing.pem", "check the path"),
+        (cert, cert, off, "localhost.pem", "no private key"),
+        (cert, &locked, off, "locked.key", "passphrase"),
+        (cert, &old_locked, off, "old-locked.key", "passphrase"),
+        (cert, &bad_key, off, "bad.key", "cannot be used"),
+        (cert, &other.1, off, "other.key", "does not belong to the first certificate in"),
+        (cert, key, ClientAuth::Required(&missing), "missing.pem", "check the path"),
+        (cert, key, ClientAuth::Optional(key), "localhost.key", "no certificate"),
+        (cert, key, ClientAuth::Optional(&not_der), "not-der.pem", "certificate 1"),
+    ] {
+        let error = load(cert, key, auth).expect_err(words);
+        assert_eq!(error.path.as_deref(), Some(&*directory.join(named)), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(named) && text.contains(words), "{text}");
+        seen.push(text);
+    }
+    assert!(load(cert, key, ClientAuth::Required(&lab.authority.pem)).is_ok());
+}
+
+#[test]
+fn wrong_options_are_named_too() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let with = |edit: &dyn Fn(&mut ClientOptions<'_>)| {
+        let mut options = lab.options(Versions::Both);
+        edit(&mut options);
+        ClientTls::load(&options).unwrap_err()
+    };
+    let name = with(&|options| options.server_name = "not a name");
+    assert!(matches!(name.problem, LoadProblem::BadServerName(_)) && name.path.is_none());
+    let suite = with(&|options| options.cipher_suites = Some(&[0x0005]));
+    assert_eq!(suite.to_string(), "there is no cipher suite or key exchange group 0x0005 here");
+    let none = with(&|options| options.cipher_suites = Some(&[]));
+    assert!(matches!(none.problem, LoadProblem::Inconsistent(_)), "{none}");
+    let roots = with(&|options| options.roots = Roots::Der(b"nothing"));
+    assert!(matches!(roots.problem, LoadProblem::BadAuthority(1)), "{roots}");
+}
+
+#[test]
+fn certificates_that_do_not_hold_now_are_loaded_with_a_warning() {
+    let authority = Authority::new(Algorithm::EcdsaP256);
+    let past = authority.issue("past", Algorithm::EcdsaP256, Time::Past, &[]);
+    let future = authority.issue("future", Algorithm::EcdsaP256, Time::Future, &[]);
+    let now = authority.issue("now", Algorithm::EcdsaP256, Time::Now, &[]);
+    let certificates = [(&*past.0, &*past.1), (&*now.0, &*now.1), (&*future.0, &*future.1)];
+    let options = ServerOptions { certificates: &certificates, client_auth: ClientAuth::Optional(&past.0), alpn: &[] };
+    let (_, warnings) = ServerTls::load(&options).unwrap();
+    let found: Vec<_> = warnings.iter().map(|warning| (&*warning.path, warning.validity)).collect();
+    assert!(matches!(found[0], (path, Validity::Expired(seconds)) if path == past.0 && seconds / 3_600 == 24));
+    assert!(matches!(found[1], (path, Validity::NotYetValid(_)) if path == future.0));
+    assert!(matches!(found[2], (path, Validity::Expired(_)) if path == past.0));
+    assert_eq!(found.len(), 3);
+    let text = warnings[0].to_string();
+    assert!(text.contains("past.pem") && text.contains("expired 24 hours ago"), "{text}");
+}
+
+#[test]
+fn the_self_test_passes_whatever_the_options() {
+    let authority = Authority::new(Algorithm::EcdsaP256);
+    let files: Vec<_> = Algorithm::ALL
+        .iter()
+        .map(|&algorithm| authority.issue(&format!("{algorithm:?}"), algorithm, Time::Now, &[dns("*.fleet.test")]))
+        .chain([authority.issue("nameless", Algorithm::Ed25519, Time::Past, &[])])
+        .collect();
+    let certificates: Vec<_> = files.iter().map(|(cert, key)| (&**cert, &**key)).collect();
+    let ca = &*authority.pem;
+    for client_auth in [ClientAuth::Off, ClientAuth::Optional(ca), ClientAuth::Required(ca)] {
+        let options = ServerOptions { certificates: &certificates, client_auth, alpn: &[b"pulsegate/1"] };
+        assert_eq!(self_test(&ServerTls::load(&options).unwrap().0), Ok(()));
+    }
+}
+
+#[test]
+fn the_self_test_finds_a_key_that_signs_for_another_certificate() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let mut tls = lab.server(ClientAuth::Off, &[]);
+    let (good, other) = (
+        fixtures::chain(Algorithm::EcdsaP256, &["good.test"]),
+        fixtures::chain(Algorithm::EcdsaP256, &["broken.test"]),
+    );
+    let mut broken = (*other.certified).clone();
+    broken.key = good.certified.key.clone();
+    let broken = Chain { certified: Arc::new(broken), dns_names: other.dns_names };
+    tls.chooser = Arc::new(CertificateChooser::new(vec![good, broken]));
+    let chooser = Arc::clone(&tls.chooser);
+    Arc::get_mut(&mut tls.config).unwrap().cert_resolver = chooser;
+    let error = self_test(&tls).unwrap_err();
+    assert_eq!((error.certificate, error.version), (1, "TLS 1.3"));
+    let text = error.to_string();
+    assert!(text.starts_with("a trial handshake in TLS 1.3 with certificate 2 failed: "), "{text}");
+}
