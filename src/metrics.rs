@@ -16,37 +16,40 @@ pub enum Kind {
 }
 
 macro_rules! figures {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $kind:ident $name:literal $unit:literal,)+) => {
-        /// A figure that every worker keeps.
+    ($(#[$outer:meta])+ enum $of:ident;
+     $($(#[doc = $doc:literal])+ $variant:ident = $kind:ident $name:literal $unit:literal,)+) => {
+        $(#[$outer])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
-        pub enum Figure { $($(#[doc = $doc])+ $variant,)+ }
+        pub enum $of { $($(#[doc = $doc])+ $variant,)+ }
 
-        impl Figure {
+        impl $of {
             /// Every figure, in declaration order.
-            pub const ALL: &'static [Figure] = &[$(Figure::$variant,)+];
+            pub const ALL: &'static [$of] = &[$($of::$variant,)+];
             /// How many there are.
             pub const COUNT: usize = Self::ALL.len();
 
             /// Counter or gauge.
             #[must_use]
-            pub const fn kind(self) -> Kind { match self { $(Figure::$variant => Kind::$kind,)+ } }
+            pub const fn kind(self) -> Kind { match self { $($of::$variant => Kind::$kind,)+ } }
             /// The metric's name, without the unit and without the `_total` that the format adds to counters.
             #[must_use]
-            pub const fn name(self) -> &'static str { match self { $(Figure::$variant => $name,)+ } }
+            pub const fn name(self) -> &'static str { match self { $($of::$variant => $name,)+ } }
             /// Its unit, empty where it is a plain count.
             #[must_use]
-            pub const fn unit(self) -> &'static str { match self { $(Figure::$variant => $unit,)+ } }
+            pub const fn unit(self) -> &'static str { match self { $($of::$variant => $unit,)+ } }
             /// One sentence for whoever reads it.
             #[must_use]
             pub const fn help(self) -> &'static str {
-                match self { $(Figure::$variant => concat!($($doc),+).trim_ascii(),)+ }
+                match self { $($of::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
         }
     };
 }
 
 figures! {
+    /// A figure that every worker keeps.
+    enum Figure;
     /// Devices connected: named, alive, at home.
     Devices = Gauge "pulsegate_devices" "",
     /// Connections held, whatever their state.
@@ -55,7 +58,7 @@ figures! {
     HandshakesInFlight = Gauge "pulsegate_handshakes_in_flight" "",
     /// Connections whose ClientHello waits for a place among the handshakes in progress.
     HandshakesWaiting = Gauge "pulsegate_handshakes_waiting" "",
-    /// Unsent and half-received bytes kept for connections.
+    /// Bytes kept for connections because their sockets did not take them yet.
     BufferedBytes = Gauge "pulsegate_buffered" "bytes",
     /// How late the event loop was at its worst in the last ten seconds, in microseconds.
     LoopLateness = Gauge "pulsegate_loop_lateness" "microseconds",
@@ -81,7 +84,11 @@ figures! {
     MessagesAcknowledged = Counter "pulsegate_messages_acknowledged" "",
     /// Messages from devices without a wish for acknowledgement, dropped because the uplink was full.
     MessagesDropped = Counter "pulsegate_messages_dropped" "",
-    /// TLS key updates, sent and received.
+    /// Messages sent to devices.
+    MessagesSent = Counter "pulsegate_messages_sent" "",
+    /// Messages to devices that they acknowledged.
+    MessagesConfirmed = Counter "pulsegate_messages_confirmed" "",
+    /// TLS key updates received from peers.
     KeyUpdates = Counter "pulsegate_tls_key_updates" "",
     /// Connections moved from here to their home worker.
     MovesSent = Counter "pulsegate_moves_sent" "",
@@ -96,6 +103,51 @@ figures! {
     /// Commands taken from the inbox.
     Commands = Counter "pulsegate_commands" "",
 }
+
+figures! {
+    /// A count that every worker keeps for each reason, under the labels `worker` and `reason`.
+    enum ReasonFigure;
+    /// Connections that ended, by reason.
+    Closed = Counter "pulsegate_connections_closed" "",
+    /// Connections refused before TLS, by reason.
+    Refused = Counter "pulsegate_connections_refused" "",
+}
+
+figures! {
+    /// A figure of the whole process, without labels.
+    enum ProcessFigure;
+    /// Time since the gateway started.
+    Uptime = Gauge "pulsegate_uptime" "seconds",
+    /// Bytes that the program holds from its allocator.
+    MemoryAllocated = Gauge "pulsegate_memory_allocated" "bytes",
+    /// Bytes that the allocator holds from the system in physical memory.
+    MemoryResident = Gauge "pulsegate_memory_resident" "bytes",
+    /// Physical memory of the process as the system counts it.
+    ProcessResident = Gauge "pulsegate_process_resident" "bytes",
+    /// Batches from workers that the control plane has not taken yet.
+    UplinkBatchesWaiting = Gauge "pulsegate_uplink_batches_waiting" "",
+    /// Device tokens found right by computing their hash.
+    TokensVerified = Counter "pulsegate_tokens_verified" "",
+    /// Device tokens found right by comparison with one that was right before.
+    TokensCached = Counter "pulsegate_tokens_cached" "",
+    /// Device tokens found wrong, or of an unknown device.
+    TokensRejected = Counter "pulsegate_tokens_rejected" "",
+    /// Device tokens not judged in time for their connection.
+    TokensUnanswered = Counter "pulsegate_tokens_unanswered" "",
+    /// Events that the backbone took.
+    EventsAccepted = Counter "pulsegate_backbone_events_accepted" "",
+    /// The oldest events that the embedded backbone dropped to make room for newer ones.
+    EventsDropped = Counter "pulsegate_backbone_events_dropped" "",
+    /// Events that the backbone did not take.
+    EventsRefused = Counter "pulsegate_backbone_events_refused" "",
+    /// Answers to workers given up because the worker's inbox stayed full.
+    AnswersDropped = Counter "pulsegate_answers_dropped" "",
+}
+
+/// The metric that carries the gateway's version as a label; the format adds `_info`.
+pub const BUILD_NAME: &str = "pulsegate_build";
+/// One sentence for whoever reads it.
+pub const BUILD_HELP: &str = "The program that runs.";
 
 /// A histogram that every worker keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,6 +369,8 @@ mod tests {
     fn names_are_unique_and_well_formed() {
         let mut names: Vec<_> = Figure::ALL.iter().map(|figure| figure.name()).collect();
         names.extend(Timing::ALL.iter().map(|timing| timing.name()));
+        names.extend(ReasonFigure::ALL.iter().map(|figure| figure.name()));
+        names.extend(ProcessFigure::ALL.iter().map(|figure| figure.name()));
         for name in &names {
             assert!(name.starts_with("pulsegate_") && !name.ends_with("_total"), "{name}");
         }
@@ -325,6 +379,8 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         assert!(Figure::ALL.iter().all(|figure| figure.help().ends_with('.')));
+        assert!(ReasonFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
+        assert!(ProcessFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
     }
 
     #[test]
@@ -335,7 +391,7 @@ mod tests {
         counters.count_closed(2);
         counters.count_refused(1);
         counters.observe(Timing::Turn, Duration::from_micros(60));
-        counters.observe(Timing::Turn, Duration::from_secs(3600));
+        counters.observe(Timing::Turn, Duration::from_hours(1));
         let published = Published::new(3, 2);
         published.publish(&counters);
         let copy = published.read();

@@ -32,6 +32,12 @@ impl Moment {
         Tick((self.0 / TICK_MICROS) as u32)
     }
 
+    /// The moment `duration` after this one.
+    #[must_use]
+    pub const fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration.as_micros() as u64))
+    }
+
     /// The time from `earlier` to this moment; zero when `earlier` is in fact later.
     #[must_use]
     pub const fn since(self, earlier: Moment) -> Duration {

@@ -1,5 +1,9 @@
 //! What a worker may be told.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+
 use super::ConnectionId;
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
@@ -34,8 +38,55 @@ pub enum Command {
         /// Which devices.
         filter: DeviceFilter,
     },
-    /// End every connection with [`super::CloseReason::Shutdown`], then the worker.
-    Shutdown,
+    /// Say something to one device; answered by [`super::Uplink::Sent`].
+    Send {
+        /// The number that the answer carries.
+        request: u64,
+        /// The device; this worker is its home.
+        device: Box<str>,
+        /// What.
+        downlink: Downlink,
+        /// Whether the device is asked to acknowledge it, and the answer waits for that.
+        acknowledge: bool,
+    },
+    /// End a device's connection with [`super::CloseReason::Requested`]; answered by [`super::Uplink::Sent`], as
+    /// delivered or offline.
+    Disconnect {
+        /// The number that the answer carries.
+        request: u64,
+        /// The device; this worker is its home.
+        device: Box<str>,
+    },
+    /// Say something to many devices of this shard, a slice a turn; told of by [`super::Uplink::Broadcast`].
+    Broadcast {
+        /// The broadcast's number.
+        broadcast: u64,
+        /// Only devices whose ids begin so; empty for all.
+        prefix: Box<str>,
+        /// What.
+        downlink: Downlink,
+        /// At most so many devices of this shard in one second, at least 1.
+        per_second: u32,
+    },
+    /// Go no further with a broadcast; its last [`super::Uplink::Broadcast`] says how far it went.
+    CancelBroadcast {
+        /// The broadcast's number.
+        broadcast: u64,
+    },
+    /// The gateway ends: accept nothing more, tell every device within `window`, then end the worker.
+    Shutdown {
+        /// Over how long the goodbyes are spread.
+        window: Duration,
+    },
+}
+
+/// Something for a device. Its payload is shared, not copied, on its way to many.
+#[derive(Clone, Debug)]
+pub struct Downlink {
+    /// Under which topic; not used where the protocol has none.
+    pub topic: Box<str>,
+    /// What.
+    pub payload: Bytes,
 }
 
 /// Which devices a listing wants: the first `limit` ids after `after` that begin with `prefix`, in byte order.

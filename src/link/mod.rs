@@ -11,11 +11,11 @@ pub mod uplink;
 
 use std::fmt;
 
-pub use command::{Command, DeviceFilter};
+pub use command::{Command, DeviceFilter, Downlink};
 pub use doorbell::{Doorbell, Mailbox, MailboxFull};
 pub use home::Home;
 pub use reason::{CloseReason, Refusal};
-pub use uplink::{Batch, Description, Message, Presence, Uplink};
+pub use uplink::{Batch, Description, Message, Outcome, Presence, Uplink};
 
 /// A worker, and so its shard: `0..workers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

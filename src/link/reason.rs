@@ -70,6 +70,8 @@ labelled! {
         SlowConsumer = "slow_consumer",
         /// The device's home worker had no place for it.
         HomeFull = "home_full",
+        /// The owner asked for it.
+        Requested = "requested",
         /// The gateway ended.
         Shutdown = "shutdown",
     }

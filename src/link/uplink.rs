@@ -44,6 +44,24 @@ pub enum Uplink {
         /// The device, if it is here.
         description: Option<Box<Description>>,
     },
+    /// The answer to `Command::Send` or `Command::Disconnect`.
+    Sent {
+        /// The number of the request.
+        request: u64,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// How far a broadcast has come on this shard: at least once a second while it goes on, and once at its end.
+    Broadcast {
+        /// The broadcast's number.
+        broadcast: u64,
+        /// Devices it was said to so far.
+        sent: u64,
+        /// Devices that did not take it so far.
+        refused: u64,
+        /// Nothing more will come of it: it has reached all, or was cancelled.
+        is_over: bool,
+    },
     /// The answer to `Command::List`.
     Listed {
         /// The number of the request.
@@ -51,6 +69,21 @@ pub enum Uplink {
         /// In byte order of their ids.
         devices: Vec<Description>,
     },
+}
+
+/// What became of something said to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is on its way on a live connection; whether it arrives nobody promises.
+    Delivered,
+    /// The device has acknowledged it.
+    Acknowledged,
+    /// The device is not connected.
+    Offline,
+    /// The connection ended, or newer messages took its place, before the device had acknowledged it. It may have arrived.
+    Unacknowledged,
+    /// The device takes no such message: its protocol has no acknowledgements, or the message is too long for it.
+    Refused(&'static str),
 }
 
 /// The facts of a presence event. Node and epoch are the same for the whole process and are added where the event
