@@ -1,9 +1,27 @@
 //! Configuration: what the operator wrote (`RawConfig`, in `raw`) becomes what is true ([`Config`]) in one place, or an
 //! error that names file, key and remedy. Nothing below this module sees an unchecked option.
 
+pub mod budget;
+pub mod machine;
+
+mod load;
+mod raw;
+
+mod check;
+mod error;
+mod locate;
+
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use budget::{MemoryBudget, memory_budget};
+pub use error::{ConfigError, Place, Problem};
+pub use load::{DEVELOPMENT_CERTIFICATES, Loaded, built_in, load};
+pub use machine::Machine;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
 /// relative to that file).
@@ -19,6 +37,10 @@ pub struct Config {
     pub admin: Admin,
     /// Every bound.
     pub limits: Limits,
+    /// How the gateway ends.
+    pub drain: Drain,
+    /// What is kept of what happened.
+    pub backbone: Backbone,
     /// At least one, at most [`MAX_LISTENERS`]; names are unique.
     pub listeners: Vec<Listener>,
 }
@@ -37,10 +59,38 @@ pub struct Admin {
     pub token: Option<String>,
 }
 
+/// `[drain]`: how the gateway ends in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Over how long the goodbyes to devices are spread; 0: all at once.
+    pub window: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { window: Duration::from_secs(5) }
+    }
+}
+
+/// `[backbone]`: the latest events, kept in memory for whoever follows them. Memory is taken as events come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backbone {
+    /// At most so many events.
+    pub events: usize,
+    /// At most so many bytes.
+    pub bytes: usize,
+}
+
+impl Default for Backbone {
+    fn default() -> Self {
+        Self { events: 65_536, bytes: 16 << 20 }
+    }
+}
+
 /// Every bound of the gateway (`[limits]`). Counts are of the whole gateway unless they say otherwise.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections held, devices and those that are still becoming one.
+    /// Connections held, devices and those that are still becoming one. No more than descriptors allow.
     pub connections: u32,
     /// TLS handshakes in progress, per worker; further ones wait their turn.
     pub handshakes: u32,
@@ -64,6 +114,25 @@ pub struct Limits {
     pub shed_lateness: Duration,
     /// How long a closed connection may go on delivering its last bytes.
     pub linger_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 200_000,
+            handshakes: 512,
+            handshake_time: Duration::from_secs(10),
+            hello_time: Duration::from_secs(10),
+            read_bytes: 16_384,
+            frame_bytes: 16_384,
+            outbox_bytes: 65_536,
+            inbox_length: 8_192,
+            uplink_length: 65_536,
+            connections_per_address: 0,
+            shed_lateness: Duration::from_secs(2),
+            linger_time: Duration::from_secs(2),
+        }
+    }
 }
 
 /// One listening address and all that holds for its connections.
@@ -155,6 +224,12 @@ pub struct Heartbeat {
     pub timeout: Duration,
     /// Further probes after the first.
     pub retries: u8,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self { interval: Duration::from_mins(1), timeout: Duration::from_secs(10), retries: 2 }
+    }
 }
 
 impl Heartbeat {

@@ -1,0 +1,264 @@
+//! What a configuration costs at its bounds, item by item, and what the machine can carry: memory and descriptors.
+//!
+//! The items are what a full gateway holds at rest and in a reconnect storm. Buffers of slow or busy peers come on top;
+//! they are bounded too, and [`MemoryBudget::buffers_worst`] says by how much.
+
+use std::fmt;
+
+use super::machine::{Memory, MemorySource};
+use super::{Backbone, Limits};
+
+/// The plain data of one idle connection, its slot included.
+pub const CONNECTION_BYTES: u64 = 256;
+/// Its entry in the timing wheel: two links and a deadline.
+pub const WHEEL_ENTRY_BYTES: u64 = 12;
+/// Its descriptor, in the worker's own array.
+pub const SOCKET_BYTES: u64 = 4;
+/// Its place in the device table, at the fill that the table has on average.
+pub const TABLE_ENTRY_BYTES: u64 = 21;
+/// Its device id on the heap.
+pub const DEVICE_ID_BYTES: u64 = 32;
+/// All that the gateway itself keeps for one idle connection.
+pub const IDLE_BYTES: u64 = CONNECTION_BYTES + WHEEL_ENTRY_BYTES + SOCKET_BYTES + TABLE_ENTRY_BYTES + DEVICE_ID_BYTES;
+/// A TLS handshake in progress.
+pub const HANDSHAKE_BYTES: u64 = 9_728;
+/// A worker's own: stack, scratch buffers, the wheel's slots, its batch of events.
+pub const WORKER_BYTES: u64 = 1 << 20;
+/// One place in a worker's inbox.
+pub const INBOX_ENTRY_BYTES: u64 = 88;
+/// One place in a worker's uplink.
+pub const UPLINK_ENTRY_BYTES: u64 = 136;
+/// The control plane, certificates, the program's own data.
+pub const CONTROL_BYTES: u64 = 16 << 20;
+/// What the kernel keeps for one quiet socket in epoll. Not in the process's figures, but of the same memory.
+pub const KERNEL_BYTES: u64 = 4_040;
+
+/// Descriptors that a worker needs beside those of connections, its listeners and its links to other workers not
+/// counted.
+const DESCRIPTORS_RESERVED: u64 = 64;
+/// Of a thousand descriptors, so many are counted on: a hash never spreads devices quite evenly over the workers.
+const DESCRIPTORS_USABLE_PER_THOUSAND: u64 = 980;
+
+/// One line of the budget: `count` times `each` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What it is for.
+    pub what: &'static str,
+    /// How many.
+    pub count: u64,
+    /// What one takes, in bytes.
+    pub each: u64,
+}
+
+impl Item {
+    /// `count × each`, in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.count.saturating_mul(self.each)
+    }
+}
+
+/// The memory that the gateway needs at its bounds, beside what there is. `Display` draws it as a small table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryBudget {
+    /// What the process itself holds.
+    pub items: Vec<Item>,
+    /// What the kernel holds for it.
+    pub kernel: Item,
+    /// What there is.
+    pub memory: Memory,
+    /// The most that slow peers (`limits.outbox_bytes`) and waiting messages (`limits.uplink_length`) could add, were
+    /// every connection and every worker at its bound at once. Not part of the sum.
+    pub buffers_worst: u64,
+}
+
+/// The budget of `limits` on `workers` workers, with what `backbone` keeps.
+#[must_use]
+pub fn memory_budget(limits: &Limits, workers: u16, backbone: Backbone, memory: Memory) -> MemoryBudget {
+    let workers = u64::from(workers);
+    let connections = u64::from(limits.connections);
+    let (inbox, uplink) = (limits.inbox_length as u64, limits.uplink_length as u64);
+    let item = |what, count, each| Item { what, count, each };
+    MemoryBudget {
+        items: vec![
+            item("connections", connections, IDLE_BYTES),
+            item("handshakes", (workers * u64::from(limits.handshakes)).min(connections), HANDSHAKE_BYTES),
+            item("workers", workers, WORKER_BYTES),
+            item("inboxes", workers * inbox, INBOX_ENTRY_BYTES),
+            item("uplinks", workers * uplink, UPLINK_ENTRY_BYTES),
+            item("events", 1, backbone.bytes as u64),
+            item("control plane", 1, CONTROL_BYTES),
+        ],
+        kernel: item("kernel", connections, KERNEL_BYTES),
+        memory,
+        buffers_worst: connections
+            .saturating_mul(limits.outbox_bytes as u64)
+            .saturating_add((workers * uplink).saturating_mul(limits.frame_bytes as u64)),
+    }
+}
+
+impl MemoryBudget {
+    /// What the process itself holds, in bytes.
+    #[must_use]
+    pub fn user_bytes(&self) -> u64 {
+        self.items.iter().map(Item::bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Process and kernel together, in bytes.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.user_bytes().saturating_add(self.kernel.bytes())
+    }
+
+    /// Whether it is more than there is.
+    #[must_use]
+    pub fn is_exceeded(&self) -> bool {
+        self.total_bytes() > self.memory.bytes
+    }
+
+    /// The most connections that would fit, were everything else as it is.
+    #[must_use]
+    pub fn connections_that_fit(&self) -> u32 {
+        let per_connection = IDLE_BYTES + KERNEL_BYTES;
+        let fixed = self.total_bytes().saturating_sub(self.kernel.count.saturating_mul(per_connection));
+        let fit = self.memory.bytes.saturating_sub(fixed) / per_connection;
+        u32::try_from(fit).unwrap_or(u32::MAX)
+    }
+}
+
+impl fmt::Display for MemoryBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for item in self.items.iter().chain([&self.kernel]) {
+            if item == &self.kernel {
+                writeln!(f, "  {:<14}{:>40}", "user space", Bytes(self.user_bytes()))?;
+            }
+            let each = Bytes(item.each).to_string();
+            writeln!(f, "  {:<14}{:>12} x {each:>9}{:>16}", item.what, Thousands(item.count), Bytes(item.bytes()))?;
+        }
+        let whose = match self.memory.source {
+            MemorySource::Machine => "of the machine",
+            MemorySource::ControlGroup => "that the control group allows",
+        };
+        let (total, memory) = (Bytes(self.total_bytes()), Bytes(self.memory.bytes));
+        writeln!(f, "  {:<14}{total:>40}  of {memory} {whose}", "total")?;
+        write!(f, "  slow peers and waiting messages could add {} at the very most", Bytes(self.buffers_worst))
+    }
+}
+
+/// The most connections that `workers` descriptor tables of `descriptors` places hold, with `listeners` listeners.
+#[must_use]
+pub fn connections_by_descriptors(workers: u16, listeners: usize, descriptors: u64) -> u32 {
+    let reserved = DESCRIPTORS_RESERVED + listeners as u64 + u64::from(workers);
+    // No table is larger than this, whatever an unlimited limit says.
+    let usable = descriptors.min(1 << 30).saturating_sub(reserved) * DESCRIPTORS_USABLE_PER_THOUSAND / 1_000;
+    u32::try_from(usable * u64::from(workers)).unwrap_or(u32::MAX)
+}
+
+/// Bytes in the unit that suits them, binary: `325 B`, `9.5 KiB`, `62.0 MiB`.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+        if self.0 < 8 << 10 {
+            return f.pad(&format!("{} B", Thousands(self.0)));
+        }
+        let mut value = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        while value >= 1024.0 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        f.pad(&format!("{value:.1} {}", UNITS[unit]))
+    }
+}
+
+/// A count with commas between its thousands: `200,000`.
+#[derive(Clone, Copy, Debug)]
+pub struct Thousands(pub u64);
+
+impl fmt::Display for Thousands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.to_string();
+        let mut text = String::with_capacity(digits.len() * 4 / 3);
+        for (position, digit) in digits.char_indices() {
+            if position > 0 && (digits.len() - position).is_multiple_of(3) {
+                text.push(',');
+            }
+            text.push(digit);
+        }
+        f.pad(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn memory(bytes: u64) -> Memory {
+        Memory { bytes, source: MemorySource::Machine }
+    }
+
+    #[test]
+    fn the_sum_is_that_of_its_items() {
+        let limits = Limits { connections: 100_000, ..Limits::default() };
+        let budget = memory_budget(&limits, 4, Backbone::default(), memory(8 * GIB));
+        let user = 100_000 * 325 + 4 * 512 * 9_728 + (4 << 20) + 4 * (8_192 * 88 + 65_536 * 136) + 2 * (16 << 20);
+        assert_eq!(budget.user_bytes(), user);
+        assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);
+        assert_eq!(budget.buffers_worst, 100_000 * 65_536 + 4 * 65_536 * 16_384);
+        assert!(!budget.is_exceeded());
+    }
+
+    #[test]
+    fn what_is_said_to_fit_fits_and_one_more_does_not() {
+        for bytes in [GIB / 4, GIB, 8 * GIB] {
+            let mut limits = Limits { connections: 10_000_000, ..Limits::default() };
+            let budget = memory_budget(&limits, 2, Backbone::default(), memory(bytes));
+            assert!(budget.is_exceeded());
+            limits.connections = budget.connections_that_fit();
+            assert!(!memory_budget(&limits, 2, Backbone::default(), memory(bytes)).is_exceeded(), "{bytes}");
+            limits.connections += 1;
+            assert!(memory_budget(&limits, 2, Backbone::default(), memory(bytes)).is_exceeded(), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn no_memory_holds_no_connection() {
+        let budget = memory_budget(&Limits::default(), 1, Backbone::default(), memory(1 << 20));
+        assert_eq!(budget.connections_that_fit(), 0);
+    }
+
+    #[test]
+    fn descriptors_bound_each_worker() {
+        assert_eq!(connections_by_descriptors(1, 2, 20_000), (20_000 - 67) * 98 / 100);
+        assert_eq!(connections_by_descriptors(4, 2, 20_000), (20_000 - 70) * 980 / 1000 * 4);
+        assert_eq!(connections_by_descriptors(4, 2, 10), 0);
+        assert!(connections_by_descriptors(64, 64, u64::MAX) > 1_000_000_000);
+    }
+
+    #[test]
+    fn the_table_shows_every_item_and_the_sums() {
+        let budget = memory_budget(&Limits::default(), 2, Backbone::default(), memory(24 * GIB));
+        let table = budget.to_string();
+        for item in &budget.items {
+            assert!(table.contains(item.what), "{table}");
+        }
+        assert!(table.contains("200,000 x     325 B        62.0 MiB"), "{table}");
+        assert!(table.contains("of 24.0 GiB of the machine"), "{table}");
+    }
+
+    #[test]
+    fn figures_read_well() {
+        assert_eq!(Thousands(0).to_string(), "0");
+        assert_eq!(Thousands(999).to_string(), "999");
+        assert_eq!(Thousands(1_000).to_string(), "1,000");
+        assert_eq!(Thousands(12_345_678).to_string(), "12,345,678");
+        assert_eq!(Bytes(4_040).to_string(), "4,040 B");
+        assert_eq!(Bytes(9_728).to_string(), "9.5 KiB");
+        assert_eq!(Bytes(3 * GIB / 2).to_string(), "1.5 GiB");
+    }
+}

@@ -1,0 +1,315 @@
+//! From what was written to what is true. Each check names its key and what to write instead; the first problem found
+//! ends the work, what is merely doubtful is collected.
+
+mod listener;
+mod values;
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::budget::{self, connections_by_descriptors};
+use super::error::{Place, Problem};
+use super::load::Loaded;
+use super::machine::Machine;
+use super::raw::{RawAdmin, RawBackbone, RawConfig, RawLimits};
+use super::{Admin, Backbone, Config, Drain, Limits, Listener, MAX_LISTENERS, MAX_WORKERS};
+
+/// Where the gateway keeps what it makes itself, unless written.
+pub const DATA_DIR: &str = "pulsegate-data";
+/// Where the control plane listens, unless written.
+const ADMIN_LISTEN: &str = "127.0.0.1:7480";
+/// No admin token is shorter without a warning, in bytes.
+const TOKEN_BYTES_MIN: usize = 16;
+/// A name in metrics and presence events is at most so long, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The range of `limits.connections`.
+const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
+/// The range of `drain.window`.
+const DRAIN_WINDOW: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(30);
+/// What a frame takes on the wire beyond its body, sealed: the outbox must have room for it.
+const FRAME_OVERHEAD_BYTES: usize = 512;
+
+/// Whether certificate files must exist already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateFilesAre {
+    /// A missing one is an error.
+    Present,
+    /// They are the development certificates.
+    MadeAtStart,
+}
+
+/// What every check needs, and where doubts are collected.
+struct Context<'a> {
+    base: &'a Path,
+    machine: &'a Machine,
+    certificate_files: CertificateFilesAre,
+    warnings: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Context<'_> {
+    fn warn(&mut self, place: &Place, text: &str) {
+        self.warnings.push(format!("{place}: {text}"));
+    }
+
+    fn note(&mut self, place: &Place, text: &str) {
+        self.notes.push(format!("{place}: {text}"));
+    }
+
+    /// A path as written, relative to the file.
+    fn path(&self, place: Place, written: &str) -> Result<PathBuf, Problem> {
+        if written.is_empty() {
+            return Err(Problem::new(place, "the path is empty", "write a path, or leave the key out"));
+        }
+        Ok(self.base.join(written))
+    }
+
+    /// The text of a file that must have one.
+    fn text(&self, place: Place, written: &str) -> Result<String, Problem> {
+        let path = self.path(place.clone(), written)?;
+        fs::read_to_string(&path).map_err(|error| unreadable(place, &path, &error))
+    }
+}
+
+fn unreadable(place: Place, path: &Path, error: &std::io::Error) -> Problem {
+    let what = format!("{} cannot be read: {error}", path.display());
+    Problem::new(place, what, "name a file that the gateway may read (relative paths start at the configuration file)")
+}
+
+/// The checked configuration of `raw`, whose relative paths start at `base`.
+pub fn resolve(
+    raw: RawConfig,
+    base: &Path,
+    machine: &Machine,
+    certificate_files: CertificateFilesAre,
+) -> Result<Loaded, Problem> {
+    let mut context = Context { base, machine, certificate_files, warnings: Vec::new(), notes: Vec::new() };
+    let node = node(raw.node, machine)?;
+    let data_dir = context.path(Place::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR))?;
+    let workers = workers(raw.workers, machine)?;
+    let admin = admin(&mut context, raw.admin)?;
+    let connections_written = raw.limits.connections.is_some();
+    let limits = limits(raw.limits)?;
+    let window = raw.drain.window.as_deref();
+    let window = values::duration(Place::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW)?;
+    let drain = Drain { window };
+    let backbone = backbone(&raw.backbone)?;
+    if raw.listeners.is_empty() {
+        let remedy = "add a [[listener]] with name, listen, protocol and [listener.tls]";
+        return Err(Problem::new(Place::top("listener"), "there is none", remedy));
+    }
+    if raw.listeners.len() > MAX_LISTENERS {
+        let what = format!("there are {}", raw.listeners.len());
+        return Err(Problem::new(Place::top("listener"), what, format!("write at most {MAX_LISTENERS}")));
+    }
+    let mut listeners = Vec::with_capacity(raw.listeners.len());
+    for (index, raw) in raw.listeners.into_iter().enumerate() {
+        let listener = listener::resolve(&mut context, index, raw, &limits)?;
+        unlike_the_others(index, &listener, &listeners, &admin)?;
+        listeners.push(listener);
+    }
+    let mut config = Config { node, data_dir, workers, admin, limits, drain, backbone, listeners };
+    fit_descriptors(&mut context, &mut config)?;
+    fit_memory(&mut context, &mut config, connections_written)?;
+    let budget = budget::memory_budget(&config.limits, config.workers, config.backbone, machine.memory);
+    let Context { warnings, notes, .. } = context;
+    Ok(Loaded { config, budget, warnings, notes })
+}
+
+fn node(written: Option<String>, machine: &Machine) -> Result<String, Problem> {
+    let Some(node) = written else { return Ok(machine.hostname.clone()) };
+    check_name(Place::top("node"), &node)?;
+    Ok(node)
+}
+
+/// Names become metric labels, log fields and parts of presence events.
+fn check_name(place: Place, name: &str) -> Result<(), Problem> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
+        let remedy = format!("write 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes or underscores");
+        return Err(Problem::new(place, format!("{name:?} is not a name"), remedy));
+    }
+    Ok(())
+}
+
+fn workers(written: Option<i64>, machine: &Machine) -> Result<u16, Problem> {
+    let place = Place::top("workers");
+    match values::integer(place, written, 0, 0..=i64::from(MAX_WORKERS), "workers (0: one per core)")? {
+        0 => Ok(machine.cores.clamp(1, MAX_WORKERS)),
+        workers => Ok(workers as u16),
+    }
+}
+
+fn admin(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin, Problem> {
+    let listen =
+        values::address(Place::top("admin.listen"), raw.listen.as_deref().unwrap_or(ADMIN_LISTEN), ADMIN_LISTEN)?;
+    let token = match raw.token_file {
+        Some(written) => Some(admin_token(context, &written)?),
+        None if listen.ip().is_loopback() => None,
+        None => {
+            let what = format!("{listen} can be reached from other machines and nothing protects it");
+            let remedy = "set admin.token_file to a file with a long random token, or listen on 127.0.0.1";
+            return Err(Problem::new(Place::top("admin.listen"), what, remedy));
+        }
+    };
+    Ok(Admin { listen, token })
+}
+
+fn admin_token(context: &mut Context<'_>, written: &str) -> Result<String, Problem> {
+    let place = Place::top("admin.token_file");
+    let text = context.text(place.clone(), written)?;
+    let token = text.trim();
+    let remedy = "write one line with a long random token into it (openssl rand -hex 32)";
+    if token.is_empty() {
+        return Err(Problem::new(place, format!("{written} is empty"), remedy));
+    }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let what = format!("{written} holds more than one word of visible ASCII");
+        return Err(Problem::new(place, what, remedy));
+    }
+    if token.len() < TOKEN_BYTES_MIN {
+        context.warn(&place, &format!("the token is shorter than {TOKEN_BYTES_MIN} bytes and could be guessed"));
+    }
+    Ok(token.to_owned())
+}
+
+fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
+    let default = Backbone::default();
+    let place = |key: &str| Place::top(format!("backbone.{key}"));
+    let events = values::integer(place("events"), raw.events, default.events as i64, 16..=16_777_216, "events")?;
+    let bytes = values::integer(place("bytes"), raw.bytes, default.bytes as i64, 262_144..=17_179_869_184, "bytes")?;
+    Ok(Backbone { events: events as usize, bytes: bytes as usize })
+}
+
+fn limits(raw: RawLimits) -> Result<Limits, Problem> {
+    let default = Limits::default();
+    let place = |key: &str| Place::top(format!("limits.{key}"));
+    let count = |key: &str, written, default: u32, range, unit| {
+        values::integer(place(key), written, i64::from(default), range, unit).map(|value| value as u32)
+    };
+    let size = |key: &str, written, default: usize, range, unit| {
+        values::integer(place(key), written, default as i64, range, unit).map(|value| value as usize)
+    };
+    let time = |key: &str, written: Option<String>, default, range| {
+        values::duration(place(key), written.as_deref(), default, range)
+    };
+    let patience = Duration::from_millis(100)..=Duration::from_mins(5);
+    let limits = Limits {
+        connections: count("connections", raw.connections, default.connections, CONNECTIONS, "connections")?,
+        handshakes: count("handshakes", raw.handshakes, default.handshakes, 1..=65_536, "handshakes")?,
+        handshake_time: time("handshake_time", raw.handshake_time, default.handshake_time, patience.clone())?,
+        hello_time: time("hello_time", raw.hello_time, default.hello_time, patience)?,
+        read_bytes: size("read_bytes", raw.read_bytes, default.read_bytes, 1_024..=1_048_576, "bytes")?,
+        frame_bytes: size("frame_bytes", raw.frame_bytes, default.frame_bytes, 256..=65_535, "bytes")?,
+        outbox_bytes: size("outbox_bytes", raw.outbox_bytes, default.outbox_bytes, 1_024..=16_777_216, "bytes")?,
+        inbox_length: size("inbox_length", raw.inbox_length, default.inbox_length, 16..=1_048_576, "commands")?,
+        uplink_length: size("uplink_length", raw.uplink_length, default.uplink_length, 16..=1_048_576, "events")?,
+        connections_per_address: count(
+            "connections_per_address",
+            raw.connections_per_address,
+            default.connections_per_address,
+            0..=1_000_000,
+            "connections in a second (0: no bound)",
+        )?,
+        shed_lateness: time(
+            "shed_lateness",
+            raw.shed_lateness,
+            default.shed_lateness,
+            Duration::from_millis(10)..=Duration::from_mins(1),
+        )?,
+        linger_time: time(
+            "linger_time",
+            raw.linger_time,
+            default.linger_time,
+            Duration::from_millis(100)..=Duration::from_mins(1),
+        )?,
+    };
+    let least = limits.frame_bytes + FRAME_OVERHEAD_BYTES;
+    if limits.outbox_bytes < least {
+        let what = format!("{} bytes cannot hold one frame of limits.frame_bytes", limits.outbox_bytes);
+        return Err(Problem::new(place("outbox_bytes"), what, format!("write at least {least}")));
+    }
+    Ok(limits)
+}
+
+/// No two listeners may share a name or an address, nor the control plane's.
+fn unlike_the_others(index: usize, listener: &Listener, others: &[Listener], admin: &Admin) -> Result<(), Problem> {
+    let place = |key: &str| Place::of_listener(index, &listener.name, key);
+    for other in others {
+        if other.name == listener.name {
+            let remedy = "give each listener its own name";
+            return Err(Problem::new(place("name"), "another listener has this name", remedy));
+        }
+        if values::addresses_collide(other.listen, listener.listen) {
+            let what = format!("{} is taken by listener {:?} ({})", listener.listen, other.name, other.listen);
+            return Err(Problem::new(place("listen"), what, "give each listener its own address or port"));
+        }
+    }
+    if values::addresses_collide(admin.listen, listener.listen) {
+        let what = format!("{} is taken by admin.listen ({})", listener.listen, admin.listen);
+        return Err(Problem::new(place("listen"), what, "give the listener another port"));
+    }
+    Ok(())
+}
+
+/// More connections than the workers' descriptor tables hold can never be there: the limit becomes what is true.
+fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(), Problem> {
+    let place = Place::top("limits.connections");
+    let descriptors = context.machine.descriptors;
+    let wanted = config.limits.connections;
+    let listeners = config.listeners.len();
+    let holds = |workers| connections_by_descriptors(workers, listeners, descriptors);
+    let held = holds(config.workers);
+    if wanted <= held {
+        return Ok(());
+    }
+    let raise = "raise the hard limit (ulimit -Hn, LimitNOFILE in systemd)";
+    if held == 0 {
+        let what = format!("a worker may open only {descriptors} descriptors, which leaves none for connections");
+        return Err(Problem::new(place, what, raise));
+    }
+    let remedy = match (config.workers + 1..=MAX_WORKERS).find(|&workers| holds(workers) >= wanted) {
+        Some(workers) => format!("write workers = {workers}, or {raise}"),
+        None => raise.to_owned(),
+    };
+    let text = format!(
+        "{wanted} is more than {} worker(s) with {descriptors} descriptors each can hold, so the limit in effect is \
+         {held}: {remedy}",
+        config.workers
+    );
+    context.warn(&place, &text);
+    config.limits.connections = held;
+    Ok(())
+}
+
+/// A limit that was written must fit; the default becomes what does.
+fn fit_memory(context: &mut Context<'_>, config: &mut Config, written: bool) -> Result<(), Problem> {
+    let place = Place::top("limits.connections");
+    let memory = context.machine.memory;
+    let budget = budget::memory_budget(&config.limits, config.workers, config.backbone, memory);
+    if !budget.is_exceeded() {
+        if budget.total_bytes() > memory.bytes / 4 * 3 {
+            context.warn(&place, "the memory budget takes more than three quarters of what there is");
+        }
+        return Ok(());
+    }
+    let wanted = config.limits.connections;
+    let fit = budget.connections_that_fit();
+    let (total, there) = (budget::Bytes(budget.total_bytes()), budget::Bytes(memory.bytes));
+    if fit == 0 {
+        let what = format!("even without connections the gateway needs more than the {there} that there are");
+        let remedy = "lower workers, backbone.bytes, limits.handshakes, limits.inbox_length and limits.uplink_length";
+        return Err(Problem::new(place, what, remedy));
+    }
+    if written {
+        let what = format!("{wanted} connections need {total} of memory, and there are {there}");
+        return Err(Problem::new(place, what, format!("write at most {fit}")));
+    }
+    let text = format!("the default of {wanted} would need {total} of memory, and there are {there}: it is {fit} here");
+    context.warn(&place, &text);
+    config.limits.connections = fit;
+    Ok(())
+}

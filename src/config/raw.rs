@@ -1,0 +1,189 @@
+//! What the operator wrote, word for word: the shape of the file and nothing about what is right. Every key is optional
+//! here and every number is signed and wide, so that it is [`super::check`] that judges and names the key.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// This gateway's name.
+    pub node: Option<String>,
+    /// Where the gateway keeps what it makes itself.
+    pub data_dir: Option<String>,
+    /// Worker threads.
+    pub workers: Option<i64>,
+    /// `[admin]`.
+    pub admin: RawAdmin,
+    /// `[limits]`.
+    pub limits: RawLimits,
+    /// `[drain]`.
+    pub drain: RawDrain,
+    /// `[backbone]`.
+    pub backbone: RawBackbone,
+    /// `[[listener]]`.
+    #[serde(rename = "listener")]
+    pub listeners: Vec<RawListener>,
+}
+
+/// `[admin]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdmin {
+    /// `address:port`.
+    pub listen: Option<String>,
+    /// A file that holds the bearer token.
+    pub token_file: Option<String>,
+}
+
+/// `[drain]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDrain {
+    /// Over how long the goodbyes are spread.
+    pub window: Option<String>,
+}
+
+/// `[backbone]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawBackbone {
+    /// Events kept.
+    pub events: Option<i64>,
+    /// Bytes that they may take.
+    pub bytes: Option<i64>,
+}
+
+/// `[limits]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the fields of `Limits`, which documents them")]
+pub struct RawLimits {
+    pub connections: Option<i64>,
+    pub handshakes: Option<i64>,
+    pub handshake_time: Option<String>,
+    pub hello_time: Option<String>,
+    pub read_bytes: Option<i64>,
+    pub frame_bytes: Option<i64>,
+    pub outbox_bytes: Option<i64>,
+    pub inbox_length: Option<i64>,
+    pub uplink_length: Option<i64>,
+    pub connections_per_address: Option<i64>,
+    pub shed_lateness: Option<String>,
+    pub linger_time: Option<String>,
+}
+
+/// One `[[listener]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawListener {
+    /// Its name.
+    pub name: Option<String>,
+    /// `address:port`.
+    pub listen: Option<String>,
+    /// `native` or `raw`.
+    pub protocol: Option<String>,
+    /// `[listener.tls]`.
+    pub tls: Option<RawTls>,
+    /// `[listener.heartbeat]`.
+    pub heartbeat: RawHeartbeat,
+    /// `[listener.identity]`.
+    pub identity: RawIdentity,
+    /// `[listener.raw]`.
+    pub raw: Option<RawRaw>,
+}
+
+/// `[listener.tls]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTls {
+    /// The first certificate chain.
+    pub cert: Option<String>,
+    /// Its key.
+    pub key: Option<String>,
+    /// Further chains, chosen by SNI.
+    pub certificates: Vec<RawCertificate>,
+    /// The authorities of client certificates.
+    pub client_ca: Option<String>,
+    /// `off`, `optional` or `required`.
+    pub client_auth: Option<String>,
+}
+
+/// One of `listener.tls.certificates`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCertificate {
+    /// The chain.
+    pub cert: Option<String>,
+    /// Its key.
+    pub key: Option<String>,
+}
+
+/// `[listener.heartbeat]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHeartbeat {
+    /// Silence before the first probe.
+    pub interval: Option<String>,
+    /// Wait for each answer.
+    pub timeout: Option<String>,
+    /// Further probes.
+    pub retries: Option<i64>,
+}
+
+/// `[listener.identity]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawIdentity {
+    /// `hello`, `cert-cn`, `cert-san-dns` or `cert-san-uri`.
+    pub from: Option<String>,
+    /// Lines `id:argon2-hash`.
+    pub token_file: Option<String>,
+}
+
+/// `[listener.raw]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRaw {
+    /// Counts as life, does not go up.
+    pub heartbeat: Option<RawBytes>,
+    /// Sent back for it.
+    pub reply: Option<RawBytes>,
+    /// Sent after silence.
+    pub probe: Option<RawBytes>,
+}
+
+/// Bytes written as a string (its UTF-8) or as an array of numbers: `"ping"` or `[0xC0, 0x00]`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct RawBytes(pub Vec<u8>);
+
+impl<'de> Deserialize<'de> for RawBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrNumbers;
+
+        impl<'de> Visitor<'de> for TextOrNumbers {
+            type Value = RawBytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string such as \"ping\", or an array of bytes such as [0xC0, 0x00]")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<RawBytes, E> {
+                Ok(RawBytes(text.as_bytes().to_vec()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<RawBytes, A::Error> {
+                let mut bytes = Vec::new();
+                while let Some(byte) = elements.next_element()? {
+                    bytes.push(byte);
+                }
+                Ok(RawBytes(bytes))
+            }
+        }
+
+        deserializer.deserialize_any(TextOrNumbers)
+    }
+}

@@ -1,0 +1,491 @@
+//! Every error names file, line, key and remedy; the reference in docs/OPERATING.md is what the defaults are.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::machine::{Machine, Memory, MemorySource};
+use super::*;
+
+/// A machine that has enough of everything.
+fn machine() -> Machine {
+    Machine {
+        hostname: "edge-1".to_owned(),
+        cores: 4,
+        memory: Memory { bytes: 64 << 30, source: MemorySource::Machine },
+        descriptors: 1 << 20,
+        outgoing_ports: Some(32768..=60999),
+    }
+}
+
+/// A directory with files of every name that the tests mention.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        let directory = Self(tempfile::tempdir().unwrap());
+        for name in ["server.pem", "server.key", "ca.pem", "other.pem", "other.key"] {
+            fs::write(directory.path(name), "looked for, not into").unwrap();
+        }
+        fs::write(directory.path("admin.token"), "0123456789abcdef0123456789abcdef\n").unwrap();
+        fs::write(directory.path("short.token"), "secret\n").unwrap();
+        fs::write(directory.path("empty.token"), " \n").unwrap();
+        fs::write(directory.path("two.token"), "first second\n").unwrap();
+        fs::write(directory.path("devices.tokens"), "# ours\nmeter-1:$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA\n")
+            .unwrap();
+        fs::write(directory.path("nobody.tokens"), "# nobody yet\n\n").unwrap();
+        directory
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn load_on(&self, text: &str, machine: &Machine) -> Result<Loaded, ConfigError> {
+        let file = self.path("pulsegate.toml");
+        fs::write(&file, text).unwrap();
+        load(&file, machine)
+    }
+
+    fn load(&self, text: &str) -> Result<Loaded, ConfigError> {
+        self.load_on(text, &machine())
+    }
+}
+
+const LISTENER: &str = "[[listener]]\nname = \"devices\"\nlisten = \"0.0.0.0:7443\"\nprotocol = \"native\"\n";
+const TLS: &str = "[listener.tls]\ncert = \"server.pem\"\nkey = \"server.key\"\n";
+const RAW: &str = "[[listener]]\nname = \"legacy\"\nlisten = \"0.0.0.0:7444\"\nprotocol = \"raw\"\n";
+
+/// A native listener without options, and a raw one with `options` as its tail.
+fn second(options: &str) -> String {
+    format!("{LISTENER}{TLS}{RAW}{TLS}{options}")
+}
+
+fn native(options: &str) -> String {
+    format!("{LISTENER}{TLS}{options}")
+}
+
+#[track_caller]
+fn refused(text: &str, parts: &[&str]) {
+    refused_on(&machine(), text, parts);
+}
+
+/// The error must be one line that begins with the file and holds every part.
+#[track_caller]
+fn refused_on(machine: &Machine, text: &str, parts: &[&str]) {
+    let directory = Directory::new();
+    let error = directory.load_on(text, machine).expect_err("it was accepted").to_string();
+    let file = directory.path("pulsegate.toml").display().to_string();
+    let rest = error.strip_prefix(&file).unwrap_or_else(|| panic!("no file: {error}"));
+    assert!(!rest.contains('\n'), "more than a line: {error}");
+    for part in parts {
+        assert!(rest.contains(part), "no {part:?} in {error:?}");
+    }
+}
+
+#[track_caller]
+fn loaded(text: &str) -> Loaded {
+    match Directory::new().load(text) {
+        Ok(loaded) => loaded,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn the_least_file_gets_every_default() {
+    let Loaded { config, warnings, .. } = loaded(&native(""));
+    assert_eq!((config.node.as_str(), config.workers), ("edge-1", 4));
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.admin.listen, "127.0.0.1:7480".parse::<SocketAddr>().unwrap());
+    assert_eq!(config.admin.token, None);
+    assert!(config.data_dir.ends_with("pulsegate-data") && config.data_dir.is_absolute());
+    let [listener] = &*config.listeners else { panic!("{:?}", config.listeners) };
+    assert_eq!(listener.protocol, Protocol::Native);
+    assert_eq!(listener.tls.client_auth, ClientAuth::Off);
+    assert_eq!(listener.heartbeat, Heartbeat::default());
+    assert_eq!(listener.identity.from, IdentityFrom::Hello);
+    assert_eq!(warnings, [] as [&str; 0]);
+}
+
+/// The form that was promised to operators, with the sections that belong to the other protocol.
+#[test]
+fn the_documented_form_is_taken_whole() {
+    let text = format!(
+        "data_dir = \"pulsegate-data\"\nworkers = 0\n[admin]\nlisten = \"127.0.0.1:7480\"\n\
+         [limits]\nconnections = 200000\n\
+         {LISTENER}{TLS}client_ca = \"ca.pem\"\nclient_auth = \"off\"\n\
+         [listener.heartbeat]\ninterval = \"60s\"\ntimeout = \"10s\"\nretries = 2\n\
+         [listener.identity]\nfrom = \"hello\"\n\
+         [listener.raw]\nheartbeat = \"heartbeat\"\nreply = \"\"\nprobe = \"\"\n"
+    );
+    let Loaded { config, warnings, .. } = loaded(&text);
+    assert_eq!(config.listeners[0].heartbeat.bound(), Duration::from_secs(90));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("listener[0] \"devices\": raw: "), "{warnings:?}");
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let directory = Directory::new();
+    let text = native(
+        "certificates = [{ cert = \"other.pem\", key = \"other.key\" }]\n\
+         [listener.identity]\ntoken_file = \"devices.tokens\"\n",
+    );
+    let config = directory.load(&text).unwrap().config;
+    let tls = &config.listeners[0].tls;
+    let files = |cert, key| CertificateFiles { cert: directory.path(cert), key: directory.path(key) };
+    assert_eq!(tls.certificates, [files("server.pem", "server.key"), files("other.pem", "other.key")]);
+    assert_eq!(config.listeners[0].identity.token_file, Some(directory.path("devices.tokens")));
+    assert_eq!(config.data_dir, directory.path("pulsegate-data"));
+}
+
+#[test]
+fn a_raw_listener_has_its_own_defaults_and_options() {
+    let config = loaded(&second("")).config;
+    let legacy = &config.listeners[1];
+    let raw = Raw { heartbeat: b"heartbeat".to_vec(), ..Raw::default() };
+    assert_eq!(legacy.protocol, Protocol::Raw(raw));
+    assert_eq!(legacy.identity.from, IdentityFrom::CertCn);
+
+    let options = "[listener.raw]\nheartbeat = [0xC0, 0x00]\nreply = \"pong\"\nprobe = \"\"\n";
+    let config = loaded(&second(options)).config;
+    let raw = Raw { heartbeat: vec![0xC0, 0], reply: b"pong".to_vec(), probe: Vec::new() };
+    assert_eq!(config.listeners[1].protocol, Protocol::Raw(raw));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = load(Path::new("/nowhere/pulsegate.toml"), &machine()).unwrap_err().to_string();
+    assert!(error.starts_with("/nowhere/pulsegate.toml: ") && error.contains("cannot be read"), "{error}");
+}
+
+#[test]
+fn what_is_not_toml_has_a_line() {
+    refused("workers = 1\nnode = \n", &[":2: "]);
+    refused("workers = 1\nworkers = 2\n", &[":2: ", "duplicate key"]);
+}
+
+#[test]
+fn unknown_keys_are_named_beside_those_that_exist() {
+    refused("worker = 1\n", &[":1: ", "unknown field `worker`", "`workers`"]);
+    refused("[limits]\nconections = 5\n", &[":2: ", "limits.conections", "unknown field", "`connections`"]);
+    let text = second("[listener.heartbeat]\nintervall = \"5s\"\n");
+    refused(&text, &["listener[1].heartbeat.intervall: ", "unknown field", "`interval`"]);
+}
+
+#[test]
+fn wrong_types_are_named() {
+    refused("[limits]\n\nconnections = \"many\"\n", &[":3: limits.connections: ", "invalid type", "many"]);
+    refused(&second("[listener.raw]\nprobe = 7\n"), &["listener[1].raw.probe: ", "an array of bytes"]);
+    refused(&second("[listener.raw]\nprobe = [256]\n"), &["listener[1].raw.probe", "256"]);
+}
+
+#[test]
+fn durations_have_units_and_ranges() {
+    let heartbeat = |line: &str| second(&format!("[listener.heartbeat]\n{line}\n"));
+    refused(
+        &heartbeat("interval = \"5x\""),
+        &[":16: listener[1] \"legacy\": heartbeat.interval: \"5x\" is not a duration: write ", "\"60s\""],
+    );
+    refused(&heartbeat("interval = \"60\""), &["heartbeat.interval: \"60\" is not a duration"]);
+    refused(
+        &heartbeat("interval = \"50ms\""),
+        &["heartbeat.interval: \"50ms\" is out of range: write \"100ms\" to \"1h\""],
+    );
+    refused(&heartbeat("interval = \"61m\""), &["heartbeat.interval: \"61m\" is out of range"]);
+    refused(&heartbeat("timeout = \"2h\""), &["heartbeat.timeout: \"2h\" is out of range"]);
+    refused(&heartbeat("retries = 16"), &["heartbeat.retries: 16 is out of range: write 0 to 15"]);
+    let config = loaded(&heartbeat("interval = \"1m30s\"\ntimeout = \"100ms\"\nretries = 0")).config;
+    let expected = Heartbeat { interval: Duration::from_secs(90), timeout: Duration::from_millis(100), retries: 0 };
+    assert_eq!(config.listeners[1].heartbeat, expected);
+}
+
+#[test]
+fn every_limit_has_a_range() {
+    let below = [
+        ("connections", "0"),
+        ("connections", "-5"),
+        ("handshakes", "0"),
+        ("handshake_time", "\"1ms\""),
+        ("hello_time", "\"10m\""),
+        ("read_bytes", "100"),
+        ("frame_bytes", "65536"),
+        ("outbox_bytes", "12"),
+        ("inbox_length", "0"),
+        ("uplink_length", "5000000"),
+        ("connections_per_address", "-1"),
+        ("shed_lateness", "\"0s\""),
+        ("linger_time", "\"1h\""),
+    ];
+    for (key, value) in below {
+        let text = format!("[limits]\n{key} = {value}\n{}", native(""));
+        refused(&text, &[&format!(":2: limits.{key}: "), " is out of range: write "]);
+    }
+    let text = format!("[limits]\nframe_bytes = 65535\noutbox_bytes = 65535\n{}", native(""));
+    refused(&text, &[":3: limits.outbox_bytes: ", "limits.frame_bytes", "at least 66047"]);
+}
+
+#[test]
+fn workers_are_bounded_and_zero_means_cores() {
+    refused(&format!("workers = 65\n{}", native("")), &[":1: workers: 65 is out of range: write 0 to 64"]);
+    assert_eq!(loaded(&format!("workers = 64\n{}", native(""))).config.workers, 64);
+    let many_cores = Machine { cores: 256, ..machine() };
+    assert_eq!(Directory::new().load_on(&native(""), &many_cores).unwrap().config.workers, MAX_WORKERS);
+}
+
+#[test]
+fn the_node_is_a_name() {
+    refused(&format!("node = \"a b\"\n{}", native("")), &[":1: node: \"a b\" is not a name: write 1 to 64 letters"]);
+    assert_eq!(loaded(&format!("node = \"eu-1.edge_7\"\n{}", native(""))).config.node, "eu-1.edge_7");
+}
+
+#[test]
+fn a_gateway_needs_listeners_with_all_they_need() {
+    refused("workers = 1\n", &["listener: there is none: add a [[listener]]"]);
+    refused("[[listener]]\nlisten = \"0.0.0.0:1\"\n", &[":1: listener[0]: name: it is missing"]);
+    refused("[[listener]]\nname = \"a\"\n", &[":1: listener[0] \"a\": listen: it is missing"]);
+    refused("[[listener]]\nname = \"a\"\nlisten = \"0.0.0.0:7443\"\n", &["protocol: it is missing: write \"native\""]);
+    refused("[[listener]]\nname = \"a b\"\n", &[":2: listener[0] \"a b\": name: \"a b\" is not a name"]);
+    refused(&LISTENER.replace("0.0.0.0:7443", ":7443"), &["listen: \":7443\" is not an address: write an IP address"]);
+    refused(LISTENER, &[":1: listener[0] \"devices\": tls: it is missing", "pulsegate dev-certs"]);
+    let many = (0..65).map(|n| LISTENER.replace("devices", &format!("n{n}"))).collect::<String>();
+    refused(&many, &["listener: there are 65: write at most 64"]);
+}
+
+#[test]
+fn protocols_to_come_are_told_apart_from_unknown_ones() {
+    for later in ["mqtt", "websocket"] {
+        let text = LISTENER.replace("native", later);
+        refused(
+            &text,
+            &[":4: ", &format!("protocol: \"{later}\" is not supported by this version: write \"native\" or")],
+        );
+    }
+    refused(&LISTENER.replace("native", "telnet"), &["protocol: \"telnet\" is not known: write \"native\" or \"raw\""]);
+}
+
+#[test]
+fn names_and_addresses_are_unique() {
+    let twice = |second: String| format!("{}{second}", native(""));
+    let namesake = native("").replace("7443", "7444");
+    refused(&twice(namesake), &[":9: listener[1] \"devices\": name: another listener has this name"]);
+    let neighbour = native("").replace("devices", "more");
+    refused(&twice(neighbour.clone()), &[":10: listener[1] \"more\": listen: 0.0.0.0:7443 is taken by listener"]);
+    refused(&twice(neighbour.replace("0.0.0.0", "127.0.0.1")), &["listen: 127.0.0.1:7443 is taken by"]);
+    refused(&native("").replace("0.0.0.0:7443", "127.0.0.1:7480"), &["listen: ", "is taken by admin.listen"]);
+    let any_port = |name: &str| native("").replace("7443", "0").replace("devices", name);
+    assert_eq!(loaded(&format!("{}{}", any_port("a"), any_port("b"))).config.listeners.len(), 2);
+}
+
+#[test]
+fn certificates_are_looked_for() {
+    refused(
+        &format!("{LISTENER}[listener.tls]\nkey = \"server.key\"\n"),
+        &[":5: ", "tls.cert: it is missing: name the PEM"],
+    );
+    refused(&format!("{LISTENER}[listener.tls]\ncert = \"server.pem\"\n"), &["tls.key: it is missing: name the PEM"]);
+    refused(&native("").replace("server.pem", "none.pem"), &[":6: ", "tls.cert: ", "none.pem cannot be read"]);
+    refused(&native("").replace("server.key", "."), &[":7: ", "tls.key: ", " is a directory: name a PEM file"]);
+    refused(&native("").replace("server.key", ""), &["tls.key: the path is empty: write a path"]);
+    let further = native("certificates = [{ cert = \"other.pem\", key = \"none.key\" }]\n");
+    refused(&further, &[":8: ", "tls.certificates[0].key: ", "none.key cannot be read"]);
+    refused(&native("certificates = [{ cert = \"other.pem\" }]\n"), &["tls.certificates[0].key: it is missing"]);
+}
+
+#[test]
+fn client_certificates_need_authorities() {
+    refused(
+        &native("client_auth = \"optional\"\n"),
+        &[":5: ", "tls.client_ca: it is missing", "tls.client_auth = \"off\""],
+    );
+    refused(&native("client_auth = \"on\"\n"), &[":8: ", "tls.client_auth: \"on\" is not known: write one of \"off\""]);
+    let missing = native("client_auth = \"required\"\nclient_ca = \"none.pem\"\n");
+    refused(&missing, &[":9: ", "tls.client_ca: ", "none.pem cannot be read"]);
+    let Loaded { config, notes, .. } = loaded(&native("client_ca = \"ca.pem\"\n"));
+    assert_eq!(config.listeners[0].tls.client_ca, None);
+    assert!(notes.iter().any(|note| note.contains("tls.client_ca: it is not used")), "{notes:?}");
+}
+
+#[test]
+fn identity_rules_fit_the_protocol_and_the_certificates() {
+    let rule = |from: &str| format!("[listener.identity]\nfrom = \"{from}\"\n");
+    refused(&native(&rule("name")), &[":9: ", "identity.from: \"name\" is not known: write one of \"hello\""]);
+    refused(&native(&rule("cert-cn")), &["identity.from: \"cert-cn\" needs client certificates", "\"required\""]);
+    refused(
+        &second(&rule("hello")),
+        &["listener[1] \"legacy\": identity.from: a raw device sends no HELLO", "\"cert-cn\""],
+    );
+    for client_auth in ["optional", "required"] {
+        let tls = format!("client_auth = \"{client_auth}\"\nclient_ca = \"ca.pem\"\n{}", rule("cert-san-uri"));
+        let listener = loaded(&native(&tls)).config.listeners.remove(0);
+        assert_eq!(listener.identity.from, IdentityFrom::CertSanUri);
+        assert!(listener.tls.client_ca.is_some_and(|path| path.ends_with("ca.pem")));
+    }
+    let Loaded { warnings, .. } = loaded(&second(&rule("cert-san-dns")));
+    assert!(warnings[0].contains("identity.from: tls.client_auth is off"), "{warnings:?}");
+    assert!(loaded(&second("")).warnings.is_empty());
+}
+
+#[test]
+fn token_files_name_devices() {
+    let tokens = |file: &str| format!("[listener.identity]\ntoken_file = \"{file}\"\n");
+    refused(&native(&tokens("none")), &[":9: ", "identity.token_file: ", "none cannot be read"]);
+    refused(&native(&tokens("nobody.tokens")), &["identity.token_file: nobody.tokens names no device", "hash-token"]);
+    refused(
+        &second(&tokens("devices.tokens")),
+        &["listener[1] \"legacy\": identity.token_file: a raw device sends no token"],
+    );
+}
+
+#[test]
+fn raw_options_are_bounded_and_make_sense() {
+    let long = "x".repeat(1025);
+    refused(
+        &second(&format!("[listener.raw]\nprobe = \"{long}\"\n")),
+        &[":16: ", "raw.probe: it is 1025 bytes long: write at most 1024"],
+    );
+    refused(&second("[listener.raw]\nheartbeat = \"\"\nreply = \"ok\"\n"), &["raw.reply: there is no raw.heartbeat"]);
+}
+
+#[test]
+fn an_admin_listener_that_others_reach_needs_a_token() {
+    let admin = |lines: &str| format!("[admin]\n{lines}\n{}", native(""));
+    refused(
+        &admin("listen = \"0.0.0.0:7480\""),
+        &[":2: admin.listen: 0.0.0.0:7480 can be reached", "admin.token_file"],
+    );
+    refused(&admin("token_file = \"none\""), &[":2: admin.token_file: ", "none cannot be read"]);
+    refused(&admin("token_file = \"empty.token\""), &["admin.token_file: empty.token is empty", "openssl rand"]);
+    refused(&admin("token_file = \"two.token\""), &["admin.token_file: two.token holds more than one word"]);
+    refused(&admin("listen = \"localhost:7480\""), &["admin.listen: \"localhost:7480\" is not an address"]);
+    let Loaded { config, warnings, .. } = loaded(&admin("listen = \"[::]:7480\"\ntoken_file = \"admin.token\""));
+    assert_eq!(config.admin.token.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+    assert!(warnings.is_empty());
+    let Loaded { warnings, .. } = loaded(&admin("token_file = \"short.token\""));
+    assert!(warnings[0].contains("admin.token_file: the token is shorter"), "{warnings:?}");
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_where_it_was_asked_for() {
+    let small = Machine { memory: Memory { bytes: 512 << 20, source: MemorySource::ControlGroup }, ..machine() };
+    let text = format!("[limits]\nconnections = 150000\n{}", native(""));
+    refused_on(&small, &text, &[":2: limits.connections: 150000 connections need ", "write at most "]);
+
+    let Loaded { config, warnings, budget, .. } = Directory::new().load_on(&native(""), &small).unwrap();
+    assert!(config.limits.connections < 200_000 && config.limits.connections > 50_000);
+    assert!(!budget.is_exceeded());
+    assert!(warnings.iter().any(|warning| warning.contains("the default of 200000 would need")), "{warnings:?}");
+
+    let tiny = Machine { memory: Memory { bytes: 32 << 20, source: MemorySource::Machine }, ..machine() };
+    refused_on(&tiny, &native(""), &["limits.connections: even without connections", "lower workers"]);
+}
+
+#[test]
+fn descriptors_that_are_not_there_lower_the_limit_aloud() {
+    let few = Machine { descriptors: 20_000, ..machine() };
+    let text = format!("[limits]\nconnections = 100000\n{}", native(""));
+    let Loaded { config, warnings, budget, .. } = Directory::new().load_on(&text, &few).unwrap();
+    let held = budget::connections_by_descriptors(4, 1, 20_000);
+    assert_eq!(config.limits.connections, held);
+    assert_eq!(budget.kernel.count, u64::from(held));
+    assert!(warnings[0].contains("100000 is more than 4 worker(s) with 20000 descriptors"), "{warnings:?}");
+    assert!(
+        warnings[0].contains(&format!("in effect is {held}")) && warnings[0].contains("workers = 6"),
+        "{warnings:?}"
+    );
+    let enough = format!("workers = 6\n{text}");
+    assert!(Directory::new().load_on(&enough, &few).unwrap().warnings.is_empty());
+
+    let none = Machine { descriptors: 64, ..machine() };
+    refused_on(&none, &text, &[":2: limits.connections: a worker may open only 64 descriptors", "LimitNOFILE"]);
+}
+
+#[test]
+fn doubtful_values_are_pointed_out() {
+    let Loaded { warnings, .. } = loaded(&native("").replace("7443", "40000"));
+    assert!(warnings[0].contains("listen: the kernel gives this port"), "{warnings:?}");
+    let interval = |text: &str| loaded(&native(&format!("[listener.heartbeat]\ninterval = \"{text}\"\n"))).notes;
+    assert!(interval("60s").iter().any(|note| note.contains("heartbeat.interval: many load balancers")));
+    assert!(interval("55s").is_empty());
+}
+
+#[test]
+fn without_a_file_there_is_a_listener_of_each_protocol() {
+    let Loaded { config, warnings, .. } = built_in(&machine()).unwrap();
+    assert_eq!(config.data_dir, Path::new("pulsegate-data"));
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:7480");
+    let shape: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| (listener.name.as_str(), listener.listen.to_string(), listener.protocol.label()))
+        .collect();
+    assert_eq!(
+        shape,
+        [("devices", "127.0.0.1:7443".to_owned(), "native"), ("raw", "127.0.0.1:7444".to_owned(), "raw")]
+    );
+    let tls = &config.listeners[1].tls;
+    assert_eq!(tls.certificates[0].cert, Path::new("pulsegate-data/certs/server.pem"));
+    assert_eq!(tls.client_auth, ClientAuth::Optional);
+    assert!(warnings.is_empty());
+    let none = Machine { memory: Memory { bytes: 1 << 20, source: MemorySource::Machine }, ..machine() };
+    let error = built_in(&none).unwrap_err().to_string();
+    assert!(error.starts_with("the built-in configuration: limits.connections: even without"), "{error}");
+}
+
+/// The reference in docs/OPERATING.md writes every key with its default: it must be what the defaults are, and
+/// complete.
+#[test]
+fn the_documented_reference_is_the_defaults() {
+    let guide = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATING.md")).unwrap();
+    let reference = guide
+        .split("```toml\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap())
+        .find(|block| block.contains("data_dir"))
+        .expect("docs/OPERATING.md has lost its reference");
+    let (written, least) = (loaded(reference).config, loaded(&second("")).config);
+    let shape = |mut config: Config| {
+        // What must be written has no default; the directories of the two files differ.
+        config.data_dir = config.data_dir.file_name().unwrap().into();
+        for listener in &mut config.listeners {
+            listener.tls.certificates.clear();
+        }
+        format!("{config:#?}")
+    };
+    assert_eq!(shape(written), shape(least));
+    for key in every_key() {
+        let documented = reference.lines().map(|line| {
+            let line = line.trim_start_matches(['#', ' ', '[']);
+            line.strip_prefix("listener.").unwrap_or(line)
+        });
+        let mut named = documented.filter_map(|line| line.strip_prefix(&*key));
+        assert!(named.any(|rest| rest.starts_with([' ', ']', '.'])), "{key} is not in the reference");
+    }
+}
+
+/// The keys of every table, as the parser lists them when it meets one that it does not know.
+fn every_key() -> Vec<String> {
+    let listener = |table: &str| format!("[[listener]]\n[listener.{table}]\n");
+    let tables = [
+        String::new(),
+        "[admin]\n".to_owned(),
+        "[limits]\n".to_owned(),
+        "[drain]\n".to_owned(),
+        "[backbone]\n".to_owned(),
+        "[[listener]]\n".to_owned(),
+        listener("tls"),
+        listener("heartbeat"),
+        listener("identity"),
+        listener("raw"),
+    ];
+    let mut keys = Vec::new();
+    for table in tables {
+        let error = toml::from_str::<raw::RawConfig>(&format!("{table}nothing = 1\n")).unwrap_err();
+        let known = error.message().split('`').skip(3).step_by(2).map(str::to_owned);
+        let before = keys.len();
+        keys.extend(known);
+        assert!(keys.len() > before, "{}", error.message());
+    }
+    keys
+}

@@ -1,0 +1,20 @@
+//! The memory budget counts with constants, because configuration knows no other module: here they meet the types.
+
+use pulsegate::config::budget::{CONNECTION_BYTES, INBOX_ENTRY_BYTES, UPLINK_ENTRY_BYTES};
+use pulsegate::connection::Connection;
+use pulsegate::link::{Command, Uplink};
+
+/// What a bounded channel keeps beside each entry.
+const STAMP_BYTES: u64 = 8;
+
+#[test]
+fn a_connection_is_as_large_as_the_budget_says() {
+    assert_eq!(size_of::<Connection>() as u64, CONNECTION_BYTES);
+}
+
+#[test]
+fn queue_entries_are_as_large_as_the_budget_says() {
+    let (inbox, uplink) = (size_of::<Command>() as u64 + STAMP_BYTES, size_of::<Uplink>() as u64 + STAMP_BYTES);
+    assert!(inbox <= INBOX_ENTRY_BYTES && inbox * 2 > INBOX_ENTRY_BYTES, "{inbox}");
+    assert!(uplink <= UPLINK_ENTRY_BYTES && uplink * 2 > UPLINK_ENTRY_BYTES, "{uplink}");
+}
