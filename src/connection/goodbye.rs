@@ -1,0 +1,99 @@
+//! How a connection ends: for which reason, in which words, and whether its last bytes are waited for.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::codec::native::CloseCode;
+use crate::link::CloseReason;
+
+/// The end of a connection: its one reason, and what can be said about it to the peer and to the log.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// Why.
+    pub reason: CloseReason,
+    /// In words; may be empty.
+    pub detail: Cow<'static, str>,
+    /// After how many milliseconds the device is asked to come back; 0: it knows best.
+    pub retry_after_ms: u32,
+}
+
+impl Ending {
+    /// An end that its reason explains.
+    #[must_use]
+    pub const fn new(reason: CloseReason) -> Self {
+        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0 }
+    }
+
+    /// The same end with advice when to come back, in milliseconds.
+    #[must_use]
+    pub fn with_retry_after(self, retry_after_ms: u32) -> Self {
+        Self { retry_after_ms, ..self }
+    }
+
+    /// An end with more to say.
+    pub fn because(reason: CloseReason, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { detail: detail.into(), ..Self::new(reason) }
+    }
+
+    /// An end by an error.
+    pub fn from_error(reason: CloseReason, error: &impl fmt::Display) -> Self {
+        Self::because(reason, error.to_string())
+    }
+}
+
+/// Whether the last bytes said to the peer are waited for. A socket closed over unread bytes answers with a reset, and
+/// the peer may never read why: so after every end of our own making the socket is shut for writing and read until the
+/// peer is done, for `limits.linger_time` at most.
+#[must_use]
+pub const fn lingers(reason: CloseReason) -> bool {
+    match reason {
+        CloseReason::DeviceClosed
+        | CloseReason::HandshakeFailed
+        | CloseReason::NotTls
+        | CloseReason::CertificateRejected
+        | CloseReason::IdentityMissing
+        | CloseReason::IdentityMismatch
+        | CloseReason::TokenRejected
+        | CloseReason::HelloTimeout
+        | CloseReason::TlsError
+        | CloseReason::ProtocolError
+        | CloseReason::FrameTooLarge
+        | CloseReason::TakenOver
+        | CloseReason::HomeFull
+        | CloseReason::Requested
+        | CloseReason::Shutdown => true,
+        // The peer is gone, was never there, or does not read.
+        CloseReason::PeerClosed
+        | CloseReason::PeerReset
+        | CloseReason::Expired
+        | CloseReason::HandshakeAbandoned
+        | CloseReason::HandshakeTimeout
+        | CloseReason::SlowConsumer => false,
+    }
+}
+
+/// What a native device is told in CLOSE; `None` where nobody is there to be told, or TLS no longer stands.
+pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
+    Some(match reason {
+        CloseReason::DeviceClosed => CloseCode::NORMAL,
+        CloseReason::Shutdown => CloseCode::GOING_AWAY,
+        CloseReason::TakenOver => CloseCode::TAKEN_OVER,
+        CloseReason::Expired => CloseCode::EXPIRED,
+        CloseReason::ProtocolError => CloseCode::PROTOCOL_ERROR,
+        CloseReason::FrameTooLarge => CloseCode::FRAME_TOO_LARGE,
+        CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
+        CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
+        CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
+        CloseReason::HomeFull => CloseCode::TRY_LATER,
+        CloseReason::Requested => CloseCode::REQUESTED,
+        CloseReason::PeerClosed
+        | CloseReason::PeerReset
+        | CloseReason::SlowConsumer
+        | CloseReason::HandshakeAbandoned
+        | CloseReason::HandshakeTimeout
+        | CloseReason::HandshakeFailed
+        | CloseReason::NotTls
+        | CloseReason::CertificateRejected
+        | CloseReason::TlsError => return None,
+    })
+}

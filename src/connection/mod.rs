@@ -1,0 +1,768 @@
+//! One device connection from its first byte to its last: the only place where TLS and the device protocols meet.
+//!
+//! ```text
+//!  accept
+//!    ▼       bytes      a place          bytes
+//!  Accepted ─────▶ Waiting ────▶ Called ─────▶ Handshaking
+//!    ▲               none after all │               │ TLS established
+//!    └──────────────────────────────┘               ▼
+//!                                           Open: Unnamed ──▶ Verifying (a token is checked elsewhere)
+//!                                                   │ HELLO or      │
+//!                                                   │ certificate   │ the token is right
+//!                                                   ├───────────────┘
+//!                                                   ▼ home is elsewhere
+//!                                                 Moving ─────▶ Moved (it lives on there)
+//!                                                   │ at home
+//!                                                   ▼
+//!                                                 Device
+//!  from each of them
+//!    ├─ the peer is to hear of it ──▶ Lingering ──▶ Closed (reaped at the end of the turn)
+//!    └─ the peer is gone ────────────────────────────▲
+//! ```
+//!
+//! A connection knows no socket, no clock, no table of other connections. Bytes come in through an [`Input`], bytes go
+//! out into the caller's buffers, and everything that concerns more than this connection is a [`Step`] for the shard.
+//! While idle it owns nothing on the heap but its device id; `tests` in this module prove it by size.
+
+mod goodbye;
+mod input;
+mod liveness;
+mod parcel;
+mod talk;
+
+#[cfg(test)]
+pub(crate) mod lab;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+pub use goodbye::{Ending, lingers};
+pub use input::{Input, Saved};
+pub use liveness::{Due, Heard, Liveness, Schedule};
+pub use parcel::BadParcel;
+
+use crate::codec::native;
+use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol};
+use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
+use crate::metrics::{Counters, Figure, Timing};
+use crate::time::{Moment, Tick, ticks_ceil};
+use crate::tls::certs::PeerIdentity;
+use crate::tls::handshake::{Handshake, HandshakeError, Progress, ServerTls};
+use crate::tls::record::{FramingError, RecordLayer, Stage, next_record, plaintext_alert};
+
+/// The longest device id, in bytes.
+pub const DEVICE_ID_MAX: usize = native::ID_MAX;
+
+/// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.
+const AWAITED_MAX: usize = 64;
+
+/// What holds for every connection of one listener, from the configuration.
+pub struct Rules {
+    /// Which listener.
+    pub listener: ListenerId,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Certificates and all else that a handshake needs.
+    pub tls: ServerTls,
+    /// Where ids come from.
+    pub identity: IdentityFrom,
+    /// Whether HELLO must carry a token.
+    pub tokens: bool,
+    /// Liveness as configured.
+    pub heartbeat: Heartbeat,
+    /// The same in ticks.
+    pub schedule: Schedule,
+    /// From accept to the end of the handshake, in ticks.
+    pub handshake_ticks: u32,
+    /// From there until the device is named, in ticks.
+    pub hello_ticks: u32,
+    /// How long the last bytes may take, in ticks.
+    pub linger_ticks: u32,
+    /// The longest frame body taken.
+    pub frame_bytes: usize,
+    /// The most bytes read at a time.
+    pub read_bytes: usize,
+    /// The most unsent bytes kept.
+    pub outbox_bytes: usize,
+}
+
+impl Rules {
+    /// The rules of the listener `id` as it is configured, with its loaded certificates.
+    #[must_use]
+    pub fn new(id: ListenerId, listener: &Listener, limits: &Limits, tls: ServerTls) -> Self {
+        let heartbeat = listener.heartbeat;
+        let probes = match &listener.protocol {
+            Protocol::Native => true,
+            Protocol::Raw(raw) => !raw.probe.is_empty(),
+        };
+        let schedule = Schedule {
+            interval: ticks_ceil(heartbeat.interval),
+            timeout: ticks_ceil(heartbeat.timeout),
+            retries: heartbeat.retries,
+            probes,
+        };
+        assert!(u16::try_from(schedule.interval).is_ok(), "the configuration bounds intervals");
+        Self {
+            listener: id,
+            protocol: listener.protocol.clone(),
+            tls,
+            identity: listener.identity.from,
+            tokens: listener.identity.token_file.is_some(),
+            heartbeat,
+            schedule,
+            handshake_ticks: ticks_ceil(limits.handshake_time),
+            hello_ticks: ticks_ceil(limits.hello_time),
+            linger_ticks: ticks_ceil(limits.linger_time),
+            frame_bytes: limits.frame_bytes,
+            read_bytes: limits.read_bytes,
+            outbox_bytes: limits.outbox_bytes,
+        }
+    }
+
+    /// The schedule of a connection with its own interval.
+    fn schedule(&self, interval: u16) -> Schedule {
+        Schedule { interval: u32::from(interval), ..self.schedule }
+    }
+}
+
+/// What a connection may use while it is handed something, lent by its shard for one call.
+pub struct Context<'a> {
+    /// The connection's slot.
+    pub index: u32,
+    /// When.
+    pub now: Moment,
+    /// Bytes for the socket, appended.
+    pub wire: &'a mut Vec<u8>,
+    /// Scratch for plaintext on its way to be sealed; empty between calls.
+    pub plain: &'a mut Vec<u8>,
+    /// The shard's figures.
+    pub counters: &'a mut Counters,
+    /// What goes up, appended.
+    pub uplink: &'a mut Vec<Uplink>,
+    /// The length of `uplink` at which no more messages are taken.
+    pub uplink_length: usize,
+}
+
+/// What a connection wants its shard to know after it was handed something.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing: it wants more bytes.
+    Wait,
+    /// TLS is established; there may be more to do with what was read. `resumed` tells a resumption from a full handshake.
+    Established {
+        /// Whether the handshake was a resumption.
+        resumed: bool,
+    },
+    /// The device is known (its id is set); it may move, then be registered.
+    Named,
+    /// The device says who it is, and this token must be checked first.
+    Verify(Bytes),
+    /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
+    Paused,
+    /// It is over.
+    End(Ending),
+}
+
+/// One connection. At most 256 bytes inline, whatever its state.
+pub struct Connection {
+    state: State,
+    /// Empty until the device is named (by its certificate, or by HELLO).
+    device: Box<str>,
+    /// Only while something is half-received, unsent or paused.
+    buffers: Option<Box<Buffers>>,
+    liveness: Liveness,
+    /// The low half of the shard's count of connections.
+    generation: u32,
+    connected_at: Tick,
+    listener: ListenerId,
+}
+
+const _: () = assert!(size_of::<Connection>() <= 256);
+
+/// See the diagram at the head of this file.
+enum State {
+    /// No byte was looked at yet.
+    Accepted,
+    /// Bytes are there, and it waits for its turn to begin a handshake: nothing is read, nothing is allocated.
+    Waiting,
+    /// It is its turn: the next read begins the handshake, or finds that nobody is there.
+    Called,
+    Handshaking(Box<Handshaking>),
+    Open {
+        records: RecordLayer,
+        phase: Phase,
+        naming: Naming,
+        /* ticks of silence before a probe */ interval: u16,
+    },
+    Lingering,
+    Closed,
+    /// It lives on at its home.
+    Moved,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Unnamed,
+    Verifying,
+    Moving,
+    Device,
+}
+
+/// How the device's id was learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    Rule(IdentityFrom),
+    Generated,
+}
+
+/// A handshake in progress: the only large thing a connection ever owns (about 9.5 KB with rustls's own).
+struct Handshaking {
+    tls: Handshake,
+    /// A record was handled: whoever it is speaks TLS.
+    begun: bool,
+    started: Moment,
+}
+
+#[derive(Default)]
+struct Buffers {
+    saved: Saved,
+    unsent: Vec<u8>,
+    /// Messages that the device has been asked to acknowledge, oldest first.
+    awaited: VecDeque<Awaited>,
+    paused: bool,
+}
+
+/// Somebody waits for the device's ACK.
+struct Awaited {
+    message: u32,
+    request: u64,
+}
+
+impl Buffers {
+    fn is_empty(&self) -> bool {
+        self.saved.is_empty() && self.unsent.is_empty() && self.awaited.is_empty() && !self.paused
+    }
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    #[must_use]
+    pub fn accept(listener: ListenerId, generation: u32, now: Tick) -> Self {
+        Self {
+            state: State::Accepted,
+            device: Box::default(),
+            buffers: None,
+            liveness: Liveness::new(now),
+            generation,
+            connected_at: now,
+            listener,
+        }
+    }
+
+    // --- What it is -------------------------------------------------------------------------------------------------
+
+    /// The low half of its generation.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Through which listener it came.
+    #[must_use]
+    pub fn listener(&self) -> ListenerId {
+        self.listener
+    }
+
+    /// The device's id; empty while it is not known.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Since when it is connected.
+    #[must_use]
+    pub fn connected_at(&self) -> Tick {
+        self.connected_at
+    }
+
+    /// What is believed of the peer.
+    #[must_use]
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    /// Whether it waits for its first byte.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        matches!(self.state, State::Accepted)
+    }
+
+    /// Whether it waits for a place among the handshakes.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    /// Whether it has a place among the handshakes and is to be read.
+    #[must_use]
+    pub fn is_called(&self) -> bool {
+        matches!(self.state, State::Called)
+    }
+
+    /// Whether its TLS handshake is in progress.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        matches!(self.state, State::Handshaking(_))
+    }
+
+    /// Whether it is a device at home.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.state, State::Open { phase: Phase::Device, .. })
+    }
+
+    /// Whether it was offered to its home worker.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        matches!(self.state, State::Open { phase: Phase::Moving, .. })
+    }
+
+    /// Whether its token is being checked.
+    #[must_use]
+    pub fn is_verifying(&self) -> bool {
+        matches!(self.state, State::Open { phase: Phase::Verifying, .. })
+    }
+
+    /// Whether it only waits for the peer to have taken the last bytes.
+    #[must_use]
+    pub fn is_lingering(&self) -> bool {
+        matches!(self.state, State::Lingering)
+    }
+
+    /// Whether it is to be reaped.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed | State::Moved)
+    }
+
+    /// Whether it is to be reaped because it lives on at its home.
+    #[must_use]
+    pub fn is_moved(&self) -> bool {
+        matches!(self.state, State::Moved)
+    }
+
+    /// Whether nothing is read on because the uplink is full.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| buffers.paused)
+    }
+
+    /// Whether its socket should be read now. Before its handshake it is read only when it was called for it.
+    #[must_use]
+    pub fn wants_read(&self) -> bool {
+        match &self.state {
+            State::Accepted | State::Waiting | State::Closed | State::Moved => false,
+            State::Called | State::Handshaking(_) | State::Lingering => true,
+            State::Open { phase, .. } => !matches!(phase, Phase::Verifying | Phase::Moving) && !self.is_paused(),
+        }
+    }
+
+    /// Bytes that it keeps on the heap besides its id (a handshake's own aside).
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.saved.len() + buffers.unsent.len())
+    }
+
+    /// How its TLS version and suite are called, and how its id was learned; unknown before TLS is established.
+    #[must_use]
+    pub fn facts(&self) -> Option<(&'static str, &'static str, &'static str)> {
+        let State::Open { records, naming, .. } = &self.state else { return None };
+        let identity = match naming {
+            Naming::Rule(from) => from.label(),
+            Naming::Generated => "generated",
+        };
+        Some((records.version().name(), records.suite_name(), identity))
+    }
+
+    // --- What happens to it -----------------------------------------------------------------------------------------
+
+    /// There are bytes: it queues for a handshake.
+    pub fn begin_waiting(&mut self) {
+        assert!(self.is_accepted());
+        self.state = State::Waiting;
+    }
+
+    /// There is a place among the handshakes: the next read is its first.
+    pub fn call(&mut self) {
+        assert!(self.is_waiting());
+        self.state = State::Called;
+    }
+
+    /// There were no bytes after all.
+    pub fn end_waiting(&mut self) {
+        assert!(self.is_called());
+        self.state = State::Accepted;
+    }
+
+    /// Begins the TLS handshake: the connection has a place among them and there are bytes to look at.
+    pub fn begin_handshake(&mut self, rules: &Rules, now: Moment) {
+        assert!(self.is_called());
+        self.state = State::Handshaking(Box::new(Handshaking {
+            tls: Handshake::server(&rules.tls),
+            begun: false,
+            started: now,
+        }));
+    }
+
+    /// Loads what was half-received into the worker's scratch, before a read.
+    pub fn load(&self, input: &mut Input) {
+        match &self.buffers {
+            Some(buffers) => input.load(&buffers.saved),
+            None => input.load(&Saved::default()),
+        }
+    }
+
+    /// Keeps what is half-received, after a read was looked at.
+    pub fn save(&mut self, input: &Input) {
+        if input.is_empty() && self.buffers.is_none() {
+            return;
+        }
+        self.buffers.get_or_insert_default().saved = input.save();
+        self.shed_empty_buffers();
+    }
+
+    /// Bytes arrived: any byte counts as life. Where they answer a probe, returns the next deadline: to arm it while the
+    /// connection is at hand is cheaper than to let the probe's own come and find nothing to do.
+    pub fn handle_heard(&mut self, now: Moment, rules: &Rules, counters: &mut Counters) -> Option<Tick> {
+        let heard = self.liveness.handle_heard(now);
+        if let Some(round_trip) = heard.round_trip {
+            counters.observe(Timing::RoundTrip, round_trip);
+        }
+        if heard.answered == 0 {
+            return None;
+        }
+        counters.add(Figure::HeartbeatsAnswered, u64::from(heard.answered));
+        // One that has been told goodbye lingers for as long as it was given, whatever it answers.
+        self.is_device().then(|| self.liveness.last_heard().plus(self.schedule(rules).interval))
+    }
+
+    /// Looks at what is in `input`, as far as one [`Step`]. After any step but [`Step::Wait`], [`Step::Paused`] and
+    /// [`Step::End`] the caller settles it and calls again: there may be more.
+    pub fn handle_input(&mut self, input: &mut Input, rules: &Rules, cx: &mut Context) -> Step {
+        match &mut self.state {
+            State::Handshaking(_) => self.handle_handshake(input, rules, cx),
+            State::Open { phase: Phase::Verifying | Phase::Moving, .. } | State::Closed | State::Moved => Step::Wait,
+            State::Open { .. } => self.handle_open(input, rules, cx),
+            State::Lingering => {
+                input.load(&Saved::default());
+                Step::Wait
+            }
+            State::Accepted | State::Waiting | State::Called => {
+                unreachable!("a handshake begins before bytes are handled")
+            }
+        }
+    }
+
+    fn handle_handshake(&mut self, input: &mut Input, rules: &Rules, cx: &mut Context) -> Step {
+        let State::Handshaking(handshaking) = &mut self.state else { unreachable!("asked by the state") };
+        loop {
+            let stage = if handshaking.begun { Stage::Handshake } else { Stage::First };
+            let length = match next_record(input.cipher(), stage) {
+                Ok(None) => return Step::Wait,
+                Ok(Some(length)) => length,
+                Err(error) => {
+                    if let Some(alert) = error.alert() {
+                        plaintext_alert(alert, cx.wire);
+                    }
+                    let not_tls = error == FramingError::NotTls;
+                    let reason = if not_tls { CloseReason::NotTls } else { CloseReason::HandshakeFailed };
+                    return Step::End(Ending::from_error(reason, &error));
+                }
+            };
+            handshaking.begun = true;
+            let progress = handshaking.tls.handle_record(input.record(length), cx.wire);
+            input.skip_record(length);
+            match progress {
+                Ok(Progress::Continue) => {}
+                Ok(Progress::Done) => return self.finish_handshake(rules, cx),
+                Err(error) => return Step::End(handshake_ending(&error)),
+            }
+        }
+    }
+
+    /// Decision D1: from here on the connection is plain data, and rustls is gone.
+    fn finish_handshake(&mut self, rules: &Rules, cx: &mut Context) -> Step {
+        let State::Handshaking(handshaking) = std::mem::replace(&mut self.state, State::Accepted) else {
+            unreachable!("asked by the state")
+        };
+        cx.counters.observe(Timing::Handshake, cx.now.since(handshaking.started));
+        let established = match handshaking.tls.finish(cx.wire) {
+            Ok(established) => established,
+            Err(error) => return Step::End(handshake_ending(&error)),
+        };
+        let naming = match name_by_certificate(rules, established.peer.as_ref()) {
+            Ok(Some(device)) => {
+                self.device = device;
+                Naming::Rule(rules.identity)
+            }
+            Ok(None) if rules.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
+            Ok(None) => Naming::Generated,
+            Err(ending) => {
+                // TLS stands, so the refusal can be said within it.
+                self.open(established.records, Naming::Rule(rules.identity), rules);
+                return Step::End(ending);
+            }
+        };
+        self.open(established.records, naming, rules);
+        Step::Established { resumed: established.resumed }
+    }
+
+    fn open(&mut self, records: RecordLayer, naming: Naming, rules: &Rules) {
+        let interval = rules.schedule.interval as u16;
+        self.state = State::Open { records, phase: Phase::Unnamed, naming, interval };
+    }
+
+    /// Gives a device without a name of its own one: raw connections without a certificate.
+    pub fn set_generated_id(&mut self, id: Box<str>) {
+        assert!(self.device.is_empty() && matches!(self.state, State::Open { naming: Naming::Generated, .. }));
+        self.device = id;
+    }
+
+    /// The check of its token has ended. On `true` the next step of its input is [`Step::Named`].
+    pub fn handle_verdict(&mut self, accepted: bool) -> Step {
+        assert!(self.is_verifying());
+        if accepted {
+            self.set_phase(Phase::Unnamed);
+            Step::Named
+        } else {
+            Step::End(Ending::because(CloseReason::TokenRejected, "the token is not right for this device"))
+        }
+    }
+
+    /// It was offered to its home; nothing is read until it is there or back.
+    pub fn begin_move(&mut self) {
+        assert!(!self.device.is_empty());
+        self.set_phase(Phase::Moving);
+    }
+
+    /// It is at home and in the device table: a device from now on, under a generation of its own that is newer than
+    /// those of all devices before it. Returns its first deadline.
+    ///
+    /// # Errors
+    /// The [`Ending`] of a connection whose keys can seal nothing more.
+    pub fn begin_device(
+        &mut self,
+        generation: u32,
+        rules: &Rules,
+        jitter: u32,
+        cx: &mut Context,
+    ) -> Result<Tick, Ending> {
+        self.set_phase(Phase::Device);
+        self.generation = generation;
+        let tick = cx.now.tick();
+        self.liveness = Liveness::new(tick);
+        if rules.protocol == Protocol::Native {
+            self.talk(rules, cx).say_welcome()?;
+        }
+        Ok(self.schedule(rules).first_deadline(tick, jitter))
+    }
+
+    /// The liveness deadline of a device. `drained`: see [`Liveness::handle_deadline`]. A probe is sealed into the wire.
+    ///
+    /// # Errors
+    /// The [`Ending`] of a connection whose keys can seal nothing more.
+    pub fn handle_deadline(&mut self, drained: Tick, rules: &Rules, cx: &mut Context) -> Result<Due, Ending> {
+        assert!(self.is_device());
+        if self.is_paused() {
+            // It is we who do not read: its silence means nothing.
+            return Ok(Due::Wait(cx.now.tick().deadline_after(rules.schedule.timeout)));
+        }
+        let schedule = self.schedule(rules);
+        let due = self.liveness.handle_deadline(&schedule, drained, cx.now);
+        if let Due::Probe(_) = due {
+            self.talk(rules, cx).say_probe()?;
+            cx.counters.add(Figure::HeartbeatsSent, 1);
+        }
+        Ok(due)
+    }
+
+    /// After a suspect's last read: `None` if it is expired, else when to look again.
+    #[must_use]
+    pub fn recheck(&self, rules: &Rules, now: Tick) -> Option<Tick> {
+        self.liveness.recheck(&self.schedule(rules), now)
+    }
+
+    /// The backbone holds a message of this device.
+    ///
+    /// # Errors
+    /// The [`Ending`] of a connection whose keys can seal nothing more.
+    pub fn handle_message_accepted(&mut self, message: u32, rules: &Rules, cx: &mut Context) -> Result<(), Ending> {
+        assert!(self.is_device());
+        cx.counters.add(Figure::MessagesAcknowledged, 1);
+        self.talk(rules, cx).say_ack(message)
+    }
+
+    /// Says something to the device. `message` is the id for its ACK, for which `request` waits; 0: nobody waits.
+    ///
+    /// # Errors
+    /// The [`Ending`] of a connection whose keys can seal nothing more.
+    pub fn handle_downlink(
+        &mut self,
+        downlink: &Downlink,
+        message: u32,
+        request: u64,
+        rules: &Rules,
+        cx: &mut Context,
+    ) -> Result<Outcome, Ending> {
+        assert!(self.is_device());
+        if let Some(why) = refusal(downlink, message, rules) {
+            return Ok(Outcome::Refused(why));
+        }
+        if message != 0 {
+            let awaited = &mut self.buffers.get_or_insert_default().awaited;
+            if awaited.len() == AWAITED_MAX
+                && let Some(oldest) = awaited.pop_front()
+            {
+                cx.uplink.push(Uplink::Sent { request: oldest.request, outcome: Outcome::Unacknowledged });
+            }
+            awaited.push_back(Awaited { message, request });
+        }
+        self.talk(rules, cx).say_message(downlink, message)?;
+        Ok(Outcome::Delivered)
+    }
+
+    /// There is room in the uplink again.
+    pub fn resume(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.paused = false;
+        }
+        self.shed_empty_buffers();
+    }
+
+    /// The uplink is full: keeps what is in `input` and reads no more.
+    pub fn pause(&mut self, input: &Input) {
+        let buffers = self.buffers.get_or_insert_default();
+        buffers.saved = input.save();
+        buffers.paused = true;
+    }
+
+    /// It ends. What there is to say is sealed into the wire, keys are wiped, and it lingers or is closed.
+    pub fn end(&mut self, ending: &Ending, rules: &Rules, cx: &mut Context) {
+        assert!(!self.is_closed());
+        if self.is_lingering() {
+            self.state = State::Closed;
+        } else {
+            // Nobody is there to read it, or nobody reads.
+            let unheard = matches!(ending.reason, CloseReason::PeerReset | CloseReason::SlowConsumer);
+            if matches!(self.state, State::Open { .. }) && !unheard {
+                self.talk(rules, cx).say_goodbye(ending);
+            }
+            self.state = if lingers(ending.reason) { State::Lingering } else { State::Closed };
+        }
+        if let Some(buffers) = &mut self.buffers {
+            buffers.saved = Saved::default();
+            buffers.paused = false;
+            for awaited in buffers.awaited.drain(..) {
+                cx.uplink.push(Uplink::Sent { request: awaited.request, outcome: Outcome::Unacknowledged });
+            }
+        }
+        self.shed_empty_buffers();
+    }
+
+    /// Its home holds it: no word, no trace.
+    pub fn forget(&mut self) {
+        assert!(self.is_moving());
+        self.state = State::Moved;
+    }
+
+    // --- What it could not send -------------------------------------------------------------------------------------
+
+    /// Bytes that the socket did not take yet.
+    #[must_use]
+    pub fn unsent(&self) -> &[u8] {
+        self.buffers.as_ref().map_or(&[], |buffers| &buffers.unsent)
+    }
+
+    /// Keeps bytes that the socket did not take. Returns how many are kept now.
+    pub fn keep_unsent(&mut self, bytes: &[u8]) -> usize {
+        let buffers = self.buffers.get_or_insert_default();
+        buffers.unsent.extend_from_slice(bytes);
+        buffers.unsent.len()
+    }
+
+    /// The socket took `count` bytes of [`Connection::unsent`].
+    pub fn sent(&mut self, count: usize) {
+        let buffers = self.buffers.as_mut().expect("bytes were sent, so there were some");
+        buffers.unsent.drain(..count);
+        self.shed_empty_buffers();
+    }
+
+    // --- Helpers ----------------------------------------------------------------------------------------------------
+
+    fn schedule(&self, rules: &Rules) -> Schedule {
+        let State::Open { interval, .. } = self.state else { unreachable!("only a device has a schedule") };
+        rules.schedule(interval)
+    }
+
+    fn set_phase(&mut self, next: Phase) {
+        let State::Open { phase, .. } = &mut self.state else { unreachable!("only an open connection has a phase") };
+        *phase = next;
+    }
+
+    fn shed_empty_buffers(&mut self) {
+        if self.buffers.as_ref().is_some_and(|buffers| buffers.is_empty()) {
+            self.buffers = None;
+        }
+    }
+}
+
+/// Why a device cannot be told this, if so.
+fn refusal(downlink: &Downlink, message: u32, rules: &Rules) -> Option<&'static str> {
+    match rules.protocol {
+        Protocol::Native if downlink.topic.len() > native::TOPIC_MAX => Some("the topic is longer than 255 bytes"),
+        Protocol::Native if downlink.topic.chars().any(char::is_control) => Some("the topic has control characters"),
+        Protocol::Native
+            if native::MESSAGE_OVERHEAD + downlink.topic.len() + downlink.payload.len() > native::BODY_MAX =>
+        {
+            Some("topic and payload are longer than a frame")
+        }
+        Protocol::Raw(_) if message != 0 => Some("the raw protocol has no acknowledgements"),
+        Protocol::Native | Protocol::Raw(_) => None,
+    }
+}
+
+fn handshake_ending(error: &HandshakeError) -> Ending {
+    let reason = match error {
+        HandshakeError::CertificateRejected(_) => CloseReason::CertificateRejected,
+        HandshakeError::PeerClosed => CloseReason::HandshakeAbandoned,
+        _ => CloseReason::HandshakeFailed,
+    };
+    Ending::from_error(reason, error)
+}
+
+/// The id that the listener's rule finds in the client certificate. `None`: there is no rule, or (raw listeners) no
+/// certificate.
+fn name_by_certificate(rules: &Rules, peer: Option<&PeerIdentity>) -> Result<Option<Box<str>>, Ending> {
+    let name = match (rules.identity, peer) {
+        (IdentityFrom::Hello, _) => return Ok(None),
+        (_, None) if rules.protocol != Protocol::Native => return Ok(None),
+        (_, None) => None,
+        (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
+        (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),
+        (IdentityFrom::CertSanUri, Some(peer)) => peer.uris.first().map(|name| &**name),
+    };
+    match name {
+        Some(name) if native::is_id(name) => Ok(Some(name.into())),
+        Some(_) => Err(Ending::because(
+            CloseReason::IdentityMissing,
+            "the name in the client certificate is not a device id: 1 to 128 bytes without control characters",
+        )),
+        None => Err(Ending::because(
+            CloseReason::IdentityMissing,
+            format!("no client certificate with a name for the rule {}", rules.identity.label()),
+        )),
+    }
+}

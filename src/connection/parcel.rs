@@ -1,0 +1,143 @@
+//! A named connection as bytes: what travels beside its descriptor when it moves to its home.
+//!
+//! ```text
+//!   version  listener  naming  interval  connected_at  device    saved plain  saved cipher  unsent    record layer
+//!     u8        u8       u8      u16         u32       u8 + …    u32 + …      u32 + …       u32 + …   (tls::record)
+//! ```
+//! Integers are big-endian. Both ends are this program, but not always this process: nothing in it is trusted to be
+//! well-formed.
+
+use super::{Buffers, Connection, Liveness, Naming, Phase, Rules, Saved, State};
+use crate::codec::native;
+use crate::config::IdentityFrom;
+use crate::link::ListenerId;
+use crate::time::Tick;
+use crate::tls::record::{PLAINTEXT_MAX, RECORD_MAX, RecordLayer};
+
+const VERSION: u8 = 1;
+
+/// The bytes are no parcel of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadParcel;
+
+impl std::fmt::Display for BadParcel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the bytes are not a moved connection of this version")
+    }
+}
+
+impl std::error::Error for BadParcel {}
+
+impl Connection {
+    /// Appends the connection as bytes. It must be [moving](Connection::begin_move).
+    pub fn pack(&self, out: &mut Vec<u8>) {
+        let State::Open { records, phase: Phase::Moving, naming, interval } = &self.state else {
+            unreachable!("only a moving connection is packed")
+        };
+        out.push(VERSION);
+        out.push(self.listener.0);
+        out.push(naming_code(*naming));
+        out.extend_from_slice(&interval.to_be_bytes());
+        out.extend_from_slice(&self.connected_at.0.to_be_bytes());
+        out.push(self.device.len() as u8);
+        out.extend_from_slice(self.device.as_bytes());
+        let none = Buffers::default();
+        let buffers = self.buffers.as_deref().unwrap_or(&none);
+        for bytes in [&buffers.saved.plain, &buffers.saved.cipher, &buffers.unsent] {
+            out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+            out.extend_from_slice(bytes);
+        }
+        records.encode(out);
+    }
+
+    /// A connection from bytes: named, and not yet a device of its new shard.
+    ///
+    /// # Errors
+    /// [`BadParcel`] when the bytes are anything else.
+    pub fn unpack(bytes: &[u8], generation: u32, now: Tick) -> Result<Self, BadParcel> {
+        let mut rest = Rest(bytes);
+        if rest.u8()? != VERSION {
+            return Err(BadParcel);
+        }
+        let listener = ListenerId(rest.u8()?);
+        let naming = naming_from(rest.u8()?)?;
+        let interval = u16::from_be_bytes(rest.array()?);
+        let connected_at = Tick(u32::from_be_bytes(rest.array()?));
+        let length = usize::from(rest.u8()?);
+        let device = std::str::from_utf8(rest.take(length)?).map_err(|_| BadParcel)?;
+        if !native::is_id(device) || interval == 0 {
+            return Err(BadParcel);
+        }
+        let saved = Saved { plain: rest.sized()?.to_vec(), cipher: rest.sized()?.to_vec() };
+        let unsent = rest.sized()?.to_vec();
+        let (records, used) = RecordLayer::decode(rest.0).ok_or(BadParcel)?;
+        if used != rest.0.len() {
+            return Err(BadParcel);
+        }
+        let buffers = Buffers { saved, unsent, ..Buffers::default() };
+        Ok(Self {
+            state: State::Open { records, phase: Phase::Unnamed, naming, interval },
+            device: device.into(),
+            buffers: (!buffers.is_empty()).then(|| Box::new(buffers)),
+            liveness: Liveness::new(now),
+            generation,
+            connected_at,
+            listener,
+        })
+    }
+
+    /// Whether what it has half-received has room in the scratch of a shard under these rules. What came from another
+    /// process may have been received under larger bounds.
+    #[must_use]
+    pub fn fits(&self, rules: &Rules) -> bool {
+        let plain_max = native::HEADER_BYTES + rules.frame_bytes + PLAINTEXT_MAX;
+        self.buffers.as_ref().is_none_or(|buffers| {
+            buffers.saved.plain.len() <= plain_max && buffers.saved.cipher.len() <= RECORD_MAX + rules.read_bytes
+        })
+    }
+}
+
+const fn naming_code(naming: Naming) -> u8 {
+    match naming {
+        Naming::Generated => 0,
+        Naming::Rule(IdentityFrom::Hello) => 1,
+        Naming::Rule(IdentityFrom::CertCn) => 2,
+        Naming::Rule(IdentityFrom::CertSanDns) => 3,
+        Naming::Rule(IdentityFrom::CertSanUri) => 4,
+    }
+}
+
+const fn naming_from(code: u8) -> Result<Naming, BadParcel> {
+    Ok(match code {
+        0 => Naming::Generated,
+        1 => Naming::Rule(IdentityFrom::Hello),
+        2 => Naming::Rule(IdentityFrom::CertCn),
+        3 => Naming::Rule(IdentityFrom::CertSanDns),
+        4 => Naming::Rule(IdentityFrom::CertSanUri),
+        _ => return Err(BadParcel),
+    })
+}
+
+/// What is left to read of a parcel.
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], BadParcel> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(BadParcel)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], BadParcel> {
+        Ok(self.take(N)?.try_into().expect("taken to measure"))
+    }
+
+    fn u8(&mut self) -> Result<u8, BadParcel> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn sized(&mut self) -> Result<&'a [u8], BadParcel> {
+        let length = u32::from_be_bytes(self.array()?);
+        self.take(length as usize)
+    }
+}

@@ -1,0 +1,333 @@
+//! An open connection being spoken with: the record layer on one side, the device protocol on the other.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::goodbye::close_code;
+use super::{Buffers, Connection, Context, Ending, Input, Phase, Rules, State, Step};
+use crate::codec::native::{self, Frame};
+use crate::codec::raw::{self, Payload};
+use crate::config::{self, Protocol};
+use crate::link::{CloseReason, ConnectionId, Downlink, Message, Outcome, Uplink};
+use crate::metrics::Figure;
+use crate::time::{TICK_MICROS, ticks_ceil};
+use crate::tls::record::{Burst, Handled, Opened};
+
+/// The shortest heartbeat interval that a device may ask for, unless the operator's own is shorter.
+const WANTED_INTERVAL_MIN_MS: u32 = 1_000;
+/// The longest that a device may ask for: one hour.
+const WANTED_INTERVAL_MAX_MS: u32 = 3_600_000;
+/// Raw bytes go up in pieces of at most this size, so that one message never holds the uplink up.
+const RAW_CHUNK_BYTES: usize = 4_096;
+const TICK_MS: u32 = (TICK_MICROS / 1_000) as u32;
+
+/// An open connection taken apart for the length of one call, so that the keys that the record layer rebuilds are kept
+/// for all of its records.
+pub(super) struct Talk<'c, 'x> {
+    tls: Burst<'c>,
+    phase: &'c mut Phase,
+    interval: &'c mut u16,
+    device: &'c mut Box<str>,
+    buffers: Option<&'c mut Buffers>,
+    id: ConnectionId,
+    rules: &'c Rules,
+    cx: &'c mut Context<'x>,
+}
+
+impl Connection {
+    /// Handles everything in `input`: records, and the frames within them.
+    pub(super) fn handle_open(&mut self, input: &mut Input, rules: &Rules, cx: &mut Context) -> Step {
+        let mut talk = self.talk(rules, cx);
+        let step = match &rules.protocol {
+            Protocol::Native => talk.handle_native(input),
+            Protocol::Raw(raw) => talk.handle_raw(input, raw),
+        };
+        // Answers to what was understood go out even when what came after it ends the connection.
+        let sealed = talk.seal_said();
+        match step.and_then(|step| sealed.map(|()| step)) {
+            Ok(step) => step,
+            Err(ending) => Step::End(ending),
+        }
+    }
+
+    /// The connection as a partner to talk with. It must be open.
+    pub(super) fn talk<'c, 'x>(&'c mut self, rules: &'c Rules, cx: &'c mut Context<'x>) -> Talk<'c, 'x> {
+        let State::Open { records, phase, interval, .. } = &mut self.state else {
+            unreachable!("only an open connection can be talked with")
+        };
+        debug_assert!(cx.plain.is_empty());
+        let id = ConnectionId { index: cx.index, generation: self.generation };
+        Talk {
+            tls: records.burst(),
+            phase,
+            interval,
+            device: &mut self.device,
+            buffers: self.buffers.as_deref_mut(),
+            id,
+            rules,
+            cx,
+        }
+    }
+}
+
+/// What one record came to.
+enum Record {
+    /// Not all of it is there.
+    Partial,
+    /// It was nothing for the protocol above.
+    Nothing,
+    /// A record of `length` bytes, with this range of it opened.
+    Data { length: usize, plaintext: Range<usize> },
+}
+
+impl Talk<'_, '_> {
+    // --- Records ----------------------------------------------------------------------------------------------------
+
+    /// Opens the next record in place.
+    fn open_record(&mut self, input: &mut Input) -> Result<Record, Ending> {
+        let length = match self.tls.next_record(input.cipher(), self.cx.wire) {
+            Ok(None) => return Ok(Record::Partial),
+            Ok(Some(length)) => length,
+            Err(error) => return Err(Ending::from_error(CloseReason::TlsError, &error)),
+        };
+        let record = input.record(length);
+        let start = record.as_ptr() as usize;
+        match self.tls.open(record, self.cx.wire) {
+            Ok(Opened::Data(plaintext)) => {
+                let offset = plaintext.as_ptr() as usize - start;
+                Ok(Record::Data { length, plaintext: offset..offset + plaintext.len() })
+            }
+            Ok(Opened::Handled(handled)) => {
+                if let Handled::KeyUpdate { .. } = handled {
+                    self.cx.counters.add(Figure::KeyUpdates, 1);
+                }
+                input.skip_record(length);
+                Ok(Record::Nothing)
+            }
+            Ok(Opened::CloseNotify) => Err(Ending::new(CloseReason::PeerClosed)),
+            Err(error) => Err(Ending::from_error(CloseReason::TlsError, &error)),
+        }
+    }
+
+    /// Seals what was said since the last time into as few records as it takes.
+    pub(super) fn seal_said(&mut self) -> Result<(), Ending> {
+        if self.cx.plain.is_empty() {
+            return Ok(());
+        }
+        let sealed = self.tls.seal(self.cx.plain, self.cx.wire);
+        self.cx.plain.clear();
+        sealed.map_err(|error| Ending::from_error(CloseReason::TlsError, &error))
+    }
+
+    // --- Raw: opaque bytes ------------------------------------------------------------------------------------------
+
+    fn handle_raw(&mut self, input: &mut Input, raw: &config::Raw) -> Result<Step, Ending> {
+        if *self.phase == Phase::Unnamed {
+            return Ok(Step::Named);
+        }
+        loop {
+            if self.cx.uplink.len() >= self.cx.uplink_length {
+                // Raw bytes cannot be dropped without breaking the protocol above: they wait in the socket.
+                return Ok(Step::Paused);
+            }
+            match self.open_record(input)? {
+                Record::Partial => return Ok(Step::Wait),
+                Record::Nothing => {}
+                Record::Data { length, plaintext } => {
+                    let bytes = &input.record(length)[plaintext];
+                    self.handle_raw_bytes(bytes, raw);
+                    input.skip_record(length);
+                }
+            }
+        }
+    }
+
+    fn handle_raw_bytes(&mut self, bytes: &[u8], raw: &config::Raw) {
+        match raw::classify(&raw.heartbeat, bytes) {
+            Payload::Heartbeats(count) => {
+                self.cx.counters.add(Figure::HeartbeatsReceived, count as u64);
+                for _ in 0..count {
+                    self.cx.plain.extend_from_slice(&raw.reply);
+                }
+            }
+            Payload::Data(bytes) => {
+                for chunk in raw::chunks(bytes, RAW_CHUNK_BYTES) {
+                    self.send_up("", chunk, None);
+                }
+            }
+        }
+    }
+
+    // --- Native: frames ---------------------------------------------------------------------------------------------
+
+    fn handle_native(&mut self, input: &mut Input) -> Result<Step, Ending> {
+        loop {
+            while let Some((frame, length)) = self.next_frame(input)? {
+                let step = self.handle_frame(&frame)?;
+                if matches!(step, Step::Paused) {
+                    return Ok(step);
+                }
+                input.consume_plain(length);
+                if !matches!(step, Step::Wait) {
+                    return Ok(step);
+                }
+            }
+            match self.open_record(input)? {
+                Record::Partial => return Ok(Step::Wait),
+                Record::Nothing => {}
+                Record::Data { length, plaintext } => input.keep_plaintext(length, plaintext),
+            }
+        }
+    }
+
+    fn next_frame<'i>(&self, input: &'i Input) -> Result<Option<(Frame<'i>, usize)>, Ending> {
+        native::decode(input.plain(), self.rules.frame_bytes).map_err(|error| {
+            let reason = match error {
+                native::Error::TooLong { .. } => CloseReason::FrameTooLarge,
+                _ => CloseReason::ProtocolError,
+            };
+            Ending::from_error(reason, &error)
+        })
+    }
+
+    /// [`Step::Paused`] means that the frame was not taken.
+    fn handle_frame(&mut self, frame: &Frame) -> Result<Step, Ending> {
+        match (*self.phase, frame) {
+            (Phase::Unnamed, Frame::Hello(hello)) => return self.handle_hello(hello),
+            (_, Frame::Close(_)) => return Err(Ending::new(CloseReason::DeviceClosed)),
+            (Phase::Device, Frame::Ping(echo)) => {
+                self.cx.counters.add(Figure::HeartbeatsReceived, 1);
+                Frame::Pong(echo).encode(self.cx.plain);
+            }
+            (Phase::Device, Frame::Message(message)) => return Ok(self.handle_message(message)),
+            (Phase::Device, Frame::Ack(message)) => self.handle_ack(*message),
+            // That the device was heard is all that a PONG says.
+            (Phase::Device, Frame::Pong(_)) => {}
+            (phase, frame) => {
+                let when = if phase == Phase::Unnamed { "before HELLO" } else { "after HELLO" };
+                return Err(Ending::because(
+                    CloseReason::ProtocolError,
+                    format!("{} is not allowed {when}", frame.name()),
+                ));
+            }
+        }
+        Ok(Step::Wait)
+    }
+
+    fn handle_hello(&mut self, hello: &native::Hello) -> Result<Step, Ending> {
+        if self.device.is_empty() {
+            *self.device = hello.id.into();
+        } else if **self.device != *hello.id {
+            return Err(Ending::because(
+                CloseReason::IdentityMismatch,
+                format!("HELLO names {:?}, the certificate names {:?}", hello.id, self.device),
+            ));
+        }
+        if hello.heartbeat_ms != 0 {
+            let configured = self.rules.heartbeat.interval.as_millis() as u32;
+            let wanted = hello
+                .heartbeat_ms
+                .clamp(WANTED_INTERVAL_MIN_MS.min(configured), WANTED_INTERVAL_MAX_MS.max(configured));
+            let ticks = ticks_ceil(Duration::from_millis(u64::from(wanted)));
+            *self.interval = u16::try_from(ticks).unwrap_or(u16::MAX);
+        }
+        if !self.rules.tokens {
+            return Ok(Step::Named);
+        }
+        if hello.token.is_empty() {
+            return Err(Ending::because(CloseReason::TokenRejected, "HELLO carries no token"));
+        }
+        *self.phase = Phase::Verifying;
+        Ok(Step::Verify(Bytes::copy_from_slice(hello.token)))
+    }
+
+    fn handle_message(&mut self, message: &native::Message) -> Step {
+        let full = self.cx.uplink.len() >= self.cx.uplink_length;
+        match (full, message.id) {
+            (false, id) => self.send_up(message.topic, message.payload, (id != 0).then_some(id)),
+            (true, 0) => self.cx.counters.add(Figure::MessagesDropped, 1),
+            (true, _) => return Step::Paused,
+        }
+        Step::Wait
+    }
+
+    /// An ACK for something that nobody waits for any more is no fault of the device's.
+    fn handle_ack(&mut self, message: u32) {
+        let Some(buffers) = self.buffers.as_deref_mut() else { return };
+        let Some(place) = buffers.awaited.iter().position(|awaited| awaited.message == message) else { return };
+        let awaited = buffers.awaited.remove(place).expect("the place was found");
+        self.cx.counters.add(Figure::MessagesConfirmed, 1);
+        self.cx.uplink.push(Uplink::Sent { request: awaited.request, outcome: Outcome::Acknowledged });
+    }
+
+    /// The one copy that a message costs on its way up.
+    fn send_up(&mut self, topic: &str, payload: &[u8], acknowledge: Option<u32>) {
+        self.cx.counters.add(Figure::MessagesReceived, 1);
+        self.cx.uplink.push(Uplink::Message(Message {
+            device: self.device.clone(),
+            connection: self.id,
+            topic: topic.into(),
+            payload: Bytes::copy_from_slice(payload),
+            acknowledge,
+        }));
+    }
+
+    // --- What the gateway says --------------------------------------------------------------------------------------
+
+    pub(super) fn say_welcome(&mut self) -> Result<(), Ending> {
+        let heartbeat = &self.rules.heartbeat;
+        let welcome = native::Welcome {
+            heartbeat_ms: u32::from(*self.interval) * TICK_MS,
+            timeout_ms: heartbeat.timeout.as_millis() as u32,
+            retries: heartbeat.retries,
+            body_max: self.rules.frame_bytes as u16,
+        };
+        Frame::Welcome(welcome).encode(self.cx.plain);
+        self.seal_said()
+    }
+
+    pub(super) fn say_probe(&mut self) -> Result<(), Ending> {
+        match &self.rules.protocol {
+            Protocol::Native => Frame::Ping(&[]).encode(self.cx.plain),
+            Protocol::Raw(raw) => self.cx.plain.extend_from_slice(&raw.probe),
+        }
+        self.seal_said()
+    }
+
+    /// `message` is the id under which the device shall acknowledge it; 0: it need not.
+    pub(super) fn say_message(&mut self, downlink: &Downlink, message: u32) -> Result<(), Ending> {
+        match self.rules.protocol {
+            Protocol::Native => {
+                let (topic, payload) = (&*downlink.topic, &*downlink.payload);
+                Frame::Message(native::Message { id: message, topic, payload }).encode(self.cx.plain);
+            }
+            Protocol::Raw(_) => self.cx.plain.extend_from_slice(&downlink.payload),
+        }
+        self.cx.counters.add(Figure::MessagesSent, 1);
+        self.seal_said()
+    }
+
+    pub(super) fn say_ack(&mut self, message: u32) -> Result<(), Ending> {
+        Frame::Ack(message).encode(self.cx.plain);
+        self.seal_said()
+    }
+
+    /// CLOSE where the protocol has it, then close_notify. A layer that has failed says nothing more: its alert is
+    /// already on its way.
+    pub(super) fn say_goodbye(&mut self, ending: &Ending) {
+        if let (Protocol::Native, Some(code)) = (&self.rules.protocol, close_code(ending.reason)) {
+            let words = if ending.detail.is_empty() { ending.reason.label() } else { &ending.detail };
+            let close = native::Close {
+                code,
+                retry_after_ms: ending.retry_after_ms,
+                reason: &words[..words.floor_char_boundary(native::REASON_MAX)],
+            };
+            Frame::Close(close).encode(self.cx.plain);
+            // A layer that cannot seal any more has nothing to be added to it.
+            let _ = self.seal_said();
+        }
+        self.tls.close_notify(self.cx.wire);
+    }
+}

@@ -1,0 +1,534 @@
+//! One connection in memory, against a client in memory. The bench does what a shard does with each step.
+
+use super::lab::{Client, End, Lab, Said};
+use super::*;
+use crate::codec::native::{CloseCode, Frame, Hello};
+use crate::config::{ClientAuth, Identity, IdentityFrom, Limits};
+use crate::link::Refusal;
+use crate::time::TICK_MICROS;
+use crate::tls::handshake::Versions;
+use crate::tls::record::{Alert, RecordError};
+
+/// One connection and all that it is lent.
+struct Bench {
+    connection: Connection,
+    rules: Rules,
+    now: Moment,
+    input: Input,
+    wire: Vec<u8>,
+    plain: Vec<u8>,
+    counters: Counters,
+    uplink: Vec<Uplink>,
+    uplink_length: usize,
+    /// A token that waits to be checked.
+    token: Option<Bytes>,
+    /// The reason for which it has ended.
+    ended: Option<Ending>,
+}
+
+impl Bench {
+    fn new(rules: Rules) -> Self {
+        let Limits { frame_bytes, read_bytes, .. } = Lab::limits();
+        let now = Moment::from_micros(TICK_MICROS);
+        let mut connection = Connection::accept(ListenerId(0), 1, now.tick());
+        connection.begin_waiting();
+        connection.call();
+        connection.begin_handshake(&rules, now);
+        Self {
+            connection,
+            rules,
+            now,
+            input: Input::new(frame_bytes, read_bytes),
+            wire: Vec::new(),
+            plain: Vec::new(),
+            counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
+            uplink: Vec::new(),
+            uplink_length: 100,
+            token: None,
+            ended: None,
+        }
+    }
+
+    fn with<R>(&mut self, act: impl FnOnce(&mut Connection, &Rules, &mut Context) -> R) -> R {
+        let mut context = Context {
+            index: 0,
+            now: self.now,
+            wire: &mut self.wire,
+            plain: &mut self.plain,
+            counters: &mut self.counters,
+            uplink: &mut self.uplink,
+            uplink_length: self.uplink_length,
+        };
+        let result = act(&mut self.connection, &self.rules, &mut context);
+        assert!(self.plain.is_empty(), "something was said and not sealed");
+        result
+    }
+
+    /// Bytes arrive, and are looked at as a shard would.
+    fn receive(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.ended.is_none() && self.connection.wants_read() {
+            self.connection.load(&mut self.input);
+            let space = self.input.space();
+            let count = bytes.len().min(space.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            self.input.filled(count);
+            bytes = &bytes[count..];
+            let _ = self.connection.handle_heard(self.now, &self.rules, &mut self.counters);
+            self.handle_input();
+        }
+    }
+
+    fn handle_input(&mut self) {
+        let mut input = std::mem::replace(&mut self.input, Input::new(0, 0));
+        loop {
+            match self.with(|connection, rules, cx| connection.handle_input(&mut input, rules, cx)) {
+                Step::Wait => break,
+                Step::Established { .. } => {}
+                Step::Named => self.named(),
+                Step::Verify(token) => {
+                    self.token = Some(token);
+                    break;
+                }
+                Step::Paused => {
+                    self.connection.pause(&input);
+                    self.input = input;
+                    return;
+                }
+                Step::End(ending) => {
+                    self.input = input;
+                    return self.end(ending);
+                }
+            }
+        }
+        self.connection.save(&input);
+        self.input = input;
+    }
+
+    fn named(&mut self) {
+        if self.connection.device().is_empty() {
+            self.connection.set_generated_id("generated".into());
+        }
+        self.with(|connection, rules, cx| connection.begin_device(2, rules, 0, cx)).unwrap();
+    }
+
+    fn end(&mut self, ending: Ending) {
+        self.with(|connection, rules, cx| connection.end(&ending, rules, cx));
+        self.ended = Some(ending);
+    }
+
+    fn reason(&self) -> Option<CloseReason> {
+        self.ended.as_ref().map(|ending| ending.reason)
+    }
+
+    /// Everything that waits goes both ways until nothing moves.
+    fn exchange(&mut self, client: &mut Client) {
+        while !client.out.is_empty() || !self.wire.is_empty() {
+            client.receive(&std::mem::take(&mut self.wire));
+            self.receive(&std::mem::take(&mut client.out));
+        }
+    }
+
+    fn payloads(&self) -> Vec<&[u8]> {
+        let messages = self.uplink.iter().filter_map(|event| match event {
+            Uplink::Message(message) => Some(&message.payload[..]),
+            _ => None,
+        });
+        messages.collect()
+    }
+
+    /// What it keeps on the heap besides its id.
+    fn is_bare(&self) -> bool {
+        self.connection.buffers.is_none()
+    }
+}
+
+/// A bench and a client whose handshake is done.
+fn established(rules: Rules, client: &crate::tls::handshake::ClientTls) -> (Bench, Client) {
+    let mut bench = Bench::new(rules);
+    let mut client = Client::new(client);
+    bench.exchange(&mut client);
+    (bench, client)
+}
+
+fn device(versions: Versions) -> (Bench, Client) {
+    let lab = Lab::new();
+    let (mut bench, mut client) = established(lab.rules(0, &Lab::native()), &lab.client(None, versions));
+    client.say_hello("meter-1");
+    bench.exchange(&mut client);
+    assert!(matches!(client.frames()[..], [Said::Welcome(_)]));
+    (bench, client)
+}
+
+fn close(code: CloseCode) -> impl Fn(&Said) -> bool {
+    move |said| matches!(said, Said::Close(found, ..) if *found == code)
+}
+
+#[test]
+fn a_native_life_in_both_versions() {
+    for versions in [Versions::Tls13, Versions::Tls12] {
+        let (mut bench, mut client) = device(versions);
+        assert!(bench.connection.is_device() && bench.is_bare());
+        let (version, _, identity) = bench.connection.facts().unwrap();
+        assert_eq!((version == "TLSv1.3", identity), (versions == Versions::Tls13, "hello"));
+        client.say(&Frame::Ping(b"12345678"));
+        client.say_message(7, b"up");
+        client.say_message(0, b"up, unacknowledged");
+        bench.exchange(&mut client);
+        assert_eq!(bench.payloads(), [&b"up"[..], b"up, unacknowledged"]);
+        bench.with(|connection, rules, cx| connection.handle_message_accepted(7, rules, cx)).unwrap();
+        let due = bench.connection.liveness().last_heard().plus(100);
+        bench.now = due.start_near(bench.now);
+        let probed = bench.with(|connection, rules, cx| connection.handle_deadline(due, rules, cx)).unwrap();
+        assert!(matches!(probed, Due::Probe(_)));
+        bench.exchange(&mut client);
+        assert_eq!(client.frames(), [Said::Pong(b"12345678".to_vec()), Said::Ack(7), Said::Ping]);
+        client.say(&Frame::Pong(b""));
+        bench.exchange(&mut client);
+        assert!(!bench.connection.liveness().is_probed() && bench.is_bare());
+        client.records.as_mut().unwrap().burst().close_notify(&mut client.out);
+        bench.exchange(&mut client);
+        assert_eq!((bench.reason(), client.end.take()), (Some(CloseReason::PeerClosed), Some(End::CloseNotify)));
+        assert!(bench.connection.is_closed());
+    }
+}
+
+#[test]
+fn a_raw_life_named_by_a_certificate_or_by_us() {
+    let lab = Lab::new();
+    let mut listener = Lab::raw();
+    listener.tls.client_auth = ClientAuth::Optional;
+    for (certificate, id) in [(Some("pump-3"), "pump-3"), (None, "generated")] {
+        let (mut bench, mut client) = established(lab.rules(0, &listener), &lab.client(certificate, Versions::Both));
+        assert!(bench.connection.is_device());
+        assert_eq!(bench.connection.device(), id);
+        for bytes in [&b"heartbeat"[..], b"heartbeatheartbeat", b"heartbeat!", &[7; 5_000]] {
+            client.say_bytes(bytes);
+        }
+        bench.exchange(&mut client);
+        assert_eq!(client.heard, b"okokok");
+        let payloads = bench.payloads();
+        assert_eq!(payloads.iter().map(|payload| payload.len()).collect::<Vec<_>>(), [10, 4_096, 904]);
+        assert!(bench.is_bare());
+        bench.end(Ending::new(CloseReason::Shutdown));
+        bench.exchange(&mut client);
+        assert_eq!(client.end, Some(End::CloseNotify));
+        assert_eq!(client.heard, b"okokok", "the raw protocol has no words for it");
+    }
+}
+
+/// However the stream is cut, it means the same.
+#[test]
+fn bytes_split_at_every_position() {
+    let (mut bench, mut client) = device(Versions::Tls13);
+    client.out.clear();
+    client.say(&Frame::Ping(b"a"));
+    let mut both = Vec::new();
+    Frame::Ping(b"b").encode(&mut both);
+    Frame::Message(native::Message { id: 1, topic: "t", payload: b"payload" }).encode(&mut both);
+    // Two frames, cut in the middle of the second by the end of a record.
+    client.say_bytes(&both[..both.len() - 4]);
+    client.say_bytes(&both[both.len() - 4..]);
+    let stream = std::mem::take(&mut client.out);
+
+    // One stream can be received once only; so each cut is tried on a connection of the same form.
+    let mut parcel = Vec::new();
+    bench.connection.begin_move();
+    bench.connection.pack(&mut parcel);
+    for cut in 0..=stream.len() {
+        bench.connection = Connection::unpack(&parcel, 9, bench.now.tick()).unwrap();
+        bench.named();
+        bench.wire.clear();
+        bench.uplink.clear();
+        bench.receive(&stream[..cut]);
+        let is_whole = cut == 0 || cut == stream.len();
+        assert!(!is_whole || bench.is_bare(), "cut at {cut}");
+        bench.receive(&stream[cut..]);
+        assert_eq!(bench.payloads(), [b"payload"], "cut at {cut}");
+        assert!(bench.is_bare(), "cut at {cut}");
+    }
+    for byte in stream.chunks(1) {
+        bench.receive(byte);
+    }
+    assert_eq!(bench.reason(), Some(CloseReason::TlsError), "the same records again do not authenticate");
+}
+
+#[test]
+fn a_handshake_split_at_every_position() {
+    let lab = Lab::new();
+    let (rules, tls) = (lab.rules(0, &Lab::native()), lab.client(None, Versions::Tls13));
+    let mut bench = Bench::new(rules);
+    let mut client = Client::new(&tls);
+    while client.records.is_none() {
+        for byte in std::mem::take(&mut client.out) {
+            bench.receive(&[byte]);
+        }
+        for byte in std::mem::take(&mut bench.wire) {
+            client.receive(&[byte]);
+        }
+    }
+    client.say_hello("a");
+    for byte in std::mem::take(&mut client.out) {
+        bench.receive(&[byte]);
+    }
+    assert!(bench.connection.is_device() && bench.is_bare());
+}
+
+/// What a HELLO in these words comes to: the reason for an end, or the heartbeat that the device is told.
+fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello: Hello) -> Result<u32, CloseReason> {
+    let lab = Lab::new();
+    let mut listener = Lab::native();
+    listener.identity = Identity { from: identity, token_file: tokens.then(|| "tokens".into()) };
+    listener.tls.client_auth = ClientAuth::Optional;
+    let (mut bench, mut client) = established(lab.rules(0, &listener), &lab.client(certificate, Versions::Tls13));
+    if bench.ended.is_none() {
+        client.say(&Frame::Hello(hello));
+        bench.exchange(&mut client);
+    }
+    if let Some(token) = bench.token.take() {
+        assert!(bench.connection.is_verifying() && !bench.connection.wants_read());
+        match bench.connection.handle_verdict(&*token == b"right") {
+            Step::Named => bench.named(),
+            Step::End(ending) => bench.end(ending),
+            step => panic!("{step:?}"),
+        }
+    }
+    bench.exchange(&mut client);
+    match client.frames()[..] {
+        [Said::Welcome(welcome)] => Ok(welcome.heartbeat_ms),
+        [Said::Close(..)] => Err(bench.reason().unwrap()),
+        ref said => panic!("{said:?}"),
+    }
+}
+
+#[test]
+fn a_hello_must_fit_certificate_and_token() {
+    use CloseReason::{IdentityMismatch, IdentityMissing, TokenRejected};
+    use IdentityFrom::{CertCn, CertSanDns, CertSanUri, Hello as Said};
+    let named = |id, token| Hello { heartbeat_ms: 0, id, token };
+    assert_eq!(hello(None, Said, false, named("a", b"")), Ok(10_000));
+    assert_eq!(hello(Some("a"), CertCn, false, named("a", b"")), Ok(10_000));
+    assert_eq!(hello(Some("a"), CertCn, false, named("b", b"")), Err(IdentityMismatch));
+    assert_eq!(hello(Some("a"), CertSanDns, false, named("device.test", b"")), Ok(10_000));
+    assert_eq!(hello(Some("a"), CertSanUri, false, named("a", b"")), Err(IdentityMissing));
+    assert_eq!(hello(None, CertCn, false, named("a", b"")), Err(IdentityMissing));
+    assert_eq!(hello(None, Said, true, named("a", b"")), Err(TokenRejected));
+    assert_eq!(hello(None, Said, true, named("a", b"wrong")), Err(TokenRejected));
+    assert_eq!(hello(None, Said, true, named("a", b"right")), Ok(10_000));
+    assert_eq!(hello(Some("a"), CertCn, true, named("a", b"right")), Ok(10_000));
+}
+
+#[test]
+fn a_wanted_heartbeat_is_held_within_bounds_and_rounded_up() {
+    let wanted =
+        |heartbeat_ms| hello(None, IdentityFrom::Hello, false, Hello { heartbeat_ms, id: "a", token: b"" }).unwrap();
+    for (asked, told) in [(0, 10_000), (1, 1_000), (1_001, 1_100), (25_000, 25_000), (u32::MAX, 3_600_000)] {
+        assert_eq!(wanted(asked), told, "{asked}");
+    }
+}
+
+#[test]
+fn frames_have_their_time() {
+    let lab = Lab::new();
+    let (rules, tls) = (|| lab.rules(0, &Lab::native()), lab.client(None, Versions::Tls13));
+    let message = Frame::Message(native::Message { id: 1, topic: "", payload: b"" });
+    for frame in [Frame::Ping(b""), Frame::Pong(b""), message, Frame::Ack(1)] {
+        let (mut bench, mut client) = established(rules(), &tls);
+        client.say(&frame);
+        bench.exchange(&mut client);
+        assert_eq!(bench.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
+        assert!(client.frames().iter().all(close(CloseCode::PROTOCOL_ERROR)));
+        assert!(bench.uplink.is_empty());
+    }
+    let welcome = native::Welcome { heartbeat_ms: 1, timeout_ms: 1, retries: 0, body_max: 1 };
+    for frame in [Frame::Welcome(welcome), Frame::Hello(Hello { heartbeat_ms: 0, id: "a", token: b"" })] {
+        let (mut bench, mut client) = device(Versions::Tls13);
+        client.say(&frame);
+        bench.exchange(&mut client);
+        assert_eq!(bench.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
+    }
+    // A device may say goodbye at any time, and may be answered before what it did wrong.
+    let (mut bench, mut client) = established(rules(), &tls);
+    client.say(&Frame::Close(native::Close { code: CloseCode::NORMAL, retry_after_ms: 0, reason: "" }));
+    bench.exchange(&mut client);
+    assert_eq!(bench.reason(), Some(CloseReason::DeviceClosed));
+    let (mut bench, mut client) = device(Versions::Tls13);
+    let mut bytes = Vec::new();
+    Frame::Ping(b"1").encode(&mut bytes);
+    bytes.push(0xee);
+    client.say_bytes(&bytes);
+    bench.exchange(&mut client);
+    assert!(matches!(&client.frames()[..], [Said::Pong(_), Said::Close(CloseCode::PROTOCOL_ERROR, 0, _)]));
+}
+
+#[test]
+fn each_end_is_told_in_its_own_way() {
+    use CloseReason as Reason;
+    for (reason, code) in [
+        (Reason::TakenOver, Some(CloseCode::TAKEN_OVER)),
+        (Reason::Shutdown, Some(CloseCode::GOING_AWAY)),
+        (Reason::Expired, Some(CloseCode::EXPIRED)),
+        (Reason::HelloTimeout, Some(CloseCode::HELLO_TIMEOUT)),
+        (Reason::HomeFull, Some(CloseCode::TRY_LATER)),
+        (Reason::Requested, Some(CloseCode::REQUESTED)),
+        (Reason::PeerClosed, None),
+    ] {
+        let (mut bench, mut client) = device(Versions::Tls13);
+        bench.end(Ending::new(reason).with_retry_after(1_234));
+        bench.exchange(&mut client);
+        let expected: Vec<Said> =
+            code.into_iter().map(|code| Said::Close(code, 1_234, reason.label().to_owned())).collect();
+        assert_eq!(client.frames(), expected, "{reason}");
+        assert_eq!(client.end, Some(End::CloseNotify), "{reason}");
+        assert_eq!(bench.connection.is_lingering(), lingers(reason), "{reason}");
+        assert!(bench.is_bare() && bench.connection.facts().is_none(), "the keys are gone");
+    }
+    // Nobody is there, or nobody reads.
+    for reason in [Reason::PeerReset, Reason::SlowConsumer] {
+        let (mut bench, _) = device(Versions::Tls13);
+        bench.end(Ending::new(reason));
+        assert!(bench.wire.is_empty() && bench.connection.is_closed(), "{reason}");
+    }
+}
+
+#[test]
+fn what_breaks_the_stream_is_answered_with_its_alert() {
+    let cases: [(&[u8], Alert); 3] = [
+        (&[23, 3, 3, 0, 20, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0], Alert::BadRecordMac),
+        (&[23, 3, 3, 0xff, 0xff], Alert::RecordOverflow),
+        (&[22, 3, 3, 0, 1, 0], Alert::UnexpectedMessage),
+    ];
+    for (bytes, alert) in cases {
+        let (mut bench, mut client) = device(Versions::Tls13);
+        bench.receive(bytes);
+        assert_eq!(bench.reason(), Some(CloseReason::TlsError));
+        bench.exchange(&mut client);
+        assert_eq!(client.end, Some(End::Record(RecordError::PeerAlert(alert as u8))));
+        assert!(client.frames().is_empty() && bench.connection.is_lingering());
+    }
+    let lab = Lab::new();
+    for (bytes, reason) in [
+        (&b"GET / HTTP/1.1\r\n"[..], CloseReason::NotTls),
+        (&[22, 3, 1, 0xff, 0xff], CloseReason::HandshakeFailed),
+        (&[22, 3, 1, 0, 4, 9, 9, 9, 9], CloseReason::HandshakeFailed),
+    ] {
+        let mut bench = Bench::new(lab.rules(0, &Lab::native()));
+        bench.receive(bytes);
+        assert_eq!(bench.reason(), Some(reason));
+        assert_eq!(bench.wire.is_empty(), reason == CloseReason::NotTls, "an alert for whoever speaks TLS");
+    }
+}
+
+#[test]
+fn a_frame_too_long_ends_at_its_header_and_one_that_just_fits_is_taken() {
+    let (mut bench, mut client) = device(Versions::Tls13);
+    let overhead = native::MESSAGE_OVERHEAD + 1;
+    let most = vec![5; Lab::limits().frame_bytes - overhead];
+    client.say_message(0, &most);
+    bench.exchange(&mut client);
+    assert_eq!(bench.payloads(), [&most[..]]);
+    client.say_bytes(&[0x05, 0x05, 0xdd]);
+    bench.exchange(&mut client);
+    assert_eq!(bench.reason(), Some(CloseReason::FrameTooLarge));
+    assert!(client.frames().iter().all(close(CloseCode::FRAME_TOO_LARGE)));
+}
+
+#[test]
+fn a_connection_is_paused_at_the_message_that_must_not_be_lost_and_goes_on_from_there() {
+    let (mut bench, mut client) = device(Versions::Tls13);
+    bench.uplink_length = 1;
+    for id in 1..=3 {
+        client.say_message(id, &[id as u8]);
+    }
+    client.say(&Frame::Ping(b"after"));
+    bench.receive(&std::mem::take(&mut client.out));
+    assert!(bench.connection.is_paused() && !bench.connection.wants_read());
+    for id in 1..=3u8 {
+        assert_eq!(bench.payloads(), [&[id]]);
+        bench.uplink.clear();
+        bench.connection.resume();
+        bench.connection.load(&mut bench.input);
+        bench.handle_input();
+    }
+    assert!(!bench.connection.is_paused() && bench.is_bare());
+    bench.exchange(&mut client);
+    assert_eq!(client.frames(), [Said::Pong(b"after".to_vec())]);
+}
+
+/// Half a frame, half a record and unsent bytes travel along.
+#[test]
+fn a_parcel_in_the_middle_of_everything_goes_on_where_it_was() {
+    let (mut bench, mut client) = device(Versions::Tls13);
+    let mut frame = Vec::new();
+    Frame::Message(native::Message { id: 0, topic: "t", payload: b"in three parts" }).encode(&mut frame);
+    client.say_bytes(&frame[..7]);
+    client.say_bytes(&frame[7..]);
+    let stream = std::mem::take(&mut client.out);
+    bench.receive(&stream[..stream.len() - 5]);
+    bench.connection.keep_unsent(b"unsent");
+    assert!(bench.connection.buffered() > 6);
+    bench.connection.begin_move();
+    assert!(!bench.connection.wants_read());
+    let mut parcel = Vec::new();
+    bench.connection.pack(&mut parcel);
+    bench.connection.forget();
+    assert!(bench.connection.is_moved());
+
+    bench.connection = Connection::unpack(&parcel, 77, bench.now.tick()).unwrap();
+    assert!(bench.connection.fits(&bench.rules));
+    assert_eq!((bench.connection.device(), bench.connection.generation()), ("meter-1", 77));
+    assert_eq!(bench.connection.unsent(), b"unsent");
+    bench.named();
+    bench.connection.sent(6);
+    bench.receive(&stream[stream.len() - 5..]);
+    assert_eq!(bench.payloads(), [b"in three parts"]);
+    client.receive(&std::mem::take(&mut bench.wire));
+    assert!(matches!(client.frames()[..], [Said::Welcome(_)]));
+    assert!(bench.is_bare());
+}
+
+#[test]
+fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
+    let (mut bench, _) = device(Versions::Tls13);
+    bench.connection.keep_unsent(b"unsent");
+    bench.connection.begin_move();
+    let mut parcel = Vec::new();
+    bench.connection.pack(&mut parcel);
+    let unpack = |bytes: &[u8]| Connection::unpack(bytes, 1, Tick(0)).map(|_| ());
+    assert_eq!(unpack(&parcel), Ok(()));
+    for length in 0..parcel.len() {
+        assert_eq!(unpack(&parcel[..length]), Err(BadParcel), "cut to {length}");
+    }
+    for place in 0..parcel.len() {
+        for bit in 0..8 {
+            let mut changed = parcel.clone();
+            changed[place] ^= 1 << bit;
+            // Keys and counts may be any; that is for the shard's keys to find out.
+            let _ = unpack(&changed);
+        }
+    }
+    let with = |place: usize, byte: u8| {
+        let mut changed = parcel.clone();
+        changed[place] = byte;
+        unpack(&changed)
+    };
+    assert_eq!(with(0, 2), Err(BadParcel), "another version");
+    assert_eq!(with(2, 5), Err(BadParcel), "another way to be named");
+    assert_eq!(with(10, b'\n'), Err(BadParcel), "an id with a control character");
+    parcel.push(0);
+    assert_eq!(Connection::unpack(&parcel, 1, Tick(0)).map(|_| ()), Err(BadParcel), "something behind it");
+}
+
+#[test]
+fn a_parcel_with_more_than_there_is_room_for_does_not_fit() {
+    let (mut bench, _) = device(Versions::Tls13);
+    let bound = RECORD_BYTES_MAX + Lab::limits().read_bytes;
+    for (length, fits) in [(bound, true), (bound + 1, false)] {
+        bench.connection.buffers.get_or_insert_default().saved.cipher = vec![0; length];
+        assert_eq!(bench.connection.fits(&bench.rules), fits);
+    }
+    bench.connection.buffers.as_mut().unwrap().saved.cipher = vec![0; bound];
+    bench.connection.load(&mut bench.input);
+    assert!(!bench.input.space().is_empty());
+}
+
+const RECORD_BYTES_MAX: usize = crate::tls::record::RECORD_MAX;
