@@ -1,0 +1,79 @@
+//! The device table of one shard: device id → slot. Eight bytes an entry; the ids themselves stay in the connections.
+
+use hashbrown::HashTable;
+
+/// One device: the hash is kept beside the slot, so that neither growing the table nor most failed look-ups touch a
+/// connection.
+#[derive(Clone, Copy)]
+struct Entry {
+    hash: u32,
+    index: u32,
+}
+
+/// The table. The caller says what a slot's id is, since the table does not hold ids.
+#[derive(Default)]
+pub(super) struct Devices {
+    table: HashTable<Entry>,
+}
+
+impl Devices {
+    /// The slot of the device with this `hash` for which `is_device` holds.
+    pub(super) fn find(&self, hash: u64, is_device: impl Fn(u32) -> bool) -> Option<u32> {
+        let short = hash as u32;
+        self.table.find(spread(short), |entry| entry.hash == short && is_device(entry.index)).map(|entry| entry.index)
+    }
+
+    /// Adds a device that is not there.
+    pub(super) fn insert(&mut self, hash: u64, index: u32) {
+        let hash = hash as u32;
+        self.table.insert_unique(spread(hash), Entry { hash, index }, |entry| spread(entry.hash));
+    }
+
+    /// Takes the device out. It must be there: a table that disagrees with the slab is our own error.
+    pub(super) fn remove(&mut self, hash: u64, index: u32) {
+        let short = hash as u32;
+        let Ok(entry) = self.table.find_entry(spread(short), |entry| entry.index == index) else {
+            panic!("the device in slot {index} is not in the table")
+        };
+        entry.remove();
+        if self.table.is_empty() {
+            // After a mass disconnect the memory goes back.
+            self.table.shrink_to(0, |entry| spread(entry.hash));
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+}
+
+/// 32 bits of hash in both halves: hashbrown takes its tag from the high bits and the bucket from the low ones.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_with_the_same_hash_are_told_apart() {
+        let ids = ["a", "b", "c"];
+        let mut devices = Devices::default();
+        for index in 0..3 {
+            devices.insert(42, index);
+        }
+        for (index, id) in ids.iter().enumerate() {
+            assert_eq!(devices.find(42, |slot| ids[slot as usize] == *id), Some(index as u32));
+        }
+        devices.remove(42, 1);
+        assert_eq!(devices.find(42, |slot| ids[slot as usize] == "b"), None);
+        assert_eq!(devices.len(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "not in the table")]
+    fn removing_a_stranger_is_our_own_error() {
+        Devices::default().remove(1, 1);
+    }
+}

@@ -1,0 +1,465 @@
+//! What happens to a shard: bytes, ends, deadlines, commands, arrivals.
+
+use std::ops::RangeInclusive;
+
+use super::{Plan, Shard};
+use crate::connection::{BadParcel, Connection, Due, Ending, Input, Step};
+use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Uplink};
+use crate::metrics::Figure;
+use crate::time::{Moment, Tick};
+
+/// When a device that found no place is asked to come back, in milliseconds.
+const HOME_FULL_RETRY_MS: RangeInclusive<u32> = 5_000..=15_000;
+
+impl Shard {
+    // --- Sockets ----------------------------------------------------------------------------------------------------
+
+    /// A socket was accepted. Returns its slot.
+    pub fn handle_accept(&mut self, listener: ListenerId, now: Moment) -> u32 {
+        let generation = self.next_generation();
+        let deadline = now.tick().deadline_after(self.rules[listener.index()].handshake_ticks);
+        self.counters.add(Figure::Accepted, 1);
+        self.insert(Connection::accept(listener, generation, now.tick()), deadline)
+    }
+
+    /// A socket is readable: says whether to read it. A new connection takes its place in the queue for a handshake.
+    pub fn plan_read(&mut self, index: u32) -> Plan {
+        let Some(connection) = self.connections.get_mut(index as usize) else { return Plan::Leave };
+        if connection.is_accepted() {
+            connection.begin_waiting();
+            self.waiting.push_back(ConnectionId { index, generation: connection.generation() });
+            self.counters.add(Figure::HandshakesWaiting, 1);
+            Plan::Leave
+        } else if !connection.wants_read() {
+            Plan::Leave
+        } else if connection.is_handshaking() {
+            Plan::ReadLater
+        } else {
+            Plan::Read
+        }
+    }
+
+    /// The connection that has waited longest for a handshake, if there is a place; it must be read now. Reading it
+    /// finds out whether the peer is still there before anything is spent on it.
+    pub fn next_waiting(&mut self) -> Option<u32> {
+        while self.handshakes() < self.handshakes_max {
+            let id = self.waiting.pop_front()?;
+            if self.is_current(id) && self.connections[id.index as usize].is_waiting() {
+                self.connections[id.index as usize].call();
+                return Some(id.index);
+            }
+        }
+        None
+    }
+
+    /// Whether [`Shard::next_waiting`] would find somebody.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() && self.handshakes() < self.handshakes_max
+    }
+
+    /// Loads what a connection has half-received, before its socket is read. `false`: it is not to be read at all. A
+    /// slot that was noted down in an earlier turn may hold somebody else by now, who is not to be read yet, or for whom
+    /// one read more changes nothing.
+    pub fn load_input(&self, index: u32, input: &mut Input) -> bool {
+        match self.connections.get(index as usize) {
+            Some(connection) if connection.wants_read() => {
+                connection.load(input);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes were read into `input` (`received` of them; none when what was left is looked at again).
+    pub fn handle_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
+        let connection = &mut self.connections[index as usize];
+        if received > 0 {
+            self.counters.add(Figure::ReceivedBytes, received as u64);
+            let rules = &self.rules[connection.listener().index()];
+            if let Some(deadline) = connection.handle_heard(now, rules, &mut self.counters) {
+                self.wheel.arm(index, deadline);
+            }
+        }
+        if connection.is_called() {
+            assert!(received > 0, "a handshake begins with bytes");
+            self.begin_handshake(index, now);
+        }
+        loop {
+            let handshaking = self.connections[index as usize].is_handshaking();
+            let step = self.with(index, now, |connection, rules, cx| connection.handle_input(input, rules, cx));
+            if handshaking && !self.connections[index as usize].is_handshaking() {
+                self.counters.subtract(Figure::HandshakesInFlight, 1);
+            }
+            match step {
+                Step::Wait => break,
+                Step::Established { resumed } => self.handle_established(index, resumed, now),
+                Step::Named => {
+                    if !self.settle(index, now) {
+                        break;
+                    }
+                }
+                Step::Verify(token) => {
+                    let connection = &self.connections[index as usize];
+                    self.uplink.push(Uplink::VerifyToken {
+                        connection: self.id(index),
+                        listener: connection.listener(),
+                        device: connection.device().into(),
+                        token,
+                    });
+                    break;
+                }
+                Step::Paused => {
+                    self.connections[index as usize].pause(input);
+                    self.paused.push(self.id(index));
+                    return;
+                }
+                Step::End(ending) => return self.end(index, &ending, now),
+            }
+        }
+        self.connections[index as usize].save(input);
+    }
+
+    /// A socket that was to be read had nothing. Only a connection that was called for its handshake wants to know.
+    pub fn handle_nothing(&mut self, index: u32) {
+        let connection = &mut self.connections[index as usize];
+        if connection.is_called() {
+            connection.end_waiting();
+            self.counters.subtract(Figure::HandshakesWaiting, 1);
+        }
+    }
+
+    /// The peer has ended its side of the stream.
+    pub fn handle_eof(&mut self, index: u32, now: Moment) {
+        let connection = &self.connections[index as usize];
+        let reason =
+            if connection.facts().is_some() { CloseReason::PeerClosed } else { CloseReason::HandshakeAbandoned };
+        self.end(index, &Ending::new(reason), now);
+    }
+
+    /// The socket has failed: reset by the peer, or unreachable.
+    pub fn handle_reset(&mut self, index: u32, now: Moment) {
+        let connection = &self.connections[index as usize];
+        let reason =
+            if connection.facts().is_some() { CloseReason::PeerReset } else { CloseReason::HandshakeAbandoned };
+        self.end(index, &Ending::new(reason), now);
+    }
+
+    /// The socket did not take `bytes`: they are kept, up to the outbox's bound.
+    pub fn handle_unsent(&mut self, index: u32, bytes: &[u8], now: Moment) {
+        let bound = self.rules_of(index).outbox_bytes;
+        let connection = &mut self.connections[index as usize];
+        if connection.is_closed() {
+            return;
+        }
+        let kept = connection.keep_unsent(bytes);
+        self.counters.add(Figure::BufferedBytes, bytes.len() as u64);
+        if kept > bound {
+            let detail = format!("{kept} bytes unsent, limits.outbox_bytes is {bound}");
+            self.end(index, &Ending::because(CloseReason::SlowConsumer, detail), now);
+        }
+    }
+
+    /// The socket took `count` bytes of what was unsent.
+    pub fn handle_sent(&mut self, index: u32, count: usize) {
+        let connection = &mut self.connections[index as usize];
+        connection.sent(count);
+        // What a closed connection has left is counted no more, though it may still go before the socket does.
+        if !connection.is_closed() {
+            self.counters.subtract(Figure::BufferedBytes, count as u64);
+        }
+    }
+
+    // --- Deadlines --------------------------------------------------------------------------------------------------
+
+    /// Handles at most `limit` deadlines up to `drained`, the time up to which every readable socket was read. Peers
+    /// with nothing left but a last read are appended to `suspects`: each must be read once more and then
+    /// [settled](Shard::settle_suspect). `true`: more are due.
+    pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
+        let mut due = std::mem::take(&mut self.due);
+        let more = self.wheel.expire(drained, limit, &mut due);
+        for index in due.drain(..) {
+            self.handle_deadline(index, drained, now, suspects);
+        }
+        self.due = due;
+        more
+    }
+
+    fn handle_deadline(&mut self, index: u32, drained: Tick, now: Moment, suspects: &mut Vec<u32>) {
+        let connection = &self.connections[index as usize];
+        if connection.is_device() {
+            match self.with(index, now, |connection, rules, cx| connection.handle_deadline(drained, rules, cx)) {
+                Ok(Due::Wait(deadline) | Due::Probe(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Suspect) => suspects.push(index),
+                Err(ending) => self.end(index, &ending, now),
+            }
+        } else if connection.is_moving() {
+            // Its home will answer, however late it is.
+            let again = now.tick().deadline_after(self.rules_of(index).hello_ticks);
+            self.wheel.arm(index, again);
+        } else if connection.facts().is_some() {
+            self.end(index, &Ending::new(CloseReason::HelloTimeout), now);
+        } else {
+            // A lingering connection has its reason already; this one is not counted again.
+            self.end(index, &Ending::new(CloseReason::HandshakeTimeout), now);
+        }
+    }
+
+    /// A suspect was read once more: it is expired, unless it was heard.
+    pub fn settle_suspect(&mut self, index: u32, now: Moment) {
+        let Some(connection) = self.connections.get(index as usize) else { return };
+        if !connection.is_device() {
+            return;
+        }
+        match connection.recheck(self.rules_of(index), now.tick()) {
+            Some(deadline) => {
+                self.counters.add(Figure::LastReadsHeard, 1);
+                self.wheel.arm(index, deadline);
+            }
+            None => self.end(index, &Ending::new(CloseReason::Expired), now),
+        }
+    }
+
+    // --- Commands ---------------------------------------------------------------------------------------------------
+
+    /// The check of a HELLO's token has ended.
+    pub fn handle_verdict(&mut self, id: ConnectionId, accepted: bool, now: Moment) {
+        if !self.is_current(id) || !self.connections[id.index as usize].is_verifying() {
+            return;
+        }
+        match self.connections[id.index as usize].handle_verdict(accepted) {
+            Step::End(ending) => self.end(id.index, &ending, now),
+            _ => {
+                if self.settle(id.index, now) {
+                    self.ready.push(id.index);
+                }
+            }
+        }
+    }
+
+    /// The backbone holds a message: the device is told so, if it is still there.
+    pub fn handle_accepted(&mut self, id: ConnectionId, message: u32, now: Moment) {
+        if !self.is_current(id) || !self.connections[id.index as usize].is_device() {
+            return;
+        }
+        let said =
+            self.with(id.index, now, |connection, rules, cx| connection.handle_message_accepted(message, rules, cx));
+        if let Err(ending) = said {
+            self.end(id.index, &ending, now);
+        }
+    }
+
+    /// Lets paused devices go on when the uplink has room again.
+    pub fn resume_paused(&mut self) {
+        if self.paused.is_empty() || self.uplink.len() >= self.uplink_length {
+            return;
+        }
+        for id in std::mem::take(&mut self.paused) {
+            if self.is_current(id) {
+                self.connections[id.index as usize].resume();
+                self.ready.push(id.index);
+            }
+        }
+    }
+
+    /// The gateway ends: looks at `slots` slots from `position` on, and ends at most `limit` of the connections there,
+    /// asking each to come back after a time drawn from `retry_after_ms`. Returns where to go on, round and round:
+    /// whoever was on the way to another worker is found when it has come back.
+    pub fn shut_down(
+        &mut self,
+        position: usize,
+        slots: usize,
+        limit: usize,
+        retry_after_ms: &RangeInclusive<u32>,
+        now: Moment,
+    ) -> (usize, usize) {
+        let mut ended = 0;
+        let end = (position + slots).min(self.slots);
+        for index in position..end {
+            if ended == limit {
+                return (index, ended);
+            }
+            let Some(connection) = self.connections.get(index) else { continue };
+            if !(connection.is_closed() || connection.is_lingering() || connection.is_moving()) {
+                let retry_after = self.random.u32(retry_after_ms.clone());
+                self.end(index as u32, &Ending::new(CloseReason::Shutdown).with_retry_after(retry_after), now);
+                ended += 1;
+            }
+        }
+        (if end == self.slots { 0 } else { end }, ended)
+    }
+
+    // --- Moves ------------------------------------------------------------------------------------------------------
+
+    /// A connection has come home. Returns its slot; its socket is to be put there, and then it
+    /// [arrives](Shard::handle_arrival).
+    ///
+    /// # Errors
+    /// [`BadParcel`] when the bytes are no connection, or one of a listener or a home that is not here, or with more
+    /// half-received than there is room for.
+    pub fn unpack(&mut self, parcel: &[u8], now: Moment) -> Result<u32, BadParcel> {
+        let generation = self.next_generation();
+        let connection = Connection::unpack(parcel, generation, now.tick())?;
+        let rules = self.rules.get(connection.listener().index()).ok_or(BadParcel)?;
+        if self.home.of(connection.device()) != self.worker || !connection.fits(rules) {
+            return Err(BadParcel);
+        }
+        let deadline = now.tick().deadline_after(rules.hello_ticks);
+        self.counters.add(Figure::MovesReceived, 1);
+        self.counters.add(Figure::BufferedBytes, connection.unsent().len() as u64);
+        Ok(self.insert(connection, deadline))
+    }
+
+    /// The connection in this slot has its socket: it becomes a device here.
+    pub fn handle_arrival(&mut self, index: u32, now: Moment) {
+        self.register(index, now);
+        self.ready.push(index);
+    }
+
+    /// The home has taken a connection: nothing of it is left here but a slot to reap.
+    pub fn handle_moved(&mut self, id: ConnectionId) {
+        if !self.is_current(id) {
+            return;
+        }
+        let connection = &mut self.connections[id.index as usize];
+        let unsent = connection.unsent().len() as u64;
+        connection.forget();
+        self.counters.add(Figure::MovesSent, 1);
+        self.counters.subtract(Figure::BufferedBytes, unsent);
+        self.wheel.cancel(id.index);
+        self.closed.push(id.index);
+    }
+
+    /// The home has no place for a connection: it is told so from here.
+    pub fn handle_move_refused(&mut self, id: ConnectionId, now: Moment) {
+        if self.is_current(id) {
+            let retry_after = self.random.u32(HOME_FULL_RETRY_MS);
+            self.end(id.index, &Ending::new(CloseReason::HomeFull).with_retry_after(retry_after), now);
+        }
+    }
+
+    // --- The life of one connection ---------------------------------------------------------------------------------
+
+    fn begin_handshake(&mut self, index: u32, now: Moment) {
+        let connection = &mut self.connections[index as usize];
+        self.counters.subtract(Figure::HandshakesWaiting, 1);
+        connection.begin_handshake(&self.rules[connection.listener().index()], now);
+        self.counters.add(Figure::HandshakesInFlight, 1);
+    }
+
+    fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {
+        self.counters.add(if resumed { Figure::HandshakesResumed } else { Figure::HandshakesFull }, 1);
+        let deadline = now.tick().deadline_after(self.rules_of(index).hello_ticks);
+        self.wheel.arm(index, deadline);
+    }
+
+    /// The device is known: it goes home, or is registered here. `true`: it is here.
+    fn settle(&mut self, index: u32, now: Moment) -> bool {
+        if self.connections[index as usize].device().is_empty() {
+            let id = self.generate_id();
+            self.connections[index as usize].set_generated_id(id);
+        }
+        let connection = &mut self.connections[index as usize];
+        if self.home.of(connection.device()) != self.worker {
+            connection.begin_move();
+            self.moves.push_back(index);
+            return false;
+        }
+        self.register(index, now);
+        self.connections[index as usize].is_device()
+    }
+
+    /// An id for a device that has none. Drawn until its home is here, so that nothing has to move.
+    fn generate_id(&mut self) -> Box<str> {
+        loop {
+            let id = format!("raw-{:016x}", self.random.u64(..));
+            if self.home.of(&id) == self.worker && self.find(&id).is_none() {
+                return id.into();
+            }
+        }
+    }
+
+    /// Takes the connection into the device table; a connection that the device had before is taken over.
+    fn register(&mut self, index: u32, now: Moment) {
+        let hash = self.home.hash(self.connections[index as usize].device());
+        if let Some(old) = self.find(self.connections[index as usize].device()) {
+            self.end(old, &Ending::new(CloseReason::TakenOver), now);
+        }
+        self.devices.insert(hash, index);
+        self.counters.add(Figure::Devices, 1);
+        let generation = self.next_generation();
+        let jitter = self.random.u32(..);
+        let begun =
+            self.with(index, now, |connection, rules, cx| connection.begin_device(generation, rules, jitter, cx));
+        let presence = self.presence(index, now);
+        self.uplink.push(Uplink::Connected(presence));
+        match begun {
+            Ok(deadline) => self.wheel.arm(index, deadline),
+            Err(ending) => self.end(index, &ending, now),
+        }
+    }
+
+    fn presence(&mut self, index: u32, now: Moment) -> Presence {
+        self.sequence += 1;
+        let connection = &self.connections[index as usize];
+        Presence {
+            device: connection.device().into(),
+            listener: connection.listener(),
+            generation: self.full_generation(connection.generation()),
+            sequence: self.sequence,
+            at: now,
+            last_heard: connection.liveness().last_heard().start_near(now),
+        }
+    }
+
+    /// The end of a connection: the one place where it is counted, logged and told.
+    pub(super) fn end(&mut self, index: u32, ending: &Ending, now: Moment) {
+        let connection = &self.connections[index as usize];
+        if connection.is_closed() {
+            return;
+        }
+        let counted = connection.is_lingering();
+        if !counted {
+            self.counters.count_closed(ending.reason as usize);
+            tracing::debug!(
+                worker = self.worker.0,
+                connection = %self.id(index),
+                device = connection.device(),
+                reason = ending.reason.label(),
+                detail = &*ending.detail,
+                "connection ended",
+            );
+            self.leave_state(index, ending.reason, now);
+        }
+        let before = self.connections[index as usize].unsent().len();
+        self.with(index, now, |connection, rules, cx| connection.end(ending, rules, cx));
+        let connection = &mut self.connections[index as usize];
+        if connection.is_closed() {
+            self.counters.subtract(Figure::BufferedBytes, before as u64);
+            self.wheel.cancel(index);
+            self.closed.push(index);
+        } else {
+            let deadline = now.tick().deadline_after(self.rules_of(index).linger_ticks);
+            self.wheel.arm(index, deadline);
+            self.transmit.end(index);
+            // What arrived while it was not read was reported once.
+            self.ready.push(index);
+        }
+    }
+
+    /// Takes an ending connection out of whatever its state has put it into.
+    fn leave_state(&mut self, index: u32, reason: CloseReason, now: Moment) {
+        let connection = &self.connections[index as usize];
+        if connection.is_waiting() || connection.is_called() {
+            self.counters.subtract(Figure::HandshakesWaiting, 1);
+        } else if connection.is_device() {
+            let hash = self.home.hash(connection.device());
+            self.devices.remove(hash, index);
+            self.counters.subtract(Figure::Devices, 1);
+            let presence = self.presence(index, now);
+            self.uplink.push(Uplink::Disconnected(presence, reason));
+        } else if connection.is_handshaking() {
+            self.counters.subtract(Figure::HandshakesInFlight, 1);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What must hold of a shard between two calls. Tests and simulations ask after every step.
+
+use super::Shard;
+use crate::metrics::Figure;
+
+impl Shard {
+    /// Panics when the parts of the shard disagree. Walks every connection: for tests, not for the loop.
+    pub fn check_invariants(&self) {
+        let mut devices = 0;
+        let mut handshakes = 0;
+        let mut waiting = 0;
+        let mut closed = 0;
+        let mut unsent = 0;
+        for (index, connection) in &self.connections {
+            let slot = index as u32;
+            assert!(index < self.slots, "slot {index} lies beyond the highest ever used");
+            if connection.is_closed() {
+                closed += 1;
+                assert!(self.closed.contains(&slot), "slot {index} is closed and nobody will reap it");
+                assert!(self.wheel.deadline(slot).is_none(), "slot {index} is closed and has a deadline");
+                continue;
+            }
+            assert!(self.wheel.deadline(slot).is_some(), "slot {index} has no deadline");
+            unsent += connection.unsent().len();
+            devices += usize::from(connection.is_device());
+            handshakes += u64::from(connection.is_handshaking());
+            waiting += u64::from(connection.is_waiting() || connection.is_called());
+            if connection.is_device() {
+                assert_eq!(self.find(connection.device()), Some(slot), "the device table disagrees about slot {index}");
+                assert_eq!(self.home.of(connection.device()), self.worker, "slot {index} is not at home");
+            }
+            let queued = |id: &&crate::link::ConnectionId| id.index == slot && id.generation == connection.generation();
+            if connection.is_waiting() {
+                assert_eq!(self.waiting.iter().filter(queued).count(), 1, "slot {index} must wait exactly once");
+            }
+            if connection.is_paused() {
+                assert_eq!(self.paused.iter().filter(queued).count(), 1, "slot {index} must be paused exactly once");
+            }
+        }
+        assert_eq!(self.closed.len(), closed, "a slot is to be reaped that is not closed, or twice");
+        assert_eq!(self.devices.len(), devices, "the device table holds somebody who is not there");
+        assert_eq!(self.wheel.len(), self.connections.len() - closed, "the wheel holds somebody who is not there");
+        assert_eq!(self.counters.figure(Figure::Devices), devices as u64);
+        assert_eq!(self.counters.figure(Figure::Connections), self.connections.len() as u64);
+        assert_eq!(self.counters.figure(Figure::HandshakesInFlight), handshakes);
+        assert_eq!(self.counters.figure(Figure::HandshakesWaiting), waiting);
+        assert_eq!(self.counters.figure(Figure::BufferedBytes), unsent as u64);
+        assert!(handshakes as usize <= self.handshakes_max, "{handshakes} handshakes in progress");
+    }
+}

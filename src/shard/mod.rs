@@ -1,0 +1,318 @@
+//! All of one core, without its sockets: connections, timing wheel, device table. Everything about one device happens
+//! here, on one thread, in one order; so takeover and presence need no lock.
+//!
+//! A shard never reads a clock, never touches a socket and never waits. It is handed bytes and the time, and leaves
+//! behind: sealed bytes to write ([`Shard::take_transmit`]), slots to reap ([`Shard::next_closed`]), connections to
+//! move ([`Shard::next_move`]), and what goes up ([`Shard::uplink`]). A slot is freed in one place only
+//! ([`Shard::reap`]), at the end of a turn, so that no event of the same turn can find a stranger in it.
+
+mod describe;
+mod devices;
+mod downlink;
+mod handle;
+mod invariants;
+mod transmit;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::connection::{Connection, Context, Rules};
+use crate::link::{CloseReason, ConnectionId, Home, Refusal, Uplink, WorkerId};
+use crate::metrics::{Counters, Figure};
+use crate::time::{Moment, Tick};
+use crate::wheel::Wheel;
+pub use describe::Listing;
+use devices::Devices;
+pub use downlink::Broadcast;
+pub use transmit::Transmit;
+
+/// What a shard is made with.
+pub struct Setup {
+    /// Whose shard it is.
+    pub worker: WorkerId,
+    /// Where devices live.
+    pub home: Home,
+    /// What holds for the connections of each listener, by [`ListenerId`](crate::link::ListenerId).
+    pub rules: Arc<[Rules]>,
+    /// Handshakes in progress at a time.
+    pub handshakes: usize,
+    /// Events waiting to go up at which no more messages are taken.
+    pub uplink_length: usize,
+    /// Seeds jitter and generated ids.
+    pub seed: u64,
+}
+
+/// One shard. See the head of this file.
+pub struct Shard {
+    worker: WorkerId,
+    home: Home,
+    rules: Arc<[Rules]>,
+    handshakes_max: usize,
+    uplink_length: usize,
+    random: fastrand::Rng,
+
+    connections: Slab<Connection>,
+    /// One more than the highest slot ever used.
+    slots: usize,
+    wheel: Wheel,
+    devices: Devices,
+    /// How many generations were given out.
+    generations: u64,
+    /// How many presence events were made.
+    sequence: u64,
+    /// The latest id given to a message for a device.
+    messages: u32,
+
+    /// Connections with bytes to read whose handshake has not begun, first come first served.
+    waiting: VecDeque<ConnectionId>,
+    /// Devices that are not read on until the uplink has room.
+    paused: Vec<ConnectionId>,
+    /// Connections to be looked at again this turn or the next, though no event says so.
+    ready: Vec<u32>,
+    closed: Vec<u32>,
+    moves: VecDeque<u32>,
+
+    transmit: Transmit,
+    plain: Vec<u8>,
+    uplink: Vec<Uplink>,
+    due: Vec<u32>,
+    counters: Counters,
+}
+
+/// Whether a socket should be read now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Read it.
+    Read,
+    /// Read it when live connections have been served: it is a handshake.
+    ReadLater,
+    /// Do not read it; the shard says when.
+    Leave,
+}
+
+impl Shard {
+    /// An empty shard at the time `now`.
+    #[must_use]
+    pub fn new(setup: Setup, now: Tick) -> Self {
+        assert!(setup.worker.0 < setup.home.workers());
+        Self {
+            worker: setup.worker,
+            home: setup.home,
+            rules: setup.rules,
+            handshakes_max: setup.handshakes,
+            uplink_length: setup.uplink_length,
+            random: fastrand::Rng::with_seed(setup.seed),
+            connections: Slab::new(),
+            slots: 0,
+            wheel: Wheel::new(now),
+            devices: Devices::default(),
+            generations: 0,
+            sequence: 0,
+            messages: 0,
+            waiting: VecDeque::new(),
+            paused: Vec::new(),
+            ready: Vec::new(),
+            closed: Vec::new(),
+            moves: VecDeque::new(),
+            transmit: Transmit::prepared(),
+            plain: Vec::new(),
+            uplink: Vec::new(),
+            due: Vec::new(),
+            counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
+        }
+    }
+
+    // --- Getters ----------------------------------------------------------------------------------------------------
+
+    /// How many connections are held, in whatever state.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// One more than the highest slot ever used.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// The handle of the connection in a slot.
+    #[must_use]
+    pub fn id(&self, index: u32) -> ConnectionId {
+        ConnectionId { index, generation: self.connections[index as usize].generation() }
+    }
+
+    /// Whether a handle still means what it meant.
+    #[must_use]
+    pub fn is_current(&self, id: ConnectionId) -> bool {
+        self.connections
+            .get(id.index as usize)
+            .is_some_and(|connection| connection.generation() == id.generation && !connection.is_closed())
+    }
+
+    /// When the shard has something to do if nothing happens before: never later than its earliest deadline.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Tick> {
+        self.wheel.next()
+    }
+
+    /// The figures of this shard and of its worker.
+    pub fn counters(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// What goes up, in order. Its owner takes from the front.
+    pub fn uplink(&mut self) -> &mut Vec<Uplink> {
+        &mut self.uplink
+    }
+
+    /// When the connection that has waited longest for a handshake was accepted.
+    pub fn longest_waiting(&mut self) -> Option<Tick> {
+        while let Some(&id) = self.waiting.front() {
+            if self.is_current(id) {
+                return Some(self.connections[id.index as usize].connected_at());
+            }
+            // It has ended while it waited.
+            self.waiting.pop_front();
+        }
+        None
+    }
+
+    // --- What is left behind ----------------------------------------------------------------------------------------
+
+    /// Swaps the sealed bytes of this turn for an empty buffer; the caller writes them, and gives the buffer back the
+    /// same way.
+    pub fn take_transmit(&mut self, other: &mut Transmit) {
+        debug_assert!(other.is_empty());
+        std::mem::swap(&mut self.transmit, other);
+    }
+
+    /// Whether there are connections to be looked at though no event says so.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Takes out the connections to be looked at though no event says so.
+    pub fn take_ready(&mut self, into: &mut VecDeque<u32>) {
+        into.extend(self.ready.drain(..));
+    }
+
+    /// The next connection to be moved, and where to.
+    pub fn next_move(&mut self) -> Option<(ConnectionId, WorkerId)> {
+        loop {
+            let index = self.moves.pop_front()?;
+            let Some(connection) = self.connections.get(index as usize) else { continue };
+            if connection.is_moving() {
+                return Some((self.id(index), self.home.of(connection.device())));
+            }
+        }
+    }
+
+    /// Appends a moving connection as bytes.
+    pub fn pack(&self, id: ConnectionId, out: &mut Vec<u8>) {
+        assert!(self.is_current(id));
+        self.connections[id.index as usize].pack(out);
+    }
+
+    /// The next slot whose socket is to be closed; it must be [reaped](Shard::reap).
+    pub fn next_closed(&mut self) -> Option<u32> {
+        self.closed.pop()
+    }
+
+    /// Frees a slot. The only place where that happens. `true`: its connection lives on at its home.
+    pub fn reap(&mut self, index: u32) -> bool {
+        let connection = self.connections.remove(index as usize);
+        assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
+        self.counters.subtract(Figure::Connections, 1);
+        if self.connections.is_empty() {
+            // After a mass disconnect the memory goes back.
+            self.connections = Slab::new();
+            self.slots = 0;
+        }
+        connection.is_moved()
+    }
+
+    /// Whether there is a connection in this slot.
+    #[must_use]
+    pub fn holds(&self, index: u32) -> bool {
+        self.connections.contains(index as usize)
+    }
+
+    /// Bytes that a socket did not take earlier.
+    #[must_use]
+    pub fn unsent(&self, index: u32) -> &[u8] {
+        self.connections[index as usize].unsent()
+    }
+
+    /// Whether the socket should be shut for writing: everything was said.
+    #[must_use]
+    pub fn has_said_all(&self, index: u32) -> bool {
+        let connection = self.connections.get(index as usize);
+        connection.is_some_and(|connection| connection.is_lingering() && connection.unsent().is_empty())
+    }
+
+    // --- Helpers ----------------------------------------------------------------------------------------------------
+
+    fn rules_of(&self, index: u32) -> &Rules {
+        &self.rules[self.connections[index as usize].listener().index()]
+    }
+
+    /// Hands one connection what it may use; what it appends to the wire becomes its segment of the turn's bytes.
+    fn with<R>(&mut self, index: u32, now: Moment, act: impl FnOnce(&mut Connection, &Rules, &mut Context) -> R) -> R {
+        let connection = &mut self.connections[index as usize];
+        let rules = &self.rules[connection.listener().index()];
+        let mark = self.transmit.mark();
+        let mut context = Context {
+            index,
+            now,
+            wire: self.transmit.wire(),
+            plain: &mut self.plain,
+            counters: &mut self.counters,
+            uplink: &mut self.uplink,
+            uplink_length: self.uplink_length,
+        };
+        let result = act(connection, rules, &mut context);
+        debug_assert!(self.plain.is_empty(), "something was said and not sealed");
+        self.transmit.assign(index, mark);
+        result
+    }
+
+    fn find(&self, device: &str) -> Option<u32> {
+        self.devices.find(self.home.hash(device), |index| self.connections[index as usize].device() == device)
+    }
+
+    fn handshakes(&self) -> usize {
+        self.counters.figure(Figure::HandshakesInFlight) as usize
+    }
+
+    fn insert(&mut self, connection: Connection, deadline: Tick) -> u32 {
+        let index = self.connections.insert(connection);
+        self.slots = self.slots.max(index + 1);
+        self.wheel.arm(index as u32, deadline);
+        self.counters.add(Figure::Connections, 1);
+        index as u32
+    }
+
+    fn next_generation(&mut self) -> u32 {
+        self.generations += 1;
+        self.generations as u32
+    }
+
+    /// The whole generation of a connection that carries only the low half. Exact as long as fewer than 2^32
+    /// generations lie between the connection's own and the newest.
+    fn full_generation(&self, generation: u32) -> u64 {
+        self.generations - u64::from((self.generations as u32).wrapping_sub(generation))
+    }
+}

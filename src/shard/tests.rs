@@ -1,0 +1,656 @@
+//! A shard without sockets: clients in memory, and a desk that does by hand what the worker's turn does.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::codec::native::CloseCode;
+use crate::connection::Input;
+use crate::connection::lab::{Client, End, Lab, Said};
+use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Presence};
+use crate::tls::handshake::{ClientTls, Versions};
+
+const NATIVE: ListenerId = ListenerId(0);
+const RAW: ListenerId = ListenerId(1);
+
+/// One shard, its clock, and the clients behind its slots.
+struct Desk {
+    shard: Shard,
+    now: Moment,
+    input: Input,
+    clients: HashMap<u32, Client>,
+    tls: ClientTls,
+    /// Slots that were shut for writing.
+    shut: Vec<u32>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self::of(1).pop().unwrap()
+    }
+
+    /// The desks of `workers` shards of one gateway.
+    fn of(workers: u16) -> Vec<Self> {
+        let lab = Lab::new();
+        let rules: Arc<[Rules]> = [lab.rules(0, &Lab::native()), lab.rules(1, &Lab::raw())].into();
+        let home = Home::new([3; 16], workers);
+        let desk = |worker| {
+            let setup = Setup {
+                worker: WorkerId(worker),
+                home,
+                rules: Arc::clone(&rules),
+                handshakes: 2,
+                uplink_length: 8,
+                seed: u64::from(worker),
+            };
+            Desk {
+                shard: Shard::new(setup, Tick(0)),
+                now: Moment::from_micros(50_000),
+                input: Input::new(Lab::limits().frame_bytes, Lab::limits().read_bytes),
+                clients: HashMap::new(),
+                tls: lab.client(None, Versions::Tls13),
+                shut: Vec::new(),
+            }
+        };
+        (0..workers).map(desk).collect()
+    }
+
+    /// A client connects; its ClientHello is on the way.
+    fn accept(&mut self, listener: ListenerId) -> u32 {
+        let index = self.shard.handle_accept(listener, self.now);
+        self.clients.insert(index, Client::new(&self.tls));
+        self.shard.check_invariants();
+        index
+    }
+
+    /// What the client has said is read, as far as the shard wants it; handshakes begin when there is a place.
+    fn read(&mut self, index: u32) {
+        if self.shard.plan_read(index) == Plan::Leave {
+            self.call();
+        } else {
+            self.read_once(index);
+        }
+        self.shard.check_invariants();
+    }
+
+    /// Connections that wait for their handshakes are called.
+    fn call(&mut self) {
+        while let Some(called) = self.shard.next_waiting() {
+            self.read_once(called);
+        }
+    }
+
+    fn read_once(&mut self, index: u32) {
+        while self.shard.load_input(index, &mut self.input) {
+            let out = &mut self.clients.get_mut(&index).unwrap().out;
+            let space = self.input.space();
+            let count = out.len().min(space.len());
+            space[..count].copy_from_slice(&out[..count]);
+            out.drain(..count);
+            if count == 0 {
+                return self.shard.handle_nothing(index);
+            }
+            self.input.filled(count);
+            self.shard.handle_input(index, &mut self.input, count, self.now);
+        }
+    }
+
+    /// What the shard wants looked at again.
+    fn look_again(&mut self) {
+        let mut ready = VecDeque::new();
+        self.shard.take_ready(&mut ready);
+        for index in ready {
+            if self.shard.load_input(index, &mut self.input) {
+                self.shard.handle_input(index, &mut self.input, 0, self.now);
+                self.read_once(index);
+            }
+            self.shard.check_invariants();
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut transmit = Transmit::default();
+        self.shard.take_transmit(&mut transmit);
+        for (index, bytes) in transmit.segments() {
+            assert!(!self.shut.contains(&index), "slot {index} has something to say after its end");
+            self.clients.get_mut(&index).unwrap().receive(bytes);
+        }
+        let said_all = transmit.segments().map(|(index, _)| index).filter(|&index| self.shard.has_said_all(index));
+        self.shut.extend(said_all);
+    }
+
+    fn reap(&mut self) -> Vec<u32> {
+        let mut reaped = Vec::new();
+        while let Some(index) = self.shard.next_closed() {
+            self.shard.reap(index);
+            self.clients.remove(&index);
+            self.shut.retain(|&shut| shut != index);
+            reaped.push(index);
+            self.shard.check_invariants();
+        }
+        reaped
+    }
+
+    /// A client shakes hands; the turn goes round until nothing moves.
+    fn shake_hands(&mut self, listener: ListenerId) -> u32 {
+        let index = self.accept(listener);
+        for _ in 0..3 {
+            self.read(index);
+            self.flush();
+        }
+        assert!(self.clients[&index].records.is_some(), "the handshake has not come to its end");
+        index
+    }
+
+    /// A native device.
+    fn connect(&mut self, id: &str) -> u32 {
+        let index = self.shake_hands(NATIVE);
+        self.client(index).say_hello(id);
+        self.read(index);
+        self.flush();
+        index
+    }
+
+    fn client(&mut self, index: u32) -> &mut Client {
+        self.clients.get_mut(&index).unwrap()
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+    }
+
+    /// Runs deadlines up to now; suspects are read once more and settled.
+    fn expire(&mut self) {
+        let mut suspects = Vec::new();
+        while self.shard.handle_deadlines(self.now.tick(), self.now, 16, &mut suspects) {}
+        for index in suspects {
+            self.read_once(index);
+            self.shard.settle_suspect(index, self.now);
+        }
+        self.shard.check_invariants();
+        self.flush();
+    }
+
+    fn take_uplink(&mut self) -> Vec<Uplink> {
+        std::mem::take(self.shard.uplink())
+    }
+
+    /// Presence events since the last time, in short: `+device generation` and `-device generation reason`.
+    fn presence(&mut self) -> Vec<String> {
+        let short = |sign: &str, presence: &Presence| format!("{sign}{} {}", presence.device, presence.generation);
+        self.take_uplink()
+            .iter()
+            .filter_map(|event| match event {
+                Uplink::Connected(presence) => Some(short("+", presence)),
+                Uplink::Disconnected(presence, reason) => Some(format!("{} {reason}", short("-", presence))),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn figure(&mut self, figure: Figure) -> u64 {
+        self.shard.counters().figure(figure)
+    }
+
+    fn closed(&mut self, reason: CloseReason) -> u64 {
+        self.shard.counters().closed()[reason as usize]
+    }
+}
+
+#[test]
+fn handshakes_wait_for_a_place_and_go_in_the_order_in_which_they_came() {
+    let mut desk = Desk::new();
+    let slots: Vec<u32> = (0..4).map(|_| desk.accept(NATIVE)).collect();
+    for &index in &slots {
+        assert_eq!(desk.shard.plan_read(index), Plan::Leave);
+    }
+    assert_eq!(desk.figure(Figure::HandshakesWaiting), 4);
+    desk.call();
+    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (2, 2));
+    assert!(!desk.shard.has_waiting());
+    assert_eq!(desk.shard.longest_waiting(), Some(desk.now.tick()));
+    desk.flush();
+    // The first two answer, and make room for the others.
+    for &index in &slots[..2] {
+        assert_eq!(desk.shard.plan_read(index), Plan::ReadLater);
+        desk.read_once(index);
+    }
+    assert!(desk.shard.has_waiting());
+    desk.call();
+    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (0, 2));
+    assert_eq!(desk.figure(Figure::HandshakesFull), 2);
+}
+
+#[test]
+fn whoever_is_called_and_has_nothing_to_say_waits_for_its_bytes_again() {
+    let mut desk = Desk::new();
+    let index = desk.accept(NATIVE);
+    let hello = std::mem::take(&mut desk.client(index).out);
+    desk.read(index);
+    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (0, 0));
+    desk.client(index).out = hello;
+    for _ in 0..2 {
+        desk.read(index);
+        desk.flush();
+    }
+    assert!(desk.clients[&index].records.is_some());
+    // One that leaves in the queue is not missed by those behind it.
+    let (gone, next) = (desk.accept(NATIVE), desk.accept(NATIVE));
+    desk.shard.plan_read(gone);
+    desk.shard.plan_read(next);
+    desk.shard.handle_reset(gone, desk.now);
+    assert_eq!(desk.reap(), [gone]);
+    assert_eq!(desk.shard.next_waiting(), Some(next));
+}
+
+/// What was noted down about a slot in an earlier turn must not touch whoever has it now.
+#[test]
+fn a_slot_that_was_noted_down_and_given_to_somebody_else_is_not_read() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    desk.client(index).say_bytes(&[0xff; 3]);
+    desk.read(index);
+    assert_eq!(desk.closed(CloseReason::ProtocolError), 1);
+    // It lingers, and is to be looked at; before that, it is gone, and a new connection has its slot.
+    assert!(desk.shard.has_ready());
+    desk.flush();
+    desk.shard.handle_reset(index, desk.now);
+    assert_eq!(desk.reap(), [index]);
+    assert_eq!(desk.accept(NATIVE), index);
+    desk.look_again();
+    assert!(!desk.shard.load_input(index, &mut desk.input), "it was never called for its handshake");
+    // The same while it waits in the queue: it would take a place that nobody gave it.
+    assert_eq!(desk.shard.plan_read(index), Plan::Leave);
+    assert!(!desk.shard.load_input(index, &mut desk.input));
+    desk.call();
+    desk.flush();
+    desk.read(index);
+    assert!(desk.clients[&index].records.is_some());
+}
+
+#[test]
+fn a_device_is_welcomed_once_it_is_named_and_its_presence_is_told() {
+    let mut desk = Desk::new();
+    let index = desk.connect("meter-1");
+    assert!(matches!(desk.client(index).frames()[..], [Said::Welcome(welcome)] if welcome.heartbeat_ms == 10_000));
+    assert_eq!(desk.presence(), ["+meter-1 2"]);
+    desk.shard.handle_eof(index, desk.now);
+    assert_eq!(desk.presence(), ["-meter-1 2 peer_closed"]);
+    assert_eq!(desk.reap(), [index]);
+    assert!(desk.shard.is_empty());
+}
+
+#[test]
+fn a_newer_connection_takes_over_and_generations_grow_whoever_was_accepted_first() {
+    let mut desk = Desk::new();
+    let older = desk.shake_hands(NATIVE);
+    let newer = desk.connect("a");
+    // Accepted first, named last: its generation is the greatest nevertheless.
+    desk.client(older).say_hello("a");
+    desk.read(older);
+    desk.flush();
+    let presence = desk.presence();
+    assert_eq!(presence, ["+a 3", "-a 3 taken_over", "+a 4"]);
+    assert!(matches!(&desk.client(newer).frames()[..], [Said::Welcome(_), Said::Close(CloseCode::TAKEN_OVER, 0, _)]));
+    assert_eq!(desk.client(newer).end, Some(End::CloseNotify));
+    assert!(matches!(desk.client(older).frames()[..], [Said::Welcome(_)]));
+    assert_eq!(desk.shut, [newer], "it is shut for writing when all was said");
+    assert_eq!(desk.shard.describe("a", desk.now).unwrap().generation, 4);
+    desk.shard.handle_eof(newer, desk.now);
+    assert_eq!(desk.reap(), [newer]);
+}
+
+/// Several things said to one connection in one turn may lie apart; nothing may be shut before the last.
+#[test]
+fn a_goodbye_that_lies_apart_from_what_was_said_before_arrives() {
+    let mut desk = Desk::new();
+    let (a, b) = (desk.connect("a"), desk.connect("b"));
+    let ping = crate::codec::native::Frame::Ping(b"x");
+    for index in [a, b] {
+        desk.client(index).frames();
+        desk.client(index).say(&ping);
+        desk.read(index);
+    }
+    desk.shard.handle_disconnect(1, "a", desk.now);
+    desk.flush();
+    let told = desk.client(a).frames();
+    assert!(matches!(&told[..], [Said::Pong(_), Said::Close(CloseCode::REQUESTED, ..)]), "{told:?}");
+    assert_eq!(desk.client(a).end, Some(End::CloseNotify));
+}
+
+#[test]
+fn an_end_without_words_is_flushed_too() {
+    let mut desk = Desk::new();
+    let index = desk.accept(NATIVE);
+    desk.client(index).out = b"GET / HTTP/1.1\r\n".to_vec();
+    desk.read(index);
+    assert_eq!(desk.closed(CloseReason::NotTls), 1);
+    desk.flush();
+    assert_eq!(desk.shut, [index], "the peer would wait for the end of the stream");
+    desk.pass(Duration::from_secs(3));
+    desk.expire();
+    assert_eq!(desk.reap(), [index]);
+    assert_eq!(desk.shard.counters().closed().iter().sum::<u64>(), 1, "it has one reason");
+}
+
+#[test]
+fn deadlines_of_those_who_are_not_yet_devices() {
+    let mut desk = Desk::new();
+    let (silent, slow, nameless) = (desk.accept(NATIVE), desk.accept(NATIVE), desk.shake_hands(NATIVE));
+    desk.shard.plan_read(slow);
+    desk.pass(Duration::from_millis(9_900));
+    desk.expire();
+    assert!(desk.reap().is_empty(), "ten seconds have not passed");
+    desk.pass(Duration::from_millis(300));
+    desk.expire();
+    let mut reaped = desk.reap();
+    reaped.sort_unstable();
+    assert_eq!(reaped, [silent, slow]);
+    assert_eq!((desk.closed(CloseReason::HandshakeTimeout), desk.closed(CloseReason::HelloTimeout)), (2, 1));
+    assert!(matches!(&desk.client(nameless).frames()[..], [Said::Close(CloseCode::HELLO_TIMEOUT, ..)]));
+}
+
+#[test]
+fn a_silent_device_is_probed_then_read_once_more_then_expired() {
+    let mut desk = Desk::new();
+    let (dead, late) = (desk.connect("dead"), desk.connect("late"));
+    for _ in 0..2 {
+        desk.pass(Duration::from_secs(10));
+        desk.expire();
+    }
+    assert_eq!(desk.figure(Figure::HeartbeatsSent), 4);
+    // The answer of one is in its socket, though no event has told of it.
+    let pong = crate::codec::native::Frame::Pong(b"");
+    desk.client(late).say(&pong);
+    desk.presence();
+    desk.pass(Duration::from_secs(10));
+    desk.expire();
+    assert_eq!(desk.presence(), ["-dead 2 expired"]);
+    assert_eq!(desk.figure(Figure::LastReadsHeard), 1);
+    assert!(matches!(
+        &desk.client(dead).frames()[..],
+        [Said::Welcome(_), Said::Ping, Said::Ping, Said::Close(CloseCode::EXPIRED, ..)]
+    ));
+    assert_eq!(desk.reap(), [dead]);
+    assert!(desk.shard.describe("late", desk.now).is_some());
+}
+
+#[test]
+fn nobody_is_judged_by_a_time_up_to_which_nothing_was_read() {
+    let mut desk = Desk::new();
+    desk.connect("a");
+    let drained = desk.now.tick();
+    desk.pass(Duration::from_hours(1));
+    let mut suspects = Vec::new();
+    desk.shard.handle_deadlines(drained, desk.now, 16, &mut suspects);
+    assert!(suspects.is_empty());
+    assert_eq!(desk.figure(Figure::HeartbeatsSent), 0);
+}
+
+/// An id whose home is `worker`.
+fn id_at(home: Home, worker: u16) -> String {
+    (0..10_000).map(|n| format!("device-{n}")).find(|id| home.of(id) == WorkerId(worker)).unwrap()
+}
+
+#[test]
+fn a_connection_moves_home_and_goes_on_where_it_was() {
+    let mut desks = Desk::of(2);
+    let (mut there, mut here) = (desks.pop().unwrap(), desks.pop().unwrap());
+    let id = id_at(here.shard.home, 1);
+    let index = here.shake_hands(NATIVE);
+    here.client(index).say_hello(&id);
+    here.client(index).say_message(7, b"said before the move");
+    here.read(index);
+    assert!(here.take_uplink().is_empty(), "it is no device here");
+    let (moving, home) = here.shard.next_move().unwrap();
+    assert_eq!((moving.index, home), (index, WorkerId(1)));
+    assert!(here.shard.next_move().is_none());
+    assert_eq!(here.shard.plan_read(index), Plan::Leave);
+    // However late the answer is, it stays.
+    here.pass(Duration::from_mins(5));
+    here.expire();
+    assert!(here.shard.is_current(moving));
+
+    let mut parcel = Vec::new();
+    here.shard.pack(moving, &mut parcel);
+    let arrived = there.shard.unpack(&parcel, there.now).unwrap();
+    there.shard.check_invariants();
+    there.shard.handle_arrival(arrived, there.now);
+    there.shard.check_invariants();
+    here.shard.handle_moved(moving);
+    here.shard.handle_moved(moving);
+    here.shard.check_invariants();
+    let client = here.clients.remove(&index).unwrap();
+    there.clients.insert(arrived, client);
+    assert!(here.shard.next_closed() == Some(index) && here.shard.reap(index));
+    assert!(here.shard.is_empty());
+
+    there.look_again();
+    there.flush();
+    let uplink = there.take_uplink();
+    let [Uplink::Connected(_), Uplink::Message(message)] = &uplink[..] else { panic!("{uplink:?}") };
+    assert_eq!((&*message.payload, message.acknowledge), (&b"said before the move"[..], Some(7)));
+    there.shard.handle_accepted(message.connection, 7, there.now);
+    there.flush();
+    assert!(matches!(there.client(arrived).frames()[..], [Said::Welcome(_), Said::Ack(7)]));
+    // A parcel for a home that is not here, or with more than there is room for.
+    assert!(here.shard.unpack(&parcel, here.now).is_err());
+}
+
+#[test]
+fn a_connection_that_its_home_refuses_is_told_from_here() {
+    let mut here = Desk::of(2).swap_remove(0);
+    let id = id_at(here.shard.home, 1);
+    let index = here.shake_hands(NATIVE);
+    here.client(index).say_hello(&id);
+    here.read(index);
+    let (moving, _) = here.shard.next_move().unwrap();
+    here.shard.handle_move_refused(moving, here.now);
+    here.shard.check_invariants();
+    here.flush();
+    let told = here.client(index).frames();
+    assert!(matches!(&told[..], [Said::Close(CloseCode::TRY_LATER, 5_000..=15_000, _)]), "{told:?}");
+    assert!(here.take_uplink().is_empty(), "it never was a device");
+    here.shard.handle_move_refused(moving, here.now);
+    here.shard.handle_moved(moving);
+    here.shard.check_invariants();
+}
+
+#[test]
+fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    let other = desk.connect("b");
+    desk.take_uplink();
+    for n in 1..=6 {
+        desk.client(index).say_message(n, b"m");
+    }
+    for _ in 0..4 {
+        desk.client(index).say_message(0, b"may be dropped");
+    }
+    desk.client(index).say_message(7, b"must not be dropped");
+    desk.client(index).say_message(0, b"behind it");
+    desk.read(index);
+    assert_eq!(desk.shard.uplink().len(), 8);
+    assert_eq!(desk.figure(Figure::MessagesDropped), 2);
+    assert!(desk.shard.connections[index as usize].is_paused());
+    assert_eq!(desk.shard.plan_read(index), Plan::Leave);
+    // Heartbeats of others go on.
+    desk.client(other).say(&crate::codec::native::Frame::Ping(b"1"));
+    desk.read(other);
+    desk.flush();
+    assert!(desk.client(other).frames().contains(&Said::Pong(b"1".to_vec())));
+    // Silence while it is not read means nothing.
+    for _ in 0..10 {
+        desk.pass(Duration::from_secs(5));
+        desk.client(other).say(&crate::codec::native::Frame::Ping(b""));
+        desk.read(other);
+        desk.expire();
+    }
+    desk.shard.resume_paused();
+    assert!(!desk.shard.has_ready(), "there is no room yet");
+    desk.take_uplink();
+    desk.shard.resume_paused();
+    assert!(desk.shard.has_ready());
+    desk.look_again();
+    let uplink = desk.take_uplink();
+    let payloads: Vec<&[u8]> = uplink
+        .iter()
+        .map(|event| if let Uplink::Message(message) = event { &message.payload[..] } else { b"" })
+        .collect();
+    assert_eq!(payloads, [&b"must not be dropped"[..], b"behind it"]);
+    assert!(desk.shard.connections[index as usize].buffered() == 0);
+}
+
+#[test]
+fn raw_bytes_wait_for_room_and_none_is_lost() {
+    let mut desk = Desk::new();
+    let index = desk.shake_hands(RAW);
+    desk.read(index);
+    assert_eq!(desk.figure(Figure::Devices), 1);
+    assert!(desk.presence()[0].starts_with("+raw-"));
+    for n in 0..20u8 {
+        desk.client(index).say_bytes(&[n; 30]);
+    }
+    desk.client(index).say_bytes(b"heartbeatheartbeat");
+    desk.read(index);
+    let mut got = Vec::new();
+    while desk.shard.connections[index as usize].is_paused() || !desk.shard.uplink().is_empty() {
+        assert!(desk.shard.uplink().len() <= 8);
+        for event in desk.take_uplink() {
+            let Uplink::Message(message) = event else { panic!("{event:?}") };
+            got.extend_from_slice(&message.payload);
+        }
+        desk.shard.resume_paused();
+        desk.look_again();
+    }
+    let expected: Vec<u8> = (0..20).flat_map(|n| [n; 30]).collect();
+    assert_eq!(got, expected);
+    desk.flush();
+    assert_eq!(desk.client(index).heard, b"okok");
+}
+
+#[test]
+fn a_paused_device_that_is_taken_over_is_not_resumed() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    for n in 1..=9 {
+        desk.client(index).say_message(n, b"m");
+    }
+    desk.read(index);
+    assert!(desk.shard.connections[index as usize].is_paused());
+    let newer = desk.connect("a");
+    desk.take_uplink();
+    desk.shard.resume_paused();
+    desk.look_again();
+    assert!(desk.take_uplink().is_empty(), "what a connection has left unread ends with it");
+    assert!(desk.shard.connections[newer as usize].is_device());
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    let downlink = Downlink { topic: "t".into(), payload: vec![0; 1_000].into() };
+    for request in 0..4 {
+        desk.shard.handle_send(request, "a", &downlink, true, desk.now);
+    }
+    let mut transmit = Transmit::default();
+    desk.shard.take_transmit(&mut transmit);
+    let bytes: Vec<u8> = transmit.segments().flat_map(|(_, bytes)| bytes.to_vec()).collect();
+    let bound = Lab::limits().outbox_bytes;
+    desk.shard.handle_unsent(index, &bytes[..bound], desk.now);
+    assert!(desk.shard.connections[index as usize].is_device());
+    assert_eq!(desk.figure(Figure::BufferedBytes), bound as u64);
+    desk.shard.check_invariants();
+    desk.shard.handle_sent(index, 10);
+    desk.take_uplink();
+    desk.shard.handle_unsent(index, &bytes[..11], desk.now);
+    desk.shard.check_invariants();
+    assert_eq!(desk.closed(CloseReason::SlowConsumer), 1);
+    assert_eq!(desk.figure(Figure::BufferedBytes), 0);
+    // Whoever waits for an ACK hears that it will not come.
+    let waiting = |event: &Uplink| matches!(event, Uplink::Sent { outcome: Outcome::Unacknowledged, .. });
+    assert_eq!(desk.take_uplink().iter().filter(|event| waiting(event)).count(), 4);
+    assert_eq!(desk.reap(), [index]);
+}
+
+/// The peer ends its stream and takes bytes in one turn.
+#[test]
+fn bytes_that_leave_after_the_end_are_not_counted_twice() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    desk.shard.handle_unsent(index, &[0; 100], desk.now);
+    desk.shard.handle_eof(index, desk.now);
+    assert_eq!(desk.figure(Figure::BufferedBytes), 0);
+    assert_eq!(desk.shard.unsent(index).len(), 100);
+    desk.shard.handle_sent(index, 60);
+    desk.shard.check_invariants();
+    assert_eq!(desk.reap(), [index]);
+}
+
+#[test]
+fn commands_with_stale_handles_do_nothing() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    let stale = desk.shard.id(index);
+    desk.shard.handle_reset(index, desk.now);
+    assert!(!desk.shard.is_current(stale));
+    desk.shard.handle_accepted(stale, 1, desk.now);
+    desk.reap();
+    assert_eq!(desk.connect("b"), index);
+    desk.client(index).frames();
+    desk.shard.handle_accepted(stale, 1, desk.now);
+    desk.shard.handle_verdict(stale, false, desk.now);
+    desk.shard.handle_moved(stale);
+    desk.shard.handle_move_refused(stale, desk.now);
+    desk.flush();
+    assert!(desk.client(index).frames().is_empty());
+    desk.shard.check_invariants();
+}
+
+#[test]
+fn a_listing_walks_in_slices_and_answers_in_order() {
+    let mut desk = Desk::new();
+    for id in ["c", "a", "b2", "b1", "d"] {
+        desk.connect(id);
+    }
+    let list = |desk: &Desk, after: &str, prefix: &str, limit| {
+        let filter = DeviceFilter { after: after.into(), prefix: prefix.into(), limit };
+        let mut listing = Listing::new(9, filter);
+        while !desk.shard.advance_listing(&mut listing, 2) {}
+        let found = desk.shard.finish_listing(&listing, desk.now);
+        found.iter().map(|description| description.device.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(list(&desk, "", "", 10), ["a", "b1", "b2", "c", "d"]);
+    assert_eq!(list(&desk, "a", "", 2), ["b1", "b2"]);
+    assert_eq!(list(&desk, "", "b", 1), ["b1"]);
+    assert_eq!(list(&desk, "b1", "b", 9), ["b2"]);
+    assert!(list(&desk, "", "", 0).is_empty());
+}
+
+#[test]
+fn the_end_tells_everybody_a_slice_at_a_time() {
+    let mut desk = Desk::new();
+    let slots: Vec<u32> = ["a", "b", "c"].into_iter().map(|id| desk.connect(id)).collect();
+    let shaking = desk.accept(NATIVE);
+    let mut position = 0;
+    for (ended, next) in [(2, 2), (2, 0), (0, 0)] {
+        assert_eq!(desk.shard.shut_down(position, 10, 2, &(100..=200), desk.now), (next, ended));
+        desk.shard.check_invariants();
+        position = next;
+    }
+    desk.flush();
+    for index in slots {
+        let told = desk.client(index).frames();
+        assert!(matches!(&told[..], [Said::Welcome(_), Said::Close(CloseCode::GOING_AWAY, 100..=200, _)]), "{told:?}");
+        desk.shard.handle_eof(index, desk.now);
+    }
+    assert!(desk.shut.contains(&shaking));
+    desk.shard.handle_eof(shaking, desk.now);
+    assert_eq!(desk.reap().len(), 4);
+    assert!(desk.shard.is_empty());
+    assert_eq!(desk.shard.next_deadline(), None);
+    assert_eq!(desk.closed(CloseReason::Shutdown), 4);
+}
