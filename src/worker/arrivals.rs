@@ -1,0 +1,130 @@
+//! New connections: one worker's listeners, and whether a connection is taken or refused before TLS.
+//!
+//! A connection is accepted as early as possible and refused at once when it must be. One that is left in the backlog
+//! would be served when its peer has long given up.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use mio::net::TcpListener;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::time::Moment;
+
+/// Connections that wait for `accept`; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4_096;
+
+/// Takes the address for this process: an error now, with the listener's name, and no surprise when the workers listen.
+/// Port 0 becomes a real one. The reservation accepts nothing, and is dropped when the workers listen.
+pub(super) fn reserve(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
+    // Without SO_REUSEPORT an address at which somebody listens is refused, be it another gateway of the same user.
+    let probe = new_socket(address)?;
+    probe.bind(&address.into())?;
+    let bound = probe.local_addr()?.as_socket().expect("an IP socket has an IP address");
+    drop(probe);
+    let reservation = new_socket(bound)?;
+    reservation.set_reuse_port(true)?;
+    reservation.bind(&bound.into())?;
+    Ok((reservation, bound))
+}
+
+/// One worker's listening socket. Each worker has its own, and the kernel spreads connections over them.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = new_socket(address)?;
+    socket.set_reuse_port(true)?;
+    // Accepted sockets inherit it, which saves a call for each. A frame is one write; there is nothing to wait for.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(OwnedFd::from(socket).into()))
+}
+
+fn new_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// What came of one attempt to accept.
+pub(super) enum Accepted {
+    /// A connection from this address.
+    Stream(TcpStream, IpAddr),
+    /// Nobody waits.
+    Nobody,
+    /// This one was gone before it was accepted, or the kernel was short of something: try the next.
+    Failed(io::Error),
+}
+
+/// Accepts one connection.
+pub(super) fn accept(listener: &TcpListener) -> Accepted {
+    match listener.accept() {
+        Ok((stream, peer)) => Accepted::Stream(stream.into(), peer.ip()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Nobody,
+        Err(error) => Accepted::Failed(error),
+    }
+}
+
+/// New connections by address within the current second (`limits.connections_per_address`).
+pub(super) struct AddressRate {
+    per_second: u32,
+    counts: HashMap<IpAddr, u32>,
+    since: Moment,
+}
+
+/// At most so many addresses are told apart in one second; those beyond are not limited.
+const ADDRESSES_MAX: usize = 65_536;
+
+impl AddressRate {
+    pub(super) fn new(per_second: u32) -> Self {
+        Self { per_second, counts: HashMap::new(), since: Moment::default() }
+    }
+
+    /// Whether one more connection from `address` is within the bound.
+    pub(super) fn admits(&mut self, address: IpAddr, now: Moment) -> bool {
+        if self.per_second == 0 {
+            return true;
+        }
+        if now.since(self.since) >= Duration::from_secs(1) {
+            self.counts.clear();
+            self.since = now;
+        }
+        if self.counts.len() >= ADDRESSES_MAX && !self.counts.contains_key(&address) {
+            return true;
+        }
+        let count = self.counts.entry(address).or_insert(0);
+        *count += 1;
+        *count <= self.per_second
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_limited_each_on_its_own_for_a_second() {
+        let mut rate = AddressRate::new(2);
+        let (one, two) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+        let at = Moment::from_micros;
+        assert_eq!([0, 1, 2].map(|n| rate.admits(one, at(n))), [true, true, false]);
+        assert!(rate.admits(two, at(3)));
+        assert!(!rate.admits(one, at(999_999)));
+        assert!(rate.admits(one, at(1_000_000)));
+        assert!((0..100).all(|n| AddressRate::new(0).admits(one, at(n))));
+    }
+
+    #[test]
+    fn an_address_in_use_is_refused_and_port_zero_becomes_real() {
+        let (reservation, bound) = reserve("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_ne!(bound.port(), 0);
+        let first = listen(bound).unwrap();
+        let second = listen(bound).unwrap();
+        drop(reservation);
+        assert_eq!(reserve(bound).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop((first, second));
+    }
+}

@@ -1,0 +1,340 @@
+//! Bringing the workers up, and their threads to an end.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::arrivals::{AddressRate, listen, reserve};
+use super::courier::{Courier, Received, pair};
+use super::descriptors::{close_left_behind, leave_shared_table};
+use super::drained::Drained;
+use super::turn::{BATCH, EVENTS};
+use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
+use crate::config::{Config, Limits};
+use crate::connection::{Input, Rules};
+use crate::link::{Batch, CloseReason, Command, Doorbell, Home, ListenerId, Mailbox, Refusal, WorkerId};
+use crate::metrics::Published;
+use crate::shard::{self, Shard, Transmit};
+use crate::time::{Moment, ticks_ceil};
+
+/// Descriptors that a worker keeps free for what is on its way in.
+const SPARE_DESCRIPTORS: usize = 128;
+
+/// What the workers are made with.
+pub struct Setup<'a> {
+    /// The whole configuration.
+    pub config: &'a Config,
+    /// What holds for the connections of each listener, in the order of the configuration.
+    pub rules: Arc<[Rules]>,
+    /// Where devices live; over `config.workers` workers.
+    pub home: Home,
+    /// The gateway's moment zero.
+    pub started: Instant,
+    /// Seeds jitter and generated ids.
+    pub seed: u64,
+}
+
+/// The running workers.
+pub struct Workers {
+    /// Their inboxes, by worker.
+    pub mailboxes: Vec<Mailbox>,
+    /// Copies of their counters, by worker.
+    pub published: Vec<Arc<Published>>,
+    /// What they say.
+    pub uplink: Receiver<Batch>,
+    /// Where they listen, by listener: as configured, with a real port.
+    pub addresses: Vec<SocketAddr>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The workers could not be started.
+#[derive(Debug)]
+pub enum StartError {
+    /// A listener's address cannot be had.
+    Listen {
+        /// The listener's name.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The kernel refused something else that a worker needs.
+    System(&'static str, io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen { listener, address, error } => {
+                write!(f, "listener {listener:?} cannot listen on {address} (listener.listen): {error}")
+            }
+            StartError::System(what, error) => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Starts `config.workers` workers and returns when all of them listen. To be called from the main thread: a thread
+/// started by a worker would share that worker's descriptor table.
+///
+/// # Errors
+/// [`StartError`]; no thread is left behind.
+pub fn start(setup: &Setup) -> Result<Workers, StartError> {
+    let limits = &setup.config.limits;
+    let count = usize::from(setup.config.workers);
+    let mut reservations = Vec::new();
+    let mut addresses = Vec::new();
+    for listener in &setup.config.listeners {
+        let (reservation, bound) = reserve(listener.listen).map_err(|error| StartError::Listen {
+            listener: listener.name.clone(),
+            address: listener.listen,
+            error,
+        })?;
+        reservations.push(reservation);
+        addresses.push(bound);
+    }
+
+    let batches = (limits.uplink_length / BATCH).max(4) * count;
+    let (uplink_sender, uplink) = bounded(batches);
+    let bells = make(count, "a worker's doorbell cannot be made", Doorbell::new)?;
+    let bells: Vec<Arc<Doorbell>> = bells.into_iter().map(Arc::new).collect();
+    let polls = make(count, "a worker's poll cannot be made", Poll::new)?;
+    let ways = make_ways(count)?;
+    let held = Arc::new(AtomicU32::new(0));
+
+    // What a worker takes along and this thread gives up.
+    let mut left_behind: Vec<RawFd> = polls.iter().map(AsRawFd::as_raw_fd).collect();
+    left_behind.extend(ways.iter().flatten().flatten().map(AsRawFd::as_raw_fd));
+
+    let mut workers = Workers { mailboxes: Vec::new(), published: Vec::new(), uplink, addresses, threads: Vec::new() };
+    let (report, reports) = bounded(count);
+    for (position, (poll, ways)) in polls.into_iter().zip(ways).enumerate() {
+        let (sender, inbox) = bounded(limits.inbox_length);
+        let published = Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT));
+        workers.mailboxes.push(Mailbox::new(sender, Arc::clone(&bells[position])));
+        workers.published.push(Arc::clone(&published));
+        let parts = Parts {
+            id: WorkerId(position as u16),
+            started: setup.started,
+            seed: setup.seed.wrapping_add(position as u64),
+            limits: limits.clone(),
+            rules: Arc::clone(&setup.rules),
+            home: setup.home,
+            listen: workers.addresses.clone(),
+            poll,
+            bells: bells.clone(),
+            ways,
+            inbox,
+            uplink: uplink_sender.clone(),
+            published,
+            held: Arc::clone(&held),
+        };
+        let report = report.clone();
+        let thread = std::thread::Builder::new().name(format!("worker-{position}"));
+        let thread = thread
+            .spawn(move || match parts.build() {
+                Ok(worker) => {
+                    // The receiver waits for every report.
+                    let _ = report.send(Ok(()));
+                    drop(report);
+                    worker.run();
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            })
+            .map_err(|error| StartError::System("a worker's thread cannot be started", error))?;
+        workers.threads.push(thread);
+    }
+    drop(report);
+
+    let mut failed = None;
+    for outcome in reports {
+        if let Err(error) = outcome {
+            failed = Some(error);
+        }
+    }
+    if let Some(error) = failed {
+        workers.shut_down(Duration::ZERO);
+        return Err(error);
+    }
+    close_left_behind(&left_behind)
+        .map_err(|error| StartError::System("the workers' descriptors cannot be given up", error))?;
+    Ok(workers)
+}
+
+fn make<T>(count: usize, what: &'static str, mut one: impl FnMut() -> io::Result<T>) -> Result<Vec<T>, StartError> {
+    (0..count).map(|_| one().map_err(|error| StartError::System(what, error))).collect()
+}
+
+/// The ways between each two workers: `ways[a][b]` is the end that worker `a` has of the one to `b`.
+fn make_ways(count: usize) -> Result<Vec<Vec<Option<OwnedFd>>>, StartError> {
+    let mut ways: Vec<Vec<Option<OwnedFd>>> = (0..count).map(|_| (0..count).map(|_| None).collect()).collect();
+    for (one, other) in (0..count).flat_map(|one| (one + 1..count).map(move |other| (one, other))) {
+        let (here, there) =
+            pair().map_err(|error| StartError::System("the way between two workers cannot be made", error))?;
+        ways[one][other] = Some(here);
+        ways[other][one] = Some(there);
+    }
+    Ok(ways)
+}
+
+impl Workers {
+    /// Ends every connection and every worker in order, the goodbyes spread over `window`, and waits for it.
+    pub fn shut_down(&mut self, window: Duration) {
+        for mailbox in &self.mailboxes {
+            let mut command = Command::Shutdown { window };
+            while let Err(full) = mailbox.send(command) {
+                if self.threads.iter().all(JoinHandle::is_finished) {
+                    break;
+                }
+                // The worker is emptying it.
+                std::thread::sleep(Duration::from_millis(1));
+                command = *full.0;
+            }
+        }
+        for thread in self.threads.drain(..) {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+
+    /// Whether a worker has ended though nobody asked it to: it has panicked.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+}
+
+/// What one worker's thread is given.
+struct Parts {
+    id: WorkerId,
+    started: Instant,
+    seed: u64,
+    limits: Limits,
+    rules: Arc<[Rules]>,
+    home: Home,
+    listen: Vec<SocketAddr>,
+    poll: Poll,
+    bells: Vec<Arc<Doorbell>>,
+    ways: Vec<Option<OwnedFd>>,
+    inbox: Receiver<Command>,
+    uplink: Sender<Batch>,
+    published: Arc<Published>,
+    held: Arc<AtomicU32>,
+}
+
+impl Parts {
+    /// Leaves the shared table and opens what belongs to this worker alone. Runs in the worker's thread.
+    fn build(self) -> Result<Worker, StartError> {
+        let system = |what: &'static str| move |error: io::Error| StartError::System(what, error);
+        let mut keep: Vec<RawFd> = self.bells.iter().map(|bell| bell.as_fd().as_raw_fd()).collect();
+        keep.push(self.poll.as_raw_fd());
+        keep.extend(self.ways.iter().flatten().map(AsRawFd::as_raw_fd));
+        leave_shared_table(&keep).map_err(system("a worker cannot leave the shared descriptor table"))?;
+        pin(self.id);
+
+        let registry = self.poll.registry();
+        let bell = Arc::clone(&self.bells[self.id.index()]);
+        registry
+            .register(&mut SourceFd(&bell.as_fd().as_raw_fd()), token::BELL, Interest::READABLE)
+            .map_err(system("a worker's doorbell cannot be polled"))?;
+        let couriers: Vec<Option<Courier>> = self.ways.into_iter().map(|way| way.map(Courier::new)).collect();
+        for (worker, courier) in couriers.iter().enumerate() {
+            let Some(courier) = courier else { continue };
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            registry
+                .register(&mut SourceFd(&courier.as_fd().as_raw_fd()), token::courier(worker), interest)
+                .map_err(system("the way between two workers cannot be polled"))?;
+        }
+        let mut listeners = Vec::new();
+        for (position, &address) in self.listen.iter().enumerate() {
+            let mut socket = listen(address).map_err(|error| StartError::Listen {
+                listener: format!("number {position}"),
+                address,
+                error,
+            })?;
+            registry
+                .register(&mut socket, token::listener(position), Interest::READABLE)
+                .map_err(system("a listener cannot be polled"))?;
+            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false });
+        }
+
+        let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let taken = keep.len() + listeners.len() + SPARE_DESCRIPTORS;
+        let limits = &self.limits;
+        let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
+        let shard = Shard::new(
+            shard::Setup {
+                worker: self.id,
+                home: self.home,
+                rules: self.rules,
+                handshakes: limits.handshakes as usize,
+                uplink_length: limits.uplink_length,
+                seed: self.seed,
+            },
+            now.tick(),
+        );
+        Ok(Worker {
+            id: self.id,
+            started: self.started,
+            poll: self.poll,
+            events: Events::with_capacity(EVENTS),
+            shard,
+            sockets: Sockets::default(),
+            listeners,
+            address_rate: AddressRate::new(limits.connections_per_address),
+            bounds: Bounds {
+                connections: limits.connections,
+                sockets: usize::try_from(table).unwrap_or(usize::MAX).saturating_sub(taken),
+                shed_lateness: limits.shed_lateness,
+                waiting_ticks: ticks_ceil(limits.handshake_time) * 3 / 4,
+            },
+            held: self.held,
+            couriers,
+            received: Received::new(),
+            inbox: self.inbox,
+            bell,
+            uplink: self.uplink,
+            published: self.published,
+            input: Input::new(limits.frame_bytes, limits.read_bytes),
+            transmit: Transmit::prepared(),
+            drained: Drained::new(now.tick()),
+            drained_until: now.tick(),
+            suspects: Vec::new(),
+            listings: VecDeque::new(),
+            broadcasts: Vec::new(),
+            todo: Todo::default(),
+            lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
+            ending: None,
+        })
+    }
+}
+
+/// Keeps the worker's thread on one core, so that its connections stay in that core's caches. With more workers than
+/// cores they go round. A machine that does not allow it is no worse off than before.
+fn pin(id: WorkerId) {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
+    let Some(&core) = cores.get(id.index() % cores.len().max(1)) else { return };
+    let mut only = CpuSet::new();
+    only.set(core);
+    if let Err(error) = sched_setaffinity(None, &only) {
+        tracing::debug!(worker = id.0, core, %error, "the worker's thread could not be kept on its core");
+    }
+}
