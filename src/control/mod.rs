@@ -1,1 +1,272 @@
-//! control
+//! The control plane: what the gateway tells about itself, what its owner tells it, and what needs time or memory that
+//! an event loop has not.
+//!
+//! ```text
+//!              Batch                              ┌▶ backbone (the latest events)
+//! worker ──────────────▶ thread "hub" ────────────┼▶ pending requests of the API
+//!    ▲  │                  ▲     │                └▶ thread "tokens" ─┐
+//!    │  │                  └─────│──────────── verdicts ──────────────┘
+//!    │  │        Command         │
+//!    └──│──── mailbox ◀──────────┴──── thread "control": HTTP API, metrics
+//!       └── published counters ───────────▲
+//! ```
+//!
+//! It knows workers only through [`crate::link`] and [`crate::metrics`]: never a worker, shard, connection or TLS type.
+//! Nothing here may make an event loop wait: commands are tried, never pushed.
+
+mod api;
+pub mod backbone;
+mod broadcasts;
+mod exposition;
+mod front;
+mod hub;
+mod outbox;
+mod pending;
+pub mod tokens;
+mod verifier;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Display;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+use std::{io, panic};
+
+use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Config;
+use crate::link::{Batch, Description, Home, Mailbox, Outcome};
+use crate::metrics::Published;
+use crate::time::Moment;
+use api::auth::Gate;
+use backbone::Backbone;
+use broadcasts::Broadcasts;
+use front::Front;
+use hub::Hub;
+use pending::Pending;
+use tokens::TokenFile;
+use verifier::Verifier;
+
+/// How long requests in progress may take to end once the gateway shuts down.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+/// Connections that the API holds at a time.
+const CONNECTIONS_MAX: usize = 256;
+/// How long one of them may stay without a byte. Longer than a scrape interval, so that scrapers keep theirs.
+const IDLE_MAX: Duration = Duration::from_secs(90);
+/// Requests answered at a time; further ones are told to come again. Probes of life are exempt.
+const REQUESTS_MAX: usize = 64;
+/// Messages to devices under way at a time, each of which may wait for its device.
+const SENDS_MAX: usize = 128;
+/// Readers that follow the events at a time. Together with the requests fewer than connections: probes find a place.
+const READERS_MAX: usize = 32;
+
+/// What the control plane is made of.
+pub struct Parts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Which worker a device belongs to.
+    pub home: Home,
+    /// Where each worker takes commands, by worker; as many as `home` counts.
+    pub mailboxes: Vec<Mailbox>,
+    /// What the workers say.
+    pub uplink: Receiver<Batch>,
+    /// Each worker's counters, by worker; as many as `home` counts.
+    pub published: Vec<Arc<Published>>,
+    /// The addresses really listened on, by listener; as many as `config.listeners`.
+    pub listeners: Vec<SocketAddr>,
+    /// When the gateway started.
+    pub clock: Clock,
+    /// Which life of this gateway it is; grows with each start.
+    pub epoch: u64,
+    /// The bound socket of the HTTP API.
+    pub admin: TcpListener,
+}
+
+/// When the gateway started, on both clocks: what joins a [`Moment`] to the time of day.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// On the clock that only goes forward: moment zero.
+    pub started: Instant,
+    /// On the clock on the wall.
+    pub started_at: SystemTime,
+}
+
+impl Clock {
+    /// A moment as RFC 3339 in UTC, to the millisecond.
+    fn format(&self, moment: Moment) -> String {
+        let at = self.started_at + Duration::from_micros(moment.micros());
+        humantime::format_rfc3339_millis(at).to_string()
+    }
+
+    /// The moment that it is.
+    fn now(&self) -> Moment {
+        Moment::from_micros(self.uptime().as_micros() as u64)
+    }
+
+    fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// The running control plane.
+pub struct Control {
+    state: Arc<State>,
+    admin_addr: SocketAddr,
+    stop_hub: Sender<()>,
+    stop_api: watch::Sender<bool>,
+    hub: JoinHandle<()>,
+    api: JoinHandle<()>,
+}
+
+impl Control {
+    /// Reads the token files and starts the threads `hub`, `tokens` and `control`.
+    ///
+    /// # Errors
+    /// A token file that cannot be used ([`tokens::TokenFileError`] within `InvalidData`), or no thread, timer or
+    /// random key from the system.
+    pub fn start(parts: Parts) -> io::Result<Control> {
+        let workers = usize::from(parts.home.workers());
+        assert_eq!(parts.mailboxes.len(), workers);
+        assert_eq!(parts.published.len(), workers);
+        assert_eq!(parts.listeners.len(), parts.config.listeners.len());
+
+        let tally = Arc::new(Tally::default());
+        let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, tally.clone())?;
+        let gate = parts.config.admin.token.as_deref().map(Gate::new).transpose()?;
+        let admin_addr = parts.admin.local_addr()?;
+        let state = Arc::new(State {
+            backbone: Backbone::new(parts.config.backbone),
+            config: parts.config,
+            home: parts.home,
+            mailboxes: parts.mailboxes,
+            published: parts.published,
+            listeners: parts.listeners,
+            clock: parts.clock,
+            epoch: parts.epoch,
+            uplink: parts.uplink,
+            described: Pending::default(),
+            listed: Pending::default(),
+            sent: Pending::default(),
+            broadcasts: Broadcasts::new(workers),
+            tally,
+            gate,
+            requests: Semaphore::new(REQUESTS_MAX),
+            sends: Semaphore::new(SENDS_MAX),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            stopping: AtomicBool::new(false),
+        });
+
+        parts.admin.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let front = runtime.block_on(async { Front::new(parts.admin, CONNECTIONS_MAX, IDLE_MAX) })?;
+
+        let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
+        let (stop_api, api_stopped) = watch::channel(false);
+        let hub = Hub::new(state.clone(), verifier);
+        let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped))?;
+        let api = {
+            let state = state.clone();
+            let serve = move || runtime.block_on(serve(front, state, api_stopped));
+            thread::Builder::new().name("control".into()).spawn(serve)?
+        };
+        Ok(Control { state, admin_addr, stop_hub, stop_api, hub, api })
+    }
+
+    /// Where the HTTP API really listens.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// Makes `/readyz` say no from now on, while everything else goes on: the first step of a shutdown.
+    pub fn begin_shutdown(&self) {
+        self.state.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
+    ///
+    /// Bounded: a second for the uplink, two for requests in progress, and the hash of one token.
+    pub fn shutdown(self) {
+        self.begin_shutdown();
+        // Each may be gone already only because it panicked, which `join` reports. Readers of events hear to the last
+        // of them, so the hub ends first.
+        let _ = self.stop_hub.send(());
+        join(self.hub);
+        self.state.backbone.close();
+        let _ = self.stop_api.send(true);
+        join(self.api);
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if let Err(panicked) = thread.join() {
+        panic::resume_unwind(panicked);
+    }
+}
+
+/// The token file of each listener that has one.
+fn token_files(config: &Config) -> io::Result<Vec<Option<TokenFile>>> {
+    let load = |path| TokenFile::load(path).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+    config.listeners.iter().map(|listener| listener.identity.token_file.as_deref().map(load).transpose()).collect()
+}
+
+/// Serves the API until `stopped` says so and the requests in progress are answered, or the grace is over.
+async fn serve(front: Front, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
+    let mut grace_started = stopped.clone();
+    // An error means that the sender is gone, which is a shutdown too.
+    let signal = async move { drop(stopped.wait_for(|&stop| stop).await) };
+    let grace = async move {
+        drop(grace_started.wait_for(|&stop| stop).await);
+        tokio::time::sleep(SHUTDOWN_GRACE).await;
+    };
+    let server = axum::serve(front, api::router(state)).with_graceful_shutdown(signal);
+    tokio::select! {
+        ended = server => log_end(ended),
+        () = grace => tracing::debug!("requests in progress were cut off at shutdown"),
+    }
+}
+
+fn log_end(ended: Result<(), impl Display>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "the HTTP API ended");
+    }
+}
+
+/// What the threads of the control plane share.
+struct State {
+    config: Arc<Config>,
+    home: Home,
+    mailboxes: Vec<Mailbox>,
+    published: Vec<Arc<Published>>,
+    listeners: Vec<SocketAddr>,
+    clock: Clock,
+    epoch: u64,
+    uplink: Receiver<Batch>,
+    described: Pending<Option<Box<Description>>>,
+    listed: Pending<Vec<Description>>,
+    sent: Pending<Outcome>,
+    broadcasts: Broadcasts,
+    backbone: Backbone,
+    tally: Arc<Tally>,
+    /// Present when requests must carry a token.
+    gate: Option<Gate>,
+    requests: Semaphore,
+    sends: Semaphore,
+    readers: Arc<Semaphore>,
+    stopping: AtomicBool,
+}
+
+/// What the control plane counts itself; each is a [`crate::metrics::ProcessFigure`].
+#[derive(Debug, Default)]
+struct Tally {
+    tokens_verified: AtomicU64,
+    tokens_cached: AtomicU64,
+    tokens_rejected: AtomicU64,
+    tokens_unanswered: AtomicU64,
+    answers_dropped: AtomicU64,
+}

@@ -1,0 +1,58 @@
+//! Bodies of requests: JSON that says so, within a bound, and what they hold for devices.
+//!
+//! `Content-Type: application/json` is demanded and not only hoped for: a web page that an operator happens to look at
+//! may send any other kind of body to an API on the loopback address without asking.
+
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::link::Downlink;
+
+/// The longest body taken, in bytes: the longest payload, were every character of it escaped.
+pub(super) const BODY_BYTES_MAX: usize = 448 << 10;
+/// The longest payload, in bytes. What a device's protocol carries may be less.
+const PAYLOAD_BYTES_MAX: usize = 65_535;
+/// The longest topic, in bytes.
+const TOPIC_BYTES_MAX: usize = 255;
+
+/// The body as JSON.
+pub(super) fn parse<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, ApiError> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::MediaType);
+    }
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge(format!("the body is longer than {BODY_BYTES_MAX} bytes")),
+        _ => ApiError::Body("the body could not be read to its end".to_owned()),
+    })?;
+    serde_json::from_slice(&body).map_err(|error| ApiError::Body(format!("the body is not as it must be: {error}")))
+}
+
+/// What is to be said, from the fields that say it.
+pub(super) fn downlink(topic: &str, text: Option<String>, base64: Option<&String>) -> Result<Downlink, ApiError> {
+    if topic.len() > TOPIC_BYTES_MAX || topic.contains(char::is_control) {
+        let fault = format!("a topic is at most {TOPIC_BYTES_MAX} bytes of UTF-8 without control characters");
+        return Err(ApiError::Body(fault));
+    }
+    let payload = match (text, base64) {
+        (Some(text), None) => text.into_bytes(),
+        (None, Some(base64)) => {
+            let decoded = BASE64_STANDARD.decode(base64);
+            decoded.map_err(|error| ApiError::Body(format!("payload_base64 is not base64: {error}")))?
+        }
+        _ => return Err(ApiError::Body("give either payload or payload_base64".to_owned())),
+    };
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        return Err(ApiError::TooLarge(format!("the payload is longer than {PAYLOAD_BYTES_MAX} bytes")));
+    }
+    Ok(Downlink { topic: topic.into(), payload: payload.into() })
+}

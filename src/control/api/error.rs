@@ -1,0 +1,180 @@
+//! What the API says instead of an answer: one code and one sentence, always JSON.
+
+use std::fmt;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::control::READERS_MAX;
+use crate::control::broadcasts::RUNNING_MAX;
+
+/// Every error of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ApiError {
+    /// No such path.
+    NoRoute,
+    /// The path knows other methods.
+    Method,
+    /// A path segment is not UTF-8 once decoded.
+    Path,
+    /// The query is wrong; how.
+    Query(String),
+    /// The body is wrong; how.
+    Body(String),
+    /// The body is not declared to be JSON.
+    MediaType,
+    /// The body, or what it carries, is too long; how.
+    TooLarge(String),
+    /// A bearer token is demanded; whether a wrong one came.
+    Unauthorized { presented: bool },
+    /// The device is not connected.
+    NoDevice(String),
+    /// The device to be told something is not connected.
+    Offline(String),
+    /// The device takes no such message; why.
+    Refused { device: String, why: &'static str },
+    /// The device did not acknowledge in time.
+    AckTimeout { device: String, waited: Duration },
+    /// The device's connection ended, or too many newer messages came, before it acknowledged.
+    Unacknowledged(String),
+    /// No such broadcast is known.
+    NoBroadcast(String),
+    /// Too many broadcasts run.
+    TooManyBroadcasts,
+    /// Too many readers follow the events.
+    TooManyReaders,
+    /// The worker did not answer in time, or its inbox is full.
+    WorkerBusy { worker: usize },
+    /// Too many requests at a time.
+    ApiBusy,
+    /// A worker's loop is late.
+    Overloaded { worker: usize, late_ms: u64 },
+    /// The gateway ends.
+    ShuttingDown,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+impl ApiError {
+    const fn status(&self) -> StatusCode {
+        match self {
+            ApiError::NoRoute | ApiError::NoDevice(_) | ApiError::Offline(_) | ApiError::NoBroadcast(_) => {
+                StatusCode::NOT_FOUND
+            }
+            ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
+            ApiError::Path | ApiError::Query(_) | ApiError::Body(_) => StatusCode::BAD_REQUEST,
+            ApiError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ApiError::Refused { .. } => StatusCode::CONFLICT,
+            ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
+            ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            ApiError::WorkerBusy { .. }
+            | ApiError::ApiBusy
+            | ApiError::TooManyBroadcasts
+            | ApiError::TooManyReaders
+            | ApiError::Overloaded { .. }
+            | ApiError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    const fn code(&self) -> &'static str {
+        match self {
+            ApiError::NoRoute => "not_found",
+            ApiError::Method => "method_not_allowed",
+            ApiError::Path => "invalid_path",
+            ApiError::Query(_) => "invalid_query",
+            ApiError::Body(_) => "invalid_body",
+            ApiError::MediaType => "unsupported_media_type",
+            ApiError::TooLarge(_) => "too_large",
+            ApiError::Unauthorized { .. } => "unauthorized",
+            ApiError::NoDevice(_) => "device_not_found",
+            ApiError::Offline(_) => "device_offline",
+            ApiError::Refused { .. } => "refused",
+            ApiError::AckTimeout { .. } => "ack_timeout",
+            ApiError::Unacknowledged(_) => "unacknowledged",
+            ApiError::NoBroadcast(_) => "broadcast_not_found",
+            ApiError::TooManyBroadcasts => "too_many_broadcasts",
+            ApiError::TooManyReaders => "too_many_readers",
+            ApiError::WorkerBusy { .. } => "worker_busy",
+            ApiError::ApiBusy => "api_busy",
+            ApiError::Overloaded { .. } => "overloaded",
+            ApiError::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::NoRoute => f.write_str("there is nothing under this path"),
+            ApiError::Method => f.write_str("this path has no such method; the Allow header lists those that it has"),
+            ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),
+            ApiError::Query(fault) | ApiError::Body(fault) | ApiError::TooLarge(fault) => f.write_str(fault),
+            ApiError::MediaType => f.write_str("send JSON, and say so: Content-Type: application/json"),
+            ApiError::Unauthorized { presented: false } => {
+                f.write_str("send the admin token: Authorization: Bearer TOKEN")
+            }
+            ApiError::Unauthorized { presented: true } => f.write_str("the admin token is not right"),
+            ApiError::NoDevice(device) | ApiError::Offline(device) => write!(f, "no device {device:?} is connected"),
+            ApiError::Refused { device, why } => write!(f, "device {device:?} does not take it: {why}"),
+            ApiError::AckTimeout { device, waited } => {
+                let waited = humantime::format_duration(*waited);
+                write!(f, "device {device:?} did not acknowledge within {waited}; the message may have arrived")
+            }
+            ApiError::Unacknowledged(device) => {
+                write!(
+                    f,
+                    "device {device:?} did not acknowledge before its connection ended; the message may have arrived"
+                )
+            }
+            ApiError::NoBroadcast(id) => write!(f, "no broadcast {id:?} is known"),
+            ApiError::TooManyBroadcasts => write!(f, "{RUNNING_MAX} broadcasts are under way already; try again"),
+            ApiError::TooManyReaders => write!(f, "{READERS_MAX} readers follow the events already; try again"),
+            ApiError::WorkerBusy { worker } => write!(f, "worker {worker} did not answer in time; try again"),
+            ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
+            ApiError::Overloaded { worker, late_ms } => {
+                write!(f, "the event loop of worker {worker} was late by {late_ms} ms in the last ten seconds")
+            }
+            ApiError::ShuttingDown => f.write_str("the gateway is shutting down"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let message = self.to_string();
+        let body = Json(Body { error: Inner { code: self.code(), message: &message } });
+        let mut response = (self.status(), body).into_response();
+        let headers = response.headers_mut();
+        match self {
+            // RFC 6750, section 3: the error attribute only when a token came with the request.
+            ApiError::Unauthorized { presented: false } => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="pulsegate""#));
+            }
+            ApiError::Unauthorized { presented: true } => {
+                let challenge = HeaderValue::from_static(r#"Bearer realm="pulsegate", error="invalid_token""#);
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            ApiError::WorkerBusy { .. }
+            | ApiError::ApiBusy
+            | ApiError::TooManyBroadcasts
+            | ApiError::TooManyReaders => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,102 @@
+//! The HTTP API (docs/API.md). Handlers read published counters or ask a worker and wait, bounded; every
+//! error is JSON.
+
+pub(super) mod auth;
+mod overview;
+
+mod devices;
+mod messages;
+
+mod broadcast;
+mod events;
+
+mod body;
+mod error;
+pub(super) mod openapi;
+mod query;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State as Shared};
+use axum::http::{Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+
+use super::{State, exposition};
+use crate::metrics::Figure;
+use error::ApiError;
+
+/// Whether the process lives.
+const HEALTHZ: &str = "/healthz";
+/// Whether new devices should be sent here.
+const READYZ: &str = "/readyz";
+
+/// All routes: what `openapi.json` describes.
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 12] {
+    [
+        (HEALTHZ, get(|| async { "ok\n" })),
+        (READYZ, get(ready)),
+        ("/metrics", get(metrics)),
+        ("/v1/overview", get(overview::overview)),
+        ("/v1/devices", get(devices::list)),
+        ("/v1/devices/{id}", get(devices::describe)),
+        ("/v1/devices/{id}/messages", post(messages::send)),
+        ("/v1/devices/{id}/connection", delete(messages::disconnect)),
+        ("/v1/broadcast", post(broadcast::begin)),
+        ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
+        ("/v1/events", get(events::events)),
+        ("/v1/openapi.json", get(openapi::openapi)),
+    ]
+}
+
+/// The routes, and what holds for each of them.
+pub(super) fn router(state: Arc<State>) -> Router {
+    let router = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    router
+        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
+        .fallback(|| async { ApiError::NoRoute })
+        .method_not_allowed_fallback(|| async { ApiError::Method })
+        .layer(middleware::from_fn_with_state(state.clone(), bound_requests))
+        .layer(middleware::from_fn_with_state(state.clone(), auth::demand_token))
+        .with_state(state)
+}
+
+/// Probes of life come from machines that carry no secrets, and must be answered when everything else is too much.
+fn is_probe(request: &Request) -> bool {
+    [HEALTHZ, READYZ].contains(&request.uri().path())
+}
+
+async fn bound_requests(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    if is_probe(&request) {
+        return next.run(request).await;
+    }
+    // Whoever waits for a device may wait long: it does not take the place of whoever asks the gateway.
+    let waits = request.method() == Method::POST && request.uri().path().ends_with("/messages");
+    let places = if waits { &state.sends } else { &state.requests };
+    match places.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_) => ApiError::ApiBusy.into_response(),
+    }
+}
+
+/// Workers listen before the control plane starts; what is left is whether this gateway should get new devices now.
+async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiError> {
+    if state.stopping.load(Ordering::Relaxed) {
+        return Err(ApiError::ShuttingDown);
+    }
+    let shed_micros = state.config.limits.shed_lateness.as_micros();
+    for (worker, published) in state.published.iter().enumerate() {
+        let late_micros = published.read().figure(Figure::LoopLateness);
+        if u128::from(late_micros) > shed_micros {
+            return Err(ApiError::Overloaded { worker, late_ms: late_micros / 1_000 });
+        }
+    }
+    Ok("ready\n")
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::encode(&state))
+}

@@ -1,0 +1,31 @@
+//! What carries uplink events beyond this process. Today it is [`Backbone`], embedded: the latest events in memory.
+
+mod embedded;
+mod record;
+
+use std::fmt;
+
+pub use embedded::{Backbone, Head, Held, Slice};
+pub use record::{Event, Facts, Kind, What};
+
+/// Why the backbone did not take an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It alone is larger than all that the backbone may hold, in bytes.
+    TooLarge {
+        /// The event's size.
+        bytes: usize,
+        /// The backbone's bound.
+        bytes_max: usize,
+    },
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::TooLarge { bytes, bytes_max } => {
+                write!(f, "an event of {bytes} bytes is larger than the backbone's {bytes_max} bytes")
+            }
+        }
+    }
+}

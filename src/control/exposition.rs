@@ -1,0 +1,202 @@
+//! `/metrics`: the published counters and the process's own figures as OpenMetrics 1.0 text, made at each scrape.
+
+use std::fmt;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
+use tikv_jemalloc_ctl::{epoch, stats};
+
+use super::State;
+use crate::link::{CloseReason, Refusal};
+use crate::metrics::{
+    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, Counters, Figure, Histogram, Kind, ProcessFigure, ReasonFigure, Timing,
+};
+
+/// What the format is called in HTTP.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every metric of the gateway.
+pub(super) fn encode(state: &State) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape::new(state)));
+    let mut text = String::new();
+    text::encode(&mut text, &registry).expect("a string takes everything");
+    text
+}
+
+/// What the process takes of the machine's memory, in bytes; `None` where the system does not say.
+#[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "they are the keys of the JSON: units last")]
+pub(super) struct Memory {
+    /// Held by the program from its allocator.
+    allocated_bytes: Option<u64>,
+    /// Held by the allocator from the system, in physical memory.
+    resident_bytes: Option<u64>,
+    /// The process's physical memory (VmRSS).
+    process_resident_bytes: Option<u64>,
+}
+
+impl Memory {
+    /// Reads it now.
+    pub(super) fn read() -> Memory {
+        // The allocator's figures are those of the last advance of its epoch.
+        let fresh = epoch::advance().is_ok();
+        let read = |figure: Result<usize, _>| figure.ok().filter(|_| fresh).map(|bytes| bytes as u64);
+        Memory {
+            allocated_bytes: read(stats::allocated::read()),
+            resident_bytes: read(stats::resident::read()),
+            process_resident_bytes: process_resident(),
+        }
+    }
+}
+
+/// `VmRSS:      5320 kB` of proc_pid_status(5).
+fn process_resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// All values at the time of one scrape.
+#[derive(Debug)]
+struct Scrape {
+    /// By worker.
+    counters: Vec<Counters>,
+    /// By [`ProcessFigure`]; what could not be read is left out.
+    process: [Option<u64>; ProcessFigure::COUNT],
+}
+
+impl Scrape {
+    fn new(state: &State) -> Self {
+        let memory = Memory::read();
+        let load = |count: &AtomicU64| Some(count.load(Ordering::Relaxed));
+        let value = |figure| match figure {
+            ProcessFigure::Uptime => Some(state.clock.uptime().as_secs()),
+            ProcessFigure::MemoryAllocated => memory.allocated_bytes,
+            ProcessFigure::MemoryResident => memory.resident_bytes,
+            ProcessFigure::ProcessResident => memory.process_resident_bytes,
+            ProcessFigure::UplinkBatchesWaiting => Some(state.uplink.len() as u64),
+            ProcessFigure::TokensVerified => load(&state.tally.tokens_verified),
+            ProcessFigure::TokensCached => load(&state.tally.tokens_cached),
+            ProcessFigure::TokensRejected => load(&state.tally.tokens_rejected),
+            ProcessFigure::TokensUnanswered => load(&state.tally.tokens_unanswered),
+            ProcessFigure::EventsAccepted => Some(state.backbone.accepted()),
+            ProcessFigure::EventsDropped => Some(state.backbone.dropped()),
+            ProcessFigure::EventsRefused => Some(state.backbone.refused()),
+            ProcessFigure::AnswersDropped => load(&state.tally.answers_dropped),
+        };
+        let mut process = [None; ProcessFigure::COUNT];
+        for &figure in ProcessFigure::ALL {
+            process[figure as usize] = value(figure);
+        }
+        Self { counters: state.published.iter().map(|published| published.read()).collect(), process }
+    }
+
+    fn encode_figure(&self, encoder: &mut DescriptorEncoder<'_>, figure: Figure) -> fmt::Result {
+        let unit = unit(figure.unit());
+        let kind = metric_type(figure.kind());
+        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), kind)?;
+        for (worker, counters) in self.counters.iter().enumerate() {
+            let labels = [("worker", worker.to_string())];
+            encode_value(&mut metric.encode_family(&labels)?, figure.kind(), counters.figure(figure))?;
+        }
+        Ok(())
+    }
+
+    fn encode_reasons(&self, encoder: &mut DescriptorEncoder<'_>, figure: ReasonFigure) -> fmt::Result {
+        let kind = metric_type(figure.kind());
+        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), None, kind)?;
+        for (worker, counters) in self.counters.iter().enumerate() {
+            let worker = worker.to_string();
+            let mut encode = |reason: &'static str, count| {
+                let labels = [("worker", worker.as_str()), ("reason", reason)];
+                encode_value(&mut metric.encode_family(&labels)?, figure.kind(), count)
+            };
+            match figure {
+                ReasonFigure::Closed => {
+                    for &reason in CloseReason::ALL {
+                        encode(reason.label(), counters.closed()[reason as usize])?;
+                    }
+                }
+                ReasonFigure::Refused => {
+                    for &refusal in Refusal::ALL {
+                        encode(refusal.label(), counters.refused()[refusal as usize])?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_timing(&self, encoder: &mut DescriptorEncoder<'_>, timing: Timing) -> fmt::Result {
+        let kind = MetricType::Histogram;
+        let mut metric = encoder.encode_descriptor(timing.name(), timing.help(), Some(&Unit::Seconds), kind)?;
+        for (worker, counters) in self.counters.iter().enumerate() {
+            let labels = [("worker", worker.to_string())];
+            encode_histogram(&mut metric.encode_family(&labels)?, counters.timing(timing))?;
+        }
+        Ok(())
+    }
+
+    fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>, figure: ProcessFigure) -> fmt::Result {
+        let Some(value) = self.process[figure as usize] else { return Ok(()) };
+        let unit = unit(figure.unit());
+        let kind = metric_type(figure.kind());
+        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), kind)?;
+        encode_value(&mut metric, figure.kind(), value)
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        encoder
+            .encode_descriptor(BUILD_NAME, BUILD_HELP, None, MetricType::Info)?
+            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
+        for &figure in ProcessFigure::ALL {
+            self.encode_process(&mut encoder, figure)?;
+        }
+        for &figure in Figure::ALL {
+            self.encode_figure(&mut encoder, figure)?;
+        }
+        for &figure in ReasonFigure::ALL {
+            self.encode_reasons(&mut encoder, figure)?;
+        }
+        for &timing in Timing::ALL {
+            self.encode_timing(&mut encoder, timing)?;
+        }
+        Ok(())
+    }
+}
+
+fn metric_type(kind: Kind) -> MetricType {
+    match kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge => MetricType::Gauge,
+    }
+}
+
+fn unit(unit: &str) -> Option<Unit> {
+    (!unit.is_empty()).then(|| Unit::Other(unit.to_owned()))
+}
+
+fn encode_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: u64) -> fmt::Result {
+    match kind {
+        Kind::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+        Kind::Gauge => metric.encode_gauge(&value),
+    }
+}
+
+/// The encoder takes one count per bucket and makes them cumulative itself.
+fn encode_histogram(metric: &mut MetricEncoder<'_>, histogram: &Histogram) -> fmt::Result {
+    let bounds = BUCKETS_MICROS.iter().map(|&micros| micros as f64 / 1e6).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(histogram.counts).collect();
+    let sum = histogram.sum_micros as f64 / 1e6;
+    metric.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)
+}

@@ -1,0 +1,148 @@
+//! What workers say, and what they are answered.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::control::tokens::line_for;
+
+#[test]
+fn events_reach_the_backbone_in_the_order_in_which_they_were_said() {
+    let stage = Stage::new(Plan::default());
+    for round in 0..50 {
+        let sequence = round * 2 + 1;
+        stage.say(
+            1,
+            vec![
+                Uplink::Connected(presence("d", sequence)),
+                message("d", round as u32, None),
+                Uplink::Disconnected(presence("d", sequence + 1), CloseReason::PeerClosed),
+            ],
+        );
+    }
+    until("all events are taken", || stage.control.state.backbone.accepted() == 150);
+    for (round, events) in (0..).zip(stage.events().chunks(3)) {
+        match [0, 1, 2].map(|place| events[place].event().what) {
+            [
+                What::Connected(connected),
+                What::Message { topic: "t", payload },
+                What::Disconnected(gone, CloseReason::PeerClosed),
+            ] => {
+                assert_eq!((connected.sequence, gone.sequence), (round * 2 + 1, round * 2 + 2));
+                assert_eq!(payload, (round as u32).to_be_bytes());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_message_is_acknowledged_when_the_backbone_holds_it() {
+    let stage = Stage::new(Plan { silent: Some(1), ..Plan::default() });
+    stage.say(1, vec![message("d", 1, None), message("d", 2, Some(77))]);
+    match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
+        Command::MessageAccepted { connection: to, message: 77 } => assert_eq!(to, connection(2)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(stage.events().len(), 2);
+
+    // One that is too large for the backbone is not acknowledged; the next one is.
+    let large = Message {
+        device: "d".into(),
+        connection: connection(3),
+        topic: "t".into(),
+        payload: Bytes::from(vec![0; 17 << 20]),
+        acknowledge: Some(78),
+    };
+    stage.say(1, vec![Uplink::Message(large), message("d", 4, Some(79))]);
+    let answer = stage.silent[0].recv_timeout(DEADLINE).unwrap();
+    assert!(matches!(answer, Command::MessageAccepted { message: 79, .. }), "{answer:?}");
+    assert_eq!(stage.control.state.backbone.refused(), 1);
+}
+
+#[test]
+fn acknowledgements_wait_for_a_full_inbox_and_keep_their_order() {
+    let stage = Stage::new(Plan { silent: Some(0), inbox: 4, ..Plan::default() });
+    let count = 500;
+    for first in (0..count).step_by(50) {
+        stage.say(0, (first..first + 50).map(|number| message("d", number, Some(number))).collect());
+    }
+    until("all messages are held", || stage.control.state.backbone.accepted() == u64::from(count));
+    for number in 0..count {
+        match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
+            Command::MessageAccepted { message, .. } => assert_eq!(message, number),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn tokens_are_judged_and_the_verdict_goes_to_the_asking_worker() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("devices.tokens");
+    std::fs::write(&path, line_for("meter", b"right")).unwrap();
+    let stage = Stage::new(Plan { silent: Some(2), token_file: Some(path), ..Plan::default() });
+    let judge = |index, device: &str, token: &'static [u8]| {
+        let (device, token) = (device.into(), Bytes::from_static(token));
+        let listener = ListenerId(0);
+        stage.say(2, vec![Uplink::VerifyToken { connection: connection(index), listener, device, token }]);
+        match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
+            Command::TokenVerdict { connection: to, accepted } if to == connection(index) => accepted,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(judge(1, "meter", b"right"));
+    assert!(judge(2, "meter", b"right"));
+    assert!(!judge(3, "meter", b"wrong"));
+    assert!(!judge(4, "nobody", b"right"));
+    let text = stage.get("/metrics").text;
+    for line in ["pulsegate_tokens_verified_total 1", "pulsegate_tokens_cached_total 1"] {
+        assert!(text.lines().any(|found| found == line), "{line}");
+    }
+    assert!(text.lines().any(|found| found == "pulsegate_tokens_rejected_total 2"));
+}
+
+#[test]
+fn shutdown_does_not_hash_all_tokens_that_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("devices.tokens");
+    let slow = "meter:$argon2id$v=19$m=16384,t=4,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Njc4OTA\n";
+    std::fs::write(&path, slow).unwrap();
+    let stage = Stage::new(Plan { silent: Some(0), token_file: Some(path), ..Plan::default() });
+    let waiting = 400;
+    let ask = |index| Uplink::VerifyToken {
+        connection: connection(index),
+        listener: ListenerId(0),
+        device: "meter".into(),
+        token: Bytes::from_static(b"wrong"),
+    };
+    stage.say(0, (0..waiting).map(ask).collect());
+    let verdict = stage.silent[0].recv_timeout(DEADLINE).unwrap();
+    assert!(matches!(verdict, Command::TokenVerdict { accepted: false, .. }), "{verdict:?}");
+    let tally = stage.control.state.tally.clone();
+    stage.control.shutdown();
+    let judged = tally.tokens_rejected.load(Ordering::Relaxed);
+    assert!(judged < u64::from(waiting) / 2, "{judged} tokens were judged");
+}
+
+#[test]
+fn a_wrong_token_file_stops_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("devices.tokens");
+    std::fs::write(&path, "meter:secret\n").unwrap();
+    let (_uplink, from_workers) = unbounded();
+    let config = Arc::new(config(None, Some(path), config::Backbone::default()));
+    let (mailbox, _inbox) = mailbox(1);
+    let started = Control::start(Parts {
+        listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
+        config,
+        home: Home::new([0; 16], 1),
+        mailboxes: vec![mailbox],
+        uplink: from_workers,
+        published: vec![Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT))],
+        clock: Clock { started: Instant::now(), started_at: SystemTime::now() },
+        epoch: 1,
+        admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+    });
+    let error = started.err().unwrap().to_string();
+    assert!(error.contains("devices.tokens, line 1: not a hash"), "{error}");
+}

@@ -1,0 +1,109 @@
+//! The text of `/metrics`, and the page that explains it.
+
+use super::*;
+
+/// The full name of a figure's family: name and unit.
+fn family(name: &str, unit: &str) -> String {
+    if unit.is_empty() { name.to_owned() } else { format!("{name}_{unit}") }
+}
+
+/// Every family that must be there, with its type.
+fn families() -> Vec<(String, &'static str)> {
+    let kind = |kind| if kind == Kind::Counter { "counter" } else { "gauge" };
+    let figures = Figure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
+    let reasons = ReasonFigure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
+    let process = ProcessFigure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
+    let timings = Timing::ALL.iter().map(|timing| (family(timing.name(), "seconds"), "histogram"));
+    let build = [(crate::metrics::BUILD_NAME.to_owned(), "info")];
+    figures.chain(reasons).chain(process).chain(timings).chain(build).collect()
+}
+
+#[test]
+fn the_exposition_is_well_formed_and_complete() {
+    let stage = Stage::new(Plan::default());
+    stage.publish(2, |counters| {
+        counters.add(Figure::ReceivedBytes, 12_345);
+        counters.set(Figure::Connections, 7);
+        counters.count_closed(CloseReason::Expired as usize);
+        for micros in [10, 60, 60, 700, 99_000_000] {
+            counters.observe(Timing::RoundTrip, Duration::from_micros(micros));
+        }
+    });
+    let answer = stage.get("/metrics");
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, CONTENT_TYPE));
+    let text = answer.text;
+    assert!(text.ends_with("# EOF\n"));
+
+    let mut described: BTreeMap<String, String> = BTreeMap::new();
+    let mut current = String::new();
+    let mut helped = String::new();
+    let mut bucket: Option<(String, u64)> = None;
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').unwrap();
+            assert!(help.ends_with('.') && !help.contains(['"', '\\']), "{line}");
+            name.clone_into(&mut helped);
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            assert_eq!(name, helped, "help comes before type");
+            assert!(described.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} comes twice");
+            name.clone_into(&mut current);
+        } else if let Some(unit) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = unit.split_once(' ').unwrap();
+            assert!(name == current && name.ends_with(&format!("_{unit}")), "{line}");
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let suffix = name.strip_prefix(&current).unwrap_or_else(|| panic!("{line} under {current}"));
+            let suffixes: &[&str] = match described[&current].as_str() {
+                "counter" => &["_total"],
+                "gauge" => &[""],
+                "info" => &["_info"],
+                "histogram" => &["_bucket", "_sum", "_count"],
+                other => panic!("{other}"),
+            };
+            assert!(suffixes.contains(&suffix), "{line}");
+            let number: f64 = value.parse().unwrap();
+            assert!(number >= 0.0);
+            if suffix == "_bucket" {
+                let worker = labels.split_once("worker=").unwrap().1.to_owned();
+                if let Some((_, before)) = bucket.as_ref().filter(|(of, _)| *of == format!("{name}{worker}")) {
+                    assert!(number as u64 >= *before, "buckets are cumulative: {line}");
+                }
+                bucket = Some((format!("{name}{worker}"), number as u64));
+            }
+        }
+    }
+    let expected: BTreeMap<_, _> = families().into_iter().map(|(name, kind)| (name, kind.to_owned())).collect();
+    assert_eq!(described, expected);
+
+    let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    has("pulsegate_received_bytes_total{worker=\"2\"} 12345");
+    has("pulsegate_connections{worker=\"2\"} 7");
+    has("pulsegate_connections_closed_total{worker=\"2\",reason=\"expired\"} 1");
+    has("pulsegate_connections_closed_total{worker=\"0\",reason=\"home_full\"} 0");
+    has("pulsegate_connections_refused_total{worker=\"1\",reason=\"draining\"} 0");
+    has("pulsegate_heartbeat_round_trip_seconds_bucket{le=\"0.00005\",worker=\"2\"} 1");
+    has("pulsegate_heartbeat_round_trip_seconds_bucket{le=\"0.0001\",worker=\"2\"} 3");
+    has("pulsegate_heartbeat_round_trip_seconds_bucket{le=\"30.0\",worker=\"2\"} 4");
+    has("pulsegate_heartbeat_round_trip_seconds_bucket{le=\"+Inf\",worker=\"2\"} 5");
+    has("pulsegate_heartbeat_round_trip_seconds_count{worker=\"2\"} 5");
+    has("pulsegate_heartbeat_round_trip_seconds_sum{worker=\"2\"} 99.00083");
+    has(&format!("pulsegate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_api_page_names_every_metric() {
+    let page = include_str!("../../../docs/API.md");
+    for (name, kind) in families() {
+        let sample = match kind {
+            "counter" => format!("`{name}_total`"),
+            "info" => format!("`{name}_info`"),
+            _ => format!("`{name}`"),
+        };
+        assert!(page.contains(&sample), "docs/API.md lacks {sample}");
+    }
+    for reason in CloseReason::ALL.iter().map(|reason| reason.label()).chain(Refusal::ALL.iter().map(|r| r.label())) {
+        assert!(page.contains(&format!("`{reason}`")), "docs/API.md lacks the reason {reason}");
+    }
+}
