@@ -1,0 +1,269 @@
+//! What can be asked for on the command line. The help texts are the first documentation that an operator meets.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+const ABOUT: &str = "An edge gateway for device fleets: terminates TLS, holds the connections, knows who is alive";
+
+const LONG_ABOUT: &str = "\
+An edge gateway for device fleets.
+
+Pulsegate terminates TLS, holds hundreds of thousands of mostly idle device connections on one machine, knows within a \
+heartbeat which of them are alive, and shows and commands them over HTTP.
+
+Without a configuration it serves at once, for trying out: development certificates are made in ./pulsegate-data, \
+devices connect on 127.0.0.1:7443 (native protocol) and 127.0.0.1:7444 (raw bytes over TLS), and \
+http://127.0.0.1:7480/v1/overview shows what is going on.";
+
+const EXAMPLES: &str = "\
+Examples:
+  Try it out; the start-up message has lines to paste:
+    pulsegate
+
+  Make certificates, write a configuration, check it, serve:
+    pulsegate dev-certs certs --client meter-17
+    pulsegate check-config --config pulsegate.toml
+    pulsegate --config pulsegate.toml
+
+  See what one listener's connections do:
+    pulsegate --config pulsegate.toml --log-filter info,pulsegate::worker=debug
+
+  Who is there, what happens, and a command that waits until meter-17 has taken it:
+    pulsegate devices --prefix meter-
+    pulsegate watch --kind connected,disconnected
+    pulsegate send meter-17 --topic set/relay --ack on
+
+  Let meter-17 prove itself with a token:
+    openssl rand -hex 32 | tee meter-17.token | pulsegate hash-token meter-17 >> devices.tokens
+
+docs/OPERATING.md describes every key of the configuration, sizing and limits.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "pulsegate", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    /// What to do; nothing said means `serve`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `serve`, which may stand without its name.
+    #[command(flatten)]
+    pub serve: Serve,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway (this is what happens without a command, too)
+    Serve(Serve),
+    /// Check a configuration and the files that it names, and show what would be in effect
+    ///
+    /// Nothing is bound, made or changed. Exits with 1 and one line that names file, line, key and remedy if something
+    /// is wrong. Memory and descriptor limits are those of the shell that runs it.
+    CheckConfig(CheckConfig),
+    /// List the devices that are connected to a running gateway
+    Devices(Devices),
+    /// Say something to a connected device
+    ///
+    /// Prints `delivered` when it is on its way, or with --ack `acknowledged` when the device has confirmed it.
+    Send(Send),
+    /// Follow what happens: devices that come and go, and what they say
+    Watch(Watch),
+    /// Make certificates for trying out: an authority, a server certificate for localhost, clients by id
+    ///
+    /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
+    DevCerts(DevCerts),
+    /// Make a line for a listener's token file: the device's id and the argon2id hash of its token
+    ///
+    /// The token is read from stdin (one line) unless --token gives it, where other users of the machine could see it.
+    HashToken(HashToken),
+}
+
+/// `serve`.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// The configuration (TOML); without it the built-in one for trying out is used
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How log lines are written to stderr
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged: a level (error, warn, info, debug, trace), or levels by module
+    ///
+    /// Single connections are logged at debug. Levels by module are written as in `info,pulsegate::worker=debug`.
+    #[arg(long, alias = "log-level", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    pub log_filter: String,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// `check-config`.
+#[derive(Args, Debug)]
+pub struct CheckConfig {
+    /// The configuration (TOML); without it the built-in one is shown
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Which gateway is asked.
+#[derive(Args, Debug)]
+pub struct Gateway {
+    /// The HTTP API of the gateway
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7480", value_parser = admin_url)]
+    pub admin: String,
+    /// A file with the admin token, where the gateway demands one
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// `devices`.
+#[derive(Args, Debug)]
+pub struct Devices {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// Only devices whose ids begin so
+    #[arg(long, default_value = "")]
+    pub prefix: String,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+}
+
+/// `send`.
+#[derive(Args, Debug)]
+pub struct Send {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// The device's id
+    #[arg(value_name = "ID")]
+    pub device: String,
+    /// What to say; - takes it from stdin, bytes as they are
+    #[arg(value_name = "PAYLOAD", allow_hyphen_values = true)]
+    pub payload: String,
+    /// Under which topic (not used for raw devices)
+    #[arg(long, default_value = "")]
+    pub topic: String,
+    /// Wait until the device has acknowledged it
+    #[arg(long)]
+    pub ack: bool,
+    /// How long to wait for that
+    #[arg(long, default_value = "5s", requires = "ack")]
+    pub timeout: String,
+}
+
+/// `watch`.
+#[derive(Args, Debug)]
+pub struct Watch {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// Only this device
+    #[arg(long, value_name = "ID")]
+    pub device: Option<String>,
+    /// Only these kinds: connected, disconnected, message (separated by commas)
+    #[arg(long, value_name = "KINDS")]
+    pub kind: Option<String>,
+}
+
+/// `dev-certs`.
+#[derive(Args, Debug)]
+pub struct DevCerts {
+    /// Where the files go; made if it does not exist
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Also make a client certificate for the device with this id; may be given several times
+    #[arg(long = "client", value_name = "ID")]
+    pub clients: Vec<String>,
+}
+
+/// `hash-token`.
+#[derive(Args, Debug)]
+pub struct HashToken {
+    /// The device's id
+    #[arg(value_name = "ID", value_parser = device_id)]
+    pub device: String,
+    /// The token, instead of a line on stdin
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// Memory that each check of this token takes, in KiB
+    ///
+    /// The default suits tokens that people chose. A long random token (32 bytes) cannot be guessed anyway: 1024 makes
+    /// its check twenty times cheaper, which counts when a whole fleet reconnects.
+    #[arg(long, value_name = "KIB", default_value_t = 19_456)]
+    #[arg(value_parser = clap::value_parser!(u32).range(8..=262_144))]
+    pub memory: u32,
+}
+
+/// Where an API can be: plain HTTP, as the gateway speaks it.
+fn admin_url(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    match url.strip_prefix("http://") {
+        Some(address) if !address.is_empty() && !address.contains('/') => Ok(url.to_owned()),
+        _ => Err("write http://HOST:PORT; the API speaks plain HTTP, across a network through a tunnel".to_owned()),
+    }
+}
+
+/// A filter is checked here, so that a wrong one is a wrong command line.
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// An id that a line of a token file can carry: it ends at the last colon, spaces around it are cut, `#` is a comment.
+fn device_id(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.trim() != text || text.starts_with('#') || text.contains(char::is_control) {
+        return Err("an id is not empty, does not begin with # and has no spaces around it".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_happens_without_a_command() {
+        let arguments = parse("pulsegate --config a.toml --log-format json").unwrap();
+        assert!(arguments.command.is_none());
+        assert_eq!(arguments.serve.config, Some("a.toml".into()));
+        assert_eq!(arguments.serve.log_format, LogFormat::Json);
+        let Some(Command::Serve(serve)) = parse("pulsegate serve --config a.toml").unwrap().command else { panic!() };
+        assert_eq!(serve.config, Some("a.toml".into()));
+        assert_eq!(serve.log_filter, "info");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_not_understood() {
+        assert!(parse("pulsegate serve --log-filter =x=").is_err());
+        assert!(parse("pulsegate hash-token #a").is_err());
+        assert!(parse("pulsegate hash-token a --memory 1").is_err());
+        assert!(parse("pulsegate dev-certs").is_err());
+        assert!(parse("pulsegate sreve").is_err());
+        assert!(parse("pulsegate send a b --timeout 1s").is_err());
+        for url in ["https://a", "localhost:7480", "http://", "http://a/v1"] {
+            assert!(parse(&format!("pulsegate devices --admin {url}")).is_err(), "{url}");
+        }
+        let Some(Command::Send(send)) = parse("pulsegate send a -5 --admin http://a:1/").unwrap().command else {
+            panic!()
+        };
+        assert_eq!((send.payload.as_str(), send.gateway.admin.as_str()), ("-5", "http://a:1"));
+    }
+}

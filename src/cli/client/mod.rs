@@ -1,0 +1,177 @@
+//! The commands that talk to a running gateway, for people: tables and lines, and errors that say what to do.
+
+mod table;
+mod watch;
+
+use std::fmt::Write;
+use std::fs;
+use std::io::{self, Read};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use ureq::http::{Request, Response};
+use ureq::{Agent, Body};
+
+use super::arguments::{Devices, Gateway, Send};
+use super::{CliError, print};
+pub use watch::watch;
+
+/// How long a connection to the gateway may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long an answer may take: longer than any timeout that a message can ask for.
+const ANSWER: Duration = Duration::from_secs(70);
+/// Devices on one page of the API at most.
+const PAGE_MAX: usize = 1_000;
+/// No payload is longer, in bytes.
+const PAYLOAD_MAX: u64 = 65_535;
+
+/// Lists the devices.
+pub fn devices(options: &Devices) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    let mut devices = Vec::new();
+    let mut after = String::new();
+    let mut has_more = true;
+    while has_more && devices.len() < options.limit {
+        let limit = (options.limit - devices.len()).min(PAGE_MAX);
+        let (prefix, from) = (encoded(&options.prefix), encoded(&after));
+        let mut page = client.get(&format!("/v1/devices?limit={limit}&prefix={prefix}&after={from}"))?;
+        if let Value::Array(more) = page["devices"].take() {
+            devices.extend(more);
+        }
+        has_more = page["next"].is_string();
+        page["next"].as_str().unwrap_or_default().clone_into(&mut after);
+    }
+    print(&table::devices(&devices))?;
+    if has_more {
+        eprintln!("and more: see them with --limit, or choose with --prefix");
+    }
+    Ok(())
+}
+
+/// Says something to a device and prints what became of it.
+pub fn send(options: &Send) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    let payload = match options.payload.as_str() {
+        "-" => from_stdin()?,
+        text => text.as_bytes().to_vec(),
+    };
+    let mut order = json!({"topic": options.topic, "ack": options.ack, "timeout": options.timeout});
+    match String::from_utf8(payload) {
+        Ok(text) => order["payload"] = text.into(),
+        Err(bytes) => order["payload_base64"] = BASE64_STANDARD.encode(bytes.as_bytes()).into(),
+    }
+    let sent = client.post(&format!("/v1/devices/{}/messages", encoded(&options.device)), &order)?;
+    print(&format!("{}\n", sent["outcome"].as_str().unwrap_or("?")))
+}
+
+fn from_stdin() -> Result<Vec<u8>, CliError> {
+    let mut payload = Vec::new();
+    let read = io::stdin().lock().take(PAYLOAD_MAX + 1).read_to_end(&mut payload);
+    read.map_err(|error| CliError::Io("the payload cannot be read from stdin", error))?;
+    if payload.len() as u64 > PAYLOAD_MAX {
+        return Err(CliError::Input("the payload is longer than 65,535 bytes"));
+    }
+    Ok(payload)
+}
+
+/// One gateway's API.
+struct Client {
+    agent: Agent,
+    admin: String,
+    /// The value of the Authorization header.
+    authorization: Option<String>,
+}
+
+impl Client {
+    /// The API that `gateway` names. `patience` bounds a whole answer.
+    fn new(gateway: &Gateway, patience: Option<Duration>) -> Result<Self, CliError> {
+        let token = gateway.token_file.as_ref().map(|file| {
+            let text = fs::read_to_string(file);
+            text.map_err(|error| CliError::Api(format!("{} cannot be read: {error}", file.display())))
+        });
+        let authorization = token.transpose()?.map(|token| format!("Bearer {}", token.trim()));
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(patience)
+            .build()
+            .new_agent();
+        Ok(Self { agent, admin: gateway.admin.clone(), authorization })
+    }
+
+    fn get(&self, path: &str) -> Result<Value, CliError> {
+        self.json(self.ask("GET", path, String::new())?)
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Result<Value, CliError> {
+        self.json(self.ask("POST", path, body.to_string())?)
+    }
+
+    /// An answer that is not an error.
+    fn ask(&self, method: &str, path: &str, body: String) -> Result<Response<Body>, CliError> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.admin));
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request.body(body).map_err(|error| CliError::Api(error.to_string()))?;
+        let mut response = self.agent.run(request).map_err(|error| {
+            let what = format!("{} cannot be reached: {error}", self.admin);
+            CliError::Api(format!("{what} (does the gateway run? --admin names where its API listens)"))
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let text = response.body_mut().read_to_string().unwrap_or_default();
+        let error: Value = serde_json::from_str(&text).unwrap_or_default();
+        let message = error["error"]["message"].as_str().unwrap_or("this is not a gateway's answer");
+        let advice = if response.status() == 401 { " (--token-file names the file that holds it)" } else { "" };
+        Err(CliError::Api(format!("{message}{advice}")))
+    }
+
+    fn json(&self, mut response: Response<Body>) -> Result<Value, CliError> {
+        let text = response.body_mut().read_to_string();
+        text.ok()
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .ok_or_else(|| CliError::Api(format!("{} did not answer as a gateway does", self.admin)))
+    }
+}
+
+/// Text of a device, which must not steer the terminal.
+fn harmless(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut plain, char| {
+        if char.is_control() {
+            plain.extend(char.escape_debug());
+        } else {
+            plain.push(char);
+        }
+        plain
+    })
+}
+
+/// Text as one part of a URL (RFC 3986, section 2).
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_id_is_one_part_of_a_path() {
+        assert_eq!(encoded("meter-1.a_~"), "meter-1.a_~");
+        assert_eq!(encoded("a/b c?ä%&="), "a%2Fb%20c%3F%C3%A4%25%26%3D");
+    }
+}

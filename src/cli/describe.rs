@@ -1,0 +1,53 @@
+//! A configuration in words, for the start-up message and `check-config`.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use pulsegate::config::budget::Thousands;
+use pulsegate::config::{ClientAuth, Listener, Loaded};
+
+/// What is in effect: one line per listener, then the rest. `bound` are the listeners' addresses in the order of the
+/// configuration, as they really are.
+pub fn in_effect(loaded: &Loaded, bound: &[SocketAddr], admin: SocketAddr) -> String {
+    let config = &loaded.config;
+    debug_assert_eq!(bound.len(), config.listeners.len());
+    let mut text = String::new();
+    let name_width = config.listeners.iter().map(|listener| listener.name.len()).max().unwrap_or(0).max(11);
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {name:<name_width$}  {value}");
+    };
+    for (listener, address) in config.listeners.iter().zip(bound) {
+        line(&listener.name, &listener_in_words(listener, *address));
+    }
+    let token = if config.admin.token.is_some() { ", bearer token required" } else { "" };
+    line("admin", &format!("http://{admin}{token}"));
+    line("connections", &format!("at most {}", Thousands(u64::from(config.limits.connections))));
+    line("workers", &config.workers.to_string());
+    line("data", &config.data_dir.display().to_string());
+    let _ = write!(text, "\nMemory budget\n{}\n", loaded.budget);
+    text
+}
+
+fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {
+    let clients = match listener.tls.client_auth {
+        ClientAuth::Off => "no client certificates",
+        ClientAuth::Optional => "client certificates optional",
+        ClientAuth::Required => "client certificates required",
+    };
+    let tokens = if listener.identity.token_file.is_some() { " with token" } else { "" };
+    format!(
+        "{:<6}  {address}  {clients}, id from {}{tokens}, heartbeat {}, expired after {}",
+        listener.protocol.label(),
+        listener.identity.from.label(),
+        humantime::format_duration(listener.heartbeat.interval),
+        humantime::format_duration(listener.heartbeat.bound()),
+    )
+}
+
+/// `warning: …` or `note: …`, a line each.
+pub fn remarks(kind: &str, remarks: &[String]) -> String {
+    remarks.iter().fold(String::new(), |mut text, remark| {
+        let _ = writeln!(text, "{kind}: {remark}");
+        text
+    })
+}

@@ -1,0 +1,133 @@
+//! The command line: what was asked for, done, or refused in one line on stderr. Exit codes: 0 done, 1 refused or
+//! failed, 2 not understood.
+
+mod allocator;
+mod arguments;
+mod check_config;
+mod client;
+mod describe;
+mod files;
+mod logging;
+mod serve;
+mod startup;
+mod supervisor;
+mod tools;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{fmt, fs};
+
+use clap::Parser;
+use pulsegate::config::{self, ConfigError, Loaded, Machine, Place};
+use pulsegate::tls::certs::development::DevelopmentError;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use arguments::{Arguments, Command};
+
+/// Does what the command line says.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
+        Command::Serve(options) => serve::serve(&options),
+        Command::CheckConfig(options) => check_config::check_config(&options),
+        Command::Devices(options) => client::devices(&options),
+        Command::Send(options) => client::send(&options),
+        Command::Watch(options) => client::watch(&options),
+        Command::DevCerts(options) => tools::dev_certs(&options),
+        Command::HashToken(options) => tools::hash_token(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pulsegate: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command could not be done. Its text is one line.
+#[derive(Debug)]
+pub enum CliError {
+    /// The configuration is wrong.
+    Config(ConfigError),
+    /// A file that a listener names cannot be used: the configuration file if there is one, the key, and why.
+    File(Option<PathBuf>, Place, Box<dyn Error>),
+    /// Development certificates could not be made.
+    Development(DevelopmentError),
+    /// Standard input or output failed.
+    Io(&'static str, io::Error),
+    /// The input cannot be used.
+    Input(&'static str),
+    /// The token could not be hashed.
+    Hash(argon2::password_hash::Error),
+    /// The gateway could not be started, or could not go on.
+    Run(String),
+    /// A running gateway could not be asked, or said no.
+    Api(String),
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CliError::Config(error) => error.fmt(f),
+            CliError::File(file, place, error) => {
+                if let Some(file) = file {
+                    write!(f, "{}:", file.display())?;
+                    // Read once more for the error alone; a file that is gone by now has no lines.
+                    match fs::read_to_string(file).ok().and_then(|text| place.line_in(&text)) {
+                        Some(line) => write!(f, "{line}: ")?,
+                        None => f.write_str(" ")?,
+                    }
+                }
+                write!(f, "{place}: {error}")
+            }
+            CliError::Development(error) => write!(f, "development certificates: {error}"),
+            CliError::Io(what, error) => write!(f, "{what}: {error}"),
+            CliError::Input(what) => f.write_str(what),
+            CliError::Hash(error) => write!(f, "the token cannot be hashed: {error}"),
+            CliError::Run(what) | CliError::Api(what) => f.write_str(what),
+        }
+    }
+}
+
+impl Error for CliError {}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        CliError::Config(error)
+    }
+}
+
+impl From<DevelopmentError> for CliError {
+    fn from(error: DevelopmentError) -> Self {
+        CliError::Development(error)
+    }
+}
+
+/// The configuration in `file`, or the built-in one.
+fn load_configuration(file: Option<&Path>, machine: &Machine) -> Result<Loaded, ConfigError> {
+    match file {
+        Some(file) => config::load(file, machine),
+        None => config::built_in(machine),
+    }
+}
+
+/// Raises the soft limit of descriptors to the hard one, for this process and its threads, and returns what holds.
+fn raise_descriptor_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let effective = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        // Refused by a sandbox: the soft limit is then what there is.
+        Err(_) => limit.current,
+    };
+    effective.unwrap_or(u64::MAX)
+}
+
+/// Writes to stdout in one piece.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| CliError::Io("stdout", error))
+}

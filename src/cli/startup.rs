@@ -1,0 +1,156 @@
+//! The start-up message: what is served where, what it may cost, and lines to paste for trying it.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use pulsegate::config::{ClientAuth, Listener, Loaded, Protocol};
+use pulsegate::tls::certs::development::DevelopmentCerts;
+
+use super::describe;
+
+/// The message, once the listeners are bound. `bound` are their addresses in the order of the configuration, `admin`
+/// that of the control plane; `development` are the certificates of the built-in configuration.
+pub fn message(
+    loaded: &Loaded,
+    bound: &[SocketAddr],
+    admin: SocketAddr,
+    development: Option<&DevelopmentCerts>,
+) -> String {
+    let mut text = format!("Pulsegate {}, node {}\n\n", env!("CARGO_PKG_VERSION"), loaded.config.node);
+    text.push_str(&describe::in_effect(loaded, bound, admin));
+    text.push_str("\nTry it\n");
+    if let Some(line) = device_line(loaded, bound, development) {
+        let _ = writeln!(text, "  {line}");
+    }
+    let _ = writeln!(text, "  {}", overview_line(loaded, admin));
+    if !loaded.warnings.is_empty() {
+        text.push('\n');
+        text.push_str(&describe::remarks("warning", &loaded.warnings));
+    }
+    text
+}
+
+/// A connection by hand: to a raw listener if there is one, as only that can be typed into; otherwise the TLS
+/// handshake of the first listener is at least shown.
+fn device_line(loaded: &Loaded, bound: &[SocketAddr], development: Option<&DevelopmentCerts>) -> Option<String> {
+    let listeners = || loaded.config.listeners.iter().zip(bound);
+    let is_raw = |listener: &Listener| matches!(listener.protocol, Protocol::Raw(_));
+    let (listener, address) = listeners().find(|(listener, _)| is_raw(listener)).or_else(|| listeners().next())?;
+    let mut line = format!("openssl s_client -connect {}", reachable(*address));
+    if let Some(certificates) = development {
+        let _ = write!(line, " -CAfile {}", quoted(&certificates.authority.cert));
+    }
+    match (listener.tls.client_auth, development.and_then(|certificates| certificates.clients.first())) {
+        (ClientAuth::Off, _) | (ClientAuth::Optional, None) => {}
+        (_, Some(client)) => {
+            let _ = write!(line, " -cert {} -key {}", quoted(&client.cert), quoted(&client.key));
+        }
+        (ClientAuth::Required, None) => line.push_str(" -cert CLIENT.pem -key CLIENT.key"),
+    }
+    line.push_str(if is_raw(listener) { " -quiet" } else { " -alpn pulsegate/1 </dev/null" });
+    Some(line)
+}
+
+fn overview_line(loaded: &Loaded, admin: SocketAddr) -> String {
+    let token = if loaded.config.admin.token.is_some() { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
+    format!("curl{token} http://{}/v1/overview", reachable(admin))
+}
+
+/// Where to connect for an address that was bound: a wildcard is reached over the loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// A path as one word of a shell.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@%".contains(&byte);
+    if path.bytes().all(plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use pulsegate::config::built_in;
+    use pulsegate::config::machine::{Machine, Memory, MemorySource};
+    use pulsegate::tls::certs::development::CertificatePair;
+
+    use super::*;
+
+    fn loaded() -> Loaded {
+        built_in(&Machine {
+            hostname: "edge-1".to_owned(),
+            cores: 2,
+            memory: Memory { bytes: 16 << 30, source: MemorySource::Machine },
+            descriptors: 1 << 20,
+            outgoing_ports: None,
+        })
+        .unwrap()
+    }
+
+    fn certificates(clients: usize) -> DevelopmentCerts {
+        let pair = |name: &str| CertificatePair {
+            cert: format!("certs/{name}.pem").into(),
+            key: format!("certs/{name}.key").into(),
+            is_new: true,
+        };
+        DevelopmentCerts { authority: pair("ca"), server: pair("server"), clients: vec![pair("client-a"); clients] }
+    }
+
+    fn addresses(texts: [&str; 2]) -> [SocketAddr; 2] {
+        texts.map(|text| text.parse().unwrap())
+    }
+
+    #[test]
+    fn it_tells_the_addresses_that_were_really_bound() {
+        let bound = addresses(["127.0.0.1:21001", "0.0.0.0:21002"]);
+        let text = message(&loaded(), &bound, "[::]:21003".parse().unwrap(), Some(&certificates(0)));
+        assert!(text.starts_with(&format!("Pulsegate {}, node edge-1\n", env!("CARGO_PKG_VERSION"))));
+        for part in [
+            "devices      native  127.0.0.1:21001  ",
+            "raw          raw     0.0.0.0:21002  client certificates optional, id from cert-cn",
+            "expired after 1m 30s",
+            "at most 200,000",
+            "data         pulsegate-data\n",
+            "Memory budget\n  connections",
+            "\n  openssl s_client -connect 127.0.0.1:21002 -CAfile certs/ca.pem -quiet\n",
+            "\n  curl http://[::1]:21003/v1/overview\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        assert!(!text.contains("warning"));
+    }
+
+    #[test]
+    fn the_lines_to_paste_fit_the_configuration() {
+        let mut loaded = loaded();
+        let bound = addresses(["127.0.0.1:1", "127.0.0.1:2"]);
+        let line = |loaded: &Loaded, development: Option<&DevelopmentCerts>| {
+            device_line(loaded, &bound[..loaded.config.listeners.len()], development).unwrap()
+        };
+        let with_client = line(&loaded, Some(&certificates(1)));
+        assert!(with_client.ends_with(" -cert certs/client-a.pem -key certs/client-a.key -quiet"), "{with_client}");
+        loaded.config.listeners[1].tls.client_auth = ClientAuth::Required;
+        assert!(line(&loaded, None).contains(" -cert CLIENT.pem"));
+        loaded.config.listeners.pop();
+        loaded.config.listeners[0].tls.client_auth = ClientAuth::Off;
+        assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn pulsegate/1 </dev/null");
+        loaded.config.admin.token = Some("secret".to_owned());
+        let overview = overview_line(&loaded, loaded.config.admin.listen);
+        assert!(overview.contains("Bearer $TOKEN") && !overview.contains("secret"));
+        loaded.warnings.push("limits.connections: something".to_owned());
+        let text = message(&loaded, &bound[..1], bound[1], None);
+        assert!(text.ends_with("\nwarning: limits.connections: something\n"), "{text}");
+    }
+
+    #[test]
+    fn paths_are_one_word_of_a_shell() {
+        assert_eq!(quoted(Path::new("certs/ca.pem")), "certs/ca.pem");
+        assert_eq!(quoted(Path::new("my certs/it's")), r"'my certs/it'\''s'");
+    }
+}

@@ -1,0 +1,111 @@
+//! What systemd is told, where it asks: ready, stopping, and that the gateway lives (sd_notify(3)).
+//!
+//! The watchdog is fed only while every worker turns. An idle event loop turns at least every five seconds; one that
+//! has not for twice that is stuck, and only a restart mends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pulsegate::metrics::{Figure, Published};
+use sd_notify::NotifyState;
+
+/// How often the main thread looks whether the workers still run.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A worker that has not turned for so long is stuck: twice the longest sleep of its event loop.
+const STUCK: Duration = Duration::from_secs(10);
+/// What the end may take beyond the goodbyes: last bytes, last events, the end of threads.
+const STOP_EXTRA: Duration = Duration::from_secs(15);
+
+/// Whoever started the gateway, if it wants to hear of it.
+pub struct Supervisor {
+    /// How often it wants to hear at least. None: it does not ask.
+    watchdog: Option<Duration>,
+    published: Vec<Arc<Published>>,
+    pulse: Pulse,
+    is_stopping: bool,
+}
+
+impl Supervisor {
+    /// The one that the environment names (`NOTIFY_SOCKET`, `WATCHDOG_USEC`), about the workers behind `published`.
+    pub fn new(published: Vec<Arc<Published>>) -> Self {
+        let pulse = Pulse::new(published.len(), Instant::now());
+        Self { watchdog: sd_notify::watchdog_enabled(), published, pulse, is_stopping: false }
+    }
+
+    /// How often [`Supervisor::feed`] should be called.
+    pub fn interval(&self) -> Duration {
+        self.watchdog.map_or(INTERVAL, |watchdog| INTERVAL.min(watchdog / 3))
+    }
+
+    /// Everything listens.
+    pub fn ready() {
+        tell(&[NotifyState::Ready]);
+    }
+
+    /// The gateway lives, if it does. From the first goodbye on workers end one by one, and the supervisor's patience
+    /// with the end is the bound.
+    pub fn feed(&mut self, now: Instant) {
+        if self.watchdog.is_none() {
+            return;
+        }
+        let turns = self.published.iter().map(|published| published.read().figure(Figure::Turns));
+        match self.pulse.stuck(turns, now) {
+            Some(worker) if !self.is_stopping => {
+                tracing::error!(worker, "a worker's event loop is stuck: the watchdog is not fed");
+            }
+            _ => tell(&[NotifyState::Watchdog]),
+        }
+    }
+
+    /// The end has begun, and takes at least `window`.
+    pub fn stopping(&mut self, window: Duration) {
+        self.is_stopping = true;
+        let most = u32::try_from((window + STOP_EXTRA).as_micros()).unwrap_or(u32::MAX);
+        tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(most)]);
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    // Without NOTIFY_SOCKET it does nothing and is fine.
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the supervisor could not be told");
+    }
+}
+
+/// When each worker was last seen to turn.
+struct Pulse {
+    workers: Vec<(u64, Instant)>,
+}
+
+impl Pulse {
+    fn new(workers: usize, now: Instant) -> Self {
+        Self { workers: vec![(0, now); workers] }
+    }
+
+    /// The first worker that has not turned for [`STUCK`], given how often each has turned by now.
+    fn stuck(&mut self, turns: impl Iterator<Item = u64>, now: Instant) -> Option<usize> {
+        for ((seen, at), turns) in self.workers.iter_mut().zip(turns) {
+            if turns != *seen {
+                (*seen, *at) = (turns, now);
+            }
+        }
+        self.workers.iter().position(|(_, at)| now.duration_since(*at) > STUCK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_turn_is_found_and_forgiven() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(3, start);
+        assert_eq!(pulse.stuck([5, 5, 5].into_iter(), after(5)), None);
+        assert_eq!(pulse.stuck([6, 5, 6].into_iter(), after(10)), None);
+        assert_eq!(pulse.stuck([7, 5, 7].into_iter(), after(15)), None);
+        assert_eq!(pulse.stuck([8, 5, 8].into_iter(), after(16)), Some(1));
+        assert_eq!(pulse.stuck([9, 6, 9].into_iter(), after(17)), None);
+    }
+}
