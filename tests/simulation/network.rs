@@ -1,0 +1,274 @@
+//! Sockets and polls without a kernel: byte streams with room, ends of every kind, and readiness told by edges, in the
+//! order in which it came, once.
+
+use std::collections::VecDeque;
+
+use pulsegate::time::Moment;
+
+/// A socket, and so the peer behind it.
+pub type SocketId = u32;
+
+/// What a poll tells of a socket.
+#[derive(Clone, Copy, Default)]
+pub struct Readiness {
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer has ended its side, or the connection is broken.
+    pub to_the_end: bool,
+}
+
+/// How a side of a stream has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Not,
+    InOrder,
+    ByReset,
+}
+
+/// What a call on a socket comes to that does not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    WouldBlock,
+    Broken,
+}
+
+/// One connection between a peer and the gateway.
+#[expect(clippy::struct_excessive_bools, reason = "what is so of it, each on its own")]
+struct Socket {
+    /// Peer to gateway, not yet read.
+    up: VecDeque<u8>,
+    up_ended: Ended,
+    /// When a byte last arrived here.
+    last_arrival: Moment,
+    /// Gateway to peer, not yet taken.
+    down: Vec<u8>,
+    down_ended: Ended,
+    /// Bytes that the gateway may still write before the peer reads.
+    room: usize,
+    /// A write found no room.
+    wants_room: bool,
+    /// In whose poll, and as which slot; the number tells registrations apart.
+    registered: Option<(u16, u32)>,
+    registration: u32,
+    pending: Readiness,
+    is_queued: bool,
+    is_closed: bool,
+    is_dirty: bool,
+}
+
+/// All sockets, and each worker's poll.
+pub struct Network {
+    sockets: Vec<Socket>,
+    polls: Vec<VecDeque<(SocketId, u32)>>,
+    /// Sockets that have something new for their peers.
+    pub dirty: Vec<SocketId>,
+    /// Bytes that a socket takes before its peer reads.
+    room: usize,
+}
+
+impl Network {
+    pub fn new(workers: u16, room: usize) -> Self {
+        Self { sockets: Vec::new(), polls: vec![VecDeque::new(); workers.into()], dirty: Vec::new(), room }
+    }
+
+    /// A new connection; nobody has accepted it yet.
+    pub fn connect(&mut self, now: Moment) -> SocketId {
+        self.sockets.push(Socket {
+            up: VecDeque::new(),
+            up_ended: Ended::Not,
+            last_arrival: now,
+            down: Vec::new(),
+            down_ended: Ended::Not,
+            room: self.room,
+            wants_room: false,
+            registered: None,
+            registration: 0,
+            pending: Readiness::default(),
+            is_queued: false,
+            is_closed: false,
+            is_dirty: false,
+        });
+        self.sockets.len() as SocketId - 1
+    }
+
+    // --- The gateway's side -----------------------------------------------------------------------------------------
+
+    pub fn register(&mut self, id: SocketId, worker: u16, slot: u32) {
+        let socket = &mut self.sockets[id as usize];
+        assert!(socket.registered.is_none() && !socket.is_closed, "socket {id} is registered or closed");
+        socket.registered = Some((worker, slot));
+        socket.registration += 1;
+        let (readable, over) = (!socket.up.is_empty(), socket.up_ended != Ended::Not);
+        self.raise(id, Readiness { readable: readable || over, writable: true, to_the_end: over });
+    }
+
+    pub fn deregister(&mut self, id: SocketId) {
+        let socket = &mut self.sockets[id as usize];
+        socket.registered = None;
+        socket.is_queued = false;
+        socket.pending = Readiness::default();
+    }
+
+    fn raise(&mut self, id: SocketId, what: Readiness) {
+        let socket = &mut self.sockets[id as usize];
+        let Some((worker, _)) = socket.registered else { return };
+        let pending = &mut socket.pending;
+        pending.readable |= what.readable;
+        pending.writable |= what.writable;
+        pending.to_the_end |= what.to_the_end;
+        if !std::mem::replace(&mut socket.is_queued, true) {
+            self.polls[usize::from(worker)].push_back((id, socket.registration));
+        }
+    }
+
+    pub fn has_events(&self, worker: u16) -> bool {
+        !self.polls[usize::from(worker)].is_empty()
+    }
+
+    /// The next event of a worker's poll: the slot as it was registered, and what there is.
+    pub fn next_event(&mut self, worker: u16) -> Option<(u32, Readiness)> {
+        loop {
+            let (id, registration) = self.polls[usize::from(worker)].pop_front()?;
+            let socket = &mut self.sockets[id as usize];
+            let Some((_, slot)) = socket.registered else { continue };
+            if socket.registration == registration && std::mem::take(&mut socket.is_queued) {
+                return Some((slot, std::mem::take(&mut socket.pending)));
+            }
+        }
+    }
+
+    pub fn read(&mut self, id: SocketId, space: &mut [u8]) -> Result<usize, Fault> {
+        let socket = &mut self.sockets[id as usize];
+        assert!(!socket.is_closed, "socket {id} is read after it was closed");
+        if socket.up_ended == Ended::ByReset {
+            return Err(Fault::Broken);
+        }
+        if socket.up.is_empty() {
+            return if socket.up_ended == Ended::InOrder { Ok(0) } else { Err(Fault::WouldBlock) };
+        }
+        let count = socket.up.len().min(space.len());
+        for (to, from) in space.iter_mut().zip(socket.up.drain(..count)) {
+            *to = from;
+        }
+        if socket.up.is_empty() {
+            socket.up = VecDeque::new();
+        }
+        Ok(count)
+    }
+
+    /// Takes at most `most` bytes, and no more than there is room for.
+    pub fn write(&mut self, id: SocketId, bytes: &[u8], most: usize) -> Result<usize, Fault> {
+        let socket = &mut self.sockets[id as usize];
+        assert!(!socket.is_closed, "socket {id} is written after it was closed");
+        if socket.up_ended == Ended::ByReset || socket.down_ended != Ended::Not {
+            return Err(Fault::Broken);
+        }
+        let count = bytes.len().min(socket.room).min(most);
+        socket.down.extend_from_slice(&bytes[..count]);
+        socket.room -= count;
+        socket.wants_room |= count < bytes.len();
+        if socket.wants_room && socket.down.is_empty() {
+            // Nothing that the peer takes will make room: it is there already.
+            socket.wants_room = false;
+            self.raise(id, Readiness { writable: true, ..Readiness::default() });
+        }
+        self.mark_dirty(id);
+        Ok(count)
+    }
+
+    pub fn shut_down_writing(&mut self, id: SocketId) {
+        let socket = &mut self.sockets[id as usize];
+        if socket.down_ended == Ended::Not {
+            socket.down_ended = Ended::InOrder;
+            self.mark_dirty(id);
+        }
+    }
+
+    /// Closes the gateway's end. Over unread bytes that is a reset, and the peer loses what it has not taken.
+    pub fn close(&mut self, id: SocketId) {
+        self.deregister(id);
+        let socket = &mut self.sockets[id as usize];
+        assert!(!std::mem::replace(&mut socket.is_closed, true), "socket {id} is closed twice");
+        if socket.up.is_empty() {
+            if socket.down_ended == Ended::Not {
+                socket.down_ended = Ended::InOrder;
+            }
+        } else {
+            socket.down_ended = Ended::ByReset;
+            socket.down = Vec::new();
+            socket.up = VecDeque::new();
+        }
+        self.mark_dirty(id);
+    }
+
+    fn mark_dirty(&mut self, id: SocketId) {
+        if !std::mem::replace(&mut self.sockets[id as usize].is_dirty, true) {
+            self.dirty.push(id);
+        }
+    }
+
+    // --- The peer's side --------------------------------------------------------------------------------------------
+
+    /// Bytes arrive. A closed end answers with a reset.
+    pub fn send(&mut self, id: SocketId, bytes: &[u8], now: Moment) {
+        let socket = &mut self.sockets[id as usize];
+        if bytes.is_empty() || socket.up_ended != Ended::Not {
+            return;
+        }
+        if socket.is_closed {
+            socket.down_ended = Ended::ByReset;
+            self.mark_dirty(id);
+            return;
+        }
+        socket.up.extend(bytes);
+        socket.last_arrival = now;
+        self.raise(id, Readiness { readable: true, ..Readiness::default() });
+    }
+
+    /// The peer's side ends.
+    pub fn end(&mut self, id: SocketId, how: Ended) {
+        let socket = &mut self.sockets[id as usize];
+        if socket.is_closed || socket.up_ended == Ended::ByReset {
+            return;
+        }
+        socket.up_ended = how;
+        if how == Ended::ByReset {
+            socket.up = VecDeque::new();
+        }
+        self.raise(id, Readiness { readable: true, writable: how == Ended::ByReset, to_the_end: true });
+    }
+
+    /// What there is for the peer, and whether more will come. It has then room again.
+    pub fn take(&mut self, id: SocketId) -> (Vec<u8>, Ended) {
+        let socket = &mut self.sockets[id as usize];
+        let taken = std::mem::take(&mut socket.down);
+        socket.room += taken.len();
+        let ended = socket.down_ended;
+        if !taken.is_empty() && std::mem::take(&mut socket.wants_room) {
+            self.raise(id, Readiness { writable: true, ..Readiness::default() });
+        }
+        (taken, ended)
+    }
+
+    pub fn take_dirty(&mut self) -> Vec<SocketId> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for &id in &dirty {
+            self.sockets[id as usize].is_dirty = false;
+        }
+        dirty
+    }
+
+    // --- For the model ----------------------------------------------------------------------------------------------
+
+    pub fn unread(&self, id: SocketId) -> usize {
+        self.sockets[id as usize].up.len()
+    }
+
+    pub fn last_arrival(&self, id: SocketId) -> Moment {
+        self.sockets[id as usize].last_arrival
+    }
+
+    pub fn is_closed(&self, id: SocketId) -> bool {
+        self.sockets[id as usize].is_closed
+    }
+}

@@ -1,0 +1,684 @@
+//! The virtual clock, the faults, and everybody who acts by it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pulsegate::codec::native::CloseCode;
+use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
+use pulsegate::connection::{Input, Rules};
+use pulsegate::link::{Command, ConnectionId, Downlink, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::metrics::Figure;
+use pulsegate::shard::{self, Shard};
+use pulsegate::time::{Moment, Tick};
+use pulsegate::tls::handshake::ClientTls;
+
+use crate::certificates::Certificates;
+use crate::driver::{Bounds, Driver, Letter, Patience, Sabotage};
+use crate::network::{Ended, Network, SocketId};
+use crate::peer::{Fate, HEARTBEAT, PROBE, Peer, Reaction, Speaks};
+use crate::shadow::{Shadow, device_id};
+
+const NATIVE: ListenerId = ListenerId(0);
+const RAW: ListenerId = ListenerId(1);
+/// Raw devices that are not probed: they send a heartbeat of their own accord, and silence alone ends them.
+const BEATING: ListenerId = ListenerId(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
+const RETRIES: u8 = 2;
+/// The longest jump of the clock.
+const JUMP: Duration = Duration::from_mins(10);
+/// What has a time of its own (handshakes, goodbyes) has more than a jump and all delays together.
+const PATIENCE: Duration = Duration::from_mins(20);
+
+/// One run: how many, for how long, and what goes wrong how often. Rates are "one in so many"; 0: never.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub workers: u16,
+    pub devices: u32,
+    /// Connections that shake hands for real, about.
+    pub handshakes: u32,
+    pub time: Duration,
+    /// A step of the clock lasts up to this.
+    pub step: Duration,
+    /// Silence before a device is probed, in ticks: one of these.
+    pub intervals: &'static [u16],
+    /// A device does something of its own accord about so often.
+    pub act_every: Duration,
+    /// Connections that are lost in some way, sooner or later.
+    pub lost: u32,
+    /// Sends that arrive in pieces.
+    pub split: u32,
+    /// Steps in which a loop falls behind, the clock jumps, the backbone stops, or a storm of commands comes.
+    pub late: u32,
+    pub jump: u32,
+    pub backlog: u32,
+    pub storm: u32,
+    /// Invariants are checked every so many steps.
+    pub check_every: u64,
+    pub uplink_length: usize,
+    /// Bytes that a socket takes before its peer reads.
+    pub room: usize,
+    pub bounds: Bounds,
+    pub sabotage: Sabotage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Connect(u32),
+    Pump(SocketId),
+    Hello(SocketId),
+    Act(SocketId),
+    Answer(SocketId),
+    Beat(SocketId),
+    Lose(SocketId),
+    Bye(SocketId),
+}
+
+pub struct World {
+    plan: Plan,
+    now: Moment,
+    random: fastrand::Rng,
+    network: Network,
+    drivers: Vec<Driver>,
+    late_until: Vec<Moment>,
+    backbone_stops_until: Moment,
+    peers: Vec<Peer>,
+    /// How many connections each device has begun.
+    connects: Vec<u32>,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    mail: BTreeMap<(u64, u64), (u16, Letter)>,
+    /// Numbers what would otherwise be equal.
+    serial: u64,
+    home: Home,
+    client: ClientTls,
+    handshakes_left: u32,
+    shadow: Shadow,
+    is_calm: bool,
+    steps: u64,
+    pub account: Account,
+    reactions: Vec<Reaction>,
+}
+
+/// What a run was worth.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    pub steps: u64,
+    pub connections: u64,
+    pub handshakes: u64,
+    pub heartbeats: u64,
+    pub messages: u64,
+    pub dropped: u64,
+    pub commands: u64,
+    pub moves: u64,
+    pub expired: u64,
+    pub last_reads: u64,
+    pub checks: u64,
+    pub reasons: Vec<String>,
+}
+
+fn limits(plan: &Plan) -> Limits {
+    Limits {
+        handshakes: 16,
+        // The faults are the simulation's own; these must not be what ends a polite peer.
+        handshake_time: PATIENCE,
+        hello_time: PATIENCE,
+        linger_time: PATIENCE,
+        frame_bytes: 1_024,
+        read_bytes: 1_024,
+        outbox_bytes: 4_096,
+        uplink_length: plan.uplink_length,
+        ..Limits::default()
+    }
+}
+
+fn rules(plan: &Plan, certificates: &Certificates) -> Arc<[Rules]> {
+    let listener = |protocol| Listener {
+        name: "simulated".into(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        protocol,
+        tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
+        heartbeat: Heartbeat { interval: Duration::from_mins(1), timeout: TIMEOUT, retries: RETRIES },
+        identity: Identity { from: IdentityFrom::Hello, token_file: None },
+    };
+    let raw = |probe: &[u8]| Raw { heartbeat: HEARTBEAT.to_vec(), reply: Vec::new(), probe: probe.to_vec() };
+    let rules = |id, protocol| Rules::new(id, &listener(protocol), &limits(plan), certificates.server.clone());
+    [rules(NATIVE, Protocol::Native), rules(RAW, Protocol::Raw(raw(PROBE))), rules(BEATING, Protocol::Raw(raw(b"")))]
+        .into()
+}
+
+impl World {
+    pub fn new(plan: Plan, certificates: &Certificates) -> Self {
+        let mut random = fastrand::Rng::with_seed(plan.seed);
+        let mut key = [0; 16];
+        random.fill(&mut key);
+        let home = Home::new(key, plan.workers);
+        let rules = rules(&plan, certificates);
+        let limits = limits(&plan);
+        let mut drivers = Vec::new();
+        for id in 0..plan.workers {
+            let setup = shard::Setup {
+                worker: WorkerId(id),
+                home,
+                rules: Arc::clone(&rules),
+                handshakes: limits.handshakes as usize,
+                uplink_length: limits.uplink_length,
+                seed: random.u64(..),
+            };
+            let patience = Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) };
+            let input = Input::new(limits.frame_bytes, limits.read_bytes);
+            let shard = Shard::new(setup, Tick(0));
+            drivers.push(Driver::new(id, shard, input, plan.bounds, patience, plan.sabotage, random.u64(..)));
+        }
+        let mut world = Self {
+            now: Moment::default(),
+            network: Network::new(plan.workers, plan.room),
+            late_until: vec![Moment::default(); plan.workers.into()],
+            backbone_stops_until: Moment::default(),
+            peers: Vec::new(),
+            connects: vec![0; plan.devices as usize],
+            events: BinaryHeap::new(),
+            mail: BTreeMap::new(),
+            serial: 0,
+            home,
+            client: certificates.client.clone(),
+            handshakes_left: plan.handshakes,
+            shadow: Shadow::new(plan.workers),
+            is_calm: false,
+            steps: 0,
+            account: Account::default(),
+            reactions: Vec::new(),
+            drivers,
+            random,
+            plan,
+        };
+        let storm = world.plan.time / 10;
+        for device in 0..world.plan.devices {
+            let after = world.within(storm);
+            world.later(after, Event::Connect(device));
+        }
+        world
+    }
+
+    /// The whole run: the storm and all that goes wrong, then calm, then the audit.
+    pub fn run(mut self) -> Account {
+        while self.now.since(Moment::default()) < self.plan.time {
+            self.step();
+        }
+        // Nothing more goes wrong; what was dead is found, what is owed is paid.
+        self.is_calm = true;
+        self.late_until.fill(self.now);
+        self.backbone_stops_until = self.now;
+        let longest = Duration::from_millis(u64::from(*self.plan.intervals.iter().max().expect("some")) * 100);
+        let rest =
+            self.now.plus(longest * 2 + TIMEOUT * (u32::from(RETRIES) + 3) + PATIENCE * 2 + Duration::from_mins(1));
+        self.plan.step = self.plan.step.max(Duration::from_millis(200));
+        while self.now < rest {
+            self.step();
+        }
+        // A world that was overloaded needs longer; as long as it goes on, it is no fault.
+        let (mut least, mut idle) = (u64::MAX, 0);
+        while self.owed() > 0 && idle < 3_000 {
+            self.step();
+            idle += 1;
+            if self.owed() < least {
+                (least, idle) = (self.owed(), 0);
+            }
+        }
+        assert_eq!(self.buffered(), 0, "bytes are kept for nobody");
+        self.audit();
+        self.account
+    }
+
+    fn later(&mut self, after: Duration, event: Event) {
+        self.serial += 1;
+        self.events.push(Reverse((self.now.plus(after).micros(), self.serial, event)));
+    }
+
+    fn within(&mut self, time: Duration) -> Duration {
+        Duration::from_micros(self.random.u64(..=time.as_micros() as u64))
+    }
+
+    /// Evenly over the orders of magnitude: as likely within a millisecond as within the last half of the run.
+    fn sooner_or_later(&mut self, longest: Duration) -> Duration {
+        let exponent = self.random.f64() * (longest.as_micros() as f64).ln();
+        Duration::from_micros(exponent.exp() as u64)
+    }
+
+    fn one_in(&mut self, many: u32) -> bool {
+        many > 0 && !self.is_calm && self.random.u32(..many) == 0
+    }
+
+    // --- Time -------------------------------------------------------------------------------------------------------
+
+    fn step(&mut self) {
+        self.steps += 1;
+        let length = self.within(self.plan.step);
+        self.now = self.now.plus(length);
+        if self.one_in(self.plan.jump) {
+            let jump = self.within(JUMP);
+            self.now = self.now.plus(jump);
+        }
+        if self.one_in(self.plan.late) {
+            let worker = self.random.usize(..self.drivers.len());
+            let late = self.within(Duration::from_secs(40));
+            self.late_until[worker] = self.now.plus(late);
+        }
+        if self.one_in(self.plan.backlog) {
+            let stop = self.within(Duration::from_secs(20));
+            self.backbone_stops_until = self.now.plus(stop);
+        }
+        if self.one_in(self.plan.storm) {
+            self.command_storm();
+        }
+        while let Some(&Reverse((at, _, event))) = self.events.peek()
+            && at <= self.now.micros()
+        {
+            self.events.pop();
+            self.handle(event);
+        }
+        while let Some(entry) = self.mail.first_entry()
+            && entry.key().0 <= self.now.micros()
+        {
+            let (worker, letter) = entry.remove();
+            self.drivers[usize::from(worker)].letters.push_back(letter);
+        }
+        self.turns();
+        self.backbone();
+        self.tell_peers();
+        if self.steps.is_multiple_of(self.plan.check_every) {
+            self.account.checks += 1;
+            self.drivers.iter().for_each(|driver| driver.shard.check_invariants());
+        }
+    }
+
+    fn turns(&mut self) {
+        let first = self.random.usize(..self.drivers.len());
+        for offset in 0..self.drivers.len() {
+            let worker = (first + offset) % self.drivers.len();
+            for _ in 0..4 {
+                let driver = &mut self.drivers[worker];
+                if self.now < self.late_until[worker] || !driver.is_awake(&self.network, self.now) {
+                    break;
+                }
+                driver.turn(&mut self.network, self.now);
+                for (to, letter) in std::mem::take(&mut driver.outbox) {
+                    self.post(to, letter);
+                }
+            }
+        }
+    }
+
+    fn post(&mut self, to: WorkerId, letter: Letter) {
+        if let Letter::Parcel { origin: Some(_), socket, .. } = letter {
+            self.peers[socket as usize].has_moved = true;
+        }
+        self.serial += 1;
+        let after = self.sooner_or_later(Duration::from_secs(2));
+        self.mail.insert((self.now.plus(after).micros(), self.serial), (to.0, letter));
+    }
+
+    // --- The backbone -----------------------------------------------------------------------------------------------
+
+    fn backbone(&mut self) {
+        if self.now < self.backbone_stops_until {
+            return;
+        }
+        for worker in 0..self.drivers.len() {
+            while let Some(event) = self.drivers[worker].channel.pop_front() {
+                self.take_up(worker, event);
+            }
+        }
+    }
+
+    fn take_up(&mut self, worker: usize, event: Uplink) {
+        match event {
+            Uplink::Connected(presence) => self.shadow.connected(worker as u16, &presence),
+            Uplink::Disconnected(presence, reason) => self.shadow.disconnected(worker as u16, &presence, reason),
+            Uplink::Message(message) => {
+                self.shadow.held(&mut self.peers, &message.device, &message.payload, message.acknowledge);
+                let commands = &mut self.drivers[worker].commands;
+                if let Some(id) = message.acknowledge {
+                    commands.push_back(Command::MessageAccepted { connection: message.connection, message: id });
+                }
+                // A handle from long ago, for a slot that somebody has.
+                if self.random.u8(..) == 0 {
+                    let ConnectionId { index, generation } = message.connection;
+                    let older = generation.wrapping_sub(self.random.u32(1..1_000));
+                    let connection = ConnectionId { index, generation: older };
+                    commands.push_back(Command::MessageAccepted { connection, message: 99 });
+                    commands.push_back(Command::TokenVerdict { connection, accepted: false });
+                    let letters = &mut self.drivers[worker].letters;
+                    letters.push_back(Letter::Verdict { origin: connection, is_taken: true });
+                    letters.push_back(Letter::Verdict { origin: connection, is_taken: false });
+                }
+            }
+            Uplink::Sent { request, outcome } => self.shadow.answered(request, outcome),
+            Uplink::Described { request, description } => self.shadow.describe(request, description.is_some()),
+            other => unreachable!("nobody asked for {other:?}"),
+        }
+    }
+
+    fn command_storm(&mut self) {
+        let count = self.random.u32(1..=self.plan.devices.min(2_000));
+        let favourite = self.random.u32(..self.plan.devices);
+        for _ in 0..count {
+            let device = if self.random.u8(..4) == 0 { favourite } else { self.random.u32(..self.plan.devices) };
+            let name: Box<str> = device_id(device).into();
+            let kind = self.random.u8(..100);
+            let request = self.shadow.ask(device, kind < 90, self.now);
+            let worker = self.home.of(&name).index();
+            self.drivers[worker].commands.push_back(match kind {
+                0..90 => Command::Send {
+                    request,
+                    device: name,
+                    downlink: Downlink { topic: "t".into(), payload: request.to_be_bytes().to_vec().into() },
+                    acknowledge: kind < 45,
+                },
+                90..98 => Command::Describe { request, device: name },
+                _ => {
+                    self.shadow.disconnected.insert(device);
+                    Command::Disconnect { request, device: name }
+                }
+            });
+            self.account.commands += 1;
+        }
+    }
+
+    // --- Peers ------------------------------------------------------------------------------------------------------
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Connect(device) => {
+                if !self.is_calm {
+                    self.connect(device);
+                }
+            }
+            Event::Pump(id) => {
+                self.peers[id as usize].is_pumping = false;
+                self.pump(id);
+            }
+            Event::Hello(id) => self.with_live(id, |world, id| {
+                let heartbeat_ms = 100 * u32::from(world.interval());
+                let peer = &mut world.peers[id as usize];
+                peer.say_hello(&device_id(peer.device), heartbeat_ms);
+            }),
+            Event::Answer(id) => self.with_live(id, |world, id| world.peers[id as usize].say_alive()),
+            Event::Beat(id) => self.with_live(id, |world, id| {
+                let peer = &mut world.peers[id as usize];
+                peer.say_alive();
+                let every = peer.beats_every.expect("whoever beats does so for ever");
+                world.later(every, Event::Beat(id));
+            }),
+            Event::Act(id) => self.with_live(id, Self::act),
+            Event::Lose(id) => {
+                if self.peers[id as usize].fate == Fate::Live && !self.is_calm {
+                    self.lose(id);
+                }
+            }
+            Event::Bye(id) => self.network.end(id, Ended::InOrder),
+        }
+    }
+
+    fn with_live(&mut self, id: SocketId, act: impl FnOnce(&mut Self, SocketId)) {
+        if self.peers[id as usize].fate == Fate::Live {
+            act(self, id);
+            self.pump(id);
+        }
+    }
+
+    fn interval(&mut self) -> u16 {
+        self.plan.intervals[self.random.usize(..self.plan.intervals.len())]
+    }
+
+    fn connect(&mut self, device: u32) {
+        self.connects[device as usize] += 1;
+        self.account.connections += 1;
+        let id = self.network.connect(self.now);
+        assert_eq!(id as usize, self.peers.len());
+        if self.random.u32(..self.plan.devices) < self.handshakes_left.min(self.plan.handshakes) {
+            self.handshakes_left = self.handshakes_left.saturating_sub(1);
+            self.peers.push(Peer::connecting(device, &self.client));
+            let worker = self.random.usize(..self.drivers.len());
+            self.drivers[worker].backlog.push_back((id, NATIVE));
+        } else {
+            self.arrive(id, device);
+        }
+        let after = self.within(self.plan.act_every * 2);
+        self.later(after, Event::Act(id));
+        if self.one_in(self.plan.lost) {
+            let after = self.sooner_or_later(self.plan.time);
+            self.later(after, Event::Lose(id));
+        }
+        self.pump(id);
+    }
+
+    /// A connection whose handshake was somewhere else comes home, as one that is moved does; part of what it has said
+    /// since comes along.
+    fn arrive(&mut self, id: SocketId, device: u32) {
+        let (listener, speaks) = match self.random.u8(..10) {
+            0 => (RAW, Speaks::Raw),
+            1 => (BEATING, Speaks::Raw),
+            _ => (NATIVE, Speaks::Native),
+        };
+        let interval = self.interval();
+        let (mut peer, records) = Peer::established(device, speaks, &mut self.random);
+        if speaks == Speaks::Raw {
+            peer.welcomed = Some(self.now);
+        }
+        if listener == BEATING {
+            peer.beats_every = Some(Duration::from_millis(u64::from(interval) * 90));
+            self.later(Duration::ZERO, Event::Beat(id));
+        }
+        for _ in 0..self.random.u32(..3) {
+            peer.say_sure(id);
+        }
+        let came_along: Vec<u8> = peer.out.drain(..self.random.usize(..=peer.out.len())).collect();
+        let name = device_id(device);
+        let mut bytes = vec![1, listener.0, 1];
+        bytes.extend_from_slice(&interval.to_be_bytes());
+        bytes.extend_from_slice(&self.now.tick().0.to_be_bytes());
+        bytes.push(name.len() as u8);
+        bytes.extend_from_slice(name.as_bytes());
+        for part in [&[][..], &came_along, &[]] {
+            bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(part);
+        }
+        records.encode(&mut bytes);
+        self.peers.push(peer);
+        self.post(self.home.of(&name), Letter::Parcel { origin: None, bytes, socket: id });
+    }
+
+    fn act(&mut self, id: SocketId) {
+        let after = self.within(self.plan.act_every * 2);
+        self.later(after, Event::Act(id));
+        let peer = &mut self.peers[id as usize];
+        if self.is_calm || peer.welcomed.is_none() {
+            return;
+        }
+        match self.random.u32(..1_000) {
+            0..400 => (0..self.random.u32(1..8)).for_each(|_| peer.say_sure(id)),
+            400..600 => (0..self.random.u32(1..8)).for_each(|_| peer.say_loose(id)),
+            600..990 => peer.say_ping(),
+            990..998 => peer.update_keys(),
+            _ => peer.say_nonsense(&mut self.random),
+        }
+    }
+
+    /// Sends what a peer has to say: at once, or in pieces.
+    fn pump(&mut self, id: SocketId) {
+        let peer = &self.peers[id as usize];
+        if peer.is_pumping || peer.out.is_empty() {
+            return;
+        }
+        let mut count = peer.out.len();
+        if self.one_in(self.plan.split) {
+            count = self.random.usize(1..=count);
+        }
+        let peer = &mut self.peers[id as usize];
+        let piece: Vec<u8> = peer.out.drain(..count).collect();
+        if peer.out.is_empty() {
+            peer.out = Vec::new();
+        } else {
+            peer.is_pumping = true;
+            let after = self.sooner_or_later(Duration::from_millis(500));
+            self.later(after, Event::Pump(id));
+        }
+        self.network.send(id, &piece, self.now);
+    }
+
+    fn lose(&mut self, id: SocketId) {
+        let peer = &mut self.peers[id as usize];
+        let device = peer.device;
+        match self.random.u8(..5) {
+            0 => {
+                peer.say_goodbye();
+                let last = std::mem::take(&mut peer.out);
+                peer.settle(Fate::Left);
+                if !peer.is_pumping {
+                    self.network.send(id, &last, self.now);
+                }
+                self.network.end(id, Ended::InOrder);
+            }
+            1 => {
+                peer.settle(Fate::Left);
+                self.network.end(id, Ended::InOrder);
+            }
+            2 => {
+                peer.settle(Fate::Left);
+                self.network.end(id, Ended::ByReset);
+            }
+            _ => peer.settle(Fate::Vanished),
+        }
+        self.come_back(device);
+    }
+
+    fn come_back(&mut self, device: u32) {
+        let after = self.sooner_or_later(Duration::from_mins(5));
+        self.later(after, Event::Connect(device));
+    }
+
+    fn tell_peers(&mut self) {
+        for id in self.network.take_dirty() {
+            if self.peers[id as usize].fate != Fate::Vanished {
+                self.tell(id);
+            }
+        }
+    }
+
+    fn tell(&mut self, id: SocketId) {
+        let (bytes, ended) = self.network.take(id);
+        let mut reactions = std::mem::take(&mut self.reactions);
+        let peer = &mut self.peers[id as usize];
+        if peer.fate == Fate::Live {
+            peer.hear(&bytes, self.now, &mut reactions);
+            for reaction in reactions.drain(..) {
+                self.react(id, reaction);
+            }
+            self.pump(id);
+        }
+        self.reactions = reactions;
+        if ended != Ended::Not && !std::mem::replace(&mut self.peers[id as usize].wire_ended, true) {
+            self.end_of_stream(id, ended);
+        }
+    }
+
+    fn react(&mut self, id: SocketId, reaction: Reaction) {
+        match reaction {
+            Reaction::Answer => {
+                let after = self.sooner_or_later(Duration::from_secs(2));
+                self.later(after, Event::Answer(id));
+            }
+            Reaction::Heard(request) => self.shadow.heard(self.peers[id as usize].device, request),
+            Reaction::Established => {
+                let after = self.sooner_or_later(Duration::from_secs(5));
+                self.later(after, Event::Hello(id));
+            }
+            Reaction::Goodbye => {}
+        }
+    }
+
+    /// The gateway has ended its side: was there a reason?
+    fn end_of_stream(&mut self, id: SocketId, ended: Ended) {
+        let peer = &mut self.peers[id as usize];
+        let was_live = peer.fate == Fate::Live;
+        let device = peer.device;
+        peer.settle(Fate::Ended(None));
+        let after = self.sooner_or_later(Duration::from_secs(1));
+        self.later(after, Event::Bye(id));
+        if !was_live {
+            return;
+        }
+        let peer = &self.peers[id as usize];
+        let replaced = self.connects[device as usize] > 1 || self.shadow.disconnected.contains(&device);
+        let Fate::Ended(code) = peer.fate else { unreachable!("settled just now") };
+        let is_right = match code {
+            _ if peer.is_rude => true,
+            None if peer.speaks == Speaks::Raw && replaced => true,
+            // Whoever does not read is told nothing.
+            None => self.drivers.iter().any(|driver| driver.slow.contains(&id)),
+            Some(CloseCode::TAKEN_OVER) => self.connects[device as usize] > 1,
+            Some(CloseCode::REQUESTED) => self.shadow.disconnected.contains(&device),
+            Some(CloseCode::TRY_LATER) => peer.has_moved && self.plan.bounds.home_full > 0,
+            Some(_) => false,
+        };
+        assert!(is_right, "peer {id} (device {device}) was ended for no reason of its own: {code:?}, {ended:?}");
+        // Another connection took over, or the device shall come back.
+        if code != Some(CloseCode::TAKEN_OVER) || self.random.bool() {
+            self.come_back(device);
+        }
+    }
+
+    /// What is on its way: promised messages that were not acknowledged, bytes that sockets have not taken.
+    fn owed(&mut self) -> u64 {
+        let waiting = |peer: &Peer| match peer.speaks {
+            Speaks::Native => peer.sure_sent - peer.sure_acknowledged,
+            Speaks::Raw => peer.sure_sent - peer.sure_held,
+        };
+        let messages: u32 = self.peers.iter().filter(|peer| peer.is_healthy()).map(waiting).sum();
+        u64::from(messages) + self.buffered()
+    }
+
+    /// Bytes that sockets have not taken.
+    fn buffered(&mut self) -> u64 {
+        self.drivers.iter_mut().map(|driver| driver.shard.counters().figure(Figure::BufferedBytes)).sum()
+    }
+
+    // --- The end ----------------------------------------------------------------------------------------------------
+
+    fn audit(&mut self) {
+        self.shadow.audit(&self.peers);
+        let healthy = self.peers.iter().filter(|peer| peer.is_healthy()).count();
+        for (id, peer) in self.peers.iter().enumerate() {
+            let is_open = !self.network.is_closed(id as SocketId);
+            assert_eq!(is_open, peer.is_healthy(), "peer {id}'s socket: {peer}");
+        }
+        let held: usize = self.drivers.iter().map(|driver| driver.shard.len()).sum();
+        assert_eq!(held, healthy, "connections are held that nobody has");
+        let account = &mut self.account;
+        account.steps = self.steps;
+        let mut ended = 0;
+        for driver in &mut self.drivers {
+            driver.shard.check_invariants();
+            let counters = driver.shard.counters();
+            ended += counters.closed().iter().sum::<u64>();
+            account.handshakes += counters.figure(Figure::HandshakesFull) + counters.figure(Figure::HandshakesResumed);
+            account.heartbeats += counters.figure(Figure::HeartbeatsSent);
+            account.messages += counters.figure(Figure::MessagesReceived);
+            account.dropped += counters.figure(Figure::MessagesDropped);
+            account.moves += counters.figure(Figure::MovesSent);
+            account.last_reads += counters.figure(Figure::LastReadsHeard);
+            account.expired += driver.expired;
+        }
+        assert_eq!(ended + healthy as u64, account.connections, "a connection has no reason, or two");
+        assert_eq!(
+            account.messages,
+            self.shadow.sure_held + self.shadow.loose_held,
+            "a message was lost on its way up"
+        );
+        let mut reasons: Vec<_> = self.shadow.ended.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        reasons.sort();
+        account.reasons = reasons;
+    }
+}
