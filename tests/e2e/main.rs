@@ -1,0 +1,19 @@
+//! End to end: the real program in a process of its own, real sockets, and clients that we did not write.
+//!
+//! One file for each thing that the gateway must show. Every test has its own gateway on free ports. Nothing is expected
+//! earlier than the protocol allows, and lateness is forgiven generously.
+
+mod support;
+
+mod article;
+mod control;
+mod disconnect;
+mod ending;
+mod identity;
+mod interop;
+mod liveness;
+mod moves;
+mod refusals;
+mod slow;
+mod takeover;
+mod vanishing;

@@ -1,0 +1,303 @@
+//! The real program in a process of its own, and what it says over HTTP.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{POLL, SOON, wait_for, wait_until};
+
+/// Lines of the gateway's log that a failed test shows.
+const LINES_SHOWN: usize = 80;
+
+/// A running gateway. It ends with this value, however the test ends.
+pub struct Gateway {
+    child: Child,
+    ended: Option<ExitStatus>,
+    log: Arc<Mutex<Vec<Value>>>,
+    listeners: HashMap<String, SocketAddr>,
+    admin: SocketAddr,
+    token: Option<String>,
+    agent: ureq::Agent,
+}
+
+impl Gateway {
+    /// Starts the gateway that `directory/pulsegate.toml` describes, and waits until it listens.
+    #[track_caller]
+    pub fn start(directory: &Path) -> Self {
+        let mut child = Self::command(directory)
+            .args(["--log-format", "json", "--log-filter", "info,pulsegate=debug"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                // A panic's account is text.
+                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                written.lock().unwrap().push(line);
+            }
+        });
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(SOON)).build();
+        let mut gateway = Self {
+            child,
+            ended: None,
+            log,
+            listeners: HashMap::new(),
+            admin: SocketAddr::from(([0, 0, 0, 0], 0)),
+            token: None,
+            agent: config.into(),
+        };
+        gateway.admin = wait_for("the gateway listens", SOON, || {
+            assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway has ended");
+            gateway.logged("admin listening").first().map(|line| address(&line["address"]))
+        });
+        for line in gateway.logged("listening") {
+            gateway.listeners.insert(line["listener"].as_str().unwrap().to_owned(), address(&line["address"]));
+        }
+        gateway
+    }
+
+    /// The program, about to serve what `directory/pulsegate.toml` describes.
+    pub fn command(directory: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+        command.current_dir(directory).args(["--config", "pulsegate.toml"]).stdin(Stdio::null());
+        command
+    }
+
+    /// Where the listener of this name listens.
+    #[track_caller]
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        self.listeners[listener]
+    }
+
+    /// Where the native listener of [`super::native`] listens.
+    #[track_caller]
+    pub fn devices(&self) -> SocketAddr {
+        self.address("devices")
+    }
+
+    /// Log lines with this message.
+    pub fn logged(&self, message: &str) -> Vec<Value> {
+        self.log.lock().unwrap().iter().filter(|line| line["message"] == message).cloned().collect()
+    }
+
+    /// When a connection of this device ended for this reason.
+    pub fn ended_at(&self, device: &str, reason: &str) -> Option<SystemTime> {
+        let lines = self.logged("connection ended");
+        let line = lines.iter().find(|line| line["device"] == device && line["reason"] == reason)?;
+        Some(time(&line["timestamp"]))
+    }
+
+    // --- HTTP -------------------------------------------------------------------------------------------------------
+
+    /// Sends this token with every request.
+    pub fn use_token(&mut self, token: &str) {
+        self.token = Some(token.to_owned());
+    }
+
+    /// A GET's status and body.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut request = self.agent.get(format!("http://{}{path}", self.admin));
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let mut response = request.call().unwrap_or_else(|error| panic!("GET {path}: {error}"));
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    /// A GET's JSON; its status must be 200.
+    #[track_caller]
+    pub fn get_json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path);
+        assert_eq!(status, 200, "GET {path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// What is said of one device, if it is connected.
+    #[track_caller]
+    pub fn device(&self, id: &str) -> Option<Value> {
+        let (status, body) = self.get(&format!("/v1/devices/{}", id.replace('/', "%2F")));
+        match status {
+            200 => Some(serde_json::from_str(&body).unwrap()),
+            404 => None,
+            _ => panic!("{status}: {body}"),
+        }
+    }
+
+    /// The overview.
+    #[track_caller]
+    pub fn overview(&self) -> Value {
+        self.get_json("/v1/overview")
+    }
+
+    /// Devices connected.
+    #[track_caller]
+    pub fn connected(&self) -> u64 {
+        self.overview()["devices"].as_u64().unwrap()
+    }
+
+    /// Connections held.
+    #[track_caller]
+    pub fn connections(&self) -> u64 {
+        self.overview()["connections"].as_u64().unwrap()
+    }
+
+    /// Connections that ended for this reason.
+    #[track_caller]
+    pub fn closed(&self, reason: &str) -> u64 {
+        self.overview()["closed"][reason].as_u64().unwrap()
+    }
+
+    /// Every reason for which connections have ended, with their number.
+    #[track_caller]
+    pub fn all_closed(&self) -> Vec<(String, u64)> {
+        let overview = self.overview();
+        let counts = overview["closed"].as_object().unwrap().iter();
+        counts
+            .map(|(reason, count)| (reason.clone(), count.as_u64().unwrap()))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// Connections that were refused for this reason.
+    #[track_caller]
+    pub fn refused(&self, reason: &str) -> u64 {
+        self.overview()["refused"][reason].as_u64().unwrap()
+    }
+
+    /// Bytes that the program holds from its allocator.
+    #[track_caller]
+    pub fn allocated(&self) -> u64 {
+        self.overview()["memory"]["allocated_bytes"].as_u64().unwrap()
+    }
+
+    /// A metric's value, summed over its labels.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> u64 {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200);
+        let mut values = text.lines().filter_map(|line| {
+            let (key, value) = line.rsplit_once(' ')?;
+            (key.split('{').next() == Some(name)).then(|| value.parse::<f64>().unwrap())
+        });
+        let first = values.next().unwrap_or_else(|| panic!("there is no metric {name}"));
+        (first + values.sum::<f64>()) as u64
+    }
+
+    // --- What counts come to. A worker's are published at the end of its turn, when a peer may long have heard of it. -
+
+    /// Waits until so many devices are connected.
+    #[track_caller]
+    pub fn expect_connected(&self, count: usize) {
+        settle("devices", count as u64, || self.connected());
+    }
+
+    /// Waits until so many connections are held.
+    #[track_caller]
+    pub fn expect_connections(&self, count: usize) {
+        settle("connections", count as u64, || self.connections());
+    }
+
+    /// Waits until so many connections have ended for this reason.
+    #[track_caller]
+    pub fn expect_closed(&self, reason: &str, count: u64) {
+        settle(reason, count, || self.closed(reason));
+    }
+
+    /// Waits until so many connections were refused for this reason.
+    #[track_caller]
+    pub fn expect_refused(&self, reason: &str, count: u64) {
+        settle(reason, count, || self.refused(reason));
+    }
+
+    /// Waits until a metric, summed over its labels, has this value.
+    #[track_caller]
+    pub fn expect_metric(&self, name: &str, value: u64) {
+        settle(name, value, || self.metric(name));
+    }
+
+    /// Waits until no connection is held and the books are right: everyone who came has gone, for one reason each.
+    #[track_caller]
+    pub fn wait_until_empty(&self) {
+        self.expect_connections(0);
+        let accepted = || self.metric("pulsegate_connections_accepted_total");
+        wait_until("everyone who came has gone for one reason", SOON, || {
+            self.all_closed().iter().map(|(_, count)| count).sum::<u64>() == accepted()
+        });
+        self.expect_connected(0);
+        for gauge in ["pulsegate_handshakes_in_flight", "pulsegate_handshakes_waiting", "pulsegate_buffered_bytes"] {
+            self.expect_metric(gauge, 0);
+        }
+    }
+
+    // --- Its process ------------------------------------------------------------------------------------------------
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self, within: Duration) -> ExitStatus {
+        let status = wait_for("the gateway ends", within, || self.child.try_wait().unwrap());
+        self.ended = Some(status);
+        status
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let ended = self.ended.or_else(|| self.child.try_wait().unwrap());
+        let died = ended.is_some_and(|status| !status.success());
+        // Its end is ours to see to; there is nobody to be told that it was gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let panicked = log.iter().any(|line| line.as_str().is_some_and(|text| text.contains("panicked")));
+        if std::thread::panicking() || died || panicked {
+            eprintln!("--- the gateway's log, its last {LINES_SHOWN} lines ({ended:?}) ---");
+            for line in &log[log.len().saturating_sub(LINES_SHOWN)..] {
+                eprintln!("{line}");
+            }
+        }
+        if !std::thread::panicking() {
+            assert!(!died && !panicked, "the gateway has failed");
+        }
+    }
+}
+
+/// Waits until `read` gives what is expected; says what it gives instead when it does not in time.
+#[track_caller]
+fn settle(what: &str, expected: u64, mut read: impl FnMut() -> u64) {
+    let deadline = Instant::now() + SOON;
+    let mut value = read();
+    while value != expected && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+        value = read();
+    }
+    assert_eq!(value, expected, "{what}");
+}
+
+fn address(value: &Value) -> SocketAddr {
+    value.as_str().unwrap().parse().unwrap()
+}
+
+fn time(value: &Value) -> SystemTime {
+    humantime::parse_rfc3339(value.as_str().unwrap()).unwrap()
+}
+
+/// A field of the API that holds a time.
+pub fn time_of(device: &Value, field: &str) -> SystemTime {
+    time(&device[field])
+}

@@ -1,0 +1,51 @@
+//! What every test stands on: a gateway in a process of its own, devices, fleets of devices, and clients that we did not
+//! write. Nothing here sleeps for luck: whatever is waited for has a deadline, and a condition that ends the wait.
+
+mod device;
+mod fleet;
+mod gateway;
+mod program;
+mod site;
+
+use std::time::{Duration, Instant};
+
+pub use device::{ConnectError, Device, Event, dial, encoded, hello, message};
+pub use fleet::{Fleet, Manners};
+pub use gateway::{Gateway, time_of};
+pub use program::Program;
+pub use site::{Listener, Site, native, raw};
+
+/// By when something must have happened that should happen at once. Generous: machines are busy.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` says what was waited for, and panics when it has not by `within`.
+#[track_caller]
+pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Waits until `condition` holds, and panics when it does not by `within`.
+#[track_caller]
+pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
+    wait_for(what, within, || condition().then_some(()));
+}
+
+/// Watches `condition` hold for the whole of `span`, and panics when it does not.
+#[track_caller]
+pub fn hold_for(what: &str, span: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        assert!(condition(), "does not hold: {what}");
+        std::thread::sleep(POLL);
+    }
+}
