@@ -1,0 +1,489 @@
+//! The rules of the house as a test: who may use whom, and what is written nowhere.
+//!
+//! The table of modules here is the one that docs/ARCHITECTURE.md explains. Each rule names file, line and remedy when
+//! it is broken, and has a planted violation below that it must find.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What the files under `src/` that begin with `path` may use; the longest match counts. A module may always use
+/// itself and std.
+struct Row {
+    path: &'static str,
+    modules: &'static [&'static str],
+    outside: &'static [&'static str],
+}
+
+const ANY: &[&str] = &["*"];
+
+/// Each module and those above it that it may use, then the crates that it may use.
+#[rustfmt::skip]
+const TABLE: &[Row] = &[
+    row("time", &[], &[]),
+    row("config", &["time"], &["serde", "toml", "humantime"]),
+    row("metrics", &[], &[]),
+    row("wheel", &["time"], &[]),
+    row("link", &["time"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
+    row("codec", &[], &[]),
+    row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize"]),
+    row("tls/certs", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
+    row("connection", &["time", "config", "metrics", "link", "tls", "codec"], &["bytes"]),
+    row("shard", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "connection"],
+        &["slab", "hashbrown", "bytes", "fastrand", "tracing"]),
+    row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "connection", "shard"],
+        &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing"]),
+    row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
+    row("control", &["link", "config", "metrics", "time"],
+        &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
+          "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64"]),
+    row("lib.rs", ANY, &[]),
+    row("main.rs", ANY, ANY),
+    row("cli", ANY, ANY),
+];
+
+const fn row(path: &'static str, modules: &'static [&'static str], outside: &'static [&'static str]) -> Row {
+    Row { path, modules, outside }
+}
+
+/// The only files in which the word `unsafe` may stand.
+const UNSAFE_FILES: &[&str] = &["src/worker/descriptors.rs", "src/cli/allocator.rs"];
+
+/// Modules of the data plane: no hidden allocation, no hidden control flow, no shared state.
+const DATA_PLANE: &[&str] = &["time", "metrics", "wheel", "link", "codec", "tls", "connection", "shard", "worker"];
+
+/// What the data plane does without, and where (under `src/`) it may stand nevertheless, and why.
+const DATA_PLANE_WITHOUT: &[(&str, Option<&str>)] = &[
+    // rustls takes its verifiers, resolvers and key logs as trait objects.
+    ("dyn ", Some("tls/")),
+    ("async ", None),
+    ("Rc<", None),
+    // The key log hands over the traffic secrets of the one handshake that the thread is in.
+    ("thread_local!", Some("tls/handshake")),
+];
+
+const LINES_MAX: usize = 800;
+const UNFINISHED_MACROS: &[&str] = &["todo!", "unimplemented!", "dbg!"];
+// Taken apart, so that they do not find themselves.
+const UNFINISHED_WORDS: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME")];
+const PRINTING: &[&str] = &["println!", "print!"];
+const HOMES: &[&str] = &[concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/")];
+
+struct Violation {
+    file: String,
+    line: usize,
+    rule: String,
+    remedy: &'static str,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}\n    {}", self.file, self.line, self.rule, self.remedy)
+    }
+}
+
+/// One Rust file, its comments and literals blanked out.
+struct Source {
+    /// Relative to the repository, with `/`.
+    file: String,
+    text: String,
+    code: String,
+    /// Where in `code` the tests begin: 0 for a file of tests, its length for a file without.
+    tests: usize,
+}
+
+impl Source {
+    fn new(file: &str, text: &str, is_test: bool) -> Self {
+        let code = blank_comments_and_literals(text);
+        let tests = if is_test { 0 } else { inline_tests(&code).unwrap_or(code.len()) };
+        Self { file: file.into(), text: text.into(), code, tests }
+    }
+
+    /// The path under `src/`, for the library and the program.
+    fn in_src(&self) -> Option<&str> {
+        self.file.strip_prefix("src/")
+    }
+
+    /// Whether the program may talk to its terminal here.
+    fn may_print(&self) -> bool {
+        self.in_src().is_none_or(|path| path == "main.rs" || path.starts_with("cli"))
+    }
+
+    fn is_data_plane(&self) -> bool {
+        self.in_src().is_some_and(|path| DATA_PLANE.contains(&module_of(path)))
+    }
+
+    fn violation(&self, offset: usize, rule: String, remedy: &'static str) -> Violation {
+        let line = 1 + self.code[..offset].matches('\n').count();
+        Violation { file: self.file.clone(), line, rule, remedy }
+    }
+}
+
+/// Blanks comments and the insides of literals, character by character, so that offsets and lines stay.
+/// The result is ASCII: an offset in it counts characters of the text.
+fn blank_comments_and_literals(text: &str) -> String {
+    let text: Vec<char> = text.chars().collect();
+    let mut code: String = text.iter().map(|&c| if c.is_ascii() { c } else { ' ' }).collect();
+    let starts = |at: usize, what: &str| what.chars().enumerate().all(|(n, c)| text.get(at + n) == Some(&c));
+    let mut at = 0;
+    while at < text.len() {
+        let end = match text[at] {
+            '/' if starts(at, "//") => (at..text.len()).find(|&end| text[end] == '\n').unwrap_or(text.len()),
+            '/' if starts(at, "/*") => {
+                (at + 2..text.len()).find(|&end| starts(end, "*/")).map_or(text.len(), |end| end + 2)
+            }
+            'r' if starts(at, "r\"") || starts(at, "r#") => {
+                let hashes = (at + 1..text.len()).take_while(|&end| text[end] == '#').count();
+                let close = format!("\"{}", "#".repeat(hashes));
+                let open = at + 1 + hashes;
+                if text.get(open) == Some(&'"') {
+                    (open + 1..text.len()).find(|&end| starts(end, &close)).map_or(text.len(), |end| end + 1 + hashes)
+                } else {
+                    at + 1
+                }
+            }
+            '"' => {
+                let mut end = at + 1;
+                while end < text.len() && text[end] != '"' {
+                    end += 1 + usize::from(text[end] == '\\');
+                }
+                end + 1
+            }
+            // A character, unless it is a lifetime.
+            '\'' if starts(at + 1, "\\") => {
+                (at + 3..text.len()).find(|&end| text[end] == '\'').map_or(text.len(), |end| end + 1)
+            }
+            '\'' if text.get(at + 2) == Some(&'\'') => at + 3,
+            _ => {
+                at += 1;
+                continue;
+            }
+        };
+        let end = end.min(text.len());
+        let blank: String = text[at..end].iter().map(|&c| if c == '\n' { '\n' } else { ' ' }).collect();
+        code.replace_range(at..end, &blank);
+        at = end;
+    }
+    code
+}
+
+/// What follows each `#[cfg(test)]`, from behind it.
+fn test_items(code: &str) -> impl Iterator<Item = (usize, &str)> {
+    code.match_indices("#[cfg(test)]").map(|(at, attribute)| (at, code[at + attribute.len()..].trim_start()))
+}
+
+/// Where a `#[cfg(test)] mod x {` begins; by habit it is the last thing in a file.
+fn inline_tests(code: &str) -> Option<usize> {
+    let opens = |item: &str| item.find(['{', ';']).is_some_and(|at| item[at..].starts_with('{'));
+    test_items(code).find(|(_, item)| item.starts_with("mod ") && opens(item)).map(|(at, _)| at)
+}
+
+/// The modules that a file declares as `#[cfg(test)] mod x;`, as paths without `.rs`.
+fn declared_tests(file: &str, code: &str) -> Vec<String> {
+    let directory =
+        file.strip_suffix("/mod.rs").or_else(|| file.strip_suffix("/lib.rs")).or_else(|| file.strip_suffix(".rs"));
+    test_items(code)
+        .filter_map(|(_, item)| item.strip_prefix("mod ")?.split_once(';'))
+        .filter(|(name, _)| name.chars().all(is_word))
+        .map(|(name, _)| format!("{}/{name}", directory.unwrap_or(file)))
+        .collect()
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// Where `what` stands as a whole word: not within a longer one, and not as a later segment of a path.
+fn words<'a>(code: &'a str, what: &'a str) -> impl Iterator<Item = usize> + 'a {
+    code.match_indices(what).map(|(at, _)| at).filter(move |&at| {
+        let before = code[..at].strip_suffix("::").unwrap_or(&code[..at]);
+        let goes_on = what.ends_with(is_word) && code[at + what.len()..].starts_with(is_word);
+        !before.ends_with(is_word) && !goes_on
+    })
+}
+
+/// The first segments that a path or a group such as `{a::b, c::{d, e}}` names.
+fn first_segments(tail: &str) -> Vec<&str> {
+    let Some(group) = tail.strip_prefix('{') else { return vec![tail.split(|c| !is_word(c)).next().unwrap()] };
+    let (mut depth, mut begin, mut segments) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                segments.push(group[begin..at].trim().split(|c| !is_word(c)).next().unwrap());
+                begin = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    segments.retain(|segment| !segment.is_empty());
+    segments
+}
+
+fn module_of(path: &str) -> &str {
+    path.split(['/', '.']).next().unwrap()
+}
+
+fn allows(list: &[&str], name: &str) -> bool {
+    list == ANY || list.contains(&name)
+}
+
+/// (a) Who uses whom.
+fn check_table(source: &Source, outside: &BTreeSet<String>, found: &mut Vec<Violation>) {
+    const REMEDY: &str =
+        "move the code to where it may be, or change the table in tests/tidy.rs and docs/ARCHITECTURE.md";
+    let Some(path) = source.in_src() else { return };
+    let module = module_of(path);
+    let longest = |path: &str| TABLE.iter().filter(|row| path.starts_with(row.path)).max_by_key(|row| row.path.len());
+    let (Some(own), Some(whole)) = (longest(path), TABLE.iter().find(|row| module_of(row.path) == module)) else {
+        found.push(source.violation(
+            0,
+            format!("module {module} is not in the table"),
+            "give it a row in tests/tidy.rs",
+        ));
+        return;
+    };
+    for at in words(&source.code, "crate::") {
+        for used in first_segments(&source.code[at + "crate::".len()..]) {
+            if used != module && !allows(whole.modules, used) {
+                found.push(source.violation(at, format!("{module} may not use {used}"), REMEDY));
+            }
+        }
+    }
+    for name in outside {
+        let uses = words(&source.code, name).filter(|&at| {
+            let used =
+                source.code[..at].trim_end().ends_with("use") || source.code[at + name.len()..].starts_with("::");
+            used && at < source.tests
+        });
+        if !allows(own.outside, name) {
+            found.extend(uses.map(|at| source.violation(at, format!("{path} may not use the crate {name}"), REMEDY)));
+        }
+    }
+    // So deep lies the file's own module; in its tests one deeper.
+    let depth = path.trim_end_matches("/mod.rs").split('/').count();
+    for at in words(&source.code, "super::") {
+        let supers = source.code[at..].split("::").take_while(|&segment| segment == "super").count();
+        if supers >= depth + usize::from(0 < source.tests && at >= source.tests)
+            && !["lib.rs", "main.rs"].contains(&path)
+        {
+            found.push(source.violation(at, "super reaches the root, past the table".into(), "write crate::"));
+        }
+    }
+}
+
+/// (b), (c) How a file looks.
+fn check_shape(source: &Source, found: &mut Vec<Violation>) {
+    let lines = source.text.lines().count();
+    if lines > LINES_MAX {
+        let rule = format!("{lines} lines, at most {LINES_MAX}");
+        found.push(source.violation(0, rule, "split it into a directory, tests into tests.rs"));
+    }
+    if !source.text.starts_with("//!") {
+        found.push(source.violation(
+            0,
+            "no `//!` at its head".into(),
+            "say what the file is and what it must never do",
+        ));
+    }
+}
+
+/// (d), (e), (f) Words that stand nowhere, or only where they are named.
+fn check_words(source: &Source, found: &mut Vec<Violation>) {
+    let mut ban = |word: &str, end: usize, remedy: &'static str| {
+        for at in words(&source.code, word).filter(|&at| at < end) {
+            found.push(source.violation(at, format!("`{}` may not stand here", word.trim()), remedy));
+        }
+    };
+    let everywhere = source.code.len();
+    if !UNSAFE_FILES.contains(&&*source.file) {
+        ban("unsafe", everywhere, "put the call into the module that is named in UNSAFE_FILES");
+    }
+    for word in UNFINISHED_MACROS {
+        ban(word, everywhere, "finish it");
+    }
+    if !source.may_print() {
+        for word in PRINTING {
+            ban(word, source.tests, "use tracing, or return what there is to say");
+        }
+    }
+    if source.is_data_plane() {
+        for (word, exception) in DATA_PLANE_WITHOUT {
+            if !exception.is_some_and(|path| source.in_src().unwrap().starts_with(path)) {
+                ban(word, source.tests, "the data plane does without; see docs/ARCHITECTURE.md");
+            }
+        }
+    }
+    for (line, text) in (1..).zip(source.text.lines()) {
+        for word in UNFINISHED_WORDS.iter().filter(|&word| text.contains(word)) {
+            found.push(Violation { file: source.file.clone(), line, rule: format!("{word} left"), remedy: "do it" });
+        }
+    }
+}
+
+/// (g) What documents do not say.
+fn check_document(file: &str, text: &str, found: &mut Vec<Violation>) {
+    let mut add = |line, rule, remedy| found.push(Violation { file: file.into(), line, rule, remedy });
+    for (number, line) in (1..).zip(text.lines()) {
+        let lower = line.to_lowercase();
+        let cited = ["line ", "lines ", ".rs:", ".rs#l"].iter().any(|word| {
+            lower.match_indices(word).any(|(at, _)| lower[at + word.len()..].starts_with(|c: char| c.is_ascii_digit()))
+        });
+        if cited {
+            add(number, "cites a line number".to_string(), "name the item: line numbers rot");
+        }
+        if let Some(home) = HOMES.iter().find(|&home| line.contains(home)) {
+            add(number, format!("names somebody's directory under {home}"), "write a path that every reader has");
+        }
+    }
+}
+
+/// The names under which the dependencies of Cargo.toml appear in code.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let lines = manifest.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once('=')?.0.trim().replace('-', "_")))
+        .collect()
+}
+
+fn files(directory: &Path, extension: &str, into: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && !["target", "corpus", "artifacts"].contains(&name) {
+            files(&path, extension, into);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            into.push(path);
+        }
+    }
+}
+
+/// The text of every file with this extension in these directories, by its path from the root.
+fn read_all(directories: &[&str], extension: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = Vec::new();
+    for directory in directories {
+        files(&root.join(directory), extension, &mut paths);
+    }
+    paths.sort();
+    let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+    paths.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+fn check_source(source: &Source, outside: &BTreeSet<String>) -> Vec<Violation> {
+    let mut found = Vec::new();
+    check_table(source, outside, &mut found);
+    check_shape(source, &mut found);
+    check_words(source, &mut found);
+    found
+}
+
+#[test]
+fn the_house_is_tidy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let outside = dependencies(&std::fs::read_to_string(root.join("Cargo.toml")).unwrap());
+    let texts = read_all(&["src", "bench", "loadtest", "tests", "examples", "fuzz"], "rs");
+    let declared: Vec<String> =
+        texts.iter().flat_map(|(file, text)| declared_tests(file, &blank_comments_and_literals(text))).collect();
+    let is_test = |file: &str| {
+        declared
+            .iter()
+            .any(|test| file.strip_prefix(test.as_str()).is_some_and(|rest| rest == ".rs" || rest.starts_with('/')))
+    };
+    let mut found = Vec::new();
+    for (file, text) in &texts {
+        found.extend(check_source(&Source::new(file, text, is_test(file)), &outside));
+    }
+    let root_documents = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let mut documents = read_all(&["docs", "examples", "deploy"], "md");
+    for path in root_documents.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        documents.push((path.file_name().unwrap().to_str().unwrap().into(), std::fs::read_to_string(path).unwrap()));
+    }
+    for (file, text) in &documents {
+        check_document(file, text, &mut found);
+    }
+    assert!(texts.len() > 20 && !documents.is_empty() && outside.contains("rustls"), "the walk lost its way");
+    let report: Vec<String> = found.iter().map(Violation::to_string).collect();
+    assert!(report.is_empty(), "{} violations\n{}", report.len(), report.join("\n"));
+}
+
+/// The rules that `text`, as the file at `path`, breaks, with their lines.
+fn broken(path: &str, text: &str) -> Vec<String> {
+    let outside = ["bytes", "libc", "rustls", "rcgen", "tokio"].map(String::from).into();
+    let source = Source::new(path, &format!("//! Head.\n{text}"), false);
+    check_source(&source, &outside).into_iter().map(|found| format!("{}: {}", found.line, found.rule)).collect()
+}
+
+#[test]
+fn the_table_is_held() {
+    assert_eq!(broken("src/codec/raw.rs", "use crate::tls::record;"), ["2: codec may not use tls"]);
+    assert_eq!(broken("src/worker/mod.rs", "\nfn f() { crate::control::x() }"), ["3: worker may not use control"]);
+    let group = "use crate::{time::Tick, wheel::{Wheel, Work}, worker,\n shard};";
+    assert_eq!(broken("src/shard.rs", group), ["2: shard may not use worker"]);
+    assert_eq!(broken("src/wheel/mod.rs", "use bytes::Bytes;"), ["2: wheel/mod.rs may not use the crate bytes"]);
+    assert_eq!(broken("src/codec/x.rs", "fn f() { ::tokio::x() }"), ["2: codec/x.rs may not use the crate tokio"]);
+    assert_eq!(broken("src/codec/x.rs", "fn f() { tokio::spawn(1) }"), ["2: codec/x.rs may not use the crate tokio"]);
+    assert_eq!(broken("src/tls/handshake.rs", "use rcgen;"), ["2: tls/handshake.rs may not use the crate rcgen"]);
+    assert_eq!(broken("src/tls/record.rs", "use super::super::codec;"), ["2: super reaches the root, past the table"]);
+    assert_eq!(broken("src/new.rs", ""), ["1: module new is not in the table"]);
+}
+
+#[test]
+fn what_the_table_allows_is_not_found() {
+    for (path, text) in [
+        ("src/worker/descriptors.rs", "use libc::c_int; use crate::shard::Shard; unsafe fn f() {}"),
+        ("src/tls/certs.rs", "use rcgen::KeyPair; use crate::tls::record; use super::handshake;"),
+        (
+            "src/codec/raw.rs",
+            "// crate::tls\nconst A: &str = \"tokio::x\"; const B: char = '\"'; fn f<'a>(x: &'a bytes) {}",
+        ),
+        ("src/codec/raw.rs", "#[cfg(test)]\nmod tests { use super::*; use bytes::Bytes; fn f() { println!() } }"),
+        ("src/main.rs", "use tokio::x; use pulsegate::worker; fn f() { println!() }"),
+        ("src/link/x.rs", "use std::sync::Arc; fn f(a: Arc<str>, s: my::bytes::B) { dynamic(); unsafe_code() }"),
+        ("src/tls/handshake.rs", "thread_local! {} fn f(v: Box<dyn V>) {}"),
+    ] {
+        assert_eq!(broken(path, text), Vec::<String>::new(), "{path}: {text}");
+    }
+}
+
+#[test]
+fn words_are_found_where_they_may_not_stand() {
+    let one = |path: &str, text: &str| assert_eq!(broken(path, text).len(), 1, "{path}: {text}");
+    one("src/shard.rs", "fn f() { unsafe { g() } }");
+    one("src/control/mod.rs", "fn f() { todo!() }");
+    one("tests/x.rs", "fn f() { dbg!(1); }");
+    one("src/worker/mod.rs", "fn f() { println!(\"x\") }");
+    one("src/connection.rs", "fn f(x: &dyn Fn()) {}");
+    one("src/tls/record.rs", "thread_local! {}");
+    one("src/shard.rs", "use std::rc::Rc; type T = Rc<u8>;");
+    one("src/wheel/mod.rs", "async fn f() {}");
+    one("bench/src/main.rs", concat!("// TO", "DO: later"));
+    one("loadtest/src/main.rs", &"\n".repeat(LINES_MAX));
+    assert_eq!(check_source(&Source::new("tests/x.rs", "fn f() {}", false), &BTreeSet::new()).len(), 1);
+}
+
+#[test]
+fn tests_are_known_by_their_declaration() {
+    let code = "#[cfg(test)]\nmod tests;\nfn f() {}\n#[cfg(test)]\nmod more {\n}";
+    assert_eq!(declared_tests("src/wheel/mod.rs", code), ["src/wheel/tests"]);
+    assert_eq!(declared_tests("src/shard.rs", code), ["src/shard/tests"]);
+    assert_eq!(inline_tests(code), code.rfind("#[cfg"));
+}
+
+#[test]
+fn documents_are_read_too() {
+    let find = |text: &str| {
+        let mut found = Vec::new();
+        check_document("docs/X.md", text, &mut found);
+        found.len()
+    };
+    assert_eq!(find("see shard.rs, line 12"), 1);
+    assert_eq!(find("see src/shard.rs:12"), 1);
+    assert_eq!(find(&format!("put it under {}me", HOMES[0])), 1);
+    assert_eq!(find("one line of 12; deadlines are kept"), 0);
+}
