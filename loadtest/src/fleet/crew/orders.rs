@@ -1,0 +1,84 @@
+//! What a thread does when it is told to.
+
+use super::super::source::reset_on_close;
+use super::super::{ComeBack, Cut, Order};
+use super::{Count, Crew, Findings, Ramp, micros};
+
+impl Crew {
+    pub(super) fn take_orders(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            self.handle_order(order);
+        }
+    }
+
+    pub(super) fn handle_order(&mut self, order: Order) {
+        match order {
+            Order::Connect { devices, from, rate } => {
+                let mut ramp = Ramp { next: devices.start, first: devices.start, end: devices.end, from, rate };
+                let offset = (self.number + self.crews - devices.start % self.crews) % self.crews;
+                ramp.next += offset;
+                if ramp.next < ramp.end {
+                    self.ramps.push_back(ramp);
+                }
+            }
+            Order::ComeBack(how) => self.come_back = how,
+            Order::Beat { from, every } => {
+                self.beat = Some((from, micros(every)));
+                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+            }
+            Order::Quiet => {
+                self.beat = None;
+                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+            }
+            Order::Cut { devices, how } => self.indices(&devices).for_each(|index| self.cut(index, how)),
+            Order::Silence { devices } => {
+                for index in self.indices(&devices) {
+                    let device = &mut self.devices[index as usize];
+                    if device.is_up() && !device.is_silent {
+                        device.is_silent = true;
+                        self.counts.add(Count::Silent, 1);
+                    }
+                }
+            }
+            Order::Churn(churn) => {
+                self.churn = Some(churn);
+                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+            }
+            Order::Leave { devices } => {
+                self.churn = None;
+                self.come_back = ComeBack::Never;
+                self.ramps.clear();
+                self.ready.clear();
+                for index in self.indices(&devices) {
+                    self.wheel.cancel(index);
+                    self.leave(index, true);
+                }
+            }
+            Order::Collect(to) => {
+                let found = std::mem::replace(&mut self.findings, Findings::new());
+                // Whoever asked may have gone.
+                let _ = to.send(found);
+            }
+            Order::Stop => self.is_stopped = true,
+        }
+    }
+
+    pub(super) fn cut(&mut self, index: u32, how: Cut) {
+        let device = &mut self.devices[index as usize];
+        if let Some(socket) = device.socket.as_ref().filter(|_| how == Cut::Reset) {
+            reset_on_close(socket);
+        }
+        self.hang_up(index);
+        let device = &mut self.devices[index as usize];
+        device.cut_at = self.now;
+        device.failures = 0;
+        match self.come_back {
+            ComeBack::Never => {}
+            ComeBack::AtOnce => self.call_at(index, self.now),
+            ComeBack::BackOff(span) => {
+                let wait = self.random.u64(0..=micros(span));
+                self.call_at(index, self.now + wait);
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! One device: plain data, and what it does with bytes. No socket is read or written here.
+//!
+//! ```text
+//!  Down --> Connecting --> Shaking --> Greeting --> Up
+//!    ^______________________________________________|   (from anywhere)
+//! ```
+//! Once up it owns no heap: about 300 bytes, most of them the record layer's.
+
+use mio::net::TcpStream;
+use pulsegate::codec::native::CloseCode;
+use pulsegate::tls::handshake::{ClientTls, Handshake, Progress};
+use pulsegate::tls::record::{Opened, RecordLayer, Stage, next_record};
+
+use super::liveness::Watch;
+use super::protocol::{Protocol, Said};
+use crate::clock::Micros;
+
+/// One device of the fleet.
+pub struct Device {
+    pub socket: Option<TcpStream>,
+    pub link: Link,
+    /// Counts connects, so that an event for an earlier socket is known as such.
+    pub attempt: u32,
+    /// Failed attempts in a row, for back-off.
+    pub failures: u8,
+    /// It keeps its connection and says nothing more.
+    pub is_silent: bool,
+    /// When the connection was due to be opened, whether or not the harness was in time.
+    pub intended: Micros,
+    /// When it was cut off, until it is back; 0: it was not.
+    pub cut_at: Micros,
+    /// The oldest unanswered heartbeat was due then, in protocols whose answers do not say; 0: none is.
+    pub awaiting: Micros,
+    /// The next heartbeat is due then, in milliseconds; 0: none.
+    pub next_beat: u32,
+    /// It leaves then, in milliseconds; 0: it stays.
+    pub leaves: u32,
+    pub watch: Watch,
+    pub leftover: Option<Box<Leftover>>,
+    /// Its own sessions, where it resumes.
+    pub session: Option<Box<ClientTls>>,
+}
+
+const _: () = assert!(size_of::<Device>() <= 320);
+
+/// How far a device is.
+pub enum Link {
+    Down,
+    Connecting,
+    Shaking(Box<Handshake>),
+    /// TLS stands; the protocol's greeting is not answered yet.
+    Greeting(RecordLayer),
+    Up(RecordLayer),
+}
+
+/// What could not be dealt with yet. Rare: most records come whole, and most writes are taken whole.
+#[derive(Default)]
+pub struct Leftover {
+    /// Less than one record.
+    pub cipher: Vec<u8>,
+    /// Less than one frame.
+    pub plain: Vec<u8>,
+    /// Bytes that the socket did not take.
+    pub unsent: Vec<u8>,
+}
+
+impl Leftover {
+    pub fn is_empty(&self) -> bool {
+        self.cipher.is_empty() && self.plain.is_empty() && self.unsent.is_empty()
+    }
+}
+
+macro_rules! troubles {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
+        /// Why a connection failed or was lost.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Trouble { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Trouble {
+            /// Every one, in declaration order.
+            pub const ALL: &'static [Trouble] = &[$(Trouble::$variant,)+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+            /// For people and for JSON.
+            pub const fn label(self) -> &'static str { match self { $(Trouble::$variant => $label,)+ } }
+        }
+    };
+}
+
+troubles! {
+    /// This host has no source port left: more source addresses are needed.
+    Ports = "no_source_port",
+    /// This process has no descriptor left: more threads are needed.
+    Descriptors = "no_descriptor",
+    /// Nobody listens, or the backlog refuses.
+    Refused = "refused",
+    /// Not up within the time given.
+    Timeout = "timeout",
+    /// Any other error of the socket's.
+    Socket = "socket_error",
+    /// The server reset the connection.
+    Reset = "reset",
+    /// The server ended the connection without a word.
+    EndOfStream = "end_of_stream",
+    /// The handshake or a record was wrong, or the server said so.
+    Tls = "tls_error",
+    /// The server broke the device protocol.
+    Protocol = "protocol_error",
+    /// CLOSE: silent for too long.
+    Expired = "close_expired",
+    /// CLOSE: another device uses the same id.
+    TakenOver = "close_taken_over",
+    /// CLOSE: the server ends.
+    GoingAway = "close_going_away",
+    /// CLOSE: no room at this time.
+    TryLater = "close_try_later",
+    /// CLOSE with any other code.
+    Closed = "close_other",
+}
+
+impl From<CloseCode> for Trouble {
+    fn from(code: CloseCode) -> Self {
+        match code {
+            CloseCode::EXPIRED => Trouble::Expired,
+            CloseCode::TAKEN_OVER => Trouble::TakenOver,
+            CloseCode::GOING_AWAY => Trouble::GoingAway,
+            CloseCode::TRY_LATER => Trouble::TryLater,
+            _ => Trouble::Closed,
+        }
+    }
+}
+
+/// Where a device puts what it says and what it was told; one for each thread.
+#[derive(Default)]
+pub struct Output {
+    /// To be written to the socket.
+    pub wire: Vec<u8>,
+    /// To be sealed.
+    pub plain: Vec<u8>,
+    /// What the device was told, in order.
+    pub said: Vec<Said>,
+    /// Set when a handshake was completed: whether a session was resumed.
+    pub resumed: Option<bool>,
+}
+
+impl Device {
+    /// A device that was never connected.
+    pub fn new() -> Self {
+        Self {
+            socket: None,
+            link: Link::Down,
+            attempt: 0,
+            failures: 0,
+            is_silent: false,
+            intended: 0,
+            cut_at: 0,
+            awaiting: 0,
+            next_beat: 0,
+            leaves: 0,
+            watch: Watch::default(),
+            leftover: None,
+            session: None,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    pub fn is_down(&self) -> bool {
+        matches!(self.link, Link::Down)
+    }
+
+    /// TCP is there: says ClientHello.
+    pub fn begin_handshake(&mut self, tls: &ClientTls, out: &mut Output) -> Result<(), Trouble> {
+        let handshake = Handshake::client(tls, &mut out.wire).map_err(|_| Trouble::Tls)?;
+        self.link = Link::Shaking(Box::new(handshake));
+        Ok(())
+    }
+
+    /// Handles all whole records in `input`; how many bytes that were. `greeting` is what the device says first, empty
+    /// where it has nothing to say.
+    pub fn handle_bytes(
+        &mut self,
+        protocol: Protocol,
+        greeting: &[u8],
+        input: &mut [u8],
+        out: &mut Output,
+    ) -> Result<usize, Trouble> {
+        let mut taken = 0;
+        if let Link::Shaking(_) = self.link {
+            taken = self.shake(protocol, greeting, input, out)?;
+        }
+        match self.link {
+            Link::Greeting(_) | Link::Up(_) => Ok(taken + self.talk(protocol, &mut input[taken..], out)?),
+            _ => Ok(taken),
+        }
+    }
+
+    /// Seals what is to be said.
+    pub fn seal(&mut self, out: &mut Output) -> Result<(), Trouble> {
+        if let Link::Greeting(records) | Link::Up(records) = &mut self.link {
+            records.burst().seal(&out.plain, &mut out.wire).map_err(|_| Trouble::Tls)?;
+        }
+        out.plain.clear();
+        Ok(())
+    }
+
+    /// Says that nothing more will be said.
+    pub fn say_goodbye(&mut self, protocol: Protocol, out: &mut Output) {
+        if let Link::Up(records) = &mut self.link {
+            protocol.say_goodbye(&mut out.plain);
+            let mut burst = records.burst();
+            // A layer that can seal no more has said its last word already.
+            let _ = burst.seal(&out.plain, &mut out.wire);
+            burst.close_notify(&mut out.wire);
+        }
+        out.plain.clear();
+    }
+
+    fn shake(
+        &mut self,
+        protocol: Protocol,
+        greeting: &[u8],
+        input: &mut [u8],
+        out: &mut Output,
+    ) -> Result<usize, Trouble> {
+        let Link::Shaking(handshake) = &mut self.link else { unreachable!("asked before") };
+        let mut taken = 0;
+        loop {
+            let rest = &input[taken..];
+            let Some(length) = next_record(rest, Stage::Handshake).map_err(|_| Trouble::Tls)? else { return Ok(taken) };
+            taken += length;
+            let progress = handshake.handle_record(&rest[..length], &mut out.wire).map_err(|_| Trouble::Tls)?;
+            if progress == Progress::Done {
+                break;
+            }
+        }
+        let Link::Shaking(handshake) = std::mem::replace(&mut self.link, Link::Down) else { unreachable!("as above") };
+        let established = handshake.finish(&mut out.wire).map_err(|_| Trouble::Tls)?;
+        out.resumed = Some(established.resumed);
+        let mut records = established.records;
+        self.link = if greeting.is_empty() {
+            Link::Up(records)
+        } else {
+            records.burst().seal(greeting, &mut out.wire).map_err(|_| Trouble::Tls)?;
+            Link::Greeting(records)
+        };
+        if !established.early_plaintext.is_empty() {
+            self.understand(protocol, &established.early_plaintext, out)?;
+        }
+        Ok(taken)
+    }
+
+    fn talk(&mut self, protocol: Protocol, input: &mut [u8], out: &mut Output) -> Result<usize, Trouble> {
+        let (Link::Greeting(records) | Link::Up(records)) = &mut self.link else { unreachable!("asked before") };
+        let mut burst = records.burst();
+        let carried = self.leftover.as_mut().map(|leftover| &mut leftover.plain).filter(|plain| !plain.is_empty());
+        let mut plaintext = carried.map(std::mem::take).unwrap_or_default();
+        let (mut taken, mut is_over) = (0, false);
+        while !is_over {
+            let Some(length) = burst.next_record(&input[taken..], &mut out.wire).map_err(|_| Trouble::Tls)? else {
+                break;
+            };
+            match burst.open(&mut input[taken..taken + length], &mut out.wire).map_err(|_| Trouble::Tls)? {
+                Opened::Data(data) if plaintext.is_empty() => {
+                    let understood = understand(protocol, self.is_silent, data, out)?;
+                    plaintext.extend_from_slice(&data[understood..]);
+                }
+                Opened::Data(data) => {
+                    plaintext.extend_from_slice(data);
+                    let understood = understand(protocol, self.is_silent, &plaintext, out)?;
+                    plaintext.drain(..understood);
+                }
+                Opened::Handled(_) => {}
+                Opened::CloseNotify => is_over = true,
+            }
+            taken += length;
+        }
+        if !out.plain.is_empty() {
+            burst.seal(&out.plain, &mut out.wire).map_err(|_| Trouble::Tls)?;
+            out.plain.clear();
+        }
+        if !plaintext.is_empty() {
+            self.leftover.get_or_insert_default().plain = plaintext;
+        }
+        if matches!(self.link, Link::Greeting(_)) && out.said.iter().any(|said| matches!(said, Said::Welcome(_))) {
+            let Link::Greeting(records) = std::mem::replace(&mut self.link, Link::Down) else {
+                unreachable!("asked just now")
+            };
+            self.link = Link::Up(records);
+        }
+        // What was said before the end is heard first: the caller finds a CLOSE in `said`.
+        let closed = out.said.iter().any(|said| matches!(said, Said::Close(_)));
+        if is_over && !closed { Err(Trouble::EndOfStream) } else { Ok(taken) }
+    }
+
+    /// Application data that came before the session ticket that was waited for.
+    fn understand(&mut self, protocol: Protocol, plaintext: &[u8], out: &mut Output) -> Result<(), Trouble> {
+        let understood = understand(protocol, self.is_silent, plaintext, out)?;
+        if understood < plaintext.len() {
+            self.leftover.get_or_insert_default().plain = plaintext[understood..].to_vec();
+        }
+        self.seal(out)
+    }
+}
+
+fn understand(protocol: Protocol, is_silent: bool, plaintext: &[u8], out: &mut Output) -> Result<usize, Trouble> {
+    let said = &mut out.said;
+    let understood = protocol.handle(plaintext, !is_silent, &mut out.plain, |what| said.push(what));
+    understood.map_err(|_| Trouble::Protocol)
+}

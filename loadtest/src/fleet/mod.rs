@@ -1,0 +1,197 @@
+//! The fleet: so many devices, on as many threads as their descriptors need, driven by orders.
+
+mod counts;
+mod crew;
+mod device;
+pub mod liveness;
+pub mod protocol;
+mod source;
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pulsegate::link::Doorbell;
+use pulsegate::tls::handshake::ClientTls;
+
+#[cfg(test)]
+pub use counts::histogram;
+pub use counts::{Count, Counts, Findings};
+pub use device::Trouble;
+pub use source::Sources;
+
+use crate::clock::{Clock, Micros};
+use counts::Published;
+use crew::Crew;
+use liveness::Terms;
+use protocol::Protocol;
+
+/// What all devices share.
+pub struct Setup {
+    /// Where they connect to.
+    pub target: SocketAddr,
+    /// What they speak.
+    pub protocol: Protocol,
+    /// How they protect it.
+    pub tls: ClientTls,
+    /// Whether each keeps sessions of its own and resumes them.
+    pub resumes: bool,
+    /// Their ids are this and their number.
+    pub prefix: String,
+    /// How many there are.
+    pub devices: u32,
+    /// How many of them, the first ones, are the control group.
+    pub control: u32,
+    /// Connections on their way up, per thread, at most.
+    pub in_flight_max: usize,
+    /// How long one may be on its way up.
+    pub connect_timeout: Duration,
+    /// The heartbeat interval that devices ask for, in milliseconds; 0: the server's own.
+    pub wanted_interval_ms: u32,
+    /// How silence is judged where the protocol does not tell.
+    pub terms: Terms,
+    /// Where connections come from.
+    pub sources: Sources,
+}
+
+/// What the fleet is told to do. Devices are named by their numbers, `0..devices`.
+#[derive(Clone)]
+pub enum Order {
+    /// Connects devices in the order of their numbers, the first one at `from`, `rate` of them each second.
+    Connect { devices: Range<u32>, from: Micros, rate: f64 },
+    /// Whether and when devices that failed or were lost come back.
+    ComeBack(ComeBack),
+    /// Each device sends a heartbeat `every` so often from `from` on, evenly spread.
+    Beat { from: Micros, every: Duration },
+    /// No more heartbeats.
+    Quiet,
+    /// Ends connections without a word.
+    Cut { devices: Range<u32>, how: Cut },
+    /// Devices keep their connections and answer nothing any more.
+    Silence { devices: Range<u32> },
+    /// Devices live and leave by chance.
+    Churn(Churn),
+    /// Devices leave politely and stay away.
+    Leave { devices: Range<u32> },
+    /// Hands over what was found, and begins anew.
+    Collect(Sender<Findings>),
+    /// The end.
+    Stop,
+}
+
+/// Whether and when devices come back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ComeBack {
+    /// Never.
+    Never,
+    /// Almost at once: a failed attempt is repeated after 50 ms.
+    AtOnce,
+    /// After a random part of a span that doubles with each failure (full jitter).
+    BackOff(Duration),
+}
+
+/// How connections are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// TCP says that it is over.
+    Fin,
+    /// TCP is torn down.
+    Reset,
+}
+
+/// How devices come and go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Churn {
+    /// How long they stay, on average (exponentially spread).
+    pub life: Duration,
+    /// How long they stay away, on average.
+    pub pause: Duration,
+    /// The share that leaves with a goodbye; the others tear the connection down.
+    pub polite: f64,
+}
+
+/// The running fleet.
+pub struct Fleet {
+    crews: Vec<Handle>,
+}
+
+struct Handle {
+    orders: Sender<Order>,
+    bell: Arc<Doorbell>,
+    published: Arc<Published>,
+    thread: JoinHandle<()>,
+}
+
+impl Fleet {
+    /// Starts `threads` threads, each with a descriptor table of its own. To be called from the main thread.
+    pub fn start(setup: Setup, threads: u32, clock: Clock) -> io::Result<Fleet> {
+        let setup = Arc::new(setup);
+        let mut crews = Vec::new();
+        for number in 0..threads {
+            let (orders, inbox) = channel();
+            let bell = Arc::new(Doorbell::new()?);
+            let published = Arc::new(Published::default());
+            let parts = (Arc::clone(&setup), Arc::clone(&bell), Arc::clone(&published));
+            let thread = std::thread::Builder::new().name(format!("crew-{number}")).spawn(move || {
+                let (setup, bell, published) = parts;
+                let crew = Crew::new(number, threads, setup, clock, inbox, bell, published);
+                // A thread that cannot have its own epoll and timer has nothing to go on with.
+                crew.expect("a thread of the fleet could not be set up").run();
+            })?;
+            crews.push(Handle { orders, bell, published, thread });
+        }
+        Ok(Fleet { crews })
+    }
+
+    /// Tells every thread.
+    pub fn order(&self, order: &Order) {
+        for crew in &self.crews {
+            // A thread that has ended by a panic is found when it is joined.
+            let _ = crew.orders.send(order.clone());
+            let _ = crew.bell.ring();
+        }
+    }
+
+    /// All threads' counts.
+    pub fn counts(&self) -> Counts {
+        let mut total = Counts::default();
+        self.crews.iter().for_each(|crew| crew.published.add_to(&mut total));
+        total
+    }
+
+    /// The CPU time of each thread, in microseconds.
+    pub fn cpu_micros(&self) -> Vec<u64> {
+        let of = |crew: &Handle| {
+            let mut counts = Counts::default();
+            crew.published.add_cpu_to(&mut counts);
+            counts.get(Count::CpuMicros)
+        };
+        self.crews.iter().map(of).collect()
+    }
+
+    /// What all threads found since the last time.
+    pub fn collect(&self) -> Findings {
+        let (sender, receiver) = channel();
+        self.order(&Order::Collect(sender));
+        let mut all = Findings::new();
+        for findings in receiver {
+            all.merge(&findings);
+        }
+        all
+    }
+
+    /// Ends all threads; their connections end with them.
+    ///
+    /// # Panics
+    /// When a thread has panicked.
+    pub fn stop(self) {
+        self.order(&Order::Stop);
+        for crew in self.crews {
+            crew.thread.join().expect("a thread of the fleet has panicked");
+        }
+    }
+}

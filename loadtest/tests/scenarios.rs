@@ -1,0 +1,116 @@
+//! The harness as a program, against a gateway in this process.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use pulsegate::config::machine::{Memory, MemorySource};
+use pulsegate::config::{Heartbeat, Machine, built_in};
+use pulsegate::connection::Rules;
+use pulsegate::link::{Home, ListenerId};
+use pulsegate::tls::certs::development;
+use pulsegate::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
+use pulsegate::worker::{self, Setup, Workers};
+use serde_json::Value;
+
+struct Gateway {
+    _directory: tempfile::TempDir,
+    ca: PathBuf,
+    workers: Workers,
+}
+
+impl Gateway {
+    /// Two workers, and a heartbeat that is soon over.
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let certs = development::ensure(directory.path(), &[], SystemTime::now()).unwrap();
+        let machine = Machine {
+            hostname: "test".to_owned(),
+            cores: 2,
+            memory: Memory { bytes: 8 << 30, source: MemorySource::Machine },
+            descriptors: 10_000,
+            outgoing_ports: None,
+        };
+        let mut config = built_in(&machine).unwrap().config;
+        config.workers = 2;
+        let mut rules = Vec::new();
+        for (position, listener) in config.listeners.iter_mut().enumerate() {
+            listener.listen = "127.0.0.1:0".parse().unwrap();
+            listener.heartbeat =
+                Heartbeat { interval: Duration::from_secs(1), timeout: Duration::from_millis(500), retries: 1 };
+            let options = ServerOptions {
+                certificates: &[(&certs.server.cert, &certs.server.key)],
+                client_auth: ClientAuth::Off,
+                alpn: &[],
+            };
+            let (tls, _) = ServerTls::load(&options).unwrap();
+            rules.push(Rules::new(ListenerId(position as u8), listener, &config.limits, tls));
+        }
+        let home = Home::new([7; 16], config.workers);
+        let setup = Setup { config: &config, rules: Arc::from(rules), home, started: Instant::now(), seed: 1 };
+        let workers = worker::start(&setup).unwrap();
+        let uplink = workers.uplink.clone();
+        std::thread::spawn(move || uplink.iter().for_each(drop));
+        Self { ca: certs.authority.cert, workers, _directory: directory }
+    }
+
+    fn run(&self, arguments: &str, json: &Path) -> (Output, Value) {
+        let target: SocketAddr = self.workers.addresses[0];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        command.args(arguments.split_ascii_whitespace()).args(["--target", &target.to_string()]);
+        command.args(["--pid", &std::process::id().to_string()]).arg("--ca").arg(&self.ca).arg("--json").arg(json);
+        let output = command.output().unwrap();
+        let report = std::fs::read(json).unwrap_or_else(|_| panic!("no report: {output:?}"));
+        (output, serde_json::from_slice(&report).unwrap())
+    }
+}
+
+#[test]
+fn a_fleet_is_held_and_whoever_falls_silent_is_found_out() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    let (json, page) = (directory.path().join("report.json"), directory.path().join("report.html"));
+
+    let arguments = format!(
+        "hold --connections 200 --threads 2 --rate 1000 --settle 100ms --duration 3s --html {}",
+        page.display()
+    );
+    let (output, report) = gateway.run(&arguments, &json);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["scenario"], "hold");
+    assert_eq!(report["connections"]["held"], 200);
+    assert_eq!(report["connections"]["lost"], 0);
+    assert!(report["details"]["server_pings"].as_u64().unwrap() >= 200, "{report}");
+    assert!(report["memory"]["user_bytes_per_connection"].is_f64());
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<svg"));
+
+    // A second process with the same ids: every device of the first is gone, so nobody is taken over.
+    let arguments = "dark --connections 100 --share 0.2 --rate 1000 --settle 2s --duration 2s --max-lateness 1s";
+    let (output, report) = gateway.run(arguments, &json);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["expiry"]["right"], 20);
+    assert_eq!(report["expiry"]["false"], 0);
+    assert_eq!(report["connections"]["held"], 80);
+}
+
+#[test]
+fn a_scenario_that_fails_exits_with_one_and_says_why() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("report.json");
+    let arguments = "hold --connections 10 --settle 0s --duration 100ms --max-user-bytes -1000000000";
+    let (output, report) = gateway.run(&arguments.replace("bytes -", "bytes=-"), &json);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(report["passed"], false);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FAILED"));
+}
+
+#[test]
+fn what_cannot_begin_exits_with_two() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    let output = command.args(["hold", "--ca", "/nonexistent/ca.pem"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/ca.pem"));
+}
