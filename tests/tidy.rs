@@ -32,7 +32,7 @@ const TABLE: &[Row] = &[
     row("shard", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "connection"],
         &["slab", "hashbrown", "bytes", "fastrand", "tracing"]),
     row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "connection", "shard"],
-        &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing"]),
+        &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
     row("control", &["link", "config", "metrics", "time"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",

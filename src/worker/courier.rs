@@ -28,6 +28,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use zeroize::Zeroize;
 
 use crate::link::ConnectionId;
 
@@ -138,7 +139,9 @@ impl Courier {
         pack: &mut impl FnMut(ConnectionId, &mut Vec<u8>) -> Option<BorrowedFd<'s>>,
         refused: &mut Vec<ConnectionId>,
     ) -> bool {
-        let mut message = vec![PARCELS, 0, 0];
+        // Room for all but the largest from the start: a buffer that grows leaves keys behind in its former place.
+        let mut message = Vec::with_capacity(2 * MESSAGE_BYTES);
+        message.extend_from_slice(&[PARCELS, 0, 0]);
         let mut packed = Vec::new();
         let mut too_large = Vec::new();
         let mut sockets = Vec::new();
@@ -168,6 +171,7 @@ impl Courier {
         }
         message[1..3].copy_from_slice(&(packed.len() as u16).to_ne_bytes());
         let sent = if packed.is_empty() { Ok(()) } else { self.send_message(&message, &sockets) };
+        message.as_mut_slice().zeroize();
         match sent {
             Ok(()) => {}
             // EAGAIN: the way is full. ETOOMANYREFS: too many descriptors are on their way. Both pass.
@@ -242,6 +246,12 @@ impl Received {
         // What all but the largest messages use is there before the first device is.
         bytes[..2 * MESSAGE_BYTES].fill(0xA5);
         Self { bytes, length: 0, sockets: VecDeque::new() }
+    }
+
+    /// Forgets the message: it held keys.
+    pub(super) fn wipe(&mut self) {
+        self.bytes[..self.length].zeroize();
+        self.length = 0;
     }
 
     /// What the message holds. It comes from this program; a message that is not well-formed is our own error.

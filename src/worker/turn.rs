@@ -322,6 +322,7 @@ impl Worker {
             for verdict in verdicts {
                 self.handle_verdict(verdict, now);
             }
+            received.wipe();
         }
         self.received = received;
         self.couriers[from] = Some(way);
