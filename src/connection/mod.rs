@@ -53,9 +53,6 @@ use crate::tls::certs::PeerIdentity;
 use crate::tls::handshake::{Handshake, HandshakeError, Progress, ServerTls};
 use crate::tls::record::{FramingError, RecordLayer, Stage, next_record, plaintext_alert};
 
-/// The longest device id, in bytes.
-pub const DEVICE_ID_MAX: usize = native::ID_MAX;
-
 /// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.
 const AWAITED_MAX: usize = 64;
 
@@ -371,8 +368,8 @@ impl Connection {
     }
 
     /// Bytes that it keeps on the heap besides its id (a handshake's own aside).
-    #[must_use]
-    pub fn buffered(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn buffered(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.saved.len() + buffers.unsent.len())
     }
 

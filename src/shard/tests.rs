@@ -376,6 +376,28 @@ fn a_silent_device_is_probed_then_read_once_more_then_expired() {
     assert!(desk.shard.describe("late", desk.now).is_some());
 }
 
+/// Where the interval is shorter than the timeout, a probe's own deadline would be too late for the next one.
+#[test]
+fn the_answer_to_a_probe_moves_the_deadline_of_a_device_and_not_that_of_a_goodbye() {
+    let mut desk = Desk::new();
+    let (lives, leaves) = (desk.connect("lives"), desk.connect("leaves"));
+    desk.pass(Duration::from_secs(10));
+    desk.expire();
+    assert_eq!(desk.figure(Figure::HeartbeatsSent), 2);
+    desk.shard.handle_disconnect(1, "leaves", desk.now);
+    desk.flush();
+    let goodbye = desk.shard.wheel.deadline(leaves);
+    let pong = crate::codec::native::Frame::Pong(b"");
+    for index in [lives, leaves] {
+        desk.client(index).say(&pong);
+        desk.read(index);
+    }
+    let interval = desk.shard.rules_of(lives).schedule.interval;
+    assert_eq!(desk.shard.wheel.deadline(lives), Some(desk.now.tick().plus(interval)));
+    assert_eq!(desk.shard.wheel.deadline(leaves), goodbye);
+    desk.shard.check_invariants();
+}
+
 #[test]
 fn nobody_is_judged_by_a_time_up_to_which_nothing_was_read() {
     let mut desk = Desk::new();
