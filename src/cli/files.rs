@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pulsegate::codec::native;
+use pulsegate::codec::{mqtt, native};
 use pulsegate::config::{ClientAuth, Config, Listener, Place, Protocol, Tls};
 use pulsegate::control::tokens::TokenFile;
 use pulsegate::tls::certs::{LoadWarning, TlsLoadError};
@@ -52,6 +52,7 @@ fn load_listener(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), T
     let alpn: &[&[u8]] = match listener.protocol {
         Protocol::Native => &[native::ALPN],
         Protocol::Raw(_) => &[],
+        Protocol::Mqtt(_) => &[mqtt::ALPN],
     };
     ServerTls::load(&ServerOptions { certificates: &certificates, client_auth, alpn })
 }

@@ -94,6 +94,7 @@ impl Rules {
         let probes = match &listener.protocol {
             Protocol::Native => true,
             Protocol::Raw(raw) => !raw.probe.is_empty(),
+            Protocol::Mqtt(_) => false,
         };
         let schedule = Schedule {
             interval: ticks_ceil(heartbeat.interval),
@@ -727,7 +728,7 @@ fn refusal(downlink: &Downlink, message: u32, rules: &Rules) -> Option<&'static 
             Some("topic and payload are longer than a frame")
         }
         Protocol::Raw(_) if message != 0 => Some("the raw protocol has no acknowledgements"),
-        Protocol::Native | Protocol::Raw(_) => None,
+        Protocol::Native | Protocol::Raw(_) | Protocol::Mqtt(_) => None,
     }
 }
 
@@ -744,7 +745,7 @@ fn handshake_ending(error: &HandshakeError) -> Ending {
 /// certificate.
 fn name_by_certificate(rules: &Rules, peer: Option<&PeerIdentity>) -> Result<Option<Box<str>>, Ending> {
     let name = match (rules.identity, peer) {
-        (IdentityFrom::Hello, _) => return Ok(None),
+        (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
         (_, None) if rules.protocol != Protocol::Native => return Ok(None),
         (_, None) => None,
         (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),

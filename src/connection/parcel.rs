@@ -104,6 +104,8 @@ const fn naming_code(naming: Naming) -> u8 {
         Naming::Rule(IdentityFrom::CertCn) => 2,
         Naming::Rule(IdentityFrom::CertSanDns) => 3,
         Naming::Rule(IdentityFrom::CertSanUri) => 4,
+        Naming::Rule(IdentityFrom::ClientId) => 5,
+        Naming::Rule(IdentityFrom::Username) => 6,
     }
 }
 
@@ -114,6 +116,8 @@ const fn naming_from(code: u8) -> Result<Naming, BadParcel> {
         2 => Naming::Rule(IdentityFrom::CertCn),
         3 => Naming::Rule(IdentityFrom::CertSanDns),
         4 => Naming::Rule(IdentityFrom::CertSanUri),
+        5 => Naming::Rule(IdentityFrom::ClientId),
+        6 => Naming::Rule(IdentityFrom::Username),
         _ => return Err(BadParcel),
     })
 }

@@ -10,7 +10,7 @@ use super::{Buffers, Connection, Context, Ending, Input, Phase, Rules, State, St
 use crate::codec::native::{self, Frame};
 use crate::codec::raw::{self, Payload};
 use crate::config::{self, Protocol};
-use crate::link::{CloseReason, ConnectionId, Downlink, Message, Outcome, Uplink};
+use crate::link::{CloseReason, ConnectionId, Downlink, Message, Outcome, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{TICK_MICROS, ticks_ceil};
 use crate::tls::record::{Burst, Handled, Opened};
@@ -43,6 +43,7 @@ impl Connection {
         let step = match &rules.protocol {
             Protocol::Native => talk.handle_native(input),
             Protocol::Raw(raw) => talk.handle_raw(input, raw),
+            Protocol::Mqtt(_) => Ok(Step::Wait),
         };
         // Answers to what was understood go out even when what came after it ends the connection.
         let sealed = talk.seal_said();
@@ -270,7 +271,7 @@ impl Talk<'_, '_> {
             connection: self.id,
             topic: topic.into(),
             payload: Bytes::copy_from_slice(payload),
-            acknowledge,
+            receipt: acknowledge.map(|id| Receipt::Connection(self.id, id)),
         }));
     }
 
@@ -292,6 +293,7 @@ impl Talk<'_, '_> {
         match &self.rules.protocol {
             Protocol::Native => Frame::Ping(&[]).encode(self.cx.plain),
             Protocol::Raw(raw) => self.cx.plain.extend_from_slice(&raw.probe),
+            Protocol::Mqtt(_) => unreachable!("it is the device that shows life"),
         }
         self.seal_said()
     }
@@ -304,6 +306,7 @@ impl Talk<'_, '_> {
                 Frame::Message(native::Message { id: message, topic, payload }).encode(self.cx.plain);
             }
             Protocol::Raw(_) => self.cx.plain.extend_from_slice(&downlink.payload),
+            Protocol::Mqtt(_) => {}
         }
         self.cx.counters.add(Figure::MessagesSent, 1);
         self.seal_said()

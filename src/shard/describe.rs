@@ -66,6 +66,7 @@ impl Shard {
             last_heard: liveness.last_heard().start_near(now),
             round_trip: liveness.round_trip(),
             generation: self.full_generation(connection.generation()),
+            session: None,
         })
     }
 

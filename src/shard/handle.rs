@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::{Plan, Shard};
 use crate::connection::{BadParcel, Connection, Due, Ending, Input, Step};
-use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Uplink};
+use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
@@ -237,8 +237,17 @@ impl Shard {
         }
     }
 
-    /// The backbone holds a message: the device is told so, if it is still there.
-    pub fn handle_accepted(&mut self, id: ConnectionId, message: u32, now: Moment) {
+    /// The backbone holds a message, or will not: the device is told so, if it is still there.
+    pub fn handle_settled(&mut self, receipt: Receipt, accepted: bool, now: Moment) {
+        match receipt {
+            Receipt::Connection(id, message) if accepted => self.handle_accepted(id, message, now),
+            // The native protocol has no word for it: the device says it again when it has waited for long enough.
+            Receipt::Connection(..) => {}
+            Receipt::Session(..) => {}
+        }
+    }
+
+    fn handle_accepted(&mut self, id: ConnectionId, message: u32, now: Moment) {
         if !self.is_current(id) || !self.connections[id.index as usize].is_device() {
             return;
         }

@@ -8,7 +8,7 @@ use super::*;
 use crate::codec::native::CloseCode;
 use crate::connection::Input;
 use crate::connection::lab::{Client, End, Lab, Said};
-use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Presence};
+use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Presence, Receipt};
 use crate::tls::handshake::{ClientTls, Versions};
 
 const NATIVE: ListenerId = ListenerId(0);
@@ -452,8 +452,11 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
     there.flush();
     let uplink = there.take_uplink();
     let [Uplink::Connected(_), Uplink::Message(message)] = &uplink[..] else { panic!("{uplink:?}") };
-    assert_eq!((&*message.payload, message.acknowledge), (&b"said before the move"[..], Some(7)));
-    there.shard.handle_accepted(message.connection, 7, there.now);
+    assert_eq!(
+        (&*message.payload, message.receipt),
+        (&b"said before the move"[..], Some(Receipt::Connection(message.connection, 7)))
+    );
+    there.shard.handle_settled(Receipt::Connection(message.connection, 7), true, there.now);
     there.flush();
     assert!(matches!(there.client(arrived).frames()[..], [Said::Welcome(_), Said::Ack(7)]));
     // A parcel for a home that is not here, or with more than there is room for.
@@ -619,11 +622,11 @@ fn commands_with_stale_handles_do_nothing() {
     let stale = desk.shard.id(index);
     desk.shard.handle_reset(index, desk.now);
     assert!(!desk.shard.is_current(stale));
-    desk.shard.handle_accepted(stale, 1, desk.now);
+    desk.shard.handle_settled(Receipt::Connection(stale, 1), true, desk.now);
     desk.reap();
     assert_eq!(desk.connect("b"), index);
     desk.client(index).frames();
-    desk.shard.handle_accepted(stale, 1, desk.now);
+    desk.shard.handle_settled(Receipt::Connection(stale, 1), true, desk.now);
     desk.shard.handle_verdict(stale, false, desk.now);
     desk.shard.handle_moved(stale);
     desk.shard.handle_move_refused(stale, desk.now);

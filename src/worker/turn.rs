@@ -444,7 +444,8 @@ impl Worker {
                 self.ending.get_or_insert(Ending { began: now, window, connections, told: 0, position: 0 });
             }
             Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
-            Command::MessageAccepted { connection, message } => self.shard.handle_accepted(connection, message, now),
+            Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
+            Command::Publish { .. } | Command::Peers(_) => {}
         }
     }
 

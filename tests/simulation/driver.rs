@@ -322,9 +322,9 @@ impl Driver {
                     shard.uplink().push(Uplink::Described { request, description });
                 }
                 Command::TokenVerdict { connection, accepted } => shard.handle_verdict(connection, accepted, now),
-                Command::MessageAccepted { connection, message } => {
+                Command::MessageSettled { receipt, accepted } => {
                     if self.sabotage != Sabotage::LoseAnswers || self.random.u32(..50) != 0 {
-                        shard.handle_accepted(connection, message, now);
+                        shard.handle_settled(receipt, accepted, now);
                     }
                 }
                 other => unreachable!("nobody says {other:?} here"),

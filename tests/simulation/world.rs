@@ -8,7 +8,7 @@ use std::time::Duration;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::{Input, Rules};
-use pulsegate::link::{Command, ConnectionId, Downlink, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::link::{Command, ConnectionId, Downlink, Home, ListenerId, Receipt, Uplink, WorkerId};
 use pulsegate::metrics::Figure;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
@@ -337,17 +337,22 @@ impl World {
             Uplink::Connected(presence) => self.shadow.connected(worker as u16, &presence),
             Uplink::Disconnected(presence, reason) => self.shadow.disconnected(worker as u16, &presence, reason),
             Uplink::Message(message) => {
-                self.shadow.held(&mut self.peers, &message.device, &message.payload, message.acknowledge);
+                let id = message.receipt.map(|receipt| match receipt {
+                    Receipt::Connection(_, id) => id,
+                    Receipt::Session(..) => unreachable!("no device here has a session"),
+                });
+                self.shadow.held(&mut self.peers, &message.device, &message.payload, id);
                 let commands = &mut self.drivers[worker].commands;
-                if let Some(id) = message.acknowledge {
-                    commands.push_back(Command::MessageAccepted { connection: message.connection, message: id });
+                if let Some(receipt) = message.receipt {
+                    commands.push_back(Command::MessageSettled { receipt, accepted: true });
                 }
                 // A handle from long ago, for a slot that somebody has.
                 if self.random.u8(..) == 0 {
                     let ConnectionId { index, generation } = message.connection;
                     let older = generation.wrapping_sub(self.random.u32(1..1_000));
                     let connection = ConnectionId { index, generation: older };
-                    commands.push_back(Command::MessageAccepted { connection, message: 99 });
+                    let receipt = Receipt::Connection(connection, 99);
+                    commands.push_back(Command::MessageSettled { receipt, accepted: true });
                     commands.push_back(Command::TokenVerdict { connection, accepted: false });
                     let letters = &mut self.drivers[worker].letters;
                     letters.push_back(Letter::Verdict { origin: connection, is_taken: true });

@@ -78,7 +78,8 @@ fn protocol(
             Ok(Protocol::Native)
         }
         Some("raw") => raw_options(at, raw.unwrap_or_default(), limits).map(Protocol::Raw),
-        Some(later @ ("mqtt" | "websocket")) => {
+        Some("mqtt") => Ok(Protocol::Mqtt(crate::config::Mqtt::default())),
+        Some(later @ "websocket") => {
             Err(Problem::new(place, format!("{later:?} is not supported by this version"), remedy))
         }
         Some(other) => Err(Problem::new(place, format!("{other:?} is not known"), remedy)),

@@ -226,6 +226,7 @@ fn limits(raw: RawLimits) -> Result<Limits, Problem> {
             default.linger_time,
             Duration::from_millis(100)..=Duration::from_mins(1),
         )?,
+        ..default
     };
     let least = limits.frame_bytes + FRAME_OVERHEAD_BYTES;
     if limits.outbox_bytes < least {

@@ -27,7 +27,7 @@ use crate::config::{
 };
 use crate::link::{
     Batch, CloseReason, Command, ConnectionId, Description, Doorbell, Home, ListenerId, Mailbox, Message, Outcome,
-    Presence, Refusal, Uplink, WorkerId,
+    Presence, Receipt, Refusal, Uplink, WorkerId,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
 use crate::time::Moment;
@@ -278,6 +278,7 @@ fn describe(device: &str, worker: WorkerId) -> Description {
         last_heard: Moment::from_micros(61_250_000),
         round_trip: Some(Duration::from_micros(12_345)),
         generation: 17,
+        session: None,
     }
 }
 
@@ -312,6 +313,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
             connections_per_address: 0,
             shed_lateness: Duration::from_millis(250),
             linger_time: Duration::from_secs(1),
+            ..Limits::default()
         },
         drain: Drain::default(),
         backbone,
@@ -340,7 +342,7 @@ fn message(device: &str, index: u32, acknowledge: Option<u32>) -> Uplink {
         connection: connection(index),
         topic: "t".into(),
         payload,
-        acknowledge,
+        receipt: acknowledge.map(|id| Receipt::Connection(connection(index), id)),
     })
 }
 
