@@ -14,6 +14,8 @@ pub mod link;
 pub mod codec;
 pub mod tls;
 
+pub mod session;
+
 pub mod connection;
 pub mod shard;
 pub mod worker;

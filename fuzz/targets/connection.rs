@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use libfuzzer_sys::fuzz_target;
 use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, Rules};
-use pulsegate_fuzz::link::{ConnectionId, Downlink, Home, ListenerId, WorkerId};
+use pulsegate_fuzz::link::{ConnectionId, Downlink, Exchange, Home, ListenerId, WorkerId};
+use pulsegate_fuzz::session;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
 use pulsegate_fuzz::time::{Moment, Tick};
 use pulsegate_fuzz::tls::certs::development;
@@ -80,6 +81,8 @@ impl Desk {
             handshakes: 2,
             uplink_length: 6,
             seed: 1,
+            exchange: Arc::new(Exchange::new(2)),
+            sessions: session::Bounds::of(&limits(), 2),
         };
         Self {
             shard: Shard::new(setup, Tick(0)),

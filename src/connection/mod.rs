@@ -27,6 +27,7 @@
 mod goodbye;
 mod input;
 mod liveness;
+mod mqtt;
 mod parcel;
 mod talk;
 
@@ -48,6 +49,7 @@ use crate::codec::native;
 use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol};
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
+use crate::session::{Bequest, Sessions};
 use crate::time::{Moment, Tick, ticks_ceil};
 use crate::tls::certs::PeerIdentity;
 use crate::tls::handshake::{Handshake, HandshakeError, Progress, ServerTls};
@@ -55,6 +57,10 @@ use crate::tls::record::{FramingError, RecordLayer, Stage, next_record, plaintex
 
 /// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.
 const AWAITED_MAX: usize = 64;
+/// Ticks of silence allowed for each second of MQTT's keep-alive.
+const KEEP_ALIVE_TICKS: u32 = 15;
+/// How often a connection that has no deadline of its own is looked at, in ticks: an hour.
+const LOOK_TICKS: u32 = 36_000;
 
 /// What holds for every connection of one listener, from the configuration.
 pub struct Rules {
@@ -78,12 +84,16 @@ pub struct Rules {
     pub hello_ticks: u32,
     /// How long the last bytes may take, in ticks.
     pub linger_ticks: u32,
-    /// The longest frame body taken.
+    /// The longest frame body taken; of MQTT the longest packet.
     pub frame_bytes: usize,
     /// The most bytes read at a time.
     pub read_bytes: usize,
     /// The most unsent bytes kept.
     pub outbox_bytes: usize,
+    /// The most that an MQTT device is sent in one turn, but for one packet, which always goes.
+    pub turn_bytes: usize,
+    /// Levels of a topic.
+    pub topic_levels: usize,
 }
 
 impl Rules {
@@ -103,6 +113,11 @@ impl Rules {
             probes,
         };
         assert!(u16::try_from(schedule.interval).is_ok(), "the configuration bounds intervals");
+        let (frame_bytes, outbox_bytes) = match &listener.protocol {
+            Protocol::Native | Protocol::Raw(_) => (limits.frame_bytes, limits.outbox_bytes),
+            // One packet may always be sent to a device that has taken everything before it.
+            Protocol::Mqtt(_) => (limits.packet_bytes, limits.outbox_bytes + limits.packet_bytes),
+        };
         Self {
             listener: id,
             protocol: listener.protocol.clone(),
@@ -114,15 +129,24 @@ impl Rules {
             handshake_ticks: ticks_ceil(limits.handshake_time),
             hello_ticks: ticks_ceil(limits.hello_time),
             linger_ticks: ticks_ceil(limits.linger_time),
-            frame_bytes: limits.frame_bytes,
+            frame_bytes,
             read_bytes: limits.read_bytes,
-            outbox_bytes: limits.outbox_bytes,
+            outbox_bytes,
+            turn_bytes: limits.outbox_bytes / 2,
+            topic_levels: limits.topic_levels,
         }
     }
 
-    /// The schedule of a connection with its own interval.
+    /// The schedule of a connection with its own interval: ticks; of MQTT the keep-alive in seconds.
     fn schedule(&self, interval: u16) -> Schedule {
-        Schedule { interval: u32::from(interval), ..self.schedule }
+        match self.protocol {
+            Protocol::Native | Protocol::Raw(_) => Schedule { interval: u32::from(interval), ..self.schedule },
+            // One and a half times the keep-alive [v5 MQTT-3.1.2-22, v3.1.1 MQTT-3.1.2-24].
+            Protocol::Mqtt(_) => {
+                let interval = u32::from(interval) * KEEP_ALIVE_TICKS;
+                Schedule { interval, timeout: 0, retries: 0, probes: false }
+            }
+        }
     }
 }
 
@@ -138,6 +162,10 @@ pub struct Context<'a> {
     pub plain: &'a mut Vec<u8>,
     /// The shard's figures.
     pub counters: &'a mut Counters,
+    /// The shard's MQTT sessions.
+    pub sessions: &'a mut Sessions,
+    /// Wills that are to be published, appended.
+    pub bequests: &'a mut Vec<Bequest>,
     /// What goes up, appended.
     pub uplink: &'a mut Vec<Uplink>,
     /// The length of `uplink` at which no more messages are taken.
@@ -156,8 +184,13 @@ pub enum Step {
     },
     /// The device is known (its id is set); it may move, then be registered.
     Named,
-    /// The device says who it is, and this token must be checked first.
-    Verify(Bytes),
+    /// The device says who it is, and this must be checked first.
+    Verify {
+        /// Whose secret it is: the name to be looked up.
+        name: Box<str>,
+        /// The token or password.
+        secret: Bytes,
+    },
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
     Paused,
     /// It is over.
@@ -507,6 +540,7 @@ impl Connection {
                 Naming::Rule(rules.identity)
             }
             Ok(None) if rules.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
+            Ok(None) if matches!(rules.protocol, Protocol::Mqtt(_)) => Naming::Rule(rules.identity),
             Ok(None) => Naming::Generated,
             Err(ending) => {
                 // TLS stands, so the refusal can be said within it.
@@ -565,7 +599,8 @@ impl Connection {
         if rules.protocol == Protocol::Native {
             self.talk(rules, cx).say_welcome()?;
         }
-        Ok(self.schedule(rules).first_deadline(tick, jitter))
+        let schedule = self.schedule(rules);
+        Ok(if schedule.is_endless() { tick.plus(LOOK_TICKS) } else { schedule.first_deadline(tick, jitter) })
     }
 
     /// The liveness deadline of a device. `drained`: see [`Liveness::handle_deadline`]. A probe is sealed into the wire.
@@ -579,6 +614,9 @@ impl Connection {
             return Ok(Due::Wait(cx.now.tick().deadline_after(rules.schedule.timeout)));
         }
         let schedule = self.schedule(rules);
+        if schedule.is_endless() {
+            return Ok(Due::Wait(cx.now.tick().plus(LOOK_TICKS)));
+        }
         let due = self.liveness.handle_deadline(&schedule, drained, cx.now);
         if let Due::Probe(_) = due {
             self.talk(rules, cx).say_probe()?;
@@ -746,7 +784,7 @@ fn handshake_ending(error: &HandshakeError) -> Ending {
 fn name_by_certificate(rules: &Rules, peer: Option<&PeerIdentity>) -> Result<Option<Box<str>>, Ending> {
     let name = match (rules.identity, peer) {
         (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
-        (_, None) if rules.protocol != Protocol::Native => return Ok(None),
+        (_, None) if matches!(rules.protocol, Protocol::Raw(_)) => return Ok(None),
         (_, None) => None,
         (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
         (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),

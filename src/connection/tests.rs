@@ -20,6 +20,7 @@ struct Bench {
     counters: Counters,
     uplink: Vec<Uplink>,
     uplink_length: usize,
+    sessions: Sessions,
     /// A token that waits to be checked.
     token: Option<Bytes>,
     /// The reason for which it has ended.
@@ -44,6 +45,7 @@ impl Bench {
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             uplink: Vec::new(),
             uplink_length: 100,
+            sessions: Lab::sessions(),
             token: None,
             ended: None,
         }
@@ -56,6 +58,8 @@ impl Bench {
             wire: &mut self.wire,
             plain: &mut self.plain,
             counters: &mut self.counters,
+            sessions: &mut self.sessions,
+            bequests: &mut Vec::new(),
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };
@@ -85,8 +89,8 @@ impl Bench {
                 Step::Wait => break,
                 Step::Established { .. } => {}
                 Step::Named => self.named(),
-                Step::Verify(token) => {
-                    self.token = Some(token);
+                Step::Verify { name: _, secret } => {
+                    self.token = Some(secret);
                     break;
                 }
                 Step::Paused => {

@@ -99,14 +99,10 @@ impl Shard {
                         break;
                     }
                 }
-                Step::Verify(token) => {
-                    let connection = &self.connections[index as usize];
-                    self.uplink.push(Uplink::VerifyToken {
-                        connection: self.id(index),
-                        listener: connection.listener(),
-                        device: connection.device().into(),
-                        token,
-                    });
+                Step::Verify { name, secret } => {
+                    let connection = self.id(index);
+                    let listener = self.connections[index as usize].listener();
+                    self.uplink.push(Uplink::VerifyToken { connection, listener, device: name, token: secret });
                     break;
                 }
                 Step::Paused => {
@@ -118,6 +114,7 @@ impl Shard {
             }
         }
         self.connections[index as usize].save(input);
+        self.publish_bequests(now);
     }
 
     /// A socket that was to be read had nothing. Only a connection that was called for its handshake wants to know.
@@ -164,6 +161,9 @@ impl Shard {
     pub fn handle_sent(&mut self, index: u32, count: usize) {
         let connection = &mut self.connections[index as usize];
         connection.sent(count);
+        if connection.unsent().is_empty() {
+            self.sessions.handle_drained(index);
+        }
         // What a closed connection has left is counted no more, though it may still go before the socket does.
         if !connection.is_closed() {
             self.counters.subtract(Figure::BufferedBytes, count as u64);
@@ -176,13 +176,14 @@ impl Shard {
     /// with nothing left but a last read are appended to `suspects`: each must be read once more and then
     /// [settled](Shard::settle_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
+        let more_sessions = self.handle_session_deadlines(drained, now, limit);
         let mut due = std::mem::take(&mut self.due);
         let more = self.wheel.expire(drained, limit, &mut due);
         for index in due.drain(..) {
             self.handle_deadline(index, drained, now, suspects);
         }
         self.due = due;
-        more
+        more || more_sessions
     }
 
     fn handle_deadline(&mut self, index: u32, drained: Tick, now: Moment, suspects: &mut Vec<u32>) {
@@ -243,7 +244,7 @@ impl Shard {
             Receipt::Connection(id, message) if accepted => self.handle_accepted(id, message, now),
             // The native protocol has no word for it: the device says it again when it has waited for long enough.
             Receipt::Connection(..) => {}
-            Receipt::Session(..) => {}
+            Receipt::Session(session, packet) => self.handle_session_settled(session, packet, accepted, now),
         }
     }
 
@@ -365,7 +366,8 @@ impl Shard {
     /// The device is known: it goes home, or is registered here. `true`: it is here.
     fn settle(&mut self, index: u32, now: Moment) -> bool {
         if self.connections[index as usize].device().is_empty() {
-            let id = self.generate_id();
+            let protocol = self.rules_of(index).protocol.label();
+            let id = self.generate_id(protocol);
             self.connections[index as usize].set_generated_id(id);
         }
         let connection = &mut self.connections[index as usize];
@@ -379,9 +381,9 @@ impl Shard {
     }
 
     /// An id for a device that has none. Drawn until its home is here, so that nothing has to move.
-    fn generate_id(&mut self) -> Box<str> {
+    fn generate_id(&mut self, protocol: &str) -> Box<str> {
         loop {
-            let id = format!("raw-{:016x}", self.random.u64(..));
+            let id = format!("{protocol}-{:016x}", self.random.u64(..));
             if self.home.of(&id) == self.worker && self.find(&id).is_none() {
                 return id.into();
             }
@@ -428,6 +430,7 @@ impl Shard {
             return;
         }
         let counted = connection.is_lingering();
+        let was_device = connection.is_device();
         if !counted {
             self.counters.count_closed(ending.reason as usize);
             tracing::debug!(
@@ -442,6 +445,10 @@ impl Shard {
         }
         let before = self.connections[index as usize].unsent().len();
         self.with(index, now, |connection, rules, cx| connection.end(ending, rules, cx));
+        if was_device {
+            // Not before: until its goodbye is said, the session knows how.
+            self.detach_session(index, ending.reason, now);
+        }
         let connection = &mut self.connections[index as usize];
         if connection.is_closed() {
             self.counters.subtract(Figure::BufferedBytes, before as u64);

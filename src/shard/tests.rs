@@ -8,7 +8,7 @@ use super::*;
 use crate::codec::native::CloseCode;
 use crate::connection::Input;
 use crate::connection::lab::{Client, End, Lab, Said};
-use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Presence, Receipt};
+use crate::link::{DeviceFilter, Downlink, Exchange, ListenerId, Outcome, Presence, Receipt};
 use crate::tls::handshake::{ClientTls, Versions};
 
 const NATIVE: ListenerId = ListenerId(0);
@@ -35,6 +35,7 @@ impl Desk {
         let lab = Lab::new();
         let rules: Arc<[Rules]> = [lab.rules(0, &Lab::native()), lab.rules(1, &Lab::raw())].into();
         let home = Home::new([3; 16], workers);
+        let exchange = Arc::new(Exchange::new(workers));
         let desk = |worker| {
             let setup = Setup {
                 worker: WorkerId(worker),
@@ -43,6 +44,8 @@ impl Desk {
                 handshakes: 2,
                 uplink_length: 8,
                 seed: u64::from(worker),
+                exchange: Arc::clone(&exchange),
+                sessions: session::Bounds::of(&Lab::limits(), workers),
             };
             Desk {
                 shard: Shard::new(setup, Tick(0)),

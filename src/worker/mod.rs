@@ -25,7 +25,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::connection::Input;
-use crate::link::{Batch, Command, Doorbell, ListenerId, WorkerId};
+use crate::link::{Batch, Command, Doorbell, ListenerId, Mailbox, WorkerId};
 use crate::metrics::Published;
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
 use crate::time::{Moment, Tick};
@@ -52,6 +52,8 @@ struct Worker {
     received: Received,
 
     inbox: Receiver<Command>,
+    /// The inboxes of all workers, by worker.
+    mailboxes: Vec<Mailbox>,
     bell: Arc<Doorbell>,
     uplink: Sender<Batch>,
     published: Arc<Published>,

@@ -12,7 +12,7 @@ use super::arrivals::{Accepted, accept};
 use super::courier::{Courier, Verdict};
 use super::token::{self, Source};
 use super::{Ending, Worker};
-use crate::link::{Batch, Command, Refusal, Uplink};
+use crate::link::{Batch, Command, Refusal, Uplink, WorkerId};
 use crate::metrics::{Figure, Timing};
 use crate::shard::{Broadcast, Listing, Plan};
 use crate::time::{Moment, Tick};
@@ -66,6 +66,8 @@ impl Worker {
         self.advance_broadcasts(now);
         self.expire(now);
         self.end(now);
+        self.shard.deliver(now);
+        self.tell_peers();
         self.flush(now);
         self.move_away(now);
         self.reap();
@@ -94,6 +96,7 @@ impl Worker {
             || !todo.handshakes.is_empty()
             || !todo.ready.is_empty()
             || self.shard.has_ready()
+            || self.shard.has_deliveries()
             || !todo.couriers.is_empty()
             || todo.commands
             || todo.deadlines
@@ -104,6 +107,7 @@ impl Worker {
             return Duration::ZERO;
         }
         let retry = todo.uplink
+            || self.shard.has_outgoing()
             || self.ending.is_some()
             || !self.broadcasts.is_empty()
             || self.couriers.iter().flatten().any(Courier::has_outgoing);
@@ -408,6 +412,10 @@ impl Worker {
         }
         self.bell.answer();
         for _ in 0..COMMANDS {
+            if self.shard.is_congested() {
+                // Other shards' publications wait where they are, and theirs who publish with them.
+                return;
+            }
             let Ok(command) = self.inbox.try_recv() else {
                 self.todo.commands = false;
                 return;
@@ -445,7 +453,26 @@ impl Worker {
             }
             Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
-            Command::Publish { .. } | Command::Peers(_) => {}
+            Command::Publish { request, publication } => self.shard.handle_publish(request, *publication, now),
+            Command::Peers(peers) => self.shard.handle_peers(peers, now),
+        }
+    }
+
+    /// What was published here and is wanted elsewhere goes there before its publisher is told anything.
+    fn tell_peers(&mut self) {
+        if !self.shard.has_outgoing() {
+            return;
+        }
+        for worker in (0..self.mailboxes.len() as u16).map(WorkerId) {
+            let peers = self.shard.take_outgoing(worker);
+            if peers.is_empty() {
+                continue;
+            }
+            if let Err(full) = self.mailboxes[worker.index()].send(Command::Peers(peers))
+                && let Command::Peers(peers) = *full.0
+            {
+                self.shard.give_back_outgoing(worker, peers);
+            }
         }
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::{Input, Rules};
-use pulsegate::link::{Command, ConnectionId, Downlink, Home, ListenerId, Receipt, Uplink, WorkerId};
+use pulsegate::link::{Command, ConnectionId, Downlink, Exchange, Home, ListenerId, Receipt, Uplink, WorkerId};
 use pulsegate::metrics::Figure;
+use pulsegate::session;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
 use pulsegate::tls::handshake::ClientTls;
@@ -156,6 +157,7 @@ impl World {
         let home = Home::new(key, plan.workers);
         let rules = rules(&plan, certificates);
         let limits = limits(&plan);
+        let exchange = Arc::new(Exchange::new(plan.workers));
         let mut drivers = Vec::new();
         for id in 0..plan.workers {
             let setup = shard::Setup {
@@ -165,6 +167,8 @@ impl World {
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: random.u64(..),
+                exchange: Arc::clone(&exchange),
+                sessions: session::Bounds::of(&limits, plan.workers),
             };
             let patience = Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) };
             let input = Input::new(limits.frame_bytes, limits.read_bytes);
