@@ -5,13 +5,14 @@
 
 pub mod time;
 
+pub mod codec;
+
 pub mod config;
 pub mod metrics;
 pub mod wheel;
 
 pub mod link;
 
-pub mod codec;
 pub mod tls;
 
 pub mod session;

@@ -21,7 +21,7 @@ const ANY: &[&str] = &["*"];
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
     row("time", &[], &[]),
-    row("config", &["time"], &["serde", "toml", "humantime"]),
+    row("config", &["time", "codec"], &["serde", "toml", "humantime"]),
     row("metrics", &[], &[]),
     row("wheel", &["time"], &[]),
     row("link", &["time"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),

@@ -32,7 +32,11 @@ pub fn check_tokens(config: &Config, file: Option<&Path>) -> Result<(), CliError
     for (index, listener) in config.listeners.iter().enumerate() {
         let Some(tokens) = &listener.identity.token_file else { continue };
         TokenFile::load(tokens).map_err(|error| {
-            let place = Place::of_listener(index, &listener.name, "identity.token_file");
+            let key = match listener.protocol {
+                Protocol::Mqtt(_) => "identity.password_file",
+                Protocol::Native | Protocol::Raw(_) => "identity.token_file",
+            };
+            let place = Place::of_listener(index, &listener.name, key);
             CliError::File(file.map(Path::to_owned), place, Box::new(error))
         })?;
     }
