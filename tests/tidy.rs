@@ -35,7 +35,7 @@ const TABLE: &[Row] = &[
     row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "session", "connection", "shard"],
         &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
-    row("control", &["link", "config", "metrics", "time"],
+    row("control", &["link", "config", "metrics", "time", "codec"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
           "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64"]),
     row("lib.rs", ANY, &[]),

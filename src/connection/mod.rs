@@ -48,13 +48,13 @@ pub use parcel::BadParcel;
 pub use rules::Rules;
 
 use crate::codec::native;
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol};
+use crate::config::{IdentityFrom, Protocol};
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
 use crate::session::{Bequest, Sessions};
-use crate::time::{Moment, Tick, ticks_ceil};
+use crate::time::{Moment, Tick};
 use crate::tls::certs::PeerIdentity;
-use crate::tls::handshake::{Handshake, HandshakeError, Progress, ServerTls};
+use crate::tls::handshake::{Handshake, HandshakeError, Progress};
 use crate::tls::record::{FramingError, RecordLayer, Stage, next_record, plaintext_alert};
 
 /// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.

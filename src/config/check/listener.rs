@@ -230,9 +230,9 @@ fn identity(
             Protocol::Raw(_) => {
                 let text = "tls.client_auth is off, so that every connection gets a generated id";
                 if raw.from.is_some() {
-                    context.warn(&place, text)
+                    context.warn(&place, text);
                 } else {
-                    context.note(&place, text)
+                    context.note(&place, text);
                 }
                 ""
             }
@@ -261,8 +261,9 @@ fn identity_from(place: Place, written: &str, protocol: &Protocol) -> Result<Ide
     let rules = [Hello, ClientId, Username, CertCn, CertSanDns, CertSanUri].map(|rule| (rule.label(), rule));
     let from = values::word(place.clone(), written, &rules)?;
     match (from, protocol) {
-        (Hello, Protocol::Native) | (ClientId | Username, Protocol::Mqtt(_)) => Ok(from),
-        (CertCn | CertSanDns | CertSanUri, _) => Ok(from),
+        (Hello, Protocol::Native)
+        | (ClientId | Username, Protocol::Mqtt(_))
+        | (CertCn | CertSanDns | CertSanUri, _) => Ok(from),
         (Hello, Protocol::Raw(_)) => {
             let what = "a raw device sends no HELLO that could name it";
             let remedy = "write \"cert-cn\", \"cert-san-dns\" or \"cert-san-uri\" (without a certificate it gets a \

@@ -6,6 +6,7 @@ mod overview;
 
 mod devices;
 mod messages;
+mod publish;
 
 mod broadcast;
 mod events;
@@ -35,7 +36,7 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 12] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 13] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -45,6 +46,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 12] {
         ("/v1/devices/{id}", get(devices::describe)),
         ("/v1/devices/{id}/messages", post(messages::send)),
         ("/v1/devices/{id}/connection", delete(messages::disconnect)),
+        ("/v1/publish", post(publish::publish)),
         ("/v1/broadcast", post(broadcast::begin)),
         ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
         ("/v1/events", get(events::events)),

@@ -27,7 +27,7 @@ use crate::config::{
 };
 use crate::link::{
     Batch, CloseReason, Command, ConnectionId, Description, Doorbell, Home, ListenerId, Mailbox, Message, Outcome,
-    Presence, Receipt, Refusal, Uplink, WorkerId,
+    Presence, Publication, Receipt, Refusal, SessionFacts, Uplink, WorkerId,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
 use crate::time::Moment;
@@ -213,6 +213,11 @@ fn play_worker(
                 }
                 Uplink::Sent { request, outcome }
             }
+            Command::Publish { request, publication } => {
+                let Publication { topic, payload, qos, retain, expires, .. } = *publication;
+                say(format!("publish {topic} {} {qos} {retain} {}", shown(&payload), expires.is_some()));
+                Uplink::Sent { request, outcome: Outcome::Delivered }
+            }
             Command::Disconnect { request, device } => {
                 let is_here = devices.contains_key(&*device);
                 if is_here {
@@ -278,7 +283,17 @@ fn describe(device: &str, worker: WorkerId) -> Description {
         last_heard: Moment::from_micros(61_250_000),
         round_trip: Some(Duration::from_micros(12_345)),
         generation: 17,
-        session: None,
+        session: device.starts_with("mqtt").then(|| {
+            Box::new(SessionFacts {
+                version: "5.0",
+                keep_alive_s: 60,
+                expiry_s: u32::MAX,
+                subscriptions: vec![("devices/+/set".into(), 1)],
+                inflight: 1,
+                queued: 2,
+                queued_bytes: 30,
+            })
+        }),
     }
 }
 
