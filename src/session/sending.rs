@@ -430,8 +430,9 @@ fn choose_alias(session: &Session, topic: &str) -> (Option<u16>, bool) {
     }
 }
 
-/// At least one second, as long as it has not expired [v5 MQTT-3.3.2-6].
+/// To the nearest second, and at least one as long as it has not expired [v5 MQTT-3.3.2-6]. Rounded, since the shard that
+/// sends may be a little behind the one that received.
 fn seconds_left(expires: Moment, now: Moment) -> u32 {
-    let left: Duration = expires.since(now);
-    u32::try_from(left.as_secs() + u64::from(left.subsec_nanos() > 0)).unwrap_or(u32::MAX)
+    let left = expires.since(now) + Duration::from_millis(500);
+    u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX)
 }
