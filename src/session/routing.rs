@@ -53,15 +53,6 @@ impl Sessions {
     pub fn handle_peer(&mut self, peer: Peer, now: Moment, counters: &mut Counters) {
         match peer {
             Peer::Published(publication) => self.route(&publication, now, counters),
-            Peer::Join { group, member, options, identifier, is_online } => {
-                let Some((_, filter)) = topic::shared(&group) else { return };
-                self.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
-                self.note_wants();
-            }
-            Peer::Leave { group, member } => {
-                self.groups.leave(&group, member);
-                self.note_wants();
-            }
             Peer::Chosen { group, member, publication, options, identifier } => {
                 let known = self.resolve(member).filter(|&session| self.is_member(session, &group));
                 match known {
@@ -69,13 +60,7 @@ impl Sessions {
                     None => self.tell_group(Peer::Returned { group, member, publication }),
                 }
             }
-            Peer::Returned { group, member, publication } => {
-                self.groups.leave(&group, member);
-                if let Some(next) = self.groups.choose_in(&group) {
-                    self.give_to_member(group, next, &publication);
-                }
-                self.note_wants();
-            }
+            about_group => self.handle_group(about_group),
         }
     }
 
@@ -172,13 +157,24 @@ impl Sessions {
         if home != self.worker {
             return self.outgoing[home.index()].push(peer);
         }
+        self.handle_group(peer);
+    }
+
+    /// At the home of the group that it is about.
+    fn handle_group(&mut self, peer: Peer) {
         match peer {
             Peer::Join { group, member, options, identifier, is_online } => {
-                let (_, filter) = topic::shared(&group).expect("checked when it was subscribed to");
+                let Some((_, filter)) = topic::shared(&group) else { return };
                 self.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
             }
             Peer::Leave { group, member } => self.groups.leave(&group, member),
-            _ => unreachable!("a member here is known here"),
+            Peer::Returned { group, member, publication } => {
+                self.groups.leave(&group, member);
+                if let Some(next) = self.groups.choose_in(&group) {
+                    self.give_to_member(group, next, &publication);
+                }
+            }
+            Peer::Published(_) | Peer::Chosen { .. } => unreachable!("not for a group's home"),
         }
         self.note_wants();
     }

@@ -29,6 +29,10 @@ impl<'a> Connack<'a> {
             }
             Version::V5 => (Reason(code), Properties::decode(body, properties::In::CONNACK)?),
         };
+        if flags == 1 && reason.is_error() {
+            let statement = "v5 MQTT-3.2.2-6, v3.1.1 MQTT-3.2.2-4";
+            return Err(Error::protocol("CONNACK refuses and has a session present", statement));
+        }
         Ok(Self { session_present: flags == 1, reason, properties })
     }
 

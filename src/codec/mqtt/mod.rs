@@ -20,6 +20,9 @@ pub mod topic;
 pub mod unsubscribe;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use ack::Ack;
 pub use auth::Auth;
 pub use connack::Connack;

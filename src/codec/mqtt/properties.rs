@@ -259,6 +259,11 @@ impl<'a> Properties<'a> {
 }
 
 impl Property<'_> {
+    #[cfg(test)]
+    pub(super) fn may_stand(&self, place: In) -> bool {
+        Property::may_stand_in(self.id()).is_some_and(|places| places & place.0 != 0)
+    }
+
     /// Whether the value is one that the property may have.
     fn check(&self) -> Result<(), Error> {
         let refuse = |what, statement| Err(Error::protocol(what, statement));

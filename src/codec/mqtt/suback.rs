@@ -32,6 +32,9 @@ impl<'a> Suback<'a> {
         if codes.is_empty() {
             return Err(Error::malformed("SUBACK has no code", "v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5"));
         }
+        if version == Version::V311 && codes.iter().any(|code| ![0, 1, 2, 0x80].contains(code)) {
+            return Err(Error::malformed("SUBACK has a reserved code", "v3.1.1 MQTT-3.9.3-2"));
+        }
         Ok(Self { packet_id, properties, codes })
     }
 
@@ -49,6 +52,9 @@ impl<'a> Suback<'a> {
 impl<'a> Unsuback<'a> {
     pub(super) fn decode(body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
         let (packet_id, properties, codes) = decode(body, version)?;
+        if version == Version::V311 && !codes.is_empty() {
+            return Err(Error::malformed("UNSUBACK has a payload", "v3.1.1 3.11.3"));
+        }
         Ok(Self { packet_id, properties, codes })
     }
 
