@@ -158,7 +158,8 @@ impl Client {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02X} ")).collect()
+    let words: Vec<String> = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
+    words.join(" ")
 }
 
 /// Replaces `[name arguments]` by what it stands for.
@@ -201,7 +202,9 @@ fn fragment(name: &str, arguments: &[&str]) -> Result<String, String> {
         // So many PUBLISH with QoS 2, and no PUBREL.
         "many52" => {
             let count: u16 = argument(1)?.parse().map_err(|_| "[many52 TOPIC N]")?;
-            (1..=count).map(|id| format!("34 < '{}' {id:04X} {{}} >", arguments[0])).collect()
+            let packets: Vec<String> =
+                (1..=count).map(|id| format!("34 < '{}' {id:04X} {{}} >", arguments[0])).collect();
+            packets.join(" ")
         }
         "bye" => "E0 00".to_owned(),
         other => return Err(format!("[{other}] is not known")),
