@@ -41,6 +41,9 @@ Examples (a gateway with its built-in configuration runs in the same directory):
   5 % fall silent. Is each expired in time, and nobody else?
     loadtest dark --connections 20000 --share 0.05 --heartbeat 5s --admin http://127.0.0.1:7480
 
+  1,000 MQTT devices publish at QoS 1, twenty times a second each, and one has subscribed to it all:
+    loadtest fan-in --protocol mqtt5 --target 127.0.0.1:8883 --connections 1001 --every 50ms --ack --pid PID
+
   The same against another server that takes opaque bytes over TLS:
     loadtest hold --protocol raw --target 127.0.0.1:8883 --ca other-ca.pem --pid PID
 
@@ -59,6 +62,12 @@ pub enum Scenario {
     Dark(Dark),
     /// Devices come and go for a long time: counts must agree at the end, and memory must not grow.
     Churn(Churn),
+    /// Devices send messages to the backend: acknowledged or not, how many, how fast.
+    Uplink(Stream),
+    /// MQTT: all but one device publish, and that one has subscribed to it all.
+    FanIn(Stream),
+    /// MQTT: one device publishes, and all others have subscribed to it.
+    FanOut(Stream),
     /// Attacks of several kinds beside a healthy control group, which must not notice.
     Hostile(Hostile),
 }
@@ -119,10 +128,13 @@ pub struct Common {
     /// Device ids are this and a number.
     #[arg(long, default_value = "load-", value_name = "TEXT")]
     pub device_prefix: String,
-    /// The heartbeat interval that native devices ask the server for; 0s: the server's own.
+    /// The heartbeat interval that native devices ask the server for, 0s: the server's own; of MQTT the keep-alive, 0s: none.
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = duration)]
     #[serde(rename = "heartbeat_s", serialize_with = "seconds")]
     pub heartbeat: Duration,
+    /// MQTT only: what each device subscribes to; `{device}` stands for its id.
+    #[arg(long, default_value = "devices/{device}/#", value_name = "FILTER")]
+    pub subscribe: String,
     /// Raw only: the server's interval, which no raw device is told.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
     #[serde(rename = "raw_interval_s", serialize_with = "seconds")]
@@ -247,6 +259,25 @@ pub struct Churn {
     pub max_slope: Option<f64>,
 }
 
+/// `uplink`, `fan-in`, `fan-out`.
+#[derive(Debug, Args, Serialize)]
+pub struct Stream {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub common: Common,
+    /// How often each publisher sends a message.
+    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = nonzero_duration)]
+    #[serde(rename = "every_s", serialize_with = "seconds")]
+    pub every: Duration,
+    /// Messages are acknowledged (MQTT: QoS 1).
+    #[arg(long)]
+    pub ack: bool,
+    /// Fails when the 99th percentile from due to received (uplink: to acknowledged) is above this.
+    #[arg(long, value_name = "TIME", value_parser = nonzero_duration)]
+    #[serde(skip)]
+    pub max_p99: Option<Duration>,
+}
+
 /// `hostile`.
 #[derive(Debug, Args, Serialize)]
 pub struct Hostile {
@@ -280,6 +311,9 @@ impl Scenario {
             Scenario::Dark(_) => "dark",
             Scenario::Churn(_) => "churn",
             Scenario::Hostile(_) => "hostile",
+            Scenario::Uplink(_) => "uplink",
+            Scenario::FanIn(_) => "fan-in",
+            Scenario::FanOut(_) => "fan-out",
         }
     }
 
@@ -292,6 +326,16 @@ impl Scenario {
             Scenario::Dark(dark) => &dark.common,
             Scenario::Churn(churn) => &churn.common,
             Scenario::Hostile(hostile) => &hostile.common,
+            Scenario::Uplink(stream) | Scenario::FanIn(stream) | Scenario::FanOut(stream) => &stream.common,
+        }
+    }
+
+    /// The devices that hear what others publish, and what they subscribe to for it.
+    pub fn listeners(&self) -> (std::ops::Range<u32>, String) {
+        match self {
+            Scenario::FanIn(_) => (0..1, STREAM_TOPIC.to_owned()),
+            Scenario::FanOut(stream) => (1..stream.common.connections, STREAM_TOPIC.to_owned()),
+            _ => (0..0, String::new()),
         }
     }
 
@@ -313,10 +357,16 @@ impl Scenario {
             Scenario::Dark(dark) => serde_json::to_value(dark),
             Scenario::Churn(churn) => serde_json::to_value(churn),
             Scenario::Hostile(hostile) => serde_json::to_value(hostile),
+            Scenario::Uplink(stream) | Scenario::FanIn(stream) | Scenario::FanOut(stream) => {
+                serde_json::to_value(stream)
+            }
         };
         value.expect("options are plain data")
     }
 }
+
+/// What streams are published under.
+pub const STREAM_TOPIC: &str = "load/stream";
 
 /// A share of `count`, rounded up.
 pub fn portion(count: u32, share: f64) -> u32 {

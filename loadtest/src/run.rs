@@ -73,7 +73,7 @@ impl Run {
         }
         let admin = admin(&common)?;
         let threads = threads(&common)?;
-        let setup = setup(&common, scenario.control(), threads)?;
+        let setup = setup(scenario, threads)?;
         let source_addresses = setup.sources.addresses();
         let fleet =
             Fleet::start(setup, threads, clock).map_err(|error| format!("the fleet cannot be started: {error}"))?;
@@ -283,6 +283,7 @@ impl Run {
             Curve::of("connect", &found.connect, false),
             Curve::of("heartbeat", &found.beats, false),
             Curve::of("heartbeat, control group", &found.beats_control, false),
+            Curve::of("message", &found.messages, false),
             Curve::of("recovery", &found.recovery, false),
             Curve::of("expiry after its deadline", &found.expiry_lateness, true),
             Curve::of("harness", &found.loop_lateness, true),
@@ -363,7 +364,8 @@ pub fn client_tls(common: &Common) -> Result<ClientTls, String> {
     .map_err(|error| error.to_string())
 }
 
-fn setup(common: &Common, control: u32, threads: u32) -> Result<Setup, String> {
+fn setup(scenario: &Scenario, threads: u32) -> Result<Setup, String> {
+    let (common, control) = (scenario.common(), scenario.control());
     let resumes = common.handshake == HandshakeKind::Resumed;
     let tls = client_tls(common)?;
     Ok(Setup {
@@ -378,11 +380,22 @@ fn setup(common: &Common, control: u32, threads: u32) -> Result<Setup, String> {
         connect_timeout: common.connect_timeout,
         wanted_interval_ms: u32::try_from(common.heartbeat.as_millis()).unwrap_or(u32::MAX),
         terms: Terms {
-            interval_ms: (micros(common.raw_interval) / 1_000) as u32,
-            timeout_ms: (micros(common.raw_timeout) / 1_000) as u32,
-            retries: common.raw_retries,
             probes: common.protocol == Protocol::Native,
+            ..if common.protocol.is_mqtt() {
+                // One and a half times the keep-alive, which is whole seconds.
+                let keep_alive = micros(common.heartbeat).div_ceil(1_000_000) * 1_000;
+                Terms { interval_ms: (keep_alive * 3 / 2) as u32, timeout_ms: 0, retries: 0, probes: false }
+            } else {
+                Terms {
+                    interval_ms: (micros(common.raw_interval) / 1_000) as u32,
+                    timeout_ms: (micros(common.raw_timeout) / 1_000) as u32,
+                    retries: common.raw_retries,
+                    probes: false,
+                }
+            }
         },
+        subscribe: common.subscribe.clone(),
+        listeners: scenario.listeners(),
         sources: Sources::new(common.target, common.source_addresses, common.connections),
     })
 }

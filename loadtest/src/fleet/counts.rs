@@ -40,6 +40,14 @@ counts! {
     BeatsSent,
     /// Heartbeats answered by the server.
     BeatsAnswered,
+    /// Messages sent by devices.
+    MessagesSent,
+    /// Of them, those that the server acknowledged.
+    MessagesAcknowledged,
+    /// Messages that devices received from each other.
+    MessagesReceived,
+    /// Of them, those that had been received before.
+    MessagesDuplicated,
     /// Devices that left politely.
     LeftPolitely,
     /// Devices that left with a reset.
@@ -138,6 +146,8 @@ pub struct Findings {
     pub beats_control: Histogram<u64>,
     /// The same of all others.
     pub beats: Histogram<u64>,
+    /// From the time that a message was due until it was received, in microseconds; in `uplink` until it was acknowledged.
+    pub messages: Histogram<u64>,
     /// From the cut until a device was up again, in microseconds.
     pub recovery: Histogram<u64>,
     /// From the deadline of a silent device to its expiry, in microseconds.
@@ -159,6 +169,7 @@ impl Findings {
             connect: histogram(),
             beats_control: histogram(),
             beats: histogram(),
+            messages: histogram(),
             recovery: histogram(),
             expiry_lateness: histogram(),
             loop_lateness: histogram(),
@@ -174,6 +185,7 @@ impl Findings {
             (&mut self.connect, &other.connect),
             (&mut self.beats_control, &other.beats_control),
             (&mut self.beats, &other.beats),
+            (&mut self.messages, &other.messages),
             (&mut self.recovery, &other.recovery),
             (&mut self.expiry_lateness, &other.expiry_lateness),
             (&mut self.loop_lateness, &other.loop_lateness),

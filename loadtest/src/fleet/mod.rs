@@ -4,6 +4,7 @@ mod counts;
 mod crew;
 mod device;
 pub mod liveness;
+mod mqtt;
 pub mod protocol;
 mod source;
 
@@ -56,6 +57,10 @@ pub struct Setup {
     pub terms: Terms,
     /// Where connections come from.
     pub sources: Sources,
+    /// What MQTT devices subscribe to; `{device}` stands for the id.
+    pub subscribe: String,
+    /// Those that subscribe to something else instead, and to what.
+    pub listeners: (Range<u32>, String),
 }
 
 /// What the fleet is told to do. Devices are named by their numbers, `0..devices`.
@@ -67,7 +72,9 @@ pub enum Order {
     ComeBack(ComeBack),
     /// Each device sends a heartbeat `every` so often from `from` on, evenly spread.
     Beat { from: Micros, every: Duration },
-    /// No more heartbeats.
+    /// Devices send messages `every` so often from `from` on, evenly spread.
+    Publish { devices: Range<u32>, from: Micros, every: Duration, topic: Arc<str>, acknowledge: bool },
+    /// No more heartbeats, no more messages.
     Quiet,
     /// Ends connections without a word.
     Cut { devices: Range<u32>, how: Cut },

@@ -1,10 +1,12 @@
 //! What devices say within TLS. A further protocol is a further variant here, and nothing else changes.
 
 use clap::ValueEnum;
-use pulsegate::codec::native::{self, CloseCode, Frame, Hello};
+use pulsegate::codec::mqtt::{self, Packet, Version};
+use pulsegate::codec::native::{self, CloseCode, Frame, Hello, Message};
 use serde::Serialize;
 
 use super::liveness::Terms;
+use super::mqtt as mqtt_device;
 use crate::clock::Micros;
 
 /// What devices speak.
@@ -15,6 +17,40 @@ pub enum Protocol {
     Native,
     /// Opaque bytes: the heartbeat is the word `heartbeat`, and whatever comes back is its answer.
     Raw,
+    /// MQTT 3.1.1: CONNECT, one subscription, PINGREQ.
+    Mqtt3,
+    /// MQTT 5.0, the same.
+    Mqtt5,
+}
+
+/// What a message of the harness carries: who sent it, which of its messages it is, and when it was due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// When it was due.
+    pub intended: Micros,
+    /// The number of the device that sent it.
+    pub publisher: u32,
+    /// Its place among that device's messages, from 0.
+    pub sequence: u32,
+}
+
+impl Envelope {
+    /// As a payload.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.intended.to_be_bytes());
+        bytes[8..12].copy_from_slice(&self.publisher.to_be_bytes());
+        bytes[12..].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes
+    }
+
+    /// From a payload; `None` where it is somebody else's.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 16] = bytes.try_into().ok()?;
+        let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let intended = u64::from(word(0)) << 32 | u64::from(word(4));
+        Some(Self { intended, publisher: word(8), sequence: word(12) })
+    }
 }
 
 /// The raw heartbeat, as Pulsegate's built-in configuration has it.
@@ -23,14 +59,18 @@ pub const RAW_HEARTBEAT: &[u8] = b"heartbeat";
 /// Something that a device was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// It is known, under these terms.
-    Welcome(Terms),
+    /// It is known, under these terms. `None`: those that the harness was told.
+    Welcome(Option<Terms>),
     /// It is asked whether it lives; the answer is in `plain` already, unless it is to keep silent.
     Ping,
     /// Its heartbeat, which was due at this time, was answered. `None`: the protocol does not say which one.
     Pong(Option<Micros>),
     /// It is told to go.
     Close(CloseCode),
+    /// One of its messages was acknowledged.
+    Acknowledged,
+    /// A message of the harness's own.
+    Message(Envelope),
     /// Anything else.
     Data,
 }
@@ -45,22 +85,53 @@ impl Protocol {
         match self {
             Protocol::Native => &[native::ALPN],
             Protocol::Raw => &[],
+            Protocol::Mqtt3 | Protocol::Mqtt5 => &[mqtt::ALPN],
         }
+    }
+
+    /// The version, where it is MQTT.
+    fn version(self) -> Version {
+        if self == Protocol::Mqtt3 { Version::V311 } else { Version::V5 }
+    }
+
+    /// Whether it is MQTT.
+    pub fn is_mqtt(self) -> bool {
+        matches!(self, Protocol::Mqtt3 | Protocol::Mqtt5)
     }
 
     /// Whether a server of this protocol ends a connection without saying why.
     pub fn tells_no_reason(self) -> bool {
-        self == Protocol::Raw
+        matches!(self, Protocol::Raw | Protocol::Mqtt3)
     }
 
-    /// Appends what a device says first. False when it has nothing to say, and is up as soon as TLS is.
-    pub fn greet(self, id: &str, wanted_interval_ms: u32, plain: &mut Vec<u8>) -> bool {
+    /// Appends what a device says first; an MQTT device subscribes to `filter`. False when it has nothing to say, and is up
+    /// as soon as TLS is.
+    pub fn greet(self, id: &str, wanted_interval_ms: u32, filter: &str, plain: &mut Vec<u8>) -> bool {
         match self {
             Protocol::Native => {
                 Frame::Hello(Hello { heartbeat_ms: wanted_interval_ms, id, token: &[] }).encode(plain);
                 true
             }
             Protocol::Raw => false,
+            Protocol::Mqtt3 | Protocol::Mqtt5 => {
+                let keep_alive = u16::try_from(wanted_interval_ms.div_ceil(1_000)).unwrap_or(u16::MAX);
+                mqtt_device::greet(self.version(), id, keep_alive, filter, plain);
+                true
+            }
+        }
+    }
+
+    /// Appends a message.
+    pub fn message(self, topic: &str, envelope: &Envelope, acknowledge: bool, plain: &mut Vec<u8>) {
+        match self {
+            Protocol::Native => {
+                let id = if acknowledge { envelope.sequence + 1 } else { 0 };
+                Frame::Message(Message { id, topic, payload: &envelope.to_bytes() }).encode(plain);
+            }
+            Protocol::Raw => plain.extend_from_slice(&envelope.to_bytes()),
+            Protocol::Mqtt3 | Protocol::Mqtt5 => {
+                mqtt_device::publish(self.version(), topic, envelope, acknowledge, plain);
+            }
         }
     }
 
@@ -69,6 +140,7 @@ impl Protocol {
         match self {
             Protocol::Native => Frame::Ping(&intended.to_be_bytes()).encode(plain),
             Protocol::Raw => plain.extend_from_slice(RAW_HEARTBEAT),
+            Protocol::Mqtt3 | Protocol::Mqtt5 => mqtt_device::say(self.version(), &Packet::Pingreq, plain),
         }
     }
 
@@ -80,6 +152,10 @@ impl Protocol {
                 Frame::Close(close).encode(plain);
             }
             Protocol::Raw => {}
+            Protocol::Mqtt3 | Protocol::Mqtt5 => {
+                let goodbye = mqtt::Disconnect { reason: mqtt::Reason::SUCCESS, properties: mqtt::Properties::EMPTY };
+                mqtt_device::say(self.version(), &Packet::Disconnect(goodbye), plain);
+            }
         }
     }
 
@@ -95,6 +171,7 @@ impl Protocol {
         mut tell: impl FnMut(Said),
     ) -> Result<usize, Broken> {
         match self {
+            Protocol::Mqtt3 | Protocol::Mqtt5 => mqtt_device::handle(self.version(), bytes, answers, plain, tell),
             Protocol::Raw => {
                 if !bytes.is_empty() {
                     tell(Said::Pong(None));
@@ -117,12 +194,12 @@ impl Protocol {
 
 fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Said, Broken> {
     Ok(match frame {
-        Frame::Welcome(welcome) => Said::Welcome(Terms {
+        Frame::Welcome(welcome) => Said::Welcome(Some(Terms {
             interval_ms: welcome.heartbeat_ms,
             timeout_ms: welcome.timeout_ms,
             retries: welcome.retries,
             probes: true,
-        }),
+        })),
         Frame::Ping(echo) => {
             if answers {
                 Frame::Pong(echo).encode(plain);
@@ -135,9 +212,9 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Sai
             if message.id != 0 && answers {
                 Frame::Ack(message.id).encode(plain);
             }
-            Said::Data
+            Envelope::from_bytes(message.payload).map_or(Said::Data, Said::Message)
         }
-        Frame::Ack(_) => Said::Data,
+        Frame::Ack(_) => Said::Acknowledged,
         Frame::Hello(_) => return Err(Broken),
     })
 }
@@ -145,6 +222,23 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Sai
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_the_envelope_that_it_was() {
+        let envelope = Envelope { intended: 1 << 40 | 7, publisher: 3, sequence: 9 };
+        assert_eq!(Envelope::from_bytes(&envelope.to_bytes()), Some(envelope));
+        assert_eq!(Envelope::from_bytes(b"short"), None);
+        for protocol in [Protocol::Native, Protocol::Mqtt3, Protocol::Mqtt5] {
+            let (mut sent, mut answer, mut said) = (Vec::new(), Vec::new(), Vec::new());
+            protocol.message("load", &envelope, true, &mut sent);
+            let taken = protocol.handle(&sent, true, &mut answer, |what| said.push(what));
+            assert_eq!((taken, &*said), (Ok(sent.len()), &[Said::Message(envelope)][..]), "{protocol:?}");
+            assert!(!answer.is_empty(), "it is to be acknowledged");
+            said.clear();
+            let taken = protocol.handle(&answer, true, &mut Vec::new(), |what| said.push(what));
+            assert_eq!((taken, &*said), (Ok(answer.len()), &[Said::Acknowledged][..]));
+        }
+    }
 
     fn told(bytes: &[u8], answers: bool) -> (Result<usize, Broken>, Vec<Said>, Vec<u8>) {
         let (mut said, mut plain) = (Vec::new(), Vec::new());
@@ -175,7 +269,7 @@ mod tests {
     #[test]
     fn what_only_a_device_may_say_breaks_the_protocol() {
         let mut hello = Vec::new();
-        assert!(Protocol::Native.greet("a", 0, &mut hello));
+        assert!(Protocol::Native.greet("a", 0, "", &mut hello));
         assert_eq!(told(&hello, true).0, Err(Broken));
         assert_eq!(told(&[0xff], true).0, Err(Broken));
     }

@@ -7,6 +7,7 @@ mod heartbeat;
 mod hold;
 mod hostile;
 mod storm;
+mod stream;
 
 use crate::cli::Scenario;
 use crate::run::Run;
@@ -20,5 +21,8 @@ pub fn run(run: &mut Run, scenario: &Scenario) {
         Scenario::Dark(options) => dark::run(run, options),
         Scenario::Churn(options) => churn::run(run, options),
         Scenario::Hostile(options) => hostile::run(run, options),
+        Scenario::Uplink(options) => stream::run(run, options, stream::Kind::Uplink),
+        Scenario::FanIn(options) => stream::run(run, options, stream::Kind::FanIn),
+        Scenario::FanOut(options) => stream::run(run, options, stream::Kind::FanOut),
     }
 }

@@ -7,9 +7,10 @@
 //! place in the fleet.
 
 mod endings;
+mod messages;
 mod orders;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use super::liveness::{Terms, Watch};
 use super::protocol::Said;
 use super::{Churn, ComeBack, Order, Setup};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
+use messages::Publishing;
 
 /// Connects begun in one turn at most, so that devices that are up wait no longer for their turn.
 const CONNECTS_PER_TURN: usize = 32;
@@ -70,6 +72,11 @@ pub struct Crew {
     ramps: VecDeque<Ramp>,
     come_back: ComeBack,
     beat: Option<(Micros, Micros)>,
+    publishing: Option<Publishing>,
+    /// By device: how many messages it has sent.
+    said: HashMap<u32, u32>,
+    /// By device and publisher: the next message that is expected.
+    heard: HashMap<(u32, u32), u32>,
     churn: Option<Churn>,
     counts: Counts,
     findings: Findings,
@@ -137,6 +144,9 @@ impl Crew {
             ramps: VecDeque::new(),
             come_back: ComeBack::Never,
             beat: None,
+            publishing: None,
+            said: HashMap::new(),
+            heard: HashMap::new(),
             churn: None,
             counts: Counts::default(),
             findings: Findings::new(),
@@ -403,7 +413,10 @@ impl Crew {
     fn prepare_greeting(&mut self, index: u32) {
         self.greeting.clear();
         let id = format!("{}{}", self.setup.prefix, self.number_of(index));
-        self.setup.protocol.greet(&id, self.setup.wanted_interval_ms, &mut self.greeting);
+        let (listeners, theirs) = &self.setup.listeners;
+        let is_listener = listeners.contains(&self.number_of(index));
+        let filter = if is_listener { theirs } else { &self.setup.subscribe }.replace("{device}", &id);
+        self.setup.protocol.greet(&id, self.setup.wanted_interval_ms, &filter, &mut self.greeting);
     }
 
     /// Puts what was left of the last read to the front of the input.
@@ -484,6 +497,7 @@ impl Crew {
             let device = &mut self.devices[index as usize];
             match self.out.said[at] {
                 Said::Welcome(terms) => {
+                    let terms = terms.unwrap_or(self.setup.terms);
                     device.watch = Watch::new(terms, self.now);
                     self.note_bound(terms);
                 }
@@ -503,6 +517,14 @@ impl Crew {
                         record(beats, self.now - intended);
                     }
                 }
+                Said::Acknowledged => {
+                    self.counts.add(Count::MessagesAcknowledged, 1);
+                    let intended = std::mem::take(&mut device.awaiting);
+                    if intended > 0 && intended <= self.now && self.setup.listeners.0.is_empty() {
+                        record(&mut self.findings.messages, self.now - intended);
+                    }
+                }
+                Said::Message(envelope) => self.hear_message(index, &envelope),
                 Said::Close(code) => return Err(code.into()),
                 Said::Data => {}
             }
@@ -514,20 +536,19 @@ impl Crew {
     fn plan(&mut self, index: u32) {
         let number = self.number_of(index);
         let now_ms = tick(self.now).0;
+        let rhythm = match (&self.publishing, self.beat) {
+            (Some(publishing), _) if publishing.devices.contains(&number) => {
+                Some(self.next_due(number, &publishing.devices, publishing.from, publishing.every))
+            }
+            (Some(_), _) | (None, None) => None,
+            (None, Some((from, every))) => Some(self.next_due(number, &(0..self.setup.devices), from, every)),
+        };
         let device = &mut self.devices[index as usize];
         if !device.is_up() {
             return;
         }
-        device.next_beat = match self.beat {
-            // Whoever keeps silent does not beat either.
-            Some((from, every)) if !device.is_silent => {
-                let phase = u128::from(every) * u128::from(number) / u128::from(self.setup.devices.max(1));
-                let first = from + phase as Micros;
-                let rounds = (self.now + TICK_MICROS).saturating_sub(first).div_ceil(every);
-                (first + rounds * every).div_ceil(TICK_MICROS) as u32
-            }
-            _ => 0,
-        };
+        // Whoever keeps silent does not beat either.
+        device.next_beat = rhythm.filter(|_| !device.is_silent).map_or(0, |due| due.div_ceil(TICK_MICROS) as u32);
         match self.churn {
             Some(churn) if device.leaves == 0 => {
                 device.leaves = now_ms + 1 + exponential(&mut self.random, churn.life);
@@ -573,9 +594,13 @@ impl Crew {
                     if device.awaiting == 0 {
                         device.awaiting = intended;
                     }
-                    self.setup.protocol.heartbeat(intended, &mut self.out.plain);
-                    device.seal(&mut self.out)?;
-                    self.counts.add(Count::BeatsSent, 1);
+                    if self.publishing.is_some() {
+                        self.say_message(index, intended);
+                    } else {
+                        self.setup.protocol.heartbeat(intended, &mut self.out.plain);
+                        self.counts.add(Count::BeatsSent, 1);
+                    }
+                    self.devices[index as usize].seal(&mut self.out)?;
                     self.write(index)?;
                 }
                 self.plan(index);

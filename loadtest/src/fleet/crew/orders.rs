@@ -2,6 +2,7 @@
 
 use super::super::source::reset_on_close;
 use super::super::{ComeBack, Cut, Order};
+use super::messages::Publishing;
 use super::{Count, Crew, Findings, Ramp, micros};
 
 impl Crew {
@@ -26,8 +27,14 @@ impl Crew {
                 self.beat = Some((from, micros(every)));
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
+            Order::Publish { devices, from, every, topic, acknowledge } => {
+                let every = micros(every);
+                self.publishing = Some(Publishing { devices, from, every, topic, acknowledge });
+                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+            }
             Order::Quiet => {
                 self.beat = None;
+                self.publishing = None;
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Cut { devices, how } => self.indices(&devices).for_each(|index| self.cut(index, how)),
