@@ -25,6 +25,9 @@ mod store;
 pub mod retained;
 pub mod subscriptions;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use hashbrown::HashTable;
