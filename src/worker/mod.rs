@@ -102,6 +102,8 @@ struct Listener {
     socket: TcpListener,
     /// The poll said that somebody waits, and `accept` has not said otherwise.
     ready: bool,
+    /// Somebody waits for whom there was no room: tried again each turn.
+    is_starved: bool,
 }
 
 /// The gateway comes down.

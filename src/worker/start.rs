@@ -272,7 +272,7 @@ impl Parts {
             registry
                 .register(&mut socket, token::listener(position), Interest::READABLE)
                 .map_err(system("a listener cannot be polled"))?;
-            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false });
+            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false, is_starved: false });
         }
 
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);

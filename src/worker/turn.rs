@@ -6,8 +6,6 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::io::Errno;
-
 use super::arrivals::{Accepted, accept};
 use super::courier::{Courier, Verdict};
 use super::token::{self, Source};
@@ -106,6 +104,7 @@ impl Worker {
         let retry = todo.uplink
             || self.ending.is_some()
             || !self.broadcasts.is_empty()
+            || self.listeners.iter().any(|listener| listener.is_starved)
             || self.couriers.iter().flatten().any(Courier::has_outgoing);
         let longest = if retry { RETRY } else { SLEEP_MAX };
         let now = self.read_clock();
@@ -224,6 +223,8 @@ impl Worker {
 
     fn accept(&mut self, now: Moment) {
         for position in 0..self.listeners.len() {
+            // Whoever is left in the backlog for want of room was announced once.
+            self.listeners[position].ready |= self.listeners[position].is_starved;
             for _ in 0..ACCEPTS {
                 if !self.listeners[position].ready {
                     break;
@@ -238,17 +239,22 @@ impl Worker {
         let (socket, address) = match accept(&listener.socket) {
             Accepted::Stream(socket, address) => (socket, address),
             Accepted::Nobody => {
-                listener.ready = false;
+                (listener.ready, listener.is_starved) = (false, false);
                 return;
             }
             Accepted::Failed(error) => {
-                // accept(2) passes on what befell the peer on its way: whoever it was is gone, and those behind it, of
-                // whom the poll has told once, are still there. Only where there is no room is there no next try.
                 tracing::debug!(worker = self.id.0, %error, "a connection could not be accepted");
-                listener.ready = !is_short_of_room(&error);
+                return;
+            }
+            Accepted::NoRoom(error) => {
+                if !listener.is_starved {
+                    tracing::warn!(worker = self.id.0, %error, "no room for new connections: they wait until there is");
+                }
+                (listener.ready, listener.is_starved) = (false, true);
                 return;
             }
         };
+        listener.is_starved = false;
         let listener = listener.id;
         if let Some(refusal) = self.refusal(address, now) {
             self.shard.counters().count_refused(refusal as usize);
@@ -620,12 +626,6 @@ impl Worker {
 enum Left {
     More,
     Nothing,
-}
-
-/// Whether the process or the machine has no room for a new connection.
-fn is_short_of_room(error: &std::io::Error) -> bool {
-    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|error| short.contains(&error))
 }
 
 /// Writes once; a socket that takes nothing now has taken zero bytes.
