@@ -5,6 +5,7 @@
 //! anything but its poll, and never let one phase of a turn run without a bound.
 
 mod arrivals;
+mod asked;
 mod courier;
 pub mod descriptors;
 mod drained;

@@ -275,6 +275,8 @@ impl Parts {
             listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false, is_starved: false });
         }
 
+        // What the poll tells of besides connections: the doorbell, listeners, ways to other workers.
+        let others = 1 + listeners.len() + couriers.iter().flatten().count();
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let taken = keep.len() + listeners.len() + SPARE_DESCRIPTORS;
         let limits = &self.limits;
@@ -314,7 +316,7 @@ impl Parts {
             published: self.published,
             input: Input::new(limits.frame_bytes, limits.read_bytes),
             transmit: Transmit::prepared(),
-            drained: Drained::new(now.tick()),
+            drained: Drained::new(now.tick(), others),
             drained_until: now.tick(),
             suspects: Vec::new(),
             listings: VecDeque::new(),

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::arrivals::{Accepted, accept};
+use super::asked::Asked;
 use super::courier::{Courier, Verdict};
 use super::token::{self, Source};
 use super::{Ending, Worker};
@@ -51,10 +52,10 @@ impl Worker {
     /// One turn. `false`: it was the last.
     pub(super) fn turn(&mut self) -> bool {
         let deadline = self.shard.next_deadline();
-        self.wait(deadline);
+        let asked = self.wait(deadline);
         let now = self.read_clock();
         self.note_lateness(deadline, now);
-        self.sort_events(now);
+        self.sort_events(asked.answered_for(now));
         self.accept(now);
         self.read_live(now);
         self.read_handshakes(now);
@@ -73,11 +74,12 @@ impl Worker {
 
     // --- Waiting ----------------------------------------------------------------------------------------------------
 
-    fn wait(&mut self, deadline: Option<Tick>) {
+    fn wait(&mut self, deadline: Option<Tick>) -> Asked {
         let mut timeout = self.timeout(deadline);
         loop {
+            let asked = Asked { at: self.read_clock(), timeout };
             match self.poll.poll(&mut self.events, Some(timeout)) {
-                Ok(()) => return,
+                Ok(()) => return asked,
                 // A signal, or the process was stopped and goes on. Either way it says nothing about the sockets: an
                 // empty poll would count as all of them drained, and what came while we were stopped be overlooked.
                 Err(error) if error.kind() == ErrorKind::Interrupted => timeout = Duration::ZERO,
@@ -129,7 +131,8 @@ impl Worker {
 
     // --- Reading ----------------------------------------------------------------------------------------------------
 
-    fn sort_events(&mut self, now: Moment) {
+    /// `polled` is the time for which the poll's answer stands.
+    fn sort_events(&mut self, polled: Moment) {
         let mut count = 0;
         for event in &self.events {
             count += 1;
@@ -152,8 +155,7 @@ impl Worker {
                 Source::Courier(worker) => self.todo.couriers.push_back(worker),
             }
         }
-        let sources = self.sockets.open + self.listeners.len() + self.couriers.len() + 1;
-        self.drained_until = self.drained.handle_poll(now.tick(), count, EVENTS, sources);
+        self.drained_until = self.drained.handle_poll(polled.tick(), count, EVENTS, self.sockets.open);
     }
 
     /// Live connections first. What was left over from the last turn comes before what is new.

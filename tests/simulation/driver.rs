@@ -118,7 +118,7 @@ impl Driver {
             channel: VecDeque::new(),
             input,
             transmit: Transmit::default(),
-            drained: Drained::new(Tick(0)),
+            drained: Drained::new(Tick(0), 0),
             drained_until: Tick(0),
             suspects: Vec::new(),
             reads: VecDeque::new(),
