@@ -9,6 +9,7 @@ mod asked;
 mod courier;
 pub mod descriptors;
 mod drained;
+mod outgoing;
 mod start;
 mod turn;
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::arrivals::{Accepted, accept};
 use super::asked::Asked;
 use super::courier::{Courier, Verdict};
+use super::outgoing::send_up;
 use super::token::{self, Source};
 use super::{Ending, Worker};
-use crate::link::{Batch, Command, Refusal, Uplink};
+use crate::link::{Command, Refusal, Uplink};
 use crate::metrics::{Figure, Timing};
 use crate::shard::{Broadcast, Listing, Plan};
 use crate::time::{Moment, Tick};
@@ -29,8 +30,6 @@ const COMMANDS: usize = 1_024;
 const DEADLINES: usize = 1_024;
 /// Slots that a listing looks at in one turn.
 const LISTED_SLOTS: usize = 4_096;
-/// Events of one uplink batch.
-pub(super) const BATCH: usize = 1_024;
 /// Slots that each broadcast looks at in one turn.
 const BROADCAST_SLOTS: usize = 256;
 /// Connections told in one turn that the gateway ends.
@@ -568,24 +567,7 @@ impl Worker {
     }
 
     fn publish(&mut self, now: Moment) {
-        let uplink = self.shard.uplink();
-        self.todo.uplink = false;
-        while !uplink.is_empty() {
-            if self.uplink.is_full() {
-                // Asked first, for to take a batch off the front and put it back moves everything behind it.
-                self.todo.uplink = true;
-                break;
-            }
-            let rest = uplink.split_off(uplink.len().min(BATCH));
-            let events = std::mem::replace(uplink, rest);
-            if let Err(full) = self.uplink.try_send(Batch { worker: self.id, events }) {
-                let mut events = full.into_inner().events;
-                events.append(uplink);
-                *uplink = events;
-                self.todo.uplink = true;
-                break;
-            }
-        }
+        self.todo.uplink = !send_up(self.id, self.shard.uplink(), &self.uplink);
         self.shard.resume_paused();
         let turn = self.read_clock().since(now);
         self.lateness.current = turn;
