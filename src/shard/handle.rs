@@ -176,6 +176,7 @@ impl Shard {
     /// with nothing left but a last read are appended to `suspects`: each must be read once more and then
     /// [settled](Shard::settle_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
+        self.probed.clear();
         let mut due = std::mem::take(&mut self.due);
         let more = self.wheel.expire(drained, limit, &mut due);
         for index in due.drain(..) {
@@ -189,7 +190,11 @@ impl Shard {
         let connection = &self.connections[index as usize];
         if connection.is_device() {
             match self.with(index, now, |connection, rules, cx| connection.handle_deadline(drained, rules, cx)) {
-                Ok(Due::Wait(deadline) | Due::Probe(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Wait(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Probe(deadline)) => {
+                    self.wheel.arm(index, deadline);
+                    self.probed.push(index);
+                }
                 Ok(Due::Suspect) => suspects.push(index),
                 Err(ending) => self.end(index, &ending, now),
             }
@@ -203,6 +208,28 @@ impl Shard {
             // A lingering connection has its reason already; this one is not counted again.
             self.end(index, &Ending::new(CloseReason::HandshakeTimeout), now);
         }
+    }
+
+    /// Whether the latest [`Shard::handle_deadlines`] has sent probes.
+    #[must_use]
+    pub fn has_probed(&self) -> bool {
+        !self.probed.is_empty()
+    }
+
+    /// The probes of this turn were written by `flushed`: the wait for their answers begins then, however long the turn
+    /// took, or was stopped, after they were said.
+    pub fn handle_flushed(&mut self, flushed: Moment) {
+        let mut probed = std::mem::take(&mut self.probed);
+        for index in probed.drain(..) {
+            if !self.connections.get(index as usize).is_some_and(Connection::is_device) {
+                continue;
+            }
+            let deadline = flushed.tick().deadline_after(self.rules_of(index).schedule.timeout);
+            if self.wheel.deadline(index).is_some_and(|armed| deadline.is_after(armed)) {
+                self.wheel.arm(index, deadline);
+            }
+        }
+        self.probed = probed;
     }
 
     /// A suspect was read once more: it is expired, unless it was heard.

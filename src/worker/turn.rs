@@ -509,6 +509,10 @@ impl Worker {
         transmit.clear();
         self.transmit = transmit;
         self.todo.writes = writes;
+        if self.shard.has_probed() {
+            let flushed = self.read_clock();
+            self.shard.handle_flushed(flushed);
+        }
     }
 
     fn write(&mut self, index: u32, bytes: &[u8], now: Moment) {

@@ -385,6 +385,9 @@ impl Driver {
         transmit.clear();
         self.transmit = transmit;
         self.writes = writes;
+        if self.shard.has_probed() {
+            self.shard.handle_flushed(now);
+        }
     }
 
     fn write(&mut self, network: &mut Network, index: u32, bytes: &[u8], now: Moment) {
