@@ -55,6 +55,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::IdentityMismatch
         | CloseReason::TokenRejected
         | CloseReason::HelloTimeout
+        | CloseReason::TokenUnanswered
         | CloseReason::TlsError
         | CloseReason::ProtocolError
         | CloseReason::FrameTooLarge
@@ -84,7 +85,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
         CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
         CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
-        CloseReason::HomeFull => CloseCode::TRY_LATER,
+        CloseReason::TokenUnanswered | CloseReason::HomeFull => CloseCode::TRY_LATER,
         CloseReason::Requested => CloseCode::REQUESTED,
         CloseReason::PeerClosed
         | CloseReason::PeerReset

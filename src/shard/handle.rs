@@ -8,8 +8,8 @@ use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Uplink};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
-/// When a device that found no place is asked to come back, in milliseconds.
-const HOME_FULL_RETRY_MS: RangeInclusive<u32> = 5_000..=15_000;
+/// When a device for which there was no place, or no time, is asked to come back, in milliseconds.
+const TRY_LATER_MS: RangeInclusive<u32> = 5_000..=15_000;
 
 impl Shard {
     // --- Sockets ----------------------------------------------------------------------------------------------------
@@ -202,6 +202,10 @@ impl Shard {
             // Its home will answer, however late it is.
             let again = now.tick().deadline_after(self.rules_of(index).hello_ticks);
             self.wheel.arm(index, again);
+        } else if connection.is_verifying() {
+            // It has done its part. Those before it will be known by then, and cost no hash any more.
+            let retry_after = self.random.u32(TRY_LATER_MS);
+            self.end(index, &Ending::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
         } else if connection.facts().is_some() {
             self.end(index, &Ending::new(CloseReason::HelloTimeout), now);
         } else {
@@ -360,7 +364,7 @@ impl Shard {
     /// The home has no place for a connection: it is told so from here.
     pub fn handle_move_refused(&mut self, id: ConnectionId, now: Moment) {
         if self.is_current(id) {
-            let retry_after = self.random.u32(HOME_FULL_RETRY_MS);
+            let retry_after = self.random.u32(TRY_LATER_MS);
             self.end(id.index, &Ending::new(CloseReason::HomeFull).with_retry_after(retry_after), now);
         }
     }
