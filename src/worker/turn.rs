@@ -576,6 +576,7 @@ impl Worker {
         let turn = self.read_clock().since(now);
         self.lateness.current = turn;
         self.shard.counters().add(Figure::Turns, 1);
+        self.shard.counters().set(Figure::LatestTurn, now.since(Moment::default()).as_secs());
         self.shard.counters().observe(Timing::Turn, turn);
         self.published.publish(self.shard.counters());
     }
