@@ -592,7 +592,8 @@ impl Worker {
         let due = if passed >= ending.window {
             usize::MAX
         } else {
-            (ending.connections as u128 * passed.as_micros() / ending.window.as_micros()) as usize
+            // The first at once: a gateway with one device does not wait for the end of the window to tell it.
+            1 + (ending.connections as u128 * passed.as_micros() / ending.window.as_micros()) as usize
         };
         let count = due.saturating_sub(ending.told).min(GOODBYES);
         let earliest = RETRY_AFTER_MIN.as_millis() as u32;

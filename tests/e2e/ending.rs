@@ -76,6 +76,18 @@ fn ten_thousand_are_told_over_the_window_and_none_by_reset() {
     assert!(ends.len() == 2 && ends.iter().all(|end| end["connections"] == 0), "{ends:?}");
 }
 
+/// Whoever tries it out with one device does not wait for the end of the window.
+#[test]
+fn a_device_alone_is_told_at_once() {
+    let site = Site::new();
+    let mut gateway = site.start("workers = 2\n[drain]\nwindow = \"5m\"", &[native()]);
+    let mut device = Device::welcomed(gateway.devices(), &site.tls(), "alone");
+    gateway.signal(Signal::TERM);
+    device.expect_close(CloseCode::GOING_AWAY);
+    drop(device);
+    assert_eq!(gateway.wait(ENDING).code(), Some(0));
+}
+
 #[test]
 fn peers_that_do_not_leave_hold_nobody_up() {
     let site = Site::new();
