@@ -71,6 +71,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::IdentityMismatch
         | CloseReason::TokenRejected
         | CloseReason::HelloTimeout
+        | CloseReason::TokenUnanswered
         | CloseReason::TlsError
         | CloseReason::ProtocolError
         | CloseReason::FrameTooLarge
@@ -100,7 +101,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
         CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
         CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
-        CloseReason::HomeFull => CloseCode::TRY_LATER,
+        CloseReason::TokenUnanswered | CloseReason::HomeFull => CloseCode::TRY_LATER,
         CloseReason::Requested => CloseCode::REQUESTED,
         CloseReason::PeerClosed
         | CloseReason::PeerReset

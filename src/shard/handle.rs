@@ -8,8 +8,8 @@ use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Upli
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
-/// When a device that found no place is asked to come back, in milliseconds.
-const HOME_FULL_RETRY_MS: RangeInclusive<u32> = 5_000..=15_000;
+/// When a device for which there was no place, or no time, is asked to come back, in milliseconds.
+const TRY_LATER_MS: RangeInclusive<u32> = 5_000..=15_000;
 
 impl Shard {
     // --- Sockets ----------------------------------------------------------------------------------------------------
@@ -176,6 +176,7 @@ impl Shard {
     /// with nothing left but a last read are appended to `suspects`: each must be read once more and then
     /// [settled](Shard::settle_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
+        self.probed.clear();
         let more_sessions = self.handle_session_deadlines(drained, now, limit);
         let mut due = std::mem::take(&mut self.due);
         let more = self.wheel.expire(drained, limit, &mut due);
@@ -190,7 +191,11 @@ impl Shard {
         let connection = &self.connections[index as usize];
         if connection.is_device() {
             match self.with(index, now, |connection, rules, cx| connection.handle_deadline(drained, rules, cx)) {
-                Ok(Due::Wait(deadline) | Due::Probe(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Wait(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Probe(deadline)) => {
+                    self.wheel.arm(index, deadline);
+                    self.probed.push(index);
+                }
                 Ok(Due::Suspect) => suspects.push(index),
                 Err(ending) => self.end(index, &ending, now),
             }
@@ -198,12 +203,38 @@ impl Shard {
             // Its home will answer, however late it is.
             let again = now.tick().deadline_after(self.rules_of(index).hello_ticks);
             self.wheel.arm(index, again);
+        } else if connection.is_verifying() {
+            // It has done its part. Those before it will be known by then, and cost no hash any more.
+            let retry_after = self.random.u32(TRY_LATER_MS);
+            self.end(index, &Ending::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
         } else if connection.facts().is_some() {
             self.end(index, &Ending::new(CloseReason::HelloTimeout), now);
         } else {
             // A lingering connection has its reason already; this one is not counted again.
             self.end(index, &Ending::new(CloseReason::HandshakeTimeout), now);
         }
+    }
+
+    /// Whether the latest [`Shard::handle_deadlines`] has sent probes.
+    #[must_use]
+    pub fn has_probed(&self) -> bool {
+        !self.probed.is_empty()
+    }
+
+    /// The probes of this turn were written by `flushed`: the wait for their answers begins then, however long the turn
+    /// took, or was stopped, after they were said.
+    pub fn handle_flushed(&mut self, flushed: Moment) {
+        let mut probed = std::mem::take(&mut self.probed);
+        for index in probed.drain(..) {
+            if !self.connections.get(index as usize).is_some_and(Connection::is_device) {
+                continue;
+            }
+            let deadline = flushed.tick().deadline_after(self.rules_of(index).schedule.timeout);
+            if self.wheel.deadline(index).is_some_and(|armed| deadline.is_after(armed)) {
+                self.wheel.arm(index, deadline);
+            }
+        }
+        self.probed = probed;
     }
 
     /// A suspect was read once more: it is expired, unless it was heard.
@@ -343,7 +374,7 @@ impl Shard {
     /// The home has no place for a connection: it is told so from here.
     pub fn handle_move_refused(&mut self, id: ConnectionId, now: Moment) {
         if self.is_current(id) {
-            let retry_after = self.random.u32(HOME_FULL_RETRY_MS);
+            let retry_after = self.random.u32(TRY_LATER_MS);
             self.end(id.index, &Ending::new(CloseReason::HomeFull).with_retry_after(retry_after), now);
         }
     }

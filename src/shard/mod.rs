@@ -90,6 +90,8 @@ pub struct Shard {
     plain: Vec<u8>,
     uplink: Vec<Uplink>,
     due: Vec<u32>,
+    /// Who was probed by the deadlines of this turn.
+    probed: Vec<u32>,
     counters: Counters,
 }
 
@@ -141,6 +143,7 @@ impl Shard {
             plain: Vec::new(),
             uplink: Vec::new(),
             due: Vec::new(),
+            probed: Vec::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
         }
     }

@@ -379,6 +379,42 @@ fn a_silent_device_is_probed_then_read_once_more_then_expired() {
     assert!(desk.shard.describe("late", desk.now).is_some());
 }
 
+/// A gateway that is stopped with a probe in its hands: the device is asked when it goes on, and has its time from there.
+#[test]
+fn the_wait_for_an_answer_begins_when_its_probe_was_written() {
+    let mut desk = Desk::new();
+    let (asked, left) = (desk.connect("asked"), desk.connect("left"));
+    desk.pass(Duration::from_secs(10));
+    let mut suspects = Vec::new();
+    desk.shard.handle_deadlines(desk.now.tick(), desk.now, 16, &mut suspects);
+    assert!(desk.shard.has_probed());
+    let as_said = desk.shard.wheel.deadline(asked).unwrap();
+    desk.shard.handle_disconnect(1, "left", desk.now);
+    let goodbye = desk.shard.wheel.deadline(left);
+    // In time, nothing changes.
+    let written = desk.now.plus(Duration::from_millis(20));
+    desk.shard.handle_flushed(written);
+    assert_eq!(desk.shard.wheel.deadline(asked), Some(as_said));
+
+    desk.pass(Duration::from_secs(1));
+    desk.shard.handle_deadlines(desk.now.tick(), desk.now, 16, &mut suspects);
+    assert!(!desk.shard.has_probed(), "nothing is due before the timeout is over");
+    desk.pass(Duration::from_millis(200));
+    desk.shard.handle_deadlines(desk.now.tick(), desk.now, 16, &mut suspects);
+    assert!(desk.shard.has_probed(), "the second and last probe");
+    desk.pass(Duration::from_mins(1));
+    desk.shard.handle_flushed(desk.now);
+    desk.flush();
+    assert_eq!(desk.shard.wheel.deadline(asked), Some(desk.now.tick().deadline_after(10)));
+    assert_eq!(desk.shard.wheel.deadline(left), goodbye);
+    desk.pass(Duration::from_secs(1));
+    desk.expire();
+    assert_eq!(desk.closed(CloseReason::Expired), 0);
+    desk.pass(Duration::from_millis(100));
+    desk.expire();
+    assert_eq!(desk.closed(CloseReason::Expired), 1);
+}
+
 /// Where the interval is shorter than the timeout, a probe's own deadline would be too late for the next one.
 #[test]
 fn the_answer_to_a_probe_moves_the_deadline_of_a_device_and_not_that_of_a_goodbye() {

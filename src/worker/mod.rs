@@ -5,9 +5,11 @@
 //! anything but its poll, and never let one phase of a turn run without a bound.
 
 mod arrivals;
+mod asked;
 mod courier;
 pub mod descriptors;
 mod drained;
+mod outgoing;
 mod start;
 mod turn;
 
@@ -104,6 +106,8 @@ struct Listener {
     socket: TcpListener,
     /// The poll said that somebody waits, and `accept` has not said otherwise.
     ready: bool,
+    /// Somebody waits for whom there was no room: tried again each turn.
+    is_starved: bool,
 }
 
 /// The gateway comes down.

@@ -20,7 +20,8 @@ use super::arrivals::{AddressRate, listen, reserve};
 use super::courier::{Courier, Received, pair};
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::drained::Drained;
-use super::turn::{BATCH, EVENTS};
+use super::outgoing::BATCH;
+use super::turn::EVENTS;
 use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
 use crate::config::{Config, Limits};
 use crate::connection::{Input, Rules};
@@ -280,9 +281,11 @@ impl Parts {
             registry
                 .register(&mut socket, token::listener(position), Interest::READABLE)
                 .map_err(system("a listener cannot be polled"))?;
-            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false });
+            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false, is_starved: false });
         }
 
+        // What the poll tells of besides connections: the doorbell, listeners, ways to other workers.
+        let others = 1 + listeners.len() + couriers.iter().flatten().count();
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let taken = keep.len() + listeners.len() + SPARE_DESCRIPTORS;
         let limits = &self.limits;
@@ -326,7 +329,7 @@ impl Parts {
             published: self.published,
             input: Input::new(frame_bytes, limits.read_bytes),
             transmit: Transmit::prepared(),
-            drained: Drained::new(now.tick()),
+            drained: Drained::new(now.tick(), others),
             drained_until: now.tick(),
             suspects: Vec::new(),
             listings: VecDeque::new(),

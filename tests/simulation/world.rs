@@ -608,8 +608,19 @@ impl World {
         }
     }
 
+    /// Whether a peer's handshake was never begun in its time, and there were no places for it.
+    fn was_crowded_out(&self, id: SocketId) -> bool {
+        let peer = &self.peers[id as usize];
+        let waited = self.now.since(self.network.last_arrival(id));
+        let is_recent = |at: Moment| self.now.since(at) <= PATIENCE;
+        peer.is_unanswered()
+            && waited > PATIENCE / 2
+            && self.drivers.iter().any(|driver| driver.crowded_at.is_some_and(is_recent))
+    }
+
     /// The gateway has ended its side: was there a reason?
     fn end_of_stream(&mut self, id: SocketId, ended: Ended) {
+        let was_crowded_out = self.was_crowded_out(id);
         let peer = &mut self.peers[id as usize];
         let was_live = peer.fate == Fate::Live;
         let device = peer.device;
@@ -625,8 +636,9 @@ impl World {
         let is_right = match code {
             _ if peer.is_rude => true,
             None if peer.speaks == Speaks::Raw && replaced => true,
-            // Whoever does not read is told nothing.
-            None => self.drivers.iter().any(|driver| driver.slow.contains(&id)),
+            // Whoever does not read is told nothing; nor is whoever has waited for all its time behind the handshakes of
+            // peers that had vanished: there is no TLS to tell it by.
+            None => self.drivers.iter().any(|driver| driver.slow.contains(&id)) || was_crowded_out,
             Some(CloseCode::TAKEN_OVER) => self.connects[device as usize] > 1,
             Some(CloseCode::REQUESTED) => self.shadow.disconnected.contains(&device),
             Some(CloseCode::TRY_LATER) => peer.has_moved && self.plan.bounds.home_full > 0,

@@ -43,7 +43,7 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
         has_more = page["next"].is_string();
         page["next"].as_str().unwrap_or_default().clone_into(&mut after);
     }
-    print(&table::devices(&devices))?;
+    print(&table::devices(&devices, &options.prefix))?;
     if has_more {
         eprintln!("and more: see them with --limit, or choose with --prefix");
     }

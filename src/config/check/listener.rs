@@ -49,7 +49,8 @@ pub fn resolve(
                     mqtt.keep_alive_max bounds it)";
         context.warn(&at.key("heartbeat"), text);
     }
-    let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default())?;
+    let is_probed = !matches!(protocol, Protocol::Mqtt(_));
+    let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
     Ok(Listener { name, listen, protocol, tls, heartbeat, identity })
 }
@@ -185,7 +186,13 @@ fn certificate_file(context: &Context<'_>, place: Place, written: &str) -> Resul
     }
 }
 
-fn heartbeat(context: &mut Context<'_>, at: &At<'_>, raw: &RawHeartbeat) -> Result<Heartbeat, Problem> {
+/// `is_probed`: the gateway sends the heartbeats.
+fn heartbeat(
+    context: &mut Context<'_>,
+    at: &At<'_>,
+    raw: &RawHeartbeat,
+    is_probed: bool,
+) -> Result<Heartbeat, Problem> {
     let default = Heartbeat::default();
     let heartbeat = Heartbeat {
         interval: values::duration(at.key("heartbeat.interval"), raw.interval.as_deref(), default.interval, HEARTBEAT)?,
@@ -198,7 +205,7 @@ fn heartbeat(context: &mut Context<'_>, at: &At<'_>, raw: &RawHeartbeat) -> Resu
             "retries",
         )? as u8,
     };
-    if heartbeat.interval > INTERVAL_NOTED {
+    if is_probed && heartbeat.interval > INTERVAL_NOTED {
         let text = "many load balancers cut connections that are idle for 60 s (some for 350 s): behind one of those, \
                     write \"55s\" or less";
         context.note(&at.key("heartbeat.interval"), text);

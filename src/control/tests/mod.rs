@@ -55,6 +55,8 @@ struct Stage {
 
 struct Plan {
     workers: u16,
+    /// For how long the gateway seems to run.
+    uptime: Duration,
     /// How much the inbox of the worker that does not answer takes.
     inbox: usize,
     /// The worker that does not answer.
@@ -68,7 +70,16 @@ struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         let backbone = config::Backbone::default();
-        Self { workers: 3, inbox: 64, silent: None, devices: Vec::new(), admin_token: None, token_file: None, backbone }
+        Self {
+            workers: 3,
+            uptime: Duration::ZERO,
+            inbox: 64,
+            silent: None,
+            devices: Vec::new(),
+            admin_token: None,
+            token_file: None,
+            backbone,
+        }
     }
 }
 
@@ -122,7 +133,7 @@ impl Stage {
             uplink: from_workers,
             published: published.clone(),
             clock: Clock {
-                started: Instant::now(),
+                started: Instant::now().checked_sub(plan.uptime).unwrap(),
                 started_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             },
             epoch: 42,
