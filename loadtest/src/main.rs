@@ -8,6 +8,7 @@
 //! It speaks TLS as the gateway does, through the client role of the same handshake and record layer, so that one process
 //! holds as many devices as the gateway does connections.
 
+mod admin;
 mod clock;
 mod observe;
 

@@ -40,6 +40,14 @@ counts! {
     BeatsSent,
     /// Heartbeats answered by the server.
     BeatsAnswered,
+    /// Messages that devices have published.
+    MessagesSent,
+    /// Messages that have come to devices, each time that one came.
+    MessagesHeard,
+    /// Devices that do not read and are still connected.
+    Deaf,
+    /// Devices whose connection ended while they did not read.
+    DeafEnded,
     /// Devices that left politely.
     LeftPolitely,
     /// Devices that left with a reset.
@@ -138,6 +146,10 @@ pub struct Findings {
     pub beats_control: Histogram<u64>,
     /// The same of all others.
     pub beats: Histogram<u64>,
+    /// From the time that a message to a device was due until it was there, in microseconds.
+    pub messages: Histogram<u64>,
+    /// From the time that a message of a device's was due to its acknowledgement, in microseconds.
+    pub acknowledged: Histogram<u64>,
     /// From the cut until a device was up again, in microseconds.
     pub recovery: Histogram<u64>,
     /// From the deadline of a silent device to its expiry, in microseconds.
@@ -159,6 +171,8 @@ impl Findings {
             connect: histogram(),
             beats_control: histogram(),
             beats: histogram(),
+            messages: histogram(),
+            acknowledged: histogram(),
             recovery: histogram(),
             expiry_lateness: histogram(),
             loop_lateness: histogram(),
@@ -174,6 +188,8 @@ impl Findings {
             (&mut self.connect, &other.connect),
             (&mut self.beats_control, &other.beats_control),
             (&mut self.beats, &other.beats),
+            (&mut self.messages, &other.messages),
+            (&mut self.acknowledged, &other.acknowledged),
             (&mut self.recovery, &other.recovery),
             (&mut self.expiry_lateness, &other.expiry_lateness),
             (&mut self.loop_lateness, &other.loop_lateness),

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use pulsegate::codec::native::{self, CloseCode, Frame, Hello};
 use serde::Serialize;
 
+use super::ledger::Stamp;
 use super::liveness::Terms;
 use crate::clock::Micros;
 
@@ -31,6 +32,10 @@ pub enum Said {
     Pong(Option<Micros>),
     /// It is told to go.
     Close(CloseCode),
+    /// A message, and which one; `None`: not one of this run's.
+    Message(Option<Stamp>),
+    /// Its message of this id is safe.
+    Acknowledged(u32),
     /// Anything else.
     Data,
 }
@@ -69,6 +74,18 @@ impl Protocol {
         match self {
             Protocol::Native => Frame::Ping(&intended.to_be_bytes()).encode(plain),
             Protocol::Raw => plain.extend_from_slice(RAW_HEARTBEAT),
+        }
+    }
+
+    /// Appends a message; `id` is what its acknowledgement will carry, 0: none is wanted. False where the protocol has no
+    /// messages that could be told apart.
+    pub fn publish(self, topic: &str, id: u32, payload: &[u8], plain: &mut Vec<u8>) -> bool {
+        match self {
+            Protocol::Native => {
+                Frame::Message(native::Message { id, topic, payload }).encode(plain);
+                true
+            }
+            Protocol::Raw => false,
         }
     }
 
@@ -135,9 +152,9 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Sai
             if message.id != 0 && answers {
                 Frame::Ack(message.id).encode(plain);
             }
-            Said::Data
+            Said::Message(Stamp::decode(message.payload))
         }
-        Frame::Ack(_) => Said::Data,
+        Frame::Ack(id) => Said::Acknowledged(*id),
         Frame::Hello(_) => return Err(Broken),
     })
 }

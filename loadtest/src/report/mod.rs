@@ -42,6 +42,17 @@ pub struct Report {
     pub curves: Vec<Curve>,
 }
 
+impl Report {
+    /// What `latency_us` measures in this scenario.
+    pub fn latency_is_of(&self) -> &'static str {
+        match self.scenario {
+            "uplink" | "fan-in" => "message from a device",
+            "downlink" | "broadcast" | "fan-out" => "message to a device",
+            _ => "heartbeat round trip",
+        }
+    }
+}
+
 /// Something that must hold.
 #[derive(Clone, Debug, Serialize)]
 pub struct Condition {
@@ -84,6 +95,7 @@ pub struct Memory {
 pub struct Cpu {
     pub us_per_handshake: Option<f64>,
     pub us_per_heartbeat: Option<f64>,
+    pub us_per_message: Option<f64>,
     /// Of one core, while nothing but the server's own heartbeats happened.
     pub idle_share: Option<f64>,
 }
@@ -147,6 +159,7 @@ impl Recovery {
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Messages {
+    /// Of these the server said that it takes them, where it says so.
     pub sent: Option<u64>,
     pub received: Option<u64>,
     pub lost: Option<u64>,
@@ -226,10 +239,11 @@ pub fn units() -> Value {
         "memory.rss_*_bytes": "bytes",
         "cpu.us_per_handshake": "microseconds of the server's CPU time, user and kernel mode",
         "cpu.us_per_heartbeat": "microseconds of the server's CPU time, user and kernel mode",
+        "cpu.us_per_message": "microseconds of the server's CPU time, user and kernel mode, for each message sent",
         "cpu.idle_share": "share of one core",
         "expiry.false": "count", "expiry.missed": "count", "expiry.right": "count",
         "expiry.lateness_ms": "milliseconds after the exact deadline",
-        "latency_us": "microseconds from the time a heartbeat was due to its answer",
+        "latency_us": "microseconds from the time a heartbeat was due to its answer; in scenarios about messages from the time a message was due to its arrival",
         "connect_latency_us": "microseconds from the time a connection was due to be opened until it was up",
         "recovery_s": "seconds from the cut until so many devices were up again",
         "messages": "count",

@@ -72,7 +72,12 @@ fn cards(body: &mut String, report: &Report) {
     add(report.cpu.us_per_handshake, 0, "µs", "server CPU per handshake");
     add(report.cpu.us_per_heartbeat, 1, "µs", "server CPU per heartbeat");
     add(report.cpu.idle_share.map(|share| share * 100.0), 2, "%", "of a core while idle");
-    add(report.latency_us.p99.map(|micros| micros / 1e3), 2, "ms", "heartbeat round trip, 99th percentile");
+    add(report.cpu.us_per_message, 1, "µs", "server CPU per message");
+    let latency = format!("{}, 99th percentile", report.latency_is_of());
+    add(report.latency_us.p99.map(|micros| micros / 1e3), 2, "ms", &latency);
+    add(report.messages.received.map(|received| received as f64), 0, "", "messages received");
+    add(report.messages.lost.map(|lost| lost as f64), 0, "", "lost");
+    add(report.messages.duplicated.map(|twice| twice as f64), 0, "", "duplicated");
     add(report.recovery_s.p100, 2, "s", "until all were back");
     add(report.expiry.missed.and(report.expiry.right).map(|right| right as f64), 0, "", "expired in time");
     add(report.expiry.lateness_ms.p999, 1, "ms", "after the deadline, 99.9th percentile");
@@ -155,7 +160,7 @@ fn details(body: &mut String, report: &Report) {
     body.push_str("<div class=two style=\"margin-top:12px\"><div class=box><h2>Figures</h2><table>");
     body.push_str("<tr><th></th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th><th>times</th></tr>");
     percentiles(body, "time to connect, ms", &report.connect_latency_us, 1e3);
-    percentiles(body, "heartbeat round trip, ms", &report.latency_us, 1e3);
+    percentiles(body, &format!("{}, ms", report.latency_is_of()), &report.latency_us, 1e3);
     percentiles(body, "expiry after deadline, ms", &report.expiry.lateness_ms, 1.0);
     percentiles(body, "harness late by, ms", &report.generator.lateness_us, 1e3);
     body.push_str("</table><table>");

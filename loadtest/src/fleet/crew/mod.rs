@@ -7,6 +7,7 @@
 //! place in the fleet.
 
 mod endings;
+mod messages;
 mod orders;
 
 use std::collections::VecDeque;
@@ -31,10 +32,10 @@ use rustix::time::{
 };
 
 use super::counts::{Count, Counts, Findings, Published};
-use super::device::{Device, Link, Output, Trouble};
+use super::device::{Device, Hearing, Link, Output, Trouble};
 use super::liveness::{Terms, Watch};
 use super::protocol::Said;
-use super::{Churn, ComeBack, Order, Setup};
+use super::{Churn, ComeBack, Listening, Order, Publishing, Setup};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
 
 /// Connects begun in one turn at most, so that devices that are up wait no longer for their turn.
@@ -69,7 +70,8 @@ pub struct Crew {
     ready: VecDeque<u32>,
     ramps: VecDeque<Ramp>,
     come_back: ComeBack,
-    beat: Option<(Micros, Micros)>,
+    duty: Duty,
+    listening: Option<Listening>,
     churn: Option<Churn>,
     counts: Counts,
     findings: Findings,
@@ -77,7 +79,19 @@ pub struct Crew {
     input: Vec<u8>,
     out: Output,
     greeting: Vec<u8>,
+    payload: Vec<u8>,
     is_stopped: bool,
+}
+
+/// What devices do all the while.
+enum Duty {
+    None,
+    /// Heartbeats, `every` so often from `from` on, evenly spread.
+    Beat {
+        from: Micros,
+        every: Micros,
+    },
+    Publish(Publishing),
 }
 
 /// Devices to be connected, each at its time.
@@ -136,7 +150,8 @@ impl Crew {
             ready: VecDeque::new(),
             ramps: VecDeque::new(),
             come_back: ComeBack::Never,
-            beat: None,
+            duty: Duty::None,
+            listening: None,
             churn: None,
             counts: Counts::default(),
             findings: Findings::new(),
@@ -144,6 +159,7 @@ impl Crew {
             input: vec![0; READ_BYTES + RECORD_MAX],
             out: Output::default(),
             greeting: Vec::new(),
+            payload: Vec::new(),
             is_stopped: false,
             setup,
         })
@@ -185,7 +201,7 @@ impl Crew {
         // Whatever came in at the beginning of a turn waits until its end at worst.
         late = late.max(self.clock.now() - self.now);
         self.note_lateness(late);
-        self.publish();
+        self.publish_counts();
         Ok(())
     }
 
@@ -209,7 +225,7 @@ impl Crew {
         self.counts.set(Count::LatenessMax, late);
     }
 
-    fn publish(&mut self) {
+    fn publish_counts(&mut self) {
         let cpu = clock_gettime(ClockId::ThreadCPUTime);
         self.counts.set(Count::CpuMicros, cpu.tv_sec as u64 * 1_000_000 + cpu.tv_nsec as u64 / 1_000);
         let ramp_due = self.ramps.front().is_some_and(|ramp| ramp.intended() <= self.now);
@@ -338,6 +354,9 @@ impl Crew {
             self.begin(index)?;
         } else if event.is_writable() {
             self.write(index)?;
+        }
+        if self.devices[index as usize].hearing == Hearing::Deaf {
+            return if event.is_error() { Err(Trouble::Reset) } else { Ok(()) };
         }
         if event.is_readable() || event.is_error() {
             let to_the_end = event.is_read_closed() || event.is_error();
@@ -504,6 +523,8 @@ impl Crew {
                     }
                 }
                 Said::Close(code) => return Err(code.into()),
+                Said::Message(stamp) => self.hear_message(index, stamp),
+                Said::Acknowledged(id) => self.hear_acknowledgement(index, id),
                 Said::Data => {}
             }
         }
@@ -518,15 +539,17 @@ impl Crew {
         if !device.is_up() {
             return;
         }
-        device.next_beat = match self.beat {
-            // Whoever keeps silent does not beat either.
-            Some((from, every)) if !device.is_silent => {
+        device.next_duty = match &self.duty {
+            // Whoever keeps silent does nothing else either.
+            _ if device.is_silent || device.was_deaf() => 0,
+            &Duty::Beat { from, every } => {
                 let phase = u128::from(every) * u128::from(number) / u128::from(self.setup.devices.max(1));
                 let first = from + phase as Micros;
                 let rounds = (self.now + TICK_MICROS).saturating_sub(first).div_ceil(every);
                 (first + rounds * every).div_ceil(TICK_MICROS) as u32
             }
-            _ => 0,
+            Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
+            Duty::None => 0,
         };
         match self.churn {
             Some(churn) if device.leaves == 0 => {
@@ -535,7 +558,7 @@ impl Crew {
             Some(_) => {}
             None => device.leaves = 0,
         }
-        match [device.next_beat, device.leaves].into_iter().filter(|&at| at > 0).min() {
+        match [device.next_duty, device.leaves].into_iter().filter(|&at| at > 0).min() {
             Some(at) => self.wheel.arm(index, Tick(at)),
             None => self.wheel.cancel(index),
         }
@@ -568,20 +591,28 @@ impl Crew {
             Link::Connecting | Link::Shaking(_) | Link::Greeting(_) => return Err(Trouble::Timeout),
             Link::Up(_) if device.leaves > 0 && device.leaves <= now_ms => self.leave_by_chance(index),
             Link::Up(_) => {
-                let intended = start_of(Tick(device.next_beat));
-                if device.next_beat > 0 && device.next_beat <= now_ms && !device.is_silent {
-                    if device.awaiting == 0 {
-                        device.awaiting = intended;
-                    }
-                    self.setup.protocol.heartbeat(intended, &mut self.out.plain);
-                    device.seal(&mut self.out)?;
-                    self.counts.add(Count::BeatsSent, 1);
-                    self.write(index)?;
+                let is_due = device.next_duty > 0 && device.next_duty <= now_ms && !device.is_silent;
+                match self.duty {
+                    Duty::Beat { .. } if is_due => self.beat(index)?,
+                    Duty::Publish(_) if is_due => self.publish_due(index)?,
+                    _ => {}
                 }
                 self.plan(index);
             }
         }
         Ok(())
+    }
+
+    fn beat(&mut self, index: u32) -> Result<(), Trouble> {
+        let device = &mut self.devices[index as usize];
+        let intended = start_of(Tick(device.next_duty));
+        if device.awaiting == 0 {
+            device.awaiting = intended;
+        }
+        self.setup.protocol.heartbeat(intended, &mut self.out.plain);
+        device.seal(&mut self.out)?;
+        self.counts.add(Count::BeatsSent, 1);
+        self.write(index)
     }
 }
 

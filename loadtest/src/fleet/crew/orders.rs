@@ -2,7 +2,7 @@
 
 use super::super::source::reset_on_close;
 use super::super::{ComeBack, Cut, Order};
-use super::{Count, Crew, Findings, Ramp, micros};
+use super::{Count, Crew, Duty, Findings, Ramp, micros};
 
 impl Crew {
     pub(super) fn take_orders(&mut self) {
@@ -23,11 +23,19 @@ impl Crew {
             }
             Order::ComeBack(how) => self.come_back = how,
             Order::Beat { from, every } => {
-                self.beat = Some((from, micros(every)));
+                self.duty = Duty::Beat { from, every: micros(every) };
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
+            Order::Publish(publishing) => {
+                self.devices.iter_mut().for_each(|device| device.published = 0);
+                self.duty = Duty::Publish(publishing);
+                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+            }
+            Order::Listen(listening) => self.listening = Some(listening),
+            Order::Deafen { devices } => self.indices(&devices).for_each(|index| self.deafen(index)),
+            Order::Undeafen => (0..self.devices.len() as u32).for_each(|index| self.undeafen(index)),
             Order::Quiet => {
-                self.beat = None;
+                self.duty = Duty::None;
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Cut { devices, how } => self.indices(&devices).for_each(|index| self.cut(index, how)),

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod messages;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::fleet::protocol::Protocol;
+pub use messages::{Broadcast, Downlink, Slow, Uplink};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -41,6 +44,12 @@ Examples (a gateway with its built-in configuration runs in the same directory):
   5 % fall silent. Is each expired in time, and nobody else?
     loadtest dark --connections 20000 --share 0.05 --heartbeat 5s --admin http://127.0.0.1:7480
 
+  10,000 commands to 10,000 devices, each acknowledged. Does each arrive exactly once, and how soon?
+    loadtest downlink --connections 10000 --messages 10000 --ack --admin http://127.0.0.1:7480
+
+  2,000 messages a second from devices to whoever follows the events:
+    loadtest uplink --messages-per-second 2000 --ack --admin http://127.0.0.1:7480 --pid PID
+
   The same against another server that takes opaque bytes over TLS:
     loadtest hold --protocol raw --target 127.0.0.1:8883 --ca other-ca.pem --pid PID
 
@@ -61,6 +70,15 @@ pub enum Scenario {
     Churn(Churn),
     /// Attacks of several kinds beside a healthy control group, which must not notice.
     Hostile(Hostile),
+    /// Devices publish, and whoever follows the gateway's events counts: nothing lost, nothing twice (needs --admin).
+    Uplink(Uplink),
+    /// Commands to single devices through the HTTP API: nothing lost, nothing twice, and how soon (needs --admin).
+    Downlink(Downlink),
+    /// Broadcasts to the whole fleet: each device is told each of them once (needs --admin).
+    Broadcast(Broadcast),
+    /// A share of the devices stops reading while messages pour in: they must be ended, in bounded memory, and no other
+    /// device may notice (needs --admin).
+    Slow(Slow),
 }
 
 /// What all scenarios have in common.
@@ -270,6 +288,24 @@ pub struct Hostile {
     pub max_life: Duration,
 }
 
+/// The same for the options of every scenario.
+macro_rules! each {
+    ($scenario:expr, $options:ident => $what:expr) => {
+        match $scenario {
+            Scenario::Hold($options) => $what,
+            Scenario::Heartbeat($options) => $what,
+            Scenario::Storm($options) => $what,
+            Scenario::Dark($options) => $what,
+            Scenario::Churn($options) => $what,
+            Scenario::Hostile($options) => $what,
+            Scenario::Uplink($options) => $what,
+            Scenario::Downlink($options) => $what,
+            Scenario::Broadcast($options) => $what,
+            Scenario::Slow($options) => $what,
+        }
+    };
+}
+
 impl Scenario {
     /// Its name.
     pub fn name(&self) -> &'static str {
@@ -280,19 +316,16 @@ impl Scenario {
             Scenario::Dark(_) => "dark",
             Scenario::Churn(_) => "churn",
             Scenario::Hostile(_) => "hostile",
+            Scenario::Uplink(_) => "uplink",
+            Scenario::Downlink(_) => "downlink",
+            Scenario::Broadcast(_) => "broadcast",
+            Scenario::Slow(_) => "slow",
         }
     }
 
     /// What it has in common with all others.
     pub fn common(&self) -> &Common {
-        match self {
-            Scenario::Hold(hold) => &hold.common,
-            Scenario::Heartbeat(heartbeat) => &heartbeat.common,
-            Scenario::Storm(storm) => &storm.common,
-            Scenario::Dark(dark) => &dark.common,
-            Scenario::Churn(churn) => &churn.common,
-            Scenario::Hostile(hostile) => &hostile.common,
-        }
+        each!(self, scenario => &scenario.common)
     }
 
     /// How many of its devices are the control group.
@@ -300,20 +333,19 @@ impl Scenario {
         match self {
             Scenario::Storm(storm) => portion(storm.common.connections, storm.control),
             Scenario::Hostile(hostile) => hostile.common.connections,
+            Scenario::Slow(slow) => slow.common.connections - portion(slow.common.connections, slow.share),
             _ => 0,
         }
     }
 
+    /// Whether it speaks to a Pulsegate's control plane.
+    pub fn needs_admin(&self) -> bool {
+        matches!(self, Scenario::Uplink(_) | Scenario::Downlink(_) | Scenario::Broadcast(_) | Scenario::Slow(_))
+    }
+
     /// All options, for the report.
     pub fn configuration(&self) -> serde_json::Value {
-        let value = match self {
-            Scenario::Hold(hold) => serde_json::to_value(hold),
-            Scenario::Heartbeat(heartbeat) => serde_json::to_value(heartbeat),
-            Scenario::Storm(storm) => serde_json::to_value(storm),
-            Scenario::Dark(dark) => serde_json::to_value(dark),
-            Scenario::Churn(churn) => serde_json::to_value(churn),
-            Scenario::Hostile(hostile) => serde_json::to_value(hostile),
-        };
+        let value = each!(self, scenario => serde_json::to_value(scenario));
         value.expect("options are plain data")
     }
 }
