@@ -1,5 +1,6 @@
 //! The command line.
 
+mod duel;
 mod messages;
 
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::fleet::protocol::Protocol;
+pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
@@ -26,7 +28,16 @@ pub use messages::{Broadcast, Downlink, Slow, Uplink};
 pub struct Cli {
     /// What is done to the server.
     #[command(subcommand)]
-    pub scenario: Scenario,
+    pub command: Command,
+}
+
+/// One scenario, or one against several targets.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(flatten)]
+    Scenario(Scenario),
+    /// The same scenario against several targets in turns, printed as ratios.
+    Duel(Duel),
 }
 
 const EXAMPLES: &str = "\
@@ -49,6 +60,9 @@ Examples (a gateway with its built-in configuration runs in the same directory):
 
   2,000 messages a second from devices to whoever follows the events:
     loadtest uplink --messages-per-second 2000 --ack --admin http://127.0.0.1:7480 --pid PID
+
+  The same for several servers in turns, as ratios:
+    loadtest duel heartbeat --connections 1000 --every 1s --pid PID --against other=127.0.0.1:8883:PID
 
   The same against another server that takes opaque bytes over TLS:
     loadtest hold --protocol raw --target 127.0.0.1:8883 --ca other-ca.pem --pid PID
@@ -328,6 +342,11 @@ impl Scenario {
         each!(self, scenario => &scenario.common)
     }
 
+    /// The same, to be changed.
+    pub fn common_mut(&mut self) -> &mut Common {
+        each!(self, scenario => &mut scenario.common)
+    }
+
     /// How many of its devices are the control group.
     pub fn control(&self) -> u32 {
         match self {
@@ -454,7 +473,8 @@ mod tests {
     #[test]
     fn the_configuration_names_units() {
         let cli = Cli::try_parse_from(["loadtest", "dark", "--share", "0.1"]).unwrap();
-        let configuration = cli.scenario.configuration();
+        let Command::Scenario(scenario) = cli.command else { panic!("a scenario") };
+        let configuration = scenario.configuration();
         assert_eq!(configuration["duration_s"], 30.0);
         assert_eq!(configuration["share"], 0.1);
         assert_eq!(configuration["handshake"], "full");

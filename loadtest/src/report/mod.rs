@@ -1,5 +1,6 @@
 //! What a run found: one object, the same for JSON, the table and the page.
 
+pub mod duel;
 pub mod page;
 pub mod plot;
 pub mod table;
@@ -299,7 +300,8 @@ mod tests {
     #[test]
     fn the_keys_that_other_tools_rely_on_are_there_even_when_there_is_no_figure() {
         let cli: crate::cli::Cli = clap::Parser::try_parse_from(["loadtest", "hold"]).unwrap();
-        let report = crate::run::empty_report(&cli.scenario);
+        let crate::cli::Command::Scenario(scenario) = cli.command else { panic!("a scenario") };
+        let report = crate::run::empty_report(&scenario);
         let report = serde_json::to_value(report).unwrap();
         for path in [
             "scenario",
