@@ -1,9 +1,9 @@
-//! What can be seen from outside: the server's process, the kernel's memory, this machine, and a Pulsegate's own metrics.
+//! What can be seen from outside: the server's process, the kernel's memory, this machine, and what a Pulsegate's own
+//! metrics said.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::time::Duration;
 
 use serde::Serialize;
 
@@ -145,42 +145,13 @@ pub fn commit() -> Option<String> {
     output.status.success().then(|| commit.trim().to_owned())
 }
 
-/// A Pulsegate's own counters.
-#[derive(Clone, Debug)]
-pub struct Admin {
-    base: String,
-    token: Option<String>,
-}
-
 /// What /metrics said at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics(BTreeMap<String, f64>);
 
-impl Admin {
-    /// The control plane at `base`, such as `http://127.0.0.1:7480`.
-    pub fn new(base: &str, token: Option<String>) -> Self {
-        Self { base: base.trim_end_matches('/').to_owned(), token }
-    }
-
-    /// Reads all metrics.
-    ///
-    /// # Errors
-    /// A sentence with the address in it.
-    pub fn metrics(&self) -> Result<Metrics, String> {
-        let url = format!("{}/metrics", self.base);
-        let agent: ureq::Agent =
-            ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
-        let mut request = agent.get(&url);
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let text = request.call().and_then(|mut answer| answer.body_mut().read_to_string());
-        text.map(|text| Metrics::parse(&text)).map_err(|error| format!("{url}: {error}"))
-    }
-}
-
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    /// From the text that the control plane answers with.
+    pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let pairs = lines.filter_map(|line| line.rsplit_once(' '));
         Self(pairs.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pulsegate::tls::handshake::{ClientOptions, ClientResumption, ClientTls, Roots, Versions};
 use serde_json::{Map, Value};
 
+use crate::admin::Admin;
 use crate::cli::{Common, HandshakeKind, Scenario, TlsVersion};
 use crate::clock::{Clock, micros};
 use crate::fleet::liveness::Terms;
 use crate::fleet::protocol::Protocol;
 use crate::fleet::{Count, Counts, Findings, Fleet, Order, Setup, Sources, Trouble};
-use crate::observe::{Admin, Kernel, Machine, Metrics, Process, Usage, commit};
+use crate::observe::{Kernel, Machine, Metrics, Process, Usage, commit};
 use crate::progress::Progress;
 use crate::report::{
     Condition, Connections, Cpu, Curve, Expiry, Generator, Memory, Messages, Percentiles, Recovery, Report, Sample,
@@ -72,6 +73,9 @@ impl Run {
             process.measure().map_err(|error| format!("--pid {pid}: {error}"))?;
         }
         let admin = admin(&common)?;
+        if scenario.needs_admin() && admin.is_none() {
+            return Err(format!("{} needs the control plane: --admin URL", scenario.name()));
+        }
         let threads = threads(&common)?;
         let setup = setup(scenario, threads)?;
         let source_addresses = setup.sources.addresses();
@@ -95,6 +99,19 @@ impl Run {
     /// The run's clock, for orders that name a time.
     pub fn now(&self) -> u64 {
         self.clock.now()
+    }
+
+    /// The same for whoever works beside the run.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Another connection to the control plane, for scenarios that need it.
+    ///
+    /// # Panics
+    /// In a scenario that can do without.
+    pub fn admin(&self) -> Admin {
+        self.admin.as_ref().expect("the scenario has said that it needs it").another()
     }
 
     /// Waits until a Pulsegate's count of connections stands still: those of an earlier run may still be ending.
@@ -175,6 +192,8 @@ impl Run {
         self.collect();
         self.findings.beats.reset();
         self.findings.beats_control.reset();
+        self.findings.messages.reset();
+        self.findings.acknowledged.reset();
         self.findings.loop_lateness.reset();
         self.busiest = 0.0;
     }
@@ -279,17 +298,20 @@ impl Run {
         generator.rss_bytes = Process::new(std::process::id()).glance().ok().map(|usage| usage.rss_bytes);
         generator.why = why_saturated(self.busiest, late.p99.unwrap_or(0.0));
         generator.saturated = generator.why.is_some();
+        let others = std::mem::take(&mut report.curves);
         report.curves = [
             Curve::of("connect", &found.connect, false),
             Curve::of("heartbeat", &found.beats, false),
             Curve::of("heartbeat, control group", &found.beats_control, false),
-            Curve::of("message", &found.messages, false),
+            Curve::of("message to a device", &found.messages, false),
+            Curve::of("acknowledgement of a device's message", &found.acknowledged, false),
             Curve::of("recovery", &found.recovery, false),
             Curve::of("expiry after its deadline", &found.expiry_lateness, true),
             Curve::of("harness", &found.loop_lateness, true),
         ]
         .into_iter()
         .flatten()
+        .chain(others)
         .collect();
         report.passed = report.conditions.iter().all(|condition| condition.holds);
         self.progress.end();

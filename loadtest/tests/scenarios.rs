@@ -1,6 +1,6 @@
 //! The harness as a program, against a gateway in this process.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pulsegate::config::machine::{Memory, MemorySource};
 use pulsegate::config::{Heartbeat, Machine, built_in};
 use pulsegate::connection::Rules;
+use pulsegate::control::{Clock, Control, Parts};
 use pulsegate::link::{Home, ListenerId};
 use pulsegate::tls::certs::development;
 use pulsegate::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
@@ -19,6 +20,7 @@ struct Gateway {
     _directory: tempfile::TempDir,
     ca: PathBuf,
     workers: Workers,
+    control: Control,
 }
 
 impl Gateway {
@@ -51,9 +53,18 @@ impl Gateway {
         let home = Home::new([7; 16], config.workers);
         let setup = Setup { config: &config, rules: Arc::from(rules), home, started: Instant::now(), seed: 1 };
         let workers = worker::start(&setup).unwrap();
-        let uplink = workers.uplink.clone();
-        std::thread::spawn(move || uplink.iter().for_each(drop));
-        Self { ca: certs.authority.cert, workers, _directory: directory }
+        let control = Control::start(Parts {
+            config: Arc::new(config.clone()),
+            home,
+            mailboxes: workers.mailboxes.clone(),
+            uplink: workers.uplink.clone(),
+            published: workers.published.clone(),
+            listeners: workers.addresses.clone(),
+            clock: Clock { started: setup.started, started_at: SystemTime::now() },
+            epoch: 1,
+            admin: TcpListener::bind("127.0.0.1:0").unwrap(),
+        });
+        Self { ca: certs.authority.cert, workers, control: control.unwrap(), _directory: directory }
     }
 
     fn run(&self, arguments: &str, json: &Path) -> (Output, Value) {
@@ -61,6 +72,7 @@ impl Gateway {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args(arguments.split_ascii_whitespace()).args(["--target", &target.to_string()]);
         command.args(["--pid", &std::process::id().to_string()]).arg("--ca").arg(&self.ca).arg("--json").arg(json);
+        command.args(["--admin", &format!("http://{}", self.control.admin_addr())]);
         let output = command.output().unwrap();
         let report = std::fs::read(json).unwrap_or_else(|_| panic!("no report: {output:?}"));
         (output, serde_json::from_slice(&report).unwrap())
@@ -93,6 +105,51 @@ fn a_fleet_is_held_and_whoever_falls_silent_is_found_out() {
     assert_eq!(report["expiry"]["right"], 20);
     assert_eq!(report["expiry"]["false"], 0);
     assert_eq!(report["connections"]["held"], 80);
+}
+
+#[test]
+fn messages_in_all_directions_are_counted_one_by_one() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("report.json");
+    let common = "--rate 1000 --settle 200ms --messages-per-second 2000 --messages 600";
+    let scenarios = [
+        format!("uplink -n 60 --ack --device-prefix up- {common}"),
+        format!("uplink -n 60 --device-prefix unasked- {common}"),
+        format!("downlink -n 60 --ack --senders 8 --device-prefix down- {common}"),
+        format!("downlink -n 60 --to 1 --senders 4 --device-prefix one- {common}"),
+        "broadcast -n 200 --rounds 3 --rate 1000 --settle 200ms --device-prefix all-".to_owned(),
+    ];
+    for arguments in scenarios {
+        let (output, report) = gateway.run(&arguments, &json);
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        for (key, expected) in [("sent", 600), ("received", 600), ("lost", 0), ("duplicated", 0)] {
+            assert_eq!(report["messages"][key], expected, "{arguments}: {key}");
+        }
+        assert!(report["latency_us"]["p50"].is_f64(), "{arguments}");
+        assert!(report["cpu"]["us_per_message"].is_f64(), "{arguments}");
+    }
+}
+
+#[test]
+fn whoever_does_not_read_is_ended_and_the_others_are_not() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    // What is measured is this process, in which other tests run too.
+    let arguments = "slow -n 20 --share 0.1 --rate 1000 --settle 200ms --max-growth 100000000 --max-p99 10s";
+    let (output, report) = gateway.run(arguments, &directory.path().join("report.json"));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["details"]["do_not_read"], 2);
+    assert_eq!(report["connections"]["lost"], 0);
+}
+
+#[test]
+fn a_scenario_about_messages_needs_the_control_plane() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    let ca = tempfile::tempdir().unwrap();
+    let output = command.arg("downlink").arg("--ca").arg(ca.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--admin"), "{output:?}");
 }
 
 #[test]

@@ -40,14 +40,22 @@ counts! {
     BeatsSent,
     /// Heartbeats answered by the server.
     BeatsAnswered,
-    /// Messages sent by devices.
+    /// Messages that devices have published.
     MessagesSent,
+    /// Messages that have come to devices, each time that one came.
+    MessagesHeard,
+    /// Messages of a stream that devices have published.
+    StreamSent,
     /// Of them, those that the server acknowledged.
-    MessagesAcknowledged,
-    /// Messages that devices received from each other.
-    MessagesReceived,
-    /// Of them, those that had been received before.
-    MessagesDuplicated,
+    StreamAcknowledged,
+    /// Messages of a stream that came to its subscribers.
+    StreamReceived,
+    /// Of them, those that had come before.
+    StreamDuplicated,
+    /// Devices that do not read and are still connected.
+    Deaf,
+    /// Devices whose connection ended while they did not read.
+    DeafEnded,
     /// Devices that left politely.
     LeftPolitely,
     /// Devices that left with a reset.
@@ -146,8 +154,10 @@ pub struct Findings {
     pub beats_control: Histogram<u64>,
     /// The same of all others.
     pub beats: Histogram<u64>,
-    /// From the time that a message was due until it was received, in microseconds; in `uplink` until it was acknowledged.
+    /// From the time that a message to a device was due until it was there, in microseconds.
     pub messages: Histogram<u64>,
+    /// From the time that a message of a device's was due to its acknowledgement, in microseconds.
+    pub acknowledged: Histogram<u64>,
     /// From the cut until a device was up again, in microseconds.
     pub recovery: Histogram<u64>,
     /// From the deadline of a silent device to its expiry, in microseconds.
@@ -170,6 +180,7 @@ impl Findings {
             beats_control: histogram(),
             beats: histogram(),
             messages: histogram(),
+            acknowledged: histogram(),
             recovery: histogram(),
             expiry_lateness: histogram(),
             loop_lateness: histogram(),
@@ -186,6 +197,7 @@ impl Findings {
             (&mut self.beats_control, &other.beats_control),
             (&mut self.beats, &other.beats),
             (&mut self.messages, &other.messages),
+            (&mut self.acknowledged, &other.acknowledged),
             (&mut self.recovery, &other.recovery),
             (&mut self.expiry_lateness, &other.expiry_lateness),
             (&mut self.loop_lateness, &other.loop_lateness),

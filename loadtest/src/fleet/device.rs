@@ -25,14 +25,18 @@ pub struct Device {
     pub failures: u8,
     /// It keeps its connection and says nothing more.
     pub is_silent: bool,
+    /// Whether it reads what comes.
+    pub hearing: Hearing,
     /// When the connection was due to be opened, whether or not the harness was in time.
     pub intended: Micros,
     /// When it was cut off, until it is back; 0: it was not.
     pub cut_at: Micros,
     /// The oldest unanswered heartbeat was due then, in protocols whose answers do not say; 0: none is.
     pub awaiting: Micros,
-    /// The next heartbeat is due then, in milliseconds; 0: none.
-    pub next_beat: u32,
+    /// The next heartbeat or message is due then, in milliseconds; 0: none.
+    pub next_duty: u32,
+    /// Messages that it has published.
+    pub published: u32,
     /// It leaves then, in milliseconds; 0: it stays.
     pub leaves: u32,
     pub watch: Watch,
@@ -42,6 +46,16 @@ pub struct Device {
 }
 
 const _: () = assert!(size_of::<Device>() <= 320);
+
+/// Whether a device reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    Good,
+    /// It keeps its connection and reads nothing.
+    Deaf,
+    /// It was deaf, and reads what was left for it: its end was earned before.
+    Regained,
+}
 
 /// How far a device is.
 pub enum Link {
@@ -114,6 +128,8 @@ troubles! {
     GoingAway = "close_going_away",
     /// CLOSE: no room at this time.
     TryLater = "close_try_later",
+    /// CLOSE: it did not read what it was sent.
+    SlowConsumer = "close_slow_consumer",
     /// CLOSE with any other code.
     Closed = "close_other",
 }
@@ -125,6 +141,7 @@ impl From<CloseCode> for Trouble {
             CloseCode::TAKEN_OVER => Trouble::TakenOver,
             CloseCode::GOING_AWAY => Trouble::GoingAway,
             CloseCode::TRY_LATER => Trouble::TryLater,
+            CloseCode::SLOW_CONSUMER => Trouble::SlowConsumer,
             _ => Trouble::Closed,
         }
     }
@@ -152,10 +169,12 @@ impl Device {
             attempt: 0,
             failures: 0,
             is_silent: false,
+            hearing: Hearing::Good,
             intended: 0,
             cut_at: 0,
             awaiting: 0,
-            next_beat: 0,
+            next_duty: 0,
+            published: 0,
             leaves: 0,
             watch: Watch::default(),
             leftover: None,
@@ -165,6 +184,11 @@ impl Device {
 
     pub fn is_up(&self) -> bool {
         matches!(self.link, Link::Up(_))
+    }
+
+    /// Whether it does not read, or did not.
+    pub fn was_deaf(&self) -> bool {
+        self.hearing != Hearing::Good
     }
 
     pub fn is_down(&self) -> bool {

@@ -3,6 +3,7 @@
 mod counts;
 mod crew;
 mod device;
+mod ledger;
 pub mod liveness;
 mod mqtt;
 pub mod protocol;
@@ -19,10 +20,9 @@ use std::time::Duration;
 use pulsegate::link::Doorbell;
 use pulsegate::tls::handshake::ClientTls;
 
-#[cfg(test)]
-pub use counts::histogram;
-pub use counts::{Count, Counts, Findings};
+pub use counts::{Count, Counts, Findings, histogram};
 pub use device::Trouble;
+pub use ledger::{Ledger, STAMP_BYTES, Stamp};
 pub use source::Sources;
 
 use crate::clock::{Clock, Micros};
@@ -72,10 +72,18 @@ pub enum Order {
     ComeBack(ComeBack),
     /// Each device sends a heartbeat `every` so often from `from` on, evenly spread.
     Beat { from: Micros, every: Duration },
-    /// Devices send messages `every` so often from `from` on, evenly spread.
-    Publish { devices: Range<u32>, from: Micros, every: Duration, topic: Arc<str>, acknowledge: bool },
-    /// No more heartbeats, no more messages.
+    /// Devices publish, each message at its time, instead of heartbeats.
+    Publish(Publishing),
+    /// No more heartbeats, and no more messages.
     Quiet,
+    /// MQTT devices publish for each other.
+    Stream(Streaming),
+    /// What arrives at devices is counted here.
+    Listen(Listening),
+    /// Devices keep their connections and read nothing any more.
+    Deafen { devices: Range<u32> },
+    /// Those who do not read do so again.
+    Undeafen,
     /// Ends connections without a word.
     Cut { devices: Range<u32>, how: Cut },
     /// Devices keep their connections and answer nothing any more.
@@ -88,6 +96,64 @@ pub enum Order {
     Collect(Sender<Findings>),
     /// The end.
     Stop,
+}
+
+/// Messages from devices: the `round`th one of the `n`th publisher is due at `from + every x (round + n / publishers)`.
+#[derive(Clone)]
+pub struct Publishing {
+    /// Who publishes.
+    pub devices: Range<u32>,
+    pub from: Micros,
+    /// Between two messages of one device.
+    pub every: Duration,
+    /// Messages of each device.
+    pub rounds: u32,
+    /// Under which topic.
+    pub topic: Arc<str>,
+    /// The length of each payload, in bytes.
+    pub bytes: usize,
+    /// Where acknowledgements are counted; `None`: none is asked for.
+    pub acknowledged: Option<Arc<Ledger>>,
+}
+
+impl Publishing {
+    /// When the `round`th message of `device` is due.
+    pub fn due(&self, device: u32, round: u64) -> Micros {
+        let every = u128::from(crate::clock::micros(self.every));
+        let (position, all) = (u128::from(device - self.devices.start), self.devices.len().max(1) as u128);
+        self.from + (every * u128::from(round) + every * position / all) as Micros
+    }
+}
+
+/// How messages that arrive at devices are counted.
+#[derive(Clone)]
+pub struct Listening {
+    pub ledger: Arc<Ledger>,
+    pub whose: Whose,
+}
+
+/// Which messages a device may get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Its own: each message is for one device.
+    Own,
+    /// Everybody's: each message goes to all devices, and counts for each of them.
+    ToAll,
+}
+
+/// Who publishes for the others, and how often.
+#[derive(Clone)]
+pub struct Streaming {
+    /// The publishers.
+    pub devices: Range<u32>,
+    /// When the first message is due.
+    pub from: Micros,
+    /// How often each of them publishes.
+    pub every: Micros,
+    /// Under which topic.
+    pub topic: Arc<str>,
+    /// Whether with QoS 1.
+    pub acknowledge: bool,
 }
 
 /// Whether and when devices come back.

@@ -70,7 +70,7 @@ pub fn handle(
             Packet::Connack(_) => tell(Said::Close(CloseCode::TRY_LATER)),
             Packet::Suback(suback) if suback.codes.iter().all(|&code| code < 0x80) => tell(Said::Welcome(None)),
             Packet::Pingresp => tell(Said::Pong(None)),
-            Packet::Puback(_) => tell(Said::Acknowledged),
+            Packet::Puback(_) => tell(Said::StreamAcknowledged),
             Packet::Publish(publish) => tell(receive(version, &publish, answers, plain)),
             Packet::Disconnect(disconnect) => tell(Said::Close(match disconnect.reason {
                 Reason::KEEP_ALIVE_TIMEOUT => CloseCode::EXPIRED,
@@ -90,5 +90,5 @@ fn receive(version: Version, publish: &Publish, answers: bool, plain: &mut Vec<u
         let ack = Ack { packet_id: publish.packet_id, reason: Reason::SUCCESS, properties: Properties::EMPTY };
         Packet::Puback(ack).encode(version, plain);
     }
-    Envelope::from_bytes(publish.payload).map_or(Said::Data, Said::Message)
+    Envelope::from_bytes(publish.payload).map_or(Said::Data, Said::Streamed)
 }

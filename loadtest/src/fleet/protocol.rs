@@ -2,9 +2,10 @@
 
 use clap::ValueEnum;
 use pulsegate::codec::mqtt::{self, Packet, Version};
-use pulsegate::codec::native::{self, CloseCode, Frame, Hello, Message};
+use pulsegate::codec::native::{self, CloseCode, Frame, Hello};
 use serde::Serialize;
 
+use super::ledger::Stamp;
 use super::liveness::Terms;
 use super::mqtt as mqtt_device;
 use crate::clock::Micros;
@@ -67,10 +68,14 @@ pub enum Said {
     Pong(Option<Micros>),
     /// It is told to go.
     Close(CloseCode),
-    /// One of its messages was acknowledged.
-    Acknowledged,
-    /// A message of the harness's own.
-    Message(Envelope),
+    /// A message, and which one; `None`: not one of this run's.
+    Message(Option<Stamp>),
+    /// A message of a stream.
+    Streamed(Envelope),
+    /// One of its messages of a stream was acknowledged.
+    StreamAcknowledged,
+    /// Its message of this id is safe.
+    Acknowledged(u32),
     /// Anything else.
     Data,
 }
@@ -121,14 +126,10 @@ impl Protocol {
         }
     }
 
-    /// Appends a message.
+    /// Appends a message of a stream; MQTT only.
     pub fn message(self, topic: &str, envelope: &Envelope, acknowledge: bool, plain: &mut Vec<u8>) {
         match self {
-            Protocol::Native => {
-                let id = if acknowledge { envelope.sequence + 1 } else { 0 };
-                Frame::Message(Message { id, topic, payload: &envelope.to_bytes() }).encode(plain);
-            }
-            Protocol::Raw => plain.extend_from_slice(&envelope.to_bytes()),
+            Protocol::Native | Protocol::Raw => {}
             Protocol::Mqtt3 | Protocol::Mqtt5 => {
                 mqtt_device::publish(self.version(), topic, envelope, acknowledge, plain);
             }
@@ -141,6 +142,19 @@ impl Protocol {
             Protocol::Native => Frame::Ping(&intended.to_be_bytes()).encode(plain),
             Protocol::Raw => plain.extend_from_slice(RAW_HEARTBEAT),
             Protocol::Mqtt3 | Protocol::Mqtt5 => mqtt_device::say(self.version(), &Packet::Pingreq, plain),
+        }
+    }
+
+    /// Appends a message; `id` is what its acknowledgement will carry, 0: none is wanted. False where the protocol has no
+    /// messages that could be told apart.
+    pub fn publish(self, topic: &str, id: u32, payload: &[u8], plain: &mut Vec<u8>) -> bool {
+        match self {
+            Protocol::Native => {
+                Frame::Message(native::Message { id, topic, payload }).encode(plain);
+                true
+            }
+            // Their messages are streams: see `message`.
+            Protocol::Raw | Protocol::Mqtt3 | Protocol::Mqtt5 => false,
         }
     }
 
@@ -212,9 +226,9 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Sai
             if message.id != 0 && answers {
                 Frame::Ack(message.id).encode(plain);
             }
-            Envelope::from_bytes(message.payload).map_or(Said::Data, Said::Message)
+            Said::Message(Stamp::decode(message.payload))
         }
-        Frame::Ack(_) => Said::Acknowledged,
+        Frame::Ack(id) => Said::Acknowledged(*id),
         Frame::Hello(_) => return Err(Broken),
     })
 }
@@ -228,15 +242,15 @@ mod tests {
         let envelope = Envelope { intended: 1 << 40 | 7, publisher: 3, sequence: 9 };
         assert_eq!(Envelope::from_bytes(&envelope.to_bytes()), Some(envelope));
         assert_eq!(Envelope::from_bytes(b"short"), None);
-        for protocol in [Protocol::Native, Protocol::Mqtt3, Protocol::Mqtt5] {
+        for protocol in [Protocol::Mqtt3, Protocol::Mqtt5] {
             let (mut sent, mut answer, mut said) = (Vec::new(), Vec::new(), Vec::new());
             protocol.message("load", &envelope, true, &mut sent);
             let taken = protocol.handle(&sent, true, &mut answer, |what| said.push(what));
-            assert_eq!((taken, &*said), (Ok(sent.len()), &[Said::Message(envelope)][..]), "{protocol:?}");
+            assert_eq!((taken, &*said), (Ok(sent.len()), &[Said::Streamed(envelope)][..]), "{protocol:?}");
             assert!(!answer.is_empty(), "it is to be acknowledged");
             said.clear();
             let taken = protocol.handle(&answer, true, &mut Vec::new(), |what| said.push(what));
-            assert_eq!((taken, &*said), (Ok(answer.len()), &[Said::Acknowledged][..]));
+            assert_eq!((taken, &*said), (Ok(answer.len()), &[Said::StreamAcknowledged][..]));
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a run found: one object, the same for JSON, the table and the page.
 
+pub mod duel;
 pub mod page;
 pub mod plot;
 pub mod table;
@@ -40,6 +41,17 @@ pub struct Report {
     /// For the plots; the JSON has the percentiles.
     #[serde(skip)]
     pub curves: Vec<Curve>,
+}
+
+impl Report {
+    /// What `latency_us` measures in this scenario.
+    pub fn latency_is_of(&self) -> &'static str {
+        match self.scenario {
+            "uplink" | "fan-in" => "message from a device",
+            "downlink" | "broadcast" | "fan-out" => "message to a device",
+            _ => "heartbeat round trip",
+        }
+    }
 }
 
 /// Something that must hold.
@@ -84,6 +96,7 @@ pub struct Memory {
 pub struct Cpu {
     pub us_per_handshake: Option<f64>,
     pub us_per_heartbeat: Option<f64>,
+    pub us_per_message: Option<f64>,
     /// Of one core, while nothing but the server's own heartbeats happened.
     pub idle_share: Option<f64>,
 }
@@ -147,6 +160,7 @@ impl Recovery {
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Messages {
+    /// Of these the server said that it takes them, where it says so.
     pub sent: Option<u64>,
     pub received: Option<u64>,
     pub lost: Option<u64>,
@@ -226,10 +240,11 @@ pub fn units() -> Value {
         "memory.rss_*_bytes": "bytes",
         "cpu.us_per_handshake": "microseconds of the server's CPU time, user and kernel mode",
         "cpu.us_per_heartbeat": "microseconds of the server's CPU time, user and kernel mode",
+        "cpu.us_per_message": "microseconds of the server's CPU time, user and kernel mode, for each message sent",
         "cpu.idle_share": "share of one core",
         "expiry.false": "count", "expiry.missed": "count", "expiry.right": "count",
         "expiry.lateness_ms": "milliseconds after the exact deadline",
-        "latency_us": "microseconds from the time a heartbeat was due to its answer",
+        "latency_us": "microseconds from the time a heartbeat was due to its answer; in scenarios about messages from the time a message was due to its arrival",
         "connect_latency_us": "microseconds from the time a connection was due to be opened until it was up",
         "recovery_s": "seconds from the cut until so many devices were up again",
         "messages": "count",
@@ -285,7 +300,8 @@ mod tests {
     #[test]
     fn the_keys_that_other_tools_rely_on_are_there_even_when_there_is_no_figure() {
         let cli: crate::cli::Cli = clap::Parser::try_parse_from(["loadtest", "hold"]).unwrap();
-        let report = crate::run::empty_report(&cli.scenario);
+        let crate::cli::Command::Scenario(scenario) = cli.command else { panic!("a scenario") };
+        let report = crate::run::empty_report(&scenario);
         let report = serde_json::to_value(report).unwrap();
         for path in [
             "scenario",

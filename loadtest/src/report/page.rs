@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use super::duel::{Bar, Duel};
 use super::plot::{self, Axis, Series};
 use super::{Percentiles, Report, Sample, shown};
+use crate::observe::Machine;
 
 /// The page.
 pub fn render(report: &Report) -> String {
@@ -16,13 +18,52 @@ pub fn render(report: &Report) -> String {
     distributions(&mut body, report);
     body.push_str("</div>");
     details(&mut body, report);
+    frame(&format!("loadtest {} · {}", report.scenario, report.target), &body)
+}
+
+/// The page of several targets: each figure as bars side by side.
+pub fn render_duel(duel: &Duel) -> String {
+    let (word, class) = if duel.passed() { ("passed", "good") } else { ("failed", "bad") };
+    let mut body = format!("<h1>duel · {}<span class=\"badge {class}\">{word}</span></h1>", duel.of);
+    if let Some(first) = duel.parties.first().and_then(|party| party.turns.first()) {
+        let turns = duel.parties[0].turns.len();
+        let _ = write!(
+            body,
+            "<p class=sub>{} connections, {turns} turns of each · {} · in parentheses how many times the first one's</p>",
+            grouped(first.connections.asked),
+            escaped(&machine(&first.machine))
+        );
+    }
+    body.push_str("<div class=plots>");
+    for (name, bars) in duel.bars() {
+        let _ = write!(body, "<div class=plot><h2>{name}</h2><table class=bars>");
+        for Bar { party, shown, share } in bars {
+            let width = (share * 100.0).max(0.5);
+            let _ = write!(
+                body,
+                "<tr><th>{}</th><td><i style=\"width:{width:.1}%\"></i></td><td class=n>{}</td></tr>",
+                escaped(&party),
+                escaped(&shown)
+            );
+        }
+        body.push_str("</table></div>");
+    }
+    body.push_str("</div>");
+    frame(&format!("loadtest duel {}", duel.of), &body)
+}
+
+fn frame(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\
          <meta name=viewport content=\"width=device-width,initial-scale=1\">\
-         <title>loadtest {} · {}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n",
-        report.scenario,
-        escaped(&report.target)
+         <title>{}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n",
+        escaped(title)
     )
+}
+
+fn machine(machine: &Machine) -> String {
+    let memory = machine.memory_bytes as f64 / f64::from(1 << 30);
+    format!("{}, {} cores, {memory:.0} GiB, Linux {}", machine.processor, machine.cores, machine.kernel)
 }
 
 const STYLE: &str = "
@@ -37,21 +78,18 @@ main{max-width:1180px;margin:0 auto;padding:32px 20px 60px}h1{font-size:26px;mar
 .plots{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}.plot svg{width:100%;height:auto;display:block}
 .legend{color:var(--dim);font-size:13px}.legend span{margin-right:16px}.legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}td,th{text-align:left;padding:4px 10px 4px 0;border-bottom:1px solid var(--line);vertical-align:top;font-weight:400}
-td.n{text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}th{color:var(--dim)}.two{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}";
+td.n{text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}th{color:var(--dim)}.bars td:nth-child(2){width:50%}.bars i{display:block;height:14px;border-radius:3px;background:#1f6feb}.bars tr:not(:first-child) i{background:#d95f02}.two{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(440px,1fr))}";
 
 fn head(body: &mut String, report: &Report) {
     let (word, class) = if report.passed { ("passed", "good") } else { ("failed", "bad") };
-    let machine = &report.machine;
     let commit = report.commit.as_deref().map_or("unknown", |commit| &commit[..commit.len().min(10)]);
     let _ = write!(
         body,
-        "<h1>{}<span class=\"badge {class}\">{word}</span></h1><p class=sub>{} {} · {} cores, {:.0} GiB, Linux {} · commit {}</p>",
+        "<h1>{}<span class=\"badge {class}\">{word}</span></h1><p class=sub>{} {} · {} · commit {}</p>",
         report.scenario,
         escaped(report.configuration["protocol"].as_str().unwrap_or("")),
         escaped(&report.target),
-        machine.cores,
-        machine.memory_bytes as f64 / f64::from(1 << 30),
-        escaped(&machine.kernel),
+        escaped(&machine(&report.machine)),
         escaped(commit),
     );
 }
@@ -72,7 +110,12 @@ fn cards(body: &mut String, report: &Report) {
     add(report.cpu.us_per_handshake, 0, "µs", "server CPU per handshake");
     add(report.cpu.us_per_heartbeat, 1, "µs", "server CPU per heartbeat");
     add(report.cpu.idle_share.map(|share| share * 100.0), 2, "%", "of a core while idle");
-    add(report.latency_us.p99.map(|micros| micros / 1e3), 2, "ms", "heartbeat round trip, 99th percentile");
+    add(report.cpu.us_per_message, 1, "µs", "server CPU per message");
+    let latency = format!("{}, 99th percentile", report.latency_is_of());
+    add(report.latency_us.p99.map(|micros| micros / 1e3), 2, "ms", &latency);
+    add(report.messages.received.map(|received| received as f64), 0, "", "messages received");
+    add(report.messages.lost.map(|lost| lost as f64), 0, "", "lost");
+    add(report.messages.duplicated.map(|twice| twice as f64), 0, "", "duplicated");
     add(report.recovery_s.p100, 2, "s", "until all were back");
     add(report.expiry.missed.and(report.expiry.right).map(|right| right as f64), 0, "", "expired in time");
     add(report.expiry.lateness_ms.p999, 1, "ms", "after the deadline, 99.9th percentile");
@@ -155,7 +198,7 @@ fn details(body: &mut String, report: &Report) {
     body.push_str("<div class=two style=\"margin-top:12px\"><div class=box><h2>Figures</h2><table>");
     body.push_str("<tr><th></th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th><th>times</th></tr>");
     percentiles(body, "time to connect, ms", &report.connect_latency_us, 1e3);
-    percentiles(body, "heartbeat round trip, ms", &report.latency_us, 1e3);
+    percentiles(body, &format!("{}, ms", report.latency_is_of()), &report.latency_us, 1e3);
     percentiles(body, "expiry after deadline, ms", &report.expiry.lateness_ms, 1.0);
     percentiles(body, "harness late by, ms", &report.generator.lateness_us, 1e3);
     body.push_str("</table><table>");

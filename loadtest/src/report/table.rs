@@ -22,7 +22,8 @@ pub fn render(report: &Report) -> String {
     rows.percentiles("time to connect", &report.connect_latency_us, 1_000.0, "ms");
     memory(&mut rows, report);
     cpu(&mut rows, report);
-    rows.percentiles("heartbeat round trip", &report.latency_us, 1_000.0, "ms");
+    rows.percentiles(report.latency_is_of(), &report.latency_us, 1_000.0, "ms");
+    messages(&mut rows, report);
     recovery(&mut rows, report);
     expiry(&mut rows, report);
     for (name, value) in &report.details {
@@ -70,8 +71,19 @@ fn cpu(rows: &mut Rows, report: &Report) {
     if let Some(micros) = cpu.us_per_heartbeat {
         rows.row("server CPU per heartbeat", &format!("{micros:.1} us"));
     }
+    if let Some(micros) = cpu.us_per_message {
+        rows.row("server CPU per message", &format!("{micros:.1} us"));
+    }
     if let Some(share) = cpu.idle_share {
         rows.row("server CPU while idle", &format!("{:.2} % of a core", share * 100.0));
+    }
+}
+
+fn messages(rows: &mut Rows, report: &Report) {
+    let messages = &report.messages;
+    if let (Some(sent), Some(received)) = (messages.sent, messages.received) {
+        let (lost, twice) = (messages.lost.unwrap_or(0), messages.duplicated.unwrap_or(0));
+        rows.row("messages", &format!("{sent} sent, {received} received, {lost} lost, {twice} duplicated"));
     }
 }
 

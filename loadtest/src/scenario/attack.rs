@@ -18,6 +18,8 @@ use serde::Serialize;
 const STEP: Duration = Duration::from_millis(200);
 /// Nothing that a connection does by itself may take longer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Type, version and length.
+const RECORD_HEADER: usize = 5;
 /// Messages of a flood, in one step.
 const FLOOD: usize = 200;
 
@@ -46,13 +48,15 @@ pub enum Attack {
     KeyUpdateFlood,
     /// Warning alerts.
     WarningFlood,
+    /// ClientHello after ClientHello within TLS.
+    RenegotiationFlood,
     /// Connections that are torn down as soon as they stand, from one address.
     ConnectionFlood,
 }
 
 impl Attack {
     /// All kinds.
-    pub const ALL: [Attack; 12] = [
+    pub const ALL: [Attack; 13] = [
         Attack::SilentTcp,
         Attack::SlowClientHello,
         Attack::HalfHandshake,
@@ -64,6 +68,7 @@ impl Attack {
         Attack::GarbageFrames,
         Attack::KeyUpdateFlood,
         Attack::WarningFlood,
+        Attack::RenegotiationFlood,
         Attack::ConnectionFlood,
     ];
 
@@ -81,6 +86,7 @@ impl Attack {
             Attack::GarbageFrames => "garbage_frames",
             Attack::KeyUpdateFlood => "key_update_flood",
             Attack::WarningFlood => "warning_flood",
+            Attack::RenegotiationFlood => "renegotiation_flood",
             Attack::ConnectionFlood => "connection_flood",
         }
     }
@@ -95,6 +101,7 @@ impl Attack {
                 | Attack::GarbageFrames
                 | Attack::KeyUpdateFlood
                 | Attack::WarningFlood
+                | Attack::RenegotiationFlood
         )
     }
 }
@@ -260,6 +267,14 @@ impl Attacker {
                 let records = self.records.as_mut().expect("this attack is within TLS");
                 let mut burst = records.burst();
                 (0..FLOOD).for_each(|_| burst.alert(Alert::UserCanceled, &mut wire));
+            }
+            Attack::RenegotiationFlood => {
+                let mut hello = Vec::new();
+                Handshake::client(tls, &mut hello).map_err(io::Error::other)?;
+                let records = self.records.as_mut().expect("this attack is within TLS");
+                let mut burst = records.burst();
+                // Without the header of the record that it came in.
+                (0..FLOOD).for_each(|_| burst.handshake_message(&hello[RECORD_HEADER..], &mut wire));
             }
         }
         match self.stream.write(&wire) {

@@ -1,13 +1,18 @@
 //! The scenarios: each drives the fleet, fills in its figures, and states what must hold.
 
 mod attack;
+mod broadcast;
 mod churn;
 mod dark;
+mod downlink;
 mod heartbeat;
 mod hold;
 mod hostile;
+mod senders;
+mod slow;
 mod storm;
 mod stream;
+mod uplink;
 
 use crate::cli::Scenario;
 use crate::run::Run;
@@ -21,8 +26,11 @@ pub fn run(run: &mut Run, scenario: &Scenario) {
         Scenario::Dark(options) => dark::run(run, options),
         Scenario::Churn(options) => churn::run(run, options),
         Scenario::Hostile(options) => hostile::run(run, options),
-        Scenario::Uplink(options) => stream::run(run, options, stream::Kind::Uplink),
         Scenario::FanIn(options) => stream::run(run, options, stream::Kind::FanIn),
         Scenario::FanOut(options) => stream::run(run, options, stream::Kind::FanOut),
+        Scenario::Uplink(options) => uplink::run(run, options),
+        Scenario::Downlink(options) => downlink::run(run, options),
+        Scenario::Broadcast(options) => broadcast::run(run, options),
+        Scenario::Slow(options) => slow::run(run, options),
     }
 }

@@ -158,6 +158,19 @@ impl<'l> Burst<'l> {
         true
     }
 
+    /// Says a handshake message that has no place after the handshake: a ClientHello asks to renegotiate (RFC 5246 7.4.1.2;
+    /// RFC 8446 4.1.2 leaves no renegotiation). For harnesses that attack servers: nothing that behaves needs it. After
+    /// close_notify, a failure or the key's last record it does nothing.
+    ///
+    /// # Panics
+    /// When `message` does not fit into one record.
+    pub fn handshake_message(&mut self, message: &[u8], out: &mut Vec<u8>) {
+        assert!(message.len() <= PLAINTEXT_MAX, "a message of one record");
+        if self.layer.can_seal() && self.records_left() > 0 {
+            self.seal_record(ContentType::Handshake, message, out);
+        }
+    }
+
     fn open_live<'r>(&mut self, record: &'r mut [u8], out: &mut Vec<u8>) -> Result<Opened<'r>, RecordError> {
         if next_record(record, Stage::Protected(self.layer.version()))? != Some(record.len()) {
             return Err(RecordError::Decode);

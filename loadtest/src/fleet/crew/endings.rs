@@ -1,7 +1,7 @@
 //! How connections end: by chance, by order, or by no doing of ours.
 
 use super::super::ComeBack;
-use super::super::device::{Link, Trouble};
+use super::super::device::{Hearing, Link, Trouble};
 use super::super::liveness::Verdict;
 use super::super::source::reset_on_close;
 use super::{Count, Crew, exponential, record};
@@ -39,9 +39,12 @@ impl Crew {
     /// A connection ended without our doing, or never came up.
     pub(super) fn fail(&mut self, index: u32, trouble: Trouble) {
         let device = &self.devices[index as usize];
-        let (was_up, was_silent) = (device.is_up(), device.is_silent);
+        let (was_up, was_silent, was_deaf) = (device.is_up(), device.is_silent, device.was_deaf());
         if was_silent {
             self.judge_silence(index, trouble);
+        } else if was_deaf {
+            self.findings.troubles[trouble as usize] += 1;
+            self.counts.add(Count::DeafEnded, 1);
         } else {
             self.findings.troubles[trouble as usize] += 1;
             self.counts.add(if was_up { Count::Lost } else { Count::Failed }, 1);
@@ -55,7 +58,7 @@ impl Crew {
         self.hang_up(index);
         let device = &mut self.devices[index as usize];
         device.failures = device.failures.saturating_add(1);
-        if was_silent {
+        if was_silent || was_deaf {
             return;
         }
         match self.come_back {
@@ -100,10 +103,13 @@ impl Crew {
         if std::mem::take(&mut device.is_silent) {
             self.counts.sub(Count::Silent, 1);
         }
+        if std::mem::replace(&mut device.hearing, Hearing::Good) != Hearing::Good {
+            self.counts.sub(Count::Deaf, 1);
+        }
         device.socket = None;
         device.leftover = None;
         device.awaiting = 0;
-        device.next_beat = 0;
+        device.next_duty = 0;
         device.leaves = 0;
         self.wheel.cancel(index);
         self.out.wire.clear();

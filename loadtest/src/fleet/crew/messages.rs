@@ -1,51 +1,94 @@
-//! Messages: said at their times, heard, and counted one by one.
+//! Messages: those that devices publish, each at its time, and those that come to them.
 
-use super::super::protocol::Envelope;
-use super::{Count, Crew, Micros, record};
+use super::super::device::{Hearing, Trouble};
+use super::super::ledger::Stamp;
+use super::super::{Publishing, Whose};
+use super::{Count, Crew, Duty, record};
+use crate::clock::TICK_MICROS;
 
-/// Who says what, and how often.
-pub(super) struct Publishing {
-    pub(super) devices: std::ops::Range<u32>,
-    pub(super) from: Micros,
-    pub(super) every: Micros,
-    pub(super) topic: std::sync::Arc<str>,
-    pub(super) acknowledge: bool,
+/// Messages that one device publishes in one turn at most, when it is behind its time.
+const IN_ONE_TURN: usize = 64;
+/// When a device that has published so many messages publishes the next, in milliseconds; 0: never.
+pub(super) fn next(publishing: &Publishing, device: u32, published: u32, now_ms: u32) -> u32 {
+    if published >= publishing.rounds || !publishing.devices.contains(&device) {
+        return 0;
+    }
+    let due = publishing.due(device, published.into()).div_ceil(TICK_MICROS) as u32;
+    // What is due already is done in the next turn.
+    due.max(now_ms + 1)
 }
 
 impl Crew {
-    /// When this device is first due under a rhythm that is spread over `devices`, and every `every` from then on: the
-    /// first time after now.
-    pub(super) fn next_due(&self, number: u32, devices: &std::ops::Range<u32>, from: Micros, every: Micros) -> Micros {
-        let (place, count) = (number - devices.start, devices.len().max(1));
-        let phase = u128::from(every) * u128::from(place) / count as u128;
-        let first = from + phase as Micros;
-        let rounds = (self.now + crate::clock::TICK_MICROS).saturating_sub(first).div_ceil(every);
-        first + rounds * every
-    }
-
-    /// Appends the device's next message, which is due at `intended`.
-    pub(super) fn say_message(&mut self, index: u32, intended: Micros) {
+    /// Publishes all that is due.
+    pub(super) fn publish_due(&mut self, index: u32) -> Result<(), Trouble> {
         let number = self.number_of(index);
-        let Some(publishing) = &self.publishing else { return };
-        let sequence = self.said.entry(index).or_insert(0);
-        let envelope = Envelope { intended, publisher: number, sequence: *sequence };
-        *sequence += 1;
-        let (topic, acknowledge) = (&publishing.topic, publishing.acknowledge);
-        self.setup.protocol.message(topic, &envelope, acknowledge, &mut self.out.plain);
-        self.counts.add(Count::MessagesSent, 1);
+        let Duty::Publish(publishing) = &self.duty else { unreachable!("asked before") };
+        let device = &mut self.devices[index as usize];
+        for _ in 0..IN_ONE_TURN {
+            let round = device.published;
+            let due = publishing.due(number, round.into());
+            if round >= publishing.rounds || due > self.now {
+                break;
+            }
+            let stamp = Stamp { slot: u64::from(round) * u64::from(self.setup.devices) + u64::from(number), due };
+            self.payload.clear();
+            stamp.encode(publishing.bytes, &mut self.payload);
+            let id = if publishing.acknowledged.is_some() { round + 1 } else { 0 };
+            let plain = &mut self.out.plain;
+            if !self.setup.protocol.publish(&publishing.topic, id, &self.payload, plain) {
+                return Ok(());
+            }
+            device.published += 1;
+            self.counts.add(Count::MessagesSent, 1);
+            device.seal(&mut self.out)?;
+        }
+        self.write(index)
     }
 
-    /// A message for this device: in its publisher's order, or there is one missing, or it came twice.
-    pub(super) fn hear_message(&mut self, index: u32, envelope: &Envelope) {
-        self.counts.add(Count::MessagesReceived, 1);
-        let expected = self.heard.entry((index, envelope.publisher)).or_insert(0);
-        if envelope.sequence < *expected {
-            self.counts.add(Count::MessagesDuplicated, 1);
-        } else {
-            *expected = envelope.sequence + 1;
+    pub(super) fn hear_message(&mut self, index: u32, stamp: Option<Stamp>) {
+        self.counts.add(Count::MessagesHeard, 1);
+        let (Some(stamp), Some(listening)) = (stamp, &self.listening) else { return };
+        let (ledger, number) = (&listening.ledger, self.number_of(index));
+        let is_first = match listening.whose {
+            Whose::Own => ledger.note(stamp.slot, number),
+            Whose::ToAll => ledger.note(ledger.slot(number, ledger.round(stamp.slot)), number),
+        };
+        if is_first {
+            record(&mut self.findings.messages, self.now.saturating_sub(stamp.due));
         }
-        if envelope.intended <= self.now {
-            record(&mut self.findings.messages, self.now - envelope.intended);
+    }
+
+    pub(super) fn hear_acknowledgement(&mut self, index: u32, id: u32) {
+        let Duty::Publish(publishing) = &self.duty else { return };
+        let Some(ledger) = &publishing.acknowledged else { return };
+        let number = self.number_of(index);
+        // Ids count from 1.
+        let round = u64::from(id.wrapping_sub(1));
+        if ledger.note(ledger.slot(number, round), number) {
+            let due = publishing.due(number, round);
+            record(&mut self.findings.acknowledged, self.now.saturating_sub(due));
+        }
+    }
+
+    pub(super) fn deafen(&mut self, index: u32) {
+        let device = &mut self.devices[index as usize];
+        if !device.is_up() || device.was_deaf() {
+            return;
+        }
+        device.hearing = Hearing::Deaf;
+        self.counts.add(Count::Deaf, 1);
+        self.plan(index);
+    }
+
+    /// Reads on; whoever was cut off meanwhile is found out.
+    pub(super) fn undeafen(&mut self, index: u32) {
+        let device = &mut self.devices[index as usize];
+        if device.hearing != Hearing::Deaf {
+            return;
+        }
+        device.hearing = Hearing::Regained;
+        if let Err(trouble) = self.read(index, true) {
+            self.fail(index, trouble);
         }
     }
 }

@@ -9,6 +9,7 @@
 mod endings;
 mod messages;
 mod orders;
+mod streams;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
@@ -32,12 +33,11 @@ use rustix::time::{
 };
 
 use super::counts::{Count, Counts, Findings, Published};
-use super::device::{Device, Link, Output, Trouble};
+use super::device::{Device, Hearing, Link, Output, Trouble};
 use super::liveness::{Terms, Watch};
 use super::protocol::Said;
-use super::{Churn, ComeBack, Order, Setup};
+use super::{Churn, ComeBack, Listening, Order, Publishing, Setup, Streaming};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
-use messages::Publishing;
 
 /// Connects begun in one turn at most, so that devices that are up wait no longer for their turn.
 const CONNECTS_PER_TURN: usize = 32;
@@ -71,12 +71,12 @@ pub struct Crew {
     ready: VecDeque<u32>,
     ramps: VecDeque<Ramp>,
     come_back: ComeBack,
-    beat: Option<(Micros, Micros)>,
-    publishing: Option<Publishing>,
-    /// By device: how many messages it has sent.
+    duty: Duty,
+    /// By device: how many messages of a stream it has sent.
     said: HashMap<u32, u32>,
-    /// By device and publisher: the next message that is expected.
+    /// By device and publisher: the next message of a stream that is expected.
     heard: HashMap<(u32, u32), u32>,
+    listening: Option<Listening>,
     churn: Option<Churn>,
     counts: Counts,
     findings: Findings,
@@ -84,7 +84,20 @@ pub struct Crew {
     input: Vec<u8>,
     out: Output,
     greeting: Vec<u8>,
+    payload: Vec<u8>,
     is_stopped: bool,
+}
+
+/// What devices do all the while.
+enum Duty {
+    None,
+    /// Heartbeats, `every` so often from `from` on, evenly spread.
+    Beat {
+        from: Micros,
+        every: Micros,
+    },
+    Publish(Publishing),
+    Stream(Streaming),
 }
 
 /// Devices to be connected, each at its time.
@@ -143,10 +156,10 @@ impl Crew {
             ready: VecDeque::new(),
             ramps: VecDeque::new(),
             come_back: ComeBack::Never,
-            beat: None,
-            publishing: None,
+            duty: Duty::None,
             said: HashMap::new(),
             heard: HashMap::new(),
+            listening: None,
             churn: None,
             counts: Counts::default(),
             findings: Findings::new(),
@@ -154,6 +167,7 @@ impl Crew {
             input: vec![0; READ_BYTES + RECORD_MAX],
             out: Output::default(),
             greeting: Vec::new(),
+            payload: Vec::new(),
             is_stopped: false,
             setup,
         })
@@ -195,7 +209,7 @@ impl Crew {
         // Whatever came in at the beginning of a turn waits until its end at worst.
         late = late.max(self.clock.now() - self.now);
         self.note_lateness(late);
-        self.publish();
+        self.publish_counts();
         Ok(())
     }
 
@@ -219,7 +233,7 @@ impl Crew {
         self.counts.set(Count::LatenessMax, late);
     }
 
-    fn publish(&mut self) {
+    fn publish_counts(&mut self) {
         let cpu = clock_gettime(ClockId::ThreadCPUTime);
         self.counts.set(Count::CpuMicros, cpu.tv_sec as u64 * 1_000_000 + cpu.tv_nsec as u64 / 1_000);
         let ramp_due = self.ramps.front().is_some_and(|ramp| ramp.intended() <= self.now);
@@ -348,6 +362,9 @@ impl Crew {
             self.begin(index)?;
         } else if event.is_writable() {
             self.write(index)?;
+        }
+        if self.devices[index as usize].hearing == Hearing::Deaf {
+            return if event.is_error() { Err(Trouble::Reset) } else { Ok(()) };
         }
         if event.is_readable() || event.is_error() {
             let to_the_end = event.is_read_closed() || event.is_error();
@@ -517,15 +534,11 @@ impl Crew {
                         record(beats, self.now - intended);
                     }
                 }
-                Said::Acknowledged => {
-                    self.counts.add(Count::MessagesAcknowledged, 1);
-                    let intended = std::mem::take(&mut device.awaiting);
-                    if intended > 0 && intended <= self.now && self.setup.listeners.0.is_empty() {
-                        record(&mut self.findings.messages, self.now - intended);
-                    }
-                }
-                Said::Message(envelope) => self.hear_message(index, &envelope),
+                Said::StreamAcknowledged => self.counts.add(Count::StreamAcknowledged, 1),
+                Said::Streamed(envelope) => self.hear_streamed(index, &envelope),
                 Said::Close(code) => return Err(code.into()),
+                Said::Message(stamp) => self.hear_message(index, stamp),
+                Said::Acknowledged(id) => self.hear_acknowledgement(index, id),
                 Said::Data => {}
             }
         }
@@ -536,19 +549,24 @@ impl Crew {
     fn plan(&mut self, index: u32) {
         let number = self.number_of(index);
         let now_ms = tick(self.now).0;
-        let rhythm = match (&self.publishing, self.beat) {
-            (Some(publishing), _) if publishing.devices.contains(&number) => {
-                Some(self.next_due(number, &publishing.devices, publishing.from, publishing.every))
+        let rhythm = match &self.duty {
+            Duty::Stream(streaming) if streaming.devices.contains(&number) => {
+                self.next_due(number, &streaming.devices, streaming.from, streaming.every)
             }
-            (Some(_), _) | (None, None) => None,
-            (None, Some((from, every))) => Some(self.next_due(number, &(0..self.setup.devices), from, every)),
+            &Duty::Beat { from, every } => self.next_due(number, &(0..self.setup.devices), from, every),
+            _ => 0,
         };
         let device = &mut self.devices[index as usize];
         if !device.is_up() {
             return;
         }
-        // Whoever keeps silent does not beat either.
-        device.next_beat = rhythm.filter(|_| !device.is_silent).map_or(0, |due| due.div_ceil(TICK_MICROS) as u32);
+        device.next_duty = match &self.duty {
+            // Whoever keeps silent does nothing else either.
+            _ if device.is_silent || device.was_deaf() => 0,
+            Duty::Beat { .. } | Duty::Stream(_) => rhythm.div_ceil(TICK_MICROS) as u32,
+            Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
+            Duty::None => 0,
+        };
         match self.churn {
             Some(churn) if device.leaves == 0 => {
                 device.leaves = now_ms + 1 + exponential(&mut self.random, churn.life);
@@ -556,7 +574,7 @@ impl Crew {
             Some(_) => {}
             None => device.leaves = 0,
         }
-        match [device.next_beat, device.leaves].into_iter().filter(|&at| at > 0).min() {
+        match [device.next_duty, device.leaves].into_iter().filter(|&at| at > 0).min() {
             Some(at) => self.wheel.arm(index, Tick(at)),
             None => self.wheel.cancel(index),
         }
@@ -589,24 +607,29 @@ impl Crew {
             Link::Connecting | Link::Shaking(_) | Link::Greeting(_) => return Err(Trouble::Timeout),
             Link::Up(_) if device.leaves > 0 && device.leaves <= now_ms => self.leave_by_chance(index),
             Link::Up(_) => {
-                let intended = start_of(Tick(device.next_beat));
-                if device.next_beat > 0 && device.next_beat <= now_ms && !device.is_silent {
-                    if device.awaiting == 0 {
-                        device.awaiting = intended;
-                    }
-                    if self.publishing.is_some() {
-                        self.say_message(index, intended);
-                    } else {
-                        self.setup.protocol.heartbeat(intended, &mut self.out.plain);
-                        self.counts.add(Count::BeatsSent, 1);
-                    }
-                    self.devices[index as usize].seal(&mut self.out)?;
-                    self.write(index)?;
+                let is_due = device.next_duty > 0 && device.next_duty <= now_ms && !device.is_silent;
+                match self.duty {
+                    Duty::Beat { .. } if is_due => self.beat(index)?,
+                    Duty::Publish(_) if is_due => self.publish_due(index)?,
+                    Duty::Stream(_) if is_due => self.stream(index)?,
+                    _ => {}
                 }
                 self.plan(index);
             }
         }
         Ok(())
+    }
+
+    fn beat(&mut self, index: u32) -> Result<(), Trouble> {
+        let device = &mut self.devices[index as usize];
+        let intended = start_of(Tick(device.next_duty));
+        if device.awaiting == 0 {
+            device.awaiting = intended;
+        }
+        self.setup.protocol.heartbeat(intended, &mut self.out.plain);
+        device.seal(&mut self.out)?;
+        self.counts.add(Count::BeatsSent, 1);
+        self.write(index)
     }
 }
 

@@ -2,8 +2,7 @@
 
 use super::super::source::reset_on_close;
 use super::super::{ComeBack, Cut, Order};
-use super::messages::Publishing;
-use super::{Count, Crew, Findings, Ramp, micros};
+use super::{Count, Crew, Duty, Findings, Ramp, micros};
 
 impl Crew {
     pub(super) fn take_orders(&mut self) {
@@ -24,17 +23,23 @@ impl Crew {
             }
             Order::ComeBack(how) => self.come_back = how,
             Order::Beat { from, every } => {
-                self.beat = Some((from, micros(every)));
+                self.duty = Duty::Beat { from, every: micros(every) };
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
-            Order::Publish { devices, from, every, topic, acknowledge } => {
-                let every = micros(every);
-                self.publishing = Some(Publishing { devices, from, every, topic, acknowledge });
+            Order::Publish(publishing) => {
+                self.devices.iter_mut().for_each(|device| device.published = 0);
+                self.duty = Duty::Publish(publishing);
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
+            Order::Stream(streaming) => {
+                self.duty = Duty::Stream(streaming);
+                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+            }
+            Order::Listen(listening) => self.listening = Some(listening),
+            Order::Deafen { devices } => self.indices(&devices).for_each(|index| self.deafen(index)),
+            Order::Undeafen => (0..self.devices.len() as u32).for_each(|index| self.undeafen(index)),
             Order::Quiet => {
-                self.beat = None;
-                self.publishing = None;
+                self.duty = Duty::None;
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Cut { devices, how } => self.indices(&devices).for_each(|index| self.cut(index, how)),

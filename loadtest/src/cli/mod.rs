@@ -1,5 +1,8 @@
 //! The command line.
 
+mod duel;
+mod messages;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::fleet::protocol::Protocol;
+pub use duel::{Duel, Opponents};
+pub use messages::{Broadcast, Downlink, Slow, Uplink};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -23,7 +28,16 @@ use crate::fleet::protocol::Protocol;
 pub struct Cli {
     /// What is done to the server.
     #[command(subcommand)]
-    pub scenario: Scenario,
+    pub command: Command,
+}
+
+/// One scenario, or one against several targets.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(flatten)]
+    Scenario(Scenario),
+    /// The same scenario against several targets in turns, printed as ratios.
+    Duel(Duel),
 }
 
 const EXAMPLES: &str = "\
@@ -44,6 +58,15 @@ Examples (a gateway with its built-in configuration runs in the same directory):
   1,000 MQTT devices publish at QoS 1, twenty times a second each, and one has subscribed to it all:
     loadtest fan-in --protocol mqtt5 --target 127.0.0.1:8883 --connections 1001 --every 50ms --ack --pid PID
 
+  10,000 commands to 10,000 devices, each acknowledged. Does each arrive exactly once, and how soon?
+    loadtest downlink --connections 10000 --messages 10000 --ack --admin http://127.0.0.1:7480
+
+  2,000 messages a second from devices to whoever follows the events:
+    loadtest uplink --messages-per-second 2000 --ack --admin http://127.0.0.1:7480 --pid PID
+
+  The same for several servers in turns, as ratios:
+    loadtest duel heartbeat --connections 1000 --every 1s --pid PID --against other=127.0.0.1:8883:PID
+
   The same against another server that takes opaque bytes over TLS:
     loadtest hold --protocol raw --target 127.0.0.1:8883 --ca other-ca.pem --pid PID
 
@@ -62,14 +85,21 @@ pub enum Scenario {
     Dark(Dark),
     /// Devices come and go for a long time: counts must agree at the end, and memory must not grow.
     Churn(Churn),
-    /// Devices send messages to the backend: acknowledged or not, how many, how fast.
-    Uplink(Stream),
     /// MQTT: all but one device publish, and that one has subscribed to it all.
     FanIn(Stream),
     /// MQTT: one device publishes, and all others have subscribed to it.
     FanOut(Stream),
     /// Attacks of several kinds beside a healthy control group, which must not notice.
     Hostile(Hostile),
+    /// Devices publish, and whoever follows the gateway's events counts: nothing lost, nothing twice (needs --admin).
+    Uplink(Uplink),
+    /// Commands to single devices through the HTTP API: nothing lost, nothing twice, and how soon (needs --admin).
+    Downlink(Downlink),
+    /// Broadcasts to the whole fleet: each device is told each of them once (needs --admin).
+    Broadcast(Broadcast),
+    /// A share of the devices stops reading while messages pour in: they must be ended, in bounded memory, and no other
+    /// device may notice (needs --admin).
+    Slow(Slow),
 }
 
 /// What all scenarios have in common.
@@ -128,7 +158,7 @@ pub struct Common {
     /// Device ids are this and a number.
     #[arg(long, default_value = "load-", value_name = "TEXT")]
     pub device_prefix: String,
-    /// The heartbeat interval that native devices ask the server for, 0s: the server's own; of MQTT the keep-alive, 0s: none.
+    /// The heartbeat interval that native devices ask the server for; 0s: the server's own.
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = duration)]
     #[serde(rename = "heartbeat_s", serialize_with = "seconds")]
     pub heartbeat: Duration,
@@ -259,8 +289,8 @@ pub struct Churn {
     pub max_slope: Option<f64>,
 }
 
-/// `uplink`, `fan-in`, `fan-out`.
-#[derive(Debug, Args, Serialize)]
+/// `fan-in`, `fan-out`.
+#[derive(Clone, Debug, Args, Serialize)]
 pub struct Stream {
     #[command(flatten)]
     #[serde(flatten)]
@@ -269,10 +299,10 @@ pub struct Stream {
     #[arg(long, default_value = "1s", value_name = "TIME", value_parser = nonzero_duration)]
     #[serde(rename = "every_s", serialize_with = "seconds")]
     pub every: Duration,
-    /// Messages are acknowledged (MQTT: QoS 1).
+    /// Messages are acknowledged (QoS 1).
     #[arg(long)]
     pub ack: bool,
-    /// Fails when the 99th percentile from due to received (uplink: to acknowledged) is above this.
+    /// Fails when the 99th percentile from due to received is above this.
     #[arg(long, value_name = "TIME", value_parser = nonzero_duration)]
     #[serde(skip)]
     pub max_p99: Option<Duration>,
@@ -301,6 +331,26 @@ pub struct Hostile {
     pub max_life: Duration,
 }
 
+/// The same for the options of every scenario.
+macro_rules! each {
+    ($scenario:expr, $options:ident => $what:expr) => {
+        match $scenario {
+            Scenario::Hold($options) => $what,
+            Scenario::Heartbeat($options) => $what,
+            Scenario::Storm($options) => $what,
+            Scenario::Dark($options) => $what,
+            Scenario::Churn($options) => $what,
+            Scenario::Hostile($options) => $what,
+            Scenario::FanIn($options) => $what,
+            Scenario::FanOut($options) => $what,
+            Scenario::Uplink($options) => $what,
+            Scenario::Downlink($options) => $what,
+            Scenario::Broadcast($options) => $what,
+            Scenario::Slow($options) => $what,
+        }
+    };
+}
+
 impl Scenario {
     /// Its name.
     pub fn name(&self) -> &'static str {
@@ -314,20 +364,20 @@ impl Scenario {
             Scenario::Uplink(_) => "uplink",
             Scenario::FanIn(_) => "fan-in",
             Scenario::FanOut(_) => "fan-out",
+            Scenario::Downlink(_) => "downlink",
+            Scenario::Broadcast(_) => "broadcast",
+            Scenario::Slow(_) => "slow",
         }
     }
 
     /// What it has in common with all others.
     pub fn common(&self) -> &Common {
-        match self {
-            Scenario::Hold(hold) => &hold.common,
-            Scenario::Heartbeat(heartbeat) => &heartbeat.common,
-            Scenario::Storm(storm) => &storm.common,
-            Scenario::Dark(dark) => &dark.common,
-            Scenario::Churn(churn) => &churn.common,
-            Scenario::Hostile(hostile) => &hostile.common,
-            Scenario::Uplink(stream) | Scenario::FanIn(stream) | Scenario::FanOut(stream) => &stream.common,
-        }
+        each!(self, scenario => &scenario.common)
+    }
+
+    /// The same, to be changed.
+    pub fn common_mut(&mut self) -> &mut Common {
+        each!(self, scenario => &mut scenario.common)
     }
 
     /// The devices that hear what others publish, and what they subscribe to for it.
@@ -344,23 +394,19 @@ impl Scenario {
         match self {
             Scenario::Storm(storm) => portion(storm.common.connections, storm.control),
             Scenario::Hostile(hostile) => hostile.common.connections,
+            Scenario::Slow(slow) => slow.common.connections - portion(slow.common.connections, slow.share),
             _ => 0,
         }
     }
 
+    /// Whether it speaks to a Pulsegate's control plane.
+    pub fn needs_admin(&self) -> bool {
+        matches!(self, Scenario::Uplink(_) | Scenario::Downlink(_) | Scenario::Broadcast(_) | Scenario::Slow(_))
+    }
+
     /// All options, for the report.
     pub fn configuration(&self) -> serde_json::Value {
-        let value = match self {
-            Scenario::Hold(hold) => serde_json::to_value(hold),
-            Scenario::Heartbeat(heartbeat) => serde_json::to_value(heartbeat),
-            Scenario::Storm(storm) => serde_json::to_value(storm),
-            Scenario::Dark(dark) => serde_json::to_value(dark),
-            Scenario::Churn(churn) => serde_json::to_value(churn),
-            Scenario::Hostile(hostile) => serde_json::to_value(hostile),
-            Scenario::Uplink(stream) | Scenario::FanIn(stream) | Scenario::FanOut(stream) => {
-                serde_json::to_value(stream)
-            }
-        };
+        let value = each!(self, scenario => serde_json::to_value(scenario));
         value.expect("options are plain data")
     }
 }
@@ -472,7 +518,8 @@ mod tests {
     #[test]
     fn the_configuration_names_units() {
         let cli = Cli::try_parse_from(["loadtest", "dark", "--share", "0.1"]).unwrap();
-        let configuration = cli.scenario.configuration();
+        let Command::Scenario(scenario) = cli.command else { panic!("a scenario") };
+        let configuration = scenario.configuration();
         assert_eq!(configuration["duration_s"], 30.0);
         assert_eq!(configuration["share"], 0.1);
         assert_eq!(configuration["handshake"], "full");
