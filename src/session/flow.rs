@@ -150,6 +150,12 @@ impl Flow {
         self.sent == self.outbound.len() && self.outbound.len() < maximum
     }
 
+    /// Whether a message that a former connection left unacknowledged may be sent again, while at most `maximum` are
+    /// unacknowledged on this one: it may take fewer than the former.
+    pub(super) fn may_resend(&self, maximum: usize) -> bool {
+        self.sent < maximum
+    }
+
     /// Whether a packet identifier is in use.
     pub(super) fn uses(&self, packet: u16) -> bool {
         self.outbound.iter().any(|outbound| outbound.packet == packet)

@@ -157,7 +157,10 @@ impl Sessions {
 
     /// Sends again what a former connection left unacknowledged, then what waits, as far as there is room.
     fn send_waiting(&mut self, session: u32, desk: &mut Desk) {
-        while let Some(outbound) = self.all[session as usize].flow.as_deref().and_then(|flow| flow.next_to_resend()) {
+        let maximum = self.inflight_maximum(session);
+        while let Some(flow) = self.all[session as usize].flow.as_deref()
+            && let Some(outbound) = flow.next_to_resend()
+        {
             let packet = outbound.packet;
             let sent = match &outbound.state {
                 Sending::Released => {
@@ -167,6 +170,8 @@ impl Sessions {
                     Packet::Pubrel(pubrel).encode(version, desk.out);
                     Sent::Yes
                 }
+                // The next acknowledgement makes room [v5 MQTT-3.3.4-9].
+                Sending::Sent(_) if !flow.may_resend(maximum) => return,
                 Sending::Sent(letter) => {
                     let letter = Letter::clone(letter);
                     encode(&mut self.all[session as usize], self.turn, &letter, packet, true, desk)
@@ -182,7 +187,6 @@ impl Sessions {
                 }
             }
         }
-        let maximum = self.inflight_maximum(session);
         loop {
             let flow = self.all[session as usize].flow.as_deref_mut();
             let Some(flow) = flow else { return };

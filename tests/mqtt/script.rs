@@ -10,7 +10,7 @@
 //! | `a [heard N]` | PUBREC for the packet identifiers 1 to `N` |
 //! | `a [one TOPIC]` | one message of QoS 0 to this topic, whatever it says |
 //! | `a [ids X Y TOPIC TEXT]` | a message with these two Subscription Identifiers, in either order |
-//! | `a -` | `a` hears nothing: a PINGREQ is answered, and nothing comes before the answer |
+//! | `a -` | `a` hears nothing: a PINGREQ is answered, nothing comes before the answer, and nothing for a moment after it |
 //! | `a x` | `a` is disconnected, having heard nothing more |
 //! | `a cut` | `a` goes without a goodbye |
 //! | `wait MS` | time passes: only where a delay is what the row is about |
@@ -26,6 +26,9 @@ use std::time::Duration;
 use pulsegate::tls::handshake::ClientTls;
 
 use crate::support::{Device, Event, SOON};
+
+/// For how long silence is listened to. Longer could only find more.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// The clients of one row.
 pub struct Stage<'a> {
@@ -70,10 +73,7 @@ impl<'a> Stage<'a> {
                 let bytes = self.bytes(bytes)?;
                 self.client(who, listener).expect(&bytes)
             }
-            ("-", _) => {
-                self.client(who, listener).device.send_plain(&[0xC0, 0]);
-                self.client(who, listener).expect(&[0xD0, 0])
-            }
+            ("-", _) => self.client(who, listener).expect_silence(),
             ("[heard", count) => {
                 let count: u16 = count.trim_matches([' ', ']']).parse().map_err(|_| "[heard N]")?;
                 let acks: Vec<u8> = (1..=count).flat_map(|id| [0x50, 2, (id >> 8) as u8, id as u8]).collect();
@@ -145,6 +145,17 @@ impl Client {
             Ok(())
         } else {
             Err(format!("expected {}, heard {}{}", hex(expected), hex(&heard), hex(&self.heard)))
+        }
+    }
+
+    /// An answer alone says little: what comes from another worker may be slower than it.
+    fn expect_silence(&mut self) -> Result<(), String> {
+        self.device.send_plain(&[0xC0, 0]);
+        self.expect(&[0xD0, 0])?;
+        match self.device.hear_within(QUIET) {
+            None if self.heard.is_empty() => Ok(()),
+            Some(Event::Data(bytes)) => Err(format!("expected silence, heard {}{}", hex(&self.heard), hex(&bytes))),
+            other => Err(format!("expected silence, heard {} and then {other:?}", hex(&self.heard))),
         }
     }
 

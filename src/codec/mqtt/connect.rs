@@ -74,6 +74,9 @@ impl<'a> Connect<'a> {
             Version::V311 => Properties::EMPTY,
             Version::V5 => Properties::decode(body, properties::In::CONNECT)?,
         };
+        if properties.authentication_data().is_some() && properties.authentication_method().is_none() {
+            return Err(Error::protocol("there is authentication data and no method", "v5 3.1.2.11.10"));
+        }
         let client_id = body.string()?;
         let will = if flags & FLAG_WILL != 0 { Some(Will::decode(flags, body, version)?) } else { None };
         let username = if flags & FLAG_USERNAME != 0 { Some(body.string()?) } else { None };

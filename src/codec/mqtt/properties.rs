@@ -183,6 +183,8 @@ impl<'a> Properties<'a> {
         topic_alias_maximum: TopicAliasMaximum -> u16,
         /// Authentication Method.
         authentication_method: AuthenticationMethod -> &'a str,
+        /// Authentication Data.
+        authentication_data: AuthenticationData -> &'a [u8],
         /// Topic Alias, at least 1.
         topic_alias: TopicAlias -> u16,
         /// Message Expiry Interval, in seconds.

@@ -22,10 +22,11 @@ impl Talk<'_, '_> {
             // What others are to get waits already: this device waits too, in its socket.
             return Ok(Taken::Not(Step::Paused));
         }
+        // First of all, since one that comes again gives its topic a number too on this connection.
+        let topic: Box<str> = self.resolve_topic(session, publish)?.into();
         if publish.qos != QoS::AtMostOnce && self.is_known(session, publish) {
             return Ok(Taken::Yes);
         }
-        let topic: Box<str> = self.resolve_topic(session, publish)?.into();
         if topic::level_count(&topic) > self.rules.topic_levels {
             self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
             return Ok(Taken::Yes);
@@ -68,15 +69,15 @@ impl Talk<'_, '_> {
     /// The topic, from its alias if need be.
     fn resolve_topic(&mut self, session: u32, publish: &Publish) -> Result<String, Ending> {
         let Some(alias) = publish.properties.topic_alias() else { return Ok(publish.topic.to_owned()) };
-        let invalid = |what: &'static str| {
-            Ending::because(CloseReason::ProtocolError, what).with_code(Reason::TOPIC_ALIAS_INVALID.0)
-        };
         if alias > ALIASES_MAX {
-            return Err(invalid("a topic alias is above the maximum [v5 MQTT-3.3.2-9]"));
+            let what = "a topic alias is above the maximum [v5 MQTT-3.3.2-9]";
+            let code = Reason::TOPIC_ALIAS_INVALID.0;
+            return Err(Ending::because(CloseReason::ProtocolError, what).with_code(code));
         }
         if publish.topic.is_empty() {
+            // The number itself is valid: this is a plain protocol error, 0x82.
             let known = self.cx.sessions.alias(session, alias).map(str::to_owned);
-            return known.ok_or_else(|| invalid("a topic alias stands for nothing [v5 MQTT-3.3.4-7]"));
+            return known.ok_or_else(|| broken("a topic alias stands for nothing", "v5 3.3.4"));
         }
         self.cx.sessions.set_alias(session, alias, publish.topic);
         Ok(publish.topic.to_owned())
