@@ -53,8 +53,12 @@ fn properties(random: &mut fastrand::Rng, place: properties::In) -> PropertiesBu
         Property::SharedSubscriptionAvailable(random.u8(..2)),
         Property::UserProperty((pick(random, TEXTS), pick(random, TEXTS))),
     ];
+    let mut has_method = false;
     for property in &candidates {
-        if random.u8(..3) == 0 && property.may_stand(place) {
+        // Data without a method is no authentication.
+        let is_allowed = has_method || !matches!(property, Property::AuthenticationData(_));
+        if random.u8(..3) == 0 && property.may_stand(place) && is_allowed {
+            has_method |= matches!(property, Property::AuthenticationMethod(_));
             builder.push(property);
         }
     }
