@@ -57,10 +57,13 @@ fn mqtt_in_words(mqtt: &Mqtt) -> String {
         None => "expired after 1.5 x its keep-alive".to_owned(),
     };
     let is_open = |rules: &[String]| rules.iter().any(|rule| rule == "#");
-    let open = if is_open(&mqtt.publish) && is_open(&mqtt.subscribe) {
-        "; open: any device may publish and subscribe anywhere"
-    } else {
-        ""
+    let open = match (is_open(&mqtt.publish), is_open(&mqtt.subscribe)) {
+        (true, true) => {
+            "; open: any device may publish and subscribe anywhere (listener.mqtt.publish, listener.mqtt.subscribe)"
+        }
+        (true, false) => "; open: any device may publish anywhere (listener.mqtt.publish)",
+        (false, true) => "; open: any device may subscribe to anything (listener.mqtt.subscribe)",
+        (false, false) => "",
     };
     format!("{keep_alive}{open}")
 }
