@@ -187,8 +187,9 @@ fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
     Ok(Backbone { events: events as usize, bytes: bytes as usize })
 }
 
-/// The defaults of what MQTT keeps are for a gibibyte or more; where there is less memory they are less, in proportion.
-fn in_proportion(default: Limits, machine: &Machine) -> Limits {
+/// The defaults. What MQTT keeps is meant for a gibibyte of memory or more; where there is less, it is less in proportion.
+fn defaults(machine: &Machine) -> Limits {
+    let default = Limits::default();
     let memory = machine.memory.bytes.min(KEEPING_MEMORY);
     let part = |whole: u64| whole * memory / KEEPING_MEMORY;
     Limits {
@@ -200,7 +201,7 @@ fn in_proportion(default: Limits, machine: &Machine) -> Limits {
 }
 
 fn limits(raw: RawLimits, machine: &Machine) -> Result<Limits, Problem> {
-    let default = in_proportion(Limits::default(), machine);
+    let default = defaults(machine);
     let place = |key: &str| Place::top(format!("limits.{key}"));
     let count = |key: &str, written, default: u32, range, unit| {
         values::integer(place(key), written, i64::from(default), range, unit).map(|value| value as u32)
