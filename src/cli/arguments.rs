@@ -14,8 +14,8 @@ Pulsegate terminates TLS, holds hundreds of thousands of mostly idle device conn
 heartbeat which of them are alive, and shows and commands them over HTTP.
 
 Without a configuration it serves at once, for trying out: development certificates are made in ./pulsegate-data, \
-devices connect on 127.0.0.1:7443 (native protocol) and 127.0.0.1:7444 (raw bytes over TLS), and \
-http://127.0.0.1:7480/v1/overview shows what is going on.";
+devices connect on 127.0.0.1:7443 (native protocol), 127.0.0.1:7444 (raw bytes over TLS) and 127.0.0.1:8883 (MQTT, \
+open: any device may publish and subscribe anywhere), and http://127.0.0.1:7480/v1/overview shows what is going on.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,8 +35,14 @@ Examples:
     pulsegate watch --kind connected,disconnected
     pulsegate send meter-17 --topic set/relay --ack on
 
+  Tell every MQTT device that has subscribed, now and later:
+    pulsegate publish fleet/tariff 2 --qos 1 --retain
+
   Let meter-17 prove itself with a token:
     openssl rand -hex 32 | tee meter-17.token | pulsegate hash-token meter-17 >> devices.tokens
+
+  Let an MQTT user come with a password, asked for on the terminal:
+    pulsegate hash-token alice >> users
 
 docs/OPERATING.md describes every key of the configuration, sizing and limits.";
 
@@ -79,9 +85,9 @@ pub enum Command {
     ///
     /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
     DevCerts(DevCerts),
-    /// Make a line for a listener's token file: the device's id and the argon2id hash of its token
+    /// Make a line for a listener's token file or password file: a name and the argon2id hash of its token or password
     ///
-    /// The token is read from stdin (one line) unless --token gives it, where other users of the machine could see it.
+    /// The name is the device's id (token_file), or for MQTT the user's name (password_file). The token is read from stdin (one line) unless --token gives it, where other users of the machine could see it.
     HashToken(HashToken),
 }
 
@@ -212,10 +218,10 @@ pub struct DevCerts {
 /// `hash-token`.
 #[derive(Args, Debug)]
 pub struct HashToken {
-    /// The device's id
-    #[arg(value_name = "ID", value_parser = device_id)]
+    /// The device's id, or the MQTT user's name
+    #[arg(value_name = "NAME", value_parser = device_id)]
     pub device: String,
-    /// The token, instead of a line on stdin
+    /// The token or password, instead of a line on stdin
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
     /// Memory that each check of this token takes, in KiB
@@ -241,10 +247,10 @@ fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// An id that a line of a token file can carry: it ends at the last colon, spaces around it are cut, `#` is a comment.
+/// A name that a line of a token file or password file can carry: it ends at the last colon, spaces around it are cut, `#` is a comment.
 fn device_id(text: &str) -> Result<String, String> {
     if text.is_empty() || text.trim() != text || text.starts_with('#') || text.contains(char::is_control) {
-        return Err("an id is not empty, does not begin with # and has no spaces around it".to_owned());
+        return Err("a name is not empty, does not begin with # and has no spaces around it".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -286,6 +292,11 @@ mod tests {
         for url in ["https://a", "localhost:7480", "http://", "http://a/v1"] {
             assert!(parse(&format!("pulsegate devices --admin {url}")).is_err(), "{url}");
         }
+        assert!(parse("pulsegate publish a b --qos 3").is_err() && parse("pulsegate publish a").is_err());
+        let Some(Command::Publish(publish)) = parse("pulsegate publish a -5 --qos 2 --retain").unwrap().command else {
+            panic!()
+        };
+        assert_eq!((&*publish.topic, &*publish.payload, publish.qos, publish.retain), ("a", "-5", 2, true));
         let Some(Command::Send(send)) = parse("pulsegate send a -5 --admin http://a:1/").unwrap().command else {
             panic!()
         };

@@ -18,6 +18,9 @@ pub fn in_effect(loaded: &Loaded, bound: &[SocketAddr], admin: SocketAddr) -> St
     };
     for (listener, address) in config.listeners.iter().zip(bound) {
         line(&listener.name, &listener_in_words(listener, *address));
+        if let Some(open) = openness(listener) {
+            line("", open);
+        }
     }
     let token = if config.admin.token.is_some() { ", bearer token required" } else { "" };
     line("admin", &format!("http://{admin}{token}"));
@@ -52,17 +55,22 @@ fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {
 }
 
 fn mqtt_in_words(mqtt: &Mqtt) -> String {
-    let keep_alive = match mqtt.keep_alive_max {
+    match mqtt.keep_alive_max {
         Some(max) => format!("keep-alive at most {}", humantime::format_duration(max)),
         None => "expired after 1.5 x its keep-alive".to_owned(),
-    };
+    }
+}
+
+/// What any device may do on a listener that is open.
+fn openness(listener: &Listener) -> Option<&'static str> {
+    let Protocol::Mqtt(mqtt) = &listener.protocol else { return None };
     let is_open = |rules: &[String]| rules.iter().any(|rule| rule == "#");
-    let open = if is_open(&mqtt.publish) && is_open(&mqtt.subscribe) {
-        "; open: any device may publish and subscribe anywhere"
-    } else {
-        ""
-    };
-    format!("{keep_alive}{open}")
+    match (is_open(&mqtt.publish), is_open(&mqtt.subscribe)) {
+        (true, true) => Some("open: any device may publish and subscribe anywhere (listener.mqtt.publish, .subscribe)"),
+        (true, false) => Some("open: any device may publish anywhere (listener.mqtt.publish)"),
+        (false, true) => Some("open: any device may subscribe to anything (listener.mqtt.subscribe)"),
+        (false, false) => None,
+    }
 }
 
 /// `warning: …` or `note: …`, a line each.

@@ -48,7 +48,11 @@ fn device_line(loaded: &Loaded, bound: &[SocketAddr], development: Option<&Devel
         }
         (ClientAuth::Required, None) => line.push_str(" -cert CLIENT.pem -key CLIENT.key"),
     }
-    line.push_str(if is_raw(listener) { " -quiet" } else { " -alpn pulsegate/1 </dev/null" });
+    line.push_str(match listener.protocol {
+        Protocol::Raw(_) => " -quiet",
+        Protocol::Native => " -alpn pulsegate/1 </dev/null",
+        Protocol::Mqtt(_) => " -alpn mqtt </dev/null",
+    });
     Some(line)
 }
 
@@ -76,8 +80,8 @@ fn quoted(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use pulsegate::config::built_in;
     use pulsegate::config::machine::{Machine, Memory, MemorySource};
+    use pulsegate::config::{Mqtt, built_in};
     use pulsegate::tls::certs::development::CertificatePair;
 
     use super::*;
@@ -116,7 +120,7 @@ mod tests {
             "raw          raw     0.0.0.0:21002  client certificates optional, id from cert-cn",
             "expired after 1m 30s",
             "mqtt         mqtt    127.0.0.1:21004  ",
-            "open: any device may publish and subscribe anywhere",
+            "\n               open: any device may publish and subscribe anywhere (listener.mqtt.publish, .subscribe)\n",
             "at most 200,000",
             "data         pulsegate-data\n",
             "Memory budget\n  connections",
@@ -126,6 +130,22 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         assert!(!text.contains("warning"));
+    }
+
+    #[test]
+    fn it_tells_what_is_open_and_nothing_of_what_is_not() {
+        let open = |publish: &str, subscribe: &str| {
+            let mut loaded = loaded();
+            let rules = |rule: &str| vec!["devices/{device}/#".to_owned(), rule.to_owned()];
+            let (publish, subscribe) = (rules(publish), rules(subscribe));
+            loaded.config.listeners[2].protocol = Protocol::Mqtt(Mqtt { publish, subscribe, ..Mqtt::default() });
+            let bound = addresses(["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
+            let text = message(&loaded, &bound, "127.0.0.1:4".parse().unwrap(), None);
+            text.lines().find_map(|line| line.trim_start().strip_prefix("open: ")).map(str::to_owned)
+        };
+        assert!(open("#", "a/#").unwrap().starts_with("any device may publish anywhere"));
+        assert!(open("a", "#").unwrap().starts_with("any device may subscribe to anything"));
+        assert_eq!(open("a/#", "+"), None);
     }
 
     #[test]
@@ -142,6 +162,8 @@ mod tests {
         loaded.config.listeners.truncate(1);
         loaded.config.listeners[0].tls.client_auth = ClientAuth::Off;
         assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn pulsegate/1 </dev/null");
+        loaded.config.listeners[0].protocol = Protocol::Mqtt(Mqtt::default());
+        assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn mqtt </dev/null");
         loaded.config.admin.token = Some("secret".to_owned());
         let overview = overview_line(&loaded, loaded.config.admin.listen);
         assert!(overview.contains("Bearer $TOKEN") && !overview.contains("secret"));

@@ -1,4 +1,4 @@
-//! The commands that need no gateway: certificates for trying out, lines for token files.
+//! The commands that need no gateway: certificates for trying out, lines for token and password files.
 
 use std::fmt::Write;
 use std::io::{self, BufRead, IsTerminal};
@@ -39,7 +39,7 @@ pub fn dev_certs(options: &DevCerts) -> Result<(), CliError> {
     print(&text)
 }
 
-/// Prints the line of a token file for one device.
+/// Prints the line of a token file for one device, or of a password file for one user.
 pub fn hash_token(options: &HashToken) -> Result<(), CliError> {
     let token = match &options.token {
         Some(token) => token.clone(),

@@ -30,8 +30,17 @@ pub const INBOX_ENTRY_BYTES: u64 = 88;
 pub const UPLINK_ENTRY_BYTES: u64 = 136;
 /// The control plane, certificates, the program's own data.
 pub const CONTROL_BYTES: u64 = 16 << 20;
+/// The MQTT session of a connected device, with one subscription to a filter of its own.
+pub const SESSION_BYTES: u64 = 280;
+/// The same while its device is away: the device's id and its place in a table are then the session's own.
+pub const AWAY_SESSION_BYTES: u64 = SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTRY_BYTES + WHEEL_ENTRY_BYTES;
+/// A retained message's place in one worker's table: its entry and its topic, at the fill that the table has on average.
+pub const RETAINED_ENTRY_BYTES: u64 = 120;
 /// What the kernel keeps for one quiet socket in epoll. Not in the process's figures, but of the same memory.
 pub const KERNEL_BYTES: u64 = 4_040;
+
+/// The line of the budget for the sessions of connected devices.
+const SESSIONS: &str = "sessions";
 
 /// Descriptors that a worker needs beside those of connections, its listeners and its links to other workers not
 /// counted.
@@ -67,34 +76,64 @@ pub struct MemoryBudget {
     pub kernel: Item,
     /// What there is.
     pub memory: Memory,
-    /// The most that slow peers (`limits.outbox_bytes`) and waiting messages (`limits.uplink_length`) could add, were
-    /// every connection and every worker at its bound at once. Not part of the sum.
+    /// The most that slow peers (`limits.outbox_bytes`, `limits.packet_bytes`) and waiting messages
+    /// (`limits.uplink_length`, `limits.session_bytes`) could add, were every connection, session and worker at its bound
+    /// at once. Not part of the sum.
     pub buffers_worst: u64,
 }
 
-/// The budget of `limits` on `workers` workers, with what `backbone` keeps.
+/// The budget of `limits` on `workers` workers, with what `backbone` keeps. `with_mqtt`: a listener speaks MQTT, so that
+/// any connection may have a session.
 #[must_use]
-pub fn memory_budget(limits: &Limits, workers: u16, backbone: Backbone, memory: Memory) -> MemoryBudget {
+pub fn memory_budget(
+    limits: &Limits,
+    workers: u16,
+    backbone: Backbone,
+    with_mqtt: bool,
+    memory: Memory,
+) -> MemoryBudget {
     let workers = u64::from(workers);
     let connections = u64::from(limits.connections);
     let (inbox, uplink) = (limits.inbox_length as u64, limits.uplink_length as u64);
     let item = |what, count, each| Item { what, count, each };
-    MemoryBudget {
-        items: vec![
-            item("connections", connections, IDLE_BYTES),
-            item("handshakes", (workers * u64::from(limits.handshakes)).min(connections), HANDSHAKE_BYTES),
-            item("workers", workers, WORKER_BYTES),
-            item("inboxes", workers * inbox, INBOX_ENTRY_BYTES),
-            item("uplinks", workers * uplink, UPLINK_ENTRY_BYTES),
-            item("events", 1, backbone.bytes as u64),
-            item("control plane", 1, CONTROL_BYTES),
-        ],
-        kernel: item("kernel", connections, KERNEL_BYTES),
-        memory,
-        buffers_worst: connections
-            .saturating_mul(limits.outbox_bytes as u64)
-            .saturating_add((workers * uplink).saturating_mul(limits.frame_bytes as u64)),
+    let mut items = vec![
+        item("connections", connections, IDLE_BYTES),
+        item("handshakes", (workers * u64::from(limits.handshakes)).min(connections), HANDSHAKE_BYTES),
+        item("workers", workers, WORKER_BYTES),
+        item("inboxes", workers * inbox, INBOX_ENTRY_BYTES),
+        item("uplinks", workers * uplink, UPLINK_ENTRY_BYTES),
+        item("events", 1, backbone.bytes as u64),
+        item("control plane", 1, CONTROL_BYTES),
+    ];
+    if with_mqtt {
+        let retained = limits.retained_messages as u64;
+        items.extend([
+            item(SESSIONS, connections, SESSION_BYTES),
+            item("away sessions", u64::from(limits.sessions), AWAY_SESSION_BYTES),
+            // Payloads are shared among the workers; each has a table of its own.
+            item("retained", 1, limits.retained_bytes as u64),
+            item("retained index", workers * retained, RETAINED_ENTRY_BYTES),
+        ]);
     }
+    let kernel = item("kernel", connections, KERNEL_BYTES);
+    MemoryBudget { items, kernel, memory, buffers_worst: buffers_worst(limits, workers, with_mqtt) }
+}
+
+/// What [`MemoryBudget::buffers_worst`] says.
+fn buffers_worst(limits: &Limits, workers: u64, with_mqtt: bool) -> u64 {
+    let connections = u64::from(limits.connections);
+    let uplink = workers * limits.uplink_length as u64;
+    let (outbox, frame) = (limits.outbox_bytes as u64, limits.frame_bytes as u64);
+    if !with_mqtt {
+        return connections.saturating_mul(outbox).saturating_add(uplink.saturating_mul(frame));
+    }
+    // Half a packet that came, and one more than the outbox that goes.
+    let packet = limits.packet_bytes as u64;
+    let sessions = connections + u64::from(limits.sessions);
+    connections
+        .saturating_mul(outbox + 2 * packet)
+        .saturating_add(uplink.saturating_mul(frame.max(packet)))
+        .saturating_add(sessions.saturating_mul(limits.session_bytes as u64))
 }
 
 impl MemoryBudget {
@@ -119,7 +158,8 @@ impl MemoryBudget {
     /// The most connections that would fit, were everything else as it is.
     #[must_use]
     pub fn connections_that_fit(&self) -> u32 {
-        let per_connection = IDLE_BYTES + KERNEL_BYTES;
+        let session = self.items.iter().find(|item| item.what == SESSIONS).map_or(0, |item| item.each);
+        let per_connection = IDLE_BYTES + session + KERNEL_BYTES;
         let fixed = self.total_bytes().saturating_sub(self.kernel.count.saturating_mul(per_connection));
         let fit = self.memory.bytes.saturating_sub(fixed) / per_connection;
         u32::try_from(fit).unwrap_or(u32::MAX)
@@ -205,7 +245,7 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_its_items() {
         let limits = Limits { connections: 100_000, ..Limits::default() };
-        let budget = memory_budget(&limits, 4, Backbone::default(), memory(8 * GIB));
+        let budget = memory_budget(&limits, 4, Backbone::default(), false, memory(8 * GIB));
         let user = 100_000 * 325 + 4 * 512 * 9_728 + (4 << 20) + 4 * (8_192 * 88 + 65_536 * 136) + 2 * (16 << 20);
         assert_eq!(budget.user_bytes(), user);
         assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);
@@ -214,22 +254,38 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_that_speaks_mqtt_brings_sessions_and_retained_messages() {
+        let limits = Limits { connections: 100_000, sessions: 50_000, ..Limits::default() };
+        let budget = |with_mqtt| memory_budget(&limits, 4, Backbone::default(), with_mqtt, memory(8 * GIB));
+        let more = budget(true).user_bytes() - budget(false).user_bytes();
+        assert_eq!(more, 100_000 * 280 + 50_000 * (280 + 65) + (64 << 20) + 4 * 100_000 * 120);
+        let waiting = 100_000 * (65_536 + 2 * 262_144) + 4 * 65_536 * 262_144 + 150_000 * (1 << 20);
+        assert_eq!(budget(true).buffers_worst, waiting);
+    }
+
+    #[test]
     fn what_is_said_to_fit_fits_and_one_more_does_not() {
-        for bytes in [GIB / 4, GIB, 8 * GIB] {
+        for (bytes, with_mqtt) in [(GIB / 4, false), (GIB, false), (8 * GIB, false), (GIB, true), (8 * GIB, true)] {
             let mut limits = Limits { connections: 10_000_000, ..Limits::default() };
-            let budget = memory_budget(&limits, 2, Backbone::default(), memory(bytes));
-            assert!(budget.is_exceeded());
-            limits.connections = budget.connections_that_fit();
-            assert!(!memory_budget(&limits, 2, Backbone::default(), memory(bytes)).is_exceeded(), "{bytes}");
+            let exceeds = |limits: &Limits| {
+                let budget = memory_budget(limits, 2, Backbone::default(), with_mqtt, memory(bytes));
+                (budget.is_exceeded(), budget.connections_that_fit())
+            };
+            let (is_exceeded, fit) = exceeds(&limits);
+            assert!(is_exceeded && fit > 0);
+            limits.connections = fit;
+            assert!(!exceeds(&limits).0, "{bytes} {with_mqtt}");
             limits.connections += 1;
-            assert!(memory_budget(&limits, 2, Backbone::default(), memory(bytes)).is_exceeded(), "{bytes}");
+            assert!(exceeds(&limits).0, "{bytes} {with_mqtt}");
         }
     }
 
     #[test]
     fn no_memory_holds_no_connection() {
-        let budget = memory_budget(&Limits::default(), 1, Backbone::default(), memory(1 << 20));
-        assert_eq!(budget.connections_that_fit(), 0);
+        for with_mqtt in [false, true] {
+            let budget = memory_budget(&Limits::default(), 1, Backbone::default(), with_mqtt, memory(1 << 20));
+            assert_eq!(budget.connections_that_fit(), 0);
+        }
     }
 
     #[test]
@@ -242,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_item_and_the_sums() {
-        let budget = memory_budget(&Limits::default(), 2, Backbone::default(), memory(24 * GIB));
+        let budget = memory_budget(&Limits::default(), 2, Backbone::default(), true, memory(24 * GIB));
         let table = budget.to_string();
         for item in &budget.items {
             assert!(table.contains(item.what), "{table}");

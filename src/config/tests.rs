@@ -223,6 +223,17 @@ fn every_limit_has_a_range() {
         ("connections_per_address", "-1"),
         ("shed_lateness", "\"0s\""),
         ("linger_time", "\"1h\""),
+        ("packet_bytes", "1023"),
+        ("packet_bytes", "16777217"),
+        ("sessions", "-1"),
+        ("session_inflight", "0"),
+        ("session_inflight", "65536"),
+        ("session_messages", "-1"),
+        ("session_bytes", "-1"),
+        ("session_subscriptions", "0"),
+        ("topic_levels", "0"),
+        ("retained_messages", "-1"),
+        ("retained_bytes", "-1"),
     ];
     for (key, value) in below {
         let text = format!("[limits]\n{key} = {value}\n{}", native(""));
@@ -411,6 +422,41 @@ fn memory_that_is_not_there_is_an_error_where_it_was_asked_for() {
 
     let tiny = Machine { memory: Memory { bytes: 32 << 20, source: MemorySource::Machine }, ..machine() };
     refused_on(&tiny, &native(""), &["limits.connections: even without connections", "lower workers"]);
+}
+
+#[test]
+fn sessions_and_retained_messages_are_part_of_the_budget_where_mqtt_is_spoken() {
+    let items = |text: &str| loaded(text).budget.items.iter().map(|item| item.what).collect::<Vec<_>>();
+    let kept = ["sessions", "away sessions", "retained", "retained index"];
+    assert!(kept.iter().all(|what| !items(&native("")).contains(what)));
+    assert!(kept.iter().all(|what| items(&third("")).contains(what)));
+
+    let with = |mebibytes: u64| Machine {
+        memory: Memory { bytes: mebibytes << 20, source: MemorySource::ControlGroup },
+        cores: 1,
+        ..machine()
+    };
+    // The defaults follow the memory that there is; what was written does not.
+    let Loaded { config, .. } = Directory::new().load_on(&third(""), &with(256)).unwrap();
+    let limits = config.limits;
+    assert_eq!((limits.sessions, limits.retained_messages, limits.retained_bytes), (25_000, 25_000, 16 << 20));
+    assert!(built_in(&with(128)).unwrap().config.limits.connections > 1_000);
+    let text = format!("[limits]\nretained_bytes = 1000000000\n{}", third(""));
+    refused_on(&with(256), &text, &["even without connections", "limits.retained_bytes"]);
+}
+
+#[test]
+fn options_of_another_protocol_are_pointed_out() {
+    for (text, key, protocol) in [
+        (native("[listener.mqtt]\npublish = []\n"), "mqtt", "mqtt"),
+        (native("[listener.raw]\nprobe = \"\"\n"), "raw", "raw"),
+        (third("[listener.raw]\nprobe = \"\"\n"), "raw", "raw"),
+    ] {
+        let Loaded { warnings, .. } = loaded(&text);
+        let [warning] = &*warnings else { panic!("{warnings:?}") };
+        let part = format!("{key}: it is for listeners with protocol = {protocol:?} and has no effect here");
+        assert!(warning.ends_with(&part), "{warning}");
+    }
 }
 
 #[test]

@@ -10,12 +10,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::budget::{self, connections_by_descriptors};
+use super::budget::{self, MemoryBudget, connections_by_descriptors};
 use super::error::{Place, Problem};
 use super::load::Loaded;
 use super::machine::Machine;
 use super::raw::{RawAdmin, RawBackbone, RawConfig, RawLimits};
-use super::{Admin, Backbone, Config, Drain, Limits, Listener, MAX_LISTENERS, MAX_WORKERS};
+use super::{Admin, Backbone, Config, Drain, Limits, Listener, MAX_LISTENERS, MAX_WORKERS, Protocol};
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
@@ -30,6 +30,8 @@ const NAME_BYTES_MAX: usize = 64;
 const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
 /// The range of `drain.window`.
 const DRAIN_WINDOW: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(30);
+/// The memory for which the defaults of `limits.sessions` and `limits.retained_*` are made, in bytes.
+const KEEPING_MEMORY: u64 = 1 << 30;
 /// What a frame takes on the wire beyond its body, sealed: the outbox must have room for it.
 const FRAME_OVERHEAD_BYTES: usize = 512;
 
@@ -93,7 +95,7 @@ pub fn resolve(
     let workers = workers(raw.workers, machine)?;
     let admin = admin(&mut context, raw.admin)?;
     let connections_written = raw.limits.connections.is_some();
-    let limits = limits(raw.limits)?;
+    let limits = limits(raw.limits, machine)?;
     let window = raw.drain.window.as_deref();
     let window = values::duration(Place::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW)?;
     let drain = Drain { window };
@@ -115,7 +117,7 @@ pub fn resolve(
     let mut config = Config { node, data_dir, workers, admin, limits, drain, backbone, listeners };
     fit_descriptors(&mut context, &mut config)?;
     fit_memory(&mut context, &mut config, connections_written)?;
-    let budget = budget::memory_budget(&config.limits, config.workers, config.backbone, machine.memory);
+    let budget = budget_of(&config, machine);
     let Context { warnings, notes, .. } = context;
     Ok(Loaded { config, budget, warnings, notes })
 }
@@ -185,8 +187,21 @@ fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
     Ok(Backbone { events: events as usize, bytes: bytes as usize })
 }
 
-fn limits(raw: RawLimits) -> Result<Limits, Problem> {
+/// The defaults. What MQTT keeps is meant for a gibibyte of memory or more; where there is less, it is less in proportion.
+fn defaults(machine: &Machine) -> Limits {
     let default = Limits::default();
+    let memory = machine.memory.bytes.min(KEEPING_MEMORY);
+    let part = |whole: u64| whole * memory / KEEPING_MEMORY;
+    Limits {
+        sessions: part(u64::from(default.sessions)) as u32,
+        retained_messages: part(default.retained_messages as u64) as usize,
+        retained_bytes: part(default.retained_bytes as u64) as usize,
+        ..default
+    }
+}
+
+fn limits(raw: RawLimits, machine: &Machine) -> Result<Limits, Problem> {
+    let default = defaults(machine);
     let place = |key: &str| Place::top(format!("limits.{key}"));
     let count = |key: &str, written, default: u32, range, unit| {
         values::integer(place(key), written, i64::from(default), range, unit).map(|value| value as u32)
@@ -325,11 +340,19 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(),
     Ok(())
 }
 
+fn speaks_mqtt(config: &Config) -> bool {
+    config.listeners.iter().any(|listener| matches!(listener.protocol, Protocol::Mqtt(_)))
+}
+
+fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
+    budget::memory_budget(&config.limits, config.workers, config.backbone, speaks_mqtt(config), machine.memory)
+}
+
 /// A limit that was written must fit; the default becomes what does.
 fn fit_memory(context: &mut Context<'_>, config: &mut Config, written: bool) -> Result<(), Problem> {
     let place = Place::top("limits.connections");
     let memory = context.machine.memory;
-    let budget = budget::memory_budget(&config.limits, config.workers, config.backbone, memory);
+    let budget = budget_of(config, context.machine);
     if !budget.is_exceeded() {
         if budget.total_bytes() > memory.bytes / 4 * 3 {
             context.warn(&place, "the memory budget takes more than three quarters of what there is");
@@ -341,7 +364,11 @@ fn fit_memory(context: &mut Context<'_>, config: &mut Config, written: bool) -> 
     let (total, there) = (budget::Bytes(budget.total_bytes()), budget::Bytes(memory.bytes));
     if fit == 0 {
         let what = format!("even without connections the gateway needs more than the {there} that there are");
-        let remedy = "lower workers, backbone.bytes, limits.handshakes, limits.inbox_length and limits.uplink_length";
+        let mqtt =
+            if speaks_mqtt(config) { ", limits.sessions, limits.retained_messages, limits.retained_bytes" } else { "" };
+        let remedy = format!(
+            "lower workers, backbone.bytes, limits.handshakes{mqtt}, limits.inbox_length and limits.uplink_length"
+        );
         return Err(Problem::new(place, what, remedy));
     }
     if written {

@@ -17,7 +17,7 @@ use crate::link::Downlink;
 pub(super) const BODY_BYTES_MAX: usize = 448 << 10;
 /// The longest payload, in bytes. What a device's protocol carries may be less.
 const PAYLOAD_BYTES_MAX: usize = 65_535;
-/// The longest topic, in bytes.
+/// The longest topic of something said to one device, in bytes.
 const TOPIC_BYTES_MAX: usize = 255;
 
 /// The body as JSON.
@@ -43,6 +43,11 @@ pub(super) fn downlink(topic: &str, text: Option<String>, base64: Option<&String
         let fault = format!("a topic is at most {TOPIC_BYTES_MAX} bytes of UTF-8 without control characters");
         return Err(ApiError::Body(fault));
     }
+    Ok(Downlink { topic: topic.into(), payload: payload(text, base64)? })
+}
+
+/// A payload, from whichever of the two fields says it.
+pub(super) fn payload(text: Option<String>, base64: Option<&String>) -> Result<Bytes, ApiError> {
     let payload = match (text, base64) {
         (Some(text), None) => text.into_bytes(),
         (None, Some(base64)) => {
@@ -54,5 +59,5 @@ pub(super) fn downlink(topic: &str, text: Option<String>, base64: Option<&String
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(ApiError::TooLarge(format!("the payload is longer than {PAYLOAD_BYTES_MAX} bytes")));
     }
-    Ok(Downlink { topic: topic.into(), payload: payload.into() })
+    Ok(payload.into())
 }

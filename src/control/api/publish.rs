@@ -41,20 +41,17 @@ pub(super) async fn publish(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<Published>), ApiError> {
     let order: Order = body::parse(&headers, body)?;
-    let levels = topic::level_count(&order.topic);
-    if !topic::is_topic_name(&order.topic) || levels > state.config.limits.topic_levels {
-        let fault =
-            "topic must be an MQTT topic name: not empty, no + or #, and no more levels than limits.topic_levels";
-        return Err(ApiError::Body(fault.to_owned()));
-    }
+    check_topic(&order.topic, state.config.limits.topic_levels)?;
     if order.qos > 2 {
         return Err(ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)));
     }
     let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
-    let downlink = body::downlink(&order.topic, order.payload, order.payload_base64.as_ref())?;
+    let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
+    // Always the same worker for a topic: what is published under it one after the other arrives so.
+    let worker = state.home.of(&order.topic);
     let publication = Box::new(Publication {
-        topic: downlink.topic,
-        payload: downlink.payload,
+        topic: order.topic.into(),
+        payload,
         qos: order.qos,
         retain: order.retain,
         properties: Box::default(),
@@ -64,13 +61,32 @@ pub(super) async fn publish(
     });
 
     let deadline = Instant::now() + ANSWER_MAX;
-    // Always the same worker for a topic: what is published under it one after the other arrives so.
-    let worker = state.home.of(&order.topic);
     let ticket = ask(&state, &state.sent, worker, |request| Command::Publish { request, publication })?;
     match ticket.answer(deadline).await {
         Some(_) => Ok((StatusCode::ACCEPTED, Json(Published { outcome: "accepted" }))),
         None => Err(ApiError::WorkerBusy { worker: worker.index() }),
     }
+}
+
+/// Whether the owner may publish under `topic`, or what is wrong with it.
+fn check_topic(topic: &str, levels_max: usize) -> Result<(), ApiError> {
+    let levels = topic::level_count(topic);
+    let fault = if topic.is_empty() {
+        "topic is empty".to_owned()
+    } else if topic.len() > topic::TOPIC_BYTES_MAX {
+        format!("topic is {} bytes long; MQTT takes at most {}", topic.len(), topic::TOPIC_BYTES_MAX)
+    } else if topic.contains(['+', '#']) {
+        format!("topic {topic:?} holds a wildcard (+ or #): those are for subscriptions")
+    } else if !topic::is_topic_name(topic) {
+        format!("topic {topic:?} is not an MQTT topic name: it holds a null character")
+    } else if topic.starts_with("$SYS") {
+        format!("topic {topic:?} begins with $SYS, under which nobody publishes")
+    } else if levels > levels_max {
+        format!("topic has {levels} levels; limits.topic_levels is {levels_max}")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::Body(fault))
 }
 
 fn expiry(written: Option<&str>) -> Result<Option<Duration>, ApiError> {

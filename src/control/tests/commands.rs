@@ -53,8 +53,12 @@ fn a_publication_goes_to_the_topic_s_worker() {
     assert_eq!(stage.told(), ["publish a b\"\" 2 true true"]);
     for (body, why) in [
         (json!({"payload": "x"}), "missing field `topic`"),
-        (json!({"topic": "a/+", "payload": "x"}), "must be an MQTT topic name"),
-        (json!({"topic": "a".to_owned() + &"/a".repeat(32), "payload": "x"}), "no more levels than"),
+        (json!({"topic": "", "payload": "x"}), "topic is empty"),
+        (json!({"topic": "a/+", "payload": "x"}), "\"a/+\" holds a wildcard"),
+        (json!({"topic": "a\u{0}", "payload": "x"}), "null character"),
+        (json!({"topic": "$SYS/uptime", "payload": "x"}), "begins with $SYS"),
+        (json!({"topic": "a".repeat(65_536), "payload": "x"}), "topic is 65536 bytes long; MQTT takes at most 65535"),
+        (json!({"topic": "a".to_owned() + &"/a".repeat(32), "payload": "x"}), "33 levels; limits.topic_levels is 32"),
         (json!({"topic": "a", "payload": "x", "qos": 3}), "qos must be 0, 1 or 2, not 3"),
         (json!({"topic": "a", "payload": "x", "expiry": "10ms"}), "at least \"1s\""),
         (json!({"topic": "a"}), "either payload or payload_base64"),
@@ -64,6 +68,23 @@ fn a_publication_goes_to_the_topic_s_worker() {
         assert!(answer.error().2.contains(why), "{}", answer.text);
     }
     assert!(stage.told().is_empty());
+    // Of MQTT's own length, which is more than what one device may be told takes.
+    let long = "a".repeat(65_535);
+    assert_eq!(publish(json!({"topic": long, "payload": "x"})).status, 202);
+    assert_eq!(stage.told(), [format!("publish {long} b\"x\" 0 false false")]);
+}
+
+#[test]
+fn a_publication_that_its_worker_does_not_take_fails_in_time() {
+    let stage = Stage::new(Plan { silent: Some(0), inbox: 1, workers: 1, ..Plan::default() });
+    let order = json!({"topic": "a", "payload": "x"});
+    let answer = stage.post("/v1/publish", &order);
+    assert_eq!(code(&answer), (503, "worker_busy".to_owned()));
+    // The inbox is full now: no waiting.
+    let begun = Instant::now();
+    assert_eq!(code(&stage.post("/v1/publish", &order)), (503, "worker_busy".to_owned()));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert_eq!(stage.control.state.sent.len(), 0);
 }
 
 #[test]
