@@ -6,6 +6,7 @@
 //!  out, QoS 2:  queue ──send──▶ Sent ──PUBREC──▶ Released ──PUBCOMP──▶ done
 //!  in,  QoS 1:  PUBLISH ──▶ Waiting ──the backbone holds it──▶ PUBACK, done
 //!  in,  QoS 2:  PUBLISH ──▶ Waiting ──the backbone holds it──▶ PUBREC, Received ──PUBREL──▶ PUBCOMP, done
+//!  in, refused: PUBLISH ──▶ Settled ──what came before it is answered──▶ PUBACK or PUBREC, done
 //! ```
 //!
 //! What is sent again after a reconnect is sent in the order in which it was first sent [v5 MQTT-4.4.0-1], and
@@ -14,6 +15,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::codec::mqtt::Reason;
 use crate::link::Publication;
 
 /// One message for one session: what its subscriptions have made of the publication.
@@ -93,8 +95,8 @@ pub(super) struct Inbound {
 pub(super) enum Receiving {
     /// The backbone has not answered.
     Waiting,
-    /// It has, and one before it has not been answered.
-    Settled { accepted: bool },
+    /// This is its answer, and one before it has not been answered.
+    Settled(Reason),
     /// PUBREC was sent: QoS 2 only. PUBREL is owed.
     Received,
 }
@@ -106,8 +108,8 @@ pub struct Answer {
     pub packet: u16,
     /// 1: PUBACK; 2: PUBREC.
     pub qos: u8,
-    /// Whether it was taken.
-    pub accepted: bool,
+    /// Success: it was taken.
+    pub reason: Reason,
 }
 
 /// See the head of this file.
@@ -276,24 +278,24 @@ impl Flow {
         self.inbound.push_back(Inbound { packet, qos, state: Receiving::Waiting });
     }
 
-    /// The backbone holds it, or will not.
-    pub(super) fn settle(&mut self, packet: u16, accepted: bool) {
+    /// This is the answer to a message that waits for one.
+    pub(super) fn settle(&mut self, packet: u16, reason: Reason) {
         let waiting = |inbound: &&mut Inbound| inbound.packet == packet && inbound.state == Receiving::Waiting;
         if let Some(inbound) = self.inbound.iter_mut().find(waiting) {
-            inbound.state = Receiving::Settled { accepted };
+            inbound.state = Receiving::Settled(reason);
         }
     }
 
     /// The next answer that may be given: nothing before it is unanswered.
     pub(super) fn next_answer(&mut self) -> Option<Answer> {
         let place = self.inbound.iter().position(|inbound| inbound.state != Receiving::Received)?;
-        let Inbound { packet, qos, state: Receiving::Settled { accepted } } = self.inbound[place] else { return None };
-        if qos == 2 && accepted {
+        let Inbound { packet, qos, state: Receiving::Settled(reason) } = self.inbound[place] else { return None };
+        if qos == 2 && reason == Reason::SUCCESS {
             self.inbound[place].state = Receiving::Received;
         } else {
             self.inbound.remove(place);
         }
-        Some(Answer { packet, qos, accepted })
+        Some(Answer { packet, qos, reason })
     }
 
     /// PUBREL. `false`: no such message was received.
@@ -314,11 +316,11 @@ impl Flow {
         self.inbound.retain(|inbound| inbound.qos == 2);
         for inbound in &mut self.inbound {
             // The device will send it again, and be answered then.
-            if inbound.state == (Receiving::Settled { accepted: true }) {
+            if inbound.state == Receiving::Settled(Reason::SUCCESS) {
                 inbound.state = Receiving::Received;
             }
         }
-        self.inbound.retain(|inbound| !matches!(inbound.state, Receiving::Settled { .. }));
+        self.inbound.retain(|inbound| !matches!(inbound.state, Receiving::Settled(_)));
         for request in self.outbound.iter_mut().map(|outbound| &mut outbound.request) {
             if *request != 0 {
                 unanswered(std::mem::take(request));
@@ -416,13 +418,13 @@ mod tests {
         for (packet, qos) in [(1, 1), (2, 2), (3, 1)] {
             flow.receive(packet, qos);
         }
-        flow.settle(3, true);
-        flow.settle(2, true);
+        flow.settle(3, Reason::SUCCESS);
+        flow.settle(2, Reason::SUCCESS);
         assert_eq!(flow.next_answer(), None);
-        flow.settle(1, false);
-        assert_eq!(flow.next_answer(), Some(Answer { packet: 1, qos: 1, accepted: false }));
-        assert_eq!(flow.next_answer(), Some(Answer { packet: 2, qos: 2, accepted: true }));
-        assert_eq!(flow.next_answer(), Some(Answer { packet: 3, qos: 1, accepted: true }));
+        flow.settle(1, Reason::QUOTA_EXCEEDED);
+        assert_eq!(flow.next_answer(), Some(Answer { packet: 1, qos: 1, reason: Reason::QUOTA_EXCEEDED }));
+        assert_eq!(flow.next_answer(), Some(Answer { packet: 2, qos: 2, reason: Reason::SUCCESS }));
+        assert_eq!(flow.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
         assert_eq!(flow.next_answer(), None);
         assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));
         assert!(flow.handle_pubrel(2) && !flow.handle_pubrel(2));
@@ -435,7 +437,7 @@ mod tests {
         flow.receive(1, 2);
         flow.receive(2, 2);
         flow.receive(3, 1);
-        flow.settle(2, true);
+        flow.settle(2, Reason::SUCCESS);
         flow.disconnect(|_| {});
         assert_eq!(flow.receiving(1, 2), Some(Receiving::Waiting));
         assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));

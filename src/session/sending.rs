@@ -113,7 +113,7 @@ impl Sessions {
         let session = self.resolve(id)?;
         let known = &mut self.all[session as usize];
         let flow = known.flow.as_mut()?;
-        flow.settle(packet, accepted);
+        flow.settle(packet, if accepted { Reason::SUCCESS } else { Reason::QUOTA_EXCEEDED });
         let connection = known.connection;
         if connection != NOBODY {
             return Some(connection);
@@ -316,7 +316,7 @@ impl Sessions {
         let flow = self.all[session as usize].flow.as_deref()?;
         flow.receiving(packet, qos).map(|state| match state {
             Receiving::Received => Known::Answered,
-            Receiving::Waiting | Receiving::Settled { .. } => Known::Waiting,
+            Receiving::Waiting | Receiving::Settled(_) => Known::Waiting,
         })
     }
 
@@ -326,12 +326,13 @@ impl Sessions {
         self.all[session as usize].flow.as_deref().map_or(0, Flow::inbound)
     }
 
-    /// A message with an acknowledgement has come from the device. `settled`: it is safe already.
-    pub fn receive(&mut self, session: u32, packet: u16, qos: u8, settled: bool) {
+    /// A message with an acknowledgement has come from the device. `settled`: its answer is known already, since it is
+    /// safe or refused; it is given when it is its turn.
+    pub fn receive(&mut self, session: u32, packet: u16, qos: u8, settled: Option<Reason>) {
         let flow = self.flow(session);
         flow.receive(packet, qos);
-        if settled {
-            flow.settle(packet, true);
+        if let Some(reason) = settled {
+            flow.settle(packet, reason);
         }
     }
 

@@ -176,6 +176,7 @@ pub const ROWS: &[(&str, &str)] = &[
 
     // --- The owner's rules ------------------------------------------------------------------------------------------
     ("listener.mqtt.publish: what is not allowed goes nowhere, and is acknowledged", "b > [c4 b]; b < [k4]; b > [sub4 t%x 00]; b < [ack4 00]; a@own > [c4 a]; a < [k4]; a > [pub41 t%x 0001 y]; a < 40 02 0001; b -"),
+    ("MQTT-4.6.0-2, -3: what is not allowed is acknowledged in its place", "a@own > [c4 a]; a < [k4]; a > [pub41 devices/a-%/x 0001 y] [pub41 t%x 0002 y] [pub42 devices/a-%/x 0003 y] [pub42 t%x 0004 y]; a < 40 02 0001 40 02 0002 50 02 0003 50 02 0004; a > 62 02 0003 62 02 0004; a < 70 02 0003 70 02 0004"),
     ("listener.mqtt.publish: its own subtree is a device's", "b > [c4 b]; b < [k4]; b > [sub4 devices/a-%/# 00]; b < [ack4 00]; a@own > [c4 a]; a < [k4]; a > [pub41 devices/a-%/up 0001 y]; a < 40 02 0001; b < [pub4 devices/a-%/up y]"),
     ("listener.mqtt.subscribe: refused with 0x80", "a@own > [c4 a]; a < [k4]; a > 82 < 0001 '#' 00 'devices/#' 00 'devices/+/x' 00 'devices/a-%/#' 01 'devices/a-%/x/+' 00 >; a < 90 < 0001 80 80 80 01 00 >"),
     ("listener.mqtt.publish: and a will", "a@own > 10 < 'MQTT' 04 06 003C 'a-%' 't%w' 'gone' >; a < 20 02 0005; a x"),

@@ -24,8 +24,11 @@ impl Talk<'_, '_> {
         }
         // First of all, since one that comes again gives its topic a number too on this connection.
         let topic: Box<str> = self.resolve_topic(session, publish)?.into();
-        if publish.qos != QoS::AtMostOnce && self.is_known(session, publish) {
-            return Ok(Taken::Yes);
+        if publish.qos != QoS::AtMostOnce {
+            if self.is_known(session, publish) {
+                return Ok(Taken::Yes);
+            }
+            self.check_receive_maximum(session)?;
         }
         if topic::level_count(&topic) > self.rules.topic_levels {
             self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
@@ -42,8 +45,8 @@ impl Talk<'_, '_> {
             return Ok(Taken::Not(Step::Paused));
         }
         if publish.qos != QoS::AtMostOnce {
-            self.check_receive_maximum(session)?;
-            self.cx.sessions.receive(session, publish.packet_id, publish.qos as u8, !goes_up);
+            let settled = (!goes_up).then_some(Reason::SUCCESS);
+            self.cx.sessions.receive(session, publish.packet_id, publish.qos as u8, settled);
         }
         let publication = self.make_publication(session, topic, publish);
         if is_full {
@@ -124,17 +127,11 @@ impl Talk<'_, '_> {
         }));
     }
 
-    /// A message that is not taken. In v5 the device hears why; in v3.1.1 there is no word for it, and the message is
-    /// acknowledged lest it come again and again.
+    /// A message that is not taken. It is answered in its turn, like those that are [MQTT-4.6.0-2, MQTT-4.6.0-3].
     fn refuse_publish(&mut self, session: u32, publish: &Publish, reason: Reason) {
-        let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
-        match publish.qos {
-            QoS::AtMostOnce => {}
-            // Exactly once: what was refused is done with. In v3.1.1 PUBREL will follow, and be answered.
-            qos => {
-                let reason = if is_v5 { reason } else { Reason::SUCCESS };
-                self.say_ack_of(session, publish.packet_id, qos as u8, reason);
-            }
+        if publish.qos != QoS::AtMostOnce {
+            self.cx.sessions.receive(session, publish.packet_id, publish.qos as u8, Some(reason));
+            self.say_answers(session);
         }
     }
 
@@ -142,13 +139,14 @@ impl Talk<'_, '_> {
     pub(in crate::connection) fn say_answers(&mut self, session: u32) {
         while let Some(answer) = self.cx.sessions.next_answer(session) {
             let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
-            let reason = match (answer.accepted, is_v5) {
-                (true, _) => Reason::SUCCESS,
-                (false, true) => Reason::QUOTA_EXCEEDED,
-                // Unanswered, it comes again with the device's next connection.
-                (false, false) => continue,
+            let reason = match answer.reason {
+                reason if is_v5 => reason,
+                // The backbone will not have it. Unanswered, it comes again with the device's next connection.
+                Reason::QUOTA_EXCEEDED => continue,
+                // It may not be published, and v3.1.1 has no word for that: acknowledged, lest it come again and again.
+                _ => Reason::SUCCESS,
             };
-            self.cx.counters.add(Figure::MessagesAcknowledged, u64::from(answer.accepted));
+            self.cx.counters.add(Figure::MessagesAcknowledged, u64::from(answer.reason == Reason::SUCCESS));
             self.say_ack_of(session, answer.packet, answer.qos, reason);
         }
     }
