@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::subscriptions::Subscriber;
 use crate::codec::mqtt::Reason;
 use crate::link::Publication;
 
@@ -63,6 +64,43 @@ impl Identifiers {
             Identifiers::None => &[],
             Identifiers::One(one) => one,
             Identifiers::Many(all) => all,
+        }
+    }
+}
+
+/// Retained messages on their way to a new subscription, one after the other as there is room: they may be many, and
+/// wait where they are kept.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) filter: Box<str>,
+    subscriber: Subscriber,
+    /// How many had arrived when the subscription was made: the later ones go to it like any other message.
+    pub(super) arrivals: u64,
+    /// The last one that went.
+    last: Option<Arc<Publication>>,
+}
+
+impl Errand {
+    pub(super) fn new(filter: &str, subscriber: Subscriber, arrivals: u64) -> Self {
+        Self { filter: filter.into(), subscriber, arrivals, last: None }
+    }
+
+    /// The topic of the last one that went.
+    pub(super) fn after(&self) -> Option<&str> {
+        self.last.as_deref().map(|last| &*last.topic)
+    }
+
+    /// What the subscription makes of a retained message.
+    pub(super) fn letter(&self, publication: &Arc<Publication>) -> Letter {
+        let mut identifiers = Identifiers::None;
+        identifiers.push(self.subscriber.identifier);
+        Letter {
+            publication: Arc::clone(publication),
+            qos: publication.qos.min(self.subscriber.qos()),
+            // Because a subscription was made [MQTT-3.3.1-8].
+            retain: true,
+            identifiers,
+            request: 0,
         }
     }
 }
@@ -120,6 +158,8 @@ pub(super) struct Flow {
     sent: usize,
     queue: VecDeque<Letter>,
     queue_bytes: usize,
+    /// At most one for each subscription.
+    errands: VecDeque<Errand>,
     inbound: VecDeque<Inbound>,
     /// Topics that the device has given a number, by number less one.
     pub(super) aliases_in: Vec<Option<Box<str>>>,
@@ -131,6 +171,7 @@ impl Flow {
     pub(super) fn is_empty(&self) -> bool {
         self.outbound.is_empty()
             && self.queue.is_empty()
+            && self.errands.is_empty()
             && self.inbound.is_empty()
             && self.aliases_in.is_empty()
             && self.aliases_out.is_empty()
@@ -252,13 +293,38 @@ impl Flow {
 
     /// Whether anything waits to be sent, or to be sent again.
     pub(super) fn has_waiting(&self) -> bool {
-        !self.queue.is_empty() || self.sent < self.outbound.len()
+        !self.queue.is_empty() || !self.errands.is_empty() || self.sent < self.outbound.len()
     }
 
     pub(super) fn dequeue(&mut self) -> Option<Letter> {
         let letter = self.queue.pop_front()?;
         self.queue_bytes -= letter.publication.bytes();
         Some(letter)
+    }
+
+    // --- Errands ----------------------------------------------------------------------------------------------------
+
+    /// A subscription wants retained messages.
+    pub(super) fn add_errand(&mut self, errand: Errand) {
+        self.errands.push_back(errand);
+    }
+
+    /// The subscription has been made anew, or is no more.
+    pub(super) fn drop_errand(&mut self, filter: &str) {
+        self.errands.retain(|errand| *errand.filter != *filter);
+    }
+
+    /// The errand to go on with.
+    pub(super) fn errand(&self) -> Option<&Errand> {
+        self.errands.front()
+    }
+
+    /// A message of [`Flow::errand`] went; `None`: there are no more.
+    pub(super) fn advance_errand(&mut self, last: Option<Arc<Publication>>) {
+        match (self.errands.front_mut(), last) {
+            (Some(errand), Some(last)) => errand.last = Some(last),
+            _ => drop(self.errands.pop_front()),
+        }
     }
 
     // --- In ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ struct Entry<M> {
     /// `None`: a tombstone.
     message: Option<M>,
     bytes: usize,
+    /// The how manieth to arrive in this shard it was.
+    arrival: u64,
 }
 
 /// The retained messages of one shard.
@@ -39,6 +41,7 @@ pub struct Retained<M> {
     topics: BTreeMap<Box<str>, Entry<M>>,
     /// Tombstones, oldest first.
     tombstones: VecDeque<(Tick, u64, Box<str>)>,
+    arrivals: u64,
     count: usize,
     bytes: usize,
     messages_max: usize,
@@ -50,7 +53,7 @@ impl<M> Retained<M> {
     #[must_use]
     pub fn new(messages_max: usize, bytes_max: usize) -> Self {
         let (topics, tombstones) = (BTreeMap::new(), VecDeque::new());
-        Self { topics, tombstones, count: 0, bytes: 0, messages_max, bytes_max }
+        Self { topics, tombstones, arrivals: 0, count: 0, bytes: 0, messages_max, bytes_max }
     }
 
     /// How many topics have one.
@@ -97,30 +100,30 @@ impl<M> Retained<M> {
         if deletes {
             self.tombstones.push_back((now, stamp, name.into()));
         }
-        self.topics.insert(name.into(), Entry { stamp, message, bytes });
+        self.arrivals += 1;
+        self.topics.insert(name.into(), Entry { stamp, message, bytes, arrival: self.arrivals });
         if deletes { Set::Deleted } else { Set::Stored }
     }
 
-    /// Hands each message whose topic a valid filter (not a shared one) matches to `visit`, in the order of topics. A
-    /// filter without wildcards is one look-up, one that begins with names looks at the topics that begin so, and one
-    /// that begins with a wildcard at all.
-    pub fn matching(&self, filter: &str, mut visit: impl FnMut(&str, &M)) {
+    /// How many have arrived: whoever subscribes now hears of all later ones without asking here.
+    #[must_use]
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals
+    }
+
+    /// The next message, in the order of topics, whose topic a valid filter (not a shared one) matches, and which was not
+    /// later than so many `arrivals`; `after` is the topic of the last one. A filter without wildcards is one look-up, one that begins with names looks at the topics
+    /// that begin so, and one that begins with a wildcard at all.
+    pub fn next_matching<'a>(&'a self, filter: &str, arrivals: u64, after: Option<&str>) -> Option<&'a M> {
+        let message = |entry: &'a Entry<M>| if entry.arrival <= arrivals { entry.message.as_ref() } else { None };
         let Some(wildcard) = filter.find(['+', '#']) else {
-            if let Some(message) = self.get(filter) {
-                visit(filter, message);
-            }
-            return;
+            return if after.is_none() { self.topics.get(filter).and_then(message) } else { None };
         };
         // "a/#" matches "a" too, which does not begin with "a/".
         let prefix = filter[..wildcard].trim_end_matches('/');
-        let from = (Bound::Included(prefix), Bound::Unbounded);
-        for (name, entry) in self.topics.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix)) {
-            if let Some(message) = &entry.message
-                && topic::matches(filter, name)
-            {
-                visit(name, message);
-            }
-        }
+        let from = (after.map_or(Bound::Included(prefix), Bound::Excluded), Bound::Unbounded);
+        let begin_so = self.topics.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
+        begin_so.filter(|(name, _)| topic::matches(filter, name)).find_map(|(_, entry)| message(entry))
     }
 
     /// Drops at most `limit` tombstones that are old enough.
@@ -188,14 +191,19 @@ mod tests {
 
     #[test]
     fn filters_find_what_they_match() {
-        let mut retained = Retained::new(100, 100);
+        let mut retained = Retained::new(100, 1000);
         let names = ["a", "a/b", "a/b/c", "ab", "a0", "b", "/a", "$SYS/x"];
         for (stamp, name) in (1..).zip(names) {
-            retained.set(name, stamp, Some(()), 1, Tick(0));
+            retained.set(name, stamp, Some(name), 1, Tick(0));
         }
+        retained.set("a/c", 100, None, 0, Tick(0));
+        let arrivals = retained.arrivals();
+        retained.set("a/later", 101, Some("a/later"), 1, Tick(0));
         for filter in ["#", "+", "a", "a/#", "a/+", "a/+/c", "+/b", "b/#", "/+", "$SYS/#", "x/#", "a/b"] {
-            let mut found = Vec::new();
-            retained.matching(filter, |name, ()| found.push(name.to_owned()));
+            let mut found: Vec<&str> = Vec::new();
+            while let Some(name) = retained.next_matching(filter, arrivals, found.last().copied()) {
+                found.push(name);
+            }
             let mut expected: Vec<&str> = names.into_iter().filter(|name| topic::matches(filter, name)).collect();
             expected.sort_unstable();
             assert_eq!(found, expected, "{filter}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::flow::{Identifiers, Letter};
+use super::flow::{Errand, Identifiers, Letter};
 use super::groups::Member;
 use super::retained::Set;
 use super::subscriptions::Subscriber;
@@ -16,7 +16,7 @@ use crate::time::Moment;
 /// What became of one filter in SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granted {
-    /// Subscribed; retained messages are on their way as far as they are wanted.
+    /// Subscribed; retained messages follow as far as they are wanted.
     Yes,
     /// The session has as many subscriptions as it may.
     TooMany,
@@ -185,8 +185,8 @@ impl Sessions {
 
     // --- Subscribing ------------------------------------------------------------------------------------------------
 
-    /// One filter of SUBSCRIBE; it is valid and allowed. Retained messages that it wants follow as letters.
-    pub fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32, now: Moment) -> Granted {
+    /// One filter of SUBSCRIBE; it is valid and allowed. Retained messages that it wants follow.
+    pub fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32) -> Granted {
         let options_byte = options.to_byte();
         let is_known = self.has_subscribed(session, filter);
         if !is_known && self.subscription_count(session) >= self.bounds.subscriptions {
@@ -202,8 +202,11 @@ impl Sessions {
         self.note_wants();
         // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11].
         let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
-        if wants_retained {
-            self.send_retained(filter, subscriber, now);
+        self.drop_errand(session, filter);
+        let arrivals = self.retained.arrivals();
+        if wants_retained && self.retained.next_matching(filter, arrivals, None).is_some() {
+            self.flow(session).add_errand(Errand::new(filter, subscriber, arrivals));
+            self.note_backlog(session);
         }
         Granted::Yes
     }
@@ -213,6 +216,7 @@ impl Sessions {
         let gone = if topic::shared(filter).is_some() {
             self.leave(session, filter)
         } else {
+            self.drop_errand(session, filter);
             self.subscriptions.unsubscribe(session, filter)
         };
         self.note_wants();
@@ -222,6 +226,14 @@ impl Sessions {
     /// Tells the other shards whether anything published is of interest here.
     pub(super) fn note_wants(&mut self) {
         self.exchange.set_wants(self.worker, !self.subscriptions.is_empty() || !self.groups.is_empty());
+    }
+
+    /// Retained messages that were on their way to a subscription are not any more.
+    fn drop_errand(&mut self, session: u32, filter: &str) {
+        if let Some(flow) = self.all[session as usize].flow.as_deref_mut() {
+            flow.drop_errand(filter);
+        }
+        self.shed_empty_flow(session);
     }
 
     fn subscription_count(&self, session: u32) -> usize {
@@ -253,27 +265,6 @@ impl Sessions {
         let group = groups.swap_remove(place).group;
         self.tell_group(Peer::Leave { group, member });
         true
-    }
-
-    fn send_retained(&mut self, filter: &str, subscriber: Subscriber, now: Moment) {
-        let generation = self.all[subscriber.session as usize].generation;
-        let deliveries = &mut self.deliveries;
-        self.retained.matching(filter, |_, publication| {
-            if publication.is_expired(now) {
-                return;
-            }
-            let mut identifiers = Identifiers::None;
-            identifiers.push(subscriber.identifier);
-            let letter = Letter {
-                publication: Arc::clone(publication),
-                qos: publication.qos.min(subscriber.qos()),
-                // Because a subscription was made [MQTT-3.3.1-8].
-                retain: true,
-                identifiers,
-                request: 0,
-            };
-            deliveries.push_back(Delivery { session: subscriber.session, generation, letter });
-        });
     }
 }
 

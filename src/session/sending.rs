@@ -3,6 +3,7 @@
 //! A device is sent no more in one turn than its outbox could hold, so that a flood makes it wait, not end. What waits
 //! is bounded; what goes beyond the bound is dropped and counted, QoS 0 and above alike.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::flow::{Answer, Flow, Letter, Receiving, Sending};
@@ -190,7 +191,7 @@ impl Sessions {
         loop {
             let flow = self.all[session as usize].flow.as_deref_mut();
             let Some(flow) = flow else { return };
-            let Some(next) = flow.peek() else { return };
+            let Some(next) = flow.peek() else { return self.send_retained(session, desk) };
             if next.qos > 0 && !flow.may_send(maximum) {
                 return;
             }
@@ -199,6 +200,27 @@ impl Sessions {
                 self.flow(session).put_back(letter);
                 return self.wait_for_room(session, desk);
             }
+        }
+    }
+
+    /// Sends what new subscriptions find retained, as far as there is room. What is kept is looked up when it goes, so that
+    /// none is older than what went before it.
+    fn send_retained(&mut self, session: u32, desk: &mut Desk) {
+        let maximum = self.inflight_maximum(session);
+        while let Some(flow) = self.all[session as usize].flow.as_deref()
+            && let Some(errand) = flow.errand()
+        {
+            let next = self.retained.next_matching(&errand.filter, errand.arrivals, errand.after()).map(Arc::clone);
+            if let Some(publication) = next.as_ref().filter(|publication| !publication.is_expired(desk.now)) {
+                let letter = errand.letter(publication);
+                if letter.qos > 0 && !flow.may_send(maximum) {
+                    return;
+                }
+                if self.send_new(session, letter, desk).is_err() {
+                    return self.wait_for_room(session, desk);
+                }
+            }
+            self.flow(session).advance_errand(next);
         }
     }
 

@@ -32,7 +32,7 @@ impl Talk<'_, '_> {
         if !self.may_subscribe(&mqtt.subscribe, plain) {
             return Reason::NOT_AUTHORIZED;
         }
-        match self.cx.sessions.subscribe(session, filter, options, identifier, self.cx.now) {
+        match self.cx.sessions.subscribe(session, filter, options, identifier) {
             Granted::Yes => Reason(options.qos as u8),
             Granted::TooMany => Reason::QUOTA_EXCEEDED,
         }

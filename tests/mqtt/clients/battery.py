@@ -103,6 +103,23 @@ def retained():
         client.leave()
 
 
+def many_retained():
+    """More than a session may have waiting: all of them come, in whatever pieces."""
+    one, other = Client("one"), Client("other")
+    infos = [one.client.publish(f"{BASE}/many/{number:04}", "x" * 100, 1, True) for number in range(3000)]
+    for info in infos:
+        info.wait_for_publish(WITHIN)
+    for qos in (0, 1):
+        other.subscribe(f"{BASE}/many/+", qos)
+        heard = [other.heard.get(timeout=WITHIN) for _ in infos]
+        assert [m.topic for m in heard] == [f"{BASE}/many/{number:04}" for number in range(3000)]
+        assert all(m.retain and m.qos == qos for m in heard)
+    other.client.publish(f"{BASE}/end", "", 1).wait_for_publish(WITHIN)
+    assert other.heard.empty()
+    for client in (one, other):
+        client.leave()
+
+
 def will():
     watcher = Client("watcher")
     watcher.subscribe(f"{BASE}/will", 1)
@@ -146,7 +163,7 @@ def shared():
         client.leave()
 
 
-for part in (messages, retained, will, session, shared):
+for part in (messages, retained, many_retained, will, session, shared):
     part()
     print(part.__name__, flush=True)
 print("done", flush=True)
