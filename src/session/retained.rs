@@ -112,8 +112,8 @@ impl<M> Retained<M> {
     }
 
     /// The next message, in the order of topics, whose topic a valid filter (not a shared one) matches, and which was not
-    /// later than so many `arrivals`; `after` is the topic of the last one. A filter without wildcards is one look-up, one that begins with names looks at the topics
-    /// that begin so, and one that begins with a wildcard at all.
+    /// later than so many `arrivals`; `after` is the topic of the last one. A filter without wildcards is one look-up, one
+    /// that begins with names looks at the topics that begin so, and one that begins with a wildcard at all.
     pub fn next_matching<'a>(&'a self, filter: &str, arrivals: u64, after: Option<&str>) -> Option<&'a M> {
         let message = |entry: &'a Entry<M>| if entry.arrival <= arrivals { entry.message.as_ref() } else { None };
         let Some(wildcard) = filter.find(['+', '#']) else {
