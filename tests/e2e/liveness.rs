@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::{CloseCode, Frame, Hello};
-use rustix::process::Signal;
 
 use crate::support::{Device, Event, Fleet, Manners, SOON, Site, hold_for, native, raw, wait_for, wait_until};
 
@@ -103,10 +102,10 @@ fn a_gateway_that_slept_expires_nobody_who_answered() {
     wait_until("all have answered", SOON, || answering.answered() > DEVICES && all_here());
 
     for _ in 0..2 {
-        gateway.signal(Signal::STOP);
+        gateway.stop();
         // Nearly three times the bound of 500 + 300 × 2 ms.
         std::thread::sleep(Duration::from_secs(3));
-        gateway.signal(Signal::CONT);
+        gateway.resume();
         hold_for("nobody is lost", Duration::from_secs(2), all_here);
     }
     assert_eq!(gateway.closed("expired"), 0);
@@ -131,13 +130,13 @@ fn a_gateway_that_slept_reads_before_it_asks_again() {
             other => panic!("{other:?}"),
         }
     }
-    gateway.signal(Signal::STOP);
+    gateway.stop();
     for (device, opaque) in devices.iter_mut().zip(&probes) {
         device.send(&[Frame::Pong(opaque)]);
     }
     // Until each answer is overdue.
     std::thread::sleep(Duration::from_secs(3));
-    gateway.signal(Signal::CONT);
+    gateway.resume();
     // Each is one probe and its answer, by which a round trip is told: none was asked again.
     gateway.expect_metric("pulsegate_heartbeats_answered_total", DEVICES as u64);
     gateway.expect_metric("pulsegate_heartbeat_round_trip_seconds_count", DEVICES as u64);
