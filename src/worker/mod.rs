@@ -1,4 +1,4 @@
-//! The thread of one core: sockets, the one clock read, the scratch buffers, and the turn.
+//! The thread of one core: sockets, the one clock, the scratch buffers, and the turn.
 //!
 //! A worker owns its share of the connections outright: its own listening sockets, descriptor table and [`Shard`]. It
 //! shares nothing but its inbox, the way to each other worker, and the copy of its counters. It must never wait for
@@ -222,7 +222,7 @@ impl Worker {
         tracing::debug!(worker = self.id.0, connections = open, "worker ended");
     }
 
-    /// The one clock read of a turn.
+    /// The one clock. It is read at the start of a turn, behind each socket that was read, and after all of them.
     fn read_clock(&self) -> Moment {
         Moment::from_micros(self.started.elapsed().as_micros() as u64)
     }

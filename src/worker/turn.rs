@@ -52,12 +52,14 @@ impl Worker {
     pub(super) fn turn(&mut self) -> bool {
         let deadline = self.shard.next_deadline();
         let asked = self.wait(deadline);
+        let woken = self.read_clock();
+        self.note_lateness(deadline, woken);
+        self.sort_events(asked.answered_for(woken));
+        self.accept(woken);
+        self.read_live(woken);
+        self.read_handshakes(woken);
+        // Never before what was read: a device does not leave before it came.
         let now = self.read_clock();
-        self.note_lateness(deadline, now);
-        self.sort_events(asked.answered_for(now));
-        self.accept(now);
-        self.read_live(now);
-        self.read_handshakes(now);
         self.receive_moved(now);
         self.receive_commands(now);
         self.advance_listings(now);
@@ -69,7 +71,7 @@ impl Worker {
         self.flush(now);
         self.move_away(now);
         self.reap();
-        self.publish(now);
+        self.publish(woken);
         !self.is_over(now)
     }
 
@@ -208,6 +210,10 @@ impl Worker {
             match socket.read(space) {
                 Ok(0) => self.shard.handle_eof(index, now),
                 Ok(count) => {
+                    // Its own look at the clock: the process may have been stopped since the turn began, and what came
+                    // in the meantime was not heard then. A device that sends nothing but its keep-alives would be
+                    // expired for it.
+                    let now = self.read_clock();
                     self.input.filled(count);
                     self.shard.handle_input(index, &mut self.input, count, now);
                     // A short read has emptied the socket; a second one would only say so, unless there is an end to
@@ -598,13 +604,13 @@ impl Worker {
         }
     }
 
-    fn publish(&mut self, now: Moment) {
+    fn publish(&mut self, woken: Moment) {
         self.todo.uplink = !send_up(self.id, self.shard.uplink(), &self.uplink);
         self.shard.resume_paused();
-        let turn = self.read_clock().since(now);
+        let turn = self.read_clock().since(woken);
         self.lateness.current = turn;
         self.shard.counters().add(Figure::Turns, 1);
-        self.shard.counters().set(Figure::LatestTurn, now.since(Moment::default()).as_secs());
+        self.shard.counters().set(Figure::LatestTurn, woken.since(Moment::default()).as_secs());
         self.shard.counters().observe(Timing::Turn, turn);
         self.published.publish(self.shard.counters());
     }
