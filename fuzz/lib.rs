@@ -12,6 +12,9 @@ pub mod config;
 #[path = "../src/connection/mod.rs"]
 pub mod connection;
 #[cfg(feature = "gateway")]
+#[path = "../src/devices.rs"]
+pub mod devices;
+#[cfg(feature = "gateway")]
 #[path = "../src/link/mod.rs"]
 pub mod link;
 #[cfg(feature = "gateway")]

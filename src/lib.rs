@@ -8,6 +8,7 @@ pub mod time;
 pub mod codec;
 
 pub mod config;
+pub mod devices;
 pub mod metrics;
 pub mod wheel;
 

@@ -23,15 +23,16 @@ const TABLE: &[Row] = &[
     row("time", &[], &[]),
     row("config", &["time", "codec"], &["serde", "toml", "humantime"]),
     row("metrics", &[], &[]),
+    row("devices", &[], &["hashbrown"]),
     row("wheel", &["time"], &[]),
     row("link", &["time"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
     row("codec", &[], &[]),
     row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize"]),
     row("tls/certs", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
-    row("session", &["time", "config", "metrics", "wheel", "link", "codec"], &["slab", "hashbrown", "siphasher"]),
+    row("session", &["time", "config", "devices", "metrics", "wheel", "link", "codec"], &["slab", "hashbrown", "siphasher"]),
     row("connection", &["time", "config", "metrics", "link", "tls", "codec", "session"], &["bytes"]),
-    row("shard", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "session", "connection"],
-        &["slab", "hashbrown", "bytes", "fastrand", "tracing"]),
+    row("shard", &["time", "config", "devices", "metrics", "wheel", "link", "tls", "codec", "session", "connection"],
+        &["slab", "bytes", "fastrand", "tracing"]),
     row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "session", "connection", "shard"],
         &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
@@ -52,7 +53,7 @@ const UNSAFE_FILES: &[&str] = &["src/worker/descriptors.rs", "src/cli/allocator.
 
 /// Modules of the data plane: no hidden allocation, no hidden control flow, no shared state.
 const DATA_PLANE: &[&str] =
-    &["time", "metrics", "wheel", "link", "codec", "tls", "session", "connection", "shard", "worker"];
+    &["time", "devices", "metrics", "wheel", "link", "codec", "tls", "session", "connection", "shard", "worker"];
 
 /// What the data plane does without, and where (under `src/`) it may stand nevertheless, and why.
 const DATA_PLANE_WITHOUT: &[(&str, Option<&str>)] = &[

@@ -30,16 +30,16 @@ mod tests;
 
 use std::sync::Arc;
 
-use hashbrown::HashTable;
 use slab::Slab;
 
 pub use flow::{Answer, Identifiers, Letter};
 pub use routing::{Granted, Unsubscribed};
 pub use sending::{Desk, Known, Run};
-pub use store::{Arrival, Attached, Bequest, Detached, Will};
+pub use store::{Arrival, Attached, Bequest, Will};
 
 use crate::codec::mqtt::Version;
 use crate::config::Limits;
+use crate::devices::Devices;
 use crate::link::{Exchange, Home, ListenerId, Peer, Publication, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::time::Tick;
@@ -175,8 +175,8 @@ pub struct Sessions {
     generations: u32,
     /// By connection: the slot of its session, or [`NOBODY`].
     attached: Vec<u32>,
-    /// Sessions of devices that are away, by the hash of the device's id.
-    away: HashTable<(u32, u32)>,
+    /// Sessions of devices that are away.
+    away: Devices,
     /// When something is due in a session whose device is away.
     wheel: Wheel,
     due: Vec<u32>,
@@ -209,7 +209,7 @@ impl Sessions {
             all: Slab::new(),
             generations: 0,
             attached: Vec::new(),
-            away: HashTable::new(),
+            away: Devices::default(),
             wheel: Wheel::new(now),
             due: Vec::new(),
             subscriptions: Subscriptions::new(setup.key),
@@ -320,11 +320,8 @@ impl Sessions {
             if session.connection == NOBODY {
                 away += 1;
                 assert!(!session.device.is_empty(), "session {index} is away and has no name");
-                let hash = self.home.hash(&session.device) as u32;
-                assert!(
-                    self.away.iter().any(|&entry| entry == (hash, slot)),
-                    "session {index} is away and cannot be found"
-                );
+                let found = self.away.find(self.home.hash(&session.device), |other| other == slot);
+                assert!(found.is_some(), "session {index} is away and cannot be found");
             } else {
                 assert_eq!(self.of(session.connection), Some(slot), "session {index} and its connection disagree");
                 assert!(is_device(session.connection), "session {index} has a connection that is no device");

@@ -59,13 +59,6 @@ pub struct Attached {
     pub bequest: Option<Bequest>,
 }
 
-/// What the end of a connection leaves to be done.
-#[derive(Debug, Default)]
-pub struct Detached {
-    /// A will to be published now.
-    pub bequest: Option<Bequest>,
-}
-
 impl Sessions {
     /// A device has connected: it goes on with its session, or begins one.
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
@@ -104,7 +97,8 @@ impl Sessions {
         Attached { session, was_present, bequest }
     }
 
-    /// The device's connection has ended. `with_will`: not in the way that lets the will be forgotten.
+    /// The device's connection has ended; returns the will that is to be published now. `with_will`: it has not ended in
+    /// the way that lets the will be forgotten.
     pub fn detach(
         &mut self,
         connection: u32,
@@ -112,8 +106,8 @@ impl Sessions {
         with_will: bool,
         now: Moment,
         counters: &mut Counters,
-    ) -> Detached {
-        let Some(session) = self.of(connection) else { return Detached::default() };
+    ) -> Option<Bequest> {
+        let session = self.of(connection)?;
         self.attached[connection as usize] = NOBODY;
         let unanswered = &mut self.unanswered;
         let known = &mut self.all[session as usize];
@@ -140,7 +134,7 @@ impl Sessions {
             self.enter_away(session);
             self.tell_groups(session, false);
         }
-        Detached { bequest }
+        bequest
     }
 
     /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
@@ -256,26 +250,16 @@ impl Sessions {
     }
 
     fn find_away(&self, device: &str) -> Option<u32> {
-        let hash = self.home.hash(device) as u32;
-        let is_it = |entry: &(u32, u32)| entry.0 == hash && *self.all[entry.1 as usize].device == *device;
-        self.away.find(spread(hash), is_it).map(|entry| entry.1)
+        self.away.find(self.home.hash(device), |session| *self.all[session as usize].device == *device)
     }
 
     fn enter_away(&mut self, session: u32) {
-        let hash = self.home.hash(&self.all[session as usize].device) as u32;
-        self.away.insert_unique(spread(hash), (hash, session), |entry| spread(entry.0));
+        self.away.insert(self.home.hash(&self.all[session as usize].device), session);
         self.arm(session);
     }
 
     fn leave_away(&mut self, session: u32) {
-        let hash = self.home.hash(&self.all[session as usize].device) as u32;
-        let Ok(entry) = self.away.find_entry(spread(hash), |entry| entry.1 == session) else {
-            panic!("session {session} is not listed as away")
-        };
-        entry.remove();
-        if self.away.is_empty() {
-            self.away = hashbrown::HashTable::new();
-        }
+        self.away.remove(self.home.hash(&self.all[session as usize].device), session);
         self.wheel.cancel(session);
     }
 
@@ -325,9 +309,4 @@ impl Sessions {
 
 fn ticks(seconds: u32) -> u32 {
     seconds.saturating_mul(TICKS_PER_SECOND).min(DEADLINE_TICKS_MAX)
-}
-
-/// 32 bits of hash in both halves: hashbrown takes its tag from the high bits and the bucket from the low ones.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
 }

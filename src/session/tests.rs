@@ -136,14 +136,14 @@ impl World {
         let worker = self.worker(number);
         let device = &mut self.devices[number];
         let Some(connection) = device.connection.take() else { return };
-        let detached = self.shards[worker].detach(connection, &device.name, with_will, self.now, &mut self.counters);
-        assert_eq!(detached.bequest.is_some(), with_will && device.has_will, "a will on every end but the polite one");
+        let bequest = self.shards[worker].detach(connection, &device.name, with_will, self.now, &mut self.counters);
+        assert_eq!(bequest.is_some(), with_will && device.has_will, "a will on every end but the polite one");
         if !device.is_kept {
             // Whatever was on its way is gone with the session.
             device.owed.clear();
             device.subscriptions.clear();
         }
-        if let Some(bequest) = detached.bequest {
+        if let Some(bequest) = bequest {
             let message = message_of(&bequest.publication.payload);
             self.note_wanted(message, "w", 1);
             self.shards[worker].publish(bequest.publication, self.now, &mut self.counters);

@@ -7,7 +7,6 @@
 //! ([`Shard::reap`]), at the end of a turn, so that no event of the same turn can find a stranger in it.
 
 mod describe;
-mod devices;
 mod downlink;
 mod handle;
 mod invariants;
@@ -23,13 +22,13 @@ use std::sync::Arc;
 use slab::Slab;
 
 use crate::connection::{Connection, Context, Rules};
+use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::session::{self, Bequest, Sessions};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
-use devices::Devices;
 pub use downlink::Broadcast;
 pub use transmit::Transmit;
 

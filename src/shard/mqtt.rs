@@ -127,8 +127,8 @@ impl Shard {
         let device = self.connections[index as usize].device();
         // When the gateway itself ends, no device has died.
         let with_will = reason != CloseReason::Shutdown;
-        let detached = self.sessions.detach(index, device, with_will, now, &mut self.counters);
-        self.bequests.extend(detached.bequest);
+        let bequest = self.sessions.detach(index, device, with_will, now, &mut self.counters);
+        self.bequests.extend(bequest);
     }
 
     pub(super) fn handle_session_deadlines(&mut self, drained: Tick, now: Moment, limit: usize) -> bool {

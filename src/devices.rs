@@ -1,9 +1,11 @@
-//! The device table of one shard: device id → slot. Eight bytes an entry; the ids themselves stay in the connections.
+//! A device table: device id → slot. Eight bytes an entry; the ids themselves stay where the slots are.
+//!
+//! A shard has one for its connections and one for the sessions whose devices are away.
 
 use hashbrown::HashTable;
 
-/// One device: the hash is kept beside the slot, so that neither growing the table nor most failed look-ups touch a
-/// connection.
+/// One device: the hash is kept beside the slot, so that neither growing the table nor most failed look-ups touch what is
+/// in the slot.
 #[derive(Clone, Copy)]
 struct Entry {
     hash: u32,
@@ -12,25 +14,29 @@ struct Entry {
 
 /// The table. The caller says what a slot's id is, since the table does not hold ids.
 #[derive(Default)]
-pub(super) struct Devices {
+pub struct Devices {
     table: HashTable<Entry>,
 }
 
 impl Devices {
-    /// The slot of the device with this `hash` for which `is_device` holds.
-    pub(super) fn find(&self, hash: u64, is_device: impl Fn(u32) -> bool) -> Option<u32> {
+    /// The slot of the device with this `hash` (its low half counts) for which `is_device` holds.
+    #[must_use]
+    pub fn find(&self, hash: u64, is_device: impl Fn(u32) -> bool) -> Option<u32> {
         let short = hash as u32;
         self.table.find(spread(short), |entry| entry.hash == short && is_device(entry.index)).map(|entry| entry.index)
     }
 
     /// Adds a device that is not there.
-    pub(super) fn insert(&mut self, hash: u64, index: u32) {
+    pub fn insert(&mut self, hash: u64, index: u32) {
         let hash = hash as u32;
         self.table.insert_unique(spread(hash), Entry { hash, index }, |entry| spread(entry.hash));
     }
 
     /// Takes the device out. It must be there: a table that disagrees with the slab is our own error.
-    pub(super) fn remove(&mut self, hash: u64, index: u32) {
+    ///
+    /// # Panics
+    /// It is not there.
+    pub fn remove(&mut self, hash: u64, index: u32) {
         let short = hash as u32;
         let Ok(entry) = self.table.find_entry(spread(short), |entry| entry.index == index) else {
             panic!("the device in slot {index} is not in the table")
@@ -42,8 +48,16 @@ impl Devices {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many devices there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.table.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
     }
 }
 
