@@ -2,6 +2,7 @@
 
 mod duel;
 mod messages;
+mod mqtt;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +11,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::fleet::protocol::Protocol;
+use crate::scenario::TOPIC;
+use crate::fleet::protocol::{Protocol, Subscription};
 pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
+pub use mqtt::{FanIn, FanOut, MqttOptions};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -64,6 +67,9 @@ Examples (a gateway with its built-in configuration runs in the same directory):
   The same for several servers in turns, as ratios:
     loadtest duel heartbeat --connections 1000 --every 1s --pid PID --against other=127.0.0.1:8883:PID
 
+  1,000 MQTT publishers, 5,000 messages a second, one subscriber, against any broker:
+    loadtest fan-in --protocol mqtt --target 127.0.0.1:8883 --connections 1001 --messages-per-second 5000 --qos 1 --pid PID
+
   The same against another server that takes opaque bytes over TLS:
     loadtest hold --protocol raw --target 127.0.0.1:8883 --ca other-ca.pem --pid PID
 
@@ -93,6 +99,10 @@ pub enum Scenario {
     /// A share of the devices stops reading while messages pour in: they must be ended, in bounded memory, and no other
     /// device may notice (needs --admin).
     Slow(Slow),
+    /// Many publishers, one subscriber (--protocol mqtt): exact counts, and the server's CPU time for each message.
+    FanIn(FanIn),
+    /// One publisher, many subscribers (--protocol mqtt): exact counts, and the server's CPU time for each delivery.
+    FanOut(FanOut),
 }
 
 /// What all scenarios have in common.
@@ -166,6 +176,10 @@ pub struct Common {
     /// Raw only: the server's retries.
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub raw_retries: u8,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub mqtt: MqttOptions,
 
     /// Threads, each with a descriptor table of its own [default: as many as descriptors demand, and the machine's
     /// cores where there are more than 5,000 devices].
@@ -316,6 +330,8 @@ macro_rules! each {
             Scenario::Downlink($options) => $what,
             Scenario::Broadcast($options) => $what,
             Scenario::Slow($options) => $what,
+            Scenario::FanIn($options) => $what,
+            Scenario::FanOut($options) => $what,
         }
     };
 }
@@ -334,6 +350,8 @@ impl Scenario {
             Scenario::Downlink(_) => "downlink",
             Scenario::Broadcast(_) => "broadcast",
             Scenario::Slow(_) => "slow",
+            Scenario::FanIn(_) => "fan-in",
+            Scenario::FanOut(_) => "fan-out",
         }
     }
 
@@ -357,9 +375,42 @@ impl Scenario {
         }
     }
 
-    /// Whether it speaks to a Pulsegate's control plane.
-    pub fn needs_admin(&self) -> bool {
-        matches!(self, Scenario::Uplink(_) | Scenario::Downlink(_) | Scenario::Broadcast(_) | Scenario::Slow(_))
+    /// What is missing for it, in a sentence.
+    pub fn lacks(&self) -> Option<String> {
+        let (common, name) = (self.common(), self.name());
+        let needs_admin =
+            matches!(self, Scenario::Uplink(_) | Scenario::Downlink(_) | Scenario::Broadcast(_) | Scenario::Slow(_));
+        let needs_mqtt = matches!(self, Scenario::FanIn(_) | Scenario::FanOut(_));
+        if needs_admin && common.admin.is_none() {
+            return Some(format!("{name} needs the control plane: --admin URL"));
+        }
+        if needs_admin && common.protocol == Protocol::Raw {
+            return Some(format!("{name} counts messages one by one, which raw devices cannot tell apart"));
+        }
+        if needs_mqtt && common.protocol != Protocol::Mqtt {
+            return Some(format!("{name} needs publishers and subscribers: --protocol mqtt"));
+        }
+        if needs_mqtt && common.connections < 2 {
+            return Some(format!("{name} needs at least two devices"));
+        }
+        let is_dark = matches!(self, Scenario::Dark(_)) && common.protocol == Protocol::Mqtt;
+        (is_dark && common.mqtt.keep_alive.is_zero())
+            .then(|| "dark needs a bound: a --keep-alive above 0s, or nobody is ever ended".to_owned())
+    }
+
+    /// What its devices subscribe to, with which quality of service.
+    pub fn subscription(&self) -> (Option<Subscription>, u8) {
+        let common = self.common();
+        let fan = |devices| Some(Subscription { filter: TOPIC.to_owned(), devices });
+        match self {
+            Scenario::FanIn(fan_in) => (fan(0..1), fan_in.qos),
+            Scenario::FanOut(fan_out) => (fan(1..common.connections), fan_out.qos),
+            _ => {
+                let filter = common.mqtt.subscribe.clone();
+                let all = filter.map(|filter| Subscription { filter, devices: 0..common.connections });
+                (all, common.mqtt.subscribe_qos)
+            }
+        }
     }
 
     /// All options, for the report.

@@ -28,14 +28,14 @@ use crate::clock::{Clock, Micros};
 use counts::Published;
 use crew::Crew;
 use liveness::Terms;
-use protocol::Protocol;
+use protocol::Speech;
 
 /// What all devices share.
 pub struct Setup {
     /// Where they connect to.
     pub target: SocketAddr,
     /// What they speak.
-    pub protocol: Protocol,
+    pub speech: Speech,
     /// How they protect it.
     pub tls: ClientTls,
     /// Whether each keeps sessions of its own and resumes them.
@@ -50,8 +50,6 @@ pub struct Setup {
     pub in_flight_max: usize,
     /// How long one may be on its way up.
     pub connect_timeout: Duration,
-    /// The heartbeat interval that devices ask for, in milliseconds; 0: the server's own.
-    pub wanted_interval_ms: u32,
     /// How silence is judged where the protocol does not tell.
     pub terms: Terms,
     /// Where connections come from.

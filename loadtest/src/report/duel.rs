@@ -82,6 +82,14 @@ const FIGURES: &[Figure] = &[
         of: |report| report.cpu.us_per_heartbeat,
     },
     Figure {
+        name: "CPU per message",
+        key: "cpu.us_per_message",
+        unit: "us",
+        digits: 2,
+        is_first: false,
+        of: |report| report.cpu.us_per_message,
+    },
+    Figure {
         name: "CPU while idle, of a core",
         key: "cpu.idle_share",
         unit: "%",
@@ -90,7 +98,7 @@ const FIGURES: &[Figure] = &[
         of: |report| report.cpu.idle_share.map(|share| share * 100.0),
     },
     Figure {
-        name: "heartbeat round trip, p50",
+        name: "round trip or delivery, p50",
         key: "latency_us.p50",
         unit: "us",
         digits: 0,
@@ -98,7 +106,7 @@ const FIGURES: &[Figure] = &[
         of: |report| report.latency_us.p50,
     },
     Figure {
-        name: "heartbeat round trip, p99",
+        name: "round trip or delivery, p99",
         key: "latency_us.p99",
         unit: "us",
         digits: 0,

@@ -5,6 +5,7 @@ mod broadcast;
 mod churn;
 mod dark;
 mod downlink;
+mod fan;
 mod heartbeat;
 mod hold;
 mod hostile;
@@ -15,6 +16,7 @@ mod uplink;
 
 use crate::cli::Scenario;
 use crate::run::Run;
+pub use fan::TOPIC;
 
 /// Runs it.
 pub fn run(run: &mut Run, scenario: &Scenario) {
@@ -29,5 +31,7 @@ pub fn run(run: &mut Run, scenario: &Scenario) {
         Scenario::Downlink(options) => downlink::run(run, options),
         Scenario::Broadcast(options) => broadcast::run(run, options),
         Scenario::Slow(options) => slow::run(run, options),
+        Scenario::FanIn(options) => fan::run_in(run, options),
+        Scenario::FanOut(options) => fan::run_out(run, options),
     }
 }

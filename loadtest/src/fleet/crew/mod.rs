@@ -34,12 +34,15 @@ use rustix::time::{
 use super::counts::{Count, Counts, Findings, Published};
 use super::device::{Device, Hearing, Link, Output, Trouble};
 use super::liveness::{Terms, Watch};
-use super::protocol::Said;
+use super::protocol::{Greeting, Said};
 use super::{Churn, ComeBack, Listening, Order, Publishing, Setup};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
 
 /// Connects begun in one turn at most, so that devices that are up wait no longer for their turn.
 const CONNECTS_PER_TURN: usize = 32;
+/// A device that must say something within its keep-alive does so by up to this share sooner, by chance: those that came
+/// at the same time do not speak at the same time.
+const EARLIER: f64 = 0.25;
 /// Events taken in one turn.
 const EVENTS_PER_TURN: usize = 256;
 /// Bytes read at once.
@@ -78,7 +81,7 @@ pub struct Crew {
     random: fastrand::Rng,
     input: Vec<u8>,
     out: Output,
-    greeting: Vec<u8>,
+    greeting: Greeting,
     payload: Vec<u8>,
     is_stopped: bool,
 }
@@ -158,7 +161,7 @@ impl Crew {
             random: fastrand::Rng::new(),
             input: vec![0; READ_BYTES + RECORD_MAX],
             out: Output::default(),
-            greeting: Vec::new(),
+            greeting: Greeting::default(),
             payload: Vec::new(),
             is_stopped: false,
             setup,
@@ -397,13 +400,13 @@ impl Crew {
 
     fn handle_input(&mut self, index: u32, length: usize) -> Result<(), Trouble> {
         let setup = Arc::clone(&self.setup);
-        if matches!(self.devices[index as usize].link, Link::Shaking(_)) {
+        if matches!(self.devices[index as usize].link, Link::Shaking(_) | Link::Greeting(_)) {
             self.prepare_greeting(index);
         }
         let device = &mut self.devices[index as usize];
         let was_up = device.is_up();
         self.out.said.clear();
-        let handled = device.handle_bytes(setup.protocol, &self.greeting, &mut self.input[..length], &mut self.out);
+        let handled = device.handle_bytes(&setup.speech, &self.greeting, &mut self.input[..length], &mut self.out);
         if self.out.resumed.take() == Some(true) {
             self.counts.add(Count::Resumed, 1);
         }
@@ -420,9 +423,9 @@ impl Crew {
     }
 
     fn prepare_greeting(&mut self, index: u32) {
-        self.greeting.clear();
-        let id = format!("{}{}", self.setup.prefix, self.number_of(index));
-        self.setup.protocol.greet(&id, self.setup.wanted_interval_ms, &mut self.greeting);
+        let number = self.number_of(index);
+        let id = format!("{}{number}", self.setup.prefix);
+        self.setup.speech.greet(&id, number, &mut self.greeting);
     }
 
     /// Puts what was left of the last read to the front of the input.
@@ -480,8 +483,8 @@ impl Crew {
         self.counts.add(Count::Established, 1);
         let device = &mut self.devices[index as usize];
         device.failures = 0;
-        device.watch = Watch::new(self.setup.terms, self.now);
-        if self.setup.protocol.tells_no_reason() {
+        if !self.setup.speech.tells_terms() {
+            device.watch = Watch::new(self.setup.terms, self.now);
             self.note_bound(self.setup.terms);
         }
         let device = &mut self.devices[index as usize];
@@ -506,6 +509,7 @@ impl Crew {
                     device.watch = Watch::new(terms, self.now);
                     self.note_bound(terms);
                 }
+                Said::Subscribed | Said::Data => {}
                 Said::Ping => {
                     self.counts.add(Count::Pings, 1);
                     if device.is_silent {
@@ -525,7 +529,6 @@ impl Crew {
                 Said::Close(code) => return Err(code.into()),
                 Said::Message(stamp) => self.hear_message(index, stamp),
                 Said::Acknowledged(id) => self.hear_acknowledgement(index, id),
-                Said::Data => {}
             }
         }
         Ok(())
@@ -539,9 +542,7 @@ impl Crew {
         if !device.is_up() {
             return;
         }
-        device.next_duty = match &self.duty {
-            // Whoever keeps silent does nothing else either.
-            _ if device.is_silent || device.was_deaf() => 0,
+        let duty = match &self.duty {
             &Duty::Beat { from, every } => {
                 let phase = u128::from(every) * u128::from(number) / u128::from(self.setup.devices.max(1));
                 let first = from + phase as Micros;
@@ -550,6 +551,15 @@ impl Crew {
             }
             Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
             Duty::None => 0,
+        };
+        device.next_duty = match self.setup.speech.keep_alive_s() {
+            // Whoever keeps silent does nothing else either.
+            _ if device.is_silent || device.was_deaf() => 0,
+            keep_alive_s if duty == 0 && keep_alive_s > 0 => {
+                let wait = f64::from(keep_alive_s) * 1e3 * self.random.f64().mul_add(-EARLIER, 1.0);
+                now_ms + 1 + wait as u32
+            }
+            _ => duty,
         };
         match self.churn {
             Some(churn) if device.leaves == 0 => {
@@ -592,10 +602,8 @@ impl Crew {
             Link::Up(_) if device.leaves > 0 && device.leaves <= now_ms => self.leave_by_chance(index),
             Link::Up(_) => {
                 let is_due = device.next_duty > 0 && device.next_duty <= now_ms && !device.is_silent;
-                match self.duty {
-                    Duty::Beat { .. } if is_due => self.beat(index)?,
-                    Duty::Publish(_) if is_due => self.publish_due(index)?,
-                    _ => {}
+                if is_due && !self.publish_due(index)? {
+                    self.beat(index)?;
                 }
                 self.plan(index);
             }
@@ -609,7 +617,7 @@ impl Crew {
         if device.awaiting == 0 {
             device.awaiting = intended;
         }
-        self.setup.protocol.heartbeat(intended, &mut self.out.plain);
+        self.setup.speech.heartbeat(intended, &mut self.out.plain);
         device.seal(&mut self.out)?;
         self.counts.add(Count::BeatsSent, 1);
         self.write(index)
