@@ -18,6 +18,9 @@ pub mod link;
 #[path = "../src/metrics.rs"]
 pub mod metrics;
 #[cfg(feature = "gateway")]
+#[path = "../src/session/mod.rs"]
+pub mod session;
+#[cfg(feature = "gateway")]
 #[path = "../src/shard/mod.rs"]
 pub mod shard;
 #[cfg(feature = "gateway")]

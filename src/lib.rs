@@ -5,14 +5,17 @@
 
 pub mod time;
 
+pub mod codec;
+
 pub mod config;
 pub mod metrics;
 pub mod wheel;
 
 pub mod link;
 
-pub mod codec;
 pub mod tls;
+
+pub mod session;
 
 pub mod connection;
 pub mod shard;

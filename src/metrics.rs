@@ -62,6 +62,8 @@ figures! {
     BufferedBytes = Gauge "pulsegate_buffered" "bytes",
     /// How late the event loop was at its worst in the last ten seconds, in microseconds.
     LoopLateness = Gauge "pulsegate_loop_lateness" "microseconds",
+    /// When the event loop turned last, in seconds since the gateway started: an idle one turns every five seconds.
+    LatestTurn = Gauge "pulsegate_latest_turn" "seconds",
     /// Connections accepted by the listener.
     Accepted = Counter "pulsegate_connections_accepted" "",
     /// TLS handshakes completed with a full key exchange.
@@ -88,6 +90,32 @@ figures! {
     MessagesSent = Counter "pulsegate_messages_sent" "",
     /// Messages to devices that they acknowledged.
     MessagesConfirmed = Counter "pulsegate_messages_confirmed" "",
+    /// MQTT sessions, whether their devices are connected or away.
+    Sessions = Gauge "pulsegate_mqtt_sessions" "",
+    /// MQTT sessions whose devices are away.
+    SessionsAway = Gauge "pulsegate_mqtt_sessions_away" "",
+    /// MQTT subscriptions, shared ones not counted.
+    Subscriptions = Gauge "pulsegate_mqtt_subscriptions" "",
+    /// Retained MQTT messages; every worker keeps all of them.
+    RetainedMessages = Gauge "pulsegate_mqtt_retained" "",
+    /// Messages published by MQTT devices, their wills and the owner, for whoever has subscribed.
+    Published = Counter "pulsegate_mqtt_published" "",
+    /// Messages sent to MQTT subscribers, each subscriber counted, those sent again not.
+    Delivered = Counter "pulsegate_mqtt_delivered" "",
+    /// Messages for MQTT subscribers dropped because as many or as much waited for the subscriber as may.
+    DroppedQueueFull = Counter "pulsegate_mqtt_dropped_queue_full" "",
+    /// Messages for MQTT subscribers dropped because their expiry interval had passed.
+    DroppedExpired = Counter "pulsegate_mqtt_dropped_expired" "",
+    /// Messages for MQTT subscribers dropped because the subscriber takes no packet as long.
+    DroppedTooLarge = Counter "pulsegate_mqtt_dropped_too_large" "",
+    /// Messages of MQTT devices dropped because the device may not publish there.
+    DroppedUnauthorized = Counter "pulsegate_mqtt_dropped_unauthorized" "",
+    /// Messages not retained because as many or as much are retained as may be.
+    RetainedRefused = Counter "pulsegate_mqtt_retained_refused" "",
+    /// MQTT sessions that ended because their devices stayed away for too long.
+    SessionsExpired = Counter "pulsegate_mqtt_sessions_expired" "",
+    /// MQTT sessions that ended with their connections because as many are kept as may be.
+    SessionsDropped = Counter "pulsegate_mqtt_sessions_dropped" "",
     /// TLS key updates received from peers.
     KeyUpdates = Counter "pulsegate_tls_key_updates" "",
     /// Connections moved from here to their home worker.

@@ -97,7 +97,10 @@ fn a_wrong_configuration_exits_with_1_and_one_line() {
         assert_eq!(run(directory.path(), &["--config", "wrong.toml"]), (1, String::new(), errors));
     };
     wrong(["connections = 1000", "conections = 1000"], &[":2: limits.conections: unknown field"]);
-    wrong(["\"native\"", "\"mqtt\""], &[":6: ", "protocol: \"mqtt\" is not supported by this version: write "]);
+    wrong(
+        ["\"native\"", "\"websocket\""],
+        &[":6: ", "protocol: \"websocket\" is not supported by this version: write "],
+    );
     wrong(
         ["certs/server.key", "certs/none.key"],
         &[":9: listener[0] \"devices\": tls.key: ", "none.key cannot be read"],

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pulsegate::codec::native::{self, BODY_MAX, Frame};
+use pulsegate::config::Limits;
 use pulsegate::connection::{Input, Rules};
-use pulsegate::link::{Home, WorkerId};
+use pulsegate::link::{Exchange, Home, WorkerId};
+use pulsegate::session;
 use pulsegate::shard::{self, Plan, Shard, Transmit};
 use pulsegate::time::{Moment, TICK_MICROS};
 use pulsegate::tls::record::{Opened, RecordLayer, next_record};
@@ -41,6 +43,8 @@ impl Host {
             handshakes: 1,
             uplink_length: 1 << 20,
             seed: 7,
+            exchange: Arc::new(Exchange::new(1)),
+            sessions: session::Bounds::of(&Limits::default(), 1),
         };
         let now = Moment::from_micros(1_000_000);
         Self {

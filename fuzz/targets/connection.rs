@@ -9,9 +9,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
-use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
+use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, Rules};
-use pulsegate_fuzz::link::{ConnectionId, Downlink, Home, ListenerId, WorkerId};
+use pulsegate_fuzz::link::{
+    ConnectionId, Downlink, Exchange, Home, ListenerId, Peer, Publication, Receipt, SessionId, WorkerId,
+};
+use pulsegate_fuzz::session;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
 use pulsegate_fuzz::time::{Moment, Tick};
 use pulsegate_fuzz::tls::certs::development;
@@ -19,7 +22,19 @@ use pulsegate_fuzz::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
 use pulsegate_fuzz::tls::record::{DirectionSecrets, RecordLayer, Role, Suite};
 
 fn limits() -> Limits {
-    Limits { frame_bytes: 300, read_bytes: 600, outbox_bytes: 2_000, ..Limits::default() }
+    Limits {
+        frame_bytes: 300,
+        read_bytes: 600,
+        outbox_bytes: 2_000,
+        packet_bytes: 300,
+        session_inflight: 3,
+        session_messages: 4,
+        session_bytes: 100,
+        session_subscriptions: 3,
+        topic_levels: 4,
+        retained_messages: 2,
+        ..Limits::default()
+    }
 }
 
 fn rules() -> Arc<[Rules]> {
@@ -42,8 +57,15 @@ fn rules() -> Arc<[Rules]> {
         };
         let rules =
             |id, protocol, tokens| Rules::new(ListenerId(id), &listener(protocol, tokens), &limits(), tls.clone());
-        [rules(0, Protocol::Native, false), rules(1, Protocol::Raw(raw), false), rules(2, Protocol::Native, true)]
-            .into()
+        let open = || vec!["#".to_owned()];
+        let mqtt = Mqtt { publish: open(), subscribe: open(), ..Mqtt::default() };
+        [
+            rules(0, Protocol::Native, false),
+            rules(1, Protocol::Raw(raw), false),
+            rules(2, Protocol::Native, true),
+            rules(3, Protocol::Mqtt(mqtt), false),
+        ]
+        .into()
     }))
 }
 
@@ -80,6 +102,8 @@ impl Desk {
             handshakes: 2,
             uplink_length: 6,
             seed: 1,
+            exchange: Arc::new(Exchange::new(2)),
+            sessions: session::Bounds::of(&limits(), 2),
         };
         Self {
             shard: Shard::new(setup, Tick(0)),
@@ -112,8 +136,8 @@ impl Desk {
 
     fn arrive(&mut self, which: u8, bytes: &[u8]) {
         let (server, client) = layers();
-        let mut parcel = vec![1, which % 3, 1, 0, 50, 0, 0, 0, 0];
-        parcel.extend_from_slice(&[1, b'a' + which % 4]);
+        let mut parcel = vec![1, which % 4, 1, 0, 50, 0, 0, 0, 0];
+        parcel.extend_from_slice(&[1, b'a' + which / 4 % 4]);
         for part in [&bytes[..bytes.len() / 2], &[], &bytes[bytes.len() / 2..]] {
             parcel.extend_from_slice(&(part.len() as u32).to_be_bytes());
             parcel.extend_from_slice(part);
@@ -126,9 +150,12 @@ impl Desk {
     }
 
     fn step(&mut self, what: u8, which: u8, bytes: &[u8]) {
+        if what >= 240 {
+            return self.messages(what, which, bytes);
+        }
         let slot = self.slot(which);
         match what % 20 {
-            0 => drop(self.shard.handle_accept(ListenerId(which % 3), self.now)),
+            0 => drop(self.shard.handle_accept(ListenerId(which % 4), self.now)),
             1 => {
                 if let Some(slot) = slot {
                     match self.shard.plan_read(slot) {
@@ -195,14 +222,14 @@ impl Desk {
                 if let Some(slot) = slot {
                     let id = self.shard.id(slot);
                     self.shard.handle_verdict(id, which > 127, self.now);
-                    self.shard.handle_accepted(id, 7, self.now);
+                    self.shard.handle_settled(Receipt::Connection(id, 7), true, self.now);
                     self.seen.push(id);
                 }
             }
             _ => {
                 if let Some(&id) = self.seen.get(usize::from(which)) {
                     self.shard.handle_verdict(id, true, self.now);
-                    self.shard.handle_accepted(id, 7, self.now);
+                    self.shard.handle_settled(Receipt::Connection(id, 7), true, self.now);
                     if !self.shard.is_current(id) {
                         self.shard.handle_moved(id);
                         self.shard.handle_move_refused(id, self.now);
@@ -210,6 +237,41 @@ impl Desk {
                 }
             }
         }
+    }
+
+    /// What happens to sessions without their devices.
+    fn messages(&mut self, what: u8, which: u8, bytes: &[u8]) {
+        let worker = WorkerId(u16::from(which & 1));
+        let member = SessionId { worker, index: u32::from(which >> 1 & 3), generation: u32::from(which >> 3) };
+        let group: Arc<str> = ["$share/g/t", "$share/h/#", "nothing"][usize::from(which % 3)].into();
+        let publication = Publication {
+            topic: ["t", "t/u", "v"][usize::from(which % 3)].into(),
+            payload: bytes.to_vec().into(),
+            qos: which % 3,
+            retain: which & 8 != 0,
+            properties: Box::default(),
+            expires: (which & 16 != 0).then(|| self.now.plus(Duration::from_secs(1))),
+            stamp: u64::from(which),
+            publisher: None,
+        };
+        let (options, identifier) = (which % 3, u32::from(which));
+        // Those of this shard join by themselves.
+        let stranger = SessionId { worker: WorkerId(1), ..member };
+        let peer = match what % 16 {
+            0..4 => return self.shard.deliver(self.now),
+            4..7 => {
+                let receipt = Receipt::Session(member, u16::from(what) % 7);
+                return self.shard.handle_settled(receipt, which & 1 == 0, self.now);
+            }
+            7..10 => return self.shard.handle_publish(9, publication, self.now),
+            10 => Peer::Join { group, member: stranger, options, identifier, is_online: which & 32 != 0 },
+            11 => Peer::Leave { group, member: stranger },
+            12 => Peer::Chosen { group, member, publication: Arc::new(publication), options, identifier },
+            13 => Peer::Returned { group, member: stranger, publication: Arc::new(publication) },
+            14 => Peer::Published(Arc::new(publication)),
+            _ => return drop(self.shard.take_outgoing(WorkerId(1))),
+        };
+        self.shard.handle_peers(vec![peer], self.now);
     }
 
     fn expire(&mut self, which: u8) {

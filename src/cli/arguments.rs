@@ -69,6 +69,10 @@ pub enum Command {
     ///
     /// Prints `delivered` when it is on its way, or with --ack `acknowledged` when the device has confirmed it.
     Send(Send),
+    /// Publish a message to every MQTT device that has subscribed to its topic
+    ///
+    /// Prints `accepted` when it is on its way to all of them.
+    Publish(Publish),
     /// Follow what happens: devices that come and go, and what they say
     Watch(Watch),
     /// Make certificates for trying out: an authority, a server certificate for localhost, clients by id
@@ -158,6 +162,27 @@ pub struct Send {
     /// How long to wait for that
     #[arg(long, default_value = "5s", requires = "ack")]
     pub timeout: String,
+}
+
+/// `publish`.
+#[derive(Args, Debug)]
+pub struct Publish {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// The topic
+    pub topic: String,
+    /// What; - takes it from stdin, bytes as they are
+    #[arg(value_name = "PAYLOAD", allow_hyphen_values = true)]
+    pub payload: String,
+    /// The quality of service: 0, 1 or 2
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub qos: u8,
+    /// Keep it for those who subscribe later; an empty payload deletes what is kept
+    #[arg(long)]
+    pub retain: bool,
+    /// For how long it is of use, such as 60s; without it, for ever
+    #[arg(long, value_name = "DURATION")]
+    pub expiry: Option<String>,
 }
 
 /// `watch`.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use pulsegate::config::budget::Thousands;
-use pulsegate::config::{ClientAuth, Listener, Loaded};
+use pulsegate::config::{ClientAuth, Listener, Loaded, Mqtt, Protocol};
 
 /// What is in effect: one line per listener, then the rest. `bound` are the listeners' addresses in the order of the
 /// configuration, as they really are.
@@ -34,14 +34,35 @@ fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {
         ClientAuth::Optional => "client certificates optional",
         ClientAuth::Required => "client certificates required",
     };
-    let tokens = if listener.identity.token_file.is_some() { " with token" } else { "" };
-    format!(
-        "{:<6}  {address}  {clients}, id from {}{tokens}, heartbeat {}, expired after {}",
-        listener.protocol.label(),
-        listener.identity.from.label(),
-        humantime::format_duration(listener.heartbeat.interval),
-        humantime::format_duration(listener.heartbeat.bound()),
-    )
+    let secret = match (&listener.identity.token_file, &listener.protocol) {
+        (None, _) => "",
+        (Some(_), Protocol::Mqtt(_)) => " with password",
+        (Some(_), _) => " with token",
+    };
+    let liveness = match &listener.protocol {
+        Protocol::Mqtt(mqtt) => mqtt_in_words(mqtt),
+        Protocol::Native | Protocol::Raw(_) => format!(
+            "heartbeat {}, expired after {}",
+            humantime::format_duration(listener.heartbeat.interval),
+            humantime::format_duration(listener.heartbeat.bound()),
+        ),
+    };
+    let (protocol, from) = (listener.protocol.label(), listener.identity.from.label());
+    format!("{protocol:<6}  {address}  {clients}, id from {from}{secret}, {liveness}")
+}
+
+fn mqtt_in_words(mqtt: &Mqtt) -> String {
+    let keep_alive = match mqtt.keep_alive_max {
+        Some(max) => format!("keep-alive at most {}", humantime::format_duration(max)),
+        None => "expired after 1.5 x its keep-alive".to_owned(),
+    };
+    let is_open = |rules: &[String]| rules.iter().any(|rule| rule == "#");
+    let open = if is_open(&mqtt.publish) && is_open(&mqtt.subscribe) {
+        "; open: any device may publish and subscribe anywhere"
+    } else {
+        ""
+    };
+    format!("{keep_alive}{open}")
 }
 
 /// `warning: …` or `note: …`, a line each.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pulsegate::codec::native;
+use pulsegate::codec::{mqtt, native};
 use pulsegate::config::{ClientAuth, Config, Listener, Place, Protocol, Tls};
 use pulsegate::control::tokens::TokenFile;
 use pulsegate::tls::certs::{LoadWarning, TlsLoadError};
@@ -32,7 +32,11 @@ pub fn check_tokens(config: &Config, file: Option<&Path>) -> Result<(), CliError
     for (index, listener) in config.listeners.iter().enumerate() {
         let Some(tokens) = &listener.identity.token_file else { continue };
         TokenFile::load(tokens).map_err(|error| {
-            let place = Place::of_listener(index, &listener.name, "identity.token_file");
+            let key = match listener.protocol {
+                Protocol::Mqtt(_) => "identity.password_file",
+                Protocol::Native | Protocol::Raw(_) => "identity.token_file",
+            };
+            let place = Place::of_listener(index, &listener.name, key);
             CliError::File(file.map(Path::to_owned), place, Box::new(error))
         })?;
     }
@@ -52,6 +56,7 @@ fn load_listener(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), T
     let alpn: &[&[u8]] = match listener.protocol {
         Protocol::Native => &[native::ALPN],
         Protocol::Raw(_) => &[],
+        Protocol::Mqtt(_) => &[mqtt::ALPN],
     };
     ServerTls::load(&ServerOptions { certificates: &certificates, client_auth, alpn })
 }

@@ -34,6 +34,7 @@ pub fn run() -> ExitCode {
         Command::CheckConfig(options) => check_config::check_config(&options),
         Command::Devices(options) => client::devices(&options),
         Command::Send(options) => client::send(&options),
+        Command::Publish(options) => client::publish(&options),
         Command::Watch(options) => client::watch(&options),
         Command::DevCerts(options) => tools::dev_certs(&options),
         Command::HashToken(options) => tools::hash_token(&options),

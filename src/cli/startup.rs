@@ -102,19 +102,21 @@ mod tests {
         DevelopmentCerts { authority: pair("ca"), server: pair("server"), clients: vec![pair("client-a"); clients] }
     }
 
-    fn addresses(texts: [&str; 2]) -> [SocketAddr; 2] {
+    fn addresses(texts: [&str; 3]) -> [SocketAddr; 3] {
         texts.map(|text| text.parse().unwrap())
     }
 
     #[test]
     fn it_tells_the_addresses_that_were_really_bound() {
-        let bound = addresses(["127.0.0.1:21001", "0.0.0.0:21002"]);
+        let bound = addresses(["127.0.0.1:21001", "0.0.0.0:21002", "127.0.0.1:21004"]);
         let text = message(&loaded(), &bound, "[::]:21003".parse().unwrap(), Some(&certificates(0)));
         assert!(text.starts_with(&format!("Pulsegate {}, node edge-1\n", env!("CARGO_PKG_VERSION"))));
         for part in [
             "devices      native  127.0.0.1:21001  ",
             "raw          raw     0.0.0.0:21002  client certificates optional, id from cert-cn",
             "expired after 1m 30s",
+            "mqtt         mqtt    127.0.0.1:21004  ",
+            "open: any device may publish and subscribe anywhere",
             "at most 200,000",
             "data         pulsegate-data\n",
             "Memory budget\n  connections",
@@ -129,7 +131,7 @@ mod tests {
     #[test]
     fn the_lines_to_paste_fit_the_configuration() {
         let mut loaded = loaded();
-        let bound = addresses(["127.0.0.1:1", "127.0.0.1:2"]);
+        let bound = addresses(["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
         let line = |loaded: &Loaded, development: Option<&DevelopmentCerts>| {
             device_line(loaded, &bound[..loaded.config.listeners.len()], development).unwrap()
         };
@@ -137,7 +139,7 @@ mod tests {
         assert!(with_client.ends_with(" -cert certs/client-a.pem -key certs/client-a.key -quiet"), "{with_client}");
         loaded.config.listeners[1].tls.client_auth = ClientAuth::Required;
         assert!(line(&loaded, None).contains(" -cert CLIENT.pem"));
-        loaded.config.listeners.pop();
+        loaded.config.listeners.truncate(1);
         loaded.config.listeners[0].tls.client_auth = ClientAuth::Off;
         assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn pulsegate/1 </dev/null");
         loaded.config.admin.token = Some("secret".to_owned());

@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pulsegate::control::STUCK_AFTER;
 use pulsegate::metrics::{Figure, Published};
 use sd_notify::NotifyState;
 
 /// How often the main thread looks whether the workers still run.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A worker that has not turned for so long is stuck: twice the longest sleep of its event loop.
-const STUCK: Duration = Duration::from_secs(10);
 /// What the end may take beyond the goodbyes: last bytes, last events, the end of threads.
 const STOP_EXTRA: Duration = Duration::from_secs(15);
 
@@ -82,14 +81,14 @@ impl Pulse {
         Self { workers: vec![(0, now); workers] }
     }
 
-    /// The first worker that has not turned for [`STUCK`], given how often each has turned by now.
+    /// The first worker that has not turned for [`STUCK_AFTER`], given how often each has turned by now.
     fn stuck(&mut self, turns: impl Iterator<Item = u64>, now: Instant) -> Option<usize> {
         for ((seen, at), turns) in self.workers.iter_mut().zip(turns) {
             if turns != *seen {
                 (*seen, *at) = (turns, now);
             }
         }
-        self.workers.iter().position(|(_, at)| now.duration_since(*at) > STUCK)
+        self.workers.iter().position(|(_, at)| now.duration_since(*at) > STUCK_AFTER)
     }
 }
 

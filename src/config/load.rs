@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::budget::MemoryBudget;
 use super::check::{self, CertificateFilesAre};
 use super::machine::Machine;
-use super::raw::{RawConfig, RawIdentity, RawListener, RawTls};
+use super::raw::{RawConfig, RawIdentity, RawListener, RawMqtt, RawTls};
 use super::{Config, ConfigError};
 
 /// A checked configuration and what is to be said about it.
@@ -64,13 +64,16 @@ fn built_in_raw() -> RawConfig {
             client_auth: Some(client_auth.to_owned()),
             ..RawTls::default()
         }),
-        identity: RawIdentity { from: Some(from.to_owned()), token_file: None },
+        identity: RawIdentity { from: Some(from.to_owned()), ..RawIdentity::default() },
         ..RawListener::default()
     };
+    let anywhere = || Some(vec!["#".to_owned()]);
+    let open = RawMqtt { publish: anywhere(), subscribe: anywhere(), ..RawMqtt::default() };
     RawConfig {
         listeners: vec![
             listener("devices", "127.0.0.1:7443", "native", "optional", "hello"),
             listener("raw", "127.0.0.1:7444", "raw", "optional", "cert-cn"),
+            RawListener { mqtt: Some(open), ..listener("mqtt", "127.0.0.1:8883", "mqtt", "optional", "client-id") },
         ],
         ..RawConfig::default()
     }

@@ -114,6 +114,24 @@ pub struct Limits {
     pub shed_lateness: Duration,
     /// How long a closed connection may go on delivering its last bytes.
     pub linger_time: Duration,
+    /// The longest MQTT packet taken from a device, its fixed header included, in bytes (Maximum Packet Size).
+    pub packet_bytes: usize,
+    /// MQTT sessions kept while their devices are away.
+    pub sessions: u32,
+    /// QoS 1 and 2 messages in flight at a time in one session, each way (Receive Maximum).
+    pub session_inflight: u16,
+    /// Messages that wait in one session.
+    pub session_messages: usize,
+    /// Bytes that they may take, topics and payloads.
+    pub session_bytes: usize,
+    /// Subscriptions of one session.
+    pub session_subscriptions: usize,
+    /// Levels of a topic or filter.
+    pub topic_levels: usize,
+    /// Retained messages; each worker keeps them all (their payloads are shared).
+    pub retained_messages: usize,
+    /// Bytes that they may take, topics and payloads.
+    pub retained_bytes: usize,
 }
 
 impl Default for Limits {
@@ -131,6 +149,15 @@ impl Default for Limits {
             connections_per_address: 0,
             shed_lateness: Duration::from_secs(2),
             linger_time: Duration::from_secs(2),
+            packet_bytes: 262_144,
+            sessions: 100_000,
+            session_inflight: 64,
+            session_messages: 1_000,
+            session_bytes: 1 << 20,
+            session_subscriptions: 256,
+            topic_levels: 32,
+            retained_messages: 100_000,
+            retained_bytes: 64 << 20,
         }
     }
 }
@@ -159,6 +186,8 @@ pub enum Protocol {
     Native,
     /// Opaque bytes.
     Raw(Raw),
+    /// MQTT 3.1.1 and 5.0, as each CONNECT says.
+    Mqtt(Mqtt),
 }
 
 impl Protocol {
@@ -168,6 +197,7 @@ impl Protocol {
         match self {
             Protocol::Native => "native",
             Protocol::Raw(_) => "raw",
+            Protocol::Mqtt(_) => "mqtt",
         }
     }
 }
@@ -181,6 +211,35 @@ pub struct Raw {
     pub reply: Vec<u8>,
     /// Sent by the gateway after silence.
     pub probe: Vec<u8>,
+}
+
+/// `[listener.mqtt]`. Rules and filters are topic filters; `{device}` in a rule stands for the device's own id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mqtt {
+    /// The longest keep-alive taken; whole seconds. `None`: whatever a device asks for, also none at all.
+    pub keep_alive_max: Option<Duration>,
+    /// How long a session is kept while its device is away, whatever it asks for; whole seconds. Also how long those of
+    /// MQTT 3.1.1 are, which cannot ask. 0: no session outlives its connection.
+    pub session_expiry_max: Duration,
+    /// Filters of the topics whose messages go up to the backbone too.
+    pub uplink: Vec<String>,
+    /// Where devices may publish.
+    pub publish: Vec<String>,
+    /// What devices may subscribe to.
+    pub subscribe: Vec<String>,
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        let own = || vec!["devices/{device}/#".to_owned()];
+        Self {
+            keep_alive_max: None,
+            session_expiry_max: Duration::from_hours(24 * 7),
+            uplink: vec!["#".to_owned()],
+            publish: own(),
+            subscribe: own(),
+        }
+    }
 }
 
 /// `[listener.tls]`.
@@ -245,7 +304,8 @@ impl Heartbeat {
 pub struct Identity {
     /// Where a device's id comes from.
     pub from: IdentityFrom,
-    /// Lines `id:argon2-hash`; a HELLO must then carry the id's token. Native listeners only.
+    /// Lines `name:argon2-hash`. Native (`token_file`): a HELLO must carry the token of its id. MQTT (`password_file`): a
+    /// CONNECT must carry a user name and its password.
     pub token_file: Option<PathBuf>,
 }
 
@@ -254,6 +314,10 @@ pub struct Identity {
 pub enum IdentityFrom {
     /// The device says it (native only).
     Hello,
+    /// The client identifier in CONNECT (MQTT only).
+    ClientId,
+    /// The user name in CONNECT, which the client identifier must equal or leave empty (MQTT only).
+    Username,
     /// The common name of the client certificate's subject. On a raw listener, connections without a certificate get a
     /// generated id.
     CertCn,
@@ -269,6 +333,8 @@ impl IdentityFrom {
     pub const fn label(self) -> &'static str {
         match self {
             IdentityFrom::Hello => "hello",
+            IdentityFrom::ClientId => "client-id",
+            IdentityFrom::Username => "username",
             IdentityFrom::CertCn => "cert-cn",
             IdentityFrom::CertSanDns => "cert-san-dns",
             IdentityFrom::CertSanUri => "cert-san-uri",

@@ -74,6 +74,15 @@ pub struct RawLimits {
     pub connections_per_address: Option<i64>,
     pub shed_lateness: Option<String>,
     pub linger_time: Option<String>,
+    pub packet_bytes: Option<i64>,
+    pub sessions: Option<i64>,
+    pub session_inflight: Option<i64>,
+    pub session_messages: Option<i64>,
+    pub session_bytes: Option<i64>,
+    pub session_subscriptions: Option<i64>,
+    pub topic_levels: Option<i64>,
+    pub retained_messages: Option<i64>,
+    pub retained_bytes: Option<i64>,
 }
 
 /// One `[[listener]]`.
@@ -84,16 +93,18 @@ pub struct RawListener {
     pub name: Option<String>,
     /// `address:port`.
     pub listen: Option<String>,
-    /// `native` or `raw`.
+    /// `native`, `raw` or `mqtt`.
     pub protocol: Option<String>,
     /// `[listener.tls]`.
     pub tls: Option<RawTls>,
     /// `[listener.heartbeat]`.
-    pub heartbeat: RawHeartbeat,
+    pub heartbeat: Option<RawHeartbeat>,
     /// `[listener.identity]`.
     pub identity: RawIdentity,
     /// `[listener.raw]`.
     pub raw: Option<RawRaw>,
+    /// `[listener.mqtt]`.
+    pub mqtt: Option<RawMqtt>,
 }
 
 /// `[listener.tls]`.
@@ -138,10 +149,28 @@ pub struct RawHeartbeat {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawIdentity {
-    /// `hello`, `cert-cn`, `cert-san-dns` or `cert-san-uri`.
+    /// `hello`, `client-id`, `username`, `cert-cn`, `cert-san-dns` or `cert-san-uri`.
     pub from: Option<String>,
     /// Lines `id:argon2-hash`.
     pub token_file: Option<String>,
+    /// Lines `name:argon2-hash`.
+    pub password_file: Option<String>,
+}
+
+/// `[listener.mqtt]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMqtt {
+    /// The longest keep-alive taken.
+    pub keep_alive_max: Option<String>,
+    /// How long sessions are kept.
+    pub session_expiry_max: Option<String>,
+    /// Topics that go up.
+    pub uplink: Option<Vec<String>>,
+    /// Where devices may publish.
+    pub publish: Option<Vec<String>>,
+    /// What they may subscribe to.
+    pub subscribe: Option<Vec<String>>,
 }
 
 /// `[listener.raw]`.

@@ -57,6 +57,12 @@ const LISTENER: &str = "[[listener]]\nname = \"devices\"\nlisten = \"0.0.0.0:744
 const TLS: &str = "[listener.tls]\ncert = \"server.pem\"\nkey = \"server.key\"\n";
 const RAW: &str = "[[listener]]\nname = \"legacy\"\nlisten = \"0.0.0.0:7444\"\nprotocol = \"raw\"\n";
 
+/// An MQTT listener with `options` as its tail.
+fn third(options: &str) -> String {
+    let listener = RAW.replace("legacy", "mqtt").replace("7444", "8883").replace("raw", "mqtt");
+    format!("{listener}{TLS}{options}")
+}
+
 /// A native listener without options, and a raw one with `options` as its tail.
 fn second(options: &str) -> String {
     format!("{LISTENER}{TLS}{RAW}{TLS}{options}")
@@ -255,14 +261,9 @@ fn a_gateway_needs_listeners_with_all_they_need() {
 
 #[test]
 fn protocols_to_come_are_told_apart_from_unknown_ones() {
-    for later in ["mqtt", "websocket"] {
-        let text = LISTENER.replace("native", later);
-        refused(
-            &text,
-            &[":4: ", &format!("protocol: \"{later}\" is not supported by this version: write \"native\" or")],
-        );
-    }
-    refused(&LISTENER.replace("native", "telnet"), &["protocol: \"telnet\" is not known: write \"native\" or \"raw\""]);
+    let text = LISTENER.replace("native", "websocket");
+    refused(&text, &[":4: ", "protocol: \"websocket\" is not supported by this version: write \"native\","]);
+    refused(&LISTENER.replace("native", "telnet"), &["protocol: \"telnet\" is not known: write \"native\", \"raw\""]);
 }
 
 #[test]
@@ -331,11 +332,42 @@ fn identity_rules_fit_the_protocol_and_the_certificates() {
 fn token_files_name_devices() {
     let tokens = |file: &str| format!("[listener.identity]\ntoken_file = \"{file}\"\n");
     refused(&native(&tokens("none")), &[":9: ", "identity.token_file: ", "none cannot be read"]);
-    refused(&native(&tokens("nobody.tokens")), &["identity.token_file: nobody.tokens names no device", "hash-token"]);
+    refused(&native(&tokens("nobody.tokens")), &["identity.token_file: nobody.tokens names nobody", "hash-token"]);
     refused(
         &second(&tokens("devices.tokens")),
         &["listener[1] \"legacy\": identity.token_file: a raw device sends no token"],
     );
+}
+
+#[test]
+fn mqtt_rules_are_filters_and_identities_fit_the_protocol() {
+    let mqtt = |keys: &str| third(&format!("[listener.mqtt]\n{keys}\n"));
+    let identity = |keys: &str| third(&format!("[listener.identity]\n{keys}\n"));
+    let written =
+        mqtt("publish = [\"up/{device}\"]\nsubscribe = []\nkeep_alive_max = \"5m\"\nsession_expiry_max = \"0s\"");
+    let Protocol::Mqtt(read) = loaded(&written).config.listeners.remove(0).protocol else { panic!("not MQTT") };
+    assert_eq!(read.publish, ["up/{device}"]);
+    assert!(read.subscribe.is_empty() && read.session_expiry_max.is_zero());
+    assert_eq!(read.keep_alive_max, Some(Duration::from_mins(5)));
+    assert_eq!(read.uplink, ["#"]);
+    refused(&mqtt("publish = [\"a/#/b\"]"), &[":9: ", "mqtt.publish: \"a/#/b\" is not a topic filter"]);
+    refused(&mqtt("subscribe = [\"$share/g/a\"]"), &["mqtt.subscribe: ", "is not a topic filter"]);
+    refused(&mqtt("subscribe = [\"{who}/a\"]"), &["has a placeholder that is not known: write {device}"]);
+    refused(&mqtt("uplink = [\"{device}/a\"]"), &["mqtt.uplink: ", "placeholder"]);
+    refused(&mqtt("keep_alive_max = \"1500ms\""), &["mqtt.keep_alive_max: MQTT counts it in whole seconds"]);
+    refused(&mqtt("keep_alive_max = \"19h\""), &["mqtt.keep_alive_max: \"19h\" is out of range"]);
+    refused(&identity("from = \"hello\""), &["an MQTT device sends CONNECT, not HELLO"]);
+    refused(&identity("from = \"username\""), &["a user name that nobody checks names nobody"]);
+    refused(&identity("from = \"cert-cn\""), &["needs client certificates", "\"client-id\""]);
+    refused(&identity("token_file = \"devices.tokens\""), &["write identity.password_file"]);
+    refused(&native("[listener.identity]\nfrom = \"client-id\"\n"), &["is for listeners with protocol = \"mqtt\""]);
+    refused(&native("[listener.identity]\npassword_file = \"devices.tokens\"\n"), &["write identity.token_file"]);
+    let named = identity("from = \"username\"\npassword_file = \"devices.tokens\"");
+    assert_eq!(loaded(&named).config.listeners[0].identity.from, IdentityFrom::Username);
+    let Loaded { warnings, .. } = loaded(&third("[listener.heartbeat]\nretries = 1\n"));
+    assert!(warnings[0].contains("listener[0] \"mqtt\": heartbeat: it has no effect here"), "{warnings:?}");
+    let Loaded { notes, .. } = loaded(&mqtt("publish = [\"#\"]"));
+    assert!(notes.iter().any(|note| note.contains("any device may publish anywhere")), "{notes:?}");
 }
 
 #[test]
@@ -422,7 +454,11 @@ fn without_a_file_there_is_a_listener_of_each_protocol() {
         .collect();
     assert_eq!(
         shape,
-        [("devices", "127.0.0.1:7443".to_owned(), "native"), ("raw", "127.0.0.1:7444".to_owned(), "raw")]
+        [
+            ("devices", "127.0.0.1:7443".to_owned(), "native"),
+            ("raw", "127.0.0.1:7444".to_owned(), "raw"),
+            ("mqtt", "127.0.0.1:8883".to_owned(), "mqtt")
+        ]
     );
     let tls = &config.listeners[1].tls;
     assert_eq!(tls.certificates[0].cert, Path::new("pulsegate-data/certs/server.pem"));
@@ -444,7 +480,7 @@ fn the_documented_reference_is_the_defaults() {
         .map(|block| block.split("```").next().unwrap())
         .find(|block| block.contains("data_dir"))
         .expect("docs/OPERATING.md has lost its reference");
-    let (written, least) = (loaded(reference).config, loaded(&second("")).config);
+    let (written, least) = (loaded(reference).config, loaded(&format!("{}{}", second(""), third(""))).config);
     let shape = |mut config: Config| {
         // What must be written has no default; the directories of the two files differ.
         config.data_dir = config.data_dir.file_name().unwrap().into();
@@ -478,6 +514,7 @@ fn every_key() -> Vec<String> {
         listener("heartbeat"),
         listener("identity"),
         listener("raw"),
+        listener("mqtt"),
     ];
     let mut keys = Vec::new();
     for table in tables {

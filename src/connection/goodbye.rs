@@ -15,13 +15,29 @@ pub struct Ending {
     pub detail: Cow<'static, str>,
     /// After how many milliseconds the device is asked to come back; 0: it knows best.
     pub retry_after_ms: u32,
+    /// The reason code for a device that speaks MQTT, where the reason alone does not tell it.
+    pub code: Option<u8>,
+    /// The device was told already: there is no goodbye to be said.
+    pub was_said: bool,
 }
 
 impl Ending {
     /// An end that its reason explains.
     #[must_use]
     pub const fn new(reason: CloseReason) -> Self {
-        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0 }
+        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0, code: None, was_said: false }
+    }
+
+    /// The same end with the reason code that an MQTT device is told.
+    #[must_use]
+    pub fn with_code(self, code: u8) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// The same end, and the device was told already.
+    #[must_use]
+    pub fn said(self) -> Self {
+        Self { was_said: true, ..self }
     }
 
     /// The same end with advice when to come back, in milliseconds.
@@ -55,6 +71,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::IdentityMismatch
         | CloseReason::TokenRejected
         | CloseReason::HelloTimeout
+        | CloseReason::TokenUnanswered
         | CloseReason::TlsError
         | CloseReason::ProtocolError
         | CloseReason::FrameTooLarge
@@ -84,7 +101,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
         CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
         CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
-        CloseReason::HomeFull => CloseCode::TRY_LATER,
+        CloseReason::TokenUnanswered | CloseReason::HomeFull => CloseCode::TRY_LATER,
         CloseReason::Requested => CloseCode::REQUESTED,
         CloseReason::PeerClosed
         | CloseReason::PeerReset

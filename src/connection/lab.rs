@@ -1,12 +1,15 @@
 //! What the tests of connections and shards have in common: rules with real certificates, and a client in memory.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Rules;
 use crate::codec::native::{self, CloseCode, Frame, Hello, Message, Welcome};
 use crate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
-use crate::link::ListenerId;
+use crate::link::{Exchange, Home, ListenerId, WorkerId};
+use crate::session::{self, Sessions};
+use crate::time::Tick;
 use crate::tls::certs::fixtures::{Algorithm, Authority, Time, dns};
 use crate::tls::handshake::{
     ClientAuth, ClientOptions, ClientResumption, ClientTls, Handshake, HandshakeError, Progress, Roots, ServerOptions,
@@ -51,6 +54,18 @@ impl Lab {
 
     pub fn limits() -> Limits {
         Limits { frame_bytes: 1_500, outbox_bytes: 4_096, read_bytes: 2_048, ..Limits::default() }
+    }
+
+    /// The sessions of a shard that is the only one.
+    pub fn sessions() -> Sessions {
+        let setup = session::Setup {
+            worker: WorkerId(0),
+            home: Home::new([3; 16], 1),
+            exchange: Arc::new(Exchange::new(1)),
+            bounds: session::Bounds::of(&Self::limits(), 1),
+            key: 1,
+        };
+        Sessions::new(setup, Tick(0))
     }
 
     pub fn rules(&self, id: u8, listener: &Listener) -> Rules {

@@ -31,6 +31,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Whether silence means nothing: a device that has asked for no keep-alive.
+    #[must_use]
+    pub const fn is_endless(&self) -> bool {
+        self.interval == 0
+    }
+
     /// Ticks of silence after which a connection is expired.
     const fn bound(&self) -> u32 {
         self.interval + self.timeout * (self.retries as u32 + 1)

@@ -27,7 +27,9 @@
 mod goodbye;
 mod input;
 mod liveness;
+mod mqtt;
 mod parcel;
+mod rules;
 mod talk;
 
 #[cfg(test)]
@@ -43,87 +45,22 @@ pub use goodbye::{Ending, lingers};
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
+pub use rules::Rules;
 
 use crate::codec::native;
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol};
+use crate::config::{IdentityFrom, Protocol};
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
-use crate::time::{Moment, Tick, ticks_ceil};
+use crate::session::{Bequest, Sessions};
+use crate::time::{Moment, Tick};
 use crate::tls::certs::PeerIdentity;
-use crate::tls::handshake::{Handshake, HandshakeError, Progress, ServerTls};
+use crate::tls::handshake::{Handshake, HandshakeError, Progress};
 use crate::tls::record::{FramingError, RecordLayer, Stage, next_record, plaintext_alert};
 
 /// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.
 const AWAITED_MAX: usize = 64;
-
-/// What holds for every connection of one listener, from the configuration.
-pub struct Rules {
-    /// Which listener.
-    pub listener: ListenerId,
-    /// What is spoken.
-    pub protocol: Protocol,
-    /// Certificates and all else that a handshake needs.
-    pub tls: ServerTls,
-    /// Where ids come from.
-    pub identity: IdentityFrom,
-    /// Whether HELLO must carry a token.
-    pub tokens: bool,
-    /// Liveness as configured.
-    pub heartbeat: Heartbeat,
-    /// The same in ticks.
-    pub schedule: Schedule,
-    /// From accept to the end of the handshake, in ticks.
-    pub handshake_ticks: u32,
-    /// From there until the device is named, in ticks.
-    pub hello_ticks: u32,
-    /// How long the last bytes may take, in ticks.
-    pub linger_ticks: u32,
-    /// The longest frame body taken.
-    pub frame_bytes: usize,
-    /// The most bytes read at a time.
-    pub read_bytes: usize,
-    /// The most unsent bytes kept.
-    pub outbox_bytes: usize,
-}
-
-impl Rules {
-    /// The rules of the listener `id` as it is configured, with its loaded certificates.
-    #[must_use]
-    pub fn new(id: ListenerId, listener: &Listener, limits: &Limits, tls: ServerTls) -> Self {
-        let heartbeat = listener.heartbeat;
-        let probes = match &listener.protocol {
-            Protocol::Native => true,
-            Protocol::Raw(raw) => !raw.probe.is_empty(),
-        };
-        let schedule = Schedule {
-            interval: ticks_ceil(heartbeat.interval),
-            timeout: ticks_ceil(heartbeat.timeout),
-            retries: heartbeat.retries,
-            probes,
-        };
-        assert!(u16::try_from(schedule.interval).is_ok(), "the configuration bounds intervals");
-        Self {
-            listener: id,
-            protocol: listener.protocol.clone(),
-            tls,
-            identity: listener.identity.from,
-            tokens: listener.identity.token_file.is_some(),
-            heartbeat,
-            schedule,
-            handshake_ticks: ticks_ceil(limits.handshake_time),
-            hello_ticks: ticks_ceil(limits.hello_time),
-            linger_ticks: ticks_ceil(limits.linger_time),
-            frame_bytes: limits.frame_bytes,
-            read_bytes: limits.read_bytes,
-            outbox_bytes: limits.outbox_bytes,
-        }
-    }
-
-    /// The schedule of a connection with its own interval.
-    fn schedule(&self, interval: u16) -> Schedule {
-        Schedule { interval: u32::from(interval), ..self.schedule }
-    }
-}
+/// How often a connection that has no deadline of its own is looked at, in ticks: an hour.
+const LOOK_TICKS: u32 = 36_000;
 
 /// What a connection may use while it is handed something, lent by its shard for one call.
 pub struct Context<'a> {
@@ -137,6 +74,10 @@ pub struct Context<'a> {
     pub plain: &'a mut Vec<u8>,
     /// The shard's figures.
     pub counters: &'a mut Counters,
+    /// The shard's MQTT sessions.
+    pub sessions: &'a mut Sessions,
+    /// Wills that are to be published, appended.
+    pub bequests: &'a mut Vec<Bequest>,
     /// What goes up, appended.
     pub uplink: &'a mut Vec<Uplink>,
     /// The length of `uplink` at which no more messages are taken.
@@ -155,8 +96,13 @@ pub enum Step {
     },
     /// The device is known (its id is set); it may move, then be registered.
     Named,
-    /// The device says who it is, and this token must be checked first.
-    Verify(Bytes),
+    /// The device says who it is, and this must be checked first.
+    Verify {
+        /// Whose secret it is: the name to be looked up.
+        name: Box<str>,
+        /// The token or password.
+        secret: Bytes,
+    },
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
     Paused,
     /// It is over.
@@ -506,6 +452,7 @@ impl Connection {
                 Naming::Rule(rules.identity)
             }
             Ok(None) if rules.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
+            Ok(None) if matches!(rules.protocol, Protocol::Mqtt(_)) => Naming::Rule(rules.identity),
             Ok(None) => Naming::Generated,
             Err(ending) => {
                 // TLS stands, so the refusal can be said within it.
@@ -564,7 +511,8 @@ impl Connection {
         if rules.protocol == Protocol::Native {
             self.talk(rules, cx).say_welcome()?;
         }
-        Ok(self.schedule(rules).first_deadline(tick, jitter))
+        let schedule = self.schedule(rules);
+        Ok(if schedule.is_endless() { tick.plus(LOOK_TICKS) } else { schedule.first_deadline(tick, jitter) })
     }
 
     /// The liveness deadline of a device. `drained`: see [`Liveness::handle_deadline`]. A probe is sealed into the wire.
@@ -578,6 +526,9 @@ impl Connection {
             return Ok(Due::Wait(cx.now.tick().deadline_after(rules.schedule.timeout)));
         }
         let schedule = self.schedule(rules);
+        if schedule.is_endless() {
+            return Ok(Due::Wait(cx.now.tick().plus(LOOK_TICKS)));
+        }
         let due = self.liveness.handle_deadline(&schedule, drained, cx.now);
         if let Due::Probe(_) = due {
             self.talk(rules, cx).say_probe()?;
@@ -727,7 +678,7 @@ fn refusal(downlink: &Downlink, message: u32, rules: &Rules) -> Option<&'static 
             Some("topic and payload are longer than a frame")
         }
         Protocol::Raw(_) if message != 0 => Some("the raw protocol has no acknowledgements"),
-        Protocol::Native | Protocol::Raw(_) => None,
+        Protocol::Native | Protocol::Raw(_) | Protocol::Mqtt(_) => None,
     }
 }
 
@@ -744,8 +695,8 @@ fn handshake_ending(error: &HandshakeError) -> Ending {
 /// certificate.
 fn name_by_certificate(rules: &Rules, peer: Option<&PeerIdentity>) -> Result<Option<Box<str>>, Ending> {
     let name = match (rules.identity, peer) {
-        (IdentityFrom::Hello, _) => return Ok(None),
-        (_, None) if rules.protocol != Protocol::Native => return Ok(None),
+        (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
+        (_, None) if matches!(rules.protocol, Protocol::Raw(_)) => return Ok(None),
         (_, None) => None,
         (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
         (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),

@@ -9,7 +9,7 @@
 
 use super::{Buffers, Connection, Liveness, Naming, Phase, Rules, Saved, State};
 use crate::codec::native;
-use crate::config::IdentityFrom;
+use crate::config::{IdentityFrom, Protocol};
 use crate::link::ListenerId;
 use crate::time::Tick;
 use crate::tls::record::{PLAINTEXT_MAX, RECORD_MAX, RecordLayer};
@@ -65,7 +65,7 @@ impl Connection {
         let connected_at = Tick(u32::from_be_bytes(rest.array()?));
         let length = usize::from(rest.u8()?);
         let device = std::str::from_utf8(rest.take(length)?).map_err(|_| BadParcel)?;
-        if !native::is_id(device) || interval == 0 {
+        if !native::is_id(device) {
             return Err(BadParcel);
         }
         let saved = Saved { plain: rest.sized()?.to_vec(), cipher: rest.sized()?.to_vec() };
@@ -86,10 +86,14 @@ impl Connection {
         })
     }
 
-    /// Whether what it has half-received has room in the scratch of a shard under these rules. What came from another
-    /// process may have been received under larger bounds.
+    /// Whether it can live under these rules: it has an interval where it needs one, and what it has half-received has
+    /// room in the scratch. What came from another process may have been received under larger bounds.
     #[must_use]
     pub fn fits(&self, rules: &Rules) -> bool {
+        let State::Open { interval, .. } = self.state else { return false };
+        if interval == 0 && !matches!(rules.protocol, Protocol::Mqtt(_)) {
+            return false;
+        }
         let plain_max = native::HEADER_BYTES + rules.frame_bytes + PLAINTEXT_MAX;
         self.buffers.as_ref().is_none_or(|buffers| {
             buffers.saved.plain.len() <= plain_max && buffers.saved.cipher.len() <= RECORD_MAX + rules.read_bytes
@@ -104,6 +108,8 @@ const fn naming_code(naming: Naming) -> u8 {
         Naming::Rule(IdentityFrom::CertCn) => 2,
         Naming::Rule(IdentityFrom::CertSanDns) => 3,
         Naming::Rule(IdentityFrom::CertSanUri) => 4,
+        Naming::Rule(IdentityFrom::ClientId) => 5,
+        Naming::Rule(IdentityFrom::Username) => 6,
     }
 }
 
@@ -114,6 +120,8 @@ const fn naming_from(code: u8) -> Result<Naming, BadParcel> {
         2 => Naming::Rule(IdentityFrom::CertCn),
         3 => Naming::Rule(IdentityFrom::CertSanDns),
         4 => Naming::Rule(IdentityFrom::CertSanUri),
+        5 => Naming::Rule(IdentityFrom::ClientId),
+        6 => Naming::Rule(IdentityFrom::Username),
         _ => return Err(BadParcel),
     })
 }

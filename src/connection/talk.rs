@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::goodbye::close_code;
-use super::{Buffers, Connection, Context, Ending, Input, Phase, Rules, State, Step};
+use super::{Buffers, Connection, Context, Ending, Input, Naming, Phase, Rules, State, Step};
 use crate::codec::native::{self, Frame};
 use crate::codec::raw::{self, Payload};
 use crate::config::{self, Protocol};
-use crate::link::{CloseReason, ConnectionId, Downlink, Message, Outcome, Uplink};
+use crate::link::{CloseReason, ConnectionId, Downlink, Message, Outcome, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{TICK_MICROS, ticks_ceil};
 use crate::tls::record::{Burst, Handled, Opened};
@@ -27,13 +27,14 @@ const TICK_MS: u32 = (TICK_MICROS / 1_000) as u32;
 /// for all of its records.
 pub(super) struct Talk<'c, 'x> {
     tls: Burst<'c>,
-    phase: &'c mut Phase,
-    interval: &'c mut u16,
-    device: &'c mut Box<str>,
-    buffers: Option<&'c mut Buffers>,
-    id: ConnectionId,
-    rules: &'c Rules,
-    cx: &'c mut Context<'x>,
+    pub(super) phase: &'c mut Phase,
+    pub(super) naming: &'c mut Naming,
+    pub(super) interval: &'c mut u16,
+    pub(super) device: &'c mut Box<str>,
+    pub(super) buffers: Option<&'c mut Buffers>,
+    pub(super) id: ConnectionId,
+    pub(super) rules: &'c Rules,
+    pub(super) cx: &'c mut Context<'x>,
 }
 
 impl Connection {
@@ -43,6 +44,7 @@ impl Connection {
         let step = match &rules.protocol {
             Protocol::Native => talk.handle_native(input),
             Protocol::Raw(raw) => talk.handle_raw(input, raw),
+            Protocol::Mqtt(mqtt) => talk.handle_mqtt(input, mqtt),
         };
         // Answers to what was understood go out even when what came after it ends the connection.
         let sealed = talk.seal_said();
@@ -54,7 +56,7 @@ impl Connection {
 
     /// The connection as a partner to talk with. It must be open.
     pub(super) fn talk<'c, 'x>(&'c mut self, rules: &'c Rules, cx: &'c mut Context<'x>) -> Talk<'c, 'x> {
-        let State::Open { records, phase, interval, .. } = &mut self.state else {
+        let State::Open { records, phase, naming, interval } = &mut self.state else {
             unreachable!("only an open connection can be talked with")
         };
         debug_assert!(cx.plain.is_empty());
@@ -62,6 +64,7 @@ impl Connection {
         Talk {
             tls: records.burst(),
             phase,
+            naming,
             interval,
             device: &mut self.device,
             buffers: self.buffers.as_deref_mut(),
@@ -73,7 +76,7 @@ impl Connection {
 }
 
 /// What one record came to.
-enum Record {
+pub(super) enum Record {
     /// Not all of it is there.
     Partial,
     /// It was nothing for the protocol above.
@@ -86,7 +89,7 @@ impl Talk<'_, '_> {
     // --- Records ----------------------------------------------------------------------------------------------------
 
     /// Opens the next record in place.
-    fn open_record(&mut self, input: &mut Input) -> Result<Record, Ending> {
+    pub(super) fn open_record(&mut self, input: &mut Input) -> Result<Record, Ending> {
         let length = match self.tls.next_record(input.cipher(), self.cx.wire) {
             Ok(None) => return Ok(Record::Partial),
             Ok(Some(length)) => length,
@@ -240,7 +243,7 @@ impl Talk<'_, '_> {
             return Err(Ending::because(CloseReason::TokenRejected, "HELLO carries no token"));
         }
         *self.phase = Phase::Verifying;
-        Ok(Step::Verify(Bytes::copy_from_slice(hello.token)))
+        Ok(Step::Verify { name: self.device.clone(), secret: Bytes::copy_from_slice(hello.token) })
     }
 
     fn handle_message(&mut self, message: &native::Message) -> Step {
@@ -270,7 +273,7 @@ impl Talk<'_, '_> {
             connection: self.id,
             topic: topic.into(),
             payload: Bytes::copy_from_slice(payload),
-            acknowledge,
+            receipt: acknowledge.map(|id| Receipt::Connection(self.id, id)),
         }));
     }
 
@@ -292,6 +295,7 @@ impl Talk<'_, '_> {
         match &self.rules.protocol {
             Protocol::Native => Frame::Ping(&[]).encode(self.cx.plain),
             Protocol::Raw(raw) => self.cx.plain.extend_from_slice(&raw.probe),
+            Protocol::Mqtt(_) => unreachable!("it is the device that shows life"),
         }
         self.seal_said()
     }
@@ -304,6 +308,7 @@ impl Talk<'_, '_> {
                 Frame::Message(native::Message { id: message, topic, payload }).encode(self.cx.plain);
             }
             Protocol::Raw(_) => self.cx.plain.extend_from_slice(&downlink.payload),
+            Protocol::Mqtt(_) => unreachable!("its session has what is for it"),
         }
         self.cx.counters.add(Figure::MessagesSent, 1);
         self.seal_said()
@@ -326,6 +331,10 @@ impl Talk<'_, '_> {
             };
             Frame::Close(close).encode(self.cx.plain);
             // A layer that cannot seal any more has nothing to be added to it.
+            let _ = self.seal_said();
+        }
+        if let (Protocol::Mqtt(_), false) = (&self.rules.protocol, ending.was_said) {
+            self.say_mqtt_goodbye(ending);
             let _ = self.seal_said();
         }
         self.tls.close_notify(self.cx.wire);

@@ -20,6 +20,7 @@ struct Bench {
     counters: Counters,
     uplink: Vec<Uplink>,
     uplink_length: usize,
+    sessions: Sessions,
     /// A token that waits to be checked.
     token: Option<Bytes>,
     /// The reason for which it has ended.
@@ -44,6 +45,7 @@ impl Bench {
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             uplink: Vec::new(),
             uplink_length: 100,
+            sessions: Lab::sessions(),
             token: None,
             ended: None,
         }
@@ -56,6 +58,8 @@ impl Bench {
             wire: &mut self.wire,
             plain: &mut self.plain,
             counters: &mut self.counters,
+            sessions: &mut self.sessions,
+            bequests: &mut Vec::new(),
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };
@@ -85,8 +89,8 @@ impl Bench {
                 Step::Wait => break,
                 Step::Established { .. } => {}
                 Step::Named => self.named(),
-                Step::Verify(token) => {
-                    self.token = Some(token);
+                Step::Verify { name: _, secret } => {
+                    self.token = Some(secret);
                     break;
                 }
                 Step::Paused => {
@@ -368,6 +372,7 @@ fn each_end_is_told_in_its_own_way() {
         (Reason::Shutdown, Some(CloseCode::GOING_AWAY)),
         (Reason::Expired, Some(CloseCode::EXPIRED)),
         (Reason::HelloTimeout, Some(CloseCode::HELLO_TIMEOUT)),
+        (Reason::TokenUnanswered, Some(CloseCode::TRY_LATER)),
         (Reason::HomeFull, Some(CloseCode::TRY_LATER)),
         (Reason::Requested, Some(CloseCode::REQUESTED)),
         (Reason::PeerClosed, None),
@@ -512,7 +517,7 @@ fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
         unpack(&changed)
     };
     assert_eq!(with(0, 2), Err(BadParcel), "another version");
-    assert_eq!(with(2, 5), Err(BadParcel), "another way to be named");
+    assert_eq!(with(2, 7), Err(BadParcel), "another way to be named");
     assert_eq!(with(10, b'\n'), Err(BadParcel), "an id with a control character");
     parcel.push(0);
     assert_eq!(Connection::unpack(&parcel, 1, Tick(0)).map(|_| ()), Err(BadParcel), "something behind it");

@@ -110,10 +110,9 @@ impl Hub {
 
     /// Acknowledged only when the backbone holds it (D6).
     fn apply_message(&mut self, worker: WorkerId, message: &Message) {
-        if self.offer(&Event::message(worker, message, self.state.clock.now()))
-            && let Some(id) = message.acknowledge
-        {
-            self.send(worker, Command::MessageAccepted { connection: message.connection, message: id });
+        let accepted = self.offer(&Event::message(worker, message, self.state.clock.now()));
+        if let Some(receipt) = message.receipt {
+            self.send(worker, Command::MessageSettled { receipt, accepted });
         }
     }
 

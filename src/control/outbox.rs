@@ -73,15 +73,16 @@ impl Outbox {
 mod tests {
     use super::super::tests::mailbox;
     use super::*;
-    use crate::link::ConnectionId;
+    use crate::link::{ConnectionId, Receipt};
 
     fn accepted(message: u32) -> Command {
-        Command::MessageAccepted { connection: ConnectionId { index: 0, generation: 1 }, message }
+        let receipt = Receipt::Connection(ConnectionId { index: 0, generation: 1 }, message);
+        Command::MessageSettled { receipt, accepted: true }
     }
 
     fn numbers(inbox: &crossbeam_channel::Receiver<Command>) -> Vec<u32> {
         let number = |command| match command {
-            Command::MessageAccepted { message, .. } => message,
+            Command::MessageSettled { receipt: Receipt::Connection(_, message), .. } => message,
             other => panic!("{other:?}"),
         };
         inbox.try_iter().map(number).collect()

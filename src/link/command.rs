@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::ConnectionId;
+use super::{ConnectionId, Peer, Publication, Receipt};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
 /// bears again.
@@ -17,12 +17,12 @@ pub enum Command {
         /// Whether its token is right.
         accepted: bool,
     },
-    /// The backbone holds this message; the device may be told so.
-    MessageAccepted {
-        /// The connection that sent it.
-        connection: ConnectionId,
-        /// The id that the device gave the message.
-        message: u32,
+    /// The backbone holds a message, or will not; the device may be told so.
+    MessageSettled {
+        /// To whom it is said.
+        receipt: Receipt,
+        /// Whether the backbone holds it.
+        accepted: bool,
     },
     /// Describe one device; answered by [`super::Uplink::Described`].
     Describe {
@@ -68,6 +68,16 @@ pub enum Command {
         /// At most so many devices of this shard in one second, at least 1.
         per_second: u32,
     },
+    /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::Uplink::Sent`] with
+    /// [`super::Outcome::Delivered`] when it is on its way.
+    Publish {
+        /// The number that the answer carries.
+        request: u64,
+        /// What: `stamp` and `publisher` are not set yet.
+        publication: Box<Publication>,
+    },
+    /// What another shard has to say, in its order.
+    Peers(Vec<Peer>),
     /// Go no further with a broadcast; its last [`super::Uplink::Broadcast`] says how far it went.
     CancelBroadcast {
         /// The broadcast's number.

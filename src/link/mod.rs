@@ -6,6 +6,8 @@
 pub mod command;
 pub mod doorbell;
 pub mod home;
+pub mod peer;
+pub mod publication;
 pub mod reason;
 pub mod uplink;
 
@@ -14,8 +16,10 @@ use std::fmt;
 pub use command::{Command, DeviceFilter, Downlink};
 pub use doorbell::{Doorbell, Mailbox, MailboxFull};
 pub use home::Home;
+pub use peer::{Exchange, Peer};
+pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
-pub use uplink::{Batch, Description, Message, Outcome, Presence, Uplink};
+pub use uplink::{Batch, Description, Message, Outcome, Presence, Receipt, SessionFacts, Uplink};
 
 /// A worker, and so its shard: `0..workers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

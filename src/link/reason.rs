@@ -58,6 +58,8 @@ labelled! {
         TokenRejected = "token_rejected",
         /// The device did not name itself within `limits.hello_time`.
         HelloTimeout = "hello_timeout",
+        /// The device's token was not judged within `limits.hello_time`: too many waited.
+        TokenUnanswered = "token_unanswered",
         /// A record broke the TLS protocol or could not be authenticated, or the peer sent a fatal alert.
         TlsError = "tls_error",
         /// A frame broke the device protocol.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, ListenerId, WorkerId};
+use super::{CloseReason, ConnectionId, ListenerId, SessionId, WorkerId};
 use crate::time::Moment;
 
 /// What one worker said in one turn, in the order in which it happened.
@@ -32,7 +32,7 @@ pub enum Uplink {
         connection: ConnectionId,
         /// Through which listener it came: the token file is the listener's.
         listener: ListenerId,
-        /// Who it says that it is.
+        /// Who it says that it is: the name to be looked up in the listener's file.
         device: Box<str>,
         /// What it offers as proof.
         token: Bytes,
@@ -109,14 +109,23 @@ pub struct Presence {
 pub struct Message {
     /// Who said it.
     pub device: Box<str>,
-    /// The connection, for the acknowledgement.
+    /// The connection that it came through.
     pub connection: ConnectionId,
     /// Under which topic; empty where the protocol has none.
     pub topic: Box<str>,
     /// What.
     pub payload: Bytes,
-    /// The id under which the device wants to hear that the backbone holds it.
-    pub acknowledge: Option<u32>,
+    /// To whom to say that the backbone holds it, if anybody wants to hear it.
+    pub receipt: Option<Receipt>,
+}
+
+/// To whom a message's acceptance by the backbone is to be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// To the connection it came from, under the id that the device gave it.
+    Connection(ConnectionId, u32),
+    /// To the session it came from, under its packet identifier: a session outlives its connection.
+    Session(SessionId, u16),
 }
 
 /// All that the gateway knows of one connected device.
@@ -148,4 +157,25 @@ pub struct Description {
     pub round_trip: Option<Duration>,
     /// Which of the device's connections.
     pub generation: u64,
+    /// Its MQTT session, where it speaks that.
+    pub session: Option<Box<SessionFacts>>,
+}
+
+/// What is known of a connected device's MQTT session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionFacts {
+    /// `3.1.1` or `5.0`.
+    pub version: &'static str,
+    /// The keep-alive in force, in seconds; 0: none.
+    pub keep_alive_s: u16,
+    /// How long the session outlives the connection, in seconds; `u32::MAX`: for ever.
+    pub expiry_s: u32,
+    /// What it has subscribed to: the filter as written, and the QoS granted.
+    pub subscriptions: Vec<(Box<str>, u8)>,
+    /// Messages to the device that wait for its acknowledgement.
+    pub inflight: usize,
+    /// Messages to the device that wait for their turn.
+    pub queued: usize,
+    /// Bytes that these take.
+    pub queued_bytes: usize,
 }

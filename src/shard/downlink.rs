@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Shard;
+use crate::config::Protocol;
 use crate::connection::Ending;
 use crate::link::{CloseReason, Downlink, Outcome, Uplink};
 use crate::time::Moment;
@@ -107,6 +108,9 @@ impl Shard {
     }
 
     fn send(&mut self, index: u32, downlink: &Downlink, request: Option<u64>, now: Moment) -> Outcome {
+        if let Protocol::Mqtt(_) = self.rules_of(index).protocol {
+            return self.send_to_session(index, downlink, request);
+        }
         let message = if request.is_some() { self.next_message() } else { 0 };
         let request = request.unwrap_or(0);
         let said = self.with(index, now, |connection, rules, cx| {

@@ -4,12 +4,12 @@ use std::ops::RangeInclusive;
 
 use super::{Plan, Shard};
 use crate::connection::{BadParcel, Connection, Due, Ending, Input, Step};
-use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Uplink};
+use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
-/// When a device that found no place is asked to come back, in milliseconds.
-const HOME_FULL_RETRY_MS: RangeInclusive<u32> = 5_000..=15_000;
+/// When a device for which there was no place, or no time, is asked to come back, in milliseconds.
+const TRY_LATER_MS: RangeInclusive<u32> = 5_000..=15_000;
 
 impl Shard {
     // --- Sockets ----------------------------------------------------------------------------------------------------
@@ -99,14 +99,10 @@ impl Shard {
                         break;
                     }
                 }
-                Step::Verify(token) => {
-                    let connection = &self.connections[index as usize];
-                    self.uplink.push(Uplink::VerifyToken {
-                        connection: self.id(index),
-                        listener: connection.listener(),
-                        device: connection.device().into(),
-                        token,
-                    });
+                Step::Verify { name, secret } => {
+                    let connection = self.id(index);
+                    let listener = self.connections[index as usize].listener();
+                    self.uplink.push(Uplink::VerifyToken { connection, listener, device: name, token: secret });
                     break;
                 }
                 Step::Paused => {
@@ -118,6 +114,7 @@ impl Shard {
             }
         }
         self.connections[index as usize].save(input);
+        self.publish_bequests(now);
     }
 
     /// A socket that was to be read had nothing. Only a connection that was called for its handshake wants to know.
@@ -164,6 +161,9 @@ impl Shard {
     pub fn handle_sent(&mut self, index: u32, count: usize) {
         let connection = &mut self.connections[index as usize];
         connection.sent(count);
+        if connection.unsent().is_empty() {
+            self.sessions.handle_drained(index);
+        }
         // What a closed connection has left is counted no more, though it may still go before the socket does.
         if !connection.is_closed() {
             self.counters.subtract(Figure::BufferedBytes, count as u64);
@@ -176,20 +176,26 @@ impl Shard {
     /// with nothing left but a last read are appended to `suspects`: each must be read once more and then
     /// [settled](Shard::settle_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
+        self.probed.clear();
+        let more_sessions = self.handle_session_deadlines(drained, now, limit);
         let mut due = std::mem::take(&mut self.due);
         let more = self.wheel.expire(drained, limit, &mut due);
         for index in due.drain(..) {
             self.handle_deadline(index, drained, now, suspects);
         }
         self.due = due;
-        more
+        more || more_sessions
     }
 
     fn handle_deadline(&mut self, index: u32, drained: Tick, now: Moment, suspects: &mut Vec<u32>) {
         let connection = &self.connections[index as usize];
         if connection.is_device() {
             match self.with(index, now, |connection, rules, cx| connection.handle_deadline(drained, rules, cx)) {
-                Ok(Due::Wait(deadline) | Due::Probe(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Wait(deadline)) => self.wheel.arm(index, deadline),
+                Ok(Due::Probe(deadline)) => {
+                    self.wheel.arm(index, deadline);
+                    self.probed.push(index);
+                }
                 Ok(Due::Suspect) => suspects.push(index),
                 Err(ending) => self.end(index, &ending, now),
             }
@@ -197,12 +203,38 @@ impl Shard {
             // Its home will answer, however late it is.
             let again = now.tick().deadline_after(self.rules_of(index).hello_ticks);
             self.wheel.arm(index, again);
+        } else if connection.is_verifying() {
+            // It has done its part. Those before it will be known by then, and cost no hash any more.
+            let retry_after = self.random.u32(TRY_LATER_MS);
+            self.end(index, &Ending::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
         } else if connection.facts().is_some() {
             self.end(index, &Ending::new(CloseReason::HelloTimeout), now);
         } else {
             // A lingering connection has its reason already; this one is not counted again.
             self.end(index, &Ending::new(CloseReason::HandshakeTimeout), now);
         }
+    }
+
+    /// Whether the latest [`Shard::handle_deadlines`] has sent probes.
+    #[must_use]
+    pub fn has_probed(&self) -> bool {
+        !self.probed.is_empty()
+    }
+
+    /// The probes of this turn were written by `flushed`: the wait for their answers begins then, however long the turn
+    /// took, or was stopped, after they were said.
+    pub fn handle_flushed(&mut self, flushed: Moment) {
+        let mut probed = std::mem::take(&mut self.probed);
+        for index in probed.drain(..) {
+            if !self.connections.get(index as usize).is_some_and(Connection::is_device) {
+                continue;
+            }
+            let deadline = flushed.tick().deadline_after(self.rules_of(index).schedule.timeout);
+            if self.wheel.deadline(index).is_some_and(|armed| deadline.is_after(armed)) {
+                self.wheel.arm(index, deadline);
+            }
+        }
+        self.probed = probed;
     }
 
     /// A suspect was read once more: it is expired, unless it was heard.
@@ -237,8 +269,17 @@ impl Shard {
         }
     }
 
-    /// The backbone holds a message: the device is told so, if it is still there.
-    pub fn handle_accepted(&mut self, id: ConnectionId, message: u32, now: Moment) {
+    /// The backbone holds a message, or will not: the device is told so, if it is still there.
+    pub fn handle_settled(&mut self, receipt: Receipt, accepted: bool, now: Moment) {
+        match receipt {
+            Receipt::Connection(id, message) if accepted => self.handle_accepted(id, message, now),
+            // The native protocol has no word for it: the device says it again when it has waited for long enough.
+            Receipt::Connection(..) => {}
+            Receipt::Session(session, packet) => self.handle_session_settled(session, packet, accepted, now),
+        }
+    }
+
+    fn handle_accepted(&mut self, id: ConnectionId, message: u32, now: Moment) {
         if !self.is_current(id) || !self.connections[id.index as usize].is_device() {
             return;
         }
@@ -333,7 +374,7 @@ impl Shard {
     /// The home has no place for a connection: it is told so from here.
     pub fn handle_move_refused(&mut self, id: ConnectionId, now: Moment) {
         if self.is_current(id) {
-            let retry_after = self.random.u32(HOME_FULL_RETRY_MS);
+            let retry_after = self.random.u32(TRY_LATER_MS);
             self.end(id.index, &Ending::new(CloseReason::HomeFull).with_retry_after(retry_after), now);
         }
     }
@@ -356,7 +397,8 @@ impl Shard {
     /// The device is known: it goes home, or is registered here. `true`: it is here.
     fn settle(&mut self, index: u32, now: Moment) -> bool {
         if self.connections[index as usize].device().is_empty() {
-            let id = self.generate_id();
+            let protocol = self.rules_of(index).protocol.label();
+            let id = self.generate_id(protocol);
             self.connections[index as usize].set_generated_id(id);
         }
         let connection = &mut self.connections[index as usize];
@@ -370,9 +412,9 @@ impl Shard {
     }
 
     /// An id for a device that has none. Drawn until its home is here, so that nothing has to move.
-    fn generate_id(&mut self) -> Box<str> {
+    fn generate_id(&mut self, protocol: &str) -> Box<str> {
         loop {
-            let id = format!("raw-{:016x}", self.random.u64(..));
+            let id = format!("{protocol}-{:016x}", self.random.u64(..));
             if self.home.of(&id) == self.worker && self.find(&id).is_none() {
                 return id.into();
             }
@@ -419,6 +461,7 @@ impl Shard {
             return;
         }
         let counted = connection.is_lingering();
+        let was_device = connection.is_device();
         if !counted {
             self.counters.count_closed(ending.reason as usize);
             tracing::debug!(
@@ -433,6 +476,10 @@ impl Shard {
         }
         let before = self.connections[index as usize].unsent().len();
         self.with(index, now, |connection, rules, cx| connection.end(ending, rules, cx));
+        if was_device {
+            // Not before: until its goodbye is said, the session knows how.
+            self.detach_session(index, ending.reason, now);
+        }
         let connection = &mut self.connections[index as usize];
         if connection.is_closed() {
             self.counters.subtract(Figure::BufferedBytes, before as u64);

@@ -11,6 +11,7 @@ mod devices;
 mod downlink;
 mod handle;
 mod invariants;
+mod mqtt;
 mod transmit;
 
 #[cfg(test)]
@@ -22,8 +23,9 @@ use std::sync::Arc;
 use slab::Slab;
 
 use crate::connection::{Connection, Context, Rules};
-use crate::link::{CloseReason, ConnectionId, Home, Refusal, Uplink, WorkerId};
+use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
+use crate::session::{self, Bequest, Sessions};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
@@ -45,6 +47,10 @@ pub struct Setup {
     pub uplink_length: usize,
     /// Seeds jitter and generated ids.
     pub seed: u64,
+    /// What all shards share about messages.
+    pub exchange: Arc<Exchange>,
+    /// The bounds of MQTT sessions.
+    pub sessions: session::Bounds,
 }
 
 /// One shard. See the head of this file.
@@ -67,6 +73,9 @@ pub struct Shard {
     sequence: u64,
     /// The latest id given to a message for a device.
     messages: u32,
+    sessions: Sessions,
+    /// Wills to be published.
+    bequests: Vec<Bequest>,
 
     /// Connections with bytes to read whose handshake has not begun, first come first served.
     waiting: VecDeque<ConnectionId>,
@@ -81,6 +90,8 @@ pub struct Shard {
     plain: Vec<u8>,
     uplink: Vec<Uplink>,
     due: Vec<u32>,
+    /// Who was probed by the deadlines of this turn.
+    probed: Vec<u32>,
     counters: Counters,
 }
 
@@ -100,6 +111,13 @@ impl Shard {
     #[must_use]
     pub fn new(setup: Setup, now: Tick) -> Self {
         assert!(setup.worker.0 < setup.home.workers());
+        let sessions = session::Setup {
+            worker: setup.worker,
+            home: setup.home,
+            exchange: setup.exchange,
+            bounds: setup.sessions,
+            key: setup.seed.rotate_left(17),
+        };
         Self {
             worker: setup.worker,
             home: setup.home,
@@ -114,6 +132,8 @@ impl Shard {
             generations: 0,
             sequence: 0,
             messages: 0,
+            sessions: Sessions::new(sessions, now),
+            bequests: Vec::new(),
             waiting: VecDeque::new(),
             paused: Vec::new(),
             ready: Vec::new(),
@@ -123,6 +143,7 @@ impl Shard {
             plain: Vec::new(),
             uplink: Vec::new(),
             due: Vec::new(),
+            probed: Vec::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
         }
     }
@@ -164,7 +185,10 @@ impl Shard {
     /// When the shard has something to do if nothing happens before: never later than its earliest deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.wheel.next()
+        match (self.wheel.next(), self.sessions.next_deadline()) {
+            (Some(one), Some(other)) => Some(if one.is_after(other) { other } else { one }),
+            (one, other) => one.or(other),
+        }
     }
 
     /// The figures of this shard and of its worker.
@@ -280,6 +304,8 @@ impl Shard {
             wire: self.transmit.wire(),
             plain: &mut self.plain,
             counters: &mut self.counters,
+            sessions: &mut self.sessions,
+            bequests: &mut self.bequests,
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };

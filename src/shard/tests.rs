@@ -8,7 +8,7 @@ use super::*;
 use crate::codec::native::CloseCode;
 use crate::connection::Input;
 use crate::connection::lab::{Client, End, Lab, Said};
-use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Presence};
+use crate::link::{DeviceFilter, Downlink, Exchange, ListenerId, Outcome, Presence, Receipt};
 use crate::tls::handshake::{ClientTls, Versions};
 
 const NATIVE: ListenerId = ListenerId(0);
@@ -35,6 +35,7 @@ impl Desk {
         let lab = Lab::new();
         let rules: Arc<[Rules]> = [lab.rules(0, &Lab::native()), lab.rules(1, &Lab::raw())].into();
         let home = Home::new([3; 16], workers);
+        let exchange = Arc::new(Exchange::new(workers));
         let desk = |worker| {
             let setup = Setup {
                 worker: WorkerId(worker),
@@ -43,6 +44,8 @@ impl Desk {
                 handshakes: 2,
                 uplink_length: 8,
                 seed: u64::from(worker),
+                exchange: Arc::clone(&exchange),
+                sessions: session::Bounds::of(&Lab::limits(), workers),
             };
             Desk {
                 shard: Shard::new(setup, Tick(0)),
@@ -376,6 +379,42 @@ fn a_silent_device_is_probed_then_read_once_more_then_expired() {
     assert!(desk.shard.describe("late", desk.now).is_some());
 }
 
+/// A gateway that is stopped with a probe in its hands: the device is asked when it goes on, and has its time from there.
+#[test]
+fn the_wait_for_an_answer_begins_when_its_probe_was_written() {
+    let mut desk = Desk::new();
+    let (asked, left) = (desk.connect("asked"), desk.connect("left"));
+    desk.pass(Duration::from_secs(10));
+    let mut suspects = Vec::new();
+    desk.shard.handle_deadlines(desk.now.tick(), desk.now, 16, &mut suspects);
+    assert!(desk.shard.has_probed());
+    let as_said = desk.shard.wheel.deadline(asked).unwrap();
+    desk.shard.handle_disconnect(1, "left", desk.now);
+    let goodbye = desk.shard.wheel.deadline(left);
+    // In time, nothing changes.
+    let written = desk.now.plus(Duration::from_millis(20));
+    desk.shard.handle_flushed(written);
+    assert_eq!(desk.shard.wheel.deadline(asked), Some(as_said));
+
+    desk.pass(Duration::from_secs(1));
+    desk.shard.handle_deadlines(desk.now.tick(), desk.now, 16, &mut suspects);
+    assert!(!desk.shard.has_probed(), "nothing is due before the timeout is over");
+    desk.pass(Duration::from_millis(200));
+    desk.shard.handle_deadlines(desk.now.tick(), desk.now, 16, &mut suspects);
+    assert!(desk.shard.has_probed(), "the second and last probe");
+    desk.pass(Duration::from_mins(1));
+    desk.shard.handle_flushed(desk.now);
+    desk.flush();
+    assert_eq!(desk.shard.wheel.deadline(asked), Some(desk.now.tick().deadline_after(10)));
+    assert_eq!(desk.shard.wheel.deadline(left), goodbye);
+    desk.pass(Duration::from_secs(1));
+    desk.expire();
+    assert_eq!(desk.closed(CloseReason::Expired), 0);
+    desk.pass(Duration::from_millis(100));
+    desk.expire();
+    assert_eq!(desk.closed(CloseReason::Expired), 1);
+}
+
 /// Where the interval is shorter than the timeout, a probe's own deadline would be too late for the next one.
 #[test]
 fn the_answer_to_a_probe_moves_the_deadline_of_a_device_and_not_that_of_a_goodbye() {
@@ -452,8 +491,11 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
     there.flush();
     let uplink = there.take_uplink();
     let [Uplink::Connected(_), Uplink::Message(message)] = &uplink[..] else { panic!("{uplink:?}") };
-    assert_eq!((&*message.payload, message.acknowledge), (&b"said before the move"[..], Some(7)));
-    there.shard.handle_accepted(message.connection, 7, there.now);
+    assert_eq!(
+        (&*message.payload, message.receipt),
+        (&b"said before the move"[..], Some(Receipt::Connection(message.connection, 7)))
+    );
+    there.shard.handle_settled(Receipt::Connection(message.connection, 7), true, there.now);
     there.flush();
     assert!(matches!(there.client(arrived).frames()[..], [Said::Welcome(_), Said::Ack(7)]));
     // A parcel for a home that is not here, or with more than there is room for.
@@ -619,11 +661,11 @@ fn commands_with_stale_handles_do_nothing() {
     let stale = desk.shard.id(index);
     desk.shard.handle_reset(index, desk.now);
     assert!(!desk.shard.is_current(stale));
-    desk.shard.handle_accepted(stale, 1, desk.now);
+    desk.shard.handle_settled(Receipt::Connection(stale, 1), true, desk.now);
     desk.reap();
     assert_eq!(desk.connect("b"), index);
     desk.client(index).frames();
-    desk.shard.handle_accepted(stale, 1, desk.now);
+    desk.shard.handle_settled(Receipt::Connection(stale, 1), true, desk.now);
     desk.shard.handle_verdict(stale, false, desk.now);
     desk.shard.handle_moved(stale);
     desk.shard.handle_move_refused(stale, desk.now);

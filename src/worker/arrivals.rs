@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use mio::net::TcpListener;
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::time::Moment;
@@ -55,16 +56,27 @@ pub(super) enum Accepted {
     Stream(TcpStream, IpAddr),
     /// Nobody waits.
     Nobody,
-    /// This one was gone before it was accepted, or the kernel was short of something: try the next.
+    /// This one was gone before it was accepted; those behind it, of whom the poll has told once, are still there.
     Failed(io::Error),
+    /// The process or the machine has no room for a new connection. Whoever waits goes on waiting, and nobody will say
+    /// when there is room again.
+    NoRoom(io::Error),
 }
 
 /// Accepts one connection.
 pub(super) fn accept(listener: &TcpListener) -> Accepted {
     match listener.accept() {
         Ok((stream, peer)) => Accepted::Stream(stream.into(), peer.ip()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Nobody,
-        Err(error) => Accepted::Failed(error),
+        Err(error) => not_accepted(error),
+    }
+}
+
+/// What an error of accept(2) means for those who wait. It passes on what befell the peer on its way, too.
+fn not_accepted(error: io::Error) -> Accepted {
+    match Errno::from_io_error(&error) {
+        Some(Errno::AGAIN) => Accepted::Nobody,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Accepted::NoRoom(error),
+        _ => Accepted::Failed(error),
     }
 }
 
@@ -115,6 +127,19 @@ mod tests {
         assert!(!rate.admits(one, at(999_999)));
         assert!(rate.admits(one, at(1_000_000)));
         assert!((0..100).all(|n| AddressRate::new(0).admits(one, at(n))));
+    }
+
+    #[test]
+    fn only_where_there_is_no_room_is_there_no_next_try() {
+        let meant = |error: Errno| not_accepted(error.into());
+        assert!(matches!(meant(Errno::AGAIN), Accepted::Nobody));
+        for error in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(matches!(meant(error), Accepted::NoRoom(_)), "{error}");
+        }
+        // accept(2), "Error handling": errors of the network that are pending on the new socket.
+        for error in [Errno::CONNABORTED, Errno::NETDOWN, Errno::PROTO, Errno::HOSTUNREACH, Errno::PERM, Errno::INTR] {
+            assert!(matches!(meant(error), Accepted::Failed(_)), "{error}");
+        }
     }
 
     #[test]

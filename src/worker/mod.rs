@@ -5,9 +5,11 @@
 //! anything but its poll, and never let one phase of a turn run without a bound.
 
 mod arrivals;
+mod asked;
 mod courier;
 pub mod descriptors;
 mod drained;
+mod outgoing;
 mod start;
 mod turn;
 
@@ -25,7 +27,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use crate::connection::Input;
-use crate::link::{Batch, Command, Doorbell, ListenerId, WorkerId};
+use crate::link::{Batch, Command, Doorbell, ListenerId, Mailbox, WorkerId};
 use crate::metrics::Published;
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
 use crate::time::{Moment, Tick};
@@ -52,6 +54,8 @@ struct Worker {
     received: Received,
 
     inbox: Receiver<Command>,
+    /// The inboxes of all workers, by worker.
+    mailboxes: Vec<Mailbox>,
     bell: Arc<Doorbell>,
     uplink: Sender<Batch>,
     published: Arc<Published>,
@@ -102,6 +106,8 @@ struct Listener {
     socket: TcpListener,
     /// The poll said that somebody waits, and `accept` has not said otherwise.
     ready: bool,
+    /// Somebody waits for whom there was no room: tried again each turn.
+    is_starved: bool,
 }
 
 /// The gateway comes down.

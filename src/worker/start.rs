@@ -20,12 +20,14 @@ use super::arrivals::{AddressRate, listen, reserve};
 use super::courier::{Courier, Received, pair};
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::drained::Drained;
-use super::turn::{BATCH, EVENTS};
+use super::outgoing::BATCH;
+use super::turn::EVENTS;
 use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
 use crate::config::{Config, Limits};
 use crate::connection::{Input, Rules};
-use crate::link::{Batch, CloseReason, Command, Doorbell, Home, ListenerId, Mailbox, Refusal, WorkerId};
+use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
 use crate::metrics::Published;
+use crate::session;
 use crate::shard::{self, Shard, Transmit};
 use crate::time::{Moment, ticks_ceil};
 
@@ -120,12 +122,15 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let mut left_behind: Vec<RawFd> = polls.iter().map(AsRawFd::as_raw_fd).collect();
     left_behind.extend(ways.iter().flatten().flatten().map(AsRawFd::as_raw_fd));
 
-    let mut workers = Workers { mailboxes: Vec::new(), published: Vec::new(), uplink, addresses, threads: Vec::new() };
+    let exchange = Arc::new(Exchange::new(setup.config.workers));
+    let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| bounded(limits.inbox_length)).unzip();
+    let mailboxes: Vec<Mailbox> =
+        senders.into_iter().zip(&bells).map(|(sender, bell)| Mailbox::new(sender, Arc::clone(bell))).collect();
+    let mut workers =
+        Workers { mailboxes: mailboxes.clone(), published: Vec::new(), uplink, addresses, threads: Vec::new() };
     let (report, reports) = bounded(count);
-    for (position, (poll, ways)) in polls.into_iter().zip(ways).enumerate() {
-        let (sender, inbox) = bounded(limits.inbox_length);
+    for (position, ((poll, ways), inbox)) in polls.into_iter().zip(ways).zip(inboxes).enumerate() {
         let published = Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT));
-        workers.mailboxes.push(Mailbox::new(sender, Arc::clone(&bells[position])));
         workers.published.push(Arc::clone(&published));
         let parts = Parts {
             id: WorkerId(position as u16),
@@ -139,6 +144,8 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
             bells: bells.clone(),
             ways,
             inbox,
+            mailboxes: mailboxes.clone(),
+            exchange: Arc::clone(&exchange),
             uplink: uplink_sender.clone(),
             published,
             held: Arc::clone(&held),
@@ -234,6 +241,8 @@ struct Parts {
     bells: Vec<Arc<Doorbell>>,
     ways: Vec<Option<OwnedFd>>,
     inbox: Receiver<Command>,
+    mailboxes: Vec<Mailbox>,
+    exchange: Arc<Exchange>,
     uplink: Sender<Batch>,
     published: Arc<Published>,
     held: Arc<AtomicU32>,
@@ -272,13 +281,16 @@ impl Parts {
             registry
                 .register(&mut socket, token::listener(position), Interest::READABLE)
                 .map_err(system("a listener cannot be polled"))?;
-            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false });
+            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false, is_starved: false });
         }
 
+        // What the poll tells of besides connections: the doorbell, listeners, ways to other workers.
+        let others = 1 + listeners.len() + couriers.iter().flatten().count();
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let taken = keep.len() + listeners.len() + SPARE_DESCRIPTORS;
         let limits = &self.limits;
         let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
+        let frame_bytes = self.rules.iter().map(|rules| rules.frame_bytes).max().unwrap_or(limits.frame_bytes);
         let shard = Shard::new(
             shard::Setup {
                 worker: self.id,
@@ -287,6 +299,8 @@ impl Parts {
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: self.seed,
+                exchange: self.exchange,
+                sessions: session::Bounds::of(limits, self.home.workers()),
             },
             now.tick(),
         );
@@ -309,12 +323,13 @@ impl Parts {
             couriers,
             received: Received::new(),
             inbox: self.inbox,
+            mailboxes: self.mailboxes,
             bell,
             uplink: self.uplink,
             published: self.published,
-            input: Input::new(limits.frame_bytes, limits.read_bytes),
+            input: Input::new(frame_bytes, limits.read_bytes),
             transmit: Transmit::prepared(),
-            drained: Drained::new(now.tick()),
+            drained: Drained::new(now.tick(), others),
             drained_until: now.tick(),
             suspects: Vec::new(),
             listings: VecDeque::new(),

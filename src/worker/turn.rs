@@ -6,13 +6,13 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::io::Errno;
-
 use super::arrivals::{Accepted, accept};
+use super::asked::Asked;
 use super::courier::{Courier, Verdict};
+use super::outgoing::send_up;
 use super::token::{self, Source};
 use super::{Ending, Worker};
-use crate::link::{Batch, Command, Refusal, Uplink};
+use crate::link::{Command, Refusal, Uplink, WorkerId};
 use crate::metrics::{Figure, Timing};
 use crate::shard::{Broadcast, Listing, Plan};
 use crate::time::{Moment, Tick};
@@ -30,8 +30,6 @@ const COMMANDS: usize = 1_024;
 const DEADLINES: usize = 1_024;
 /// Slots that a listing looks at in one turn.
 const LISTED_SLOTS: usize = 4_096;
-/// Events of one uplink batch.
-pub(super) const BATCH: usize = 1_024;
 /// Slots that each broadcast looks at in one turn.
 const BROADCAST_SLOTS: usize = 256;
 /// Connections told in one turn that the gateway ends.
@@ -53,10 +51,10 @@ impl Worker {
     /// One turn. `false`: it was the last.
     pub(super) fn turn(&mut self) -> bool {
         let deadline = self.shard.next_deadline();
-        self.wait(deadline);
+        let asked = self.wait(deadline);
         let now = self.read_clock();
         self.note_lateness(deadline, now);
-        self.sort_events(now);
+        self.sort_events(asked.answered_for(now));
         self.accept(now);
         self.read_live(now);
         self.read_handshakes(now);
@@ -66,6 +64,8 @@ impl Worker {
         self.advance_broadcasts(now);
         self.expire(now);
         self.end(now);
+        self.shard.deliver(now);
+        self.tell_peers();
         self.flush(now);
         self.move_away(now);
         self.reap();
@@ -75,11 +75,12 @@ impl Worker {
 
     // --- Waiting ----------------------------------------------------------------------------------------------------
 
-    fn wait(&mut self, deadline: Option<Tick>) {
+    fn wait(&mut self, deadline: Option<Tick>) -> Asked {
         let mut timeout = self.timeout(deadline);
         loop {
+            let asked = Asked { at: self.read_clock(), timeout };
             match self.poll.poll(&mut self.events, Some(timeout)) {
-                Ok(()) => return,
+                Ok(()) => return asked,
                 // A signal, or the process was stopped and goes on. Either way it says nothing about the sockets: an
                 // empty poll would count as all of them drained, and what came while we were stopped be overlooked.
                 Err(error) if error.kind() == ErrorKind::Interrupted => timeout = Duration::ZERO,
@@ -94,6 +95,7 @@ impl Worker {
             || !todo.handshakes.is_empty()
             || !todo.ready.is_empty()
             || self.shard.has_ready()
+            || self.shard.has_deliveries()
             || !todo.couriers.is_empty()
             || todo.commands
             || todo.deadlines
@@ -104,8 +106,10 @@ impl Worker {
             return Duration::ZERO;
         }
         let retry = todo.uplink
+            || self.shard.has_outgoing()
             || self.ending.is_some()
             || !self.broadcasts.is_empty()
+            || self.listeners.iter().any(|listener| listener.is_starved)
             || self.couriers.iter().flatten().any(Courier::has_outgoing);
         let longest = if retry { RETRY } else { SLEEP_MAX };
         let now = self.read_clock();
@@ -130,7 +134,8 @@ impl Worker {
 
     // --- Reading ----------------------------------------------------------------------------------------------------
 
-    fn sort_events(&mut self, now: Moment) {
+    /// `polled` is the time for which the poll's answer stands.
+    fn sort_events(&mut self, polled: Moment) {
         let mut count = 0;
         for event in &self.events {
             count += 1;
@@ -153,8 +158,7 @@ impl Worker {
                 Source::Courier(worker) => self.todo.couriers.push_back(worker),
             }
         }
-        let sources = self.sockets.open + self.listeners.len() + self.couriers.len() + 1;
-        self.drained_until = self.drained.handle_poll(now.tick(), count, EVENTS, sources);
+        self.drained_until = self.drained.handle_poll(polled.tick(), count, EVENTS, self.sockets.open);
     }
 
     /// Live connections first. What was left over from the last turn comes before what is new.
@@ -224,6 +228,8 @@ impl Worker {
 
     fn accept(&mut self, now: Moment) {
         for position in 0..self.listeners.len() {
+            // Whoever is left in the backlog for want of room was announced once.
+            self.listeners[position].ready |= self.listeners[position].is_starved;
             for _ in 0..ACCEPTS {
                 if !self.listeners[position].ready {
                     break;
@@ -238,17 +244,22 @@ impl Worker {
         let (socket, address) = match accept(&listener.socket) {
             Accepted::Stream(socket, address) => (socket, address),
             Accepted::Nobody => {
-                listener.ready = false;
+                (listener.ready, listener.is_starved) = (false, false);
                 return;
             }
             Accepted::Failed(error) => {
-                // accept(2) passes on what befell the peer on its way: whoever it was is gone, and those behind it, of
-                // whom the poll has told once, are still there. Only where there is no room is there no next try.
                 tracing::debug!(worker = self.id.0, %error, "a connection could not be accepted");
-                listener.ready = !is_short_of_room(&error);
+                return;
+            }
+            Accepted::NoRoom(error) => {
+                if !listener.is_starved {
+                    tracing::warn!(worker = self.id.0, %error, "no room for new connections: they wait until there is");
+                }
+                (listener.ready, listener.is_starved) = (false, true);
                 return;
             }
         };
+        listener.is_starved = false;
         let listener = listener.id;
         if let Some(refusal) = self.refusal(address, now) {
             self.shard.counters().count_refused(refusal as usize);
@@ -408,6 +419,10 @@ impl Worker {
         }
         self.bell.answer();
         for _ in 0..COMMANDS {
+            if self.shard.is_congested() {
+                // Other shards' publications wait where they are, and theirs who publish with them.
+                return;
+            }
             let Ok(command) = self.inbox.try_recv() else {
                 self.todo.commands = false;
                 return;
@@ -444,7 +459,27 @@ impl Worker {
                 self.ending.get_or_insert(Ending { began: now, window, connections, told: 0, position: 0 });
             }
             Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
-            Command::MessageAccepted { connection, message } => self.shard.handle_accepted(connection, message, now),
+            Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
+            Command::Publish { request, publication } => self.shard.handle_publish(request, *publication, now),
+            Command::Peers(peers) => self.shard.handle_peers(peers, now),
+        }
+    }
+
+    /// What was published here and is wanted elsewhere goes there before its publisher is told anything.
+    fn tell_peers(&mut self) {
+        if !self.shard.has_outgoing() {
+            return;
+        }
+        for worker in (0..self.mailboxes.len() as u16).map(WorkerId) {
+            let peers = self.shard.take_outgoing(worker);
+            if peers.is_empty() {
+                continue;
+            }
+            if let Err(full) = self.mailboxes[worker.index()].send(Command::Peers(peers))
+                && let Command::Peers(peers) = *full.0
+            {
+                self.shard.give_back_outgoing(worker, peers);
+            }
         }
     }
 
@@ -502,6 +537,10 @@ impl Worker {
         transmit.clear();
         self.transmit = transmit;
         self.todo.writes = writes;
+        if self.shard.has_probed() {
+            let flushed = self.read_clock();
+            self.shard.handle_flushed(flushed);
+        }
     }
 
     fn write(&mut self, index: u32, bytes: &[u8], now: Moment) {
@@ -560,28 +599,12 @@ impl Worker {
     }
 
     fn publish(&mut self, now: Moment) {
-        let uplink = self.shard.uplink();
-        self.todo.uplink = false;
-        while !uplink.is_empty() {
-            if self.uplink.is_full() {
-                // Asked first, for to take a batch off the front and put it back moves everything behind it.
-                self.todo.uplink = true;
-                break;
-            }
-            let rest = uplink.split_off(uplink.len().min(BATCH));
-            let events = std::mem::replace(uplink, rest);
-            if let Err(full) = self.uplink.try_send(Batch { worker: self.id, events }) {
-                let mut events = full.into_inner().events;
-                events.append(uplink);
-                *uplink = events;
-                self.todo.uplink = true;
-                break;
-            }
-        }
+        self.todo.uplink = !send_up(self.id, self.shard.uplink(), &self.uplink);
         self.shard.resume_paused();
         let turn = self.read_clock().since(now);
         self.lateness.current = turn;
         self.shard.counters().add(Figure::Turns, 1);
+        self.shard.counters().set(Figure::LatestTurn, now.since(Moment::default()).as_secs());
         self.shard.counters().observe(Timing::Turn, turn);
         self.published.publish(self.shard.counters());
     }
@@ -597,7 +620,8 @@ impl Worker {
         let due = if passed >= ending.window {
             usize::MAX
         } else {
-            (ending.connections as u128 * passed.as_micros() / ending.window.as_micros()) as usize
+            // The first at once: a gateway with one device does not wait for the end of the window to tell it.
+            1 + (ending.connections as u128 * passed.as_micros() / ending.window.as_micros()) as usize
         };
         let count = due.saturating_sub(ending.told).min(GOODBYES);
         let earliest = RETRY_AFTER_MIN.as_millis() as u32;
@@ -620,12 +644,6 @@ impl Worker {
 enum Left {
     More,
     Nothing,
-}
-
-/// Whether the process or the machine has no room for a new connection.
-fn is_short_of_room(error: &std::io::Error) -> bool {
-    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|error| short.contains(&error))
 }
 
 /// Writes once; a socket that takes nothing now has taken zero bytes.

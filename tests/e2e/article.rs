@@ -65,7 +65,7 @@ fn it_stays_while_it_sends_and_is_expired_when_it_stops_while_a_thousand_others_
 
     gateway.expect_closed("expired", 1);
     gateway.expect_connected(OTHERS);
-    assert_eq!((fleet.lost(), fleet.ends().len()), (0, 0));
+    assert_eq!((fleet.lost(), fleet.take_heard().len()), (0, 0));
     assert!(fleet.answered() >= OTHERS, "each has answered");
     assert!(client.is_running());
 }

@@ -1,11 +1,12 @@
 //! How a gateway ends, and what it says when it cannot begin.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::CloseCode;
 use rustix::process::Signal;
 
-use crate::support::{Device, Event, Gateway, Site, dial, native, raw};
+use crate::support::{Device, Event, Fleet, Gateway, Manners, SOON, Site, dial, native, raw, wait_until};
 
 const ENDING: Duration = Duration::from_secs(15);
 
@@ -30,6 +31,61 @@ fn every_device_is_told_and_the_exit_code_is_zero() {
     drop((devices, raw, unnamed, handshaking));
     assert_eq!(gateway.wait(ENDING).code(), Some(0));
     assert_eq!(gateway.logged("ended").len(), 1);
+}
+
+#[test]
+fn ten_thousand_are_told_over_the_window_and_none_by_reset() {
+    const WINDOW: Duration = Duration::from_secs(3);
+    let count = 10_000;
+    let site = Site::new();
+    let top = "workers = 2\n[drain]\nwindow = \"3s\"\n[limits]\nshed_lateness = \"10s\"";
+    let mut gateway = site.start(top, &[native()]);
+    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", count, Manners::Answer);
+    gateway.expect_connected(count);
+
+    let began = Instant::now();
+    gateway.signal(Signal::TERM);
+    wait_until("the first are told", SOON, || fleet.lost() > 0);
+    // Before half of the window is over nobody of the second half is told, however late somebody looks.
+    let early = fleet.lost();
+    assert!(began.elapsed() > WINDOW / 2 || early < count * 3 / 4, "{early} within {:?}", began.elapsed());
+    wait_until("all are told", WINDOW + SOON, || fleet.lost() == count);
+    assert!(began.elapsed() >= WINDOW * 3 / 4, "spread over {:?}", began.elapsed());
+    assert_eq!(gateway.wait(ENDING).code(), Some(0));
+
+    let mut farewells: BTreeMap<usize, Vec<Event>> = BTreeMap::new();
+    for (index, event) in fleet.take_heard() {
+        farewells.entry(index).or_default().push(event);
+    }
+    assert_eq!(farewells.len(), count);
+    let mut waits = Vec::new();
+    for (index, farewell) in farewells {
+        match farewell.as_slice() {
+            [Event::Close { code: CloseCode::GOING_AWAY, retry_after_ms, .. }, Event::CloseNotify, Event::Eof] => {
+                waits.push(*retry_after_ms);
+            }
+            other => panic!("meter-{index}: {other:?}"),
+        }
+    }
+    // They come back as spread out as they went.
+    waits.sort_unstable();
+    assert!(waits[0] >= 1_000 && waits[count - 1] <= 4_000, "{} to {}", waits[0], waits[count - 1]);
+    assert!(waits[count / 4] < 2_000 && waits[count * 3 / 4] > 3_000, "not spread");
+    // Nobody was left when the gateway ended.
+    let ends = gateway.logged("worker ended");
+    assert!(ends.len() == 2 && ends.iter().all(|end| end["connections"] == 0), "{ends:?}");
+}
+
+/// Whoever tries it out with one device does not wait for the end of the window.
+#[test]
+fn a_device_alone_is_told_at_once() {
+    let site = Site::new();
+    let mut gateway = site.start("workers = 2\n[drain]\nwindow = \"5m\"", &[native()]);
+    let mut device = Device::welcomed(gateway.devices(), &site.tls(), "alone");
+    gateway.signal(Signal::TERM);
+    device.expect_close(CloseCode::GOING_AWAY);
+    drop(device);
+    assert_eq!(gateway.wait(ENDING).code(), Some(0));
 }
 
 #[test]

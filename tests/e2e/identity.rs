@@ -178,3 +178,40 @@ fn what_comes_behind_a_hello_with_a_token_is_not_forgotten() {
         }
     }
 }
+
+/// Who has done its part and waits for a check that takes too long hears of no fault of its own: it is asked to come
+/// back, and is taken when it does.
+#[test]
+fn a_device_whose_token_is_not_judged_in_time_is_asked_to_come_back() {
+    let site = Site::new();
+    token_file(&site, &[("meter-1", "open sesame")]);
+    let tokens = std::fs::read_to_string(site.path("devices.tokens")).unwrap();
+    // Some seconds of hashing.
+    let slow = "slow:$argon2id$v=19$m=131072,t=16,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Njc4OTA";
+    site.write("devices.tokens", &format!("{tokens}{slow}\n"));
+    let listener = native().table("identity", "token_file = \"devices.tokens\"\n");
+    let gateway = site.start("workers = 2\n[limits]\nhello_time = \"300ms\"", &[listener]);
+    let tls = site.tls();
+    let says = |id: &str, token: &[u8]| {
+        let mut device = Device::connect(gateway.devices(), &tls).unwrap();
+        device.send(&[Frame::Hello(Hello { heartbeat_ms: 0, id, token })]);
+        device
+    };
+    let mut slow = says("slow", b"whatever");
+    // Its check has begun.
+    slow.send(&[message(1, b"hasty")]);
+    let mut behind = says("meter-1", b"open sesame");
+    for device in [&mut slow, &mut behind] {
+        let (words, retry_after_ms) = device.expect_close(CloseCode::TRY_LATER);
+        assert_eq!(words, "token_unanswered");
+        assert!((5_000..=15_000).contains(&retry_after_ms), "{retry_after_ms}");
+    }
+    gateway.expect_closed("token_unanswered", 2);
+    let mut device = wait_for("it is taken", 6 * SOON, || {
+        let mut device = says("meter-1", b"open sesame");
+        matches!(device.hear(), Event::Welcome(_)).then_some(device)
+    });
+    device.send(&[Frame::Ping(b"here")]);
+    assert_eq!(device.hear(), Event::Pong(b"here".to_vec()));
+    assert_eq!(gateway.closed("hello_timeout"), 0);
+}

@@ -113,3 +113,34 @@ fn a_gateway_that_slept_expires_nobody_who_answered() {
     assert_eq!(gateway.all_closed(), []);
     assert_eq!(gateway.overview()["expired"], 0);
 }
+
+/// The answer to a probe that came while the gateway was stopped is read before another is sent. The poll that the stop
+/// has interrupted returns nothing and must not count as one that found nothing.
+#[test]
+fn a_gateway_that_slept_reads_before_it_asks_again() {
+    const DEVICES: usize = 60;
+    let site = Site::new();
+    let gateway = site.start("workers = 2", &[native().heartbeat(2_000, 2_500, 3)]);
+    let tls = site.tls();
+    let mut devices: Vec<_> =
+        (0..DEVICES).map(|n| Device::welcomed(gateway.devices(), &tls, &format!("meter-{n}"))).collect();
+    let mut probes = Vec::new();
+    for device in &mut devices {
+        match device.hear() {
+            Event::Ping(opaque) => probes.push(opaque),
+            other => panic!("{other:?}"),
+        }
+    }
+    gateway.signal(Signal::STOP);
+    for (device, opaque) in devices.iter_mut().zip(&probes) {
+        device.send(&[Frame::Pong(opaque)]);
+    }
+    // Until each answer is overdue.
+    std::thread::sleep(Duration::from_secs(3));
+    gateway.signal(Signal::CONT);
+    // Each is one probe and its answer, by which a round trip is told: none was asked again.
+    gateway.expect_metric("pulsegate_heartbeats_answered_total", DEVICES as u64);
+    gateway.expect_metric("pulsegate_heartbeat_round_trip_seconds_count", DEVICES as u64);
+    assert_eq!(gateway.metric("pulsegate_heartbeats_sent_total"), DEVICES as u64);
+    assert_eq!(gateway.all_closed(), []);
+}

@@ -249,6 +249,33 @@ fn beyond_the_connection_limit_nobody_is_taken() {
     gateway.expect_metric("pulsegate_connections_accepted_total", 6);
 }
 
+/// Short of descriptors (or memory, for which this stands) nobody is refused: they wait in the backlog. The poll has
+/// told of them once, and nobody rings when there is room again.
+#[test]
+fn whoever_finds_no_room_waits_and_is_taken_when_there_is_some() {
+    const NO_ROOM: &str = "no room for new connections: they wait until there is";
+    let site = Site::new();
+    let gateway = site.start("workers = 1", &[native()]);
+    let tls = site.tls();
+    let mut before = Device::welcomed(gateway.devices(), &tls, "before");
+    let usual = gateway.limit_descriptors(Some(8));
+    let waiting = [dial(gateway.devices()).unwrap(), dial(gateway.devices()).unwrap()];
+    wait_until("there is no room", SOON, || !gateway.logged(NO_ROOM).is_empty());
+    before.send(&[Frame::Ping(b"still")]);
+    assert_eq!(before.hear(), Event::Pong(b"still".to_vec()));
+    gateway.limit_descriptors(usual);
+    // Nobody comes after them: no event will say that they are there.
+    for (n, socket) in waiting.into_iter().enumerate() {
+        let mut device = Device::over(socket, &tls).unwrap();
+        device.send(&[hello(&format!("waited-{n}"))]);
+        device.expect_welcome();
+        device.leave();
+    }
+    before.leave();
+    gateway.wait_until_empty();
+    assert_eq!(gateway.logged(NO_ROOM).len(), 1, "said once, not with every try");
+}
+
 #[test]
 fn one_address_opens_only_so_many_in_a_second() {
     const ATTEMPTS: u64 = 40;

@@ -84,6 +84,8 @@ pub struct Driver {
     pub expired: u64,
     /// Sockets whose peers did not read, or not all in the time that they had, before their connections ended.
     pub slow: HashSet<SocketId>,
+    /// When somebody last waited for a handshake and there was no place.
+    pub crowded_at: Option<Moment>,
 }
 
 #[derive(PartialEq)]
@@ -118,7 +120,7 @@ impl Driver {
             channel: VecDeque::new(),
             input,
             transmit: Transmit::default(),
-            drained: Drained::new(Tick(0)),
+            drained: Drained::new(Tick(0), 0),
             drained_until: Tick(0),
             suspects: Vec::new(),
             reads: VecDeque::new(),
@@ -129,6 +131,7 @@ impl Driver {
             slept_since: Moment::default(),
             expired: 0,
             slow: HashSet::new(),
+            crowded_at: None,
         }
     }
 
@@ -220,6 +223,9 @@ impl Driver {
     }
 
     fn read_handshakes(&mut self, network: &mut Network, now: Moment) {
+        if self.shard.longest_waiting().is_some() && !self.shard.has_waiting() {
+            self.crowded_at = Some(now);
+        }
         for _ in 0..self.bounds.handshakes {
             let (index, to_the_end) = match self.handshakes.pop_front() {
                 Some(read) => read,
@@ -322,9 +328,9 @@ impl Driver {
                     shard.uplink().push(Uplink::Described { request, description });
                 }
                 Command::TokenVerdict { connection, accepted } => shard.handle_verdict(connection, accepted, now),
-                Command::MessageAccepted { connection, message } => {
+                Command::MessageSettled { receipt, accepted } => {
                     if self.sabotage != Sabotage::LoseAnswers || self.random.u32(..50) != 0 {
-                        shard.handle_accepted(connection, message, now);
+                        shard.handle_settled(receipt, accepted, now);
                     }
                 }
                 other => unreachable!("nobody says {other:?} here"),
@@ -385,6 +391,9 @@ impl Driver {
         transmit.clear();
         self.transmit = transmit;
         self.writes = writes;
+        if self.shard.has_probed() {
+            self.shard.handle_flushed(now);
+        }
     }
 
     fn write(&mut self, network: &mut Network, index: u32, bytes: &[u8], now: Moment) {

@@ -116,6 +116,11 @@ impl Peer {
         Self { out, ..Self::new(device, Speaks::Native, Tls::Handshaking(Box::new(handshake))) }
     }
 
+    /// Whether its TLS handshake is not done.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self.tls, Tls::Handshaking(_))
+    }
+
     /// A peer whose handshake has been, and the gateway's side of it.
     pub fn established(device: u32, speaks: Speaks, random: &mut fastrand::Rng) -> (Self, RecordLayer) {
         const SUITES: [(Suite, usize, usize); 4] = [

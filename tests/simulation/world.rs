@@ -8,8 +8,9 @@ use std::time::Duration;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::{Input, Rules};
-use pulsegate::link::{Command, ConnectionId, Downlink, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::link::{Command, ConnectionId, Downlink, Exchange, Home, ListenerId, Receipt, Uplink, WorkerId};
 use pulsegate::metrics::Figure;
+use pulsegate::session;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
 use pulsegate::tls::handshake::ClientTls;
@@ -156,6 +157,7 @@ impl World {
         let home = Home::new(key, plan.workers);
         let rules = rules(&plan, certificates);
         let limits = limits(&plan);
+        let exchange = Arc::new(Exchange::new(plan.workers));
         let mut drivers = Vec::new();
         for id in 0..plan.workers {
             let setup = shard::Setup {
@@ -165,6 +167,8 @@ impl World {
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: random.u64(..),
+                exchange: Arc::clone(&exchange),
+                sessions: session::Bounds::of(&limits, plan.workers),
             };
             let patience = Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) };
             let input = Input::new(limits.frame_bytes, limits.read_bytes);
@@ -337,17 +341,22 @@ impl World {
             Uplink::Connected(presence) => self.shadow.connected(worker as u16, &presence),
             Uplink::Disconnected(presence, reason) => self.shadow.disconnected(worker as u16, &presence, reason),
             Uplink::Message(message) => {
-                self.shadow.held(&mut self.peers, &message.device, &message.payload, message.acknowledge);
+                let id = message.receipt.map(|receipt| match receipt {
+                    Receipt::Connection(_, id) => id,
+                    Receipt::Session(..) => unreachable!("no device here has a session"),
+                });
+                self.shadow.held(&mut self.peers, &message.device, &message.payload, id);
                 let commands = &mut self.drivers[worker].commands;
-                if let Some(id) = message.acknowledge {
-                    commands.push_back(Command::MessageAccepted { connection: message.connection, message: id });
+                if let Some(receipt) = message.receipt {
+                    commands.push_back(Command::MessageSettled { receipt, accepted: true });
                 }
                 // A handle from long ago, for a slot that somebody has.
                 if self.random.u8(..) == 0 {
                     let ConnectionId { index, generation } = message.connection;
                     let older = generation.wrapping_sub(self.random.u32(1..1_000));
                     let connection = ConnectionId { index, generation: older };
-                    commands.push_back(Command::MessageAccepted { connection, message: 99 });
+                    let receipt = Receipt::Connection(connection, 99);
+                    commands.push_back(Command::MessageSettled { receipt, accepted: true });
                     commands.push_back(Command::TokenVerdict { connection, accepted: false });
                     let letters = &mut self.drivers[worker].letters;
                     letters.push_back(Letter::Verdict { origin: connection, is_taken: true });
@@ -599,8 +608,19 @@ impl World {
         }
     }
 
+    /// Whether a peer's handshake was never begun in its time, and there were no places for it.
+    fn was_crowded_out(&self, id: SocketId) -> bool {
+        let peer = &self.peers[id as usize];
+        let waited = self.now.since(self.network.last_arrival(id));
+        let is_recent = |at: Moment| self.now.since(at) <= PATIENCE;
+        peer.is_unanswered()
+            && waited > PATIENCE / 2
+            && self.drivers.iter().any(|driver| driver.crowded_at.is_some_and(is_recent))
+    }
+
     /// The gateway has ended its side: was there a reason?
     fn end_of_stream(&mut self, id: SocketId, ended: Ended) {
+        let was_crowded_out = self.was_crowded_out(id);
         let peer = &mut self.peers[id as usize];
         let was_live = peer.fate == Fate::Live;
         let device = peer.device;
@@ -616,8 +636,9 @@ impl World {
         let is_right = match code {
             _ if peer.is_rude => true,
             None if peer.speaks == Speaks::Raw && replaced => true,
-            // Whoever does not read is told nothing.
-            None => self.drivers.iter().any(|driver| driver.slow.contains(&id)),
+            // Whoever does not read is told nothing; nor is whoever has waited for all its time behind the handshakes of
+            // peers that had vanished: there is no TLS to tell it by.
+            None => self.drivers.iter().any(|driver| driver.slow.contains(&id)) || was_crowded_out,
             Some(CloseCode::TAKEN_OVER) => self.connects[device as usize] > 1,
             Some(CloseCode::REQUESTED) => self.shadow.disconnected.contains(&device),
             Some(CloseCode::TRY_LATER) => peer.has_moved && self.plan.bounds.home_full > 0,

@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::scenario::TOPIC;
 use crate::fleet::protocol::{Protocol, Subscription};
+use crate::scenario::TOPIC;
 pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
 pub use mqtt::{FanIn, FanOut, MqttOptions};

@@ -275,7 +275,13 @@ impl Device {
         Ok(taken)
     }
 
-    fn talk(&mut self, speech: &Speech, greeting: &Greeting, input: &mut [u8], out: &mut Output) -> Result<usize, Trouble> {
+    fn talk(
+        &mut self,
+        speech: &Speech,
+        greeting: &Greeting,
+        input: &mut [u8],
+        out: &mut Output,
+    ) -> Result<usize, Trouble> {
         let (Link::Greeting(records) | Link::Up(records)) = &mut self.link else { unreachable!("asked before") };
         let mut burst = records.burst();
         let carried = self.leftover.as_mut().map(|leftover| &mut leftover.plain).filter(|plain| !plain.is_empty());

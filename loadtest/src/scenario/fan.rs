@@ -95,9 +95,9 @@ fn run_fan(run: &mut Run, fan: &Fan) {
     run.wait("publishing", limit, |counts| counts.get(Count::MessagesSent) >= total);
     let took = run.elapsed().saturating_sub(began);
     // What is on its way arrives as long as anything does.
-    let mut last = u64::MAX;
-    while arrived.received() != last && arrived.received() < deliveries {
-        last = arrived.received();
+    let mut before_that = u64::MAX;
+    while arrived.received() != before_that && arrived.received() < deliveries {
+        before_that = arrived.received();
         run.wait("waiting for the last ones", LAST_ONES, |_| arrived.received() >= deliveries);
     }
     let until = run.elapsed().saturating_sub(began);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use super::arguments::{Devices, Gateway, Send};
+use super::arguments::{Devices, Gateway, Publish, Send};
 use super::{CliError, print};
 pub use watch::watch;
 
@@ -43,7 +43,7 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
         has_more = page["next"].is_string();
         page["next"].as_str().unwrap_or_default().clone_into(&mut after);
     }
-    print(&table::devices(&devices))?;
+    print(&table::devices(&devices, &options.prefix))?;
     if has_more {
         eprintln!("and more: see them with --limit, or choose with --prefix");
     }
@@ -53,17 +53,35 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
 /// Says something to a device and prints what became of it.
 pub fn send(options: &Send) -> Result<(), CliError> {
     let client = Client::new(&options.gateway, Some(ANSWER))?;
-    let payload = match options.payload.as_str() {
+    let mut order = json!({"topic": options.topic, "ack": options.ack, "timeout": options.timeout});
+    put_payload(&mut order, &options.payload)?;
+    let sent = client.post(&format!("/v1/devices/{}/messages", encoded(&options.device)), &order)?;
+    print(&format!("{}\n", sent["outcome"].as_str().unwrap_or("?")))
+}
+
+/// Publishes to MQTT subscribers.
+pub fn publish(options: &Publish) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    let mut order = json!({"topic": options.topic, "qos": options.qos, "retain": options.retain});
+    if let Some(expiry) = &options.expiry {
+        order["expiry"] = expiry.as_str().into();
+    }
+    put_payload(&mut order, &options.payload)?;
+    let published = client.post("/v1/publish", &order)?;
+    print(&format!("{}\n", published["outcome"].as_str().unwrap_or("?")))
+}
+
+/// The payload as it was written, or from stdin for `-`: as text where it is text.
+fn put_payload(order: &mut Value, written: &str) -> Result<(), CliError> {
+    let payload = match written {
         "-" => from_stdin()?,
         text => text.as_bytes().to_vec(),
     };
-    let mut order = json!({"topic": options.topic, "ack": options.ack, "timeout": options.timeout});
     match String::from_utf8(payload) {
         Ok(text) => order["payload"] = text.into(),
         Err(bytes) => order["payload_base64"] = BASE64_STANDARD.encode(bytes.as_bytes()).into(),
     }
-    let sent = client.post(&format!("/v1/devices/{}/messages", encoded(&options.device)), &order)?;
-    print(&format!("{}\n", sent["outcome"].as_str().unwrap_or("?")))
+    Ok(())
 }
 
 fn from_stdin() -> Result<Vec<u8>, CliError> {

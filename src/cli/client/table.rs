@@ -8,10 +8,11 @@ use super::harmless;
 
 const TITLES: [&str; 8] = ["DEVICE", "STATE", "PROTOCOL", "LISTENER", "PEER", "CONNECTED", "HEARD", "ROUND TRIP"];
 
-/// The table, titles first; one line when there is nobody.
-pub fn devices(devices: &[Value]) -> String {
+/// The table, titles first; one line when there is nobody whose id begins with `prefix`.
+pub fn devices(devices: &[Value], prefix: &str) -> String {
     if devices.is_empty() {
-        return "no such device is connected\n".to_owned();
+        let which = if prefix.is_empty() { String::new() } else { format!(" whose id begins with {prefix:?}") };
+        return format!("no device{which} is connected\n");
     }
     let now = SystemTime::now();
     let rows: Vec<[String; 8]> = devices.iter().map(|device| row(device, now)).collect();
@@ -66,7 +67,7 @@ mod tests {
                 "round_trip_ms": 12.345,
             })
         };
-        let text = devices(&[device("a", json!("192.0.2.7:40000")), device("meter-\u{1b}[31m", Value::Null)]);
+        let text = devices(&[device("a", json!("192.0.2.7:40000")), device("meter-\u{1b}[31m", Value::Null)], "");
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         for title in ["STATE", "LISTENER", "PEER", "CONNECTED", "HEARD", "ROUND TRIP"] {
@@ -75,6 +76,7 @@ mod tests {
         }
         assert!(lines[1].contains("  0s ago  ") && lines[1].ends_with("12.3 ms"), "{text}");
         assert!(lines[2].contains("meter-\\u{1b}[31m"), "an id cannot steer the terminal: {text}");
-        assert_eq!(devices(&[]), "no such device is connected\n");
+        assert_eq!(devices(&[], ""), "no device is connected\n");
+        assert_eq!(devices(&[], "pump"), "no device whose id begins with \"pump\" is connected\n");
     }
 }

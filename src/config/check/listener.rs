@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CertificateFilesAre, Context, check_name, unreadable, values};
+use super::{CertificateFilesAre, Context, check_name, mqtt, unreadable, values};
 use crate::config::error::{Place, Problem};
-use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawRaw, RawTls};
+use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawTls};
 use crate::config::{
     CertificateFiles, ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
 };
@@ -42,21 +42,27 @@ pub fn resolve(
         let text = "the kernel gives this port to outgoing connections too, so binding it may fail: take a lower one";
         context.warn(&at.key("listen"), text);
     }
-    let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, limits)?;
+    let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, raw.mqtt, limits)?;
     let tls = tls(context, &at, raw.tls)?;
-    let heartbeat = heartbeat(context, &at, &raw.heartbeat)?;
+    if raw.heartbeat.is_some() && matches!(protocol, Protocol::Mqtt(_)) {
+        let text = "it has no effect here: an MQTT device says in CONNECT how often it will be heard (its keep-alive; \
+                    mqtt.keep_alive_max bounds it)";
+        context.warn(&at.key("heartbeat"), text);
+    }
+    let is_probed = !matches!(protocol, Protocol::Mqtt(_));
+    let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
     Ok(Listener { name, listen, protocol, tls, heartbeat, identity })
 }
 
 /// Which listener is looked at.
-struct At<'a> {
+pub(super) struct At<'a> {
     index: usize,
     name: &'a str,
 }
 
 impl At<'_> {
-    fn key(&self, key: &str) -> Place {
+    pub(super) fn key(&self, key: &str) -> Place {
         Place::of_listener(self.index, self.name, key)
     }
 }
@@ -66,19 +72,22 @@ fn protocol(
     at: &At<'_>,
     written: Option<&str>,
     raw: Option<RawRaw>,
+    options: Option<RawMqtt>,
     limits: &Limits,
 ) -> Result<Protocol, Problem> {
     let place = at.key("protocol");
-    let remedy = "write \"native\" or \"raw\"";
-    match written {
-        Some("native") => {
-            if raw.is_some() {
-                context.warn(&at.key("raw"), "it is for listeners with protocol = \"raw\" and has no effect here");
-            }
-            Ok(Protocol::Native)
+    let remedy = "write \"native\", \"raw\" or \"mqtt\"";
+    for (key, is_there) in [("raw", raw.is_some()), ("mqtt", options.is_some())] {
+        if is_there && written != Some(key) {
+            let text = format!("it is for listeners with protocol = {key:?} and has no effect here");
+            context.warn(&at.key(key), &text);
         }
+    }
+    match written {
+        Some("native") => Ok(Protocol::Native),
         Some("raw") => raw_options(at, raw.unwrap_or_default(), limits).map(Protocol::Raw),
-        Some(later @ ("mqtt" | "websocket")) => {
+        Some("mqtt") => mqtt::resolve(context, at, options.unwrap_or_default()).map(Protocol::Mqtt),
+        Some(later @ "websocket") => {
             Err(Problem::new(place, format!("{later:?} is not supported by this version"), remedy))
         }
         Some(other) => Err(Problem::new(place, format!("{other:?} is not known"), remedy)),
@@ -177,7 +186,13 @@ fn certificate_file(context: &Context<'_>, place: Place, written: &str) -> Resul
     }
 }
 
-fn heartbeat(context: &mut Context<'_>, at: &At<'_>, raw: &RawHeartbeat) -> Result<Heartbeat, Problem> {
+/// `is_probed`: the gateway sends the heartbeats.
+fn heartbeat(
+    context: &mut Context<'_>,
+    at: &At<'_>,
+    raw: &RawHeartbeat,
+    is_probed: bool,
+) -> Result<Heartbeat, Problem> {
     let default = Heartbeat::default();
     let heartbeat = Heartbeat {
         interval: values::duration(at.key("heartbeat.interval"), raw.interval.as_deref(), default.interval, HEARTBEAT)?,
@@ -190,7 +205,7 @@ fn heartbeat(context: &mut Context<'_>, at: &At<'_>, raw: &RawHeartbeat) -> Resu
             "retries",
         )? as u8,
     };
-    if heartbeat.interval > INTERVAL_NOTED {
+    if is_probed && heartbeat.interval > INTERVAL_NOTED {
         let text = "many load balancers cut connections that are idle for 60 s (some for 350 s): behind one of those, \
                     write \"55s\" or less";
         context.note(&at.key("heartbeat.interval"), text);
@@ -206,47 +221,118 @@ fn identity(
     client_auth: ClientAuth,
 ) -> Result<Identity, Problem> {
     let place = at.key("identity.from");
-    let native = *protocol == Protocol::Native;
-    let rules = [IdentityFrom::Hello, IdentityFrom::CertCn, IdentityFrom::CertSanDns, IdentityFrom::CertSanUri]
-        .map(|rule| (rule.label(), rule));
     let from = match &raw.from {
-        Some(written) => values::word(place.clone(), written, &rules)?,
-        None if native => IdentityFrom::Hello,
-        None => IdentityFrom::CertCn,
+        Some(written) => identity_from(place.clone(), written, protocol)?,
+        None => match protocol {
+            Protocol::Native => IdentityFrom::Hello,
+            Protocol::Raw(_) => IdentityFrom::CertCn,
+            Protocol::Mqtt(_) => IdentityFrom::ClientId,
+        },
     };
-    if from == IdentityFrom::Hello && !native {
-        let what = "a raw device sends no HELLO that could name it";
-        let remedy = "write \"cert-cn\", \"cert-san-dns\" or \"cert-san-uri\" (without a certificate it gets a \
-                      generated id)";
-        return Err(Problem::new(place, what, remedy));
-    }
-    if from != IdentityFrom::Hello && client_auth == ClientAuth::Off {
-        if native {
+    let by_certificate = matches!(from, IdentityFrom::CertCn | IdentityFrom::CertSanDns | IdentityFrom::CertSanUri);
+    if by_certificate && client_auth == ClientAuth::Off {
+        let says = match protocol {
+            Protocol::Native => IdentityFrom::Hello.label(),
+            Protocol::Mqtt(_) => IdentityFrom::ClientId.label(),
+            Protocol::Raw(_) => {
+                let text = "tls.client_auth is off, so that every connection gets a generated id";
+                if raw.from.is_some() {
+                    context.warn(&place, text);
+                } else {
+                    context.note(&place, text);
+                }
+                ""
+            }
+        };
+        if !says.is_empty() {
             let what = format!("{:?} needs client certificates, and tls.client_auth is off", from.label());
-            let remedy = "set tls.client_auth = \"required\" with a tls.client_ca, or identity.from = \"hello\"";
+            let remedy =
+                format!("set tls.client_auth = \"required\" with a tls.client_ca, or identity.from = {says:?}");
             return Err(Problem::new(place, what, remedy));
         }
-        let text = "tls.client_auth is off, so that every connection gets a generated id";
-        if raw.from.is_some() { context.warn(&place, text) } else { context.note(&place, text) }
     }
-    let token_file = match raw.token_file {
-        None => None,
-        Some(_) if !native => {
-            let remedy = "leave it out, and let tls.client_auth = \"required\" decide who may come";
-            return Err(Problem::new(at.key("identity.token_file"), "a raw device sends no token", remedy));
-        }
-        Some(written) => Some(token_file(context, at, &written)?),
-    };
+    let token_file = secrets(context, at, raw, protocol)?;
+    if from == IdentityFrom::Username && token_file.is_none() {
+        let what = "a user name that nobody checks names nobody";
+        return Err(Problem::new(
+            place,
+            what,
+            "name an identity.password_file, or write identity.from = \"client-id\"",
+        ));
+    }
     Ok(Identity { from, token_file })
 }
 
-/// A token file must be there and name somebody; its lines are the control plane's to judge.
-fn token_file(context: &Context<'_>, at: &At<'_>, written: &str) -> Result<PathBuf, Problem> {
-    let place = at.key("identity.token_file");
+fn identity_from(place: Place, written: &str, protocol: &Protocol) -> Result<IdentityFrom, Problem> {
+    use IdentityFrom::{CertCn, CertSanDns, CertSanUri, ClientId, Hello, Username};
+    let rules = [Hello, ClientId, Username, CertCn, CertSanDns, CertSanUri].map(|rule| (rule.label(), rule));
+    let from = values::word(place.clone(), written, &rules)?;
+    match (from, protocol) {
+        (Hello, Protocol::Native)
+        | (ClientId | Username, Protocol::Mqtt(_))
+        | (CertCn | CertSanDns | CertSanUri, _) => Ok(from),
+        (Hello, Protocol::Raw(_)) => {
+            let what = "a raw device sends no HELLO that could name it";
+            let remedy = "write \"cert-cn\", \"cert-san-dns\" or \"cert-san-uri\" (without a certificate it gets a \
+                          generated id)";
+            Err(Problem::new(place, what, remedy))
+        }
+        (_, Protocol::Mqtt(_)) => {
+            let remedy = "write \"client-id\", \"username\", \"cert-cn\", \"cert-san-dns\" or \"cert-san-uri\"";
+            Err(Problem::new(place, "an MQTT device sends CONNECT, not HELLO", remedy))
+        }
+        (_, Protocol::Native | Protocol::Raw(_)) => {
+            let what = format!("{written:?} is for listeners with protocol = \"mqtt\"");
+            Err(Problem::new(
+                place,
+                what,
+                "write \"cert-cn\", \"cert-san-dns\", \"cert-san-uri\", or (native) \"hello\"",
+            ))
+        }
+    }
+}
+
+/// The file of tokens, or of passwords.
+fn secrets(
+    context: &Context<'_>,
+    at: &At<'_>,
+    raw: RawIdentity,
+    protocol: &Protocol,
+) -> Result<Option<PathBuf>, Problem> {
+    let refuse = |key: &str, what: &str, remedy: &str| Err(Problem::new(at.key(key), what, remedy));
+    match (protocol, raw.token_file, raw.password_file) {
+        (_, None, None) => Ok(None),
+        (Protocol::Native, Some(written), None) => {
+            secret_file(context, at.key("identity.token_file"), &written).map(Some)
+        }
+        (Protocol::Mqtt(_), None, Some(written)) => {
+            secret_file(context, at.key("identity.password_file"), &written).map(Some)
+        }
+        (Protocol::Raw(_), Some(_), _) => {
+            let remedy = "leave it out, and let tls.client_auth = \"required\" decide who may come";
+            refuse("identity.token_file", "a raw device sends no token", remedy)
+        }
+        (Protocol::Mqtt(_), Some(_), _) => refuse(
+            "identity.token_file",
+            "an MQTT device sends a user name and a password",
+            "write identity.password_file",
+        ),
+        (Protocol::Native, _, Some(_)) => {
+            refuse("identity.password_file", "a native device sends a token", "write identity.token_file")
+        }
+        (Protocol::Raw(_), None, Some(_)) => {
+            let remedy = "leave it out, and let tls.client_auth = \"required\" decide who may come";
+            refuse("identity.password_file", "a raw device sends no password", remedy)
+        }
+    }
+}
+
+/// A file of secrets must be there and name somebody; its lines are the control plane's to judge.
+fn secret_file(context: &Context<'_>, place: Place, written: &str) -> Result<PathBuf, Problem> {
     let text = context.text(place.clone(), written)?;
     if text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#')) {
-        let what = format!("{written} names no device, so that nobody could connect");
-        return Err(Problem::new(place, what, "add lines made by `pulsegate hash-token ID`, or leave the key out"));
+        let what = format!("{written} names nobody, so that nobody could connect");
+        return Err(Problem::new(place, what, "add lines made by `pulsegate hash-token NAME`, or leave the key out"));
     }
     context.path(place, written)
 }

@@ -2,6 +2,7 @@
 //! ends the work, what is merely doubtful is collected.
 
 mod listener;
+mod mqtt;
 mod values;
 
 use std::fs;
@@ -225,6 +226,45 @@ fn limits(raw: RawLimits) -> Result<Limits, Problem> {
             raw.linger_time,
             default.linger_time,
             Duration::from_millis(100)..=Duration::from_mins(1),
+        )?,
+        packet_bytes: size("packet_bytes", raw.packet_bytes, default.packet_bytes, 1_024..=16_777_216, "bytes")?,
+        sessions: count("sessions", raw.sessions, default.sessions, 0..=100_000_000, "sessions")?,
+        session_inflight: count(
+            "session_inflight",
+            raw.session_inflight,
+            u32::from(default.session_inflight),
+            1..=65_535,
+            "messages",
+        )? as u16,
+        session_messages: size(
+            "session_messages",
+            raw.session_messages,
+            default.session_messages,
+            0..=10_000_000,
+            "messages",
+        )?,
+        session_bytes: size("session_bytes", raw.session_bytes, default.session_bytes, 0..=17_179_869_184, "bytes")?,
+        session_subscriptions: size(
+            "session_subscriptions",
+            raw.session_subscriptions,
+            default.session_subscriptions,
+            1..=1_000_000,
+            "subscriptions",
+        )?,
+        topic_levels: size("topic_levels", raw.topic_levels, default.topic_levels, 1..=1_024, "levels")?,
+        retained_messages: size(
+            "retained_messages",
+            raw.retained_messages,
+            default.retained_messages,
+            0..=100_000_000,
+            "messages",
+        )?,
+        retained_bytes: size(
+            "retained_bytes",
+            raw.retained_bytes,
+            default.retained_bytes,
+            0..=17_179_869_184,
+            "bytes",
         )?,
     };
     let least = limits.frame_bytes + FRAME_OVERHEAD_BYTES;

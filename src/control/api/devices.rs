@@ -13,7 +13,7 @@ use super::State;
 use super::error::ApiError;
 use super::query::{self, Parsed};
 use crate::control::pending::{Pending, Ticket};
-use crate::link::{Command, Description, DeviceFilter, WorkerId};
+use crate::link::{Command, Description, DeviceFilter, SessionFacts, WorkerId};
 
 /// Devices on a page when the request does not say.
 const LIMIT_DEFAULT: usize = 100;
@@ -39,6 +39,27 @@ pub(super) struct Device {
     generation: u64,
     worker: u16,
     epoch: u64,
+    /// Of an MQTT device.
+    session: Option<Session>,
+}
+
+/// An MQTT session as the API shows it.
+#[derive(Serialize)]
+struct Session {
+    version: &'static str,
+    keep_alive_s: u16,
+    /// `None`: for ever.
+    expiry_s: Option<u32>,
+    subscriptions: Vec<Subscription>,
+    inflight: usize,
+    queued: usize,
+    queued_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Subscription {
+    filter: Box<str>,
+    qos: u8,
 }
 
 /// One page of devices in byte order of their ids.
@@ -141,6 +162,22 @@ impl Device {
             generation: description.generation,
             worker: description.worker.0,
             epoch: state.epoch,
+            session: description.session.map(|facts| Session::new(*facts)),
+        }
+    }
+}
+
+impl Session {
+    fn new(facts: SessionFacts) -> Self {
+        let subscriptions = facts.subscriptions.into_iter().map(|(filter, qos)| Subscription { filter, qos });
+        Self {
+            version: facts.version,
+            keep_alive_s: facts.keep_alive_s,
+            expiry_s: Some(facts.expiry_s).filter(|&expiry| expiry != u32::MAX),
+            subscriptions: subscriptions.collect(),
+            inflight: facts.inflight,
+            queued: facts.queued,
+            queued_bytes: facts.queued_bytes,
         }
     }
 }

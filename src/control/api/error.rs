@@ -52,6 +52,8 @@ pub(super) enum ApiError {
     ApiBusy,
     /// A worker's loop is late.
     Overloaded { worker: usize, late_ms: u64 },
+    /// An event loop does not turn any more, or has not for long.
+    Stuck { worker: usize, silent_s: u64 },
     /// The gateway ends.
     ShuttingDown,
 }
@@ -85,6 +87,7 @@ impl ApiError {
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
             | ApiError::Overloaded { .. }
+            | ApiError::Stuck { .. }
             | ApiError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -110,6 +113,7 @@ impl ApiError {
             ApiError::WorkerBusy { .. } => "worker_busy",
             ApiError::ApiBusy => "api_busy",
             ApiError::Overloaded { .. } => "overloaded",
+            ApiError::Stuck { .. } => "stuck",
             ApiError::ShuttingDown => "shutting_down",
         }
     }
@@ -146,6 +150,9 @@ impl fmt::Display for ApiError {
             ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
             ApiError::Overloaded { worker, late_ms } => {
                 write!(f, "the event loop of worker {worker} was late by {late_ms} ms in the last ten seconds")
+            }
+            ApiError::Stuck { worker, silent_s } => {
+                write!(f, "the event loop of worker {worker} has not turned for {silent_s} s")
             }
             ApiError::ShuttingDown => f.write_str("the gateway is shutting down"),
         }

@@ -6,6 +6,7 @@ mod overview;
 
 mod devices;
 mod messages;
+mod publish;
 
 mod broadcast;
 mod events;
@@ -17,6 +18,7 @@ mod query;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Shared};
@@ -25,7 +27,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 
-use super::{State, exposition};
+use super::{STUCK_AFTER, State, exposition};
 use crate::metrics::Figure;
 use error::ApiError;
 
@@ -35,7 +37,7 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 12] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 13] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -45,6 +47,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 12] {
         ("/v1/devices/{id}", get(devices::describe)),
         ("/v1/devices/{id}/messages", post(messages::send)),
         ("/v1/devices/{id}/connection", delete(messages::disconnect)),
+        ("/v1/publish", post(publish::publish)),
         ("/v1/broadcast", post(broadcast::begin)),
         ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
         ("/v1/events", get(events::events)),
@@ -88,8 +91,15 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
         return Err(ApiError::ShuttingDown);
     }
     let shed_micros = state.config.limits.shed_lateness.as_micros();
+    let uptime = state.clock.uptime();
     for (worker, published) in state.published.iter().enumerate() {
-        let late_micros = published.read().figure(Figure::LoopLateness);
+        let counters = published.read();
+        // Its own account of its lateness ends with its latest turn.
+        let silent = uptime.saturating_sub(Duration::from_secs(counters.figure(Figure::LatestTurn)));
+        if silent > STUCK_AFTER {
+            return Err(ApiError::Stuck { worker, silent_s: silent.as_secs() });
+        }
+        let late_micros = counters.figure(Figure::LoopLateness);
         if u128::from(late_micros) > shed_micros {
             return Err(ApiError::Overloaded { worker, late_ms: late_micros / 1_000 });
         }

@@ -42,6 +42,31 @@ fn a_message_has_an_outcome() {
 }
 
 #[test]
+fn a_publication_goes_to_the_topic_s_worker() {
+    let stage = Stage::new(Plan::default());
+    let publish = |body: Value| stage.post("/v1/publish", &body);
+    let answer = publish(json!({"topic": "a/b", "payload": "x"}));
+    assert_eq!((answer.status, answer.json()), (202, json!({"outcome": "accepted"})));
+    assert_eq!(stage.told(), ["publish a/b b\"x\" 0 false false"]);
+    let whole = json!({"topic": "a", "payload_base64": "", "qos": 2, "retain": true, "expiry": "1m"});
+    assert_eq!(publish(whole).status, 202);
+    assert_eq!(stage.told(), ["publish a b\"\" 2 true true"]);
+    for (body, why) in [
+        (json!({"payload": "x"}), "missing field `topic`"),
+        (json!({"topic": "a/+", "payload": "x"}), "must be an MQTT topic name"),
+        (json!({"topic": "a".to_owned() + &"/a".repeat(32), "payload": "x"}), "no more levels than"),
+        (json!({"topic": "a", "payload": "x", "qos": 3}), "qos must be 0, 1 or 2, not 3"),
+        (json!({"topic": "a", "payload": "x", "expiry": "10ms"}), "at least \"1s\""),
+        (json!({"topic": "a"}), "either payload or payload_base64"),
+    ] {
+        let answer = publish(body);
+        assert_eq!(code(&answer), (400, "invalid_body".to_owned()));
+        assert!(answer.error().2.contains(why), "{}", answer.text);
+    }
+    assert!(stage.told().is_empty());
+}
+
+#[test]
 fn what_is_not_a_message_is_told_why() {
     let stage = Stage::new(devices(&["meter"]));
     let path = "/v1/devices/meter/messages";

@@ -52,7 +52,7 @@ fn the_overview_sums_what_workers_published() {
 
 #[test]
 fn one_device_is_described_by_its_home() {
-    let devices = ["meter-1", "urn:dev:a/b c?", "zähler"].map(str::to_owned).to_vec();
+    let devices = ["meter-1", "mqtt-1", "urn:dev:a/b c?", "zähler"].map(str::to_owned).to_vec();
     let stage = Stage::new(Plan { devices, ..Plan::default() });
     let answer = stage.get("/v1/devices/meter-1");
     assert_eq!(answer.status, 200);
@@ -63,6 +63,14 @@ fn one_device_is_described_by_its_home() {
             "peer": "192.0.2.7:40000", "tls_version": "TLSv1.3", "tls_suite": "TLS13_AES_128_GCM_SHA256",
             "identity": "hello", "connected_at": "2023-11-14T22:13:21.500Z", "last_heard": "2023-11-14T22:14:21.250Z",
             "round_trip_ms": 12.345, "generation": 17, "worker": stage.home.of("meter-1").0, "epoch": 42,
+            "session": null,
+        })
+    );
+    assert_eq!(
+        stage.get("/v1/devices/mqtt-1").json()["session"],
+        json!({
+            "version": "5.0", "keep_alive_s": 60, "expiry_s": null, "inflight": 1, "queued": 2, "queued_bytes": 30,
+            "subscriptions": [{"filter": "devices/+/set", "qos": 1}],
         })
     );
     assert_eq!(stage.get("/v1/devices/urn:dev:a%2Fb%20c%3F").json()["id"], "urn:dev:a/b c?");

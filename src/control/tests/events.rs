@@ -102,7 +102,7 @@ fn a_follower_sees_what_happens_in_order() {
         connection: connection(1),
         topic: "t".into(),
         payload: Bytes::from_static(&[0xff, 0]),
-        acknowledge: None,
+        receipt: None,
     };
     stage.say(1, vec![connected("d", 2), message("d", 7, None), Uplink::Message(bytes)]);
     stage.say(1, vec![Uplink::Disconnected(gone, CloseReason::Expired)]);
@@ -213,7 +213,7 @@ fn a_slow_follower_is_told_and_cut_and_costs_nothing() {
     for round in 0..rounds {
         let connection = connection(0);
         let message =
-            Message { device: "d".into(), connection, topic: "t".into(), payload: payload.clone(), acknowledge: None };
+            Message { device: "d".into(), connection, topic: "t".into(), payload: payload.clone(), receipt: None };
         stage.say(0, vec![Uplink::Message(message)]);
         if round % 1_000 == 999 {
             // Whoever reads is served all the while.

@@ -40,22 +40,30 @@ fn a_message_is_acknowledged_when_the_backbone_holds_it() {
     let stage = Stage::new(Plan { silent: Some(1), ..Plan::default() });
     stage.say(1, vec![message("d", 1, None), message("d", 2, Some(77))]);
     match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-        Command::MessageAccepted { connection: to, message: 77 } => assert_eq!(to, connection(2)),
+        Command::MessageSettled { receipt, accepted: true } => {
+            assert_eq!(receipt, Receipt::Connection(connection(2), 77));
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(stage.events().len(), 2);
 
-    // One that is too large for the backbone is not acknowledged; the next one is.
+    // One that is too large for the backbone is refused; the next one is not.
     let large = Message {
         device: "d".into(),
         connection: connection(3),
         topic: "t".into(),
         payload: Bytes::from(vec![0; 17 << 20]),
-        acknowledge: Some(78),
+        receipt: Some(Receipt::Connection(connection(3), 78)),
     };
     stage.say(1, vec![Uplink::Message(large), message("d", 4, Some(79))]);
-    let answer = stage.silent[0].recv_timeout(DEADLINE).unwrap();
-    assert!(matches!(answer, Command::MessageAccepted { message: 79, .. }), "{answer:?}");
+    for (number, holds) in [(78, false), (79, true)] {
+        match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
+            Command::MessageSettled { receipt: Receipt::Connection(_, message), accepted } => {
+                assert_eq!((message, accepted), (number, holds));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     assert_eq!(stage.control.state.backbone.refused(), 1);
 }
 
@@ -69,7 +77,7 @@ fn acknowledgements_wait_for_a_full_inbox_and_keep_their_order() {
     until("all messages are held", || stage.control.state.backbone.accepted() == u64::from(count));
     for number in 0..count {
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-            Command::MessageAccepted { message, .. } => assert_eq!(message, number),
+            Command::MessageSettled { receipt: Receipt::Connection(_, message), .. } => assert_eq!(message, number),
             other => panic!("{other:?}"),
         }
     }

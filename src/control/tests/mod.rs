@@ -27,7 +27,7 @@ use crate::config::{
 };
 use crate::link::{
     Batch, CloseReason, Command, ConnectionId, Description, Doorbell, Home, ListenerId, Mailbox, Message, Outcome,
-    Presence, Refusal, Uplink, WorkerId,
+    Presence, Publication, Receipt, Refusal, SessionFacts, Uplink, WorkerId,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
 use crate::time::Moment;
@@ -55,6 +55,8 @@ struct Stage {
 
 struct Plan {
     workers: u16,
+    /// For how long the gateway seems to run.
+    uptime: Duration,
     /// How much the inbox of the worker that does not answer takes.
     inbox: usize,
     /// The worker that does not answer.
@@ -68,7 +70,16 @@ struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         let backbone = config::Backbone::default();
-        Self { workers: 3, inbox: 64, silent: None, devices: Vec::new(), admin_token: None, token_file: None, backbone }
+        Self {
+            workers: 3,
+            uptime: Duration::ZERO,
+            inbox: 64,
+            silent: None,
+            devices: Vec::new(),
+            admin_token: None,
+            token_file: None,
+            backbone,
+        }
     }
 }
 
@@ -122,7 +133,7 @@ impl Stage {
             uplink: from_workers,
             published: published.clone(),
             clock: Clock {
-                started: Instant::now(),
+                started: Instant::now().checked_sub(plan.uptime).unwrap(),
                 started_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             },
             epoch: 42,
@@ -213,6 +224,11 @@ fn play_worker(
                 }
                 Uplink::Sent { request, outcome }
             }
+            Command::Publish { request, publication } => {
+                let Publication { topic, payload, qos, retain, expires, .. } = *publication;
+                say(format!("publish {topic} {} {qos} {retain} {}", shown(&payload), expires.is_some()));
+                Uplink::Sent { request, outcome: Outcome::Delivered }
+            }
             Command::Disconnect { request, device } => {
                 let is_here = devices.contains_key(&*device);
                 if is_here {
@@ -278,6 +294,17 @@ fn describe(device: &str, worker: WorkerId) -> Description {
         last_heard: Moment::from_micros(61_250_000),
         round_trip: Some(Duration::from_micros(12_345)),
         generation: 17,
+        session: device.starts_with("mqtt").then(|| {
+            Box::new(SessionFacts {
+                version: "5.0",
+                keep_alive_s: 60,
+                expiry_s: u32::MAX,
+                subscriptions: vec![("devices/+/set".into(), 1)],
+                inflight: 1,
+                queued: 2,
+                queued_bytes: 30,
+            })
+        }),
     }
 }
 
@@ -312,6 +339,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
             connections_per_address: 0,
             shed_lateness: Duration::from_millis(250),
             linger_time: Duration::from_secs(1),
+            ..Limits::default()
         },
         drain: Drain::default(),
         backbone,
@@ -340,7 +368,7 @@ fn message(device: &str, index: u32, acknowledge: Option<u32>) -> Uplink {
         connection: connection(index),
         topic: "t".into(),
         payload,
-        acknowledge,
+        receipt: acknowledge.map(|id| Receipt::Connection(connection(index), id)),
     })
 }
 

@@ -25,6 +25,23 @@ fn probes_tell_life_from_readiness() {
 }
 
 #[test]
+fn a_worker_that_turns_no_more_is_seen() {
+    let stage = Stage::new(Plan { uptime: Duration::from_mins(1), ..Plan::default() });
+    for worker in 0..3 {
+        stage.publish(worker, |counters| counters.set(Figure::LatestTurn, 57));
+    }
+    assert_eq!(stage.get("/readyz").status, 200);
+    // It was not late when it turned last.
+    stage.publish(1, |counters| counters.set(Figure::LatestTurn, 40));
+    let (status, code, message) = stage.get("/readyz").error();
+    assert_eq!((status, code.as_str()), (503, "stuck"));
+    assert!(message.contains("worker 1 has not turned for 2"), "{message}");
+    assert_eq!(stage.get("/healthz").status, 200);
+    stage.publish(1, |counters| counters.set(Figure::LatestTurn, 60));
+    assert_eq!(stage.get("/readyz").status, 200);
+}
+
+#[test]
 fn shutdown_is_bounded_and_closes_the_door() {
     let Stage { control, uplink, agent, .. } = Stage::new(Plan { silent: Some(0), ..Plan::default() });
     let addr = control.admin_addr();

@@ -1,7 +1,6 @@
 //! Many devices on one thread.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,9 +18,9 @@ use super::device::{Device, Event, encoded};
 /// How the devices of a fleet behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manners {
-    /// They answer each PING.
+    /// They answer each PING, and acknowledge each message that asks for it.
     Answer,
-    /// They answer each PING, and send one of their own every so often.
+    /// The same, and they send a PING of their own every so often.
     Talk(Duration),
 }
 
@@ -36,14 +35,14 @@ struct State {
     stop: AtomicBool,
     /// PINGs that were answered.
     answered: AtomicUsize,
-    /// PINGs by one device; the fewest of all is what counts.
+    /// Connections that have ended.
     lost: AtomicUsize,
-    /// How connections ended, with what was heard last.
-    ends: Mutex<BTreeMap<String, usize>>,
+    /// What was heard, by the device's number, in order; heartbeats aside.
+    heard: Mutex<Vec<(usize, Event)>>,
 }
 
 impl Fleet {
-    /// Connects `count` devices, `threads` at a time.
+    /// Connects `count` devices, one after the other.
     #[track_caller]
     pub fn connect(address: SocketAddr, tls: &ClientTls, prefix: &str, count: usize, manners: Manners) -> Self {
         raise_descriptor_limit();
@@ -60,9 +59,10 @@ impl Fleet {
         self.state.lost.load(Ordering::Relaxed)
     }
 
-    /// How they ended.
-    pub fn ends(&self) -> BTreeMap<String, usize> {
-        self.state.ends.lock().unwrap().clone()
+    /// Hands over what they have heard since the last time, each with the number of its device, in order; heartbeats
+    /// aside.
+    pub fn take_heard(&self) -> Vec<(usize, Event)> {
+        std::mem::take(&mut *self.state.heard.lock().unwrap())
     }
 
     /// How many PINGs it has answered.
@@ -102,8 +102,11 @@ fn live(mut devices: Vec<Device>, manners: Manners, state: &State) -> Vec<Device
         poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
         for event in &events {
             let index = event.token().0;
+            if gone[index] {
+                continue;
+            }
             while devices[index].read() {}
-            handle(&mut devices[index], &mut gone[index], state);
+            handle(&mut devices[index], index, &mut gone[index], state);
         }
         if let Manners::Talk(every) = manners
             && Instant::now() >= next_talk
@@ -120,21 +123,24 @@ fn live(mut devices: Vec<Device>, manners: Manners, state: &State) -> Vec<Device
     devices
 }
 
-fn handle(device: &mut Device, gone: &mut bool, state: &State) {
+fn handle(device: &mut Device, index: usize, gone: &mut bool, state: &State) {
     for event in device.take_events() {
-        match event {
+        match &event {
             Event::Ping(opaque) => {
-                device.send_plain(&encoded(&[Frame::Pong(&opaque)]));
+                device.send_plain(&encoded(&[Frame::Pong(opaque)]));
                 state.answered.fetch_add(1, Ordering::Relaxed);
+                continue;
             }
-            Event::Pong(_) => {}
-            other => {
-                if matches!(other, Event::Eof | Event::Reset) && !std::mem::replace(gone, true) {
-                    state.lost.fetch_add(1, Ordering::Relaxed);
-                }
-                *state.ends.lock().unwrap().entry(format!("{other:?}")).or_default() += 1;
+            Event::Pong(_) => continue,
+            Event::Message { id, .. } if *id != 0 => device.send_plain(&encoded(&[Frame::Ack(*id)])),
+            Event::Eof | Event::Reset if !std::mem::replace(gone, true) => {
+                // The gateway waits for its peer's end. After a reset there is nothing to end.
+                let _ = device.socket.shutdown(Shutdown::Both);
+                state.lost.fetch_add(1, Ordering::Relaxed);
             }
+            _ => {}
         }
+        state.heard.lock().unwrap().push((index, event));
     }
 }
 

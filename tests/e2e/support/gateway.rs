@@ -8,10 +8,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
-use super::{POLL, SOON, wait_for, wait_until};
+use super::{Follower, POLL, SOON, wait_for, wait_until};
 
 /// Lines of the gateway's log that a failed test shows.
 const LINES_SHOWN: usize = 80;
@@ -46,7 +46,11 @@ impl Gateway {
                 written.lock().unwrap().push(line);
             }
         });
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(SOON)).build();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(SOON))
+            .max_idle_connections_per_host(64)
+            .build();
         let mut gateway = Self {
             child,
             ended: None,
@@ -121,6 +125,28 @@ impl Gateway {
         let (status, body) = self.get(path);
         assert_eq!(status, 200, "GET {path}: {body}");
         serde_json::from_str(&body).unwrap()
+    }
+
+    /// A POST's status and JSON.
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request =
+            self.agent.post(format!("http://{}{path}", self.admin)).header("content-type", "application/json");
+        let mut response = request.send(body.to_string()).unwrap_or_else(|error| panic!("POST {path}: {error}"));
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), serde_json::from_str(&text).unwrap())
+    }
+
+    /// The events from now on.
+    #[track_caller]
+    pub fn follow(&self, query: &str) -> Follower {
+        Follower::new(self.admin, query, None)
+    }
+
+    /// The same for a reader that will not read: the kernel takes little for it.
+    #[track_caller]
+    pub fn follow_without_reading(&self, query: &str) -> Follower {
+        Follower::new(self.admin, query, Some(4_096))
     }
 
     /// What is said of one device, if it is connected.
@@ -241,6 +267,21 @@ impl Gateway {
     }
 
     // --- Its process ------------------------------------------------------------------------------------------------
+
+    /// Bytes of memory that its process has in use (`VmRSS`).
+    #[track_caller]
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it runs");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    /// Sets the number at which its descriptor tables end; gives back the one before. What is open stays open.
+    pub fn limit_descriptors(&self, current: Option<u64>) -> Option<u64> {
+        let pid = Some(Pid::from_child(&self.child));
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap().current
+    }
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {

@@ -3,6 +3,7 @@
 
 mod device;
 mod fleet;
+mod follower;
 mod gateway;
 mod program;
 mod site;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use device::{ConnectError, Device, Event, dial, encoded, hello, message};
 pub use fleet::{Fleet, Manners};
+pub use follower::Follower;
 pub use gateway::{Gateway, time_of};
 pub use program::Program;
 pub use site::{Listener, Site, native, raw};
@@ -20,6 +22,12 @@ pub const SOON: Duration = Duration::from_secs(10);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(10);
+
+/// How many of something a test takes: as many as fit into a few seconds or, where `PULSEGATE_FULL` is set, as many as
+/// the thing shall be shown with.
+pub fn sized(usual: usize, full: usize) -> usize {
+    if std::env::var_os("PULSEGATE_FULL").is_some() { full } else { usual }
+}
 
 /// Waits until `condition` says what was waited for, and panics when it has not by `within`.
 #[track_caller]

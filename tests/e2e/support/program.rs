@@ -34,8 +34,9 @@ impl Program {
         Self::start(command)
     }
 
+    /// Any command.
     #[track_caller]
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let name = format!("{command:?}");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));

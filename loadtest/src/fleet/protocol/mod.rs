@@ -28,7 +28,9 @@ pub enum Protocol {
 #[derive(Clone, Debug)]
 pub enum Speech {
     /// The heartbeat interval that devices ask for, in milliseconds; 0: the server's own.
-    Native { wanted_interval_ms: u32 },
+    Native {
+        wanted_interval_ms: u32,
+    },
     Raw,
     Mqtt(Mqtt),
 }

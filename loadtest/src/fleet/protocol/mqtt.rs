@@ -73,12 +73,6 @@ impl Mqtt {
         self.version == MqttVersion::V5
     }
 
-    /// What holds while the server says nothing else.
-    fn terms(&self, keep_alive_s: u16) -> Terms {
-        // [MQTT-3.1.2-24]: "one and a half times the Keep Alive time period".
-        Terms { interval_ms: u32::from(keep_alive_s) * 1_500, timeout_ms: 0, retries: 0, probes: false }
-    }
-
     pub(super) fn connect(&self, id: &str, out: &mut Vec<u8>) {
         let packet = Packet::Connect(Connect {
             version: self.version(),
@@ -95,15 +89,15 @@ impl Mqtt {
 
     /// False when the device subscribes to nothing.
     pub(super) fn subscribe(&self, id: &str, number: u32, out: &mut Vec<u8>) -> bool {
-        let Some(subscription) = self.subscription.as_ref().filter(|subscription| subscription.devices.contains(&number))
+        let Some(subscription) =
+            self.subscription.as_ref().filter(|subscription| subscription.devices.contains(&number))
         else {
             return false;
         };
         let filter = subscription.filter.replace("{device}", id);
         let qos = QoS::try_from(self.subscription_qos).expect("the command line takes 0 and 1");
-        let options = Options { qos, no_local: false, retain_as_published: false, retain_handling: 0 };
         let mut filters = Vec::new();
-        Subscribe::encode_filter(&filter, options, &mut filters);
+        Subscribe::put_filter(&filter, Options::plain(qos), &mut filters);
         let subscribe = Subscribe::new(SUBSCRIPTION_ID, Properties::EMPTY, &filters);
         Packet::Subscribe(subscribe).encode(self.version(), out);
         true
@@ -152,7 +146,7 @@ impl Mqtt {
             Packet::Connack(connack) => {
                 // [MQTT-3.1.2-21]: the server's own keep-alive is the one that counts.
                 let keep_alive = connack.properties.server_keep_alive().unwrap_or(self.keep_alive_s);
-                Said::Welcome(self.terms(keep_alive))
+                Said::Welcome(terms(keep_alive))
             }
             Packet::Suback(suback) if suback.codes.iter().any(|&code| Reason(code).is_error()) => {
                 Said::Close(CloseCode::NORMAL)
@@ -162,7 +156,8 @@ impl Mqtt {
             Packet::Publish(publish) => {
                 if publish.qos == QoS::AtLeastOnce && answers {
                     let (reason, properties) = (Reason::SUCCESS, Properties::EMPTY);
-                    Packet::Puback(Ack { packet_id: publish.packet_id, reason, properties }).encode(self.version(), out);
+                    Packet::Puback(Ack { packet_id: publish.packet_id, reason, properties })
+                        .encode(self.version(), out);
                 }
                 Said::Message(Stamp::decode(publish.payload))
             }
@@ -172,6 +167,12 @@ impl Mqtt {
             _ => return Err(Broken),
         })
     }
+}
+
+/// How silence is judged under this keep-alive.
+fn terms(keep_alive_s: u16) -> Terms {
+    // [MQTT-3.1.2-24] of v3.1.1: "one and a half times the Keep Alive time period".
+    Terms { interval_ms: u32::from(keep_alive_s) * 1_500, timeout_ms: 0, retries: 0, probes: false }
 }
 
 /// The packet identifier of a device's `id`th message, counted from 1.
@@ -261,9 +262,8 @@ mod tests {
     #[test]
     fn the_keep_alive_counts_one_and_a_half_times_and_whatever_is_refused_ends_it() {
         let mqtt = speech(MqttVersion::V5);
-        let connack = |reason| {
-            Packet::Connack(mqtt::Connack { session_present: false, reason, properties: Properties::EMPTY })
-        };
+        let connack =
+            |reason| Packet::Connack(mqtt::Connack { session_present: false, reason, properties: Properties::EMPTY });
         let terms = Terms { interval_ms: 90_000, timeout_ms: 0, retries: 0, probes: false };
         assert_eq!(told(&mqtt, &connack(Reason::SUCCESS)).1, [Said::Welcome(terms)]);
         assert_eq!(told(&mqtt, &connack(Reason::SERVER_BUSY)).1, [Said::Close(CloseCode::TRY_LATER)]);

@@ -1,0 +1,77 @@
+//! SUBACK and UNSUBACK (3.9, 3.11): what became of each filter.
+
+use super::properties::{self, Properties};
+use super::wire::Reader;
+use super::{Error, Version};
+
+/// SUBACK.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Suback<'a> {
+    /// That of SUBSCRIBE.
+    pub packet_id: u16,
+    /// None in v3.1.1.
+    pub properties: Properties<'a>,
+    /// One for each filter, in order: a [`Reason`](super::Reason); in v3.1.1 every failure is 0x80.
+    pub codes: &'a [u8],
+}
+
+/// UNSUBACK.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Unsuback<'a> {
+    /// That of UNSUBSCRIBE.
+    pub packet_id: u16,
+    /// None in v3.1.1.
+    pub properties: Properties<'a>,
+    /// One for each filter, in order: a [`Reason`](super::Reason). None in v3.1.1.
+    pub codes: &'a [u8],
+}
+
+impl<'a> Suback<'a> {
+    pub(super) fn decode(body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
+        let (packet_id, properties, codes) = decode(body, version)?;
+        if codes.is_empty() {
+            return Err(Error::malformed("SUBACK has no code", "v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5"));
+        }
+        if version == Version::V311 && codes.iter().any(|code| ![0, 1, 2, 0x80].contains(code)) {
+            return Err(Error::malformed("SUBACK has a reserved code", "v3.1.1 MQTT-3.9.3-2"));
+        }
+        Ok(Self { packet_id, properties, codes })
+    }
+
+    pub(super) fn encode(&self, version: Version, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.packet_id.to_be_bytes());
+        self.properties.encode(version, out);
+        match version {
+            Version::V5 => out.extend_from_slice(self.codes),
+            // [v3.1.1 MQTT-3.9.3-2]
+            Version::V311 => out.extend(self.codes.iter().map(|&code| code.min(0x80))),
+        }
+    }
+}
+
+impl<'a> Unsuback<'a> {
+    pub(super) fn decode(body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
+        let (packet_id, properties, codes) = decode(body, version)?;
+        if version == Version::V311 && !codes.is_empty() {
+            return Err(Error::malformed("UNSUBACK has a payload", "v3.1.1 3.11.3"));
+        }
+        Ok(Self { packet_id, properties, codes })
+    }
+
+    pub(super) fn encode(&self, version: Version, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.packet_id.to_be_bytes());
+        self.properties.encode(version, out);
+        if version == Version::V5 {
+            out.extend_from_slice(self.codes);
+        }
+    }
+}
+
+fn decode<'a>(body: &mut Reader<'a>, version: Version) -> Result<(u16, Properties<'a>, &'a [u8]), Error> {
+    let packet_id = body.packet_id()?;
+    let properties = match version {
+        Version::V311 => Properties::EMPTY,
+        Version::V5 => Properties::decode(body, properties::In::SUBACK)?,
+    };
+    Ok((packet_id, properties, body.take_all()))
+}

@@ -1,0 +1,248 @@
+//! CONNECT: who the device is and whether it may come (first look), and its session (second look).
+
+use super::super::talk::Talk;
+use super::super::{Ending, Naming, Phase, Step};
+use super::{Taken, publish};
+use crate::codec::mqtt::{self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version};
+use crate::codec::native;
+use crate::config::{IdentityFrom, Mqtt};
+use crate::link::{CloseReason, Publication};
+use crate::session::{ALIASES_MAX, Arrival, Profile, Will};
+
+impl Talk<'_, '_> {
+    // --- The first look: who it is ----------------------------------------------------------------------------------
+
+    /// Names the device, or sends its password to be judged. CONNECT stays in the input either way.
+    pub(super) fn look_at_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<Taken, Ending> {
+        if connect.properties.authentication_method().is_some() {
+            return Err(self.refuse(
+                connect.version,
+                Reason::BAD_AUTHENTICATION_METHOD,
+                CloseReason::ProtocolError,
+                "an authentication method was asked for, and there is none here [v5 MQTT-4.12.0-1]",
+            ));
+        }
+        if let Some(max) = mqtt.keep_alive_max
+            && connect.version == Version::V311
+            && !(1..=max.as_secs()).contains(&u64::from(connect.keep_alive))
+        {
+            // It cannot be told a shorter one, and to cut it by another than its own would cut a live device.
+            return Err(self.refuse(
+                connect.version,
+                Reason::CLIENT_IDENTIFIER_NOT_VALID,
+                CloseReason::ProtocolError,
+                "its keep-alive is longer than listener.mqtt.keep_alive_max, and MQTT 3.1.1 cannot be told",
+            ));
+        }
+        let device = match self.name(connect) {
+            Ok(device) => device,
+            Err((reason, close, why)) => return Err(self.refuse(connect.version, reason, close, why)),
+        };
+        // Empty: it gets a name when it is settled.
+        *self.device = device;
+        *self.interval = keep_alive(connect, mqtt);
+        if !self.rules.tokens {
+            return Ok(Taken::Not(Step::Named));
+        }
+        let (Some(username), Some(password)) = (connect.username, connect.password) else {
+            return Err(self.refuse(
+                connect.version,
+                Reason::BAD_USER_NAME_OR_PASSWORD,
+                CloseReason::TokenRejected,
+                "CONNECT carries no user name and password",
+            ));
+        };
+        *self.phase = Phase::Verifying;
+        Ok(Taken::Not(Step::Verify { name: username.into(), secret: bytes::Bytes::copy_from_slice(password) }))
+    }
+
+    /// The device's id under the listener's rule; empty: one is to be made for it.
+    fn name(&mut self, connect: &Connect) -> Result<Box<str>, (Reason, CloseReason, &'static str)> {
+        let invalid = Reason::CLIENT_IDENTIFIER_NOT_VALID;
+        let asked = connect.client_id;
+        if !asked.is_empty() && !native::is_id(asked) {
+            let why = "the client identifier is no device id: 1 to 128 bytes without control characters";
+            return Err((invalid, CloseReason::ProtocolError, why));
+        }
+        if asked.is_empty() && connect.version == Version::V311 && !connect.clean_start {
+            // [v3.1.1 MQTT-3.1.3-8]
+            return Err((invalid, CloseReason::ProtocolError, "a session needs a client identifier"));
+        }
+        let known: Option<&str> = match self.naming {
+            // The certificate has named it.
+            Naming::Rule(IdentityFrom::CertCn | IdentityFrom::CertSanDns | IdentityFrom::CertSanUri) => {
+                Some(&**self.device)
+            }
+            Naming::Rule(IdentityFrom::Username) => {
+                let why = "there is no user name that could be the device id";
+                let refused = (Reason::BAD_USER_NAME_OR_PASSWORD, CloseReason::IdentityMissing, why);
+                Some(connect.username.filter(|name| native::is_id(name)).ok_or(refused)?)
+            }
+            Naming::Rule(_) | Naming::Generated => None,
+        };
+        match known {
+            Some(known) if asked.is_empty() || asked == known => Ok(known.into()),
+            Some(_) => {
+                Err((invalid, CloseReason::IdentityMismatch, "the client identifier is not the device's own name"))
+            }
+            None if asked.is_empty() => {
+                *self.naming = Naming::Generated;
+                Ok(Box::default())
+            }
+            None => Ok(asked.into()),
+        }
+    }
+
+    // --- The second look: its session -------------------------------------------------------------------------------
+
+    /// The device is at home and in the device table: it gets its session, and CONNACK.
+    pub(super) fn take_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<Taken, Ending> {
+        if let Some(will) = &connect.will
+            && !publish::may(&mqtt.publish, self.device, will.topic)
+        {
+            return Err(self.refuse(
+                connect.version,
+                Reason::NOT_AUTHORIZED,
+                CloseReason::ProtocolError,
+                "the device may not publish where its will would go",
+            ));
+        }
+        let asked = asked_expiry(connect);
+        let mut expiry_s = expiry(asked, mqtt);
+        if expiry_s > 0 && !self.cx.sessions.may_keep_more() && connect.version == Version::V5 {
+            expiry_s = 0;
+        }
+        let properties = &connect.properties;
+        let profile = Profile {
+            version: connect.version,
+            listener: self.rules.listener,
+            keep_alive_s: *self.interval,
+            expiry_s,
+            receive_maximum: properties.receive_maximum().unwrap_or(u16::MAX),
+            packet_maximum: properties.maximum_packet_size().unwrap_or(u32::MAX),
+            alias_maximum: properties.topic_alias_maximum().unwrap_or(0),
+        };
+        let will = connect.will.as_ref().map(|will| Box::new(make_will(will)));
+        let arrival =
+            Arrival { connection: self.id.index, device: self.device, clean_start: connect.clean_start, profile, will };
+        let attached = self.cx.sessions.attach(arrival, self.cx.now);
+        if let Some(bequest) = attached.bequest {
+            self.cx.bequests.push(bequest);
+        }
+        let mut told = PropertiesBuilder::default();
+        if connect.version == Version::V5 {
+            self.tell_limits(connect, asked, &profile, &mut told);
+        }
+        // [v5 MQTT-3.2.2-2, MQTT-3.2.2-3; v3.1.1 MQTT-3.2.2-1, MQTT-3.2.2-2]
+        let connack =
+            Connack { session_present: attached.was_present, reason: Reason::SUCCESS, properties: told.properties() };
+        let start = self.cx.plain.len();
+        self.say(attached.session, &Packet::Connack(connack));
+        if self.cx.plain.len() == start {
+            let what = "the device takes no packet as long as its CONNACK [v5 MQTT-3.1.2-24]";
+            return Err(Ending::because(CloseReason::ProtocolError, what));
+        }
+        Ok(Taken::Yes)
+    }
+
+    /// CONNACK tells what differs from what was asked for, and every bound that is not the protocol's own.
+    fn tell_limits(&self, connect: &Connect, asked_expiry: u32, profile: &Profile, told: &mut PropertiesBuilder) {
+        if profile.expiry_s != asked_expiry {
+            told.push(&Property::SessionExpiryInterval(profile.expiry_s));
+        }
+        told.push(&Property::ReceiveMaximum(self.cx.sessions.bounds().inflight));
+        told.push(&Property::MaximumPacketSize(self.rules.frame_bytes as u32));
+        told.push(&Property::TopicAliasMaximum(ALIASES_MAX));
+        if connect.client_id.is_empty() {
+            // [v5 MQTT-3.1.3-6, MQTT-3.2.2-16]
+            told.push(&Property::AssignedClientIdentifier(self.device));
+        }
+        if profile.keep_alive_s != connect.keep_alive {
+            told.push(&Property::ServerKeepAlive(profile.keep_alive_s));
+        }
+    }
+
+    // --- Refusals ---------------------------------------------------------------------------------------------------
+
+    /// CONNACK with the reason; the connection ends [v5 MQTT-3.1.4-2, v3.1.1 MQTT-3.2.2-5].
+    fn refuse(&mut self, version: Version, reason: Reason, close: CloseReason, why: &'static str) -> Ending {
+        say_refusal(version, reason, self.cx.plain);
+        Ending::because(close, why).with_code(reason.0).said()
+    }
+
+    /// CONNECT could not be decoded. Only of a version that is not spoken is more than the end said: to others in the
+    /// words of the version that they asked for [MQTT-3.1.2-2].
+    pub(super) fn refuse_connect_bytes(&mut self, error: &mqtt::Error) {
+        if let Some(level) = error.level {
+            let version = if level < 5 { Version::V311 } else { Version::V5 };
+            say_refusal(version, error.reason, self.cx.plain);
+        }
+    }
+
+    /// The end has come between CONNECT and CONNACK: it is still in the input that was saved.
+    pub(super) fn refuse_waiting(&mut self, ending: &Ending) {
+        let saved = self.buffers.as_deref().map_or(&[][..], |buffers| &buffers.saved.plain);
+        let reason = match ending.reason {
+            CloseReason::Shutdown => Some(Reason::SERVER_UNAVAILABLE),
+            reason => super::reason_of(reason),
+        };
+        if !ending.was_said
+            && let Some(reason) = reason
+        {
+            refuse_pending(saved, reason, self.cx.plain);
+        }
+    }
+}
+
+/// Refuses a CONNECT that waits in `plain`, if one does.
+fn refuse_pending(plain: &[u8], reason: Reason, out: &mut Vec<u8>) {
+    if let Ok(Some((Packet::Connect(connect), _))) = mqtt::decode(plain, None, usize::MAX) {
+        say_refusal(connect.version, reason, out);
+    }
+}
+
+fn say_refusal(version: Version, reason: Reason, out: &mut Vec<u8>) {
+    let connack = Connack { session_present: false, reason, properties: Properties::EMPTY };
+    Packet::Connack(connack).encode(version, out);
+}
+
+/// The session expiry interval that CONNECT asks for, in seconds. A session of MQTT 3.1.1 that is not clean has no end
+/// of its own.
+fn asked_expiry(connect: &Connect) -> u32 {
+    match connect.version {
+        Version::V5 => connect.properties.session_expiry_interval().unwrap_or(0),
+        Version::V311 if connect.clean_start => 0,
+        Version::V311 => u32::MAX,
+    }
+}
+
+/// The session expiry interval in force for one that was asked for, in seconds.
+pub(super) fn expiry(asked_s: u32, mqtt: &Mqtt) -> u32 {
+    asked_s.min(u32::try_from(mqtt.session_expiry_max.as_secs()).unwrap_or(u32::MAX))
+}
+
+/// The keep-alive in force, in seconds; 0: none [v5 MQTT-3.1.2-21].
+fn keep_alive(connect: &Connect, mqtt: &Mqtt) -> u16 {
+    let Some(max) = mqtt.keep_alive_max else { return connect.keep_alive };
+    let max = u16::try_from(max.as_secs()).unwrap_or(u16::MAX);
+    if connect.keep_alive == 0 { max } else { connect.keep_alive.min(max) }
+}
+
+fn make_will(will: &mqtt::Will) -> Will {
+    let mut properties = Vec::new();
+    will.properties.forwardable(&mut properties);
+    Will {
+        publication: Publication {
+            topic: will.topic.into(),
+            payload: bytes::Bytes::copy_from_slice(will.payload),
+            qos: will.qos as u8,
+            retain: will.retain,
+            properties: properties.into(),
+            expires: None,
+            stamp: 0,
+            publisher: None,
+        },
+        expiry_s: will.properties.message_expiry_interval(),
+        delay_s: will.properties.will_delay_interval().unwrap_or(0),
+    }
+}

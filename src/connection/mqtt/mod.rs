@@ -1,0 +1,204 @@
+//! MQTT within an open connection: packets to what they mean for the device's session, and back.
+//!
+//! ```text
+//!   Unnamed ──CONNECT: who it is──▶ Named, perhaps at another worker ──the same CONNECT again: its session──▶ greeted
+//! ```
+//!
+//! CONNECT is looked at twice. First where the connection was accepted, for the device's name and whether it may come;
+//! it is left in the input, travels with the connection to its home, and is taken there, where the session is. Everything
+//! that concerns more than this connection is in [`crate::session`]; nothing here knows another connection.
+
+mod connect;
+mod outbound;
+mod publish;
+mod subscribe;
+
+use super::talk::{Record, Talk};
+use super::{Ending, Input, Phase, Step};
+use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
+use crate::config::Mqtt;
+use crate::link::{CloseReason, Outcome, Uplink};
+use crate::metrics::Figure;
+
+/// What became of a packet.
+enum Taken {
+    /// It is done with.
+    Yes,
+    /// It stays where it is, and this is to be done first.
+    Not(Step),
+}
+
+impl Talk<'_, '_> {
+    pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Step, Ending> {
+        loop {
+            loop {
+                let version = self.session().map(|session| self.cx.sessions.profile(session).version);
+                let decoded = mqtt::decode(input.plain(), version, self.rules.frame_bytes);
+                let Some((packet, length)) = decoded.map_err(|error| self.refuse_bytes(&error))? else { break };
+                match self.handle_packet(&packet, mqtt)? {
+                    Taken::Yes => input.consume_plain(length),
+                    Taken::Not(step) => return Ok(step),
+                }
+            }
+            match self.open_record(input)? {
+                Record::Partial => return Ok(Step::Wait),
+                Record::Nothing => {}
+                Record::Data { length, plaintext } => input.keep_plaintext(length, plaintext),
+            }
+        }
+    }
+
+    /// The session, once CONNECT was taken at home.
+    fn session(&self) -> Option<u32> {
+        self.cx.sessions.of(self.id.index)
+    }
+
+    fn handle_packet(&mut self, packet: &Packet, mqtt: &Mqtt) -> Result<Taken, Ending> {
+        let Some(session) = self.session() else {
+            return match packet {
+                Packet::Connect(connect) if *self.phase == Phase::Unnamed => self.look_at_connect(connect, mqtt),
+                Packet::Connect(connect) => self.take_connect(connect, mqtt),
+                // Before CONNECT the codec lets nothing else through.
+                _ => unreachable!("{} came through before CONNECT", packet.name()),
+            };
+        };
+        match packet {
+            Packet::Publish(publish) => return self.handle_publish(session, publish, mqtt),
+            Packet::Puback(ack) => self.handle_puback(session, ack),
+            Packet::Pubrec(ack) => self.handle_pubrec(session, ack),
+            Packet::Pubrel(ack) => self.handle_pubrel(session, ack),
+            Packet::Pubcomp(ack) => {
+                self.cx.sessions.handle_pubcomp(session, ack.packet_id);
+            }
+            Packet::Subscribe(subscribe) => self.handle_subscribe(session, subscribe, mqtt)?,
+            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(session, unsubscribe)?,
+            Packet::Pingreq => {
+                self.cx.counters.add(Figure::HeartbeatsReceived, 1);
+                self.say(session, &Packet::Pingresp);
+            }
+            Packet::Disconnect(disconnect) => return Err(self.handle_disconnect(session, disconnect, mqtt)),
+            Packet::Connect(_) => return Err(broken("a second CONNECT", "MQTT-3.1.0-2")),
+            Packet::Auth(_) => return Err(broken("AUTH, and no authentication is under way", "v5 MQTT-4.12.0-1")),
+            Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {
+                return Err(Ending::because(
+                    CloseReason::ProtocolError,
+                    format!("{} is for servers to send", packet.name()),
+                )
+                .with_code(Reason::PROTOCOL_ERROR.0));
+            }
+        }
+        Ok(Taken::Yes)
+    }
+
+    // --- Acknowledgements -------------------------------------------------------------------------------------------
+
+    fn handle_puback(&mut self, session: u32, ack: &Ack) {
+        let (sessions, uplink, counters) = (&mut *self.cx.sessions, &mut *self.cx.uplink, &mut *self.cx.counters);
+        let outcome = if ack.reason.is_error() { Outcome::Unacknowledged } else { Outcome::Acknowledged };
+        // One for nothing that is in flight is no fault: it may be late.
+        sessions.handle_puback(session, ack.packet_id, |request| {
+            counters.add(Figure::MessagesConfirmed, 1);
+            uplink.push(Uplink::Sent { request, outcome });
+        });
+    }
+
+    fn handle_pubrec(&mut self, session: u32, ack: &Ack) {
+        let failed = ack.reason.is_error();
+        let (sessions, uplink, counters) = (&mut *self.cx.sessions, &mut *self.cx.uplink, &mut *self.cx.counters);
+        let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
+        let known = sessions.handle_pubrec(session, ack.packet_id, failed, |request| {
+            counters.add(Figure::MessagesConfirmed, 1);
+            uplink.push(Uplink::Sent { request, outcome });
+        });
+        if failed {
+            return;
+        }
+        // [MQTT-4.3.3-1]; for what is not known v5 has a reason code (3.6.2.1).
+        let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
+        self.say(session, &Packet::Pubrel(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+    }
+
+    fn handle_pubrel(&mut self, session: u32, ack: &Ack) {
+        // [MQTT-4.3.3-2]: answered even if it is not known, since the answer may have been lost.
+        let known = self.cx.sessions.handle_pubrel(session, ack.packet_id);
+        let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
+        self.say(session, &Packet::Pubcomp(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+    }
+
+    // --- Ends -------------------------------------------------------------------------------------------------------
+
+    fn handle_disconnect(&mut self, session: u32, disconnect: &Disconnect, mqtt: &Mqtt) -> Ending {
+        let profile = *self.cx.sessions.profile(session);
+        if let Some(expiry_s) = disconnect.properties.session_expiry_interval() {
+            if profile.expiry_s == 0 && expiry_s != 0 {
+                return broken("DISCONNECT makes a session that CONNECT did not", "v5 3.14.2.2.2");
+            }
+            self.cx.sessions.set_expiry(session, connect::expiry(expiry_s, mqtt));
+        }
+        // Only this one lets the will be forgotten [v5 MQTT-3.14.4-3, v3.1.1 MQTT-3.14.4-3].
+        if disconnect.reason == Reason::SUCCESS {
+            self.cx.sessions.forget_will(session);
+        }
+        Ending::new(CloseReason::DeviceClosed)
+    }
+
+    /// DISCONNECT with a reason, in v5; CONNACK to one that was not greeted yet. Then nothing more is said.
+    pub(super) fn say_mqtt_goodbye(&mut self, ending: &Ending) {
+        let Some(session) = self.session() else { return self.refuse_waiting(ending) };
+        let profile = *self.cx.sessions.profile(session);
+        let Some(reason) = ending.code.map(Reason).or_else(|| reason_of(ending.reason)) else { return };
+        if profile.version == Version::V5 {
+            self.say(session, &Packet::Disconnect(Disconnect { reason, properties: Properties::EMPTY }));
+        }
+    }
+
+    /// Bytes that are no packet.
+    fn refuse_bytes(&mut self, error: &mqtt::Error) -> Ending {
+        if self.session().is_none() {
+            self.refuse_connect_bytes(error);
+        }
+        let is_too_large = error.reason == Reason::PACKET_TOO_LARGE;
+        let reason = if is_too_large { CloseReason::FrameTooLarge } else { CloseReason::ProtocolError };
+        Ending::from_error(reason, error).with_code(error.reason.0)
+    }
+
+    /// Says one packet, unless it is longer than the device takes [v5 MQTT-3.1.2-24].
+    fn say(&mut self, session: u32, packet: &Packet) {
+        let profile = self.cx.sessions.profile(session);
+        let (version, start) = (profile.version, self.cx.plain.len());
+        packet.encode(version, self.cx.plain);
+        if self.cx.plain.len() - start > profile.packet_maximum as usize {
+            self.cx.plain.truncate(start);
+        }
+    }
+}
+
+fn broken(what: &'static str, statement: &'static str) -> Ending {
+    Ending::because(CloseReason::ProtocolError, format!("{what} [{statement}]")).with_code(Reason::PROTOCOL_ERROR.0)
+}
+
+/// What a device is told of an end, in DISCONNECT; `None` where nobody is there to be told.
+const fn reason_of(reason: CloseReason) -> Option<Reason> {
+    Some(match reason {
+        CloseReason::Shutdown => Reason::SERVER_SHUTTING_DOWN,
+        CloseReason::TakenOver => Reason::SESSION_TAKEN_OVER,
+        CloseReason::Expired => Reason::KEEP_ALIVE_TIMEOUT,
+        CloseReason::ProtocolError => Reason::PROTOCOL_ERROR,
+        CloseReason::FrameTooLarge => Reason::PACKET_TOO_LARGE,
+        CloseReason::Requested => Reason::ADMINISTRATIVE_ACTION,
+        CloseReason::HomeFull | CloseReason::TokenUnanswered => Reason::SERVER_BUSY,
+        CloseReason::IdentityMissing | CloseReason::IdentityMismatch => Reason::CLIENT_IDENTIFIER_NOT_VALID,
+        CloseReason::TokenRejected => Reason::BAD_USER_NAME_OR_PASSWORD,
+        CloseReason::DeviceClosed
+        | CloseReason::HelloTimeout
+        | CloseReason::PeerClosed
+        | CloseReason::PeerReset
+        | CloseReason::SlowConsumer
+        | CloseReason::HandshakeAbandoned
+        | CloseReason::HandshakeTimeout
+        | CloseReason::HandshakeFailed
+        | CloseReason::NotTls
+        | CloseReason::CertificateRejected
+        | CloseReason::TlsError => return None,
+    })
+}

@@ -1,0 +1,195 @@
+//! PUBLISH from the device: checked, sent to whoever subscribed and up to the backbone, and acknowledged when it is safe.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::talk::Talk;
+use super::super::{Ending, Step};
+use super::{Taken, broken};
+use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
+use crate::config::Mqtt;
+use crate::link::{CloseReason, Message, Publication, Receipt, Uplink};
+use crate::metrics::Figure;
+use crate::session::{ALIASES_MAX, Known};
+
+impl Talk<'_, '_> {
+    pub(super) fn handle_publish(&mut self, session: u32, publish: &Publish, mqtt: &Mqtt) -> Result<Taken, Ending> {
+        if publish.properties.subscription_identifier().is_some() {
+            return Err(broken("a device sends a Subscription Identifier", "v5 MQTT-3.3.4-6"));
+        }
+        if self.cx.sessions.is_congested() {
+            // What others are to get waits already: this device waits too, in its socket.
+            return Ok(Taken::Not(Step::Paused));
+        }
+        if publish.qos != QoS::AtMostOnce && self.is_known(session, publish) {
+            return Ok(Taken::Yes);
+        }
+        let topic: Box<str> = self.resolve_topic(session, publish)?.into();
+        if topic::level_count(&topic) > self.rules.topic_levels {
+            self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
+            return Ok(Taken::Yes);
+        }
+        if !may(&mqtt.publish, self.device, &topic) {
+            self.cx.counters.add(Figure::DroppedUnauthorized, 1);
+            self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
+            return Ok(Taken::Yes);
+        }
+        let goes_up = mqtt.uplink.iter().any(|filter| topic::matches(filter, &topic));
+        let is_full = goes_up && self.cx.uplink.len() >= self.cx.uplink_length;
+        if is_full && publish.qos != QoS::AtMostOnce {
+            return Ok(Taken::Not(Step::Paused));
+        }
+        if publish.qos != QoS::AtMostOnce {
+            self.check_receive_maximum(session)?;
+            self.cx.sessions.receive(session, publish.packet_id, publish.qos as u8, !goes_up);
+        }
+        let publication = self.make_publication(session, topic, publish);
+        if is_full {
+            self.cx.counters.add(Figure::MessagesDropped, 1);
+        } else if goes_up {
+            self.send_publication_up(session, &publication, publish);
+        }
+        self.cx.sessions.publish(publication, self.cx.now, self.cx.counters);
+        self.say_answers(session);
+        Ok(Taken::Yes)
+    }
+
+    /// A message with an acknowledgement that has come before is answered again, and goes nowhere
+    /// [v5 MQTT-4.3.3-10, v3.1.1 MQTT-4.3.3-2].
+    fn is_known(&mut self, session: u32, publish: &Publish) -> bool {
+        let known = self.cx.sessions.receiving(session, publish.packet_id, publish.qos as u8);
+        if known == Some(Known::Answered) {
+            self.say_ack_of(session, publish.packet_id, publish.qos as u8, Reason::SUCCESS);
+        }
+        known.is_some()
+    }
+
+    /// The topic, from its alias if need be.
+    fn resolve_topic(&mut self, session: u32, publish: &Publish) -> Result<String, Ending> {
+        let Some(alias) = publish.properties.topic_alias() else { return Ok(publish.topic.to_owned()) };
+        let invalid = |what: &'static str| {
+            Ending::because(CloseReason::ProtocolError, what).with_code(Reason::TOPIC_ALIAS_INVALID.0)
+        };
+        if alias > ALIASES_MAX {
+            return Err(invalid("a topic alias is above the maximum [v5 MQTT-3.3.2-9]"));
+        }
+        if publish.topic.is_empty() {
+            let known = self.cx.sessions.alias(session, alias).map(str::to_owned);
+            return known.ok_or_else(|| invalid("a topic alias stands for nothing [v5 MQTT-3.3.4-7]"));
+        }
+        self.cx.sessions.set_alias(session, alias, publish.topic);
+        Ok(publish.topic.to_owned())
+    }
+
+    /// A device of v5 may have no more unanswered than it was told [v5 MQTT-3.3.4-9]. One of v3.1.1 was told nothing; the
+    /// packet identifiers bound it.
+    fn check_receive_maximum(&self, session: u32) -> Result<(), Ending> {
+        let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
+        if is_v5 && self.cx.sessions.inbound(session) >= usize::from(self.cx.sessions.bounds().inflight) {
+            let what = "more messages are unanswered than Receive Maximum allows [v5 MQTT-3.3.4-9]";
+            let code = Reason::RECEIVE_MAXIMUM_EXCEEDED.0;
+            return Err(Ending::because(CloseReason::ProtocolError, what).with_code(code));
+        }
+        Ok(())
+    }
+
+    fn make_publication(&self, session: u32, topic: Box<str>, publish: &Publish) -> Publication {
+        let mut properties = Vec::new();
+        publish.properties.forwardable(&mut properties);
+        let expiry = publish.properties.message_expiry_interval();
+        Publication {
+            topic,
+            payload: Bytes::copy_from_slice(publish.payload),
+            qos: publish.qos as u8,
+            retain: publish.retain,
+            properties: properties.into(),
+            expires: expiry.map(|seconds| self.cx.now.plus(Duration::from_secs(seconds.into()))),
+            stamp: 0,
+            publisher: Some(self.cx.sessions.id(session)),
+        }
+    }
+
+    fn send_publication_up(&mut self, session: u32, publication: &Publication, publish: &Publish) {
+        self.cx.counters.add(Figure::MessagesReceived, 1);
+        let receipt =
+            (publish.qos != QoS::AtMostOnce).then(|| Receipt::Session(self.cx.sessions.id(session), publish.packet_id));
+        self.cx.uplink.push(Uplink::Message(Message {
+            device: self.device.clone(),
+            connection: self.id,
+            topic: publication.topic.clone(),
+            payload: publication.payload.clone(),
+            receipt,
+        }));
+    }
+
+    /// A message that is not taken. In v5 the device hears why; in v3.1.1 there is no word for it, and the message is
+    /// acknowledged lest it come again and again.
+    fn refuse_publish(&mut self, session: u32, publish: &Publish, reason: Reason) {
+        let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
+        match publish.qos {
+            QoS::AtMostOnce => {}
+            // Exactly once: what was refused is done with. In v3.1.1 PUBREL will follow, and be answered.
+            qos => {
+                let reason = if is_v5 { reason } else { Reason::SUCCESS };
+                self.say_ack_of(session, publish.packet_id, qos as u8, reason);
+            }
+        }
+    }
+
+    /// Whatever may be answered by now, in its order.
+    pub(in crate::connection) fn say_answers(&mut self, session: u32) {
+        while let Some(answer) = self.cx.sessions.next_answer(session) {
+            let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
+            let reason = match (answer.accepted, is_v5) {
+                (true, _) => Reason::SUCCESS,
+                (false, true) => Reason::QUOTA_EXCEEDED,
+                // Unanswered, it comes again with the device's next connection.
+                (false, false) => continue,
+            };
+            self.cx.counters.add(Figure::MessagesAcknowledged, u64::from(answer.accepted));
+            self.say_ack_of(session, answer.packet, answer.qos, reason);
+        }
+    }
+
+    fn say_ack_of(&mut self, session: u32, packet_id: u16, qos: u8, reason: Reason) {
+        let ack = Ack { packet_id, reason, properties: Properties::EMPTY };
+        self.say(session, &if qos == 1 { Packet::Puback(ack) } else { Packet::Pubrec(ack) });
+    }
+}
+
+/// Whether a device may publish to a topic under these rules. Names that begin with `$` are the server's, except to
+/// somebody who may publish everywhere or whom a rule names them; `$SYS` is nobody's.
+pub(super) fn may(rules: &[String], device: &str, name: &str) -> bool {
+    !name.starts_with("$SYS")
+        && rules
+            .iter()
+            .any(|rule| (rule == "#") || expand(rule, device).is_some_and(|rule| topic::matches(&rule, name)))
+}
+
+/// A rule with the device's id in it; `None` where the id would be more than a level: it could reach what is not its own.
+pub(super) fn expand<'a>(rule: &'a str, device: &str) -> Option<std::borrow::Cow<'a, str>> {
+    if !rule.contains("{device}") {
+        return Some(rule.into());
+    }
+    (!device.contains(['/', '+', '#'])).then(|| rule.replace("{device}", device).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_reaches_its_own_and_nothing_by_a_clever_name() {
+        let own = ["devices/{device}/#".to_owned(), "fleet/+".to_owned()];
+        assert!(may(&own, "m1", "devices/m1/up") && may(&own, "m1", "devices/m1") && may(&own, "m1", "fleet/x"));
+        for name in ["devices/m2/up", "devices", "fleet/x/y", "$SYS/x", "other"] {
+            assert!(!may(&own, "m1", name), "{name}");
+        }
+        for device in ["+", "#", "m1/x"] {
+            assert!(!may(&own, device, "devices/m1/x/up"), "{device}");
+        }
+        let open = ["#".to_owned()];
+        assert!(may(&open, "m1", "$x/y") && !may(&open, "m1", "$SYS/broker"));
+    }
+}

@@ -1,0 +1,63 @@
+//! SUBSCRIBE and UNSUBSCRIBE.
+
+use super::super::Ending;
+use super::super::talk::Talk;
+use super::broken;
+use super::publish::expand;
+use crate::codec::mqtt::{Options, Packet, Properties, Reason, Suback, Subscribe, Unsuback, Unsubscribe, topic};
+use crate::config::Mqtt;
+use crate::session::{Granted, Unsubscribed};
+
+impl Talk<'_, '_> {
+    pub(super) fn handle_subscribe(&mut self, session: u32, subscribe: &Subscribe, mqtt: &Mqtt) -> Result<(), Ending> {
+        if subscribe.properties.subscription_identifiers().count() > 1 {
+            return Err(broken("SUBSCRIBE has more than one Subscription Identifier", "v5 3.8.2.1.2"));
+        }
+        let identifier = subscribe.properties.subscription_identifier().unwrap_or(0);
+        let mut codes = Vec::new();
+        for (filter, options) in subscribe.filters() {
+            codes.push(self.subscribe(session, filter, options, identifier, mqtt).0);
+        }
+        // One for each, in order [v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5]. Retained messages follow behind.
+        let suback = Suback { packet_id: subscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
+        self.say(session, &Packet::Suback(suback));
+        Ok(())
+    }
+
+    fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32, mqtt: &Mqtt) -> Reason {
+        if !topic::is_topic_filter(filter) || topic::level_count(filter) > self.rules.topic_levels {
+            return Reason::TOPIC_FILTER_INVALID;
+        }
+        let plain = topic::shared(filter).map_or(filter, |(_, filter)| filter);
+        if !self.may_subscribe(&mqtt.subscribe, plain) {
+            return Reason::NOT_AUTHORIZED;
+        }
+        match self.cx.sessions.subscribe(session, filter, options, identifier, self.cx.now) {
+            Granted::Yes => Reason(options.qos as u8),
+            Granted::TooMany => Reason::QUOTA_EXCEEDED,
+        }
+    }
+
+    fn may_subscribe(&self, rules: &[String], filter: &str) -> bool {
+        rules
+            .iter()
+            .any(|rule| rule == "#" || expand(rule, self.device).is_some_and(|rule| topic::covers(&rule, filter)))
+    }
+
+    pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) -> Result<(), Ending> {
+        let mut codes = Vec::new();
+        for filter in unsubscribe.filters() {
+            if !topic::is_topic_filter(filter) {
+                return Err(broken("UNSUBSCRIBE names no topic filter", "MQTT-4.7.1-1"));
+            }
+            codes.push(match self.cx.sessions.unsubscribe(session, filter) {
+                Unsubscribed::Yes => Reason::SUCCESS.0,
+                Unsubscribed::NoSuch => Reason::NO_SUBSCRIPTION_EXISTED.0,
+            });
+        }
+        // [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2]
+        let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
+        self.say(session, &Packet::Unsuback(unsuback));
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! What the configuration says of a listener's connections, in the units in which they need it.
+
+use super::Schedule;
+use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol};
+use crate::link::ListenerId;
+use crate::time::ticks_ceil;
+use crate::tls::handshake::ServerTls;
+
+/// Ticks of silence allowed for each second of MQTT's keep-alive.
+const KEEP_ALIVE_TICKS: u32 = 15;
+
+/// What holds for every connection of one listener, from the configuration.
+pub struct Rules {
+    /// Which listener.
+    pub listener: ListenerId,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Certificates and all else that a handshake needs.
+    pub tls: ServerTls,
+    /// Where ids come from.
+    pub identity: IdentityFrom,
+    /// Whether HELLO must carry a token.
+    pub tokens: bool,
+    /// Liveness as configured.
+    pub heartbeat: Heartbeat,
+    /// The same in ticks.
+    pub schedule: Schedule,
+    /// From accept to the end of the handshake, in ticks.
+    pub handshake_ticks: u32,
+    /// From there until the device is named, in ticks.
+    pub hello_ticks: u32,
+    /// How long the last bytes may take, in ticks.
+    pub linger_ticks: u32,
+    /// The longest frame body taken; of MQTT the longest packet.
+    pub frame_bytes: usize,
+    /// The most bytes read at a time.
+    pub read_bytes: usize,
+    /// The most unsent bytes kept.
+    pub outbox_bytes: usize,
+    /// The most that an MQTT device is sent in one turn, but for one packet, which always goes.
+    pub turn_bytes: usize,
+    /// Levels of a topic.
+    pub topic_levels: usize,
+}
+
+impl Rules {
+    /// The rules of the listener `id` as it is configured, with its loaded certificates.
+    #[must_use]
+    pub fn new(id: ListenerId, listener: &Listener, limits: &Limits, tls: ServerTls) -> Self {
+        let heartbeat = listener.heartbeat;
+        let probes = match &listener.protocol {
+            Protocol::Native => true,
+            Protocol::Raw(raw) => !raw.probe.is_empty(),
+            Protocol::Mqtt(_) => false,
+        };
+        let schedule = Schedule {
+            interval: ticks_ceil(heartbeat.interval),
+            timeout: ticks_ceil(heartbeat.timeout),
+            retries: heartbeat.retries,
+            probes,
+        };
+        assert!(u16::try_from(schedule.interval).is_ok(), "the configuration bounds intervals");
+        let (frame_bytes, outbox_bytes) = match &listener.protocol {
+            Protocol::Native | Protocol::Raw(_) => (limits.frame_bytes, limits.outbox_bytes),
+            // One packet may always be sent to a device that has taken everything before it.
+            Protocol::Mqtt(_) => (limits.packet_bytes, limits.outbox_bytes + limits.packet_bytes),
+        };
+        Self {
+            listener: id,
+            protocol: listener.protocol.clone(),
+            tls,
+            identity: listener.identity.from,
+            tokens: listener.identity.token_file.is_some(),
+            heartbeat,
+            schedule,
+            handshake_ticks: ticks_ceil(limits.handshake_time),
+            hello_ticks: ticks_ceil(limits.hello_time),
+            linger_ticks: ticks_ceil(limits.linger_time),
+            frame_bytes,
+            read_bytes: limits.read_bytes,
+            outbox_bytes,
+            turn_bytes: limits.outbox_bytes / 2,
+            topic_levels: limits.topic_levels,
+        }
+    }
+
+    /// The schedule of a connection with its own interval: ticks; of MQTT the keep-alive in seconds.
+    pub(super) fn schedule(&self, interval: u16) -> Schedule {
+        match self.protocol {
+            Protocol::Native | Protocol::Raw(_) => Schedule { interval: u32::from(interval), ..self.schedule },
+            // One and a half times the keep-alive [v5 MQTT-3.1.2-22, v3.1.1 MQTT-3.1.2-24].
+            Protocol::Mqtt(_) => {
+                let interval = u32::from(interval) * KEEP_ALIVE_TICKS;
+                Schedule { interval, timeout: 0, retries: 0, probes: false }
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! `POST /v1/publish`: a message for every MQTT device that has subscribed to its topic, connected or away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::devices::{ANSWER_MAX, ask};
+use super::error::ApiError;
+use super::{State, body};
+use crate::codec::mqtt::topic;
+use crate::link::{Command, Publication};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    topic: String,
+    payload: Option<String>,
+    payload_base64: Option<String>,
+    #[serde(default)]
+    qos: u8,
+    #[serde(default)]
+    retain: bool,
+    expiry: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Published {
+    outcome: &'static str,
+}
+
+pub(super) async fn publish(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<Published>), ApiError> {
+    let order: Order = body::parse(&headers, body)?;
+    let levels = topic::level_count(&order.topic);
+    if !topic::is_topic_name(&order.topic) || levels > state.config.limits.topic_levels {
+        let fault =
+            "topic must be an MQTT topic name: not empty, no + or #, and no more levels than limits.topic_levels";
+        return Err(ApiError::Body(fault.to_owned()));
+    }
+    if order.qos > 2 {
+        return Err(ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)));
+    }
+    let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
+    let downlink = body::downlink(&order.topic, order.payload, order.payload_base64.as_ref())?;
+    let publication = Box::new(Publication {
+        topic: downlink.topic,
+        payload: downlink.payload,
+        qos: order.qos,
+        retain: order.retain,
+        properties: Box::default(),
+        expires,
+        stamp: 0,
+        publisher: None,
+    });
+
+    let deadline = Instant::now() + ANSWER_MAX;
+    // Always the same worker for a topic: what is published under it one after the other arrives so.
+    let worker = state.home.of(&order.topic);
+    let ticket = ask(&state, &state.sent, worker, |request| Command::Publish { request, publication })?;
+    match ticket.answer(deadline).await {
+        Some(_) => Ok((StatusCode::ACCEPTED, Json(Published { outcome: "accepted" }))),
+        None => Err(ApiError::WorkerBusy { worker: worker.index() }),
+    }
+}
+
+fn expiry(written: Option<&str>) -> Result<Option<Duration>, ApiError> {
+    let Some(text) = written else { return Ok(None) };
+    let parsed = humantime::parse_duration(text).ok();
+    let parsed = parsed.filter(|expiry| (1..=u64::from(u32::MAX)).contains(&expiry.as_secs()));
+    let fault = || ApiError::Body(format!("expiry must be a duration of at least \"1s\", not {text:?}"));
+    parsed.map(Some).ok_or_else(fault)
+}

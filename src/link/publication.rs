@@ -1,0 +1,54 @@
+//! A published message on its way to subscribers: made once where it came in, shared by every shard and session that it
+//! goes through.
+
+use bytes::Bytes;
+
+use super::WorkerId;
+use crate::time::Moment;
+
+/// A handle to a session, across shards. A stale one finds nothing: slots are reused, generations are not (until 2^32
+/// newer sessions have come to the same shard).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    /// Whose shard it lives in.
+    pub worker: WorkerId,
+    /// Its slot there.
+    pub index: u32,
+    /// The shard's count of sessions, wrapping, when it took its slot.
+    pub generation: u32,
+}
+
+/// One published message. Never changed once it is made, so that it can be shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Under which topic: a valid topic name.
+    pub topic: Box<str>,
+    /// What.
+    pub payload: Bytes,
+    /// The quality of service with which it was published: 0, 1 or 2.
+    pub qos: u8,
+    /// Whether it was published to be retained.
+    pub retain: bool,
+    /// The encoded MQTT 5 properties that go along with it unaltered ([MQTT-3.3.2-4] and those after it); often empty.
+    pub properties: Box<[u8]>,
+    /// After this moment it is of no use to anybody (Message Expiry Interval).
+    pub expires: Option<Moment>,
+    /// Its place among all retained messages of the process; 0 where it is not one.
+    pub stamp: u64,
+    /// The session that published it, for No Local. `None`: the owner, or a device that has gone since.
+    pub publisher: Option<SessionId>,
+}
+
+impl Publication {
+    /// What it counts as where messages are bounded by bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.topic.len() + self.payload.len() + self.properties.len()
+    }
+
+    /// Whether it is of no use any more.
+    #[must_use]
+    pub fn is_expired(&self, now: Moment) -> bool {
+        self.expires.is_some_and(|expires| now >= expires)
+    }
+}

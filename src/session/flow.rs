@@ -1,0 +1,451 @@
+//! What is in flight between one session and its device: messages on their way out, messages on their way in, and the
+//! topic aliases of the connection. Exists only while there is any of it.
+//!
+//! ```text
+//!  out, QoS 1:  queue ──send──▶ Sent ──PUBACK──▶ done
+//!  out, QoS 2:  queue ──send──▶ Sent ──PUBREC──▶ Released ──PUBCOMP──▶ done
+//!  in,  QoS 1:  PUBLISH ──▶ Waiting ──the backbone holds it──▶ PUBACK, done
+//!  in,  QoS 2:  PUBLISH ──▶ Waiting ──the backbone holds it──▶ PUBREC, Received ──PUBREL──▶ PUBCOMP, done
+//! ```
+//!
+//! What is sent again after a reconnect is sent in the order in which it was first sent [v5 MQTT-4.4.0-1], and
+//! acknowledgements go out in the order of what they acknowledge [v5 MQTT-4.6.0-2, MQTT-4.6.0-3].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::link::Publication;
+
+/// One message for one session: what its subscriptions have made of the publication.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// What.
+    pub publication: Arc<Publication>,
+    /// The quality of service of this delivery.
+    pub qos: u8,
+    /// Whether it carries RETAIN.
+    pub retain: bool,
+    /// The Subscription Identifiers of the subscriptions that matched.
+    pub identifiers: Identifiers,
+    /// The request of the API that waits for its acknowledgement; 0: none.
+    pub request: u64,
+}
+
+/// Subscription Identifiers: nearly always none or one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Identifiers {
+    /// None.
+    #[default]
+    None,
+    /// One.
+    One([u32; 1]),
+    /// More: overlapping subscriptions.
+    Many(Vec<u32>),
+}
+
+impl Identifiers {
+    /// Adds one; 0 is none.
+    pub fn push(&mut self, identifier: u32) {
+        match (&mut *self, identifier) {
+            (_, 0) => {}
+            (Identifiers::None, one) => *self = Identifiers::One([one]),
+            (Identifiers::One([first]), another) => *self = Identifiers::Many(vec![*first, another]),
+            (Identifiers::Many(all), another) => all.push(another),
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u32] {
+        match self {
+            Identifiers::None => &[],
+            Identifiers::One(one) => one,
+            Identifiers::Many(all) => all,
+        }
+    }
+}
+
+/// A message on its way to the device.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    pub(super) packet: u16,
+    pub(super) state: Sending,
+    pub(super) request: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Sending {
+    /// Sent, once or more often; PUBACK or PUBREC is owed.
+    Sent(Box<Letter>),
+    /// PUBREL was sent; PUBCOMP is owed.
+    Released,
+}
+
+/// A message from the device that is not done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Inbound {
+    pub(super) packet: u16,
+    pub(super) qos: u8,
+    pub(super) state: Receiving,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receiving {
+    /// The backbone has not answered.
+    Waiting,
+    /// It has, and one before it has not been answered.
+    Settled { accepted: bool },
+    /// PUBREC was sent: QoS 2 only. PUBREL is owed.
+    Received,
+}
+
+/// What the device is to be told of a message that it sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its packet identifier.
+    pub packet: u16,
+    /// 1: PUBACK; 2: PUBREC.
+    pub qos: u8,
+    /// Whether it was taken.
+    pub accepted: bool,
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    outbound: VecDeque<Outbound>,
+    /// So many of `outbound`, from the front, were sent on this connection; the rest is to be sent again.
+    sent: usize,
+    queue: VecDeque<Letter>,
+    queue_bytes: usize,
+    inbound: VecDeque<Inbound>,
+    /// Topics that the device has given a number, by number less one.
+    pub(super) aliases_in: Vec<Option<Box<str>>>,
+    /// Topics that we have given a number, by number less one.
+    pub(super) aliases_out: Vec<Box<str>>,
+}
+
+impl Flow {
+    pub(super) fn is_empty(&self) -> bool {
+        self.outbound.is_empty()
+            && self.queue.is_empty()
+            && self.inbound.is_empty()
+            && self.aliases_in.is_empty()
+            && self.aliases_out.is_empty()
+    }
+
+    // --- Out --------------------------------------------------------------------------------------------------------
+
+    pub(super) fn inflight(&self) -> usize {
+        self.outbound.len()
+    }
+
+    pub(super) fn queued(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue_bytes)
+    }
+
+    /// Whether another message with an acknowledgement may be sent while at most `maximum` are unacknowledged, and
+    /// nothing older waits.
+    pub(super) fn may_send(&self, maximum: usize) -> bool {
+        self.sent == self.outbound.len() && self.outbound.len() < maximum
+    }
+
+    /// Whether a packet identifier is in use.
+    pub(super) fn uses(&self, packet: u16) -> bool {
+        self.outbound.iter().any(|outbound| outbound.packet == packet)
+    }
+
+    /// A message is being sent for the first time.
+    pub(super) fn begin(&mut self, packet: u16, letter: Letter) {
+        debug_assert!(self.sent == self.outbound.len() && !self.uses(packet));
+        let request = letter.request;
+        self.outbound.push_back(Outbound { packet, state: Sending::Sent(Box::new(letter)), request });
+        self.sent += 1;
+    }
+
+    /// The next message to be sent again; [`Flow::resent`] or [`Flow::give_up`] goes on to the one after it.
+    pub(super) fn next_to_resend(&self) -> Option<&Outbound> {
+        self.outbound.get(self.sent)
+    }
+
+    pub(super) fn resent(&mut self) {
+        self.sent += 1;
+        debug_assert!(self.sent <= self.outbound.len());
+    }
+
+    /// Forgets the message that [`Flow::next_to_resend`] names: it can never be sent on this connection.
+    pub(super) fn give_up(&mut self) -> Option<Outbound> {
+        self.outbound.remove(self.sent)
+    }
+
+    fn place(&self, packet: u16) -> Option<usize> {
+        self.outbound.iter().take(self.sent).position(|outbound| outbound.packet == packet)
+    }
+
+    fn finish(&mut self, place: usize) -> u64 {
+        self.sent -= 1;
+        self.outbound.remove(place).map_or(0, |outbound| outbound.request)
+    }
+
+    /// PUBACK. The request that waits for it (0: none); `None`: no such message is in flight.
+    pub(super) fn handle_puback(&mut self, packet: u16) -> Option<u64> {
+        let place = self.place(packet)?;
+        match &self.outbound[place].state {
+            Sending::Sent(letter) if letter.qos == 1 => Some(self.finish(place)),
+            _ => None,
+        }
+    }
+
+    /// PUBREC; a `failed` one ends the message [v5 MQTT-4.3.3-4]. The request that waits, answered already by what the
+    /// device says (0: none); `None`: no such message is in flight.
+    pub(super) fn handle_pubrec(&mut self, packet: u16, failed: bool) -> Option<u64> {
+        let place = self.place(packet)?;
+        match &self.outbound[place].state {
+            Sending::Sent(letter) if letter.qos == 2 => {}
+            // Said before: PUBREL is said again.
+            Sending::Released if !failed => return Some(0),
+            _ => return None,
+        }
+        if failed {
+            return Some(self.finish(place));
+        }
+        self.outbound[place].state = Sending::Released;
+        Some(std::mem::take(&mut self.outbound[place].request))
+    }
+
+    /// PUBCOMP. `false`: no such message is in flight.
+    pub(super) fn handle_pubcomp(&mut self, packet: u16) -> bool {
+        let released = self.place(packet).filter(|&place| matches!(self.outbound[place].state, Sending::Released));
+        released.map(|place| self.finish(place)).is_some()
+    }
+
+    // --- The queue --------------------------------------------------------------------------------------------------
+
+    /// Puts a message behind those that wait. It comes back where they are at their bound.
+    pub(super) fn enqueue(&mut self, letter: Letter, messages: usize, bytes: usize) -> Result<(), Letter> {
+        let size = letter.publication.bytes();
+        if self.queue.len() >= messages || self.queue_bytes + size > bytes {
+            return Err(letter);
+        }
+        self.queue_bytes += size;
+        self.queue.push_back(letter);
+        Ok(())
+    }
+
+    pub(super) fn peek(&self) -> Option<&Letter> {
+        self.queue.front()
+    }
+
+    /// The message that [`Flow::dequeue`] gave out did not go after all.
+    pub(super) fn put_back(&mut self, letter: Letter) {
+        self.queue_bytes += letter.publication.bytes();
+        self.queue.push_front(letter);
+    }
+
+    /// Whether anything waits to be sent, or to be sent again.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.queue.is_empty() || self.sent < self.outbound.len()
+    }
+
+    pub(super) fn dequeue(&mut self) -> Option<Letter> {
+        let letter = self.queue.pop_front()?;
+        self.queue_bytes -= letter.publication.bytes();
+        Some(letter)
+    }
+
+    // --- In ---------------------------------------------------------------------------------------------------------
+
+    /// How many messages of the device are not done with.
+    pub(super) fn inbound(&self) -> usize {
+        self.inbound.len()
+    }
+
+    /// What is known of a message of the device.
+    pub(super) fn receiving(&self, packet: u16, qos: u8) -> Option<Receiving> {
+        self.inbound.iter().find(|inbound| inbound.packet == packet && inbound.qos == qos).map(|inbound| inbound.state)
+    }
+
+    /// A message has come.
+    pub(super) fn receive(&mut self, packet: u16, qos: u8) {
+        self.inbound.push_back(Inbound { packet, qos, state: Receiving::Waiting });
+    }
+
+    /// The backbone holds it, or will not.
+    pub(super) fn settle(&mut self, packet: u16, accepted: bool) {
+        let waiting = |inbound: &&mut Inbound| inbound.packet == packet && inbound.state == Receiving::Waiting;
+        if let Some(inbound) = self.inbound.iter_mut().find(waiting) {
+            inbound.state = Receiving::Settled { accepted };
+        }
+    }
+
+    /// The next answer that may be given: nothing before it is unanswered.
+    pub(super) fn next_answer(&mut self) -> Option<Answer> {
+        let place = self.inbound.iter().position(|inbound| inbound.state != Receiving::Received)?;
+        let Inbound { packet, qos, state: Receiving::Settled { accepted } } = self.inbound[place] else { return None };
+        if qos == 2 && accepted {
+            self.inbound[place].state = Receiving::Received;
+        } else {
+            self.inbound.remove(place);
+        }
+        Some(Answer { packet, qos, accepted })
+    }
+
+    /// PUBREL. `false`: no such message was received.
+    pub(super) fn handle_pubrel(&mut self, packet: u16) -> bool {
+        let received = |inbound: &Inbound| inbound.packet == packet && inbound.state == Receiving::Received;
+        let place = self.inbound.iter().position(received);
+        place.map(|place| self.inbound.remove(place)).is_some()
+    }
+
+    // --- The connection -----------------------------------------------------------------------------------------------
+
+    /// The connection has ended. Whatever was sent is to be sent again; whatever the device will send again is
+    /// forgotten; aliases are the connection's. Requests of the API that waited are handed to `unanswered`.
+    pub(super) fn disconnect(&mut self, mut unanswered: impl FnMut(u64)) {
+        self.sent = 0;
+        self.aliases_in = Vec::new();
+        self.aliases_out = Vec::new();
+        self.inbound.retain(|inbound| inbound.qos == 2);
+        for inbound in &mut self.inbound {
+            // The device will send it again, and be answered then.
+            if inbound.state == (Receiving::Settled { accepted: true }) {
+                inbound.state = Receiving::Received;
+            }
+        }
+        self.inbound.retain(|inbound| !matches!(inbound.state, Receiving::Settled { .. }));
+        for request in self.outbound.iter_mut().map(|outbound| &mut outbound.request) {
+            if *request != 0 {
+                unanswered(std::mem::take(request));
+            }
+        }
+        for letter in &mut self.queue {
+            if letter.request != 0 {
+                unanswered(std::mem::take(&mut letter.request));
+            }
+        }
+        // Those without an acknowledgement are for whoever is there.
+        self.queue.retain(|letter| letter.qos > 0);
+        self.queue_bytes = self.queue.iter().map(|letter| letter.publication.bytes()).sum();
+    }
+
+    pub(super) fn check_invariants(&self) {
+        assert!(self.sent <= self.outbound.len());
+        assert_eq!(self.queue_bytes, self.queue.iter().map(|letter| letter.publication.bytes()).sum::<usize>());
+        let mut packets: Vec<u16> = self.outbound.iter().map(|outbound| outbound.packet).collect();
+        packets.sort_unstable();
+        packets.dedup();
+        assert_eq!(packets.len(), self.outbound.len(), "a packet identifier is used twice");
+        assert!(!packets.contains(&0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn letter(qos: u8, request: u64) -> Letter {
+        let publication = Publication {
+            topic: "t".into(),
+            payload: Bytes::from_static(b"12345"),
+            qos,
+            retain: false,
+            properties: Box::default(),
+            expires: None,
+            stamp: 0,
+            publisher: None,
+        };
+        Letter { publication: Arc::new(publication), qos, retain: false, identifiers: Identifiers::None, request }
+    }
+
+    #[test]
+    fn qos_2_out_is_released_once_and_a_request_is_answered_by_the_first_word() {
+        let mut flow = Flow::default();
+        flow.begin(7, letter(2, 99));
+        assert_eq!(flow.handle_puback(7), None, "PUBACK does not answer QoS 2");
+        assert_eq!(flow.handle_pubrec(7, false), Some(99));
+        assert_eq!(flow.handle_pubrec(7, false), Some(0));
+        assert!(flow.handle_pubcomp(7) && !flow.handle_pubcomp(7));
+        assert!(flow.is_empty());
+        flow.begin(8, letter(2, 0));
+        assert_eq!(flow.handle_pubrec(8, true), Some(0));
+        assert!(flow.is_empty());
+    }
+
+    #[test]
+    fn after_a_reconnect_everything_goes_again_in_its_order() {
+        let mut flow = Flow::default();
+        for packet in 1..=3 {
+            flow.begin(packet, letter(2, u64::from(packet)));
+        }
+        flow.handle_pubrec(2, false);
+        let mut unanswered = Vec::new();
+        flow.disconnect(|request| unanswered.push(request));
+        assert_eq!(unanswered, [1, 3]);
+        assert!(!flow.may_send(10), "older messages come first");
+        let mut order = Vec::new();
+        while let Some(outbound) = flow.next_to_resend() {
+            order.push((outbound.packet, matches!(outbound.state, Sending::Released)));
+            flow.resent();
+        }
+        assert_eq!(order, [(1, false), (2, true), (3, false)]);
+        assert!(flow.may_send(10) && !flow.may_send(3));
+        flow.check_invariants();
+    }
+
+    #[test]
+    fn an_acknowledgement_for_what_was_not_sent_yet_is_for_nothing() {
+        let mut flow = Flow::default();
+        flow.begin(1, letter(1, 0));
+        flow.disconnect(|_| {});
+        assert_eq!(flow.handle_puback(1), None);
+        flow.resent();
+        assert_eq!(flow.handle_puback(1), Some(0));
+    }
+
+    #[test]
+    fn answers_keep_the_order_of_what_they_answer() {
+        let mut flow = Flow::default();
+        for (packet, qos) in [(1, 1), (2, 2), (3, 1)] {
+            flow.receive(packet, qos);
+        }
+        flow.settle(3, true);
+        flow.settle(2, true);
+        assert_eq!(flow.next_answer(), None);
+        flow.settle(1, false);
+        assert_eq!(flow.next_answer(), Some(Answer { packet: 1, qos: 1, accepted: false }));
+        assert_eq!(flow.next_answer(), Some(Answer { packet: 2, qos: 2, accepted: true }));
+        assert_eq!(flow.next_answer(), Some(Answer { packet: 3, qos: 1, accepted: true }));
+        assert_eq!(flow.next_answer(), None);
+        assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));
+        assert!(flow.handle_pubrel(2) && !flow.handle_pubrel(2));
+        assert!(flow.is_empty());
+    }
+
+    #[test]
+    fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
+        let mut flow = Flow::default();
+        flow.receive(1, 2);
+        flow.receive(2, 2);
+        flow.receive(3, 1);
+        flow.settle(2, true);
+        flow.disconnect(|_| {});
+        assert_eq!(flow.receiving(1, 2), Some(Receiving::Waiting));
+        assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));
+        assert_eq!(flow.receiving(3, 1), None);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_by_messages_and_by_bytes() {
+        let mut flow = Flow::default();
+        assert!(flow.enqueue(letter(1, 0), 2, 100).is_ok());
+        assert!(flow.enqueue(letter(0, 0), 2, 11).is_err());
+        assert!(flow.enqueue(letter(0, 0), 2, 12).is_ok());
+        assert!(flow.enqueue(letter(1, 0), 2, 100).is_err());
+        assert_eq!(flow.queued(), (2, 12));
+        flow.disconnect(|_| {});
+        assert_eq!(flow.queued(), (1, 6));
+        assert!(flow.dequeue().is_some() && flow.is_empty());
+    }
+}

@@ -1,0 +1,298 @@
+//! From a publication to letters: who has subscribed, in this shard and in others.
+
+use std::sync::Arc;
+
+use super::flow::{Identifiers, Letter};
+use super::groups::Member;
+use super::retained::Set;
+use super::subscriptions::Subscriber;
+use super::{Delivery, Membership, NOBODY, Sessions};
+use crate::codec::mqtt::subscribe::Options;
+use crate::codec::mqtt::topic;
+use crate::link::{Peer, Publication, SessionId, WorkerId};
+use crate::metrics::{Counters, Figure};
+use crate::time::Moment;
+
+/// What became of one filter in SUBSCRIBE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granted {
+    /// Subscribed; retained messages are on their way as far as they are wanted.
+    Yes,
+    /// The session has as many subscriptions as it may.
+    TooMany,
+}
+
+/// What became of one filter in UNSUBSCRIBE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsubscribed {
+    /// It is gone.
+    Yes,
+    /// There was none.
+    NoSuch,
+}
+
+impl Sessions {
+    // --- Publishing -------------------------------------------------------------------------------------------------
+
+    /// A message was published in this shard: it goes to every shard where anybody may want it.
+    pub fn publish(&mut self, mut publication: Publication, now: Moment, counters: &mut Counters) {
+        counters.add(Figure::Published, 1);
+        if publication.retain {
+            publication.stamp = self.exchange.next_stamp();
+        }
+        let publication = Arc::new(publication);
+        for worker in (0..self.exchange.workers()).map(WorkerId) {
+            if worker != self.worker && (publication.retain || self.exchange.wants(worker)) {
+                self.outgoing[worker.index()].push(Peer::Published(Arc::clone(&publication)));
+            }
+        }
+        self.route(&publication, now, counters);
+    }
+
+    /// Another shard has something to say.
+    pub fn handle_peer(&mut self, peer: Peer, now: Moment, counters: &mut Counters) {
+        match peer {
+            Peer::Published(publication) => self.route(&publication, now, counters),
+            Peer::Chosen { group, member, publication, options, identifier } => {
+                let known = self.resolve(member).filter(|&session| self.is_member(session, &group));
+                match known {
+                    Some(session) => self.deliver_shared(session, &publication, options, identifier),
+                    None => self.tell_group(Peer::Returned { group, member, publication }),
+                }
+            }
+            about_group => self.handle_group(about_group),
+        }
+    }
+
+    /// Something said to one device on behalf of its owner, under a subscription that it has. `request`: waits for the
+    /// acknowledgement; 0: nobody does.
+    pub fn write_to(&mut self, session: u32, publication: Arc<Publication>, subscriber: Subscriber, request: u64) {
+        let mut identifiers = Identifiers::None;
+        identifiers.push(subscriber.identifier);
+        let qos = publication.qos.min(subscriber.qos());
+        self.push(session, Letter { publication, qos, retain: false, identifiers, request });
+    }
+
+    /// The subscription under which a session would be told of a topic.
+    #[must_use]
+    pub fn subscription_for(&self, session: u32, topic: &str) -> Option<Subscriber> {
+        self.subscriptions.find(session, topic)
+    }
+
+    /// Keeps what is to be retained, and writes a letter to every subscriber here.
+    fn route(&mut self, publication: &Arc<Publication>, now: Moment, counters: &mut Counters) {
+        if publication.retain {
+            // An empty payload deletes [v5 MQTT-3.3.1-6, MQTT-3.3.1-7].
+            let message = (!publication.payload.is_empty()).then(|| Arc::clone(publication));
+            let (stamp, bytes) = (publication.stamp, publication.bytes());
+            if self.retained.set(&publication.topic, stamp, message, bytes, now.tick()) == Set::Full {
+                counters.add(Figure::RetainedRefused, 1);
+            }
+        }
+        self.route_to_groups(publication);
+        let mut found = std::mem::take(&mut self.found);
+        found.clear();
+        self.subscriptions.matching(&publication.topic, &mut found);
+        let publisher = publication.publisher.filter(|id| id.worker == self.worker);
+        // No Local: not to the connection that published it [v5 MQTT-3.8.3-3].
+        found.retain(|subscriber| {
+            let no_local = subscriber.options & Options::NO_LOCAL != 0;
+            !(no_local && publisher.is_some_and(|id| self.resolve(id) == Some(subscriber.session)))
+        });
+        // Overlapping subscriptions make one letter, under the highest QoS [v5 MQTT-3.3.4-2], and with all identifiers
+        // [v5 MQTT-3.3.4-3, MQTT-3.3.4-4].
+        if found.len() > 1 {
+            found.sort_by_key(|subscriber| subscriber.session);
+        }
+        for own in found.chunk_by(|one, other| one.session == other.session) {
+            self.push(own[0].session, merge(publication, own));
+        }
+        self.found = found;
+    }
+
+    fn push(&mut self, session: u32, letter: Letter) {
+        let generation = self.all[session as usize].generation;
+        self.deliveries.push_back(Delivery { session, generation, letter });
+    }
+
+    // --- Shared subscriptions ---------------------------------------------------------------------------------------
+
+    fn route_to_groups(&mut self, publication: &Arc<Publication>) {
+        if self.groups.is_empty() {
+            return;
+        }
+        let mut scratch = std::mem::take(&mut self.found);
+        let mut chosen = Vec::new();
+        self.groups.choose(&publication.topic, &mut scratch, &mut chosen);
+        self.found = scratch;
+        for (group, member) in chosen {
+            self.give_to_member(group, member, publication);
+        }
+    }
+
+    fn give_to_member(&mut self, group: Arc<str>, member: Member, publication: &Arc<Publication>) {
+        let Member { session, options, identifier, .. } = member;
+        let publication = Arc::clone(publication);
+        if session.worker != self.worker {
+            let chosen = Peer::Chosen { group, member: session, publication, options, identifier };
+            return self.outgoing[session.worker.index()].push(chosen);
+        }
+        match self.resolve(session) {
+            Some(index) => self.deliver_shared(index, &publication, options, identifier),
+            None => debug_assert!(false, "a session has ended and its group was not told"),
+        }
+    }
+
+    fn deliver_shared(&mut self, session: u32, publication: &Arc<Publication>, options: u8, identifier: u32) {
+        let letter = merge(publication, &[Subscriber { session, identifier, options }]);
+        self.push(session, letter);
+    }
+
+    /// Says something to the home of the group that it is about.
+    pub(super) fn tell_group(&mut self, peer: Peer) {
+        let (Peer::Join { group, .. } | Peer::Leave { group, .. } | Peer::Returned { group, .. }) = &peer else {
+            unreachable!("not for a group's home")
+        };
+        let home = self.home.of(group);
+        if home != self.worker {
+            return self.outgoing[home.index()].push(peer);
+        }
+        self.handle_group(peer);
+    }
+
+    /// At the home of the group that it is about.
+    fn handle_group(&mut self, peer: Peer) {
+        match peer {
+            Peer::Join { group, member, options, identifier, is_online } => {
+                let Some((_, filter)) = topic::shared(&group) else { return };
+                self.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
+            }
+            Peer::Leave { group, member } => self.groups.leave(&group, member),
+            Peer::Returned { group, member, publication } => {
+                self.groups.leave(&group, member);
+                if let Some(next) = self.groups.choose_in(&group) {
+                    self.give_to_member(group, next, &publication);
+                }
+            }
+            Peer::Published(_) | Peer::Chosen { .. } => unreachable!("not for a group's home"),
+        }
+        self.note_wants();
+    }
+
+    fn is_member(&self, session: u32, group: &str) -> bool {
+        self.all[session as usize].groups.iter().any(|membership| *membership.group == *group)
+    }
+
+    // --- Subscribing ------------------------------------------------------------------------------------------------
+
+    /// One filter of SUBSCRIBE; it is valid and allowed. Retained messages that it wants follow as letters.
+    pub fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32, now: Moment) -> Granted {
+        let options_byte = options.to_byte();
+        let is_known = self.has_subscribed(session, filter);
+        if !is_known && self.subscription_count(session) >= self.bounds.subscriptions {
+            return Granted::TooMany;
+        }
+        if topic::shared(filter).is_some() {
+            // No retained messages for shared subscriptions (v5 4.8.2).
+            self.join(session, filter, options_byte, identifier);
+            return Granted::Yes;
+        }
+        let subscriber = Subscriber { session, identifier, options: options_byte };
+        let is_new = self.subscriptions.subscribe(filter, subscriber);
+        self.note_wants();
+        // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11].
+        let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
+        if wants_retained {
+            self.send_retained(filter, subscriber, now);
+        }
+        Granted::Yes
+    }
+
+    /// One filter of UNSUBSCRIBE.
+    pub fn unsubscribe(&mut self, session: u32, filter: &str) -> Unsubscribed {
+        let gone = if topic::shared(filter).is_some() {
+            self.leave(session, filter)
+        } else {
+            self.subscriptions.unsubscribe(session, filter)
+        };
+        self.note_wants();
+        if gone { Unsubscribed::Yes } else { Unsubscribed::NoSuch }
+    }
+
+    /// Tells the other shards whether anything published is of interest here.
+    pub(super) fn note_wants(&mut self) {
+        self.exchange.set_wants(self.worker, !self.subscriptions.is_empty() || !self.groups.is_empty());
+    }
+
+    fn subscription_count(&self, session: u32) -> usize {
+        self.subscriptions.count(session) + self.all[session as usize].groups.len()
+    }
+
+    fn has_subscribed(&self, session: u32, filter: &str) -> bool {
+        self.is_member(session, filter) || self.subscriptions.has(session, filter)
+    }
+
+    fn join(&mut self, session: u32, filter: &str, options: u8, identifier: u32) {
+        let member = self.id(session);
+        let is_online = self.all[session as usize].connection != NOBODY;
+        let groups = &mut self.all[session as usize].groups;
+        let known = groups.iter().position(|membership| *membership.group == *filter);
+        let place = known.unwrap_or_else(|| {
+            groups.push(Membership { group: filter.into(), options, identifier });
+            groups.len() - 1
+        });
+        (groups[place].options, groups[place].identifier) = (options, identifier);
+        let group = Arc::clone(&groups[place].group);
+        self.tell_group(Peer::Join { group, member, options, identifier, is_online });
+    }
+
+    fn leave(&mut self, session: u32, filter: &str) -> bool {
+        let member: SessionId = self.id(session);
+        let groups = &mut self.all[session as usize].groups;
+        let Some(place) = groups.iter().position(|membership| *membership.group == *filter) else { return false };
+        let group = groups.swap_remove(place).group;
+        self.tell_group(Peer::Leave { group, member });
+        true
+    }
+
+    fn send_retained(&mut self, filter: &str, subscriber: Subscriber, now: Moment) {
+        let generation = self.all[subscriber.session as usize].generation;
+        let deliveries = &mut self.deliveries;
+        self.retained.matching(filter, |_, publication| {
+            if publication.is_expired(now) {
+                return;
+            }
+            let mut identifiers = Identifiers::None;
+            identifiers.push(subscriber.identifier);
+            let letter = Letter {
+                publication: Arc::clone(publication),
+                qos: publication.qos.min(subscriber.qos()),
+                // Because a subscription was made [MQTT-3.3.1-8].
+                retain: true,
+                identifiers,
+                request: 0,
+            };
+            deliveries.push_back(Delivery { session: subscriber.session, generation, letter });
+        });
+    }
+}
+
+/// What the subscriptions of one session make of a publication.
+fn merge(publication: &Arc<Publication>, own: &[Subscriber]) -> Letter {
+    let mut identifiers = Identifiers::None;
+    let mut granted = 0;
+    let mut as_published = false;
+    for subscriber in own {
+        granted = granted.max(subscriber.qos());
+        as_published |= subscriber.options & Options::RETAIN_AS_PUBLISHED != 0;
+        identifiers.push(subscriber.identifier);
+    }
+    Letter {
+        publication: Arc::clone(publication),
+        qos: publication.qos.min(granted),
+        // [v5 MQTT-3.3.1-12, MQTT-3.3.1-13]; in v3.1.1 never [v3.1.1 MQTT-3.3.1-9].
+        retain: publication.retain && as_published,
+        identifiers,
+        request: 0,
+    }
+}

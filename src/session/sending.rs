@@ -1,0 +1,438 @@
+//! From letters to bytes: what may go to a device now, what waits, what goes again, and what it acknowledges.
+//!
+//! A device is sent no more in one turn than its outbox could hold, so that a flood makes it wait, not end. What waits
+//! is bounded; what goes beyond the bound is dropped and counted, QoS 0 and above alike.
+
+use std::time::Duration;
+
+use super::flow::{Answer, Flow, Letter, Receiving, Sending};
+use super::{ALIASES_MAX, Delivery, NOBODY, Session, Sessions};
+use crate::codec::mqtt::ack::Ack;
+use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
+use crate::link::SessionId;
+use crate::metrics::{Counters, Figure};
+use crate::time::Moment;
+
+/// What a connection lends while its device is written to.
+pub struct Desk<'a> {
+    /// Plaintext for the device, appended.
+    pub out: &'a mut Vec<u8>,
+    /// Bytes that the socket did not take yet.
+    pub unsent: usize,
+    /// Bytes that the device may be sent in one turn.
+    pub turn_bytes: usize,
+    /// When.
+    pub now: Moment,
+    /// The shard's figures.
+    pub counters: &'a mut Counters,
+}
+
+/// Letters of one session, in their order.
+#[derive(Debug)]
+pub struct Run {
+    /// The session's slot.
+    pub session: u32,
+    /// Its generation: the slot may be another's by the time it is looked at.
+    pub generation: u32,
+    /// The letters.
+    pub letters: Vec<Letter>,
+}
+
+/// How an attempt to send ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    /// It has no room now.
+    Later,
+    /// It can never go on this connection: it is longer than the device takes.
+    Never,
+}
+
+impl Sessions {
+    // --- The shard's part -------------------------------------------------------------------------------------------
+
+    /// Begins a turn: every device may be sent as much as its outbox holds again.
+    pub fn begin_turn(&mut self) {
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// Takes out at most `limit` letters, gathered by session in their order; and, without letters, the sessions whose
+    /// devices had no room for all that there was.
+    pub fn next_deliveries(&mut self, limit: usize) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (session, generation) in std::mem::take(&mut self.backlog) {
+            if self.is_current(session, generation) {
+                self.all[session as usize].is_backlogged = false;
+                runs.push(Run { session, generation, letters: Vec::new() });
+            }
+        }
+        let mut batch: Vec<Delivery> = self.deliveries.drain(..self.deliveries.len().min(limit)).collect();
+        if self.deliveries.is_empty() && self.deliveries.capacity() > limit {
+            self.deliveries.shrink_to(limit);
+        }
+        batch.sort_by_key(|delivery| delivery.session);
+        for Delivery { session, generation, letter } in batch {
+            if !self.is_current(session, generation) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.session == session && !run.letters.is_empty() => run.letters.push(letter),
+                _ => runs.push(Run { session, generation, letters: vec![letter] }),
+            }
+        }
+        runs
+    }
+
+    /// The slot of a session's connection; `None` if its device is away, or the session is not the one that was meant.
+    #[must_use]
+    pub fn connection_of(&self, session: u32, generation: u32) -> Option<u32> {
+        let known = self.all.get(session as usize).filter(|known| known.generation == generation)?;
+        Some(known.connection).filter(|&connection| connection != NOBODY)
+    }
+
+    /// Keeps letters for a device that is away, as far as they are to be acknowledged.
+    pub fn keep(&mut self, run: Run, now: Moment, counters: &mut Counters) {
+        if !self.is_current(run.session, run.generation) {
+            let requests = run.letters.iter().map(|letter| letter.request);
+            return self.unanswered.extend(requests.filter(|&request| request != 0));
+        }
+        for letter in run.letters {
+            self.keep_one(run.session, letter, now, counters);
+        }
+    }
+
+    /// The socket of a connection has taken everything: what its session could not send goes on.
+    pub fn handle_drained(&mut self, connection: u32) {
+        if let Some(session) = self.of(connection) {
+            self.note_backlog(session);
+        }
+    }
+
+    /// The backbone holds a message of this session, or will not. The connection to tell of it, if there is one.
+    pub fn handle_settled(&mut self, id: SessionId, packet: u16, accepted: bool) -> Option<u32> {
+        let session = self.resolve(id)?;
+        let known = &mut self.all[session as usize];
+        let flow = known.flow.as_mut()?;
+        flow.settle(packet, accepted);
+        let connection = known.connection;
+        if connection != NOBODY {
+            return Some(connection);
+        }
+        // Nobody is there to be told: what QoS 2 was taken is answered when it comes again.
+        flow.disconnect(|_| {});
+        self.shed_empty_flow(session);
+        None
+    }
+
+    // --- Writing to a device ----------------------------------------------------------------------------------------
+
+    /// Sends what is in `letters`, and before it whatever of the session's older messages there is room for.
+    pub fn write(&mut self, session: u32, letters: Vec<Letter>, desk: &mut Desk) {
+        self.send_waiting(session, desk);
+        for letter in letters {
+            self.write_one(session, letter, desk);
+        }
+        self.shed_empty_flow(session);
+    }
+
+    fn write_one(&mut self, session: u32, letter: Letter, desk: &mut Desk) {
+        let maximum = self.inflight_maximum(session);
+        let flow = self.all[session as usize].flow.as_deref();
+        let waits = flow.is_some_and(|flow| flow.queued().0 > 0 || (letter.qos > 0 && !flow.may_send(maximum)));
+        if waits {
+            return self.enqueue(session, letter, desk.counters);
+        }
+        if let Err(letter) = self.send_new(session, letter, desk) {
+            self.enqueue(session, letter, desk.counters);
+            self.wait_for_room(session, desk);
+        }
+    }
+
+    /// What had no room waits for the next turn, or for the socket if that is what it is short of.
+    fn wait_for_room(&mut self, session: u32, desk: &Desk) {
+        if desk.unsent == 0 {
+            self.note_backlog(session);
+        }
+    }
+
+    /// Sends again what a former connection left unacknowledged, then what waits, as far as there is room.
+    fn send_waiting(&mut self, session: u32, desk: &mut Desk) {
+        while let Some(outbound) = self.all[session as usize].flow.as_deref().and_then(|flow| flow.next_to_resend()) {
+            let packet = outbound.packet;
+            let sent = match &outbound.state {
+                Sending::Released => {
+                    // [MQTT-4.4.0-1]
+                    let version = self.all[session as usize].profile.version;
+                    let pubrel = Ack { packet_id: packet, reason: Reason::SUCCESS, properties: Properties::EMPTY };
+                    Packet::Pubrel(pubrel).encode(version, desk.out);
+                    Sent::Yes
+                }
+                Sending::Sent(letter) => {
+                    let letter = Letter::clone(letter);
+                    encode(&mut self.all[session as usize], self.turn, &letter, packet, true, desk)
+                }
+            };
+            match sent {
+                Sent::Yes => self.flow(session).resent(),
+                Sent::Later => return self.wait_for_room(session, desk),
+                Sent::Never => {
+                    desk.counters.add(Figure::DroppedTooLarge, 1);
+                    let given_up = self.flow(session).give_up();
+                    self.unanswered.extend(given_up.map(|outbound| outbound.request).filter(|&request| request != 0));
+                }
+            }
+        }
+        let maximum = self.inflight_maximum(session);
+        loop {
+            let flow = self.all[session as usize].flow.as_deref_mut();
+            let Some(flow) = flow else { return };
+            let Some(next) = flow.peek() else { return };
+            if next.qos > 0 && !flow.may_send(maximum) {
+                return;
+            }
+            let letter = flow.dequeue().expect("one was seen");
+            if let Err(letter) = self.send_new(session, letter, desk) {
+                self.flow(session).put_back(letter);
+                return self.wait_for_room(session, desk);
+            }
+        }
+    }
+
+    /// Sends a message for the first time. It comes back when there is no room for it now.
+    fn send_new(&mut self, session: u32, letter: Letter, desk: &mut Desk) -> Result<(), Letter> {
+        if letter.publication.is_expired(desk.now) {
+            // [v5 MQTT-3.3.2-5]
+            desk.counters.add(Figure::DroppedExpired, 1);
+            self.unanswered.extend(Some(letter.request).filter(|&request| request != 0));
+            return Ok(());
+        }
+        let packet = if letter.qos > 0 { self.next_packet(session) } else { 0 };
+        match encode(&mut self.all[session as usize], self.turn, &letter, packet, false, desk) {
+            Sent::Yes => {
+                desk.counters.add(Figure::Delivered, 1);
+                if letter.qos > 0 {
+                    self.flow(session).begin(packet, letter);
+                }
+                Ok(())
+            }
+            Sent::Later => Err(letter),
+            Sent::Never => {
+                // As if it had been delivered [v5 MQTT-3.1.2-25].
+                desk.counters.add(Figure::DroppedTooLarge, 1);
+                self.unanswered.extend(Some(letter.request).filter(|&request| request != 0));
+                Ok(())
+            }
+        }
+    }
+
+    fn enqueue(&mut self, session: u32, letter: Letter, counters: &mut Counters) {
+        let (messages, bytes) = (self.bounds.messages, self.bounds.bytes);
+        if let Err(letter) = self.flow(session).enqueue(letter, messages, bytes) {
+            counters.add(Figure::DroppedQueueFull, 1);
+            self.unanswered.extend(Some(letter.request).filter(|&request| request != 0));
+        }
+    }
+
+    /// A message for a device that is away: kept if it is to be acknowledged.
+    fn keep_one(&mut self, session: u32, letter: Letter, now: Moment, counters: &mut Counters) {
+        if letter.request != 0 {
+            self.unanswered.push(letter.request);
+        }
+        if letter.qos > 0 && !letter.publication.is_expired(now) {
+            self.enqueue(session, Letter { request: 0, ..letter }, counters);
+        }
+    }
+
+    pub(super) fn note_backlog(&mut self, session: u32) {
+        let known = &mut self.all[session as usize];
+        if !known.is_backlogged && known.flow.as_deref().is_some_and(Flow::has_waiting) {
+            known.is_backlogged = true;
+            self.backlog.push((session, known.generation));
+        }
+    }
+
+    fn inflight_maximum(&self, session: u32) -> usize {
+        usize::from(self.all[session as usize].profile.receive_maximum.min(self.bounds.inflight))
+    }
+
+    /// The next packet identifier: not 0, and not one in use [MQTT-2.2.1-3].
+    fn next_packet(&mut self, session: u32) -> u16 {
+        let known = &mut self.all[session as usize];
+        loop {
+            known.next_packet = known.next_packet.wrapping_add(1);
+            let packet = known.next_packet;
+            if packet != 0 && !known.flow.as_deref().is_some_and(|flow| flow.uses(packet)) {
+                return packet;
+            }
+        }
+    }
+
+    // --- What the device acknowledges ---------------------------------------------------------------------------------
+
+    /// PUBACK. `false`: no such message is in flight. `confirmed` is handed the request that waited for it.
+    pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> bool {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
+        let Some(request) = flow.handle_puback(packet) else { return false };
+        if request != 0 {
+            confirmed(request);
+        }
+        self.after_acknowledgement(session);
+        true
+    }
+
+    /// PUBREC; `failed`: with a reason that ends the message. `false`: no such message is in flight.
+    pub fn handle_pubrec(&mut self, session: u32, packet: u16, failed: bool, confirmed: impl FnOnce(u64)) -> bool {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
+        let Some(request) = flow.handle_pubrec(packet, failed) else { return false };
+        if request != 0 {
+            confirmed(request);
+        }
+        self.after_acknowledgement(session);
+        true
+    }
+
+    /// PUBCOMP. `false`: no such message is in flight.
+    pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> bool {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
+        let done = flow.handle_pubcomp(packet);
+        self.after_acknowledgement(session);
+        done
+    }
+
+    fn after_acknowledgement(&mut self, session: u32) {
+        self.shed_empty_flow(session);
+        self.note_backlog(session);
+    }
+
+    // --- What the device publishes ------------------------------------------------------------------------------------
+
+    /// What is known of a message of the device with an acknowledgement: `None`: it is new.
+    #[must_use]
+    pub fn receiving(&self, session: u32, packet: u16, qos: u8) -> Option<Known> {
+        let flow = self.all[session as usize].flow.as_deref()?;
+        flow.receiving(packet, qos).map(|state| match state {
+            Receiving::Received => Known::Answered,
+            Receiving::Waiting | Receiving::Settled { .. } => Known::Waiting,
+        })
+    }
+
+    /// How many messages of the device are not done with.
+    #[must_use]
+    pub fn inbound(&self, session: u32) -> usize {
+        self.all[session as usize].flow.as_deref().map_or(0, Flow::inbound)
+    }
+
+    /// A message with an acknowledgement has come from the device. `settled`: it is safe already.
+    pub fn receive(&mut self, session: u32, packet: u16, qos: u8, settled: bool) {
+        let flow = self.flow(session);
+        flow.receive(packet, qos);
+        if settled {
+            flow.settle(packet, true);
+        }
+    }
+
+    /// The next answer that the device may be given.
+    pub fn next_answer(&mut self, session: u32) -> Option<Answer> {
+        let answer = self.all[session as usize].flow.as_deref_mut()?.next_answer();
+        self.shed_empty_flow(session);
+        answer
+    }
+
+    /// PUBREL. `false`: no such message was received.
+    pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> bool {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
+        let known = flow.handle_pubrel(packet);
+        self.shed_empty_flow(session);
+        known
+    }
+
+    /// The device gives a topic a number, `1..=ALIASES_MAX` [v5 MQTT-3.3.2-10].
+    pub fn set_alias(&mut self, session: u32, alias: u16, topic: &str) {
+        debug_assert!((1..=ALIASES_MAX).contains(&alias));
+        let aliases = &mut self.flow(session).aliases_in;
+        let place = usize::from(alias) - 1;
+        if aliases.len() <= place {
+            aliases.resize(place + 1, None);
+        }
+        aliases[place] = Some(topic.into());
+    }
+
+    /// The topic that the device gave a number.
+    #[must_use]
+    pub fn alias(&self, session: u32, alias: u16) -> Option<&str> {
+        let flow = self.all[session as usize].flow.as_deref()?;
+        flow.aliases_in.get(usize::from(alias).checked_sub(1)?)?.as_deref()
+    }
+}
+
+/// What is known of a message that the device sends again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It will be answered when it is safe.
+    Waiting,
+    /// It was answered, with PUBREC.
+    Answered,
+}
+
+/// Appends a PUBLISH, if there is room.
+fn encode(session: &mut Session, turn: u32, letter: &Letter, packet: u16, dup: bool, desk: &mut Desk) -> Sent {
+    if session.turn != turn {
+        (session.turn, session.turn_bytes) = (turn, 0);
+    }
+    let spent = session.turn_bytes as usize + desk.unsent;
+    let version = session.profile.version;
+    let publication = &*letter.publication;
+    let (alias, is_new) = choose_alias(session, &publication.topic);
+    let mut outgoing = Outgoing {
+        topic: if alias.is_some() && !is_new { "" } else { &publication.topic },
+        alias,
+        qos: QoS::try_from(letter.qos).unwrap_or(QoS::AtMostOnce),
+        retain: letter.retain,
+        dup,
+        packet_id: packet,
+        message_expiry: publication.expires.map(|expires| seconds_left(expires, desk.now)),
+        subscription_identifiers: letter.identifiers.as_slice(),
+        forwarded: &publication.properties,
+        payload: &publication.payload,
+    };
+    let maximum = session.profile.packet_maximum as usize;
+    let mut length = outgoing.encoded_len(version);
+    if length > maximum && is_new {
+        outgoing.alias = None;
+        length = outgoing.encoded_len(version);
+    }
+    if length > maximum {
+        return Sent::Never;
+    }
+    // One always goes when nothing else is on its way, however long it is.
+    if spent > 0 && spent + length > desk.turn_bytes {
+        return Sent::Later;
+    }
+    if is_new && outgoing.alias.is_some() {
+        session.flow.get_or_insert_default().aliases_out.push(publication.topic.clone());
+    }
+    outgoing.encode(version, desk.out);
+    session.turn_bytes = (session.turn_bytes as usize + length).min(u32::MAX as usize) as u32;
+    Sent::Yes
+}
+
+/// The number that the topic has on this connection, or gets. The first topics get them: devices have few.
+fn choose_alias(session: &Session, topic: &str) -> (Option<u16>, bool) {
+    let maximum = session.profile.alias_maximum.min(ALIASES_MAX);
+    if maximum == 0 || session.profile.version == Version::V311 {
+        return (None, false);
+    }
+    let known = session.flow.as_deref().map_or(&[][..], |flow| &flow.aliases_out);
+    match known.iter().position(|known| **known == *topic) {
+        Some(place) => (Some(place as u16 + 1), false),
+        None if known.len() < usize::from(maximum) => (Some(known.len() as u16 + 1), true),
+        None => (None, false),
+    }
+}
+
+/// To the nearest second, and at least one as long as it has not expired [v5 MQTT-3.3.2-6]. Rounded, since the shard that
+/// sends may be a little behind the one that received.
+fn seconds_left(expires: Moment, now: Moment) -> u32 {
+    let left = expires.since(now) + Duration::from_millis(500);
+    u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX)
+}

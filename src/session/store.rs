@@ -1,0 +1,333 @@
+//! Sessions coming, going and ending; wills.
+
+use super::flow::Flow;
+use super::{NOBODY, Profile, Session, Sessions};
+use crate::link::{ListenerId, Peer, Publication, SessionFacts};
+use crate::metrics::{Counters, Figure};
+use crate::time::{Moment, Tick};
+
+/// Ticks in a second.
+const TICKS_PER_SECOND: u32 = 10;
+/// The longest deadline that is armed, in ticks (3.4 years); whoever asks for longer is looked at again then.
+const DEADLINE_TICKS_MAX: u32 = 1 << 30;
+
+/// What a device leaves behind to be published when its connection ends without a goodbye.
+#[derive(Clone, Debug)]
+pub struct Will {
+    /// The message; when it expires is reckoned from when it is published.
+    pub publication: Publication,
+    /// Its Message Expiry Interval in seconds.
+    pub expiry_s: Option<u32>,
+    /// How long after the end it is published, in seconds, if the device has not come back.
+    pub delay_s: u32,
+}
+
+/// A will that is to be published now, and whose.
+#[derive(Debug)]
+pub struct Bequest {
+    /// Whose.
+    pub device: Box<str>,
+    /// Through which listener the device had come.
+    pub listener: ListenerId,
+    /// What.
+    pub publication: Publication,
+}
+
+/// A device that has connected.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// The slot of its connection.
+    pub connection: u32,
+    /// Its id.
+    pub device: &'a str,
+    /// Whether it wants a new session.
+    pub clean_start: bool,
+    /// What it says of itself.
+    pub profile: Profile,
+    /// What it leaves behind.
+    pub will: Option<Box<Will>>,
+}
+
+/// What CONNECT found.
+#[derive(Debug)]
+pub struct Attached {
+    /// The session's slot.
+    pub session: u32,
+    /// Whether there was one.
+    pub was_present: bool,
+    /// The will of the session that was discarded, if that was still to be published [v5 MQTT-3.1.3-9].
+    pub bequest: Option<Bequest>,
+}
+
+/// What the end of a connection leaves to be done.
+#[derive(Debug, Default)]
+pub struct Detached {
+    /// A will to be published now.
+    pub bequest: Option<Bequest>,
+}
+
+impl Sessions {
+    /// A device has connected: it goes on with its session, or begins one.
+    pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
+        let Arrival { connection, device, clean_start, profile, will } = arrival;
+        debug_assert!(self.of(connection).is_none());
+        let mut bequest = None;
+        let known = self.find_away(device);
+        let session = match known {
+            Some(session) if !clean_start => {
+                self.leave_away(session);
+                Some(session)
+            }
+            Some(session) => {
+                bequest = self.take_will(session, now);
+                self.leave_away(session);
+                self.end(session);
+                None
+            }
+            None => None,
+        };
+        let was_present = session.is_some();
+        let session = session.unwrap_or_else(|| self.begin(profile));
+        let slot = connection as usize;
+        if self.attached.len() <= slot {
+            self.attached.resize(slot + 1, NOBODY);
+        }
+        self.attached[slot] = session;
+        let known = &mut self.all[session as usize];
+        known.connection = connection;
+        known.profile = profile;
+        // A will of the last connection that was still to come is not: the device is back [v5 MQTT-3.1.3-9].
+        known.will = will;
+        known.device = Box::default();
+        self.tell_groups(session, true);
+        self.note_backlog(session);
+        Attached { session, was_present, bequest }
+    }
+
+    /// The device's connection has ended. `with_will`: not in the way that lets the will be forgotten.
+    pub fn detach(
+        &mut self,
+        connection: u32,
+        device: &str,
+        with_will: bool,
+        now: Moment,
+        counters: &mut Counters,
+    ) -> Detached {
+        let Some(session) = self.of(connection) else { return Detached::default() };
+        self.attached[connection as usize] = NOBODY;
+        let unanswered = &mut self.unanswered;
+        let known = &mut self.all[session as usize];
+        known.connection = NOBODY;
+        known.device = device.into();
+        known.away_since = now.tick();
+        if !with_will {
+            known.will = None;
+        }
+        if let Some(flow) = &mut known.flow {
+            flow.disconnect(|request| unanswered.push(request));
+        }
+        self.shed_empty_flow(session);
+        let known = &self.all[session as usize];
+        let ends = known.profile.expiry_s == 0 || self.away.len() >= self.bounds.away;
+        let delay_s = known.will.as_ref().map_or(0, |will| will.delay_s);
+        let bequest = if ends || delay_s == 0 { self.take_will(session, now) } else { None };
+        if ends {
+            if self.all[session as usize].profile.expiry_s != 0 {
+                counters.add(Figure::SessionsDropped, 1);
+            }
+            self.end(session);
+        } else {
+            self.enter_away(session);
+            self.tell_groups(session, false);
+        }
+        Detached { bequest }
+    }
+
+    /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
+    pub fn set_expiry(&mut self, session: u32, expiry_s: u32) {
+        self.all[session as usize].profile.expiry_s = expiry_s;
+    }
+
+    /// The device has said goodbye: its will is forgotten [MQTT-3.14.4-3].
+    pub fn forget_will(&mut self, session: u32) {
+        self.all[session as usize].will = None;
+    }
+
+    /// Whether one more session may be kept while its device is away.
+    #[must_use]
+    pub fn may_keep_more(&self) -> bool {
+        self.away.len() < self.bounds.away
+    }
+
+    /// Handles at most `limit` deadlines, up to `drained`, of sessions whose devices are away: wills that are due are appended to
+    /// `bequests`, sessions that have expired end. `true`: more are due.
+    pub fn handle_deadlines(
+        &mut self,
+        drained: Tick,
+        now: Moment,
+        limit: usize,
+        bequests: &mut Vec<Bequest>,
+        counters: &mut Counters,
+    ) -> bool {
+        let mut due = std::mem::take(&mut self.due);
+        let more = self.wheel.expire(drained, limit, &mut due);
+        for session in due.drain(..) {
+            let known = &self.all[session as usize];
+            debug_assert!(known.connection == NOBODY);
+            let passed = drained.since(known.away_since);
+            let expired = known.profile.expiry_s != u32::MAX && passed >= ticks(known.profile.expiry_s);
+            let will_due = known.will.as_ref().is_some_and(|will| passed >= ticks(will.delay_s));
+            if expired || will_due {
+                bequests.extend(self.take_will(session, now));
+            }
+            if expired {
+                counters.add(Figure::SessionsExpired, 1);
+                self.leave_away(session);
+                self.end(session);
+            } else {
+                self.arm(session);
+            }
+        }
+        self.due = due;
+        self.retained.forget(now.tick(), limit);
+        more
+    }
+
+    /// What is known of a session.
+    #[must_use]
+    pub fn describe(&self, session: u32) -> SessionFacts {
+        let known = &self.all[session as usize];
+        let (queued, queued_bytes) = known.flow.as_ref().map_or((0, 0), |flow| flow.queued());
+        let own = self.subscriptions.filters(session).map(|(filter, subscriber)| {
+            let filter: Box<str> = filter.into();
+            (filter, subscriber.qos())
+        });
+        let shared = known.groups.iter().map(|membership| (Box::from(&*membership.group), membership.options & 3));
+        SessionFacts {
+            version: match known.profile.version {
+                crate::codec::mqtt::Version::V311 => "3.1.1",
+                crate::codec::mqtt::Version::V5 => "5.0",
+            },
+            keep_alive_s: known.profile.keep_alive_s,
+            expiry_s: known.profile.expiry_s,
+            subscriptions: own.chain(shared).collect(),
+            inflight: known.flow.as_ref().map_or(0, |flow| flow.inflight()),
+            queued,
+            queued_bytes,
+        }
+    }
+
+    // --- Helpers ----------------------------------------------------------------------------------------------------
+
+    fn begin(&mut self, profile: Profile) -> u32 {
+        self.generations = self.generations.wrapping_add(1);
+        let session = Session {
+            profile,
+            generation: self.generations,
+            connection: NOBODY,
+            next_packet: 0,
+            is_backlogged: false,
+            turn_bytes: 0,
+            turn: 0,
+            device: Box::default(),
+            away_since: Tick::default(),
+            will: None,
+            flow: None,
+            groups: Vec::new(),
+        };
+        self.all.insert(session) as u32
+    }
+
+    /// The session is no more: its subscriptions and messages go with it.
+    fn end(&mut self, session: u32) {
+        self.subscriptions.remove_all(session);
+        let member = self.id(session);
+        for membership in std::mem::take(&mut self.all[session as usize].groups) {
+            self.tell_group(Peer::Leave { group: membership.group, member });
+        }
+        self.wheel.cancel(session);
+        self.all.remove(session as usize);
+        self.note_wants();
+        if self.all.is_empty() {
+            // After a mass disconnect the memory goes back.
+            self.all = slab::Slab::new();
+            self.attached = Vec::new();
+        }
+    }
+
+    fn find_away(&self, device: &str) -> Option<u32> {
+        let hash = self.home.hash(device) as u32;
+        let is_it = |entry: &(u32, u32)| entry.0 == hash && *self.all[entry.1 as usize].device == *device;
+        self.away.find(spread(hash), is_it).map(|entry| entry.1)
+    }
+
+    fn enter_away(&mut self, session: u32) {
+        let hash = self.home.hash(&self.all[session as usize].device) as u32;
+        self.away.insert_unique(spread(hash), (hash, session), |entry| spread(entry.0));
+        self.arm(session);
+    }
+
+    fn leave_away(&mut self, session: u32) {
+        let hash = self.home.hash(&self.all[session as usize].device) as u32;
+        let Ok(entry) = self.away.find_entry(spread(hash), |entry| entry.1 == session) else {
+            panic!("session {session} is not listed as away")
+        };
+        entry.remove();
+        if self.away.is_empty() {
+            self.away = hashbrown::HashTable::new();
+        }
+        self.wheel.cancel(session);
+    }
+
+    /// Arms the next thing that is due while the device is away.
+    fn arm(&mut self, session: u32) {
+        let known = &self.all[session as usize];
+        let will = known.will.as_ref().map(|will| ticks(will.delay_s));
+        let expiry = (known.profile.expiry_s != u32::MAX).then(|| ticks(known.profile.expiry_s));
+        if let Some(after) = will.into_iter().chain(expiry).min() {
+            self.wheel.arm(session, known.away_since.plus(after.max(1)));
+        }
+    }
+
+    fn take_will(&mut self, session: u32, now: Moment) -> Option<Bequest> {
+        let publisher = self.id(session);
+        let known = &mut self.all[session as usize];
+        let will = *known.will.take()?;
+        let mut publication = will.publication;
+        publication.publisher = Some(publisher);
+        publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
+        Some(Bequest { device: known.device.clone(), listener: known.profile.listener, publication })
+    }
+
+    /// Tells the homes of the session's groups whether its device is there.
+    fn tell_groups(&mut self, session: u32, is_online: bool) {
+        let member = self.id(session);
+        let groups = std::mem::take(&mut self.all[session as usize].groups);
+        for membership in &groups {
+            let (options, identifier) = (membership.options, membership.identifier);
+            let group = std::sync::Arc::clone(&membership.group);
+            self.tell_group(Peer::Join { group, member, options, identifier, is_online });
+        }
+        self.all[session as usize].groups = groups;
+    }
+
+    pub(super) fn flow(&mut self, session: u32) -> &mut Flow {
+        self.all[session as usize].flow.get_or_insert_default()
+    }
+
+    pub(super) fn shed_empty_flow(&mut self, session: u32) {
+        let flow = &mut self.all[session as usize].flow;
+        if flow.as_ref().is_some_and(|flow| flow.is_empty()) {
+            *flow = None;
+        }
+    }
+}
+
+fn ticks(seconds: u32) -> u32 {
+    seconds.saturating_mul(TICKS_PER_SECOND).min(DEADLINE_TICKS_MAX)
+}
+
+/// 32 bits of hash in both halves: hashbrown takes its tag from the high bits and the bucket from the low ones.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}

@@ -1,0 +1,156 @@
+//! Between connections and their MQTT sessions: letters delivered, wills published, what other shards say.
+
+use std::sync::Arc;
+
+use super::Shard;
+use crate::codec::mqtt::topic;
+use crate::config::Protocol;
+use crate::connection::Connection;
+use crate::link::{CloseReason, Downlink, Message, Outcome, Peer, Publication, SessionId, Uplink, WorkerId};
+use crate::metrics::Figure;
+use crate::session::Bequest;
+use crate::time::{Moment, Tick};
+
+/// Letters delivered in one turn; the rest waits for the next.
+const LETTERS: usize = 16_384;
+
+impl Shard {
+    // --- A phase of the turn ----------------------------------------------------------------------------------------
+
+    /// Delivers what was published, a bounded part of it in one turn.
+    pub fn deliver(&mut self, now: Moment) {
+        self.publish_bequests(now);
+        self.sessions.begin_turn();
+        for run in self.sessions.next_deliveries(LETTERS) {
+            // Whoever was there when the turn began may have ended since.
+            let Some(index) = self.sessions.connection_of(run.session, run.generation) else {
+                self.sessions.keep(run, now, &mut self.counters);
+                continue;
+            };
+            let said = self.with(index, now, |connection, rules, cx| connection.handle_letters(run.letters, rules, cx));
+            if let Err(ending) = said {
+                self.end(index, &ending, now);
+            }
+        }
+        for request in self.sessions.take_unanswered() {
+            self.uplink.push(Uplink::Sent { request, outcome: Outcome::Unacknowledged });
+        }
+        self.sessions.count(&mut self.counters);
+    }
+
+    /// Whether there is something to deliver.
+    #[must_use]
+    pub fn has_deliveries(&self) -> bool {
+        self.sessions.has_deliveries() || !self.bequests.is_empty()
+    }
+
+    /// Whether so much waits to be delivered that what others publish should wait too.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        self.sessions.is_congested()
+    }
+
+    /// What is to be said to another shard, in order; what it has no room for is given back.
+    pub fn take_outgoing(&mut self, worker: WorkerId) -> Vec<Peer> {
+        self.sessions.take_outgoing(worker)
+    }
+
+    /// The other shard has no room.
+    pub fn give_back_outgoing(&mut self, worker: WorkerId, peers: Vec<Peer>) {
+        self.sessions.give_back_outgoing(worker, peers);
+    }
+
+    /// Whether anything is to be said to another shard.
+    #[must_use]
+    pub fn has_outgoing(&self) -> bool {
+        self.sessions.has_outgoing()
+    }
+
+    // --- Commands ---------------------------------------------------------------------------------------------------
+
+    /// What another shard has to say.
+    pub fn handle_peers(&mut self, peers: Vec<Peer>, now: Moment) {
+        for peer in peers {
+            self.sessions.handle_peer(peer, now, &mut self.counters);
+        }
+    }
+
+    /// The owner publishes a message.
+    pub fn handle_publish(&mut self, request: u64, publication: Publication, now: Moment) {
+        self.sessions.publish(publication, now, &mut self.counters);
+        self.uplink.push(Uplink::Sent { request, outcome: Outcome::Delivered });
+    }
+
+    /// Says something to one device under a subscription of its own. `Delivered`: it is on its way, or waits for those
+    /// before it; with a `request` the device's acknowledgement goes up later.
+    pub(super) fn send_to_session(&mut self, index: u32, downlink: &Downlink, request: Option<u64>) -> Outcome {
+        // Between its arrival and its CONNECT it has none.
+        let Some(session) = self.sessions.of(index) else { return Outcome::Offline };
+        if !topic::is_topic_name(&downlink.topic) {
+            return Outcome::Refused("the topic is no MQTT topic name");
+        }
+        let Some(subscriber) = self.sessions.subscription_for(session, &downlink.topic) else {
+            return Outcome::Refused("the device has not subscribed to this topic");
+        };
+        if request.is_some() && subscriber.qos() == 0 {
+            return Outcome::Refused(
+                "the device has subscribed to this topic with QoS 0, which has no acknowledgements",
+            );
+        }
+        let publication = Publication {
+            topic: downlink.topic.clone(),
+            payload: downlink.payload.clone(),
+            qos: u8::from(request.is_some()),
+            retain: false,
+            properties: Box::default(),
+            expires: None,
+            stamp: 0,
+            publisher: None,
+        };
+        self.counters.add(Figure::MessagesSent, 1);
+        self.sessions.write_to(session, Arc::new(publication), subscriber, request.unwrap_or(0));
+        Outcome::Delivered
+    }
+
+    // --- Sessions ---------------------------------------------------------------------------------------------------
+
+    /// The backbone holds a message of a session, or will not.
+    pub(super) fn handle_session_settled(&mut self, session: SessionId, packet: u16, accepted: bool, now: Moment) {
+        let Some(index) = self.sessions.handle_settled(session, packet, accepted) else { return };
+        if let Err(ending) = self.with(index, now, Connection::handle_settled) {
+            self.end(index, &ending, now);
+        }
+    }
+
+    /// A device's connection has ended: its session stays or ends, and its will is published, now or later.
+    pub(super) fn detach_session(&mut self, index: u32, reason: CloseReason, now: Moment) {
+        let device = self.connections[index as usize].device();
+        // When the gateway itself ends, no device has died.
+        let with_will = reason != CloseReason::Shutdown;
+        let detached = self.sessions.detach(index, device, with_will, now, &mut self.counters);
+        self.bequests.extend(detached.bequest);
+    }
+
+    pub(super) fn handle_session_deadlines(&mut self, drained: Tick, now: Moment, limit: usize) -> bool {
+        let (sessions, bequests) = (&mut self.sessions, &mut self.bequests);
+        sessions.handle_deadlines(drained, now, limit, bequests, &mut self.counters)
+    }
+
+    /// Publishes wills, as their devices would have.
+    pub(super) fn publish_bequests(&mut self, now: Moment) {
+        if self.bequests.is_empty() {
+            return;
+        }
+        for Bequest { device, listener, publication } in std::mem::take(&mut self.bequests) {
+            if let Protocol::Mqtt(mqtt) = &self.rules[listener.index()].protocol
+                && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
+            {
+                self.counters.add(Figure::MessagesReceived, 1);
+                let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
+                let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
+                self.uplink.push(Uplink::Message(Message { device, connection, topic, payload, receipt: None }));
+            }
+            self.sessions.publish(publication, now, &mut self.counters);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! MQTT through the real program: the statements of both specifications as rows of raw packets, and clients that we did
+//! not write.
+
+#[path = "../e2e/support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the other end-to-end tests")]
+mod support;
+
+mod rows_v3;
+mod rows_v5;
+mod script;
+mod stock;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use script::Stage;
+use support::{Gateway, Listener, Site};
+
+/// Rows played at a time: most of a row's time is waiting.
+const AT_A_TIME: usize = 16;
+
+/// Two workers, so that publisher and subscriber are as often as not on different ones.
+fn start(site: &Site) -> Gateway {
+    let open = "publish = [\"#\"]\nsubscribe = [\"#\"]\n";
+    let listeners = [
+        Listener::new("mqtt", "mqtt").table("mqtt", open),
+        Listener::new("own", "mqtt"),
+        Listener::new("bounded", "mqtt")
+            .table("mqtt", &format!("{open}keep_alive_max = \"10s\"\nsession_expiry_max = \"50s\"\n")),
+    ];
+    site.start("workers = 2\n[limits]\nsession_subscriptions = 10\ntopic_levels = 8", &listeners)
+}
+
+/// Plays every row against one gateway, and shows each that went otherwise.
+fn play(rows: &[(&str, &str)]) {
+    let site = Site::new();
+    let gateway = start(&site);
+    let listeners: HashMap<&str, _> = ["mqtt", "own", "bounded"].map(|name| (name, gateway.address(name))).into();
+    let tls = site.tls_with(None, |options| options.alpn = &[b"mqtt"]);
+    let (next, faults) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some((statement, row)) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let number = rows.iter().position(|(_, other)| std::ptr::eq(*other, *row)).unwrap();
+                    if let Err(fault) = Stage::new(&listeners, &tls, number).play(row) {
+                        faults.lock().unwrap().push(format!("{statement}\n    {fault}\n    {row}"));
+                    }
+                }
+            });
+        }
+    });
+    let faults = faults.into_inner().unwrap();
+    assert!(faults.is_empty(), "{} of {} rows went otherwise:\n\n{}", faults.len(), rows.len(), faults.join("\n\n"));
+}
+
+#[test]
+fn statements_of_version_3_1_1() {
+    play(rows_v3::ROWS);
+}
+
+#[test]
+fn statements_of_version_5() {
+    play(rows_v5::ROWS);
+}
+
+/// A row that is wrong must be found.
+#[test]
+#[should_panic(expected = "2 of 3 rows went otherwise")]
+fn a_row_that_does_not_hold_is_shown() {
+    play(&[
+        ("right", "a > [c4 a]; a < [k4]; a -"),
+        ("another answer", "a > [c4 a]; a < [k5]"),
+        ("not the end", "a > [c4 a]; a < [k4]; a > [pub4 x/% y]; a > C0 00; a x"),
+    ]);
+}
