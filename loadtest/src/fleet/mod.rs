@@ -63,8 +63,8 @@ pub enum Order {
     Connect { devices: Range<u32>, from: Micros, rate: f64 },
     /// Whether and when devices that failed or were lost come back.
     ComeBack(ComeBack),
-    /// Each device sends a heartbeat `every` so often from `from` on, evenly spread.
-    Beat { from: Micros, every: Duration },
+    /// Each of these devices sends a heartbeat `every` so often from `from` on, evenly spread; the others send none.
+    Beat { devices: Range<u32>, from: Micros, every: Duration },
     /// Devices publish, each message at its time, instead of heartbeats.
     Publish(Publishing),
     /// No more heartbeats, and no more messages.

@@ -140,24 +140,33 @@ impl Party {
 }
 
 impl Duel {
+    /// How many turns each had, in words.
+    pub fn turns(&self) -> String {
+        match self.parties.first().map_or(0, |party| party.turns.len()) {
+            1 => "one turn of each".to_owned(),
+            turns => format!("{turns} turns of each"),
+        }
+    }
+
     /// Whether the first target has passed all its turns. What the others could not do is shown, and is their affair.
     pub fn passed(&self) -> bool {
         self.parties.first().is_some_and(Party::passed)
     }
 
-    /// Figures that anybody has, with everybody's.
+    /// Figures that anybody has, with everybody's. Memory is `hold`'s alone: only there each server is asked to be fresh.
     fn rows(&self) -> impl Iterator<Item = (&'static Figure, Vec<Option<f64>>)> {
-        let rows =
-            FIGURES.iter().map(|figure| (figure, self.parties.iter().map(|party| party.figure(figure)).collect()));
+        let rows = FIGURES
+            .iter()
+            .filter(|figure| self.of == "hold" || !figure.is_first)
+            .map(|figure| (figure, self.parties.iter().map(|party| party.figure(figure)).collect()));
         rows.filter(|(_, values): &(_, Vec<Option<f64>>)| values.iter().any(Option::is_some))
     }
 
     /// For people at a terminal.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        let turns = self.parties.first().map_or(0, |party| party.turns.len());
-        let _ =
-            writeln!(text, "{} in turns, {turns} of each; in parentheses how many times the first one's\n", self.of);
+        let turns = self.turns();
+        let _ = writeln!(text, "{}, {turns}; in parentheses how many times the first one's\n", self.of);
         let _ = write!(text, "{:<32}", "");
         for party in &self.parties {
             let _ = write!(text, "{:>28}", party.name);
@@ -261,7 +270,7 @@ mod tests {
     fn ratios_are_of_medians_and_memory_is_that_of_the_first_turn() {
         let ours = party("ours", &[9.0, 30.0, 10.0], &[400.0, 1.0, 1.0]);
         let theirs = party("theirs", &[25.0, 200.0, 25.0], &[14_000.0, 1.0, 1.0]);
-        let duel = Duel { of: "heartbeat", parties: vec![ours, theirs] };
+        let duel = Duel { of: "hold", parties: vec![ours, theirs] };
         let json = duel.json();
         assert_eq!(json["ratios"]["theirs"]["cpu.us_per_heartbeat"], 2.5);
         assert_eq!(json["ratios"]["theirs"]["memory.user_bytes_per_connection"], 35.0);

@@ -89,8 +89,9 @@ pub struct Crew {
 /// What devices do all the while.
 enum Duty {
     None,
-    /// Heartbeats, `every` so often from `from` on, evenly spread.
+    /// Heartbeats of these devices, `every` so often from `from` on, evenly spread.
     Beat {
+        devices: std::ops::Range<u32>,
         from: Micros,
         every: Micros,
     },
@@ -543,14 +544,15 @@ impl Crew {
             return;
         }
         let duty = match &self.duty {
-            &Duty::Beat { from, every } => {
-                let phase = u128::from(every) * u128::from(number) / u128::from(self.setup.devices.max(1));
+            Duty::Beat { devices, from, every } if devices.contains(&number) => {
+                let (&from, &every, place) = (from, every, u128::from(number - devices.start));
+                let phase = u128::from(every) * place / devices.len() as u128;
                 let first = from + phase as Micros;
                 let rounds = (self.now + TICK_MICROS).saturating_sub(first).div_ceil(every);
                 (first + rounds * every).div_ceil(TICK_MICROS) as u32
             }
             Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
-            Duty::None => 0,
+            Duty::Beat { .. } | Duty::None => 0,
         };
         device.next_duty = match self.setup.speech.keep_alive_s() {
             // Whoever keeps silent does nothing else either.

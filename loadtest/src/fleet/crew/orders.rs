@@ -22,8 +22,8 @@ impl Crew {
                 }
             }
             Order::ComeBack(how) => self.come_back = how,
-            Order::Beat { from, every } => {
-                self.duty = Duty::Beat { from, every: micros(every) };
+            Order::Beat { devices, from, every } => {
+                self.duty = Duty::Beat { devices, from, every: micros(every) };
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Publish(publishing) => {
