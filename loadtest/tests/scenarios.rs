@@ -189,7 +189,9 @@ fn a_duel_is_taken_in_turns_and_told_in_ratios() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(report["turns"]["native"].as_array().unwrap().len(), 2);
     assert_eq!(report["turns"]["other"][1]["messages"]["lost"], 0);
-    assert!(report["ratios"]["other"]["cpu.us_per_heartbeat"].as_f64().unwrap() > 0.0);
+    // CPU time is counted in hundredths of a second, of which so few heartbeats may need none.
+    assert!(report["turns"]["other"][0]["cpu"]["us_per_heartbeat"].is_f64());
+    assert!(report["ratios"]["other"]["latency_us.p50"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
