@@ -68,6 +68,8 @@ pub enum Bench {
     Wheel,
     /// Opening and sealing records, with a cold and a warm key, against rustls's own connection.
     Record,
+    /// The server's side of a full handshake without sockets, against rustls alone.
+    Handshake,
     /// Decoding and encoding native frames, against copying their bytes.
     Codec,
     /// A shard's heartbeats without sockets, against the cryptography that they contain.

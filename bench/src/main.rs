@@ -17,6 +17,7 @@ mod fleet;
 
 mod codec;
 mod floor;
+mod handshake;
 mod memory;
 mod record;
 mod turn;
@@ -69,6 +70,7 @@ fn run(bench: Bench, arguments: &Arguments) -> Vec<Table> {
     match bench {
         Bench::Wheel => wheel::run(&wheel::Options::from(arguments)),
         Bench::Record => record::run(&record::Options::from(arguments)),
+        Bench::Handshake => handshake::run(&handshake::Options::from(arguments)),
         Bench::Codec => codec::run(&codec::Options::from(arguments)),
         Bench::Turn => turn::run(&turn::Options::from(arguments)),
         Bench::Memory => memory::run(&memory::Options::from(arguments)),

@@ -11,7 +11,7 @@ use crate::admin::Admin;
 use crate::cli::{Common, HandshakeKind, Scenario, TlsVersion};
 use crate::clock::{Clock, micros};
 use crate::fleet::liveness::Terms;
-use crate::fleet::protocol::Protocol;
+use crate::fleet::protocol::{Mqtt, Protocol, Speech};
 use crate::fleet::{Count, Counts, Findings, Fleet, Order, Setup, Sources, Trouble};
 use crate::observe::{Kernel, Machine, Metrics, Process, Usage, commit};
 use crate::progress::Progress;
@@ -67,17 +67,17 @@ impl Run {
     /// Checks what can be checked, starts the fleet.
     pub fn start(scenario: &Scenario) -> Result<Run, String> {
         let common = scenario.common().clone();
+        if let Some(what) = scenario.lacks() {
+            return Err(what);
+        }
         let clock = Clock::start();
         let process = common.pid.map(Process::new);
         if let (Some(process), Some(pid)) = (process, common.pid) {
             process.measure().map_err(|error| format!("--pid {pid}: {error}"))?;
         }
         let admin = admin(&common)?;
-        if scenario.needs_admin() && admin.is_none() {
-            return Err(format!("{} needs the control plane: --admin URL", scenario.name()));
-        }
         let threads = threads(&common)?;
-        let setup = setup(scenario, threads)?;
+        let setup = setup(&common, scenario, threads)?;
         let source_addresses = setup.sources.addresses();
         let fleet =
             Fleet::start(setup, threads, clock).map_err(|error| format!("the fleet cannot be started: {error}"))?;
@@ -386,40 +386,51 @@ pub fn client_tls(common: &Common) -> Result<ClientTls, String> {
     .map_err(|error| error.to_string())
 }
 
-fn setup(scenario: &Scenario, threads: u32) -> Result<Setup, String> {
-    let (common, control) = (scenario.common(), scenario.control());
+fn setup(common: &Common, scenario: &Scenario, threads: u32) -> Result<Setup, String> {
     let resumes = common.handshake == HandshakeKind::Resumed;
     let tls = client_tls(common)?;
     Ok(Setup {
         target: common.target,
-        protocol: common.protocol,
+        speech: speech(scenario),
         tls,
         resumes,
         prefix: common.device_prefix.clone(),
         devices: common.connections,
-        control,
+        control: scenario.control(),
         in_flight_max: (common.in_flight.div_ceil(threads)) as usize,
         connect_timeout: common.connect_timeout,
-        wanted_interval_ms: u32::try_from(common.heartbeat.as_millis()).unwrap_or(u32::MAX),
         terms: Terms {
+            interval_ms: (micros(common.raw_interval) / 1_000) as u32,
+            timeout_ms: (micros(common.raw_timeout) / 1_000) as u32,
+            retries: common.raw_retries,
             probes: common.protocol == Protocol::Native,
-            ..if common.protocol.is_mqtt() {
-                // One and a half times the keep-alive, which is whole seconds.
-                let keep_alive = micros(common.heartbeat).div_ceil(1_000_000) * 1_000;
-                Terms { interval_ms: (keep_alive * 3 / 2) as u32, timeout_ms: 0, retries: 0, probes: false }
-            } else {
-                Terms {
-                    interval_ms: (micros(common.raw_interval) / 1_000) as u32,
-                    timeout_ms: (micros(common.raw_timeout) / 1_000) as u32,
-                    retries: common.raw_retries,
-                    probes: false,
-                }
-            }
         },
-        subscribe: common.subscribe.clone(),
-        listeners: scenario.listeners(),
         sources: Sources::new(common.target, common.source_addresses, common.connections),
     })
+}
+
+/// How devices speak.
+fn speech(scenario: &Scenario) -> Speech {
+    let common = scenario.common();
+    match common.protocol {
+        Protocol::Native => {
+            Speech::Native { wanted_interval_ms: u32::try_from(common.heartbeat.as_millis()).unwrap_or(u32::MAX) }
+        }
+        Protocol::Raw => Speech::Raw,
+        Protocol::Mqtt => {
+            let (subscription, subscription_qos) = scenario.subscription();
+            let options = common.mqtt.clone();
+            Speech::Mqtt(Mqtt {
+                version: options.mqtt_version,
+                keep_alive_s: options.keep_alive.as_secs() as u16,
+                clean_start: !options.keep_session,
+                username: options.username,
+                password: options.password,
+                subscription,
+                subscription_qos,
+            })
+        }
+    }
 }
 
 /// The report of a run that has not begun.

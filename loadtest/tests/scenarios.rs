@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pulsegate::config::machine::{Memory, MemorySource};
-use pulsegate::config::{Heartbeat, Machine, built_in};
+use pulsegate::config::{Heartbeat, Machine, Protocol, built_in};
 use pulsegate::connection::Rules;
 use pulsegate::control::{Clock, Control, Parts};
 use pulsegate::link::{Home, ListenerId};
@@ -19,7 +19,10 @@ use serde_json::Value;
 struct Gateway {
     _directory: tempfile::TempDir,
     ca: PathBuf,
-    workers: Workers,
+    /// Where the listener of native devices really listens, and that of MQTT devices.
+    native: SocketAddr,
+    mqtt: SocketAddr,
+    _workers: Workers,
     control: Control,
 }
 
@@ -64,11 +67,22 @@ impl Gateway {
             epoch: 1,
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
         });
-        Self { ca: certs.authority.cert, workers, control: control.unwrap(), _directory: directory }
+        let address = |speaks: fn(&Protocol) -> bool| {
+            let position = config.listeners.iter().position(|listener| speaks(&listener.protocol));
+            workers.addresses[position.unwrap()]
+        };
+        Self {
+            ca: certs.authority.cert,
+            native: address(|protocol| matches!(protocol, Protocol::Native)),
+            mqtt: address(|protocol| matches!(protocol, Protocol::Mqtt(_))),
+            _workers: workers,
+            control: control.unwrap(),
+            _directory: directory,
+        }
     }
 
     fn run(&self, arguments: &str, json: &Path) -> (Output, Value) {
-        let target: SocketAddr = self.workers.addresses[0];
+        let target = if arguments.contains("--protocol mqtt") { self.mqtt } else { self.native };
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args(arguments.split_ascii_whitespace()).args(["--target", &target.to_string()]);
         command.args(["--pid", &std::process::id().to_string()]).arg("--ca").arg(&self.ca).arg("--json").arg(json);
@@ -129,6 +143,55 @@ fn messages_in_all_directions_are_counted_one_by_one() {
         assert!(report["latency_us"]["p50"].is_f64(), "{arguments}");
         assert!(report["cpu"]["us_per_message"].is_f64(), "{arguments}");
     }
+}
+
+#[test]
+fn mqtt_devices_are_held_ended_in_time_and_hear_of_each_other() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("report.json");
+    let common = "--protocol mqtt --rate 1000 --settle 200ms";
+    for version in [3, 5] {
+        let arguments = format!(
+            "hold {common} --mqtt-version {version} -n 100 --subscribe devices/{{device}}/# --keep-alive 1s --duration 3s"
+        );
+        let (output, report) = gateway.run(&arguments, &json);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(report["connections"]["held"], 100);
+        for qos in [0, 1] {
+            let load = format!("--mqtt-version {version} --qos {qos} --messages-per-second 2000");
+            let (output, report) = gateway.run(&format!("fan-in {common} {load} -n 21 --messages 400"), &json);
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(report["messages"]["received"], 400);
+            let (output, report) = gateway.run(&format!("fan-out {common} {load} -n 21 --messages 20"), &json);
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(report["messages"]["received"], 400);
+            assert_eq!(report["messages"]["duplicated"], 0);
+        }
+    }
+    let arguments = format!("dark {common} -n 40 --share 0.25 --keep-alive 2s --duration 1s --max-lateness 1s");
+    let (output, report) = gateway.run(&arguments, &json);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["expiry"]["right"], 10);
+}
+
+#[test]
+fn a_duel_is_taken_in_turns_and_told_in_ratios() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("report.json");
+    let arguments = format!(
+        "duel heartbeat -n 20 --every 100ms --rate 1000 --settle 100ms --duration 1s --name native --turns 2 --against other=mqtt@{}:{}",
+        gateway.mqtt,
+        std::process::id()
+    );
+    let (output, report) = gateway.run(&arguments, &json);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["turns"]["native"].as_array().unwrap().len(), 2);
+    assert_eq!(report["turns"]["other"][1]["messages"]["lost"], 0);
+    // CPU time is counted in hundredths of a second, of which so few heartbeats may need none.
+    assert!(report["turns"]["other"][0]["cpu"]["us_per_heartbeat"].is_f64());
+    assert!(report["ratios"]["other"]["latency_us.p50"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Heartbeat, Hold, Scenario, target};
+use super::{FanIn, FanOut, Heartbeat, Hold, Scenario, target};
 use crate::fleet::protocol::Protocol;
 
 /// `duel`.
@@ -22,6 +22,10 @@ pub enum Weapon {
     Hold(Between<Hold>),
     /// `heartbeat`, against each in turns.
     Heartbeat(Between<Heartbeat>),
+    /// `fan-in`, against each in turns.
+    FanIn(Between<FanIn>),
+    /// `fan-out`, against each in turns.
+    FanOut(Between<FanOut>),
 }
 
 /// A scenario, and its further targets.
@@ -64,6 +68,8 @@ impl Duel {
         match self.weapon {
             Weapon::Hold(hold) => (hold.opponents, Scenario::Hold(hold.options)),
             Weapon::Heartbeat(heartbeat) => (heartbeat.opponents, Scenario::Heartbeat(heartbeat.options)),
+            Weapon::FanIn(fan) => (fan.opponents, Scenario::FanIn(fan.options)),
+            Weapon::FanOut(fan) => (fan.opponents, Scenario::FanOut(fan.options)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod duel;
 mod messages;
+mod mqtt;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +11,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::fleet::protocol::Protocol;
+use crate::fleet::protocol::{Protocol, Subscription};
+use crate::scenario::TOPIC;
 pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
+pub use mqtt::{FanIn, FanOut, MqttOptions};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -55,9 +58,6 @@ Examples (a gateway with its built-in configuration runs in the same directory):
   5 % fall silent. Is each expired in time, and nobody else?
     loadtest dark --connections 20000 --share 0.05 --heartbeat 5s --admin http://127.0.0.1:7480
 
-  1,000 MQTT devices publish at QoS 1, twenty times a second each, and one has subscribed to it all:
-    loadtest fan-in --protocol mqtt5 --target 127.0.0.1:8883 --connections 1001 --every 50ms --ack --pid PID
-
   10,000 commands to 10,000 devices, each acknowledged. Does each arrive exactly once, and how soon?
     loadtest downlink --connections 10000 --messages 10000 --ack --admin http://127.0.0.1:7480
 
@@ -66,6 +66,9 @@ Examples (a gateway with its built-in configuration runs in the same directory):
 
   The same for several servers in turns, as ratios:
     loadtest duel heartbeat --connections 1000 --every 1s --pid PID --against other=127.0.0.1:8883:PID
+
+  1,000 MQTT publishers, 5,000 messages a second, one subscriber, against any broker:
+    loadtest fan-in --protocol mqtt --target 127.0.0.1:8883 --connections 1001 --messages-per-second 5000 --qos 1 --pid PID
 
   The same against another server that takes opaque bytes over TLS:
     loadtest hold --protocol raw --target 127.0.0.1:8883 --ca other-ca.pem --pid PID
@@ -85,10 +88,6 @@ pub enum Scenario {
     Dark(Dark),
     /// Devices come and go for a long time: counts must agree at the end, and memory must not grow.
     Churn(Churn),
-    /// MQTT: all but one device publish, and that one has subscribed to it all.
-    FanIn(Stream),
-    /// MQTT: one device publishes, and all others have subscribed to it.
-    FanOut(Stream),
     /// Attacks of several kinds beside a healthy control group, which must not notice.
     Hostile(Hostile),
     /// Devices publish, and whoever follows the gateway's events counts: nothing lost, nothing twice (needs --admin).
@@ -100,6 +99,10 @@ pub enum Scenario {
     /// A share of the devices stops reading while messages pour in: they must be ended, in bounded memory, and no other
     /// device may notice (needs --admin).
     Slow(Slow),
+    /// Many publishers, one subscriber (--protocol mqtt): exact counts, and the server's CPU time for each message.
+    FanIn(FanIn),
+    /// One publisher, many subscribers (--protocol mqtt): exact counts, and the server's CPU time for each delivery.
+    FanOut(FanOut),
 }
 
 /// What all scenarios have in common.
@@ -162,9 +165,6 @@ pub struct Common {
     #[arg(long, default_value = "0s", value_name = "TIME", value_parser = duration)]
     #[serde(rename = "heartbeat_s", serialize_with = "seconds")]
     pub heartbeat: Duration,
-    /// MQTT only: what each device subscribes to; `{device}` stands for its id.
-    #[arg(long, default_value = "devices/{device}/#", value_name = "FILTER")]
-    pub subscribe: String,
     /// Raw only: the server's interval, which no raw device is told.
     #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
     #[serde(rename = "raw_interval_s", serialize_with = "seconds")]
@@ -176,6 +176,10 @@ pub struct Common {
     /// Raw only: the server's retries.
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub raw_retries: u8,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub mqtt: MqttOptions,
 
     /// Threads, each with a descriptor table of its own [default: as many as descriptors demand, and the machine's
     /// cores where there are more than 5,000 devices].
@@ -289,25 +293,6 @@ pub struct Churn {
     pub max_slope: Option<f64>,
 }
 
-/// `fan-in`, `fan-out`.
-#[derive(Clone, Debug, Args, Serialize)]
-pub struct Stream {
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: Common,
-    /// How often each publisher sends a message.
-    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = nonzero_duration)]
-    #[serde(rename = "every_s", serialize_with = "seconds")]
-    pub every: Duration,
-    /// Messages are acknowledged (QoS 1).
-    #[arg(long)]
-    pub ack: bool,
-    /// Fails when the 99th percentile from due to received is above this.
-    #[arg(long, value_name = "TIME", value_parser = nonzero_duration)]
-    #[serde(skip)]
-    pub max_p99: Option<Duration>,
-}
-
 /// `hostile`.
 #[derive(Debug, Args, Serialize)]
 pub struct Hostile {
@@ -341,12 +326,12 @@ macro_rules! each {
             Scenario::Dark($options) => $what,
             Scenario::Churn($options) => $what,
             Scenario::Hostile($options) => $what,
-            Scenario::FanIn($options) => $what,
-            Scenario::FanOut($options) => $what,
             Scenario::Uplink($options) => $what,
             Scenario::Downlink($options) => $what,
             Scenario::Broadcast($options) => $what,
             Scenario::Slow($options) => $what,
+            Scenario::FanIn($options) => $what,
+            Scenario::FanOut($options) => $what,
         }
     };
 }
@@ -362,11 +347,11 @@ impl Scenario {
             Scenario::Churn(_) => "churn",
             Scenario::Hostile(_) => "hostile",
             Scenario::Uplink(_) => "uplink",
-            Scenario::FanIn(_) => "fan-in",
-            Scenario::FanOut(_) => "fan-out",
             Scenario::Downlink(_) => "downlink",
             Scenario::Broadcast(_) => "broadcast",
             Scenario::Slow(_) => "slow",
+            Scenario::FanIn(_) => "fan-in",
+            Scenario::FanOut(_) => "fan-out",
         }
     }
 
@@ -380,15 +365,6 @@ impl Scenario {
         each!(self, scenario => &mut scenario.common)
     }
 
-    /// The devices that hear what others publish, and what they subscribe to for it.
-    pub fn listeners(&self) -> (std::ops::Range<u32>, String) {
-        match self {
-            Scenario::FanIn(_) => (0..1, STREAM_TOPIC.to_owned()),
-            Scenario::FanOut(stream) => (1..stream.common.connections, STREAM_TOPIC.to_owned()),
-            _ => (0..0, String::new()),
-        }
-    }
-
     /// How many of its devices are the control group.
     pub fn control(&self) -> u32 {
         match self {
@@ -399,9 +375,42 @@ impl Scenario {
         }
     }
 
-    /// Whether it speaks to a Pulsegate's control plane.
-    pub fn needs_admin(&self) -> bool {
-        matches!(self, Scenario::Uplink(_) | Scenario::Downlink(_) | Scenario::Broadcast(_) | Scenario::Slow(_))
+    /// What is missing for it, in a sentence.
+    pub fn lacks(&self) -> Option<String> {
+        let (common, name) = (self.common(), self.name());
+        let needs_admin =
+            matches!(self, Scenario::Uplink(_) | Scenario::Downlink(_) | Scenario::Broadcast(_) | Scenario::Slow(_));
+        let needs_mqtt = matches!(self, Scenario::FanIn(_) | Scenario::FanOut(_));
+        if needs_admin && common.admin.is_none() {
+            return Some(format!("{name} needs the control plane: --admin URL"));
+        }
+        if needs_admin && common.protocol == Protocol::Raw {
+            return Some(format!("{name} counts messages one by one, which raw devices cannot tell apart"));
+        }
+        if needs_mqtt && common.protocol != Protocol::Mqtt {
+            return Some(format!("{name} needs publishers and subscribers: --protocol mqtt"));
+        }
+        if needs_mqtt && common.connections < 2 {
+            return Some(format!("{name} needs at least two devices"));
+        }
+        let is_dark = matches!(self, Scenario::Dark(_)) && common.protocol == Protocol::Mqtt;
+        (is_dark && common.mqtt.keep_alive.is_zero())
+            .then(|| "dark needs a bound: a --keep-alive above 0s, or nobody is ever ended".to_owned())
+    }
+
+    /// What its devices subscribe to, with which quality of service.
+    pub fn subscription(&self) -> (Option<Subscription>, u8) {
+        let common = self.common();
+        let fan = |devices| Some(Subscription { filter: TOPIC.to_owned(), devices });
+        match self {
+            Scenario::FanIn(fan_in) => (fan(0..1), fan_in.qos),
+            Scenario::FanOut(fan_out) => (fan(1..common.connections), fan_out.qos),
+            _ => {
+                let filter = common.mqtt.subscribe.clone();
+                let all = filter.map(|filter| Subscription { filter, devices: 0..common.connections });
+                (all, common.mqtt.subscribe_qos)
+            }
+        }
     }
 
     /// All options, for the report.
@@ -410,9 +419,6 @@ impl Scenario {
         value.expect("options are plain data")
     }
 }
-
-/// What streams are published under.
-pub const STREAM_TOPIC: &str = "load/stream";
 
 /// A share of `count`, rounded up.
 pub fn portion(count: u32, share: f64) -> u32 {

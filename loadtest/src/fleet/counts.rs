@@ -44,14 +44,6 @@ counts! {
     MessagesSent,
     /// Messages that have come to devices, each time that one came.
     MessagesHeard,
-    /// Messages of a stream that devices have published.
-    StreamSent,
-    /// Of them, those that the server acknowledged.
-    StreamAcknowledged,
-    /// Messages of a stream that came to its subscribers.
-    StreamReceived,
-    /// Of them, those that had come before.
-    StreamDuplicated,
     /// Devices that do not read and are still connected.
     Deaf,
     /// Devices whose connection ended while they did not read.

@@ -12,7 +12,7 @@ use pulsegate::tls::handshake::{ClientTls, Handshake, Progress};
 use pulsegate::tls::record::{Opened, RecordLayer, Stage, next_record};
 
 use super::liveness::Watch;
-use super::protocol::{Protocol, Said};
+use super::protocol::{Greeting, Said, Speech};
 use crate::clock::Micros;
 
 /// One device of the fleet.
@@ -202,21 +202,20 @@ impl Device {
         Ok(())
     }
 
-    /// Handles all whole records in `input`; how many bytes that were. `greeting` is what the device says first, empty
-    /// where it has nothing to say.
+    /// Handles all whole records in `input`; how many bytes that were. `greeting` is what the device says at first.
     pub fn handle_bytes(
         &mut self,
-        protocol: Protocol,
-        greeting: &[u8],
+        speech: &Speech,
+        greeting: &Greeting,
         input: &mut [u8],
         out: &mut Output,
     ) -> Result<usize, Trouble> {
         let mut taken = 0;
         if let Link::Shaking(_) = self.link {
-            taken = self.shake(protocol, greeting, input, out)?;
+            taken = self.shake(speech, greeting, input, out)?;
         }
         match self.link {
-            Link::Greeting(_) | Link::Up(_) => Ok(taken + self.talk(protocol, &mut input[taken..], out)?),
+            Link::Greeting(_) | Link::Up(_) => Ok(taken + self.talk(speech, greeting, &mut input[taken..], out)?),
             _ => Ok(taken),
         }
     }
@@ -231,9 +230,9 @@ impl Device {
     }
 
     /// Says that nothing more will be said.
-    pub fn say_goodbye(&mut self, protocol: Protocol, out: &mut Output) {
+    pub fn say_goodbye(&mut self, speech: &Speech, out: &mut Output) {
         if let Link::Up(records) = &mut self.link {
-            protocol.say_goodbye(&mut out.plain);
+            speech.say_goodbye(&mut out.plain);
             let mut burst = records.burst();
             // A layer that can seal no more has said its last word already.
             let _ = burst.seal(&out.plain, &mut out.wire);
@@ -244,8 +243,8 @@ impl Device {
 
     fn shake(
         &mut self,
-        protocol: Protocol,
-        greeting: &[u8],
+        speech: &Speech,
+        greeting: &Greeting,
         input: &mut [u8],
         out: &mut Output,
     ) -> Result<usize, Trouble> {
@@ -264,19 +263,25 @@ impl Device {
         let established = handshake.finish(&mut out.wire).map_err(|_| Trouble::Tls)?;
         out.resumed = Some(established.resumed);
         let mut records = established.records;
-        self.link = if greeting.is_empty() {
+        self.link = if greeting.first.is_empty() {
             Link::Up(records)
         } else {
-            records.burst().seal(greeting, &mut out.wire).map_err(|_| Trouble::Tls)?;
+            records.burst().seal(&greeting.first, &mut out.wire).map_err(|_| Trouble::Tls)?;
             Link::Greeting(records)
         };
         if !established.early_plaintext.is_empty() {
-            self.understand(protocol, &established.early_plaintext, out)?;
+            self.understand(speech, &established.early_plaintext, out)?;
         }
         Ok(taken)
     }
 
-    fn talk(&mut self, protocol: Protocol, input: &mut [u8], out: &mut Output) -> Result<usize, Trouble> {
+    fn talk(
+        &mut self,
+        speech: &Speech,
+        greeting: &Greeting,
+        input: &mut [u8],
+        out: &mut Output,
+    ) -> Result<usize, Trouble> {
         let (Link::Greeting(records) | Link::Up(records)) = &mut self.link else { unreachable!("asked before") };
         let mut burst = records.burst();
         let carried = self.leftover.as_mut().map(|leftover| &mut leftover.plain).filter(|plain| !plain.is_empty());
@@ -288,18 +293,24 @@ impl Device {
             };
             match burst.open(&mut input[taken..taken + length], &mut out.wire).map_err(|_| Trouble::Tls)? {
                 Opened::Data(data) if plaintext.is_empty() => {
-                    let understood = understand(protocol, self.is_silent, data, out)?;
+                    let understood = understand(speech, self.is_silent, data, out)?;
                     plaintext.extend_from_slice(&data[understood..]);
                 }
                 Opened::Data(data) => {
                     plaintext.extend_from_slice(data);
-                    let understood = understand(protocol, self.is_silent, &plaintext, out)?;
+                    let understood = understand(speech, self.is_silent, &plaintext, out)?;
                     plaintext.drain(..understood);
                 }
                 Opened::Handled(_) => {}
                 Opened::CloseNotify => is_over = true,
             }
             taken += length;
+        }
+        let said = |what: fn(&Said) -> bool| out.said.iter().any(what);
+        let is_known = said(|said| matches!(said, Said::Welcome(_)));
+        let is_heard = said(|said| matches!(said, Said::Subscribed));
+        if is_known {
+            out.plain.extend_from_slice(&greeting.second);
         }
         if !out.plain.is_empty() {
             burst.seal(&out.plain, &mut out.wire).map_err(|_| Trouble::Tls)?;
@@ -308,7 +319,8 @@ impl Device {
         if !plaintext.is_empty() {
             self.leftover.get_or_insert_default().plain = plaintext;
         }
-        if matches!(self.link, Link::Greeting(_)) && out.said.iter().any(|said| matches!(said, Said::Welcome(_))) {
+        let is_done = is_heard || (is_known && greeting.second.is_empty());
+        if matches!(self.link, Link::Greeting(_)) && is_done {
             let Link::Greeting(records) = std::mem::replace(&mut self.link, Link::Down) else {
                 unreachable!("asked just now")
             };
@@ -320,8 +332,8 @@ impl Device {
     }
 
     /// Application data that came before the session ticket that was waited for.
-    fn understand(&mut self, protocol: Protocol, plaintext: &[u8], out: &mut Output) -> Result<(), Trouble> {
-        let understood = understand(protocol, self.is_silent, plaintext, out)?;
+    fn understand(&mut self, speech: &Speech, plaintext: &[u8], out: &mut Output) -> Result<(), Trouble> {
+        let understood = understand(speech, self.is_silent, plaintext, out)?;
         if understood < plaintext.len() {
             self.leftover.get_or_insert_default().plain = plaintext[understood..].to_vec();
         }
@@ -329,8 +341,8 @@ impl Device {
     }
 }
 
-fn understand(protocol: Protocol, is_silent: bool, plaintext: &[u8], out: &mut Output) -> Result<usize, Trouble> {
+fn understand(speech: &Speech, is_silent: bool, plaintext: &[u8], out: &mut Output) -> Result<usize, Trouble> {
     let said = &mut out.said;
-    let understood = protocol.handle(plaintext, !is_silent, &mut out.plain, |what| said.push(what));
+    let understood = speech.handle(plaintext, !is_silent, &mut out.plain, |what| said.push(what));
     understood.map_err(|_| Trouble::Protocol)
 }

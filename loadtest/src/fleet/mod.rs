@@ -5,7 +5,6 @@ mod crew;
 mod device;
 mod ledger;
 pub mod liveness;
-mod mqtt;
 pub mod protocol;
 mod source;
 
@@ -29,14 +28,14 @@ use crate::clock::{Clock, Micros};
 use counts::Published;
 use crew::Crew;
 use liveness::Terms;
-use protocol::Protocol;
+use protocol::Speech;
 
 /// What all devices share.
 pub struct Setup {
     /// Where they connect to.
     pub target: SocketAddr,
     /// What they speak.
-    pub protocol: Protocol,
+    pub speech: Speech,
     /// How they protect it.
     pub tls: ClientTls,
     /// Whether each keeps sessions of its own and resumes them.
@@ -51,16 +50,10 @@ pub struct Setup {
     pub in_flight_max: usize,
     /// How long one may be on its way up.
     pub connect_timeout: Duration,
-    /// The heartbeat interval that devices ask for, in milliseconds; 0: the server's own.
-    pub wanted_interval_ms: u32,
     /// How silence is judged where the protocol does not tell.
     pub terms: Terms,
     /// Where connections come from.
     pub sources: Sources,
-    /// What MQTT devices subscribe to; `{device}` stands for the id.
-    pub subscribe: String,
-    /// Those that subscribe to something else instead, and to what.
-    pub listeners: (Range<u32>, String),
 }
 
 /// What the fleet is told to do. Devices are named by their numbers, `0..devices`.
@@ -70,14 +63,12 @@ pub enum Order {
     Connect { devices: Range<u32>, from: Micros, rate: f64 },
     /// Whether and when devices that failed or were lost come back.
     ComeBack(ComeBack),
-    /// Each device sends a heartbeat `every` so often from `from` on, evenly spread.
-    Beat { from: Micros, every: Duration },
+    /// Each of these devices sends a heartbeat `every` so often from `from` on, evenly spread; the others send none.
+    Beat { devices: Range<u32>, from: Micros, every: Duration },
     /// Devices publish, each message at its time, instead of heartbeats.
     Publish(Publishing),
     /// No more heartbeats, and no more messages.
     Quiet,
-    /// MQTT devices publish for each other.
-    Stream(Streaming),
     /// What arrives at devices is counted here.
     Listen(Listening),
     /// Devices keep their connections and read nothing any more.
@@ -139,21 +130,8 @@ pub enum Whose {
     Own,
     /// Everybody's: each message goes to all devices, and counts for each of them.
     ToAll,
-}
-
-/// Who publishes for the others, and how often.
-#[derive(Clone)]
-pub struct Streaming {
-    /// The publishers.
-    pub devices: Range<u32>,
-    /// When the first message is due.
-    pub from: Micros,
-    /// How often each of them publishes.
-    pub every: Micros,
-    /// Under which topic.
-    pub topic: Arc<str>,
-    /// Whether with QoS 1.
-    pub acknowledge: bool,
+    /// Everybody's, once: each message comes from one device and goes to whoever listens.
+    FromAny,
 }
 
 /// Whether and when devices come back.

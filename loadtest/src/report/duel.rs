@@ -82,6 +82,14 @@ const FIGURES: &[Figure] = &[
         of: |report| report.cpu.us_per_heartbeat,
     },
     Figure {
+        name: "CPU per message",
+        key: "cpu.us_per_message",
+        unit: "us",
+        digits: 2,
+        is_first: false,
+        of: |report| report.cpu.us_per_message,
+    },
+    Figure {
         name: "CPU while idle, of a core",
         key: "cpu.idle_share",
         unit: "%",
@@ -90,7 +98,7 @@ const FIGURES: &[Figure] = &[
         of: |report| report.cpu.idle_share.map(|share| share * 100.0),
     },
     Figure {
-        name: "heartbeat round trip, p50",
+        name: "round trip or delivery, p50",
         key: "latency_us.p50",
         unit: "us",
         digits: 0,
@@ -98,7 +106,7 @@ const FIGURES: &[Figure] = &[
         of: |report| report.latency_us.p50,
     },
     Figure {
-        name: "heartbeat round trip, p99",
+        name: "round trip or delivery, p99",
         key: "latency_us.p99",
         unit: "us",
         digits: 0,
@@ -132,24 +140,33 @@ impl Party {
 }
 
 impl Duel {
+    /// How many turns each had, in words.
+    pub fn turns(&self) -> String {
+        match self.parties.first().map_or(0, |party| party.turns.len()) {
+            1 => "one turn of each".to_owned(),
+            turns => format!("{turns} turns of each"),
+        }
+    }
+
     /// Whether the first target has passed all its turns. What the others could not do is shown, and is their affair.
     pub fn passed(&self) -> bool {
         self.parties.first().is_some_and(Party::passed)
     }
 
-    /// Figures that anybody has, with everybody's.
+    /// Figures that anybody has, with everybody's. Memory is `hold`'s alone: only there each server is asked to be fresh.
     fn rows(&self) -> impl Iterator<Item = (&'static Figure, Vec<Option<f64>>)> {
-        let rows =
-            FIGURES.iter().map(|figure| (figure, self.parties.iter().map(|party| party.figure(figure)).collect()));
+        let rows = FIGURES
+            .iter()
+            .filter(|figure| self.of == "hold" || !figure.is_first)
+            .map(|figure| (figure, self.parties.iter().map(|party| party.figure(figure)).collect()));
         rows.filter(|(_, values): &(_, Vec<Option<f64>>)| values.iter().any(Option::is_some))
     }
 
     /// For people at a terminal.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        let turns = self.parties.first().map_or(0, |party| party.turns.len());
-        let _ =
-            writeln!(text, "{} in turns, {turns} of each; in parentheses how many times the first one's\n", self.of);
+        let turns = self.turns();
+        let _ = writeln!(text, "{}, {turns}; in parentheses how many times the first one's\n", self.of);
         let _ = write!(text, "{:<32}", "");
         for party in &self.parties {
             let _ = write!(text, "{:>28}", party.name);
@@ -253,7 +270,7 @@ mod tests {
     fn ratios_are_of_medians_and_memory_is_that_of_the_first_turn() {
         let ours = party("ours", &[9.0, 30.0, 10.0], &[400.0, 1.0, 1.0]);
         let theirs = party("theirs", &[25.0, 200.0, 25.0], &[14_000.0, 1.0, 1.0]);
-        let duel = Duel { of: "heartbeat", parties: vec![ours, theirs] };
+        let duel = Duel { of: "hold", parties: vec![ours, theirs] };
         let json = duel.json();
         assert_eq!(json["ratios"]["theirs"]["cpu.us_per_heartbeat"], 2.5);
         assert_eq!(json["ratios"]["theirs"]["memory.user_bytes_per_connection"], 35.0);

@@ -26,10 +26,10 @@ pub fn render_duel(duel: &Duel) -> String {
     let (word, class) = if duel.passed() { ("passed", "good") } else { ("failed", "bad") };
     let mut body = format!("<h1>duel · {}<span class=\"badge {class}\">{word}</span></h1>", duel.of);
     if let Some(first) = duel.parties.first().and_then(|party| party.turns.first()) {
-        let turns = duel.parties[0].turns.len();
+        let turns = duel.turns();
         let _ = write!(
             body,
-            "<p class=sub>{} connections, {turns} turns of each · {} · in parentheses how many times the first one's</p>",
+            "<p class=sub>{} connections, {turns} · {} · in parentheses how many times the first one's</p>",
             grouped(first.connections.asked),
             escaped(&machine(&first.machine))
         );

@@ -21,7 +21,7 @@ pub fn run(run: &mut Run, options: &Heartbeat) {
     run.measure_memory(&start, &settled, up);
 
     // The first heartbeats find everything cold.
-    run.fleet.order(&Order::Beat { from: run.now(), every: options.every });
+    run.fleet.order(&Order::Beat { devices: 0..all, from: run.now(), every: options.every });
     run.pass("warming up", options.every.min(Duration::from_secs(5)));
     run.begin_measuring();
     let (before, earlier) = (run.snapshot(), run.fleet.counts());

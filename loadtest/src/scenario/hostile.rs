@@ -17,7 +17,7 @@ pub fn run(run: &mut Run, options: &Hostile) {
     let all = options.common.connections;
     run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
     run.connect(0..all);
-    run.fleet.order(&Order::Beat { from: run.now(), every: options.every });
+    run.fleet.order(&Order::Beat { devices: 0..all, from: run.now(), every: options.every });
     run.pass("settling", options.common.settle);
     run.begin_measuring();
     run.pass("calm", options.every.max(Duration::from_secs(5)));

@@ -14,7 +14,7 @@ pub fn run(run: &mut Run, options: &Storm) {
     let come_back = if options.back_off.is_zero() { ComeBack::AtOnce } else { ComeBack::BackOff(options.back_off) };
     run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
     run.connect(0..all);
-    run.fleet.order(&Order::Beat { from: run.now(), every: options.every });
+    run.fleet.order(&Order::Beat { devices: 0..control, from: run.now(), every: options.every });
     run.pass("settling", options.common.settle);
 
     // A first look at the control group without a storm.

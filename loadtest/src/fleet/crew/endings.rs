@@ -27,7 +27,7 @@ impl Crew {
             self.counts.add(if polite { Count::LeftPolitely } else { Count::LeftRudely }, 1);
         }
         if polite && device.is_up() {
-            device.say_goodbye(self.setup.protocol, &mut self.out);
+            device.say_goodbye(&self.setup.speech, &mut self.out);
             // Whether the goodbye arrives is no longer of interest.
             let _ = self.write(index);
         } else if let Some(socket) = device.socket.as_ref().filter(|_| !polite) {
@@ -81,7 +81,7 @@ impl Crew {
         let watch = &self.devices[index as usize].watch;
         let found = &mut self.findings;
         // A protocol without CLOSE has no other way to tell than the end.
-        let told = trouble == Trouble::Expired || self.setup.protocol.tells_no_reason();
+        let told = trouble == Trouble::Expired || self.setup.speech.tells_no_reason();
         match watch.judge(self.now) {
             _ if !told => found.expiries.wrong_reason += 1,
             Verdict::False => found.expiries.early += 1,

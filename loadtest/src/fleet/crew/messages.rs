@@ -19,11 +19,15 @@ pub(super) fn next(publishing: &Publishing, device: u32, published: u32, now_ms:
 }
 
 impl Crew {
-    /// Publishes all that is due.
-    pub(super) fn publish_due(&mut self, index: u32) -> Result<(), Trouble> {
+    /// Publishes all that is due; false when nothing is.
+    pub(super) fn publish_due(&mut self, index: u32) -> Result<bool, Trouble> {
         let number = self.number_of(index);
-        let Duty::Publish(publishing) = &self.duty else { unreachable!("asked before") };
+        let Duty::Publish(publishing) = &self.duty else { return Ok(false) };
+        if !publishing.devices.contains(&number) {
+            return Ok(false);
+        }
         let device = &mut self.devices[index as usize];
+        let before = device.published;
         for _ in 0..IN_ONE_TURN {
             let round = device.published;
             let due = publishing.due(number, round.into());
@@ -34,15 +38,14 @@ impl Crew {
             self.payload.clear();
             stamp.encode(publishing.bytes, &mut self.payload);
             let id = if publishing.acknowledged.is_some() { round + 1 } else { 0 };
-            let plain = &mut self.out.plain;
-            if !self.setup.protocol.publish(&publishing.topic, id, &self.payload, plain) {
-                return Ok(());
-            }
+            self.setup.speech.publish(&publishing.topic, id, &self.payload, &mut self.out.plain);
             device.published += 1;
             self.counts.add(Count::MessagesSent, 1);
             device.seal(&mut self.out)?;
         }
-        self.write(index)
+        let has_published = device.published > before;
+        self.write(index)?;
+        Ok(has_published)
     }
 
     pub(super) fn hear_message(&mut self, index: u32, stamp: Option<Stamp>) {
@@ -52,6 +55,7 @@ impl Crew {
         let is_first = match listening.whose {
             Whose::Own => ledger.note(stamp.slot, number),
             Whose::ToAll => ledger.note(ledger.slot(number, ledger.round(stamp.slot)), number),
+            Whose::FromAny => ledger.note(stamp.slot, ledger.device(stamp.slot)),
         };
         if is_first {
             record(&mut self.findings.messages, self.now.saturating_sub(stamp.due));
@@ -62,8 +66,8 @@ impl Crew {
         let Duty::Publish(publishing) = &self.duty else { return };
         let Some(ledger) = &publishing.acknowledged else { return };
         let number = self.number_of(index);
-        // Ids count from 1.
-        let round = u64::from(id.wrapping_sub(1));
+        let published = self.devices[index as usize].published;
+        let Some(round) = self.setup.speech.acknowledged_round(id, published).map(u64::from) else { return };
         if ledger.note(ledger.slot(number, round), number) {
             let due = publishing.due(number, round);
             record(&mut self.findings.acknowledged, self.now.saturating_sub(due));

@@ -9,9 +9,8 @@
 mod endings;
 mod messages;
 mod orders;
-mod streams;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -35,12 +34,15 @@ use rustix::time::{
 use super::counts::{Count, Counts, Findings, Published};
 use super::device::{Device, Hearing, Link, Output, Trouble};
 use super::liveness::{Terms, Watch};
-use super::protocol::Said;
-use super::{Churn, ComeBack, Listening, Order, Publishing, Setup, Streaming};
+use super::protocol::{Greeting, Said};
+use super::{Churn, ComeBack, Listening, Order, Publishing, Setup};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
 
 /// Connects begun in one turn at most, so that devices that are up wait no longer for their turn.
 const CONNECTS_PER_TURN: usize = 32;
+/// A device that must say something within its keep-alive does so by up to this share sooner, by chance: those that came
+/// at the same time do not speak at the same time.
+const EARLIER: f64 = 0.25;
 /// Events taken in one turn.
 const EVENTS_PER_TURN: usize = 256;
 /// Bytes read at once.
@@ -72,10 +74,6 @@ pub struct Crew {
     ramps: VecDeque<Ramp>,
     come_back: ComeBack,
     duty: Duty,
-    /// By device: how many messages of a stream it has sent.
-    said: HashMap<u32, u32>,
-    /// By device and publisher: the next message of a stream that is expected.
-    heard: HashMap<(u32, u32), u32>,
     listening: Option<Listening>,
     churn: Option<Churn>,
     counts: Counts,
@@ -83,7 +81,7 @@ pub struct Crew {
     random: fastrand::Rng,
     input: Vec<u8>,
     out: Output,
-    greeting: Vec<u8>,
+    greeting: Greeting,
     payload: Vec<u8>,
     is_stopped: bool,
 }
@@ -91,13 +89,13 @@ pub struct Crew {
 /// What devices do all the while.
 enum Duty {
     None,
-    /// Heartbeats, `every` so often from `from` on, evenly spread.
+    /// Heartbeats of these devices, `every` so often from `from` on, evenly spread.
     Beat {
+        devices: std::ops::Range<u32>,
         from: Micros,
         every: Micros,
     },
     Publish(Publishing),
-    Stream(Streaming),
 }
 
 /// Devices to be connected, each at its time.
@@ -157,8 +155,6 @@ impl Crew {
             ramps: VecDeque::new(),
             come_back: ComeBack::Never,
             duty: Duty::None,
-            said: HashMap::new(),
-            heard: HashMap::new(),
             listening: None,
             churn: None,
             counts: Counts::default(),
@@ -166,7 +162,7 @@ impl Crew {
             random: fastrand::Rng::new(),
             input: vec![0; READ_BYTES + RECORD_MAX],
             out: Output::default(),
-            greeting: Vec::new(),
+            greeting: Greeting::default(),
             payload: Vec::new(),
             is_stopped: false,
             setup,
@@ -405,13 +401,13 @@ impl Crew {
 
     fn handle_input(&mut self, index: u32, length: usize) -> Result<(), Trouble> {
         let setup = Arc::clone(&self.setup);
-        if matches!(self.devices[index as usize].link, Link::Shaking(_)) {
+        if matches!(self.devices[index as usize].link, Link::Shaking(_) | Link::Greeting(_)) {
             self.prepare_greeting(index);
         }
         let device = &mut self.devices[index as usize];
         let was_up = device.is_up();
         self.out.said.clear();
-        let handled = device.handle_bytes(setup.protocol, &self.greeting, &mut self.input[..length], &mut self.out);
+        let handled = device.handle_bytes(&setup.speech, &self.greeting, &mut self.input[..length], &mut self.out);
         if self.out.resumed.take() == Some(true) {
             self.counts.add(Count::Resumed, 1);
         }
@@ -428,12 +424,9 @@ impl Crew {
     }
 
     fn prepare_greeting(&mut self, index: u32) {
-        self.greeting.clear();
-        let id = format!("{}{}", self.setup.prefix, self.number_of(index));
-        let (listeners, theirs) = &self.setup.listeners;
-        let is_listener = listeners.contains(&self.number_of(index));
-        let filter = if is_listener { theirs } else { &self.setup.subscribe }.replace("{device}", &id);
-        self.setup.protocol.greet(&id, self.setup.wanted_interval_ms, &filter, &mut self.greeting);
+        let number = self.number_of(index);
+        let id = format!("{}{number}", self.setup.prefix);
+        self.setup.speech.greet(&id, number, &mut self.greeting);
     }
 
     /// Puts what was left of the last read to the front of the input.
@@ -491,8 +484,8 @@ impl Crew {
         self.counts.add(Count::Established, 1);
         let device = &mut self.devices[index as usize];
         device.failures = 0;
-        device.watch = Watch::new(self.setup.terms, self.now);
-        if self.setup.protocol.tells_no_reason() {
+        if !self.setup.speech.tells_terms() {
+            device.watch = Watch::new(self.setup.terms, self.now);
             self.note_bound(self.setup.terms);
         }
         let device = &mut self.devices[index as usize];
@@ -514,10 +507,10 @@ impl Crew {
             let device = &mut self.devices[index as usize];
             match self.out.said[at] {
                 Said::Welcome(terms) => {
-                    let terms = terms.unwrap_or(self.setup.terms);
                     device.watch = Watch::new(terms, self.now);
                     self.note_bound(terms);
                 }
+                Said::Subscribed | Said::Data => {}
                 Said::Ping => {
                     self.counts.add(Count::Pings, 1);
                     if device.is_silent {
@@ -534,12 +527,9 @@ impl Crew {
                         record(beats, self.now - intended);
                     }
                 }
-                Said::StreamAcknowledged => self.counts.add(Count::StreamAcknowledged, 1),
-                Said::Streamed(envelope) => self.hear_streamed(index, &envelope),
                 Said::Close(code) => return Err(code.into()),
                 Said::Message(stamp) => self.hear_message(index, stamp),
                 Said::Acknowledged(id) => self.hear_acknowledgement(index, id),
-                Said::Data => {}
             }
         }
         Ok(())
@@ -549,23 +539,29 @@ impl Crew {
     fn plan(&mut self, index: u32) {
         let number = self.number_of(index);
         let now_ms = tick(self.now).0;
-        let rhythm = match &self.duty {
-            Duty::Stream(streaming) if streaming.devices.contains(&number) => {
-                self.next_due(number, &streaming.devices, streaming.from, streaming.every)
-            }
-            &Duty::Beat { from, every } => self.next_due(number, &(0..self.setup.devices), from, every),
-            _ => 0,
-        };
         let device = &mut self.devices[index as usize];
         if !device.is_up() {
             return;
         }
-        device.next_duty = match &self.duty {
+        let duty = match &self.duty {
+            Duty::Beat { devices, from, every } if devices.contains(&number) => {
+                let (&from, &every, place) = (from, every, u128::from(number - devices.start));
+                let phase = u128::from(every) * place / devices.len() as u128;
+                let first = from + phase as Micros;
+                let rounds = (self.now + TICK_MICROS).saturating_sub(first).div_ceil(every);
+                (first + rounds * every).div_ceil(TICK_MICROS) as u32
+            }
+            Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
+            Duty::Beat { .. } | Duty::None => 0,
+        };
+        device.next_duty = match self.setup.speech.keep_alive_s() {
             // Whoever keeps silent does nothing else either.
             _ if device.is_silent || device.was_deaf() => 0,
-            Duty::Beat { .. } | Duty::Stream(_) => rhythm.div_ceil(TICK_MICROS) as u32,
-            Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
-            Duty::None => 0,
+            keep_alive_s if duty == 0 && keep_alive_s > 0 => {
+                let wait = f64::from(keep_alive_s) * 1e3 * self.random.f64().mul_add(-EARLIER, 1.0);
+                now_ms + 1 + wait as u32
+            }
+            _ => duty,
         };
         match self.churn {
             Some(churn) if device.leaves == 0 => {
@@ -608,11 +604,8 @@ impl Crew {
             Link::Up(_) if device.leaves > 0 && device.leaves <= now_ms => self.leave_by_chance(index),
             Link::Up(_) => {
                 let is_due = device.next_duty > 0 && device.next_duty <= now_ms && !device.is_silent;
-                match self.duty {
-                    Duty::Beat { .. } if is_due => self.beat(index)?,
-                    Duty::Publish(_) if is_due => self.publish_due(index)?,
-                    Duty::Stream(_) if is_due => self.stream(index)?,
-                    _ => {}
+                if is_due && !self.publish_due(index)? {
+                    self.beat(index)?;
                 }
                 self.plan(index);
             }
@@ -626,7 +619,7 @@ impl Crew {
         if device.awaiting == 0 {
             device.awaiting = intended;
         }
-        self.setup.protocol.heartbeat(intended, &mut self.out.plain);
+        self.setup.speech.heartbeat(intended, &mut self.out.plain);
         device.seal(&mut self.out)?;
         self.counts.add(Count::BeatsSent, 1);
         self.write(index)

@@ -22,17 +22,13 @@ impl Crew {
                 }
             }
             Order::ComeBack(how) => self.come_back = how,
-            Order::Beat { from, every } => {
-                self.duty = Duty::Beat { from, every: micros(every) };
+            Order::Beat { devices, from, every } => {
+                self.duty = Duty::Beat { devices, from, every: micros(every) };
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Publish(publishing) => {
                 self.devices.iter_mut().for_each(|device| device.published = 0);
                 self.duty = Duty::Publish(publishing);
-                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
-            }
-            Order::Stream(streaming) => {
-                self.duty = Duty::Stream(streaming);
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Listen(listening) => self.listening = Some(listening),
