@@ -641,6 +641,13 @@ impl Connection {
         buffers.unsent.len()
     }
 
+    /// Gives up what is [unsent](Connection::unsent): whoever takes it sends it before anything else.
+    pub fn take_unsent(&mut self) -> Vec<u8> {
+        let unsent = self.buffers.as_mut().map_or_else(Vec::new, |buffers| std::mem::take(&mut buffers.unsent));
+        self.shed_empty_buffers();
+        unsent
+    }
+
     /// The socket took `count` bytes of [`Connection::unsent`].
     pub fn sent(&mut self, count: usize) {
         let buffers = self.buffers.as_mut().expect("bytes were sent, so there were some");

@@ -340,15 +340,20 @@ impl Shard {
     /// half-received than there is room for.
     pub fn unpack(&mut self, parcel: &[u8], now: Moment) -> Result<u32, BadParcel> {
         let generation = self.next_generation();
-        let connection = Connection::unpack(parcel, generation, now.tick())?;
+        let mut connection = Connection::unpack(parcel, generation, now.tick())?;
         let rules = self.rules.get(connection.listener().index()).ok_or(BadParcel)?;
         if self.home.of(connection.device()) != self.worker || !connection.fits(rules) {
             return Err(BadParcel);
         }
         let deadline = now.tick().deadline_after(rules.hello_ticks);
         self.counters.add(Figure::MovesReceived, 1);
-        self.counters.add(Figure::BufferedBytes, connection.unsent().len() as u64);
-        Ok(self.insert(connection, deadline))
+        // What its first home had to say goes out with the greeting.
+        let unsent = connection.take_unsent();
+        let index = self.insert(connection, deadline);
+        let mark = self.transmit.mark();
+        self.transmit.wire().extend_from_slice(&unsent);
+        self.transmit.assign(index, mark);
+        Ok(index)
     }
 
     /// The connection in this slot has its socket: it becomes a device here.

@@ -273,6 +273,12 @@ impl Shard {
         self.connections.contains(index as usize)
     }
 
+    /// Whether the connection in this slot is on its way home.
+    #[must_use]
+    pub fn is_moving(&self, index: u32) -> bool {
+        self.connections.get(index as usize).is_some_and(Connection::is_moving)
+    }
+
     /// Bytes that a socket did not take earlier.
     #[must_use]
     pub fn unsent(&self, index: u32) -> &[u8] {

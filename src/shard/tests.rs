@@ -503,6 +503,35 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn what_a_connection_had_to_say_before_it_moved_leaves_with_the_greeting() {
+    let mut desks = Desk::of(2);
+    let (mut there, mut here) = (desks.pop().unwrap(), desks.pop().unwrap());
+    let id = id_at(here.shard.home, 1);
+    let index = here.shake_hands(NATIVE);
+    assert!(!here.shard.is_moving(index));
+    here.client(index).say_hello(&id);
+    here.read(index);
+    assert!(here.shard.is_moving(index));
+    here.shard.handle_unsent(index, b"still to be said", here.now);
+    here.shard.check_invariants();
+
+    let (moving, _) = here.shard.next_move().unwrap();
+    let mut parcel = Vec::new();
+    here.shard.pack(moving, &mut parcel);
+    let arrived = there.shard.unpack(&parcel, there.now).unwrap();
+    there.shard.handle_arrival(arrived, there.now);
+    there.shard.check_invariants();
+    assert!(there.shard.unsent(arrived).is_empty());
+    let mut transmit = Transmit::default();
+    there.shard.take_transmit(&mut transmit);
+    let segments: Vec<_> = transmit.segments().collect();
+    let [(to, bytes)] = segments[..] else { panic!("{segments:?}") };
+    assert_eq!(to, arrived);
+    let greeting = bytes.strip_prefix(b"still to be said").unwrap();
+    assert!(!greeting.is_empty());
+}
+
+#[test]
 fn a_connection_that_its_home_refuses_is_told_from_here() {
     let mut here = Desk::of(2).swap_remove(0);
     let id = id_at(here.shard.home, 1);

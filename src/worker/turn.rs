@@ -387,7 +387,7 @@ impl Worker {
         self.shard.handle_move_refused(id, now);
     }
 
-    /// Sends connections to their homes. After the flush: what was said here has left, or travels along as unsent.
+    /// Sends connections to their homes. After the flush: what they have still to say travels along as unsent.
     fn move_away(&mut self, now: Moment) {
         while let Some((id, home)) = self.shard.next_move() {
             // Before the other worker has it: the old poll would go on reporting it.
@@ -550,7 +550,8 @@ impl Worker {
     }
 
     fn write(&mut self, index: u32, bytes: &[u8], now: Moment) {
-        if !self.shard.unsent(index).is_empty() {
+        // What a connection on its way home has still to say travels with it, and leaves together with the greeting.
+        if self.shard.is_moving(index) || !self.shard.unsent(index).is_empty() {
             return self.shard.handle_unsent(index, bytes, now);
         }
         let Some(socket) = self.sockets.get(index) else { return };

@@ -407,6 +407,24 @@ fn every_suite_and_key_exchange_is_carried_over() {
 }
 
 #[test]
+fn sha_256_is_preferred_whatever_the_client_s_order() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let server = lab.server(ClientAuth::Off, &[]);
+    let cases: [(&[u16], Versions, u16); 4] = [
+        (&[0x1302, 0x1303, 0x1301], Versions::Tls13, 0x1301),
+        (&[0x1302, 0x1303], Versions::Tls13, 0x1303),
+        (&[0x1302], Versions::Tls13, 0x1302),
+        (&[0xc02c, 0xcca9, 0xc02b], Versions::Tls12, 0xc02b),
+    ];
+    for (offered, versions, agreed) in cases {
+        let mut options = lab.options(versions);
+        options.cipher_suites = Some(offered);
+        let talk = talk(&server, &ClientTls::load(&options).unwrap());
+        assert_eq!(talk.server.records.suite().code(), agreed, "of {offered:x?}");
+    }
+}
+
+#[test]
 fn a_hello_retry_request_costs_a_round_trip_and_nothing_else() {
     let lab = Lab::new(Algorithm::EcdsaP256);
     let server = lab.server(ClientAuth::Off, &[]);
