@@ -8,7 +8,7 @@ use pulsegate::tls::handshake::{ClientOptions, ClientResumption, ClientTls, Root
 use serde_json::{Map, Value};
 
 use crate::admin::Admin;
-use crate::cli::{Common, HandshakeKind, Scenario, TlsVersion};
+use crate::cli::{Common, Scenario, TlsVersion};
 use crate::clock::{Clock, micros};
 use crate::fleet::liveness::Terms;
 use crate::fleet::protocol::{Mqtt, Protocol, Speech};
@@ -56,8 +56,9 @@ struct Last {
 }
 
 /// Server and kernel at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
+    pub at: Instant,
     pub usage: Option<Usage>,
     pub kernel: Kernel,
     pub metrics: Option<Metrics>,
@@ -132,6 +133,7 @@ impl Run {
     /// Server and kernel now.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
+            at: Instant::now(),
             usage: self.process.and_then(|process| process.measure().ok()),
             kernel: Kernel::measure(),
             metrics: self.admin.as_ref().and_then(|admin| admin.metrics().ok()),
@@ -277,6 +279,12 @@ impl Run {
         (times > 0).then(|| (after.cpu_micros - before.cpu_micros) as f64 / times as f64)
     }
 
+    /// The server's CPU time between two moments, as a share of one core.
+    pub fn cpu_share(before: &Snapshot, after: &Snapshot) -> Option<f64> {
+        let seconds = after.at.duration_since(before.at).as_secs_f64();
+        Self::cpu_per(before, after, 1).map(|micros| micros / 1e6 / seconds)
+    }
+
     /// The end: the last figures, the judgement of the harness itself, and the report.
     pub fn finish(mut self) -> Report {
         self.collect();
@@ -378,22 +386,18 @@ pub fn client_tls(common: &Common) -> Result<ClientTls, String> {
         },
         cipher_suites: None,
         key_exchange: None,
-        resumption: match common.handshake {
-            HandshakeKind::Resumed => ClientResumption::AwaitTicket,
-            HandshakeKind::Full => ClientResumption::Off,
-        },
+        resumption: if common.resume { ClientResumption::AwaitTicket } else { ClientResumption::Off },
     })
     .map_err(|error| error.to_string())
 }
 
 fn setup(common: &Common, scenario: &Scenario, threads: u32) -> Result<Setup, String> {
-    let resumes = common.handshake == HandshakeKind::Resumed;
     let tls = client_tls(common)?;
     Ok(Setup {
         target: common.target,
         speech: speech(scenario),
         tls,
-        resumes,
+        resumes: common.resume,
         prefix: common.device_prefix.clone(),
         devices: common.connections,
         control: scenario.control(),

@@ -53,7 +53,7 @@ Examples (a gateway with its built-in configuration runs in the same directory):
     loadtest heartbeat --connections 10000 --every 2s --duration 60s --pid PID --html heartbeat.html
 
   The power comes back: all but a control group of 10 % are cut off at once and return as fast as they can:
-    loadtest storm --connections 20000 --handshake resumed --pid PID --json storm.json
+    loadtest storm --connections 20000 --resume --pid PID --json storm.json
 
   5 % fall silent. Is each expired in time, and nobody else?
     loadtest dark --connections 20000 --share 0.05 --heartbeat 5s --admin http://127.0.0.1:7480
@@ -151,9 +151,9 @@ pub struct Common {
     /// Its key.
     #[arg(long, value_name = "FILE", requires = "client_cert")]
     pub client_key: Option<PathBuf>,
-    /// Whether devices keep a session and resume it when they come back.
-    #[arg(long, value_enum, default_value = "full")]
-    pub handshake: HandshakeKind,
+    /// Devices keep a session and resume it when they come back; without it every handshake is a full one.
+    #[arg(long)]
+    pub resume: bool,
     /// The only TLS version that is offered.
     #[arg(long, value_enum, default_value = "1.3")]
     pub tls: TlsVersion,
@@ -425,16 +425,6 @@ pub fn portion(count: u32, share: f64) -> u32 {
     (f64::from(count) * share).ceil() as u32
 }
 
-/// Whether sessions are resumed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HandshakeKind {
-    /// Each handshake is a full one.
-    Full,
-    /// Each device but for its first time resumes.
-    Resumed,
-}
-
 /// The TLS version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 pub enum TlsVersion {
@@ -528,6 +518,6 @@ mod tests {
         let configuration = scenario.configuration();
         assert_eq!(configuration["duration_s"], 30.0);
         assert_eq!(configuration["share"], 0.1);
-        assert_eq!(configuration["handshake"], "full");
+        assert_eq!(configuration["resume"], false);
     }
 }

@@ -33,8 +33,7 @@ pub fn run(run: &mut Run, options: &Hold) {
     run.begin_measuring();
     run.pass("holding", options.common.duration);
     let end = run.snapshot();
-    let micros = options.common.duration.as_secs_f64() * 1e6;
-    run.report.cpu.idle_share = Run::cpu_per(&after, &end, 1).map(|used| used / micros);
+    run.report.cpu.idle_share = Run::cpu_share(&after, &end);
     let counts = run.measure_end(&end);
     run.detail("server_pings", counts.get(Count::Pings));
 

@@ -51,8 +51,9 @@ pub fn run(run: &mut Run, options: &Hostile) {
     }
     if let (Some(before), Some(during)) = (before.usage, during.usage) {
         run.detail("server_memory_growth_bytes", during.rss_bytes as i64 - before.rss_bytes as i64);
-        let seconds = options.common.duration.as_secs_f64();
-        run.detail("server_cpu_share", (during.cpu_micros - before.cpu_micros) as f64 / 1e6 / seconds);
+    }
+    if let Some(share) = Run::cpu_share(&before, &during) {
+        run.detail("server_cpu_share", share);
     }
     let (held, lost) = (run.report.connections.held, counts.get(Count::Lost));
     let p99 = run.report.latency_us.p99.unwrap_or(f64::INFINITY);

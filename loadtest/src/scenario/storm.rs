@@ -19,8 +19,10 @@ pub fn run(run: &mut Run, options: &Storm) {
 
     // A first look at the control group without a storm.
     run.begin_measuring();
+    let begun = run.snapshot();
     run.pass("calm", options.every.max(Duration::from_secs(5)));
     run.collect();
+    let calm_share = Run::cpu_share(&begun, &run.snapshot());
     let calm = Percentiles::of(&run.findings.beats_control, 1.0);
     run.detail("control_round_trip_before_us", serde_json::to_value(calm).expect("percentiles are plain data"));
 
@@ -39,7 +41,10 @@ pub fn run(run: &mut Run, options: &Storm) {
     run.wait("coming back", patience, |counts| counts.get(Count::Established) >= goal);
     let (after, later) = (run.snapshot(), run.fleet.counts());
     let came = later.get(Count::Established) - earlier.get(Count::Established);
-    run.report.cpu.us_per_handshake = Run::cpu_per(&before, &after, came);
+    // What the control group needs is known from the calm; it is not the handshakes'.
+    let calm = calm_share.map(|share| share * after.at.duration_since(before.at).as_secs_f64() * 1e6);
+    run.report.cpu.us_per_handshake =
+        Run::cpu_per(&before, &after, came).zip(calm).map(|(micros, calm)| micros - calm / came as f64);
     run.collect();
     // Of the storm alone: what follows is calm again.
     run.report.latency_us = Percentiles::of(&run.findings.beats_control, 1.0);
