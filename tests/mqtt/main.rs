@@ -9,6 +9,7 @@ mod rows_v3;
 mod rows_v5;
 mod script;
 mod stock;
+mod storm;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
