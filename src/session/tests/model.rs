@@ -62,9 +62,12 @@ enum Ending {
     Goodbye,
     /// DISCONNECT 0x04, "with will".
     WithWill,
+    /// The gateway ends it: no device has died.
+    Shutdown,
 }
 
 pub struct World {
+    seed: u64,
     random: fastrand::Rng,
     pub now: Moment,
     pub shards: Vec<Sessions>,
@@ -107,6 +110,7 @@ impl World {
             Device::new(name, worker, [Keeps::Nothing, Keeps::ForAWhile, Keeps::ForEver][number % 3])
         };
         Self {
+            seed,
             random: fastrand::Rng::with_seed(seed),
             now,
             shards: (0..WORKERS).map(shard).collect(),
@@ -171,15 +175,19 @@ impl World {
         let Some(connection) = device.connection.take() else { return };
         let shard = &mut self.shards[device.worker];
         let session = shard.of(connection).unwrap();
-        if ending != Ending::Lost && device.expiry_s != 0 && self.random.bool() {
+        let is_said = matches!(ending, Ending::Goodbye | Ending::WithWill);
+        if is_said && device.expiry_s != 0 && self.random.bool() {
             device.expiry_s = *self.random.choice(&[0, 1, 3, u32::MAX]).unwrap();
             shard.set_expiry(session, device.expiry_s);
         }
         if ending == Ending::Goodbye {
-            device.will = None;
             shard.forget_will(session);
         }
-        let bequest = shard.detach(connection, &device.name, true, self.now, &mut self.counters);
+        let with_will = ending != Ending::Shutdown;
+        let bequest = shard.detach(connection, &device.name, with_will, self.now, &mut self.counters);
+        if matches!(ending, Ending::Goodbye | Ending::Shutdown) {
+            device.will = None;
+        }
         device.away_since = self.now;
         let ends = device.expiry_s == 0;
         let expected = device.will.take_if(|will| ends || will.delay_s == 0);
@@ -243,7 +251,7 @@ impl World {
     /// Whoever has subscribed now is owed the message, if both sides want it acknowledged.
     fn send_off(&mut self, worker: usize, publication: Publication) {
         let message = message_of(&publication.payload);
-        assert!(self.published.insert(message), "message {message} is published twice");
+        assert!(self.published.insert(message), "message {message} of seed {} is published twice", self.seed);
         self.devices.iter_mut().for_each(|device| device.note_published(message, &publication));
         self.shards[worker].publish(publication, self.now, &mut self.counters);
     }
@@ -298,8 +306,9 @@ impl World {
         while let Some((worker, deadline)) = self.next_deadline(until) {
             self.move_to(self.now.max(deadline.start_near(until)));
             self.turn(worker, self.now.tick());
+            // It can sleep again: nothing that has come is left over.
             let next = self.shards[worker].next_deadline();
-            assert!(next.is_none_or(|next| next.is_after(self.now.tick())), "worker {worker} would never sleep");
+            assert!(next.is_none_or(|next| next.is_after(self.now.tick())), "worker {worker} of seed {}", self.seed);
         }
         for device in &self.devices {
             let due = device.session_ends().into_iter().chain(device.will_due()).min();
@@ -353,7 +362,7 @@ impl World {
             let bequest = given.remove(&*device.name);
             self.inherit(number, will, bequest);
         }
-        assert!(given.is_empty(), "wills of nobody: {given:?}");
+        assert!(given.is_empty(), "wills of nobody, seed {}: {given:?}", self.seed);
     }
 
     // --- What happens meanwhile -------------------------------------------------------------------------------------
@@ -473,7 +482,8 @@ impl World {
         let worker = self.random.usize(..usize::from(WORKERS));
         match self.random.u8(..40) {
             0..=5 => self.connect(number),
-            6..=7 => self.disconnect(number, Ending::Lost),
+            6 => self.disconnect(number, Ending::Lost),
+            7 => self.disconnect(number, Ending::Shutdown),
             8 => self.disconnect(number, Ending::Goodbye),
             9 => self.disconnect(number, Ending::WithWill),
             10..=14 => self.subscribe(number),
