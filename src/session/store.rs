@@ -8,7 +8,8 @@ use crate::time::{Moment, Tick};
 
 /// Ticks in a second.
 const TICKS_PER_SECOND: u32 = 10;
-/// The longest deadline that is armed, in ticks (3.4 years); whoever asks for longer is looked at again then.
+/// The longest wait, in ticks (3.4 years), since ticks that are compared must lie near each other: what asks for longer
+/// ends then.
 const DEADLINE_TICKS_MAX: u32 = 1 << 30;
 
 /// What a device leaves behind to be published when its connection ends without a goodbye.
@@ -168,9 +169,9 @@ impl Sessions {
         for session in due.drain(..) {
             let known = &self.all[session as usize];
             debug_assert!(known.connection == NOBODY);
-            let passed = drained.since(known.away_since);
-            let expired = known.profile.expiry_s != u32::MAX && passed >= ticks(known.profile.expiry_s);
-            let will_due = known.will.as_ref().is_some_and(|will| passed >= ticks(will.delay_s));
+            let have_passed = |seconds| !known.away_for(seconds).is_after(drained);
+            let expired = known.profile.expiry_s != u32::MAX && have_passed(known.profile.expiry_s);
+            let will_due = known.will.as_ref().is_some_and(|will| have_passed(will.delay_s));
             if expired || will_due {
                 bequests.extend(self.take_will(session, now));
             }
@@ -266,10 +267,10 @@ impl Sessions {
     /// Arms the next thing that is due while the device is away.
     fn arm(&mut self, session: u32) {
         let known = &self.all[session as usize];
-        let will = known.will.as_ref().map(|will| ticks(will.delay_s));
-        let expiry = (known.profile.expiry_s != u32::MAX).then(|| ticks(known.profile.expiry_s));
-        if let Some(after) = will.into_iter().chain(expiry).min() {
-            self.wheel.arm(session, known.away_since.plus(after.max(1)));
+        let will = known.will.as_ref().map(|will| will.delay_s);
+        let expiry = Some(known.profile.expiry_s).filter(|&expiry_s| expiry_s != u32::MAX);
+        if let Some(first_s) = will.into_iter().chain(expiry).min() {
+            self.wheel.arm(session, known.away_for(first_s));
         }
     }
 
@@ -307,6 +308,9 @@ impl Sessions {
     }
 }
 
-fn ticks(seconds: u32) -> u32 {
-    seconds.saturating_mul(TICKS_PER_SECOND).min(DEADLINE_TICKS_MAX)
+impl Session {
+    /// When the device has been away for that long: with the first tick that begins after it, so never too early.
+    fn away_for(&self, seconds: u32) -> Tick {
+        self.away_since.deadline_after(seconds.saturating_mul(TICKS_PER_SECOND).min(DEADLINE_TICKS_MAX))
+    }
 }
