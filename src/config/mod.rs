@@ -155,7 +155,7 @@ impl Default for Limits {
             session_messages: 1_000,
             session_bytes: 1 << 20,
             session_subscriptions: 256,
-            topic_levels: 32,
+            topic_levels: 200,
             retained_messages: 100_000,
             retained_bytes: 64 << 20,
         }

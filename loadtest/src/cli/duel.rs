@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{FanIn, FanOut, Heartbeat, Hold, Scenario, target};
+use super::{Fan, Heartbeat, Hold, Scenario, target};
 use crate::fleet::protocol::Protocol;
 
 /// `duel`.
@@ -23,9 +23,9 @@ pub enum Weapon {
     /// `heartbeat`, against each in turns.
     Heartbeat(Between<Heartbeat>),
     /// `fan-in`, against each in turns.
-    FanIn(Between<FanIn>),
+    FanIn(Between<Fan>),
     /// `fan-out`, against each in turns.
-    FanOut(Between<FanOut>),
+    FanOut(Between<Fan>),
 }
 
 /// A scenario, and its further targets.

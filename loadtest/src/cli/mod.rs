@@ -15,7 +15,7 @@ use crate::fleet::protocol::{Protocol, Subscription};
 use crate::scenario::TOPIC;
 pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
-pub use mqtt::{FanIn, FanOut, MqttOptions};
+pub use mqtt::{Fan, MqttOptions};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -100,9 +100,9 @@ pub enum Scenario {
     /// device may notice (needs --admin).
     Slow(Slow),
     /// Many publishers, one subscriber (--protocol mqtt): exact counts, and the server's CPU time for each message.
-    FanIn(FanIn),
+    FanIn(Fan),
     /// One publisher, many subscribers (--protocol mqtt): exact counts, and the server's CPU time for each delivery.
-    FanOut(FanOut),
+    FanOut(Fan),
 }
 
 /// What all scenarios have in common.

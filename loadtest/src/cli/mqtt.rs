@@ -39,27 +39,12 @@ pub struct MqttOptions {
     pub subscribe_qos: u8,
 }
 
-/// `fan-in`.
+/// `fan-in` and `fan-out`.
 #[derive(Debug, Args, Serialize)]
-pub struct FanIn {
+pub struct Fan {
     #[command(flatten)]
     #[serde(flatten)]
     pub common: Common,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub load: Load,
-    /// The quality of service of messages and subscription.
-    #[arg(long, default_value_t = 0, value_name = "QOS", value_parser = clap::value_parser!(u8).range(0..=1))]
-    pub qos: u8,
-}
-
-/// `fan-out`.
-#[derive(Debug, Args, Serialize)]
-pub struct FanOut {
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub common: Common,
-    /// Messages each second of the one publisher, each of which goes to all others.
     #[command(flatten)]
     #[serde(flatten)]
     pub load: Load,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::{FanIn, FanOut};
+use crate::cli::Fan;
 use crate::fleet::{ComeBack, Count, Ledger, Listening, Order, Publishing, Whose};
 use crate::report::{Messages, Percentiles};
 use crate::run::Run;
@@ -20,75 +20,48 @@ pub const TOPIC: &str = "loadtest/fan";
 const LAST_ONES: Duration = Duration::from_secs(20);
 
 /// What differs between the two.
-struct Fan {
+struct Way {
     publishers: Range<u32>,
     whose: Whose,
     /// Deliveries of each message.
     copies: u64,
-    /// Messages each second, in all.
-    rate: f64,
-    total: u64,
-    bytes: usize,
-    qos: u8,
-    settle: Duration,
-    all: u32,
 }
 
 /// Passes when the one subscriber got every message once.
-pub fn run_in(run: &mut Run, options: &FanIn) {
-    let all = options.common.connections;
-    let fan = Fan {
-        publishers: 1..all,
-        whose: Whose::FromAny,
-        copies: 1,
-        rate: options.load.messages_per_second,
-        total: options.load.total(options.common.duration),
-        bytes: options.load.payload,
-        qos: options.qos,
-        settle: options.common.settle,
-        all,
-    };
-    run_fan(run, &fan);
+pub fn run_in(run: &mut Run, options: &Fan) {
+    let way = Way { publishers: 1..options.common.connections, whose: Whose::FromAny, copies: 1 };
+    run_either(run, options, &way);
 }
 
 /// Passes when every subscriber got every message once.
-pub fn run_out(run: &mut Run, options: &FanOut) {
-    let all = options.common.connections;
-    let fan = Fan {
-        publishers: 0..1,
-        whose: Whose::ToAll,
-        copies: u64::from(all.saturating_sub(1)),
-        rate: options.load.messages_per_second,
-        total: options.load.total(options.common.duration),
-        bytes: options.load.payload,
-        qos: options.qos,
-        settle: options.common.settle,
-        all,
-    };
-    run_fan(run, &fan);
+pub fn run_out(run: &mut Run, options: &Fan) {
+    let subscribers = options.common.connections.saturating_sub(1);
+    let way = Way { publishers: 0..1, whose: Whose::ToAll, copies: subscribers.into() };
+    run_either(run, options, &way);
 }
 
-fn run_fan(run: &mut Run, fan: &Fan) {
-    let publishers = fan.publishers.len().max(1) as u64;
-    let rounds = fan.total.div_ceil(publishers);
-    let (total, deliveries) = (rounds * publishers, rounds * publishers * fan.copies);
+fn run_either(run: &mut Run, options: &Fan, way: &Way) {
+    let (all, settle) = (options.common.connections, options.common.settle);
+    let publishers = way.publishers.len().max(1) as u64;
+    let rounds = options.load.total(options.common.duration).div_ceil(publishers);
+    let (total, deliveries) = (rounds * publishers, rounds * publishers * way.copies);
     run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
-    let up = run.connect(0..fan.all).get(Count::Up);
-    run.pass("settling", fan.settle);
+    let up = run.connect(0..all).get(Count::Up);
+    run.pass("settling", settle);
 
-    let arrived = Arc::new(Ledger::new(fan.all, rounds));
-    let acknowledged = (fan.qos > 0).then(|| Arc::new(Ledger::new(fan.all, rounds)));
-    run.fleet.order(&Order::Listen(Listening { ledger: Arc::clone(&arrived), whose: fan.whose }));
+    let arrived = Arc::new(Ledger::new(all, rounds));
+    let acknowledged = (options.qos > 0).then(|| Arc::new(Ledger::new(all, rounds)));
+    run.fleet.order(&Order::Listen(Listening { ledger: Arc::clone(&arrived), whose: way.whose }));
     run.begin_measuring();
     let (before, began) = (run.snapshot(), run.elapsed());
-    let every = Duration::from_secs_f64(publishers as f64 / fan.rate);
+    let every = Duration::from_secs_f64(publishers as f64 / options.load.messages_per_second);
     run.fleet.order(&Order::Publish(Publishing {
-        devices: fan.publishers.clone(),
+        devices: way.publishers.clone(),
         from: run.now() + 10_000,
         every,
         rounds: u32::try_from(rounds).unwrap_or(u32::MAX),
         topic: Arc::from(TOPIC),
-        bytes: fan.bytes,
+        bytes: options.load.payload,
         acknowledged: acknowledged.clone(),
     }));
     let limit = every.mul_f64(rounds as f64) * 2 + Duration::from_mins(1);
@@ -102,7 +75,7 @@ fn run_fan(run: &mut Run, fan: &Fan) {
     }
     let until = run.elapsed().saturating_sub(began);
     let after = run.snapshot();
-    run.pass("watching for duplicates", fan.settle);
+    run.pass("watching for duplicates", settle);
     run.collect();
 
     let (sent, sums) = (run.fleet.counts().get(Count::MessagesSent), arrived.sums());
@@ -110,7 +83,7 @@ fn run_fan(run: &mut Run, fan: &Fan) {
     run.report.messages = Messages {
         sent: Some(sent),
         received: Some(sums.received),
-        lost: Some((sent * fan.copies).saturating_sub(sums.received)),
+        lost: Some((sent * way.copies).saturating_sub(sums.received)),
         duplicated: Some(sums.duplicated),
     };
     run.report.cpu.us_per_message = Run::cpu_per(&before, &after, deliveries.max(total));
@@ -119,7 +92,7 @@ fn run_fan(run: &mut Run, fan: &Fan) {
     let end = run.snapshot();
     let counts = run.measure_end(&end);
     let lost = counts.get(Count::Lost);
-    run.require("every device was connected", up == u64::from(fan.all), format!("{up} of {}", fan.all));
+    run.require("every device was connected", up == u64::from(all), format!("{up} of {all}"));
     run.require("no connection was lost", lost == 0, format!("{lost} lost"));
     run.require("every message was sent", sent == total, format!("{sent} of {total}"));
     run.require("every message arrived", sums.received == deliveries, format!("{} of {deliveries}", sums.received));

@@ -3,29 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use super::attack::{self, Attack, Means, Outcome};
 use crate::cli::Hostile;
+use crate::fleet::Count;
 use crate::fleet::protocol::Protocol;
-use crate::fleet::{ComeBack, Count, Order};
 use crate::report::Percentiles;
 use crate::run::{Run, client_tls};
 
 /// Passes when the control group notices nothing, and no attacker is borne for long.
 pub fn run(run: &mut Run, options: &Hostile) {
     let all = options.common.connections;
-    run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
-    run.connect(0..all);
-    run.fleet.order(&Order::Beat { devices: 0..all, from: run.now(), every: options.every });
-    run.pass("settling", options.common.settle);
-    run.begin_measuring();
-    run.pass("calm", options.every.max(Duration::from_secs(5)));
-    run.collect();
-    let calm = Percentiles::of(&run.findings.beats_control, 1.0);
-    run.detail("round_trip_before_us", serde_json::to_value(calm).expect("percentiles are plain data"));
-
-    run.begin_measuring();
+    super::begin_in_calm(run, 0..all, options.every);
     let before = run.snapshot();
     let means = Arc::new(Means {
         target: options.common.target,

@@ -14,9 +14,17 @@ mod slow;
 mod storm;
 mod uplink;
 
+use std::ops::Range;
+use std::time::Duration;
+
 use crate::cli::Scenario;
+use crate::fleet::{ComeBack, Order};
+use crate::report::Percentiles;
 use crate::run::Run;
 pub use fan::TOPIC;
+
+/// A calm is looked at for at least so long.
+const CALM_MIN: Duration = Duration::from_secs(5);
 
 /// Runs it.
 pub fn run(run: &mut Run, scenario: &Scenario) {
@@ -34,4 +42,22 @@ pub fn run(run: &mut Run, scenario: &Scenario) {
         Scenario::FanIn(options) => fan::run_in(run, options),
         Scenario::FanOut(options) => fan::run_out(run, options),
     }
+}
+
+/// Connects everybody, has these devices send heartbeats, and looks at them before anything happens to anybody. The
+/// server's CPU time meanwhile is returned, as a share of one core, and measuring begins anew.
+fn begin_in_calm(run: &mut Run, beating: Range<u32>, every: Duration) -> Option<f64> {
+    run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
+    run.connect(0..run.common.connections);
+    run.fleet.order(&Order::Beat { devices: beating, from: run.now(), every });
+    run.pass("settling", run.common.settle);
+    run.begin_measuring();
+    let before = run.snapshot();
+    run.pass("calm", every.max(CALM_MIN));
+    run.collect();
+    let share = Run::cpu_share(&before, &run.snapshot());
+    let calm = Percentiles::of(&run.findings.beats_control, 1.0);
+    run.detail("round_trip_before_us", serde_json::to_value(calm).expect("percentiles are plain data"));
+    run.begin_measuring();
+    share
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::senders::{Plan, Senders};
 use crate::cli::{Slow, portion};
-use crate::fleet::{ComeBack, Count, Ledger, Order};
+use crate::fleet::{Count, Ledger, Order};
 use crate::report::{Messages, Percentiles};
 use crate::run::Run;
 
@@ -19,15 +19,7 @@ pub fn run(run: &mut Run, options: &Slow) {
     let all = options.common.connections;
     let slow = portion(all, options.share).min(all);
     let control = all - slow;
-    run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
-    run.connect(0..all);
-    run.fleet.order(&Order::Beat { devices: 0..control, from: run.now(), every: options.every });
-    run.pass("settling", options.common.settle);
-    run.begin_measuring();
-    run.pass("calm", options.every.max(Duration::from_secs(5)));
-    run.collect();
-    let calm = Percentiles::of(&run.findings.beats_control, 1.0);
-    run.detail("round_trip_before_us", serde_json::to_value(calm).expect("percentiles are plain data"));
+    super::begin_in_calm(run, 0..control, options.every);
 
     run.fleet.order(&Order::Deafen { devices: control..all });
     run.wait("falling deaf", Duration::from_secs(5), |counts| counts.get(Count::Deaf) >= u64::from(slow));

@@ -1,7 +1,5 @@
 //! `storm`: all but a control group are cut off at once and come back.
 
-use std::time::Duration;
-
 use crate::cli::{CutKind, Storm};
 use crate::fleet::{ComeBack, Count, Cut, Order};
 use crate::report::{Percentiles, Recovery};
@@ -12,22 +10,9 @@ pub fn run(run: &mut Run, options: &Storm) {
     let all = options.common.connections;
     let control = crate::cli::portion(all, options.control);
     let come_back = if options.back_off.is_zero() { ComeBack::AtOnce } else { ComeBack::BackOff(options.back_off) };
-    run.fleet.order(&Order::ComeBack(ComeBack::BackOff(Duration::from_secs(1))));
-    run.connect(0..all);
-    run.fleet.order(&Order::Beat { devices: 0..control, from: run.now(), every: options.every });
-    run.pass("settling", options.common.settle);
-
-    // A first look at the control group without a storm.
-    run.begin_measuring();
-    let begun = run.snapshot();
-    run.pass("calm", options.every.max(Duration::from_secs(5)));
-    run.collect();
-    let calm_share = Run::cpu_share(&begun, &run.snapshot());
-    let calm = Percentiles::of(&run.findings.beats_control, 1.0);
-    run.detail("control_round_trip_before_us", serde_json::to_value(calm).expect("percentiles are plain data"));
+    let calm_share = super::begin_in_calm(run, 0..control, options.every);
 
     run.fleet.order(&Order::ComeBack(come_back));
-    run.begin_measuring();
     run.findings.connect.reset();
     let (before, earlier) = (run.snapshot(), run.fleet.counts());
     let how = match options.cut {
