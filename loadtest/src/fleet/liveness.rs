@@ -3,12 +3,12 @@
 //! ```text
 //!      last byte sent                first PING          second           third       expiry
 //!           |------- interval ------------|---- timeout ----|---- timeout ----|---- timeout ----|
-//!           L                             P
-//!      deadline = min(L + interval, P) + (1 + retries) x (timeout + one tick)
+//!           L
+//!      deadline = L + interval + (1 + retries) x (timeout + one tick)
 //! ```
-//! The first PING of a connection may come sooner than `interval` (docs/PROTOCOL.md), hence the `min`; a PING that comes
-//! late does not move the deadline. The gateway counts in ticks of 100 ms and rounds each wait up, so as never to end one
-//! early: that one tick for each wait is in the deadline, and not in the promise that nobody is expired sooner.
+//! The first PING of a connection may come sooner than `interval` (docs/PROTOCOL.md); neither that nor a PING that comes
+//! late moves the deadline. The gateway counts in ticks of 100 ms and rounds each wait up, so as never to end one early:
+//! that one tick for each wait is in the deadline, and not in the promise that nobody is expired sooner.
 
 use crate::clock::Micros;
 
@@ -20,8 +20,6 @@ const TICK: Micros = 100_000;
 pub struct Watch {
     /// The device's last byte was sent then.
     last_sent: Micros,
-    /// The first PING after it came then; 0: none.
-    first_ping: Micros,
     terms: Terms,
     /// PINGs since the last byte.
     pings: u8,
@@ -68,28 +66,18 @@ pub enum Verdict {
 impl Watch {
     /// A device that was told `terms`.
     pub fn new(terms: Terms, now: Micros) -> Self {
-        Self { last_sent: now, first_ping: 0, terms, pings: 0 }
+        Self { last_sent: now, terms, pings: 0 }
     }
 
     /// The device sent something.
     pub fn handle_sent(&mut self, now: Micros) {
         self.last_sent = now;
-        self.first_ping = 0;
         self.pings = 0;
     }
 
     /// The device was pinged, and did not answer yet.
-    pub fn handle_ping(&mut self, now: Micros) {
-        if self.pings == 0 {
-            self.first_ping = now;
-        }
+    pub fn handle_ping(&mut self) {
         self.pings = self.pings.saturating_add(1);
-    }
-
-    /// Where the waits for an answer begin.
-    fn base(&self) -> Micros {
-        let due = self.last_sent + u64::from(self.terms.interval_ms) * 1_000;
-        if self.pings == 0 { due } else { due.min(self.first_ping) }
     }
 
     /// When the device is owed its expiry.
@@ -99,7 +87,7 @@ impl Watch {
 
     /// Nothing may expire the device before.
     fn earliest(&self) -> Micros {
-        self.base() + u64::from(self.terms.timeout_ms) * 1_000 * self.terms.waits()
+        self.last_sent + self.terms.bound()
     }
 
     /// What an expiry seen at `now` is.
@@ -119,18 +107,16 @@ mod tests {
     const SECOND: Micros = 1_000_000;
     const TERMS: Terms = Terms { interval_ms: 60_000, timeout_ms: 10_000, retries: 2, probes: true };
 
-    fn pinged(at: [Micros; 3]) -> Watch {
+    fn pinged(times: u8) -> Watch {
         let mut watch = Watch::new(TERMS, 0);
         watch.handle_sent(100 * SECOND);
-        for at in at {
-            watch.handle_ping(at);
-        }
+        (0..times).for_each(|_| watch.handle_ping());
         watch
     }
 
     #[test]
     fn the_deadline_is_interval_and_every_timeout_with_a_tick_for_each() {
-        let watch = pinged([160 * SECOND, 170 * SECOND, 180 * SECOND]);
+        let watch = pinged(3);
         assert_eq!(watch.deadline(), 190 * SECOND + 3 * TICK);
         assert_eq!(watch.judge(190 * SECOND + 3 * TICK + 5), Verdict::Late(5));
         assert_eq!(watch.judge(190 * SECOND), Verdict::Late(0));
@@ -138,22 +124,15 @@ mod tests {
     }
 
     #[test]
-    fn a_first_ping_that_came_early_brings_the_deadline_forward_and_a_late_one_does_not_move_it() {
-        let early = pinged([130 * SECOND, 140 * SECOND, 150 * SECOND]);
-        assert_eq!(early.deadline(), 160 * SECOND + 3 * TICK);
-        let late = pinged([165 * SECOND, 175 * SECOND, 185 * SECOND]);
-        assert_eq!(late.judge(195 * SECOND + 3 * TICK), Verdict::Late(5 * SECOND));
-    }
-
-    #[test]
     fn whoever_was_not_asked_often_enough_is_expired_falsely() {
-        let mut watch = Watch::new(TERMS, 0);
-        watch.handle_ping(60 * SECOND);
-        watch.handle_ping(70 * SECOND);
+        let mut watch = pinged(2);
         assert_eq!(watch.judge(500 * SECOND), Verdict::False);
+        watch.handle_ping();
+        assert_eq!(watch.judge(191 * SECOND), Verdict::Late(SECOND - 3 * TICK));
         // An answer begins everything anew.
-        watch.handle_sent(71 * SECOND);
-        assert_eq!(watch.deadline(), 161 * SECOND + 3 * TICK);
+        watch.handle_sent(191 * SECOND);
+        assert_eq!(watch.judge(500 * SECOND), Verdict::False);
+        assert_eq!(watch.deadline(), 281 * SECOND + 3 * TICK);
     }
 
     #[test]

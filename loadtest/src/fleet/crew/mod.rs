@@ -514,7 +514,7 @@ impl Crew {
                 Said::Ping => {
                     self.counts.add(Count::Pings, 1);
                     if device.is_silent {
-                        device.watch.handle_ping(self.now);
+                        device.watch.handle_ping();
                     }
                 }
                 Said::Pong(intended) => {
