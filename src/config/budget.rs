@@ -42,9 +42,8 @@ pub const KERNEL_BYTES: u64 = 4_040;
 /// The line of the budget for the sessions of connected devices.
 const SESSIONS: &str = "sessions";
 
-/// Descriptors that a worker needs beside those of connections, its listeners and its links to other workers not
-/// counted.
-const DESCRIPTORS_RESERVED: u64 = 64;
+/// Places that a worker keeps free in its descriptor table for connections that come home: so many come in one message.
+pub const DESCRIPTORS_SPARE: u64 = 64;
 /// Of a thousand descriptors, so many are counted on: a hash never spreads devices quite evenly over the workers.
 const DESCRIPTORS_USABLE_PER_THOUSAND: u64 = 980;
 
@@ -188,10 +187,18 @@ impl fmt::Display for MemoryBudget {
 /// The most connections that `workers` descriptor tables of `descriptors` places hold, with `listeners` listeners.
 #[must_use]
 pub fn connections_by_descriptors(workers: u16, listeners: usize, descriptors: u64) -> u32 {
-    let reserved = DESCRIPTORS_RESERVED + listeners as u64 + u64::from(workers);
-    // No table is larger than this, whatever an unlimited limit says.
-    let usable = descriptors.min(1 << 30).saturating_sub(reserved) * DESCRIPTORS_USABLE_PER_THOUSAND / 1_000;
+    let usable = descriptors_for_connections(workers, listeners, descriptors) * DESCRIPTORS_USABLE_PER_THOUSAND / 1_000;
     u32::try_from(usable * u64::from(workers)).unwrap_or(u32::MAX)
+}
+
+/// How many of the `descriptors` places in the table of one of `workers` workers, with `listeners` listeners, are for
+/// connections. The others: the poll, every worker's bell, the way to each other worker, the listeners, and
+/// [`DESCRIPTORS_SPARE`].
+#[must_use]
+pub fn descriptors_for_connections(workers: u16, listeners: usize, descriptors: u64) -> u64 {
+    let others = 2 * u64::from(workers) + listeners as u64 + DESCRIPTORS_SPARE;
+    // No table is larger than this, whatever an unlimited limit says.
+    descriptors.min(1 << 30).saturating_sub(others)
 }
 
 /// Bytes in the unit that suits them, binary: `325 B`, `9.5 KiB`, `62.0 MiB`.
@@ -290,8 +297,8 @@ mod tests {
 
     #[test]
     fn descriptors_bound_each_worker() {
-        assert_eq!(connections_by_descriptors(1, 2, 20_000), (20_000 - 67) * 98 / 100);
-        assert_eq!(connections_by_descriptors(4, 2, 20_000), (20_000 - 70) * 980 / 1000 * 4);
+        assert_eq!(connections_by_descriptors(1, 2, 20_000), (20_000 - 68) * 98 / 100);
+        assert_eq!(connections_by_descriptors(4, 2, 20_000), (20_000 - 74) * 980 / 1000 * 4);
         assert_eq!(connections_by_descriptors(4, 2, 10), 0);
         assert!(connections_by_descriptors(64, 64, u64::MAX) > 1_000_000_000);
     }

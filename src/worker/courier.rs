@@ -30,10 +30,11 @@ use rustix::net::{
 };
 use zeroize::Zeroize;
 
+use crate::config::budget::DESCRIPTORS_SPARE;
 use crate::link::ConnectionId;
 
-/// Connections in one message; the kernel takes at most 253 descriptors.
-const PARCELS_MAX: usize = 64;
+/// Connections in one message: for so many the home keeps places free. The kernel takes at most 253 descriptors.
+const PARCELS_MAX: usize = DESCRIPTORS_SPARE as usize;
 /// A message is closed when it has grown beyond this; a single parcel may be larger.
 const MESSAGE_BYTES: usize = 64 << 10;
 /// The largest message.

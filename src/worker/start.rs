@@ -23,6 +23,7 @@ use super::drained::Drained;
 use super::outgoing::BATCH;
 use super::turn::EVENTS;
 use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
+use crate::config::budget::descriptors_for_connections;
 use crate::config::{Config, Limits};
 use crate::connection::{Input, Rules};
 use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
@@ -30,9 +31,6 @@ use crate::metrics::Published;
 use crate::session;
 use crate::shard::{self, Shard, Transmit};
 use crate::time::{Moment, ticks_ceil};
-
-/// Descriptors that a worker keeps free for what is on its way in.
-const SPARE_DESCRIPTORS: usize = 128;
 
 /// What the workers are made with.
 pub struct Setup<'a> {
@@ -287,7 +285,7 @@ impl Parts {
         // What the poll tells of besides connections: the doorbell, listeners, ways to other workers.
         let others = 1 + listeners.len() + couriers.iter().flatten().count();
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let taken = keep.len() + listeners.len() + SPARE_DESCRIPTORS;
+        let sockets = descriptors_for_connections(self.home.workers(), listeners.len(), table);
         let limits = &self.limits;
         let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
         let frame_bytes = self.rules.iter().map(|rules| rules.frame_bytes).max().unwrap_or(limits.frame_bytes);
@@ -315,7 +313,7 @@ impl Parts {
             address_rate: AddressRate::new(limits.connections_per_address),
             bounds: Bounds {
                 connections: limits.connections,
-                sockets: usize::try_from(table).unwrap_or(usize::MAX).saturating_sub(taken),
+                sockets: sockets as usize,
                 shed_lateness: limits.shed_lateness,
                 waiting_ticks: ticks_ceil(limits.handshake_time) * 3 / 4,
             },

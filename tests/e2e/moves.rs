@@ -1,6 +1,6 @@
 //! A device lives on its home worker, wherever the kernel put its connection: it moves there with all that it has said.
 
-use pulsegate::codec::native::Frame;
+use pulsegate::codec::native::{CloseCode, Frame};
 
 use crate::support::{Device, Event, Gateway, SOON, Site, encoded, hello, message, native, wait_until};
 
@@ -151,4 +151,45 @@ fn keys_that_were_updated_before_hello_go_on_at_home() {
     }
     check_moves(&gateway, 6);
     wait_until("every update is counted", SOON, || gateway.metric("pulsegate_tls_key_updates_total") >= 24 * 4);
+}
+
+/// What the first worker said last, behind what travelled along, arrives.
+#[test]
+fn whoever_finds_no_place_at_home_is_told_to_try_later() {
+    let site = Site::new();
+    site.configure("workers = 2", &[native()]);
+    // Some thirty connections in each worker, the limit that is told.
+    let gateway = Gateway::start_with_descriptors(site.directory(), 100);
+    let tls = site.tls();
+    let (mut kept, mut told) = (Vec::new(), 0);
+    for number in 0.. {
+        assert!(number < 1_000, "{} devices fill no worker", kept.len());
+        // Where its connection comes in there may be no place either.
+        let Ok(mut device) = Device::connect(gateway.devices(), &tls) else { continue };
+        let id = format!("device-{number}");
+        device.send(&[hello(&id)]);
+        match device.hear() {
+            // The other worker has room, whoever comes.
+            Event::Welcome(_) if gateway.device(&id).unwrap()["worker"] == 1 => device.leave(),
+            Event::Welcome(_) => kept.push(device),
+            Event::Close { code, .. } => {
+                assert_eq!(
+                    (code, device.hear(), device.hear()),
+                    (CloseCode::TRY_LATER, Event::CloseNotify, Event::Eof)
+                );
+                told += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+        if told == 3 {
+            break;
+        }
+    }
+    assert_eq!(kept.len(), 31, "as many as the table has room for");
+    gateway.expect_closed("home_full", told);
+    assert_eq!(gateway.metric("pulsegate_moves_refused_total"), told);
+    for device in &mut kept {
+        device.send(&[Frame::Ping(b"here")]);
+        assert_eq!(device.hear(), Event::Pong(b"here".to_vec()));
+    }
 }

@@ -31,7 +31,22 @@ impl Gateway {
     /// Starts the gateway that `directory/pulsegate.toml` describes, and waits until it listens.
     #[track_caller]
     pub fn start(directory: &Path) -> Self {
-        let mut child = Self::command(directory)
+        Self::spawn(Self::command(directory))
+    }
+
+    /// The same, with so many descriptors in each table.
+    #[track_caller]
+    pub fn start_with_descriptors(directory: &Path, descriptors: u32) -> Self {
+        let usual = Self::command(directory);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""));
+        command.arg(usual.get_program()).args(usual.get_args()).current_dir(directory).stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    #[track_caller]
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .args(["--log-format", "json", "--log-filter", "info,pulsegate=debug"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
