@@ -40,6 +40,21 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// One from the owner to whoever has subscribed, and nothing more: not retained, without properties, never stale.
+    #[must_use]
+    pub fn plain(topic: impl Into<Box<str>>, payload: Bytes, qos: u8) -> Self {
+        Self {
+            topic: topic.into(),
+            payload,
+            qos,
+            retain: false,
+            properties: Box::default(),
+            expires: None,
+            stamp: 0,
+            publisher: None,
+        }
+    }
+
     /// What it counts as where messages are bounded by bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {

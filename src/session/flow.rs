@@ -90,13 +90,18 @@ impl Errand {
         self.last.as_deref().map(|last| &*last.topic)
     }
 
+    /// The quality of service of its messages at most.
+    pub(super) fn qos(&self) -> u8 {
+        self.subscriber.qos()
+    }
+
     /// What the subscription makes of a retained message.
     pub(super) fn letter(&self, publication: &Arc<Publication>) -> Letter {
         let mut identifiers = Identifiers::None;
         identifiers.push(self.subscriber.identifier);
         Letter {
             publication: Arc::clone(publication),
-            qos: publication.qos.min(self.subscriber.qos()),
+            qos: publication.qos.min(self.qos()),
             // Because a subscription was made [MQTT-3.3.1-8].
             retain: true,
             identifiers,
@@ -420,16 +425,7 @@ mod tests {
     use super::*;
 
     fn letter(qos: u8, request: u64) -> Letter {
-        let publication = Publication {
-            topic: "t".into(),
-            payload: Bytes::from_static(b"12345"),
-            qos,
-            retain: false,
-            properties: Box::default(),
-            expires: None,
-            stamp: 0,
-            publisher: None,
-        };
+        let publication = Publication::plain("t", Bytes::from_static(b"12345"), qos);
         Letter { publication: Arc::new(publication), qos, retain: false, identifiers: Identifiers::None, request }
     }
 

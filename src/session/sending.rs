@@ -210,12 +210,13 @@ impl Sessions {
         while let Some(flow) = self.all[session as usize].flow.as_deref()
             && let Some(errand) = flow.errand()
         {
+            // Before the look, which may be long, and would be in vain.
+            if errand.qos() > 0 && !flow.may_send(maximum) {
+                return;
+            }
             let next = self.retained.next_matching(&errand.filter, errand.arrivals, errand.after()).map(Arc::clone);
             if let Some(publication) = next.as_ref().filter(|publication| !publication.is_expired(desk.now)) {
                 let letter = errand.letter(publication);
-                if letter.qos > 0 && !flow.may_send(maximum) {
-                    return;
-                }
                 if self.send_new(session, letter, desk).is_err() {
                     return self.wait_for_room(session, desk);
                 }

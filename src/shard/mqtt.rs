@@ -97,16 +97,8 @@ impl Shard {
                 "the device has subscribed to this topic with QoS 0, which has no acknowledgements",
             );
         }
-        let publication = Publication {
-            topic: downlink.topic.clone(),
-            payload: downlink.payload.clone(),
-            qos: u8::from(request.is_some()),
-            retain: false,
-            properties: Box::default(),
-            expires: None,
-            stamp: 0,
-            publisher: None,
-        };
+        let qos = u8::from(request.is_some());
+        let publication = Publication::plain(downlink.topic.clone(), downlink.payload.clone(), qos);
         self.counters.add(Figure::MessagesSent, 1);
         self.sessions.write_to(session, Arc::new(publication), subscriber, request.unwrap_or(0));
         Outcome::Delivered

@@ -233,14 +233,9 @@ fn make_will(will: &mqtt::Will) -> Will {
     will.properties.forwardable(&mut properties);
     Will {
         publication: Publication {
-            topic: will.topic.into(),
-            payload: bytes::Bytes::copy_from_slice(will.payload),
-            qos: will.qos as u8,
             retain: will.retain,
             properties: properties.into(),
-            expires: None,
-            stamp: 0,
-            publisher: None,
+            ..Publication::plain(will.topic, bytes::Bytes::copy_from_slice(will.payload), will.qos as u8)
         },
         expiry_s: will.properties.message_expiry_interval(),
         delay_s: will.properties.will_delay_interval().unwrap_or(0),

@@ -103,14 +103,11 @@ impl Talk<'_, '_> {
         publish.properties.forwardable(&mut properties);
         let expiry = publish.properties.message_expiry_interval();
         Publication {
-            topic,
-            payload: Bytes::copy_from_slice(publish.payload),
-            qos: publish.qos as u8,
             retain: publish.retain,
             properties: properties.into(),
             expires: expiry.map(|seconds| self.cx.now.plus(Duration::from_secs(seconds.into()))),
-            stamp: 0,
             publisher: Some(self.cx.sessions.id(session)),
+            ..Publication::plain(topic, Bytes::copy_from_slice(publish.payload), publish.qos as u8)
         }
     }
 

@@ -49,16 +49,9 @@ pub(super) async fn publish(
     let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
     // Always the same worker for a topic: what is published under it one after the other arrives so.
     let worker = state.home.of(&order.topic);
-    let publication = Box::new(Publication {
-        topic: order.topic.into(),
-        payload,
-        qos: order.qos,
-        retain: order.retain,
-        properties: Box::default(),
-        expires,
-        stamp: 0,
-        publisher: None,
-    });
+    let publication =
+        Publication { retain: order.retain, expires, ..Publication::plain(order.topic, payload, order.qos) };
+    let publication = Box::new(publication);
 
     let deadline = Instant::now() + ANSWER_MAX;
     let ticket = ask(&state, &state.sent, worker, |request| Command::Publish { request, publication })?;

@@ -236,16 +236,7 @@ impl World {
     /// A message with a number of its own.
     pub fn publication(&mut self, topic: &str, qos: u8) -> Publication {
         self.tally.messages += 1;
-        Publication {
-            topic: topic.into(),
-            payload: Bytes::from(self.tally.messages.to_be_bytes().to_vec()),
-            qos,
-            retain: false,
-            properties: Box::default(),
-            expires: None,
-            stamp: 0,
-            publisher: None,
-        }
+        Publication::plain(topic, Bytes::from(self.tally.messages.to_be_bytes().to_vec()), qos)
     }
 
     /// Whoever has subscribed now is owed the message, if both sides want it acknowledged.
