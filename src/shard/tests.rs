@@ -1,205 +1,17 @@
 //! A shard without sockets: clients in memory, and a desk that does by hand what the worker's turn does.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+mod desk;
+
 use std::time::Duration;
 
 use super::*;
 use crate::codec::native::CloseCode;
-use crate::connection::Input;
-use crate::connection::lab::{Client, End, Lab, Said};
-use crate::link::{DeviceFilter, Downlink, Exchange, ListenerId, Outcome, Presence, Receipt};
-use crate::tls::handshake::{ClientTls, Versions};
+use crate::connection::lab::{End, Lab, Said};
+use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Receipt};
+use desk::Desk;
 
 const NATIVE: ListenerId = ListenerId(0);
 const RAW: ListenerId = ListenerId(1);
-
-/// One shard, its clock, and the clients behind its slots.
-struct Desk {
-    shard: Shard,
-    now: Moment,
-    input: Input,
-    clients: HashMap<u32, Client>,
-    tls: ClientTls,
-    /// Slots that were shut for writing.
-    shut: Vec<u32>,
-}
-
-impl Desk {
-    fn new() -> Self {
-        Self::of(1).pop().unwrap()
-    }
-
-    /// The desks of `workers` shards of one gateway.
-    fn of(workers: u16) -> Vec<Self> {
-        let lab = Lab::new();
-        let rules: Arc<[Rules]> = [lab.rules(0, &Lab::native()), lab.rules(1, &Lab::raw())].into();
-        let home = Home::new([3; 16], workers);
-        let exchange = Arc::new(Exchange::new(workers));
-        let desk = |worker| {
-            let setup = Setup {
-                worker: WorkerId(worker),
-                home,
-                rules: Arc::clone(&rules),
-                handshakes: 2,
-                uplink_length: 8,
-                seed: u64::from(worker),
-                exchange: Arc::clone(&exchange),
-                sessions: session::Bounds::of(&Lab::limits(), workers),
-            };
-            Desk {
-                shard: Shard::new(setup, Tick(0)),
-                now: Moment::from_micros(50_000),
-                input: Input::new(Lab::limits().frame_bytes, Lab::limits().read_bytes),
-                clients: HashMap::new(),
-                tls: lab.client(None, Versions::Tls13),
-                shut: Vec::new(),
-            }
-        };
-        (0..workers).map(desk).collect()
-    }
-
-    /// A client connects; its ClientHello is on the way.
-    fn accept(&mut self, listener: ListenerId) -> u32 {
-        let index = self.shard.handle_accept(listener, self.now);
-        self.clients.insert(index, Client::new(&self.tls));
-        self.shard.check_invariants();
-        index
-    }
-
-    /// What the client has said is read, as far as the shard wants it; handshakes begin when there is a place.
-    fn read(&mut self, index: u32) {
-        if self.shard.plan_read(index) == Plan::Leave {
-            self.call();
-        } else {
-            self.read_once(index);
-        }
-        self.shard.check_invariants();
-    }
-
-    /// Connections that wait for their handshakes are called.
-    fn call(&mut self) {
-        while let Some(called) = self.shard.next_waiting() {
-            self.read_once(called);
-        }
-    }
-
-    fn read_once(&mut self, index: u32) {
-        while self.shard.load_input(index, &mut self.input) {
-            let out = &mut self.clients.get_mut(&index).unwrap().out;
-            let space = self.input.space();
-            let count = out.len().min(space.len());
-            space[..count].copy_from_slice(&out[..count]);
-            out.drain(..count);
-            if count == 0 {
-                return self.shard.handle_nothing(index);
-            }
-            self.input.filled(count);
-            self.shard.handle_input(index, &mut self.input, count, self.now);
-        }
-    }
-
-    /// What the shard wants looked at again.
-    fn look_again(&mut self) {
-        let mut ready = VecDeque::new();
-        self.shard.take_ready(&mut ready);
-        for index in ready {
-            if self.shard.load_input(index, &mut self.input) {
-                self.shard.handle_input(index, &mut self.input, 0, self.now);
-                self.read_once(index);
-            }
-            self.shard.check_invariants();
-        }
-    }
-
-    fn flush(&mut self) {
-        let mut transmit = Transmit::default();
-        self.shard.take_transmit(&mut transmit);
-        for (index, bytes) in transmit.segments() {
-            assert!(!self.shut.contains(&index), "slot {index} has something to say after its end");
-            self.clients.get_mut(&index).unwrap().receive(bytes);
-        }
-        let said_all = transmit.segments().map(|(index, _)| index).filter(|&index| self.shard.has_said_all(index));
-        self.shut.extend(said_all);
-    }
-
-    fn reap(&mut self) -> Vec<u32> {
-        let mut reaped = Vec::new();
-        while let Some(index) = self.shard.next_closed() {
-            self.shard.reap(index);
-            self.clients.remove(&index);
-            self.shut.retain(|&shut| shut != index);
-            reaped.push(index);
-            self.shard.check_invariants();
-        }
-        reaped
-    }
-
-    /// A client shakes hands; the turn goes round until nothing moves.
-    fn shake_hands(&mut self, listener: ListenerId) -> u32 {
-        let index = self.accept(listener);
-        for _ in 0..3 {
-            self.read(index);
-            self.flush();
-        }
-        assert!(self.clients[&index].records.is_some(), "the handshake has not come to its end");
-        index
-    }
-
-    /// A native device.
-    fn connect(&mut self, id: &str) -> u32 {
-        let index = self.shake_hands(NATIVE);
-        self.client(index).say_hello(id);
-        self.read(index);
-        self.flush();
-        index
-    }
-
-    fn client(&mut self, index: u32) -> &mut Client {
-        self.clients.get_mut(&index).unwrap()
-    }
-
-    fn pass(&mut self, time: Duration) {
-        self.now = self.now.plus(time);
-    }
-
-    /// Runs deadlines up to now; suspects are read once more and settled.
-    fn expire(&mut self) {
-        let mut suspects = Vec::new();
-        while self.shard.handle_deadlines(self.now.tick(), self.now, 16, &mut suspects) {}
-        for index in suspects {
-            self.read_once(index);
-            self.shard.settle_suspect(index, self.now);
-        }
-        self.shard.check_invariants();
-        self.flush();
-    }
-
-    fn take_uplink(&mut self) -> Vec<Uplink> {
-        std::mem::take(self.shard.uplink())
-    }
-
-    /// Presence events since the last time, in short: `+device generation` and `-device generation reason`.
-    fn presence(&mut self) -> Vec<String> {
-        let short = |sign: &str, presence: &Presence| format!("{sign}{} {}", presence.device, presence.generation);
-        self.take_uplink()
-            .iter()
-            .filter_map(|event| match event {
-                Uplink::Connected(presence) => Some(short("+", presence)),
-                Uplink::Disconnected(presence, reason) => Some(format!("{} {reason}", short("-", presence))),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn figure(&mut self, figure: Figure) -> u64 {
-        self.shard.counters().figure(figure)
-    }
-
-    fn closed(&mut self, reason: CloseReason) -> u64 {
-        self.shard.counters().closed()[reason as usize]
-    }
-}
 
 #[test]
 fn handshakes_wait_for_a_place_and_go_in_the_order_in_which_they_came() {
@@ -449,18 +261,20 @@ fn nobody_is_judged_by_a_time_up_to_which_nothing_was_read() {
     assert_eq!(desk.figure(Figure::HeartbeatsSent), 0);
 }
 
-/// An id whose home is `worker`.
-fn id_at(home: Home, worker: u16) -> String {
-    (0..10_000).map(|n| format!("device-{n}")).find(|id| home.of(id) == WorkerId(worker)).unwrap()
+/// A shard to which a connection came, the shard where it is at home, and its slot; its HELLO is on the way.
+fn away_from_home() -> (Desk, Desk, u32) {
+    let mut desks = Desk::of(2);
+    let (there, mut here) = (desks.pop().unwrap(), desks.pop().unwrap());
+    let home = here.shard.home;
+    let id = (0..10_000).map(|n| format!("device-{n}")).find(|id| home.of(id) == WorkerId(1)).unwrap();
+    let index = here.shake_hands(NATIVE);
+    here.client(index).say_hello(&id);
+    (here, there, index)
 }
 
 #[test]
 fn a_connection_moves_home_and_goes_on_where_it_was() {
-    let mut desks = Desk::of(2);
-    let (mut there, mut here) = (desks.pop().unwrap(), desks.pop().unwrap());
-    let id = id_at(here.shard.home, 1);
-    let index = here.shake_hands(NATIVE);
-    here.client(index).say_hello(&id);
+    let (mut here, mut there, index) = away_from_home();
     here.client(index).say_message(7, b"said before the move");
     here.read(index);
     assert!(here.take_uplink().is_empty(), "it is no device here");
@@ -504,12 +318,8 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
 
 #[test]
 fn what_a_connection_had_to_say_before_it_moved_leaves_with_the_greeting() {
-    let mut desks = Desk::of(2);
-    let (mut there, mut here) = (desks.pop().unwrap(), desks.pop().unwrap());
-    let id = id_at(here.shard.home, 1);
-    let index = here.shake_hands(NATIVE);
+    let (mut here, mut there, index) = away_from_home();
     assert!(!here.shard.is_moving(index));
-    here.client(index).say_hello(&id);
     here.read(index);
     assert!(here.shard.is_moving(index));
     here.shard.handle_unsent(index, b"still to be said", here.now);
@@ -533,10 +343,7 @@ fn what_a_connection_had_to_say_before_it_moved_leaves_with_the_greeting() {
 
 #[test]
 fn a_connection_that_its_home_refuses_is_told_from_here() {
-    let mut here = Desk::of(2).swap_remove(0);
-    let id = id_at(here.shard.home, 1);
-    let index = here.shake_hands(NATIVE);
-    here.client(index).say_hello(&id);
+    let (mut here, _, index) = away_from_home();
     here.read(index);
     let (moving, _) = here.shard.next_move().unwrap();
     here.shard.handle_move_refused(moving, here.now);
