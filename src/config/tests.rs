@@ -367,6 +367,7 @@ fn mqtt_rules_are_filters_and_identities_fit_the_protocol() {
     refused(&mqtt("uplink = [\"{device}/a\"]"), &["mqtt.uplink: ", "placeholder"]);
     refused(&mqtt("keep_alive_max = \"1500ms\""), &["mqtt.keep_alive_max: MQTT counts it in whole seconds"]);
     refused(&mqtt("keep_alive_max = \"19h\""), &["mqtt.keep_alive_max: \"19h\" is out of range"]);
+    refused(&mqtt("session_expiry_max = \"1096d\""), &["mqtt.session_expiry_max: \"1096d\" is out of range"]);
     refused(&identity("from = \"hello\""), &["an MQTT device sends CONNECT, not HELLO"]);
     refused(&identity("from = \"username\""), &["a user name that nobody checks names nobody"]);
     refused(&identity("from = \"cert-cn\""), &["needs client certificates", "\"client-id\""]);

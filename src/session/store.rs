@@ -8,8 +8,8 @@ use crate::time::{Moment, Tick};
 
 /// Ticks in a second.
 const TICKS_PER_SECOND: u32 = 10;
-/// The longest wait, in ticks (3.4 years), since ticks that are compared must lie near each other: what asks for longer
-/// ends then.
+/// The longest wait, in ticks (3.4 years), since ticks that are compared must lie near each other. The configuration
+/// lets no session be kept for longer.
 const DEADLINE_TICKS_MAX: u32 = 1 << 30;
 
 /// What a device leaves behind to be published when its connection ends without a goodbye.

@@ -14,8 +14,8 @@ use crate::config::raw::RawMqtt;
 const PLACEHOLDER: &str = "{device}";
 /// The keep-alive travels as seconds in 16 bits.
 const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(65_535);
-/// A hundred years are for ever.
-const SESSION_EXPIRY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 36_500);
+/// Three years: ticks that are compared must lie near each other (`time`).
+const SESSION_EXPIRY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 1_095);
 
 pub(super) fn resolve(context: &mut Context<'_>, at: &At<'_>, raw: RawMqtt) -> Result<Mqtt, Problem> {
     let default = Mqtt::default();
