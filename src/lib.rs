@@ -22,4 +22,5 @@ pub mod connection;
 pub mod shard;
 pub mod worker;
 
+pub mod backbone;
 pub mod control;

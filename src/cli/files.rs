@@ -4,7 +4,7 @@ use std::path::Path;
 
 use pulsegate::codec::{mqtt, native};
 use pulsegate::config::{ClientAuth, Config, Listener, Place, Protocol, Tls};
-use pulsegate::control::tokens::TokenFile;
+use pulsegate::control::auth::tokens::TokenFile;
 use pulsegate::tls::certs::{LoadWarning, TlsLoadError};
 use pulsegate::tls::handshake::{self, ServerOptions, ServerTls};
 

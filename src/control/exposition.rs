@@ -83,14 +83,14 @@ impl Scrape {
             ProcessFigure::MemoryResident => memory.resident_bytes,
             ProcessFigure::ProcessResident => memory.process_resident_bytes,
             ProcessFigure::UplinkBatchesWaiting => Some(state.uplink.len() as u64),
-            ProcessFigure::TokensVerified => load(&state.tally.tokens_verified),
-            ProcessFigure::TokensCached => load(&state.tally.tokens_cached),
-            ProcessFigure::TokensRejected => load(&state.tally.tokens_rejected),
-            ProcessFigure::TokensUnanswered => load(&state.tally.tokens_unanswered),
+            ProcessFigure::TokensVerified => load(&state.counters.tokens_verified),
+            ProcessFigure::TokensCached => load(&state.counters.tokens_cached),
+            ProcessFigure::TokensRejected => load(&state.counters.tokens_rejected),
+            ProcessFigure::TokensUnanswered => load(&state.counters.tokens_unanswered),
             ProcessFigure::EventsAccepted => Some(state.backbone.accepted()),
             ProcessFigure::EventsDropped => Some(state.backbone.dropped()),
             ProcessFigure::EventsRefused => Some(state.backbone.refused()),
-            ProcessFigure::AnswersDropped => load(&state.tally.answers_dropped),
+            ProcessFigure::AnswersDropped => load(&state.counters.answers_dropped),
         };
         let mut process = [None; ProcessFigure::COUNT];
         for &figure in ProcessFigure::ALL {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, never, select};
 
 use super::State;
-use super::backbone::Event;
+use super::auth::verifier::{AuthRequest, Check, Verifier};
 use super::broadcasts::Share;
 use super::outbox::Outbox;
-use super::verifier::{Applicant, Check, Verifier};
+use crate::backbone::Event;
 use crate::link::{Batch, Command, Message, Presence, Uplink, WorkerId};
 
 /// How often a full mailbox is tried again.
@@ -41,7 +41,7 @@ impl Hub {
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>) {
         let mut uplink = self.state.uplink.clone();
-        let verdicts = self.verifier.verdicts().clone();
+        let results = self.verifier.results().clone();
         loop {
             let retry = self.retry_at.map_or_else(never, at);
             select! {
@@ -50,18 +50,18 @@ impl Hub {
                     // Every worker is gone; only `stop` is left to wait for.
                     Err(_) => uplink = never(),
                 },
-                recv(verdicts) -> verdict => {
-                    let verdict = verdict.expect("the token thread ended before its owner");
-                    let (applicant, accepted) = self.verifier.settle(&verdict);
-                    self.tell(applicant, accepted);
+                recv(results) -> result => {
+                    let result = result.expect("the token thread ended before its owner");
+                    let (asked, accepted) = self.verifier.settle(&result);
+                    self.tell(asked, accepted);
                 }
                 recv(retry) -> _ => self.retry(),
                 recv(stop) -> _ => break,
             }
         }
         self.drain(&uplink);
-        // The token thread ends early because nobody takes its verdicts any more: all who could must let go.
-        drop(verdicts);
+        // The token thread ends early because nobody takes its results any more: all who could must let go.
+        drop(results);
         self.verifier.stop();
     }
 
@@ -93,10 +93,10 @@ impl Hub {
             }
             Uplink::Message(message) => self.apply_message(worker, &message),
             Uplink::VerifyToken { connection, listener, device, token } => {
-                let applicant = Applicant { worker, connection, listener };
-                let check = self.verifier.check(applicant, &device, token, Instant::now());
+                let asked = AuthRequest { worker, connection, listener };
+                let check = self.verifier.check(asked, &device, token, Instant::now());
                 if let Check::Settled(accepted) = check {
-                    self.tell(applicant, accepted);
+                    self.tell(asked, accepted);
                 }
             }
             Uplink::Described { request, description } => self.state.described.resolve(request, description),
@@ -127,8 +127,8 @@ impl Hub {
         }
     }
 
-    fn tell(&mut self, applicant: Applicant, accepted: bool) {
-        self.send(applicant.worker, Command::TokenVerdict { connection: applicant.connection, accepted });
+    fn tell(&mut self, asked: AuthRequest, accepted: bool) {
+        self.send(asked.worker, Command::TokenVerdict { connection: asked.connection, accepted });
     }
 
     fn send(&mut self, worker: WorkerId, answer: Command) {
@@ -151,7 +151,7 @@ impl Hub {
     fn count_dropped(&self, worker: WorkerId, dropped: usize) {
         // One line when a whole outbox is given up, or for each thousandth answer: never one for each.
         if dropped > 0 {
-            let before = self.state.tally.answers_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+            let before = self.state.counters.answers_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
             if dropped > 1 || before.is_multiple_of(1_000) {
                 tracing::warn!(%worker, dropped, "a worker's inbox stays full: answers to it were given up");
             }

@@ -15,15 +15,13 @@
 //! Nothing here may make an event loop wait: commands are tried, never pushed.
 
 mod api;
-pub mod backbone;
+pub mod auth;
 mod broadcasts;
 mod exposition;
 mod front;
 mod hub;
 mod outbox;
 mod pending;
-pub mod tokens;
-mod verifier;
 
 #[cfg(test)]
 mod tests;
@@ -39,18 +37,18 @@ use std::{io, panic};
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, watch};
 
+use crate::backbone::Backbone;
 use crate::config::Config;
 use crate::link::{Batch, Description, Home, Mailbox, Outcome};
 use crate::metrics::Published;
 use crate::time::Moment;
-use api::auth::Gate;
-use backbone::Backbone;
+use api::bearer::BearerAuth;
+use auth::tokens::TokenFile;
+use auth::verifier::Verifier;
 use broadcasts::Broadcasts;
 use front::Front;
 use hub::Hub;
 use pending::Pending;
-use tokens::TokenFile;
-use verifier::Verifier;
 
 /// How long requests in progress may take to end once the gateway shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -130,7 +128,7 @@ impl Control {
     /// Reads the token files and starts the threads `hub`, `tokens` and `control`.
     ///
     /// # Errors
-    /// A token file that cannot be used ([`tokens::TokenFileError`] within `InvalidData`), or no thread, timer or
+    /// A token file that cannot be used ([`auth::tokens::TokenFileError`] within `InvalidData`), or no thread, timer or
     /// random key from the system.
     pub fn start(parts: Parts) -> io::Result<Control> {
         let workers = usize::from(parts.home.workers());
@@ -138,9 +136,9 @@ impl Control {
         assert_eq!(parts.published.len(), workers);
         assert_eq!(parts.listeners.len(), parts.config.listeners.len());
 
-        let tally = Arc::new(Tally::default());
-        let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, tally.clone())?;
-        let gate = parts.config.admin.token.as_deref().map(Gate::new).transpose()?;
+        let counters = Arc::new(ProcessCounters::default());
+        let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, counters.clone())?;
+        let bearer = parts.config.admin.token.as_deref().map(BearerAuth::new).transpose()?;
         let admin_addr = parts.admin.local_addr()?;
         let state = Arc::new(State {
             backbone: Backbone::new(parts.config.backbone),
@@ -156,8 +154,8 @@ impl Control {
             listed: Pending::default(),
             sent: Pending::default(),
             broadcasts: Broadcasts::new(workers),
-            tally,
-            gate,
+            counters,
+            bearer,
             requests: Semaphore::new(REQUESTS_MAX),
             sends: Semaphore::new(SENDS_MAX),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
@@ -255,9 +253,9 @@ struct State {
     sent: Pending<Outcome>,
     broadcasts: Broadcasts,
     backbone: Backbone,
-    tally: Arc<Tally>,
+    counters: Arc<ProcessCounters>,
     /// Present when requests must carry a token.
-    gate: Option<Gate>,
+    bearer: Option<BearerAuth>,
     requests: Semaphore,
     sends: Semaphore,
     readers: Arc<Semaphore>,
@@ -266,7 +264,7 @@ struct State {
 
 /// What the control plane counts itself; each is a [`crate::metrics::ProcessFigure`].
 #[derive(Debug, Default)]
-struct Tally {
+struct ProcessCounters {
     tokens_verified: AtomicU64,
     tokens_cached: AtomicU64,
     tokens_rejected: AtomicU64,

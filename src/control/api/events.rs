@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use super::State;
 use super::error::ApiError;
 use super::query::{self, Parsed};
-use crate::control::backbone::{Event, Facts, Head, Held, Kind, What};
+use crate::backbone::{Event, Facts, Head, Held, Kind, What};
 
 /// How often a reader hears that the gateway lives; the id that comes with it says how far it has come.
 const HEARTBEAT: Duration = Duration::from_secs(15);

@@ -1,7 +1,7 @@
 //! The HTTP API (docs/API.md). Handlers read published counters or ask a worker and wait, bounded; every
 //! error is JSON.
 
-pub(super) mod auth;
+pub(super) mod bearer;
 mod overview;
 
 mod devices;
@@ -63,7 +63,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::Method })
         .layer(middleware::from_fn_with_state(state.clone(), bound_requests))
-        .layer(middleware::from_fn_with_state(state.clone(), auth::demand_token))
+        .layer(middleware::from_fn_with_state(state.clone(), bearer::demand_token))
         .with_state(state)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::control::tokens::line_for;
+use crate::control::auth::tokens::line_for;
 
 #[test]
 fn events_reach_the_backbone_in_the_order_in_which_they_were_said() {
@@ -126,9 +126,9 @@ fn shutdown_does_not_hash_all_tokens_that_wait() {
     stage.say(0, (0..waiting).map(ask).collect());
     let verdict = stage.silent[0].recv_timeout(DEADLINE).unwrap();
     assert!(matches!(verdict, Command::TokenVerdict { accepted: false, .. }), "{verdict:?}");
-    let tally = stage.control.state.tally.clone();
+    let counters = stage.control.state.counters.clone();
     stage.control.shutdown();
-    let judged = tally.tokens_rejected.load(Ordering::Relaxed);
+    let judged = counters.tokens_rejected.load(Ordering::Relaxed);
     assert!(judged < u64::from(waiting) / 2, "{judged} tokens were judged");
 }
 

@@ -19,9 +19,9 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
-use super::backbone::{Held, What};
 use super::exposition::CONTENT_TYPE;
 use super::{Clock, Control, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
+use crate::backbone::{Held, What};
 use crate::config::{
     self, Admin, ClientAuth, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
 };

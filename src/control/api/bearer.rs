@@ -15,21 +15,21 @@ use super::{State, is_probe};
 
 /// The admin token as a digest under a key of this process: comparing takes the same time wherever a guess goes wrong,
 /// and however long it is the token's length stays hidden.
-pub(in crate::control) struct Gate {
+pub(in crate::control) struct BearerAuth {
     key: hmac::Key,
     digest: hmac::Tag,
 }
 
-impl Gate {
+impl BearerAuth {
     /// A gate that `token` opens.
-    pub(in crate::control) fn new(token: &str) -> io::Result<Gate> {
+    pub(in crate::control) fn new(token: &str) -> io::Result<BearerAuth> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| io::Error::other("the system gives no random key"))?;
         let digest = hmac::sign(&key, token.as_bytes());
-        Ok(Gate { key, digest })
+        Ok(BearerAuth { key, digest })
     }
 
-    fn opens_for(&self, token: &[u8]) -> bool {
+    fn accepts(&self, token: &[u8]) -> bool {
         hmac::verify(&self.key, token, self.digest.as_ref()).is_ok()
     }
 }
@@ -37,12 +37,12 @@ impl Gate {
 /// Lets a request pass when no token is demanded, when it carries the right one, or when it only asks for signs of
 /// life.
 pub(super) async fn demand_token(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
-    if let Some(gate) = &state.gate
+    if let Some(wanted) = &state.bearer
         && !is_probe(&request)
     {
         match bearer(request.headers()) {
             None => return ApiError::Unauthorized { presented: false }.into_response(),
-            Some(token) if !gate.opens_for(token) => {
+            Some(token) if !wanted.accepts(token) => {
                 return ApiError::Unauthorized { presented: true }.into_response();
             }
             Some(_) => {}

@@ -6,13 +6,13 @@
 //!
 //! ```text
 //! hub ── check() ──┬─ the digest of the right token is known ──────────────────────────▶ accepted at once
-//!                  ├─ device in the file ──▶ lane "known"   ──┐
-//!                  └─ device not in it  ───▶ lane "unknown" ──┴▶ thread "tokens" ──▶ verdicts() ──▶ settle()
+//!                  ├─ device in the file ──▶ queue "known"   ──┐
+//!                  └─ device not in it  ───▶ queue "unknown" ──┴▶ thread "tokens" ──▶ results() ──▶ settle()
 //! ```
 //!
 //! An unknown device costs the hash of another and is then rejected, so that the time of an answer does not tell which
-//! ids exist. Its lane is short and comes second: who guesses ids delays other guessers. A connection whose token is
-//! not judged within `limits.hello_time` is closed by its worker; a job older than that is not worth its hash and is
+//! ids exist. Its queue is short and comes second: who guesses ids delays other guessers. A connection whose token is
+//! not verified within `limits.hello_time` is closed by its worker; a job older than that is not worth its hash and is
 //! skipped. No token is ever called wrong because of load.
 
 use std::io;
@@ -26,8 +26,8 @@ use aws_lc_rs::rand::SystemRandom;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased, unbounded};
 
-use super::Tally;
 use super::tokens::TokenFile;
+use crate::control::ProcessCounters;
 use crate::link::{ConnectionId, ListenerId, WorkerId};
 
 /// Tokens of devices in the file that may wait for their hash. At tens of milliseconds each, one that came later would
@@ -38,8 +38,8 @@ const UNKNOWN_WAITING_MAX: usize = 64;
 /// How far the thread steps back from the event loops on a busy machine.
 const NICENESS: i32 = 10;
 
-/// The checker of tokens: lives in the hub, which tells it of each token and of each verdict.
-pub(super) struct Verifier {
+/// The checker of tokens: lives in the hub, which tells it of each token and of each result.
+pub(in crate::control) struct Verifier {
     listeners: Arc<[Option<TokenFile>]>,
     /// By listener and place in its file: the digest of the token that was right.
     digests: Vec<Vec<Option<[u8; 32]>>>,
@@ -47,21 +47,21 @@ pub(super) struct Verifier {
     patience: Duration,
     known: Sender<Job>,
     unknown: Sender<Job>,
-    verdicts: Receiver<Verdict>,
-    tally: Arc<Tally>,
+    results: Receiver<AuthResult>,
+    counters: Arc<ProcessCounters>,
     thread: JoinHandle<()>,
 }
 
-/// Who waits for a verdict.
+/// Who waits for a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Applicant {
-    pub(super) worker: WorkerId,
-    pub(super) connection: ConnectionId,
-    pub(super) listener: ListenerId,
+pub(in crate::control) struct AuthRequest {
+    pub(in crate::control) worker: WorkerId,
+    pub(in crate::control) connection: ConnectionId,
+    pub(in crate::control) listener: ListenerId,
 }
 
 struct Job {
-    applicant: Applicant,
+    request: AuthRequest,
     /// Whose hash to compute; for an unknown device somebody else's.
     place: u32,
     known: bool,
@@ -70,8 +70,8 @@ struct Job {
 }
 
 /// What the thread found.
-pub(super) struct Verdict {
-    applicant: Applicant,
+pub(in crate::control) struct AuthResult {
+    request: AuthRequest,
     /// The place of the device whose token was right, and the token's digest.
     accepted: Option<(u32, [u8; 32])>,
 }
@@ -79,10 +79,10 @@ pub(super) struct Verdict {
 impl Verifier {
     /// Starts the thread. `listeners` holds the token file of each listener that has one; a connection waits for
     /// `patience` (`limits.hello_time`).
-    pub(super) fn start(
+    pub(in crate::control) fn start(
         listeners: Vec<Option<TokenFile>>,
         patience: Duration,
-        tally: Arc<Tally>,
+        counters: Arc<ProcessCounters>,
     ) -> io::Result<Verifier> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| io::Error::other("the system gives no random key"))?;
@@ -91,61 +91,66 @@ impl Verifier {
         let (known, known_jobs) = bounded(KNOWN_WAITING_MAX);
         let (unknown, unknown_jobs) = bounded(UNKNOWN_WAITING_MAX);
         // Bounded by the jobs; the hub empties it.
-        let (verdict, verdicts) = unbounded();
-        let bench =
-            Bench { listeners: listeners.clone(), key: key.clone(), known_jobs, unknown_jobs, tally: tally.clone() };
-        let thread = thread::Builder::new().name("tokens".into()).spawn(move || bench.run(&verdict))?;
-        Ok(Verifier { listeners, digests, key, patience, known, unknown, verdicts, tally, thread })
+        let (result, results) = unbounded();
+        let hash_worker = HashWorker {
+            listeners: listeners.clone(),
+            key: key.clone(),
+            known_jobs,
+            unknown_jobs,
+            counters: counters.clone(),
+        };
+        let thread = thread::Builder::new().name("tokens".into()).spawn(move || hash_worker.run(&result))?;
+        Ok(Verifier { listeners, digests, key, patience, known, unknown, results, counters, thread })
     }
 
-    /// Takes one token. What is not [`Check::Settled`] is answered through [`Verifier::verdicts`], or not at all when
+    /// Takes one token. What is not [`Check::Settled`] is answered through [`Verifier::results`], or not at all when
     /// too many wait.
-    pub(super) fn check(&self, applicant: Applicant, device: &str, token: Bytes, now: Instant) -> Check {
-        let listener = applicant.listener.index();
+    pub(in crate::control) fn check(&self, request: AuthRequest, device: &str, token: Bytes, now: Instant) -> Check {
+        let listener = request.listener.index();
         let file = self.listeners[listener].as_ref().expect("a token came through a listener without a token file");
         let known = file.find(device);
         if let Some(place) = known
             && let Some(digest) = &self.digests[listener][place as usize]
             && hmac::verify(&self.key, &token, digest).is_ok()
         {
-            self.tally.tokens_cached.fetch_add(1, Ordering::Relaxed);
+            self.counters.tokens_cached.fetch_add(1, Ordering::Relaxed);
             return Check::Settled(true);
         }
         if file.is_empty() {
-            self.tally.tokens_rejected.fetch_add(1, Ordering::Relaxed);
+            self.counters.tokens_rejected.fetch_add(1, Ordering::Relaxed);
             return Check::Settled(false);
         }
         let place = known.unwrap_or(0);
-        let job = Job { applicant, place, known: known.is_some(), token, expires: now + self.patience };
-        let lane = if job.known { &self.known } else { &self.unknown };
-        match lane.try_send(job) {
+        let job = Job { request, place, known: known.is_some(), token, expires: now + self.patience };
+        let queue = if job.known { &self.known } else { &self.unknown };
+        match queue.try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                self.tally.tokens_unanswered.fetch_add(1, Ordering::Relaxed);
+                self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed);
             }
             Err(TrySendError::Disconnected(_)) => panic!("the token thread ended before its owner"),
         }
         Check::Waits
     }
 
-    /// Where verdicts arrive.
-    pub(super) fn verdicts(&self) -> &Receiver<Verdict> {
-        &self.verdicts
+    /// Where results arrive.
+    pub(in crate::control) fn results(&self) -> &Receiver<AuthResult> {
+        &self.results
     }
 
     /// Remembers a right token and says whom to tell what.
-    pub(super) fn settle(&mut self, verdict: &Verdict) -> (Applicant, bool) {
-        let applicant = verdict.applicant;
-        if let Some((place, digest)) = verdict.accepted {
-            self.digests[applicant.listener.index()][place as usize] = Some(digest);
+    pub(in crate::control) fn settle(&mut self, result: &AuthResult) -> (AuthRequest, bool) {
+        let request = result.request;
+        if let Some((place, digest)) = result.accepted {
+            self.digests[request.listener.index()][place as usize] = Some(digest);
         }
-        (applicant, verdict.accepted.is_some())
+        (request, result.accepted.is_some())
     }
 
     /// Ends the thread; waits for the hash that it is computing, at most.
-    pub(super) fn stop(self) {
-        let Verifier { known, unknown, verdicts, thread, .. } = self;
-        drop((known, unknown, verdicts));
+    pub(in crate::control) fn stop(self) {
+        let Verifier { known, unknown, results, thread, .. } = self;
+        drop((known, unknown, results));
         if thread.join().is_err() {
             tracing::error!("the token thread panicked");
         }
@@ -154,7 +159,7 @@ impl Verifier {
 
 /// What is known of a token at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Check {
+pub(in crate::control) enum Check {
     /// Right or wrong.
     Settled(bool),
     /// A hash must be computed.
@@ -162,17 +167,17 @@ pub(super) enum Check {
 }
 
 /// The thread's side.
-struct Bench {
+struct HashWorker {
     listeners: Arc<[Option<TokenFile>]>,
     key: hmac::Key,
     known_jobs: Receiver<Job>,
     unknown_jobs: Receiver<Job>,
-    tally: Arc<Tally>,
+    counters: Arc<ProcessCounters>,
 }
 
-impl Bench {
-    /// Works until the owner lets go of the lanes or of the verdicts.
-    fn run(self, verdicts: &Sender<Verdict>) {
+impl HashWorker {
+    /// Works until the owner lets go of the queues or of the results.
+    fn run(self, results: &Sender<AuthResult>) {
         if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             tracing::warn!(%error, "the token thread keeps its ordinary priority");
         }
@@ -183,17 +188,17 @@ impl Bench {
             };
             let Ok(job) = job else { return };
             if job.expires <= Instant::now() {
-                self.tally.tokens_unanswered.fetch_add(1, Ordering::Relaxed);
+                self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            if verdicts.send(self.judge(&job)).is_err() {
+            if results.send(self.verify(&job)).is_err() {
                 return;
             }
         }
     }
 
-    fn judge(&self, job: &Job) -> Verdict {
-        let file = self.listeners[job.applicant.listener.index()].as_ref().expect("checked by the owner");
+    fn verify(&self, job: &Job) -> AuthResult {
+        let file = self.listeners[job.request.listener.index()].as_ref().expect("checked by the owner");
         // The hash is computed before `known` is looked at: both answers take the same time.
         let right = file.verify(job.place, &job.token) && job.known;
         let accepted = right.then(|| {
@@ -201,9 +206,9 @@ impl Bench {
             digest.copy_from_slice(hmac::sign(&self.key, &job.token).as_ref());
             (job.place, digest)
         });
-        let count = if right { &self.tally.tokens_verified } else { &self.tally.tokens_rejected };
+        let count = if right { &self.counters.tokens_verified } else { &self.counters.tokens_rejected };
         count.fetch_add(1, Ordering::Relaxed);
-        Verdict { applicant: job.applicant, accepted }
+        AuthResult { request: job.request, accepted }
     }
 }
 
@@ -219,13 +224,13 @@ mod tests {
         Verifier::start(vec![None, Some(TokenFile::load(&path).unwrap())], patience, Arc::default()).unwrap()
     }
 
-    fn applicant(index: u32) -> Applicant {
-        Applicant { worker: WorkerId(3), connection: ConnectionId { index, generation: 9 }, listener: ListenerId(1) }
+    fn request(index: u32) -> AuthRequest {
+        AuthRequest { worker: WorkerId(3), connection: ConnectionId { index, generation: 9 }, listener: ListenerId(1) }
     }
 
-    fn verdict(verifier: &mut Verifier) -> (Applicant, bool) {
-        let verdict = verifier.verdicts().recv_timeout(Duration::from_secs(30)).expect("no verdict came");
-        verifier.settle(&verdict)
+    fn result(verifier: &mut Verifier) -> (AuthRequest, bool) {
+        let result = verifier.results().recv_timeout(Duration::from_secs(30)).expect("no result came");
+        verifier.settle(&result)
     }
 
     const HELLO_TIME: Duration = Duration::from_mins(1);
@@ -236,30 +241,30 @@ mod tests {
         let now = Instant::now();
         let token = |text: &'static str| Bytes::from_static(text.as_bytes());
 
-        assert_eq!(verifier.check(applicant(1), "meter", token("wrong"), now), Check::Waits);
-        assert_eq!(verdict(&mut verifier), (applicant(1), false));
-        assert_eq!(verifier.check(applicant(2), "meter", token("right"), now), Check::Waits);
-        assert_eq!(verdict(&mut verifier), (applicant(2), true));
-        assert_eq!(verifier.check(applicant(3), "meter", token("right"), now), Check::Settled(true));
-        assert_eq!(verifier.check(applicant(4), "meter", token("wrong"), now), Check::Waits);
-        assert_eq!(verdict(&mut verifier), (applicant(4), false));
+        assert_eq!(verifier.check(request(1), "meter", token("wrong"), now), Check::Waits);
+        assert_eq!(result(&mut verifier), (request(1), false));
+        assert_eq!(verifier.check(request(2), "meter", token("right"), now), Check::Waits);
+        assert_eq!(result(&mut verifier), (request(2), true));
+        assert_eq!(verifier.check(request(3), "meter", token("right"), now), Check::Settled(true));
+        assert_eq!(verifier.check(request(4), "meter", token("wrong"), now), Check::Waits);
+        assert_eq!(result(&mut verifier), (request(4), false));
         // The decoy's own token opens nothing for another id.
-        assert_eq!(verifier.check(applicant(5), "stranger", token("right"), now), Check::Waits);
-        assert_eq!(verdict(&mut verifier), (applicant(5), false));
+        assert_eq!(verifier.check(request(5), "stranger", token("right"), now), Check::Waits);
+        assert_eq!(result(&mut verifier), (request(5), false));
 
-        let tally = verifier.tally.clone();
+        let counters = verifier.counters.clone();
         verifier.stop();
-        assert_eq!(tally.tokens_verified.load(Ordering::Relaxed), 1);
-        assert_eq!(tally.tokens_cached.load(Ordering::Relaxed), 1);
-        assert_eq!(tally.tokens_rejected.load(Ordering::Relaxed), 3);
-        assert_eq!(tally.tokens_unanswered.load(Ordering::Relaxed), 0);
+        assert_eq!(counters.tokens_verified.load(Ordering::Relaxed), 1);
+        assert_eq!(counters.tokens_cached.load(Ordering::Relaxed), 1);
+        assert_eq!(counters.tokens_rejected.load(Ordering::Relaxed), 3);
+        assert_eq!(counters.tokens_unanswered.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn an_empty_file_rejects_everybody() {
         let verifier = verifier("# nobody yet\n", HELLO_TIME);
         let token = Bytes::from_static(b"x");
-        assert_eq!(verifier.check(applicant(1), "meter", token, Instant::now()), Check::Settled(false));
+        assert_eq!(verifier.check(request(1), "meter", token, Instant::now()), Check::Settled(false));
         verifier.stop();
     }
 
@@ -268,10 +273,10 @@ mod tests {
         let mut verifier = verifier(&line_for("meter", b"right"), HELLO_TIME);
         let token = Bytes::from_static(b"right");
         let long_ago = Instant::now().checked_sub(HELLO_TIME * 2).unwrap();
-        assert_eq!(verifier.check(applicant(1), "meter", token.clone(), long_ago), Check::Waits);
-        assert_eq!(verifier.check(applicant(2), "meter", token, Instant::now()), Check::Waits);
-        assert_eq!(verdict(&mut verifier), (applicant(2), true));
-        assert_eq!(verifier.tally.tokens_unanswered.load(Ordering::Relaxed), 1);
+        assert_eq!(verifier.check(request(1), "meter", token.clone(), long_ago), Check::Waits);
+        assert_eq!(verifier.check(request(2), "meter", token, Instant::now()), Check::Waits);
+        assert_eq!(result(&mut verifier), (request(2), true));
+        assert_eq!(verifier.counters.tokens_unanswered.load(Ordering::Relaxed), 1);
         verifier.stop();
     }
 
@@ -282,13 +287,12 @@ mod tests {
         let now = Instant::now();
         let strangers = UNKNOWN_WAITING_MAX as u32 * 2;
         for index in 0..strangers {
-            verifier.check(applicant(index), &format!("stranger-{index}"), Bytes::from_static(b"x"), now);
+            verifier.check(request(index), &format!("stranger-{index}"), Bytes::from_static(b"x"), now);
         }
-        assert!(verifier.tally.tokens_unanswered.load(Ordering::Relaxed) > 0);
-        assert_eq!(verifier.check(applicant(9_999), "known", Bytes::from_static(b"right"), now), Check::Waits);
-        // Only those whom the thread had already taken when the known device came may be judged before it.
-        let judged_before =
-            (0..UNKNOWN_WAITING_MAX).find(|_| verdict(&mut verifier) == (applicant(9_999), true)).unwrap();
+        assert!(verifier.counters.tokens_unanswered.load(Ordering::Relaxed) > 0);
+        assert_eq!(verifier.check(request(9_999), "known", Bytes::from_static(b"right"), now), Check::Waits);
+        // Only those whom the thread had already taken when the known device came may be verified before it.
+        let judged_before = (0..UNKNOWN_WAITING_MAX).find(|_| result(&mut verifier) == (request(9_999), true)).unwrap();
         assert!(judged_before < UNKNOWN_WAITING_MAX / 2, "{judged_before} strangers came first");
         verifier.stop();
     }

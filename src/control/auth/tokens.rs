@@ -250,7 +250,7 @@ impl fmt::Display for HashFault {
 
 /// The line of a token file for `device` with `token`, cheap enough for tests.
 #[cfg(test)]
-pub(super) fn line_for(device: &str, token: &[u8]) -> String {
+pub(in crate::control) fn line_for(device: &str, token: &[u8]) -> String {
     use argon2::password_hash::CustomizedPasswordHasher;
     let params = Params::new(64, 1, 1, None).unwrap();
     let hash: PasswordHash = Argon2::default().hash_password_with_params(token, b"saltsaltsaltsalt", params).unwrap();

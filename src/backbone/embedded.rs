@@ -265,7 +265,7 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::backbone::{Facts, What};
+    use crate::backbone::{Facts, What};
     use crate::link::{ListenerId, WorkerId};
     use crate::time::Moment;
 
