@@ -128,6 +128,8 @@ figures! {
     LastReadsHeard = Counter "pulsegate_last_reads_heard" "",
     /// Turns of the event loop.
     Turns = Counter "pulsegate_turns" "",
+    /// Turns of the event loop that found nothing to do, those after its longest sleep not counted.
+    IdleTurns = Counter "pulsegate_idle_turns" "",
     /// Commands taken from the inbox.
     Commands = Counter "pulsegate_commands" "",
 }

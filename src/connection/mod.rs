@@ -140,7 +140,10 @@ enum State {
         naming: Naming,
         /* ticks of silence before a probe */ interval: u16,
     },
-    Lingering,
+    /// It waits for the peer to have taken the last bytes. `shut`: the stream's own side was ended behind them.
+    Lingering {
+        shut: bool,
+    },
     Closed,
     /// It lives on at its home.
     Moved,
@@ -282,7 +285,7 @@ impl Connection {
     /// Whether it only waits for the peer to have taken the last bytes.
     #[must_use]
     pub fn is_lingering(&self) -> bool {
-        matches!(self.state, State::Lingering)
+        matches!(self.state, State::Lingering { .. })
     }
 
     /// Whether it is to be reaped.
@@ -308,7 +311,7 @@ impl Connection {
     pub fn wants_read(&self) -> bool {
         match &self.state {
             State::Accepted | State::Waiting | State::Closed | State::Moved => false,
-            State::Called | State::Handshaking(_) | State::Lingering => true,
+            State::Called | State::Handshaking(_) | State::Lingering { .. } => true,
             State::Open { phase, .. } => !matches!(phase, Phase::Verifying | Phase::Moving) && !self.is_paused(),
         }
     }
@@ -399,7 +402,7 @@ impl Connection {
             State::Handshaking(_) => self.handle_handshake(input, rules, cx),
             State::Open { phase: Phase::Verifying | Phase::Moving, .. } | State::Closed | State::Moved => Step::Wait,
             State::Open { .. } => self.handle_open(input, rules, cx),
-            State::Lingering => {
+            State::Lingering { .. } => {
                 input.load(&Saved::default());
                 Step::Wait
             }
@@ -608,7 +611,7 @@ impl Connection {
             if matches!(self.state, State::Open { .. }) && !unheard {
                 self.talk(rules, cx).say_goodbye(ending);
             }
-            self.state = if lingers(ending.reason) { State::Lingering } else { State::Closed };
+            self.state = if lingers(ending.reason) { State::Lingering { shut: false } } else { State::Closed };
         }
         if let Some(buffers) = &mut self.buffers {
             buffers.saved = Saved::default();
@@ -618,6 +621,16 @@ impl Connection {
             }
         }
         self.shed_empty_buffers();
+    }
+
+    /// Whether its socket is to be shut for writing now: it lingers and the last bytes have left. Says so once: shutting
+    /// a socket makes it writable, and the poll reports that.
+    pub fn take_shutdown(&mut self) -> bool {
+        let all_sent = self.unsent().is_empty();
+        match &mut self.state {
+            State::Lingering { shut } if all_sent => !std::mem::replace(shut, true),
+            _ => false,
+        }
     }
 
     /// Its home holds it: no word, no trace.

@@ -285,11 +285,9 @@ impl Shard {
         self.connections[index as usize].unsent()
     }
 
-    /// Whether the socket should be shut for writing: everything was said.
-    #[must_use]
-    pub fn has_said_all(&self, index: u32) -> bool {
-        let connection = self.connections.get(index as usize);
-        connection.is_some_and(|connection| connection.is_lingering() && connection.unsent().is_empty())
+    /// Whether the socket in this slot is to be shut for writing now: all was sent. `true` once for each connection.
+    pub fn take_shutdown(&mut self, index: u32) -> bool {
+        self.connections.get_mut(index as usize).is_some_and(Connection::take_shutdown)
     }
 
     // --- Helpers ----------------------------------------------------------------------------------------------------

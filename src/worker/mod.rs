@@ -69,6 +69,8 @@ struct Worker {
     broadcasts: Vec<Broadcast>,
     todo: Todo,
     lateness: Lateness,
+    /// This turn has found something to do. One that does not is counted: it should not have been.
+    has_worked: bool,
     ending: Option<Ending>,
 }
 

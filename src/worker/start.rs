@@ -334,6 +334,7 @@ impl Parts {
             broadcasts: Vec::new(),
             todo: Todo::default(),
             lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
+            has_worked: false,
             ending: None,
         })
     }

@@ -53,6 +53,8 @@ impl Worker {
         let deadline = self.shard.next_deadline();
         let asked = self.wait(deadline);
         let woken = self.read_clock();
+        // After the longest sleep there is always something: the figures are made fresh.
+        self.has_worked = asked.timeout == SLEEP_MAX && woken.since(asked.at) >= SLEEP_MAX;
         self.note_lateness(deadline, woken);
         self.sort_events(asked.answered_for(woken));
         self.accept(woken);
@@ -64,8 +66,9 @@ impl Worker {
         self.receive_commands(now);
         self.advance_listings(now);
         self.advance_broadcasts(now);
-        self.expire(now);
+        self.expire(deadline, now);
         self.end(now);
+        self.has_worked |= self.shard.has_deliveries();
         self.shard.deliver(now);
         self.tell_peers();
         self.flush(now);
@@ -167,6 +170,7 @@ impl Worker {
     fn read_live(&mut self, now: Moment) {
         self.shard.take_ready(&mut self.todo.ready);
         while let Some(index) = self.todo.ready.pop_front() {
+            self.has_worked = true;
             if self.shard.load_input(index, &mut self.input) {
                 self.shard.handle_input(index, &mut self.input, 0, now);
                 // Whatever the poll said while nobody listened was said once.
@@ -208,12 +212,16 @@ impl Worker {
         assert!(room > 0, "the scratch has room for a read behind whatever a connection can have saved");
         loop {
             match socket.read(space) {
-                Ok(0) => self.shard.handle_eof(index, now),
+                Ok(0) => {
+                    self.has_worked = true;
+                    self.shard.handle_eof(index, now);
+                }
                 Ok(count) => {
                     // Its own look at the clock: the process may have been stopped since the turn began, and what came
                     // in the meantime was not heard then. A device that sends nothing but its keep-alives would be
                     // expired for it.
                     let now = self.read_clock();
+                    self.has_worked = true;
                     self.input.filled(count);
                     self.shard.handle_input(index, &mut self.input, count, now);
                     // A short read has emptied the socket; a second one would only say so, unless there is an end to
@@ -224,7 +232,10 @@ impl Worker {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.shard.handle_nothing(index),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => self.shard.handle_reset(index, now),
+                Err(_) => {
+                    self.has_worked = true;
+                    self.shard.handle_reset(index, now);
+                }
             }
             return Left::Nothing;
         }
@@ -266,6 +277,7 @@ impl Worker {
             }
         };
         listener.is_starved = false;
+        self.has_worked = true;
         let listener = listener.id;
         if let Some(refusal) = self.refusal(address, now) {
             self.shard.counters().count_refused(refusal as usize);
@@ -328,6 +340,7 @@ impl Worker {
                     return Left::Nothing;
                 }
             }
+            self.has_worked = true;
             let (parcels, verdicts) = received.read();
             for parcel in parcels {
                 let taken = parcel.socket.is_some_and(|socket| self.take_in(parcel.bytes, socket, now));
@@ -390,6 +403,7 @@ impl Worker {
     /// Sends connections to their homes. After the flush: what they have still to say travels along as unsent.
     fn move_away(&mut self, now: Moment) {
         while let Some((id, home)) = self.shard.next_move() {
+            self.has_worked = true;
             // Before the other worker has it: the old poll would go on reporting it.
             let deregistered = self.deregister(id.index);
             let way = self.couriers[home.index()].as_mut();
@@ -433,6 +447,7 @@ impl Worker {
                 self.todo.commands = false;
                 return;
             };
+            self.has_worked = true;
             self.shard.counters().add(Figure::Commands, 1);
             self.handle_command(command, now);
         }
@@ -491,6 +506,7 @@ impl Worker {
 
     fn advance_listings(&mut self, now: Moment) {
         let Some(listing) = self.listings.front_mut() else { return };
+        self.has_worked = true;
         if !self.shard.advance_listing(listing, LISTED_SLOTS) {
             return;
         }
@@ -504,6 +520,7 @@ impl Worker {
     }
 
     fn advance_broadcasts(&mut self, now: Moment) {
+        self.has_worked |= !self.broadcasts.is_empty();
         let shard = &mut self.shard;
         self.broadcasts.retain_mut(|broadcast| !shard.advance_broadcast(broadcast, BROADCAST_SLOTS, now));
     }
@@ -511,7 +528,8 @@ impl Worker {
     // --- Deadlines --------------------------------------------------------------------------------------------------
 
     /// Nobody is expired unheard (decision D5): deadlines run on the drained time, and a suspect is read once more.
-    fn expire(&mut self, now: Moment) {
+    fn expire(&mut self, deadline: Option<Tick>, now: Moment) {
+        self.has_worked |= deadline.is_some_and(|deadline| !deadline.is_after(self.drained_until));
         let mut suspects = std::mem::take(&mut self.suspects);
         self.todo.deadlines = self.shard.handle_deadlines(self.drained_until, now, DEADLINES, &mut suspects);
         for index in suspects.drain(..) {
@@ -533,6 +551,7 @@ impl Worker {
         }
         let mut transmit = std::mem::take(&mut self.transmit);
         self.shard.take_transmit(&mut transmit);
+        self.has_worked |= !transmit.is_empty();
         for (index, bytes) in transmit.segments() {
             self.write(index, bytes, now);
         }
@@ -573,6 +592,7 @@ impl Worker {
         let Some(socket) = self.sockets.get(index) else { return };
         match write_once(socket, self.shard.unsent(index)) {
             Ok(count) => {
+                self.has_worked |= count > 0;
                 self.shard.counters().add(Figure::SentBytes, count as u64);
                 self.shard.handle_sent(index, count);
             }
@@ -582,12 +602,13 @@ impl Worker {
 
     /// A connection that lingers and has said all ends its side of the stream, so that the peer sees an end, not a
     /// reset.
-    fn finish_writing(&self, index: u32) {
-        if self.shard.has_said_all(index)
+    fn finish_writing(&mut self, index: u32) {
+        if self.shard.take_shutdown(index)
             && let Some(socket) = self.sockets.get(index)
         {
             // A socket that is not connected any more needs no ending.
             let _ = socket.shutdown(Shutdown::Write);
+            self.has_worked = true;
         }
     }
 
@@ -596,6 +617,7 @@ impl Worker {
     /// The only place where a slot is freed and a socket closed.
     fn reap(&mut self) {
         while let Some(index) = self.shard.next_closed() {
+            self.has_worked = true;
             let moved = self.shard.reap(index);
             // Closing takes the socket out of the poll, unless it was moved and is out already.
             drop(self.sockets.remove(index));
@@ -606,11 +628,13 @@ impl Worker {
     }
 
     fn publish(&mut self, woken: Moment) {
+        self.has_worked |= self.ending.is_some();
         self.todo.uplink = !send_up(self.id, self.shard.uplink(), &self.uplink);
         self.shard.resume_paused();
         let turn = self.read_clock().since(woken);
         self.lateness.current = turn;
         self.shard.counters().add(Figure::Turns, 1);
+        self.shard.counters().add(Figure::IdleTurns, u64::from(!self.has_worked));
         self.shard.counters().set(Figure::LatestTurn, woken.since(Moment::default()).as_secs());
         self.shard.counters().observe(Timing::Turn, turn);
         self.published.publish(self.shard.counters());

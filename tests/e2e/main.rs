@@ -10,6 +10,7 @@ mod control;
 mod disconnect;
 mod ending;
 mod identity;
+mod idle;
 mod interop;
 mod liveness;
 mod moves;

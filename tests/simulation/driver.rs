@@ -433,8 +433,8 @@ impl Driver {
         if self.one_in(self.bounds.short_writes) { self.random.usize(..40) } else { usize::MAX }
     }
 
-    fn finish_writing(&self, network: &mut Network, index: u32) {
-        if self.shard.has_said_all(index) {
+    fn finish_writing(&mut self, network: &mut Network, index: u32) {
+        if self.shard.take_shutdown(index) {
             network.shut_down_writing(self.socket(index));
         }
     }

@@ -115,8 +115,11 @@ impl Desk {
             assert!(!self.shut.contains(&index), "slot {index} has something to say after its end");
             self.clients.get_mut(&index).unwrap().receive(bytes);
         }
-        let said_all = transmit.segments().map(|(index, _)| index).filter(|&index| self.shard.has_said_all(index));
-        self.shut.extend(said_all);
+        for (index, _) in transmit.segments() {
+            if self.shard.take_shutdown(index) {
+                self.shut.push(index);
+            }
+        }
     }
 
     pub fn reap(&mut self) -> Vec<u32> {
