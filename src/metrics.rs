@@ -62,8 +62,8 @@ figures! {
     BufferedBytes = Gauge "pulsegate_buffered" "bytes",
     /// How late the event loop was at its worst in the last ten seconds, in microseconds.
     LoopLateness = Gauge "pulsegate_loop_lateness" "microseconds",
-    /// When the event loop turned last, in seconds since the gateway started: an idle one turns every five seconds.
-    LatestTurn = Gauge "pulsegate_latest_turn" "seconds",
+    /// When the event loop last got on with its inbox and with what waits for other workers, or found nothing there, in seconds since the gateway started: an idle one looks every five seconds.
+    LatestProgress = Gauge "pulsegate_latest_progress" "seconds",
     /// Connections accepted by the listener.
     Accepted = Counter "pulsegate_connections_accepted" "",
     /// TLS handshakes completed with a full key exchange.

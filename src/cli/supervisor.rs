@@ -1,7 +1,8 @@
 //! What systemd is told, where it asks: ready, stopping, and that the gateway lives (sd_notify(3)).
 //!
-//! The watchdog is fed only while every worker turns. An idle event loop turns at least every five seconds; one that
-//! has not for twice that is stuck, and only a restart mends it.
+//! The watchdog is fed only while every worker gets on with what waits for it. An idle event loop looks at its inbox at
+//! least every five seconds; one that has taken nothing from it for twice that is stuck, however often it turns, and only a
+//! restart mends it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,10 +48,10 @@ impl Supervisor {
         if self.watchdog.is_none() {
             return;
         }
-        let turns = self.published.iter().map(|published| published.read().figure(Figure::Turns));
-        match self.pulse.stuck(turns, now) {
+        let progress = self.published.iter().map(|published| published.read().figure(Figure::LatestProgress));
+        match self.pulse.stuck(progress, now) {
             Some(worker) if !self.is_stopping => {
-                tracing::error!(worker, "a worker's event loop is stuck: the watchdog is not fed");
+                tracing::error!(worker, "a worker does not get on with what waits for it: the watchdog is not fed");
             }
             _ => tell(&[NotifyState::Watchdog]),
         }
@@ -71,7 +72,7 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// When each worker was last seen to turn.
+/// When each worker was last seen to get on.
 struct Pulse {
     workers: Vec<(u64, Instant)>,
 }
@@ -81,11 +82,11 @@ impl Pulse {
         Self { workers: vec![(0, now); workers] }
     }
 
-    /// The first worker that has not turned for [`STUCK_AFTER`], given how often each has turned by now.
-    fn stuck(&mut self, turns: impl Iterator<Item = u64>, now: Instant) -> Option<usize> {
-        for ((seen, at), turns) in self.workers.iter_mut().zip(turns) {
-            if turns != *seen {
-                (*seen, *at) = (turns, now);
+    /// The first worker that has not got on for [`STUCK_AFTER`], given when each says that it did.
+    fn stuck(&mut self, progress: impl Iterator<Item = u64>, now: Instant) -> Option<usize> {
+        for ((seen, at), progress) in self.workers.iter_mut().zip(progress) {
+            if progress != *seen {
+                (*seen, *at) = (progress, now);
             }
         }
         self.workers.iter().position(|(_, at)| now.duration_since(*at) > STUCK_AFTER)
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_that_does_not_turn_is_found_and_forgiven() {
+    fn a_worker_that_does_not_get_on_is_found_and_forgiven() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut pulse = Pulse::new(3, start);

@@ -63,7 +63,8 @@ const SENDS_MAX: usize = 128;
 /// Readers that follow the events at a time. Together with the requests fewer than connections: probes find a place.
 const READERS_MAX: usize = 32;
 
-/// A worker that has not turned for so long is stuck: twice the longest sleep of its event loop.
+/// A worker that has not got on with its inbox, or with what waits for another's, for so long is stuck: twice the longest
+/// sleep of its event loop.
 pub const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// What the control plane is made of.

@@ -254,7 +254,14 @@ impl Sessions {
     /// sockets, and none is lost.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.deliveries.len() >= CONGESTED_AT || self.outgoing.iter().any(|peers| peers.len() >= CONGESTED_AT)
+        self.has_many_deliveries() || self.outgoing.iter().any(|peers| peers.len() >= CONGESTED_AT)
+    }
+
+    /// Whether so many letters wait to be delivered that no more should be made this turn. They wait for nobody but the
+    /// deliver phase.
+    #[must_use]
+    pub fn has_many_deliveries(&self) -> bool {
+        self.deliveries.len() >= CONGESTED_AT
     }
 
     /// Whether letters wait to be delivered.

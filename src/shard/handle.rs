@@ -290,9 +290,9 @@ impl Shard {
         }
     }
 
-    /// Lets paused devices go on when the uplink has room again.
+    /// Lets paused devices go on when the uplink, and whatever is to be delivered or waits for other shards, has room again.
     pub fn resume_paused(&mut self) {
-        if self.paused.is_empty() || self.uplink.len() >= self.uplink_length {
+        if self.paused.is_empty() || self.uplink.len() >= self.uplink_length || self.sessions.is_congested() {
             return;
         }
         for id in std::mem::take(&mut self.paused) {

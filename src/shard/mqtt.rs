@@ -50,6 +50,12 @@ impl Shard {
         self.sessions.is_congested()
     }
 
+    /// Whether so much waits to be delivered that no more should be taken from the inbox this turn.
+    #[must_use]
+    pub fn has_many_deliveries(&self) -> bool {
+        self.sessions.has_many_deliveries()
+    }
+
     /// What is to be said to another shard, in order; what it has no room for is given back.
     pub fn take_outgoing(&mut self, worker: WorkerId) -> Vec<Peer> {
         self.sessions.take_outgoing(worker)

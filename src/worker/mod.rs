@@ -10,6 +10,7 @@ mod courier;
 pub mod descriptors;
 mod drained;
 mod outgoing;
+mod progress;
 mod start;
 mod turn;
 
@@ -34,6 +35,7 @@ use crate::time::{Moment, Tick};
 use arrivals::AddressRate;
 use courier::{Courier, Received};
 use drained::Drained;
+use progress::Progress;
 pub use start::{Setup, StartError, Workers, start};
 
 /// One worker. Its turn is in `turn.rs`.
@@ -68,6 +70,7 @@ struct Worker {
     listings: VecDeque<Listing>,
     broadcasts: Vec<Broadcast>,
     todo: Todo,
+    progress: Progress,
     lateness: Lateness,
     /// This turn has found something to do. One that does not is counted: it should not have been.
     has_worked: bool,

@@ -21,6 +21,7 @@ use super::courier::{Courier, Received, pair};
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::drained::Drained;
 use super::outgoing::BATCH;
+use super::progress::Progress;
 use super::turn::EVENTS;
 use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
 use crate::config::budget::descriptors_for_connections;
@@ -333,6 +334,7 @@ impl Parts {
             listings: VecDeque::new(),
             broadcasts: Vec::new(),
             todo: Todo::default(),
+            progress: Progress::new(usize::from(self.home.workers()), now),
             lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
             has_worked: false,
             ending: None,

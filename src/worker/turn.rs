@@ -70,7 +70,7 @@ impl Worker {
         self.end(now);
         self.has_worked |= self.shard.has_deliveries();
         self.shard.deliver(now);
-        self.tell_peers();
+        self.tell_peers(now);
         self.flush(now);
         self.move_away(now);
         self.reap();
@@ -435,19 +435,21 @@ impl Worker {
 
     fn receive_commands(&mut self, now: Moment) {
         if !self.todo.commands {
-            return;
+            // Nobody has rung since it was found empty.
+            return self.progress.note_inbox(now);
         }
         self.bell.answer();
         for _ in 0..COMMANDS {
-            if self.shard.is_congested() {
-                // Other shards' publications wait where they are, and theirs who publish with them.
+            if self.shard.has_many_deliveries() {
+                // Its own work, which waits for nobody: the deliver phase of this turn makes room.
                 return;
             }
             let Ok(command) = self.inbox.try_recv() else {
                 self.todo.commands = false;
-                return;
+                return self.progress.note_inbox(now);
             };
             self.has_worked = true;
+            self.progress.note_inbox(now);
             self.shard.counters().add(Figure::Commands, 1);
             self.handle_command(command, now);
         }
@@ -487,19 +489,20 @@ impl Worker {
     }
 
     /// What was published here and is wanted elsewhere goes there before its publisher is told anything.
-    fn tell_peers(&mut self) {
-        if !self.shard.has_outgoing() {
-            return;
-        }
+    fn tell_peers(&mut self, now: Moment) {
         for worker in (0..self.mailboxes.len() as u16).map(WorkerId) {
             let peers = self.shard.take_outgoing(worker);
             if peers.is_empty() {
+                self.progress.note_outgoing(worker.index(), now);
                 continue;
             }
-            if let Err(full) = self.mailboxes[worker.index()].send(Command::Peers(peers))
-                && let Command::Peers(peers) = *full.0
-            {
-                self.shard.give_back_outgoing(worker, peers);
+            match self.mailboxes[worker.index()].send(Command::Peers(peers)) {
+                Ok(()) => self.progress.note_outgoing(worker.index(), now),
+                Err(full) => {
+                    if let Command::Peers(peers) = *full.0 {
+                        self.shard.give_back_outgoing(worker, peers);
+                    }
+                }
             }
         }
     }
@@ -635,7 +638,8 @@ impl Worker {
         self.lateness.current = turn;
         self.shard.counters().add(Figure::Turns, 1);
         self.shard.counters().add(Figure::IdleTurns, u64::from(!self.has_worked));
-        self.shard.counters().set(Figure::LatestTurn, woken.since(Moment::default()).as_secs());
+        let progress = self.progress.latest().since(Moment::default());
+        self.shard.counters().set(Figure::LatestProgress, progress.as_secs());
         self.shard.counters().observe(Timing::Turn, turn);
         self.published.publish(self.shard.counters());
     }

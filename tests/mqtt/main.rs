@@ -8,6 +8,7 @@ mod support;
 mod rows_v3;
 mod rows_v5;
 mod script;
+mod standstill;
 mod stock;
 mod storm;
 

@@ -152,7 +152,7 @@ impl fmt::Display for ApiError {
                 write!(f, "the event loop of worker {worker} was late by {late_ms} ms in the last ten seconds")
             }
             ApiError::Stuck { worker, silent_s } => {
-                write!(f, "the event loop of worker {worker} has not turned for {silent_s} s")
+                write!(f, "worker {worker} has not got on with what waits for it for {silent_s} s")
             }
             ApiError::ShuttingDown => f.write_str("the gateway is shutting down"),
         }

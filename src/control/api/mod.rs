@@ -94,8 +94,8 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
     let uptime = state.clock.uptime();
     for (worker, published) in state.published.iter().enumerate() {
         let counters = published.read();
-        // Its own account of its lateness ends with its latest turn.
-        let silent = uptime.saturating_sub(Duration::from_secs(counters.figure(Figure::LatestTurn)));
+        // Its own account of its lateness ends with its latest turn, and a loop that turns may yet take nothing.
+        let silent = uptime.saturating_sub(Duration::from_secs(counters.figure(Figure::LatestProgress)));
         if silent > STUCK_AFTER {
             return Err(ApiError::Stuck { worker, silent_s: silent.as_secs() });
         }

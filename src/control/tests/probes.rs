@@ -25,19 +25,19 @@ fn probes_tell_life_from_readiness() {
 }
 
 #[test]
-fn a_worker_that_turns_no_more_is_seen() {
+fn a_worker_that_gets_on_no_more_is_seen() {
     let stage = Stage::new(Plan { uptime: Duration::from_mins(1), ..Plan::default() });
     for worker in 0..3 {
-        stage.publish(worker, |counters| counters.set(Figure::LatestTurn, 57));
+        stage.publish(worker, |counters| counters.set(Figure::LatestProgress, 57));
     }
     assert_eq!(stage.get("/readyz").status, 200);
-    // It was not late when it turned last.
-    stage.publish(1, |counters| counters.set(Figure::LatestTurn, 40));
+    // It may turn all the time: it takes nothing from its inbox.
+    stage.publish(1, |counters| counters.set(Figure::LatestProgress, 40));
     let (status, code, message) = stage.get("/readyz").error();
     assert_eq!((status, code.as_str()), (503, "stuck"));
-    assert!(message.contains("worker 1 has not turned for 2"), "{message}");
+    assert!(message.contains("worker 1 has not got on with what waits for it for 2"), "{message}");
     assert_eq!(stage.get("/healthz").status, 200);
-    stage.publish(1, |counters| counters.set(Figure::LatestTurn, 60));
+    stage.publish(1, |counters| counters.set(Figure::LatestProgress, 60));
     assert_eq!(stage.get("/readyz").status, 200);
 }
 
