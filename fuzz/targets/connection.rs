@@ -271,7 +271,7 @@ impl Desk {
             14 => Peer::Published(Arc::new(publication)),
             _ => return drop(self.shard.take_outgoing(WorkerId(1))),
         };
-        self.shard.handle_peers(vec![peer], self.now);
+        self.shard.handle_peers(vec![peer]);
     }
 
     fn expire(&mut self, which: u8) {

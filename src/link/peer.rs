@@ -63,15 +63,24 @@ pub enum Peer {
 #[derive(Debug)]
 pub struct Exchange {
     wants: Box<[AtomicBool]>,
+    /// How many stamps were given out.
     stamps: AtomicU64,
+    /// By worker: its latest stamp, or [`ISSUING`].
+    issued: Box<[AtomicU64]>,
 }
+
+/// The low bits of a stamp are the worker that it was given to.
+const STAMP_WORKER_BITS: u32 = 16;
+/// A worker is about to be given a stamp: it may be any from now on.
+const ISSUING: u64 = u64::MAX;
 
 impl Exchange {
     /// For this many workers, none of which wants anything yet.
     #[must_use]
     pub fn new(workers: u16) -> Self {
         let wants = std::iter::repeat_with(AtomicBool::default).take(usize::from(workers)).collect();
-        Self { wants, stamps: AtomicU64::new(0) }
+        let issued = std::iter::repeat_with(AtomicU64::default).take(usize::from(workers)).collect();
+        Self { wants, stamps: AtomicU64::new(0), issued }
     }
 
     /// Says whether anybody in this worker's shard has subscribed to anything. To be said before a subscriber hears
@@ -92,10 +101,31 @@ impl Exchange {
         self.wants.len() as u16
     }
 
-    /// The next place in the order of retained messages, from 1. One order for the whole process: a message that was
-    /// acknowledged before another was published has the lower one, whichever shards they came through.
-    pub fn next_stamp(&self) -> u64 {
-        self.stamps.fetch_add(1, Ordering::AcqRel) + 1
+    /// The next place in the order of retained messages, never 0, for a message that this worker publishes and sends to
+    /// every other. One order for the whole process: a message that was acknowledged before another was published has
+    /// the lower one, whichever shards they came through. To be asked for by the worker's own thread alone.
+    pub fn next_stamp(&self, worker: WorkerId) -> u64 {
+        let issued = &self.issued[worker.index()];
+        // Said before it is taken: whoever has a later stamp, or a message that carries one, sees this one or that one
+        // is being given out (one order of all these operations: `SeqCst`).
+        issued.store(ISSUING, Ordering::SeqCst);
+        let stamp = (self.stamps.fetch_add(1, Ordering::SeqCst) + 1) << STAMP_WORKER_BITS | u64::from(worker.0);
+        issued.store(stamp, Ordering::SeqCst);
+        stamp
+    }
+
+    /// Whom a stamp was given to.
+    #[must_use]
+    pub fn worker_of(stamp: u64) -> WorkerId {
+        WorkerId(stamp as u16)
+    }
+
+    /// Whether a retained message with an earlier stamp than this one may still be on its way to the shard of `worker`,
+    /// which has `heard` from each of the others, in the order of their stamps, up to such a one.
+    #[must_use]
+    pub fn may_be_behind(&self, stamp: u64, worker: WorkerId, heard: &[u64]) -> bool {
+        let mut others = heard.iter().zip(&self.issued).enumerate().filter(|(other, _)| *other != worker.index());
+        others.any(|(_, (&heard, issued))| heard < stamp && heard < issued.load(Ordering::SeqCst))
     }
 }
 
@@ -110,6 +140,30 @@ mod tests {
         assert_eq!([0, 1, 2].map(|worker| exchange.wants(WorkerId(worker))), [false, true, false]);
         exchange.set_wants(WorkerId(1), false);
         assert!(!exchange.wants(WorkerId(1)));
-        assert_eq!((exchange.next_stamp(), exchange.next_stamp()), (1, 2));
+    }
+
+    #[test]
+    fn stamps_are_one_order_and_name_their_worker() {
+        let exchange = Exchange::new(3);
+        let stamps = [2, 0, 2].map(|worker| exchange.next_stamp(WorkerId(worker)));
+        assert!(stamps.is_sorted() && stamps[0] > 0);
+        assert_eq!(stamps.map(|stamp| Exchange::worker_of(stamp).0), [2, 0, 2]);
+    }
+
+    #[test]
+    fn message_is_behind_until_its_shard_was_heard_with_it_or_a_later_one() {
+        let exchange = Exchange::new(2);
+        let (here, there) = (WorkerId(0), WorkerId(1));
+        assert!(!exchange.may_be_behind(u64::MAX, here, &[0, 0]), "nothing was published");
+        let first = exchange.next_stamp(there);
+        let own = exchange.next_stamp(here);
+        let later = exchange.next_stamp(there);
+        assert!(exchange.may_be_behind(own, here, &[0, 0]));
+        assert!(
+            exchange.may_be_behind(own, here, &[0, first]),
+            "more is on its way, and may be older as far as is known"
+        );
+        assert!(!exchange.may_be_behind(own, here, &[0, later]));
+        assert!(!exchange.may_be_behind(own, there, &[own, 0]), "what a shard publishes itself is on no way to it");
     }
 }

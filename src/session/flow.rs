@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::subscriptions::Subscriber;
+use super::replay::Replays;
 use crate::codec::mqtt::Reason;
 use crate::link::Publication;
 
@@ -64,48 +64,6 @@ impl Identifiers {
             Identifiers::None => &[],
             Identifiers::One(one) => one,
             Identifiers::Many(all) => all,
-        }
-    }
-}
-
-/// Retained messages on their way to a new subscription, one after the other as there is room: they may be many, and
-/// wait where they are kept.
-#[derive(Debug)]
-pub(super) struct Errand {
-    pub(super) filter: Box<str>,
-    subscriber: Subscriber,
-    /// How many had arrived when the subscription was made: the later ones go to it like any other message.
-    pub(super) arrivals: u64,
-    /// The last one that went.
-    last: Option<Arc<Publication>>,
-}
-
-impl Errand {
-    pub(super) fn new(filter: &str, subscriber: Subscriber, arrivals: u64) -> Self {
-        Self { filter: filter.into(), subscriber, arrivals, last: None }
-    }
-
-    /// The topic of the last one that went.
-    pub(super) fn after(&self) -> Option<&str> {
-        self.last.as_deref().map(|last| &*last.topic)
-    }
-
-    /// The quality of service of its messages at most.
-    pub(super) fn qos(&self) -> u8 {
-        self.subscriber.qos()
-    }
-
-    /// What the subscription makes of a retained message.
-    pub(super) fn letter(&self, publication: &Arc<Publication>) -> Letter {
-        let mut identifiers = Identifiers::None;
-        identifiers.push(self.subscriber.identifier);
-        Letter {
-            publication: Arc::clone(publication),
-            qos: publication.qos.min(self.qos()),
-            // Because a subscription was made [MQTT-3.3.1-8].
-            retain: true,
-            identifiers,
-            request: 0,
         }
     }
 }
@@ -163,8 +121,8 @@ pub(super) struct Flow {
     sent: usize,
     queue: VecDeque<Letter>,
     queue_bytes: usize,
-    /// At most one for each subscription.
-    errands: VecDeque<Errand>,
+    /// Retained messages that new subscriptions are to get.
+    pub(super) replays: Option<Box<Replays>>,
     inbound: VecDeque<Inbound>,
     /// Topics that the device has given a number, by number less one.
     pub(super) aliases_in: Vec<Option<Box<str>>>,
@@ -176,7 +134,7 @@ impl Flow {
     pub(super) fn is_empty(&self) -> bool {
         self.outbound.is_empty()
             && self.queue.is_empty()
-            && self.errands.is_empty()
+            && self.replays.is_none()
             && self.inbound.is_empty()
             && self.aliases_in.is_empty()
             && self.aliases_out.is_empty()
@@ -298,7 +256,7 @@ impl Flow {
 
     /// Whether anything waits to be sent, or to be sent again.
     pub(super) fn has_waiting(&self) -> bool {
-        !self.queue.is_empty() || !self.errands.is_empty() || self.sent < self.outbound.len()
+        !self.queue.is_empty() || self.replays.is_some() || self.sent < self.outbound.len()
     }
 
     pub(super) fn dequeue(&mut self) -> Option<Letter> {
@@ -307,28 +265,10 @@ impl Flow {
         Some(letter)
     }
 
-    // --- Errands ----------------------------------------------------------------------------------------------------
-
-    /// A subscription wants retained messages.
-    pub(super) fn add_errand(&mut self, errand: Errand) {
-        self.errands.push_back(errand);
-    }
-
-    /// The subscription has been made anew, or is no more.
-    pub(super) fn drop_errand(&mut self, filter: &str) {
-        self.errands.retain(|errand| *errand.filter != *filter);
-    }
-
-    /// The errand to go on with.
-    pub(super) fn errand(&self) -> Option<&Errand> {
-        self.errands.front()
-    }
-
-    /// A message of [`Flow::errand`] went; `None`: there are no more.
-    pub(super) fn advance_errand(&mut self, last: Option<Arc<Publication>>) {
-        match (self.errands.front_mut(), last) {
-            (Some(errand), Some(last)) => errand.last = Some(last),
-            _ => drop(self.errands.pop_front()),
+    /// A replay has ended, or its subscription has.
+    pub(super) fn shed_replays(&mut self) {
+        if self.replays.as_deref().is_some_and(Replays::is_empty) {
+            self.replays = None;
         }
     }
 
@@ -415,6 +355,10 @@ impl Flow {
         packets.dedup();
         assert_eq!(packets.len(), self.outbound.len(), "a packet identifier is used twice");
         assert!(!packets.contains(&0));
+        if let Some(replays) = &self.replays {
+            assert!(!replays.is_empty());
+            replays.check_invariants();
+        }
     }
 }
 

@@ -14,10 +14,11 @@
 //! other shards are to get is left in [`Sessions::take_outgoing`]. Nothing here reads a clock.
 //!
 //! The parts: [`subscriptions`] (filters to sessions), [`retained`], `groups` (shared subscriptions), `flow` (what is in
-//! flight), `routing` (from a publication to letters), `sending` (from letters to bytes), `store` (attach, detach, expiry).
+//! flight), `replay` (retained messages for new subscriptions), `routing` (from a publication to letters), `sending` (from letters to bytes), `store` (attach, detach, expiry).
 
 mod flow;
 mod groups;
+mod replay;
 mod routing;
 mod sending;
 mod store;
@@ -40,7 +41,7 @@ pub use store::{Arrival, Attached, Bequest, Will};
 use crate::codec::mqtt::Version;
 use crate::config::Limits;
 use crate::devices::Devices;
-use crate::link::{Exchange, Home, ListenerId, Peer, Publication, SessionId, WorkerId};
+use crate::link::{Exchange, Home, ListenerId, Peer, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::time::Tick;
 use crate::wheel::Wheel;
@@ -136,6 +137,7 @@ struct Session {
     next_packet: u16,
     /// Whether it is listed in [`Sessions::backlog`].
     is_backlogged: bool,
+    walk: Walk,
     /// Bytes that it has been sent in this turn: a device is sent no more at a time than its outbox could hold.
     turn_bytes: u32,
     turn: u32,
@@ -149,6 +151,18 @@ struct Session {
 }
 
 const _: () = assert!(size_of::<Session>() <= 112);
+
+/// How a session stands among those whose retained messages are looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Walk {
+    /// Nothing is to be looked up, or the device takes nothing now.
+    #[default]
+    None,
+    /// It is listed in [`Sessions::walks`].
+    Waits,
+    /// It is its turn.
+    Due,
+}
 
 /// A shared subscription as its member knows it.
 struct Membership {
@@ -183,11 +197,17 @@ pub struct Sessions {
 
     subscriptions: Subscriptions,
     groups: Groups,
-    retained: Retained<Arc<Publication>>,
+    retained: Retained,
 
     deliveries: std::collections::VecDeque<Delivery>,
     /// Sessions whose devices did not take all at once.
     backlog: Vec<(u32, u32)>,
+    /// Sessions whose retained messages are to be looked up, in turns.
+    walks: std::collections::VecDeque<(u32, u32)>,
+    /// Looks at retained messages that are left in this turn.
+    looks: usize,
+    /// How many SUBSCRIBE packets have come.
+    packets: u32,
     /// By worker.
     outgoing: Vec<Vec<Peer>>,
     /// Requests of the API whose messages will not be acknowledged any more.
@@ -200,7 +220,8 @@ impl Sessions {
     /// No sessions yet.
     #[must_use]
     pub fn new(setup: Setup, now: Tick) -> Self {
-        let workers = usize::from(setup.exchange.workers());
+        let workers = setup.exchange.workers();
+        let (messages_max, bytes_max) = (setup.bounds.retained_messages, setup.bounds.retained_bytes);
         Self {
             worker: setup.worker,
             home: setup.home,
@@ -214,9 +235,12 @@ impl Sessions {
             due: Vec::new(),
             subscriptions: Subscriptions::new(setup.key),
             groups: Groups::new(setup.key.rotate_left(32)),
-            retained: Retained::new(setup.bounds.retained_messages, setup.bounds.retained_bytes),
+            retained: Retained::new(setup.worker, workers, messages_max, bytes_max),
             deliveries: std::collections::VecDeque::new(),
             backlog: Vec::new(),
+            walks: std::collections::VecDeque::new(),
+            looks: 0,
+            packets: 0,
             outgoing: (0..workers).map(|_| Vec::new()).collect(),
             unanswered: Vec::new(),
             turn: 0,
@@ -264,10 +288,10 @@ impl Sessions {
         self.deliveries.len() >= CONGESTED_AT
     }
 
-    /// Whether letters wait to be delivered.
+    /// Whether letters wait to be delivered, or retained messages to be looked up.
     #[must_use]
     pub fn has_deliveries(&self) -> bool {
-        !self.deliveries.is_empty() || !self.backlog.is_empty()
+        !self.deliveries.is_empty() || !self.backlog.is_empty() || !self.walks.is_empty()
     }
 
     /// Whether anything waits for another shard.
@@ -321,6 +345,7 @@ impl Sessions {
     pub fn check_invariants(&self, is_device: impl Fn(u32) -> bool) {
         self.subscriptions.check_invariants();
         self.groups.check_invariants();
+        self.retained.check_invariants();
         let mut away = 0;
         for (index, session) in &self.all {
             let slot = index as u32;

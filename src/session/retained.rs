@@ -1,18 +1,41 @@
 //! Retained messages: the latest of each topic, for those who subscribe later.
 //!
-//! Each shard keeps them all (their payloads are shared), so that a subscriber finds them without asking around, and never
-//! sees an older one behind a newer. Messages reach the shards in different orders; so each carries a stamp from one order
-//! of the whole process, and the later one stays. A deletion leaves a tombstone for a while, lest an older message that is
-//! still on its way bring the topic back.
+//! Each shard keeps them all (a message itself is shared), so that a subscriber finds them without asking around, and never
+//! sees an older one behind a newer.
+//!
+//! **The tree of levels, laid flat.** The messages are one map in the byte order of their topics, in which everything below
+//! a level is one unbroken range. So a walk prunes like a walk over a tree of levels, and seeks where that would descend: a
+//! topic that a filter does not match tells the least topic behind it that the filter can match.
+//!
+//! ```text
+//!   "+/b/#" over   a/b/x   a/c/1 … a/c/9   b/b   c/a …      looks: a/b/x (matches), a/c/1 → seek "a0",
+//!                                                                  b/b (matches), c/a → seek "c/b", …
+//! ```
+//!
+//! A message costs 16 bytes of the map: its topic is its own, and there are no nodes for levels. A walk's position is a
+//! topic, valid whatever is stored or deleted meanwhile. A walk makes a bounded number of *looks* and then goes on later.
+//!
+//! **Order across shards.** Messages reach the shards in different orders; each carries a stamp from one order of the whole
+//! process, and the later one stays. A deletion leaves a *tombstone*, lest an older message that is still on its way bring
+//! the topic back: only while one can be on its way ([`Exchange::may_be_behind`]), and never longer. So there are no more
+//! tombstones than messages between shards, and none where nothing is between them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
+use std::sync::Arc;
 
-use crate::codec::mqtt::topic;
-use crate::time::Tick;
+use crate::link::{Exchange, Publication, WorkerId};
 
-/// For how long a tombstone is kept, in ticks: a message is on its way from shard to shard for less.
-const TOMBSTONE_TICKS: u32 = 600;
+/// Topics are compared byte by byte: beyond so many bytes one counts as a further look.
+const LOOK_BYTES: usize = 256;
+/// Tombstones at most. Reached only when another shard has not been heard for as many deletions: further ones are refused.
+const TOMBSTONES_MAX: usize = 65_536;
+/// Bytes of them at most.
+const TOMBSTONE_BYTES_MAX: usize = 16 << 20;
+/// Tombstones looked at for each message that comes: more than one, so that they go faster than they come.
+const BURIED_AT_ONCE: usize = 4;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,45 +50,117 @@ pub enum Set {
     Full,
 }
 
-struct Entry<M> {
-    stamp: u64,
-    /// `None`: a tombstone.
-    message: Option<M>,
-    bytes: usize,
-    /// The how manieth to arrive in this shard it was.
+/// Where a walk goes on.
+#[derive(Clone, Debug, Default)]
+pub enum Position {
+    /// It has not begun.
+    #[default]
+    Start,
+    /// Behind this message, which matched.
+    After(Arc<Publication>),
+    /// At this topic: the looks were used up before it.
+    At(Box<str>),
+}
+
+/// What a walk came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// The next message that matches.
+    Found(&'a Arc<Publication>),
+    /// There are no more.
+    End,
+    /// The looks are used up; it goes on at this topic.
+    Later(Box<str>),
+}
+
+/// A publication, in the order of topics.
+struct Kept {
+    publication: Arc<Publication>,
+    /// The arrival sequence in this shard.
     arrival: u64,
 }
 
+impl Kept {
+    fn topic(&self) -> &str {
+        &self.publication.topic
+    }
+}
+
+impl Borrow<str> for Kept {
+    fn borrow(&self) -> &str {
+        self.topic()
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        self.topic() == other.topic()
+    }
+}
+
+impl Eq for Kept {}
+
+impl PartialOrd for Kept {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Kept {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.topic().cmp(other.topic())
+    }
+}
+
+const _: () = assert!(size_of::<Kept>() == 16);
+
 /// The retained messages of one shard.
-pub struct Retained<M> {
-    topics: BTreeMap<Box<str>, Entry<M>>,
-    /// Tombstones, oldest first.
-    tombstones: VecDeque<(Tick, u64, Box<str>)>,
+pub struct Retained {
+    worker: WorkerId,
+    /// The latest stamp heard from each worker: what one worker publishes arrives in its order.
+    heard: Box<[u64]>,
+    messages: BTreeSet<Kept>,
+    /// Deletions that an older message could still undo.
+    tombstones: BTreeSet<Kept>,
+    /// The same, in the order of their arrival.
+    graves: VecDeque<Arc<Publication>>,
+    grave_bytes: usize,
     arrivals: u64,
-    count: usize,
     bytes: usize,
     messages_max: usize,
     bytes_max: usize,
 }
 
-impl<M> Retained<M> {
-    /// None yet, and at most so many messages and bytes.
+impl Retained {
+    /// None yet, and at most so many messages and bytes, in the shard of `worker`, one of `workers`.
     #[must_use]
-    pub fn new(messages_max: usize, bytes_max: usize) -> Self {
-        let (topics, tombstones) = (BTreeMap::new(), VecDeque::new());
-        Self { topics, tombstones, arrivals: 0, count: 0, bytes: 0, messages_max, bytes_max }
+    pub fn new(worker: WorkerId, workers: u16, messages_max: usize, bytes_max: usize) -> Self {
+        Self {
+            worker,
+            heard: vec![0; usize::from(workers)].into(),
+            messages: BTreeSet::new(),
+            tombstones: BTreeSet::new(),
+            graves: VecDeque::new(),
+            grave_bytes: 0,
+            arrivals: 0,
+            bytes: 0,
+            messages_max,
+            bytes_max,
+        }
     }
+
+    // --- Getters ----------------------------------------------------------------------------------------------------
 
     /// How many topics have one.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.count
+        self.messages.len()
     }
 
     /// Whether none has.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.messages.is_empty()
     }
 
     /// What they count as, in bytes.
@@ -74,35 +169,16 @@ impl<M> Retained<M> {
         self.bytes
     }
 
-    /// The message of a topic.
+    /// Deletions that are remembered, and their bytes.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&M> {
-        self.topics.get(name)?.message.as_ref()
+    pub fn tombstones(&self) -> (usize, usize) {
+        (self.graves.len(), self.grave_bytes)
     }
 
-    /// Keeps a message, which counts as `bytes`, or deletes the topic's (`None`), unless a later one was here before.
-    pub fn set(&mut self, name: &str, stamp: u64, message: Option<M>, bytes: usize, now: Tick) -> Set {
-        let known = self.topics.get(name);
-        if known.is_some_and(|known| known.stamp >= stamp) {
-            return Set::Stale;
-        }
-        let (had_message, had_bytes) = known.map_or((false, 0), |known| (known.message.is_some(), known.bytes));
-        let deletes = message.is_none();
-        let bytes = if deletes { 0 } else { bytes };
-        if !deletes {
-            let messages = self.count + usize::from(!had_message);
-            if messages > self.messages_max || self.bytes - had_bytes + bytes > self.bytes_max {
-                return Set::Full;
-            }
-        }
-        self.count = self.count - usize::from(had_message) + usize::from(!deletes);
-        self.bytes = self.bytes - had_bytes + bytes;
-        if deletes {
-            self.tombstones.push_back((now, stamp, name.into()));
-        }
-        self.arrivals += 1;
-        self.topics.insert(name.into(), Entry { stamp, message, bytes, arrival: self.arrivals });
-        if deletes { Set::Deleted } else { Set::Stored }
+    /// The message of a topic.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Publication>> {
+        self.messages.get(name).map(|kept| &kept.publication)
     }
 
     /// How many have arrived: whoever subscribes now hears of all later ones without asking here.
@@ -111,102 +187,188 @@ impl<M> Retained<M> {
         self.arrivals
     }
 
-    /// The next message, in the order of topics, whose topic a valid filter (not a shared one) matches, and which was not
-    /// later than so many `arrivals`; `after` is the topic of the last one. A filter without wildcards is one look-up, one
-    /// that begins with names looks at the topics that begin so, and one that begins with a wildcard at all.
-    pub fn next_matching<'a>(&'a self, filter: &str, arrivals: u64, after: Option<&str>) -> Option<&'a M> {
-        let message = |entry: &'a Entry<M>| if entry.arrival <= arrivals { entry.message.as_ref() } else { None };
-        let Some(wildcard) = filter.find(['+', '#']) else {
-            return if after.is_none() { self.topics.get(filter).and_then(message) } else { None };
-        };
-        // "a/#" matches "a" too, which does not begin with "a/".
-        let prefix = filter[..wildcard].trim_end_matches('/');
-        let from = (after.map_or(Bound::Included(prefix), Bound::Excluded), Bound::Unbounded);
-        let begin_so = self.topics.range::<str, _>(from).take_while(|(name, _)| name.starts_with(prefix));
-        begin_so.filter(|(name, _)| topic::matches(filter, name)).find_map(|(_, entry)| message(entry))
+    // --- Changes ----------------------------------------------------------------------------------------------------
+
+    /// Keeps a publication with a stamp as the message of its topic, or, where its payload is empty, deletes that
+    /// [v5 MQTT-3.3.1-6, MQTT-3.3.1-7], unless a later one was here before.
+    pub fn set(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> Set {
+        let (stamp, topic) = (publication.stamp, &*publication.topic);
+        let is_later = |kept: &Kept| kept.publication.stamp >= stamp;
+        let is_stale =
+            self.messages.get(topic).is_some_and(is_later) || self.tombstones.get(topic).is_some_and(is_later);
+        // Not before: it may be the last message that a tombstone was there for.
+        let from = Exchange::worker_of(stamp).index();
+        self.heard[from] = self.heard[from].max(stamp);
+        self.bury(exchange);
+        match (is_stale, publication.payload.is_empty()) {
+            (true, _) => Set::Stale,
+            (false, true) => self.delete(publication, exchange),
+            (false, false) => self.store(publication),
+        }
     }
 
-    /// Drops at most `limit` tombstones that are old enough.
-    pub fn forget(&mut self, now: Tick, limit: usize) {
-        for _ in 0..limit {
-            match self.tombstones.front() {
-                Some((since, _, _)) if now.since(*since) >= TOMBSTONE_TICKS => {}
-                _ => return,
+    fn store(&mut self, publication: &Arc<Publication>) -> Set {
+        let (topic, bytes) = (&*publication.topic, publication.bytes());
+        let old = self.messages.get(topic).map(|kept| kept.publication.bytes());
+        let count = self.messages.len() + usize::from(old.is_none());
+        let total = self.bytes - old.unwrap_or(0) + bytes;
+        if count > self.messages_max || total > self.bytes_max {
+            return Set::Full;
+        }
+        self.bytes = total;
+        self.arrivals += 1;
+        self.messages.replace(Kept { publication: Arc::clone(publication), arrival: self.arrivals });
+        // Its place in `graves` is found to be nobody's when it is its turn.
+        self.tombstones.remove(topic);
+        Set::Stored
+    }
+
+    fn delete(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> Set {
+        let topic = &*publication.topic;
+        if exchange.may_be_behind(publication.stamp, self.worker, &self.heard) {
+            let bytes = self.grave_bytes + publication.bytes();
+            if self.graves.len() >= TOMBSTONES_MAX || bytes > TOMBSTONE_BYTES_MAX {
+                return Set::Full;
             }
-            let Some((_, stamp, name)) = self.tombstones.pop_front() else { return };
-            if self.topics.get(&name).is_some_and(|known| known.stamp == stamp) {
-                self.topics.remove(&name);
+            self.grave_bytes = bytes;
+            self.graves.push_back(Arc::clone(publication));
+            self.tombstones.replace(Kept { publication: Arc::clone(publication), arrival: 0 });
+        } else {
+            self.tombstones.remove(topic);
+        }
+        if let Some(deleted) = self.messages.take(topic) {
+            self.bytes -= deleted.publication.bytes();
+        }
+        Set::Deleted
+    }
+
+    /// Forgets tombstones before which nothing is on its way any more.
+    pub fn bury(&mut self, exchange: &Exchange) {
+        for _ in 0..BURIED_AT_ONCE {
+            let Some(oldest) = self.graves.front() else { return };
+            if exchange.may_be_behind(oldest.stamp, self.worker, &self.heard) {
+                return;
+            }
+            let Some(oldest) = self.graves.pop_front() else { return };
+            self.grave_bytes -= oldest.bytes();
+            if self.tombstones.get(&*oldest.topic).is_some_and(|kept| kept.publication.stamp == oldest.stamp) {
+                self.tombstones.remove(&*oldest.topic);
             }
         }
+        if self.graves.len() < self.graves.capacity() / 4 {
+            self.graves.shrink_to(self.graves.len() * 2);
+        }
+    }
+
+    // --- Walks ------------------------------------------------------------------------------------------------------
+
+    /// The next message, in the order of topics, whose topic a valid filter (not a shared one) matches, and which was not
+    /// later than so many `arrivals`. Takes from `looks` what it needs, and stops when none are left.
+    pub fn next_matching(&self, filter: &str, arrivals: u64, position: &Position, looks: &mut usize) -> Step<'_> {
+        let mut from = match position {
+            // Everything that matches begins with what is before the first wildcard; "a/#" matches "a" too.
+            Position::Start => {
+                let literal = filter.find(['+', '#']).unwrap_or(filter.len());
+                let literal = if literal == filter.len() { filter } else { filter[..literal].trim_end_matches('/') };
+                Bound::Included(literal.to_owned())
+            }
+            Position::After(last) => Bound::Excluded(last.topic.to_string()),
+            Position::At(topic) => Bound::Included(topic.to_string()),
+        };
+        loop {
+            let range = self.messages.range::<str, _>((from.as_ref().map(String::as_str), Bound::Unbounded));
+            let mut seek = None;
+            for kept in range {
+                let topic = kept.topic();
+                if *looks == 0 {
+                    return Step::Later(topic.into());
+                }
+                *looks = looks.saturating_sub(1 + topic.len() / LOOK_BYTES);
+                match compare(filter, topic) {
+                    Compared::Matches if kept.arrival <= arrivals => return Step::Found(&kept.publication),
+                    Compared::Matches | Compared::PerhapsNext => {}
+                    Compared::PerhapsFrom(next) => {
+                        debug_assert!(*next > *topic);
+                        seek = Some(next);
+                        break;
+                    }
+                    Compared::NoMore => return Step::End,
+                }
+            }
+            let Some(next) = seek else { return Step::End };
+            from = Bound::Included(next);
+        }
+    }
+
+    /// Panics when the parts disagree. For tests.
+    pub fn check_invariants(&self) {
+        let bytes =
+            |publications: &BTreeSet<Kept>| -> usize { publications.iter().map(|kept| kept.publication.bytes()).sum() };
+        assert_eq!(self.bytes, bytes(&self.messages));
+        assert_eq!(self.grave_bytes, self.graves.iter().map(|grave| grave.bytes()).sum::<usize>());
+        for tombstone in &self.tombstones {
+            assert!(!self.messages.contains(tombstone), "a topic is dead and alive");
+            let stamp = tombstone.publication.stamp;
+            assert!(self.graves.iter().any(|grave| grave.stamp == stamp), "a tombstone that will never go");
+        }
+    }
+}
+
+/// How a topic stands to a filter in a walk in the order of topics.
+#[derive(Debug, PartialEq, Eq)]
+enum Compared {
+    Matches,
+    /// It does not; the one behind it may.
+    PerhapsNext,
+    /// It does not, nor does any below this one, which is behind it.
+    PerhapsFrom(String),
+    /// It does not, nor does any behind it.
+    NoMore,
+}
+
+fn compare(filter: &str, topic: &str) -> Compared {
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        // [MQTT-4.7.2-1]
+        return Compared::PerhapsFrom(char::from(b'$' + 1).to_string());
+    }
+    // Where the level of the topic begins, and where the last one ended that a "+" stood for: the next topic that has
+    // another level there is the next chance.
+    let (mut at, mut plus_ended) = (0, None);
+    let mut wanted = filter.split('/').peekable();
+    while let Some(level) = wanted.next() {
+        if level == "#" {
+            return Compared::Matches;
+        }
+        // Behind the last level of the topic.
+        if at > topic.len() {
+            return Compared::PerhapsNext;
+        }
+        let end = topic[at..].find('/').map_or(topic.len(), |length| at + length);
+        if level == "+" {
+            plus_ended = Some(end);
+        } else if level != &topic[at..end] {
+            let rest = &topic[at..];
+            if rest < level {
+                return Compared::PerhapsFrom(format!("{}{level}", &topic[..at]));
+            }
+            // "b-/c" is behind "b" and before "b/c".
+            if wanted.peek().is_some() && rest.strip_prefix(level).is_some_and(|more| more < "/") {
+                return Compared::PerhapsFrom(format!("{}{level}/", &topic[..at]));
+            }
+            return behind(topic, plus_ended);
+        }
+        at = end + 1;
+    }
+    if at > topic.len() { Compared::Matches } else { behind(topic, plus_ended) }
+}
+
+/// Behind everything that has the same level as `topic` where the last "+" of the filter stands.
+fn behind(topic: &str, plus_ended: Option<usize>) -> Compared {
+    match plus_ended {
+        Some(end) => Compared::PerhapsFrom(format!("{}{}", &topic[..end], char::from(b'/' + 1))),
+        None => Compared::NoMore,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_order_of_arrival_comes_to_the_same() {
-        let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
-        for messages in [[Some('a'), None, Some('b')], [Some('a'), Some('b'), None], [None, Some('a'), None]] {
-            for order in orders {
-                let mut retained = Retained::new(10, 100);
-                for place in order {
-                    retained.set("t", place as u64 + 1, messages[place], 1, Tick(0));
-                }
-                assert_eq!(retained.get("t").copied(), messages[2], "{order:?}");
-                assert_eq!(
-                    (retained.len(), retained.bytes()),
-                    (messages[2].iter().count(), messages[2].iter().count())
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_tombstone_goes_when_it_is_old_and_its_topic_is_still_dead() {
-        let mut retained = Retained::new(10, 100);
-        retained.set("a", 1, Some(1), 1, Tick(0));
-        retained.set("a", 2, None, 0, Tick(0));
-        retained.set("b", 3, None, 0, Tick(0));
-        retained.set("b", 4, Some(4), 1, Tick(0));
-        retained.forget(Tick(TOMBSTONE_TICKS - 1), 10);
-        assert_eq!(retained.set("a", 1, Some(1), 1, Tick(0)), Set::Stale);
-        retained.forget(Tick(TOMBSTONE_TICKS), 10);
-        assert_eq!((retained.topics.len(), retained.len(), retained.get("b")), (1, 1, Some(&4)));
-    }
-
-    #[test]
-    fn bounds_are_for_new_topics_and_longer_messages() {
-        let mut retained = Retained::new(2, 10);
-        assert_eq!(retained.set("a", 1, Some(()), 5, Tick(0)), Set::Stored);
-        assert_eq!(retained.set("b", 2, Some(()), 5, Tick(0)), Set::Stored);
-        assert_eq!(retained.set("c", 3, Some(()), 0, Tick(0)), Set::Full);
-        assert_eq!(retained.set("a", 4, Some(()), 6, Tick(0)), Set::Full);
-        assert_eq!(retained.set("a", 5, Some(()), 4, Tick(0)), Set::Stored);
-        assert_eq!(retained.set("b", 6, None, 0, Tick(0)), Set::Deleted);
-        assert_eq!(retained.set("c", 7, Some(()), 6, Tick(0)), Set::Stored);
-        assert_eq!((retained.len(), retained.bytes()), (2, 10));
-    }
-
-    #[test]
-    fn filters_find_what_they_match() {
-        let mut retained = Retained::new(100, 1000);
-        let names = ["a", "a/b", "a/b/c", "ab", "a0", "b", "/a", "$SYS/x"];
-        for (stamp, name) in (1..).zip(names) {
-            retained.set(name, stamp, Some(name), 1, Tick(0));
-        }
-        retained.set("a/c", 100, None, 0, Tick(0));
-        let arrivals = retained.arrivals();
-        retained.set("a/later", 101, Some("a/later"), 1, Tick(0));
-        for filter in ["#", "+", "a", "a/#", "a/+", "a/+/c", "+/b", "b/#", "/+", "$SYS/#", "x/#", "a/b"] {
-            let mut found: Vec<&str> = Vec::new();
-            while let Some(name) = retained.next_matching(filter, arrivals, found.last().copied()) {
-                found.push(name);
-            }
-            let mut expected: Vec<&str> = names.into_iter().filter(|name| topic::matches(filter, name)).collect();
-            expected.sort_unstable();
-            assert_eq!(found, expected, "{filter}");
-        }
-    }
-}
+mod tests;

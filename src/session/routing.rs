@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::flow::{Errand, Identifiers, Letter};
+use super::flow::{Identifiers, Letter};
 use super::groups::Member;
 use super::retained::Set;
 use super::subscriptions::Subscriber;
@@ -11,7 +11,6 @@ use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::topic;
 use crate::link::{Peer, Publication, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
-use crate::time::Moment;
 
 /// What became of one filter in SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +34,10 @@ impl Sessions {
     // --- Publishing -------------------------------------------------------------------------------------------------
 
     /// A message was published in this shard: it goes to every shard where anybody may want it.
-    pub fn publish(&mut self, mut publication: Publication, now: Moment, counters: &mut Counters) {
+    pub fn publish(&mut self, mut publication: Publication, counters: &mut Counters) {
         counters.add(Figure::Published, 1);
         if publication.retain {
-            publication.stamp = self.exchange.next_stamp();
+            publication.stamp = self.exchange.next_stamp(self.worker);
         }
         let publication = Arc::new(publication);
         for worker in (0..self.exchange.workers()).map(WorkerId) {
@@ -46,13 +45,13 @@ impl Sessions {
                 self.outgoing[worker.index()].push(Peer::Published(Arc::clone(&publication)));
             }
         }
-        self.route(&publication, now, counters);
+        self.route(&publication, counters);
     }
 
     /// Another shard has something to say.
-    pub fn handle_peer(&mut self, peer: Peer, now: Moment, counters: &mut Counters) {
+    pub fn handle_peer(&mut self, peer: Peer, counters: &mut Counters) {
         match peer {
-            Peer::Published(publication) => self.route(&publication, now, counters),
+            Peer::Published(publication) => self.route(&publication, counters),
             Peer::Chosen { group, member, publication, options, identifier } => {
                 let known = self.resolve(member).filter(|&session| self.is_member(session, &group));
                 match known {
@@ -80,14 +79,9 @@ impl Sessions {
     }
 
     /// Keeps what is to be retained, and writes a letter to every subscriber here.
-    fn route(&mut self, publication: &Arc<Publication>, now: Moment, counters: &mut Counters) {
-        if publication.retain {
-            // An empty payload deletes [v5 MQTT-3.3.1-6, MQTT-3.3.1-7].
-            let message = (!publication.payload.is_empty()).then(|| Arc::clone(publication));
-            let (stamp, bytes) = (publication.stamp, publication.bytes());
-            if self.retained.set(&publication.topic, stamp, message, bytes, now.tick()) == Set::Full {
-                counters.add(Figure::RetainedRefused, 1);
-            }
+    fn route(&mut self, publication: &Arc<Publication>, counters: &mut Counters) {
+        if publication.retain && self.retained.set(publication, &self.exchange) == Set::Full {
+            counters.add(Figure::RetainedRefused, 1);
         }
         self.route_to_groups(publication);
         let mut found = std::mem::take(&mut self.found);
@@ -185,6 +179,11 @@ impl Sessions {
 
     // --- Subscribing ------------------------------------------------------------------------------------------------
 
+    /// A SUBSCRIBE has come: the filters that follow are one packet's.
+    pub fn begin_subscribe(&mut self) {
+        self.packets = self.packets.wrapping_add(1);
+    }
+
     /// One filter of SUBSCRIBE; it is valid and allowed. Retained messages that it wants follow.
     pub fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32) -> Granted {
         let options_byte = options.to_byte();
@@ -200,13 +199,17 @@ impl Sessions {
         let subscriber = Subscriber { session, identifier, options: options_byte };
         let is_new = self.subscriptions.subscribe(filter, subscriber);
         self.note_wants();
-        // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11].
+        // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11]. What an earlier packet has asked for is still owed.
         let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
-        self.drop_errand(session, filter);
-        let arrivals = self.retained.arrivals();
-        if wants_retained && self.retained.next_matching(filter, arrivals, None).is_some() {
-            self.flow(session).add_errand(Errand::new(filter, subscriber, arrivals));
+        if wants_retained && !self.retained.is_empty() {
+            let (arrivals, packet) = (self.retained.arrivals(), self.packets);
+            let replays = self.flow(session).replays.get_or_insert_default();
+            replays.add(filter, subscriber, arrivals, packet);
             self.note_backlog(session);
+        } else if let Some(flow) = self.all[session as usize].flow.as_deref_mut()
+            && let Some(replays) = flow.replays.as_deref_mut()
+        {
+            replays.change(filter, subscriber);
         }
         Granted::Yes
     }
@@ -216,7 +219,7 @@ impl Sessions {
         let gone = if topic::shared(filter).is_some() {
             self.leave(session, filter)
         } else {
-            self.drop_errand(session, filter);
+            self.drop_replay(session, filter);
             self.subscriptions.unsubscribe(session, filter)
         };
         self.note_wants();
@@ -229,11 +232,14 @@ impl Sessions {
     }
 
     /// Retained messages that were on their way to a subscription are not any more.
-    fn drop_errand(&mut self, session: u32, filter: &str) {
-        if let Some(flow) = self.all[session as usize].flow.as_deref_mut() {
-            flow.drop_errand(filter);
+    fn drop_replay(&mut self, session: u32, filter: &str) {
+        if let Some(flow) = self.all[session as usize].flow.as_deref_mut()
+            && let Some(replays) = flow.replays.as_deref_mut()
+        {
+            replays.remove(filter);
+            flow.shed_replays();
+            self.shed_empty_flow(session);
         }
-        self.shed_empty_flow(session);
     }
 
     fn subscription_count(&self, session: u32) -> usize {

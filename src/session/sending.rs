@@ -7,12 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::flow::{Answer, Flow, Letter, Receiving, Sending};
-use super::{ALIASES_MAX, Delivery, NOBODY, Session, Sessions};
+use super::replay::Replays;
+use super::retained::{Position, Step};
+use super::{ALIASES_MAX, Delivery, NOBODY, Session, Sessions, Walk};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
 use crate::link::SessionId;
 use crate::metrics::{Counters, Figure};
 use crate::time::Moment;
+
+/// Looks at retained messages in one turn, all sessions together: at some 0.3 µs each.
+pub(super) const TURN_LOOKS: usize = 4_096;
+/// Those of one session, as long as others wait.
+pub(super) const SESSION_LOOKS: usize = 256;
 
 /// What a connection lends while its device is written to.
 pub struct Desk<'a> {
@@ -39,6 +46,17 @@ pub struct Run {
     pub letters: Vec<Letter>,
 }
 
+/// Why no more retained messages go to a session now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// Its looks of this turn are used up.
+    Walk,
+    /// The device is being sent enough.
+    Room,
+    /// As many as may be are unacknowledged; or nothing is left.
+    Window,
+}
+
 /// How an attempt to send ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
@@ -55,15 +73,24 @@ impl Sessions {
     /// Begins a turn: every device may be sent as much as its outbox holds again.
     pub fn begin_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1);
+        self.looks = TURN_LOOKS;
+        self.retained.bury(&self.exchange);
     }
 
     /// Takes out at most `limit` letters, gathered by session in their order; and, without letters, the sessions whose
-    /// devices had no room for all that there was.
+    /// devices had no room for all that there was, and those whose turn it is to look for retained messages.
     pub fn next_deliveries(&mut self, limit: usize) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
         for (session, generation) in std::mem::take(&mut self.backlog) {
             if self.is_current(session, generation) {
                 self.all[session as usize].is_backlogged = false;
+                runs.push(Run { session, generation, letters: Vec::new() });
+            }
+        }
+        for _ in 0..TURN_LOOKS / SESSION_LOOKS {
+            let Some((session, generation)) = self.walks.pop_front() else { break };
+            if self.is_current(session, generation) {
+                self.all[session as usize].walk = Walk::Due;
                 runs.push(Run { session, generation, letters: Vec::new() });
             }
         }
@@ -203,25 +230,74 @@ impl Sessions {
         }
     }
 
-    /// Sends what new subscriptions find retained, as far as there is room. What is kept is looked up when it goes, so that
-    /// none is older than what went before it.
+    /// Sends what new subscriptions find retained, as far as there is room and as far as may be looked for it in one turn.
+    /// What is kept is looked up when it goes, so that none is older than what went before it.
     fn send_retained(&mut self, session: u32, desk: &mut Desk) {
+        let flow = self.all[session as usize].flow.as_deref_mut();
+        let Some(mut replays) = flow.and_then(|flow| flow.replays.take()) else { return };
+        let stopped = self.send_replays(session, &mut replays, desk);
+        if replays.is_empty() {
+            return;
+        }
+        self.flow(session).replays = Some(replays);
+        match stopped {
+            Stopped::Walk => self.note_walk(session),
+            Stopped::Room => self.wait_for_room(session, desk),
+            // The next acknowledgement goes on.
+            Stopped::Window => {}
+        }
+    }
+
+    fn send_replays(&mut self, session: u32, replays: &mut Replays, desk: &mut Desk) -> Stopped {
         let maximum = self.inflight_maximum(session);
-        while let Some(flow) = self.all[session as usize].flow.as_deref()
-            && let Some(errand) = flow.errand()
-        {
-            // Before the look, which may be long, and would be in vain.
-            if errand.qos() > 0 && !flow.may_send(maximum) {
-                return;
+        let mut looks = self.looks_for(session);
+        let allowed = looks;
+        let stopped = loop {
+            let Some((filter, replay)) = replays.first() else { break Stopped::Window };
+            let flow = self.all[session as usize].flow.as_deref();
+            // Whoever may be sent nothing now needs no look.
+            if replay.qos() > 0 && !flow.is_none_or(|flow| flow.may_send(maximum)) {
+                break Stopped::Window;
             }
-            let next = self.retained.next_matching(&errand.filter, errand.arrivals, errand.after()).map(Arc::clone);
-            if let Some(publication) = next.as_ref().filter(|publication| !publication.is_expired(desk.now)) {
-                let letter = errand.letter(publication);
-                if self.send_new(session, letter, desk).is_err() {
-                    return self.wait_for_room(session, desk);
+            if looks == 0 {
+                break Stopped::Walk;
+            }
+            match self.retained.next_matching(filter, replay.arrivals(), replay.position(), &mut looks) {
+                Step::End => replays.finish(),
+                Step::Later(topic) => replays.set_position(Position::At(topic)),
+                Step::Found(publication) => {
+                    let publication = Arc::clone(publication);
+                    let letter = replay.letter(&publication);
+                    if !publication.is_expired(desk.now) && self.send_new(session, letter, desk).is_err() {
+                        break Stopped::Room;
+                    }
+                    replays.set_position(Position::After(publication));
                 }
             }
-            self.flow(session).advance_errand(next);
+        };
+        self.looks -= (allowed - looks).min(self.looks);
+        stopped
+    }
+
+    /// How often this session may look at retained messages now. Those that wait for it take turns.
+    fn looks_for(&mut self, session: u32) -> usize {
+        let walk = &mut self.all[session as usize].walk;
+        let may = match walk {
+            Walk::Due => true,
+            Walk::Waits => false,
+            Walk::None => self.walks.is_empty(),
+        };
+        if *walk == Walk::Due {
+            *walk = Walk::None;
+        }
+        if may { self.looks.min(SESSION_LOOKS) } else { 0 }
+    }
+
+    fn note_walk(&mut self, session: u32) {
+        let known = &mut self.all[session as usize];
+        if known.walk != Walk::Waits {
+            known.walk = Walk::Waits;
+            self.walks.push_back((session, known.generation));
         }
     }
 

@@ -184,7 +184,6 @@ impl Sessions {
             }
         }
         self.due = due;
-        self.retained.forget(now.tick(), limit);
         more
     }
 
@@ -222,6 +221,7 @@ impl Sessions {
             connection: NOBODY,
             next_packet: 0,
             is_backlogged: false,
+            walk: super::Walk::None,
             turn_bytes: 0,
             turn: 0,
             device: Box::default(),

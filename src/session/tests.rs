@@ -36,7 +36,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         for number in 0..COUNT {
             let mut publication = world.publication(&format!("kept/{number:05}"), qos);
             publication.retain = true;
-            world.shards[worker].publish(publication, world.now, &mut world.counters);
+            world.shards[worker].publish(publication, &mut world.counters);
         }
         world.connect(0);
         let session = world.session_of(0).unwrap();
@@ -45,7 +45,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         // One is replaced before its turn: what comes is the new one, once, as the live message that it is.
         let mut publication = world.publication("kept/01999", qos);
         publication.retain = true;
-        world.shards[worker].publish(publication, world.now, &mut world.counters);
+        world.shards[worker].publish(publication, &mut world.counters);
         let (mut kept, mut live) = (Vec::new(), Vec::new());
         for _ in 0..2 * COUNT {
             world.shards[worker].begin_turn();
@@ -87,6 +87,109 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         assert_eq!(world.counters.figure(Figure::DroppedQueueFull), 0);
         assert!(!world.shards[worker].has_deliveries(), "nothing is left to be done");
     }
+}
+
+/// What a session was sent, as topics, in one turn of its shard.
+fn turn_of(world: &mut World, worker: usize, connected: &[u32]) -> Vec<(u32, String)> {
+    world.shards[worker].begin_turn();
+    let mut sent = Vec::new();
+    for run in world.shards[worker].next_deliveries(1_000) {
+        assert!(connected.contains(&run.session));
+        let mut out = Vec::new();
+        let (now, counters) = (world.now, &mut world.counters);
+        let desk = &mut Desk { out: &mut out, unsent: 0, turn_bytes: 1 << 20, now, counters };
+        world.shards[worker].write(run.session, run.letters, desk);
+        let mut rest = &out[..];
+        while let Some((packet, length)) = mqtt::decode(rest, Some(mqtt::Version::V5), 1 << 20).unwrap() {
+            rest = &rest[length..];
+            let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
+            sent.push((run.session, publish.topic.to_owned()));
+        }
+    }
+    sent
+}
+
+/// One subscribes with filters that must look at everything and find nothing; another, later, with one that finds at once.
+#[test]
+fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it() {
+    const COUNT: usize = 20_000;
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    let other = (1..world.devices.len()).find(|&device| world.devices[device].worker == worker).unwrap();
+    let retain = |world: &mut World, topic: &str| {
+        let mut publication = world.publication(topic, 0);
+        publication.retain = true;
+        world.shards[worker].publish(publication, &mut world.counters);
+    };
+    world.shards[worker].bounds.retained_messages = 2 * COUNT;
+    world.shards[worker].retained = retained::Retained::new(WorkerId(worker as u16), 3, 2 * COUNT, 1 << 24);
+    for number in 0..COUNT {
+        retain(&mut world, &format!("s/{number:05}/s"));
+    }
+    retain(&mut world, "t");
+    let sessions = [0, other].map(|device| {
+        world.connect(device);
+        world.session_of(device).unwrap()
+    });
+    let shard = &mut world.shards[worker];
+    shard.begin_subscribe();
+    for _ in 0..100 {
+        assert_eq!(shard.subscribe(sessions[0], "+/+/none", Options::plain(QoS::AtMostOnce), 0), Granted::Yes);
+    }
+    let (mut turns, mut found_after) = (0, None);
+    while world.shards[worker].has_deliveries() {
+        if turns == 1 {
+            world.shards[worker].begin_subscribe();
+            world.shards[worker].subscribe(sessions[1], "t", Options::plain(QoS::AtMostOnce), 0);
+        }
+        let sent = turn_of(&mut world, worker, &sessions);
+        if !sent.is_empty() {
+            assert_eq!(sent, [(sessions[1], "t".to_owned())]);
+            assert!(found_after.is_none());
+            found_after = Some(turns);
+        }
+        world.shards[worker].check_invariants(|_| true);
+        turns += 1;
+    }
+    // One look for each topic. The filter was repeated, and looked up once.
+    let expected = COUNT / sending::SESSION_LOOKS;
+    assert!((expected..expected + 20).contains(&turns), "{turns} turns");
+    assert_eq!(found_after, Some(1), "another waited for a walk that found nothing");
+}
+
+#[test]
+fn retained_message_comes_once_for_each_packet_that_asks() {
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    let mut publication = world.publication("r", 0);
+    publication.retain = true;
+    world.shards[worker].publish(publication, &mut world.counters);
+    world.connect(0);
+    let session = world.session_of(0).unwrap();
+    let mut subscribe = |filters: &[&str], retain_handling| {
+        world.shards[worker].begin_subscribe();
+        for filter in filters {
+            let options = Options { retain_handling, ..Options::plain(QoS::AtMostOnce) };
+            world.shards[worker].subscribe(session, filter, options, 0);
+        }
+    };
+    // In the order of their packets: asked for; not again, since the subscription is known; never; and again.
+    subscribe(&["r", "r"], 0);
+    subscribe(&["r"], 1);
+    subscribe(&["r"], 2);
+    subscribe(&["r", "r"], 0);
+    subscribe(&["$share/g/r"], 0);
+    let mut sent = Vec::new();
+    while world.shards[worker].has_deliveries() {
+        sent.extend(turn_of(&mut world, worker, &[session]));
+    }
+    assert_eq!(sent, [(session, "r".to_owned()), (session, "r".to_owned())]);
+    // Whoever unsubscribes in time gets none.
+    world.shards[worker].begin_subscribe();
+    world.shards[worker].subscribe(session, "+", Options::plain(QoS::AtMostOnce), 0);
+    world.shards[worker].unsubscribe(session, "+");
+    assert_eq!(turn_of(&mut world, worker, &[session]), []);
+    assert!(world.shards[worker].all[session as usize].flow.is_none());
 }
 
 #[test]

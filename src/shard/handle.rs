@@ -114,7 +114,7 @@ impl Shard {
             }
         }
         self.connections[index as usize].save(input);
-        self.publish_bequests(now);
+        self.publish_bequests();
     }
 
     /// A socket that was to be read had nothing. Only a connection that was called for its handshake wants to know.

@@ -19,7 +19,7 @@ impl Shard {
 
     /// Delivers what was published, a bounded part of it in one turn.
     pub fn deliver(&mut self, now: Moment) {
-        self.publish_bequests(now);
+        self.publish_bequests();
         self.sessions.begin_turn();
         for run in self.sessions.next_deliveries(LETTERS) {
             // Whoever was there when the turn began may have ended since.
@@ -75,15 +75,15 @@ impl Shard {
     // --- Commands ---------------------------------------------------------------------------------------------------
 
     /// What another shard has to say.
-    pub fn handle_peers(&mut self, peers: Vec<Peer>, now: Moment) {
+    pub fn handle_peers(&mut self, peers: Vec<Peer>) {
         for peer in peers {
-            self.sessions.handle_peer(peer, now, &mut self.counters);
+            self.sessions.handle_peer(peer, &mut self.counters);
         }
     }
 
     /// The owner publishes a message.
-    pub fn handle_publish(&mut self, request: u64, publication: Publication, now: Moment) {
-        self.sessions.publish(publication, now, &mut self.counters);
+    pub fn handle_publish(&mut self, request: u64, publication: Publication) {
+        self.sessions.publish(publication, &mut self.counters);
         self.uplink.push(Uplink::Sent { request, outcome: Outcome::Delivered });
     }
 
@@ -135,7 +135,7 @@ impl Shard {
     }
 
     /// Publishes wills, as their devices would have.
-    pub(super) fn publish_bequests(&mut self, now: Moment) {
+    pub(super) fn publish_bequests(&mut self) {
         if self.bequests.is_empty() {
             return;
         }
@@ -148,7 +148,7 @@ impl Shard {
                 let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
                 self.uplink.push(Uplink::Message(Message { device, connection, topic, payload, receipt: None }));
             }
-            self.sessions.publish(publication, now, &mut self.counters);
+            self.sessions.publish(publication, &mut self.counters);
         }
     }
 }

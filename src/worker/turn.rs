@@ -483,8 +483,8 @@ impl Worker {
             }
             Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
-            Command::Publish { request, publication } => self.shard.handle_publish(request, *publication, now),
-            Command::Peers(peers) => self.shard.handle_peers(peers, now),
+            Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
+            Command::Peers(peers) => self.shard.handle_peers(peers),
         }
     }
 

@@ -54,7 +54,7 @@ impl Talk<'_, '_> {
         } else if goes_up {
             self.send_publication_up(session, &publication, publish);
         }
-        self.cx.sessions.publish(publication, self.cx.now, self.cx.counters);
+        self.cx.sessions.publish(publication, self.cx.counters);
         self.say_answers(session);
         Ok(Taken::Yes)
     }

@@ -14,6 +14,7 @@ impl Talk<'_, '_> {
             return Err(broken("SUBSCRIBE has more than one Subscription Identifier", "v5 3.8.2.1.2"));
         }
         let identifier = subscribe.properties.subscription_identifier().unwrap_or(0);
+        self.cx.sessions.begin_subscribe();
         let mut codes = Vec::new();
         for (filter, options) in subscribe.filters() {
             codes.push(self.subscribe(session, filter, options, identifier, mqtt).0);

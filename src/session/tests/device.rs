@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::codec::mqtt::{self, QoS};
+use crate::link::Publication;
 
 /// How long its sessions outlive its connections.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::device::{Device, Keeps, Testament};
 use super::*;
-use crate::link::{CloseReason, Refusal};
+use crate::link::{CloseReason, Publication, Refusal};
 use crate::time::TICK_MICROS;
 
 const WORKERS: u16 = 3;
@@ -244,7 +244,7 @@ impl World {
         let message = message_of(&publication.payload);
         assert!(self.published.insert(message), "message {message} of seed {} is published twice", self.seed);
         self.devices.iter_mut().for_each(|device| device.note_published(message, &publication));
-        self.shards[worker].publish(publication, self.now, &mut self.counters);
+        self.shards[worker].publish(publication, &mut self.counters);
     }
 
     /// The slot of the session of a device that is connected.
@@ -445,7 +445,7 @@ impl World {
 
     fn arrive(&mut self, from: u16, to: u16) {
         let Some(peer) = self.ways.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return };
-        self.shards[usize::from(to)].handle_peer(peer, self.now, &mut self.counters);
+        self.shards[usize::from(to)].handle_peer(peer, &mut self.counters);
     }
 
     /// Everything that is under way between shards arrives.

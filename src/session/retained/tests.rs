@@ -1,0 +1,190 @@
+//! Retained messages against plain lists, whatever the order of arrival.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::codec::mqtt::topic;
+
+fn publication(topic: &str, payload: &'static str, stamp: u64) -> Arc<Publication> {
+    let plain = Publication::plain(topic, Bytes::from_static(payload.as_bytes()), 0);
+    Arc::new(Publication { retain: true, stamp, ..plain })
+}
+
+/// One shard alone.
+fn alone(messages_max: usize, bytes_max: usize) -> (Retained, Exchange) {
+    (Retained::new(WorkerId(0), 1, messages_max, bytes_max), Exchange::new(1))
+}
+
+fn all_matching(retained: &Retained, filter: &str, arrivals: u64, looks_at_once: usize) -> (Vec<String>, usize) {
+    let (mut position, mut found, mut used) = (Position::Start, Vec::new(), 0);
+    loop {
+        let mut looks = looks_at_once;
+        let step = retained.next_matching(filter, arrivals, &position, &mut looks);
+        used += looks_at_once - looks;
+        match step {
+            Step::Found(publication) => {
+                found.push(publication.topic.to_string());
+                position = Position::After(Arc::clone(publication));
+            }
+            Step::Later(at) => position = Position::At(at),
+            Step::End => return (found, used),
+        }
+    }
+}
+
+#[test]
+fn order_of_arrival_from_three_shards_does_not_matter() {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for payloads in [["a", "", "b"], ["a", "b", ""], ["", "a", ""]] {
+        for order in orders {
+            let exchange = Exchange::new(4);
+            let stamps = [1, 2, 3].map(|worker| exchange.next_stamp(WorkerId(worker)));
+            let mut retained = Retained::new(WorkerId(0), 4, 10, 100);
+            for place in order {
+                retained.set(&publication("t", payloads[place], stamps[place]), &exchange);
+                retained.check_invariants();
+            }
+            let left = retained.get("t").map(|publication| publication.payload.clone());
+            assert_eq!(left.unwrap_or_default(), payloads[2], "{order:?}");
+            assert_eq!(retained.len(), usize::from(!payloads[2].is_empty()));
+            retained.bury(&exchange);
+            assert_eq!(retained.tombstones(), (0, 0), "{order:?}: nothing is on its way, and something is remembered");
+        }
+    }
+}
+
+#[test]
+fn deletion_leaves_a_tombstone_only_while_an_older_message_may_come() {
+    let exchange = Exchange::new(2);
+    let (here, there) = (WorkerId(0), WorkerId(1));
+    let mut retained = Retained::new(here, 2, 10, 100);
+    // Nothing is on its way: nothing is remembered, whether there was such a topic or not.
+    for topic in ["never", "kept"] {
+        retained.set(&publication("kept", "x", exchange.next_stamp(here)), &exchange);
+        assert_eq!(retained.set(&publication(topic, "", exchange.next_stamp(here)), &exchange), Set::Deleted);
+        assert_eq!(retained.tombstones(), (0, 0));
+    }
+    // The other shard has published and is not heard yet.
+    let old = publication("t", "old", exchange.next_stamp(there));
+    retained.set(&publication("t", "", exchange.next_stamp(here)), &exchange);
+    retained.set(&publication("u", "", exchange.next_stamp(here)), &exchange);
+    assert_eq!(retained.tombstones(), (2, 2));
+    assert_eq!(retained.set(&old, &exchange), Set::Stale);
+    assert_eq!(retained.tombstones(), (0, 0), "all that came before is here");
+    // The topic was set again before its tombstone could go.
+    exchange.next_stamp(there);
+    retained.set(&publication("t", "", exchange.next_stamp(here)), &exchange);
+    retained.set(&publication("t", "new", exchange.next_stamp(here)), &exchange);
+    retained.check_invariants();
+    retained.set(&publication("v", "x", exchange.next_stamp(there)), &exchange);
+    assert_eq!((retained.tombstones(), retained.len()), ((0, 0), 2));
+    retained.check_invariants();
+}
+
+#[test]
+fn tombstones_are_bounded_while_another_shard_is_not_heard() {
+    let exchange = Exchange::new(2);
+    let mut retained = Retained::new(WorkerId(0), 2, 10, 100);
+    let late = publication("late", "x", exchange.next_stamp(WorkerId(1)));
+    let delete = |retained: &mut Retained, topic: &str| {
+        retained.set(&publication(topic, "", exchange.next_stamp(WorkerId(0))), &exchange)
+    };
+    for number in 0..TOMBSTONES_MAX {
+        assert_eq!(delete(&mut retained, &number.to_string()), Set::Deleted);
+    }
+    assert_eq!(delete(&mut retained, "one more"), Set::Full);
+    assert_eq!(retained.set(&late, &exchange), Set::Stored);
+    // They go faster than they could come.
+    for number in 0..TOMBSTONES_MAX / BURIED_AT_ONCE {
+        assert_eq!(delete(&mut retained, &number.to_string()), Set::Deleted);
+    }
+    assert_eq!(retained.tombstones(), (0, 0));
+    // By bytes.
+    exchange.next_stamp(WorkerId(1));
+    let long = "x".repeat(60_000);
+    let count =
+        (0..10_000).take_while(|number| delete(&mut retained, &format!("{number}{long}")) == Set::Deleted).count();
+    assert_eq!(count, TOMBSTONE_BYTES_MAX / 60_003);
+    retained.check_invariants();
+}
+
+#[test]
+fn bounds_are_for_new_topics_and_longer_messages() {
+    let (mut retained, exchange) = alone(2, 10);
+    let mut set = |topic: &str, payload: &'static str| {
+        retained.set(&publication(topic, payload, exchange.next_stamp(WorkerId(0))), &exchange)
+    };
+    assert_eq!(set("a", "1234"), Set::Stored);
+    assert_eq!(set("b", "1234"), Set::Stored);
+    assert_eq!(set("c", "x"), Set::Full);
+    assert_eq!(set("a", "12345"), Set::Full);
+    assert_eq!(set("a", "123"), Set::Stored);
+    assert_eq!(set("b", ""), Set::Deleted);
+    assert_eq!(set("c", "12345"), Set::Stored);
+    assert_eq!((retained.len(), retained.bytes()), (2, 10));
+    retained.check_invariants();
+}
+
+/// Random topics and filters of levels that lie close together in the order of bytes, with as few looks at a time as
+/// can be.
+#[test]
+fn walk_finds_what_a_list_finds() {
+    let levels = ["", "a", "b", "a-", "a0", "b/", "$x", "!", "ab", "+", "#"];
+    let mut random = fastrand::Rng::with_seed(11);
+    let make = |random: &mut fastrand::Rng, choice: &[&str]| {
+        let depth = random.usize(1..5);
+        (0..depth).map(|_| choice[random.usize(..choice.len())]).collect::<Vec<_>>().join("/")
+    };
+    for _ in 0..200 {
+        let (mut retained, exchange) = alone(1_000, 10_000);
+        let mut names = std::collections::BTreeSet::new();
+        for _ in 0..random.usize(..80) {
+            let name = make(&mut random, &levels[..9]);
+            if topic::is_topic_name(&name) {
+                retained.set(&publication(&name, "x", exchange.next_stamp(WorkerId(0))), &exchange);
+                names.insert(name);
+            }
+        }
+        let arrivals = retained.arrivals();
+        retained.set(&publication("a/later", "x", exchange.next_stamp(WorkerId(0))), &exchange);
+        names.remove("a/later");
+        for _ in 0..50 {
+            let filter = make(&mut random, &levels);
+            if !topic::is_topic_filter(&filter) || topic::shared(&filter).is_some() {
+                continue;
+            }
+            let expected: Vec<&String> = names.iter().filter(|name| topic::matches(&filter, name)).collect();
+            for looks in [1, 3, 1_000] {
+                let (found, used) = all_matching(&retained, &filter, arrivals, looks);
+                assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter} over {names:?}");
+                assert!(used <= names.len() + 1, "{filter} looked {used} times at {} topics", names.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn walk_seeks_past_what_cannot_match() {
+    let (mut retained, exchange) = alone(100_000, 10 << 20);
+    for device in 0..1_000 {
+        for name in ["state", "up/1", "up/2", "up/3", "up/4", "up/5", "up/6", "up/7", "up/8", "up/9"] {
+            let topic = format!("devices/m{device}/{name}");
+            retained.set(&publication(&topic, "x", exchange.next_stamp(WorkerId(0))), &exchange);
+        }
+    }
+    let looks = |filter: &str| {
+        let (found, used) = all_matching(&retained, filter, retained.arrivals(), 100);
+        (found.len(), used)
+    };
+    assert_eq!(looks("+/b"), (0, 1));
+    assert_eq!(looks("+/+/none"), (0, 1_000));
+    assert_eq!(looks("+/+/t"), (0, 2_000), "a seek within the level, and one behind it");
+    assert_eq!(looks("devices/m7/#"), (10, 11));
+    assert_eq!(looks("devices/m7/state"), (1, 2));
+    assert_eq!(looks("devices/+/state"), (1_000, 2_000));
+    assert_eq!(looks("#"), (10_000, 10_000));
+    // A long topic is more than one look.
+    let long = format!("devices/m7/{}", "x".repeat(60_000));
+    retained.set(&publication(&long, "x", exchange.next_stamp(WorkerId(0))), &exchange);
+    assert_eq!(all_matching(&retained, "devices/m7/x", retained.arrivals(), 1_000).1, 1 + long.len() / LOOK_BYTES);
+}
