@@ -24,3 +24,5 @@ pub mod worker;
 
 pub mod backbone;
 pub mod control;
+
+pub mod gateway;

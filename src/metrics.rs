@@ -172,6 +172,8 @@ figures! {
     EventsRefused = Counter "pulsegate_backbone_events_refused" "",
     /// Answers to workers given up because the worker's inbox stayed full.
     AnswersDropped = Counter "pulsegate_answers_dropped" "",
+    /// Log lines lost because they could not be written in time: whoever reads the log hangs, has gone, or is full.
+    LogLinesLost = Counter "pulsegate_log_lines_lost" "",
 }
 
 /// The metric that carries the gateway's version as a label; the format adds `_info`.

@@ -219,3 +219,27 @@ fn the_systemd_unit_gives_commands_that_are_understood() {
     let descriptors = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap();
     assert!(descriptors.parse::<u64>().unwrap() >= 200_000);
 }
+
+/// A file that is there must be whole: half a key is worse than none, for it looks like one.
+#[test]
+fn a_full_disk_leaves_no_half_certificates() {
+    let directory = directory();
+    let on_full_disk = |arguments: &str| {
+        // No file may have a byte, and the signal that says so is ignored: each write fails as on a full disk.
+        let script = format!("trap '' XFSZ; ulimit -f 0; exec \"$0\" {arguments}");
+        let mut command = Command::new("sh");
+        command.current_dir(directory.path()).args(["-c", &script, env!("CARGO_BIN_EXE_pulsegate")]);
+        ended(command.output().unwrap())
+    };
+    let (code, _, errors) = on_full_disk("dev-certs certs");
+    assert_eq!((code, errors.lines().count()), (1, 1), "{errors}");
+    assert!(errors.contains("certs/ca.key"), "{errors}");
+    assert_eq!(fs::read_dir(directory.path().join("certs")).unwrap().count(), 0);
+
+    // Once there is room again it goes on as if nothing had been, and what is there survives the next full disk.
+    assert_eq!(run(directory.path(), &["dev-certs", "certs"]).0, 0);
+    assert_eq!(on_full_disk("dev-certs certs --client a").0, 1);
+    let (code, text, _) = run(directory.path(), &["dev-certs", "certs"]);
+    assert_eq!((code, text.matches("kept").count()), (0, 2), "{text}");
+    assert_eq!(fs::read_dir(directory.path().join("certs")).unwrap().count(), 4);
+}

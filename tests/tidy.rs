@@ -40,6 +40,8 @@ const TABLE: &[Row] = &[
     row("control", &["link", "config", "metrics", "time", "codec", "backbone"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
           "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64"]),
+    row("gateway", &["link", "config", "metrics", "time", "tls", "connection", "worker", "control"],
+        &["crossbeam_channel", "rustix", "humantime", "serde_json", "tracing"]),
     row("lib.rs", ANY, &[]),
     row("main.rs", ANY, ANY),
     row("cli", ANY, ANY),

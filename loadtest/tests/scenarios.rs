@@ -66,6 +66,7 @@ impl Gateway {
             clock: Clock { started: setup.started, started_at: SystemTime::now() },
             epoch: 1,
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
+            log_lines_lost: Arc::default(),
         });
         let address = |speaks: fn(&Protocol) -> bool| {
             let position = config.listeners.iter().position(|listener| speaks(&listener.protocol));

@@ -143,7 +143,7 @@ pub struct Devices {
     /// Only devices whose ids begin so
     #[arg(long, default_value = "")]
     pub prefix: String,
-    /// At most so many
+    /// At most so many; 0: all
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
 }

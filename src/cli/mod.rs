@@ -9,6 +9,7 @@ mod describe;
 mod files;
 mod logging;
 mod serve;
+mod signals;
 mod startup;
 mod supervisor;
 mod tools;
@@ -22,15 +23,20 @@ use std::{fmt, fs};
 use clap::Parser;
 use pulsegate::config::{self, ConfigError, Loaded, Machine, Place};
 use pulsegate::tls::certs::development::DevelopmentError;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use arguments::{Arguments, Command};
 
+/// No complaint is longer; a wrong value is quoted in it.
+const COMPLAINT_LETTERS_MAX: usize = 2_000;
+
 /// Does what the command line says.
 pub fn run() -> ExitCode {
+    keep_memory_private();
     let arguments = Arguments::parse();
     let done = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
-        Command::Serve(options) => serve::serve(&options),
+        // It says itself what is wrong: through its log, which waits for nobody.
+        Command::Serve(options) => return serve::serve(&options),
         Command::CheckConfig(options) => check_config::check_config(&options),
         Command::Devices(options) => client::devices(&options),
         Command::Send(options) => client::send(&options),
@@ -41,11 +47,24 @@ pub fn run() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pulsegate: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => refuse(&error),
     }
+}
+
+/// Says why not.
+fn refuse(error: &CliError) -> ExitCode {
+    // Where nobody reads it there is nobody else to tell.
+    let _ = writeln!(io::stderr(), "{}", complaint(error));
+    ExitCode::FAILURE
+}
+
+fn complaint(error: &CliError) -> String {
+    format!("pulsegate: {}", shortened(&error.to_string(), COMPLAINT_LETTERS_MAX))
+}
+
+/// Says what surely is not as meant.
+fn warn(text: &str) {
+    let _ = writeln!(io::stderr(), "pulsegate: warning: {text}");
 }
 
 /// Why a command could not be done. Its text is one line.
@@ -127,8 +146,51 @@ fn raise_descriptor_limit() -> u64 {
     effective.unwrap_or(u64::MAX)
 }
 
-/// Writes to stdout in one piece.
+/// Passwords and private keys are in memory: it goes into no core dump, and only root may look into it. Where a sandbox
+/// allows neither, its rules are what protects the memory.
+fn keep_memory_private() {
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+/// Writes to stdout in one piece. A reader that has seen enough (`| head`) is no failure.
 fn print(text: &str) -> Result<(), CliError> {
+    match write_out(text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| CliError::Io("stdout", error)),
+    }
+}
+
+fn write_out(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| CliError::Io("stdout", error))
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// A text of which the end is left out where it is long: what somebody has written may be quoted in it whole.
+fn shortened(text: &str, letters: usize) -> String {
+    match text.char_indices().nth(letters) {
+        Some((end, _)) => format!("{}… ({} bytes more)", &text[..end], text.len() - end),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::dumpable_behavior;
+
+    use super::*;
+
+    #[test]
+    fn what_is_long_is_cut_and_what_is_not_is_not() {
+        assert_eq!(shortened("äöü", 3), "äöü");
+        assert_eq!(shortened("äöüß", 2), "äö… (4 bytes more)");
+    }
+
+    #[test]
+    fn nobody_but_root_looks_into_memory() {
+        keep_memory_private();
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(getrlimit(Resource::Core).maximum, Some(0));
+    }
 }

@@ -13,8 +13,10 @@ use sd_notify::NotifyState;
 
 /// How often the main thread looks whether the workers still run.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// What the end may take beyond the goodbyes: last bytes, last events, the end of threads.
-const STOP_EXTRA: Duration = Duration::from_secs(15);
+/// What the end may take beyond the goodbyes: last bytes, last events, the end of threads. Then it is cut off.
+pub const END_MAX: Duration = Duration::from_secs(15);
+/// What the supervisor waits beyond that before it kills.
+const STOP_EXTRA: Duration = END_MAX.saturating_add(Duration::from_secs(5));
 
 /// Whoever started the gateway, if it wants to hear of it.
 pub struct Supervisor {

@@ -1,18 +1,22 @@
 //! The commands that need no gateway: certificates for trying out, lines for token and password files.
 
-use std::fmt::Write;
-use std::io::{self, BufRead, IsTerminal};
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Stdin, Write as _};
 use std::time::SystemTime;
 
 use argon2::password_hash::PasswordHasher;
 use argon2::{Algorithm, Argon2, Params, Version};
 use pulsegate::tls::certs::development::{self, CertificatePair};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use zeroize::Zeroizing;
 
 use super::arguments::{DevCerts, HashToken};
-use super::{CliError, print};
+use super::{CliError, print, warn};
 
 /// Passes over the memory, as in argon2's own recommendation for 19 MiB.
 const PASSES: u32 = 2;
+/// A shorter token is hashed with a warning.
+const TOKEN_LETTERS_MIN: usize = 12;
 
 /// Makes what is missing and says what lies where.
 pub fn dev_certs(options: &DevCerts) -> Result<(), CliError> {
@@ -41,12 +45,18 @@ pub fn dev_certs(options: &DevCerts) -> Result<(), CliError> {
 
 /// Prints the line of a token file for one device, or of a password file for one user.
 pub fn hash_token(options: &HashToken) -> Result<(), CliError> {
-    let token = match &options.token {
+    let token = Zeroizing::new(match &options.token {
         Some(token) => token.clone(),
         None => token_from_stdin()?,
-    };
+    });
     if token.is_empty() {
         return Err(CliError::Input("the token is empty: give one line on stdin, such as from `openssl rand -hex 32`"));
+    }
+    if token.chars().count() < TOKEN_LETTERS_MIN {
+        warn(&format!(
+            "fewer than {TOKEN_LETTERS_MIN} characters can be guessed: for a device take the output of `openssl rand \
+             -hex 32`, for a person a longer password"
+        ));
     }
     let params = Params::new(options.memory, PASSES, 1, None).map_err(|error| CliError::Hash(error.into()))?;
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
@@ -54,12 +64,56 @@ pub fn hash_token(options: &HashToken) -> Result<(), CliError> {
     print(&format!("{}:{hash}\n", options.device))
 }
 
+/// One line: on a terminal asked for twice and not shown, otherwise as it comes.
 fn token_from_stdin() -> Result<String, CliError> {
     let stdin = io::stdin();
-    if stdin.is_terminal() {
-        eprint!("token: ");
+    if !stdin.is_terminal() {
+        return read_line(&stdin);
     }
+    let hidden = Hidden::hide(&stdin).map_err(|error| CliError::Io("the terminal cannot be made to hide it", error))?;
+    let token = Zeroizing::new(ask(&stdin, "token or password (not shown): ")?);
+    let again = Zeroizing::new(ask(&stdin, "the same again: ")?);
+    drop(hidden);
+    if token != again {
+        return Err(CliError::Input("these are two different ones: nothing was made"));
+    }
+    Ok(token.to_string())
+}
+
+fn ask(stdin: &Stdin, question: &str) -> Result<String, CliError> {
+    // Whoever does not see the question sees no answer either.
+    let _ = write!(io::stderr(), "{question}");
+    let line = read_line(stdin);
+    let _ = writeln!(io::stderr());
+    line
+}
+
+fn read_line(stdin: &Stdin) -> Result<String, CliError> {
     let mut line = String::new();
-    stdin.lock().read_line(&mut line).map_err(|error| CliError::Io("the token cannot be read from stdin", error))?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    stdin.read_line(&mut line).map_err(|error| CliError::Io("the token cannot be read from stdin", error))?;
+    line.truncate(line.trim_end_matches(['\r', '\n']).len());
+    Ok(line)
+}
+
+/// A terminal that does not show what is typed. It does again when this value goes.
+struct Hidden<'a> {
+    terminal: &'a Stdin,
+    before: Termios,
+}
+
+impl<'a> Hidden<'a> {
+    fn hide(terminal: &'a Stdin) -> io::Result<Self> {
+        let before = tcgetattr(terminal)?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(terminal, OptionalActions::Flush, &hidden)?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing.
+        let _ = tcsetattr(self.terminal, OptionalActions::Now, &self.before);
+    }
 }

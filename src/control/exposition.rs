@@ -91,6 +91,7 @@ impl Scrape {
             ProcessFigure::EventsDropped => Some(state.backbone.dropped()),
             ProcessFigure::EventsRefused => Some(state.backbone.refused()),
             ProcessFigure::AnswersDropped => load(&state.counters.answers_dropped),
+            ProcessFigure::LogLinesLost => load(&state.log_lines_lost),
         };
         let mut process = [None; ProcessFigure::COUNT];
         for &figure in ProcessFigure::ALL {

@@ -87,6 +87,8 @@ pub struct Parts {
     pub epoch: u64,
     /// The bound socket of the HTTP API.
     pub admin: TcpListener,
+    /// How many log lines were lost.
+    pub log_lines_lost: Arc<AtomicU64>,
 }
 
 /// When the gateway started, on both clocks: what joins a [`Moment`] to the time of day.
@@ -150,6 +152,7 @@ impl Control {
             listeners: parts.listeners,
             clock: parts.clock,
             epoch: parts.epoch,
+            log_lines_lost: parts.log_lines_lost,
             uplink: parts.uplink,
             described: Pending::default(),
             listed: Pending::default(),
@@ -248,6 +251,7 @@ struct State {
     listeners: Vec<SocketAddr>,
     clock: Clock,
     epoch: u64,
+    log_lines_lost: Arc<AtomicU64>,
     uplink: Receiver<Batch>,
     described: Pending<Option<Box<Description>>>,
     listed: Pending<Vec<Description>>,

@@ -66,7 +66,7 @@ impl Site {
 }
 
 /// A port that nobody has, below those that the kernel gives to outgoing connections.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(12_000..32_000);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

@@ -3,9 +3,9 @@
 mod table;
 mod watch;
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::time::Duration;
 
 use base64::Engine;
@@ -33,8 +33,9 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
     let mut devices = Vec::new();
     let mut after = String::new();
     let mut has_more = true;
-    while has_more && devices.len() < options.limit {
-        let limit = (options.limit - devices.len()).min(PAGE_MAX);
+    let wanted = if options.limit == 0 { usize::MAX } else { options.limit };
+    while has_more && devices.len() < wanted {
+        let limit = (wanted - devices.len()).min(PAGE_MAX);
         let (prefix, from) = (encoded(&options.prefix), encoded(&after));
         let mut page = client.get(&format!("/v1/devices?limit={limit}&prefix={prefix}&after={from}"))?;
         if let Value::Array(more) = page["devices"].take() {
@@ -45,7 +46,8 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
     }
     print(&table::devices(&devices, &options.prefix))?;
     if has_more {
-        eprintln!("and more: see them with --limit, or choose with --prefix");
+        // A remark to people: whoever does not read it wants none.
+        let _ = writeln!(io::stderr(), "and more: see them with --limit (0: all), or choose with --prefix");
     }
     Ok(())
 }

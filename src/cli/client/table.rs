@@ -5,6 +5,10 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::harmless;
+use crate::cli::shortened;
+
+/// A name may have thousands of letters; in a table it is told by the first.
+const CELL_LETTERS_MAX: usize = 100;
 
 const TITLES: [&str; 8] = ["DEVICE", "STATE", "PROTOCOL", "LISTENER", "PEER", "CONNECTED", "HEARD", "ROUND TRIP"];
 
@@ -31,7 +35,7 @@ pub fn devices(devices: &[Value], prefix: &str) -> String {
 }
 
 fn row(device: &Value, now: SystemTime) -> [String; 8] {
-    let text = |key: &str| harmless(device[key].as_str().unwrap_or("-"));
+    let text = |key: &str| shortened(&harmless(device[key].as_str().unwrap_or("-")), CELL_LETTERS_MAX);
     let round_trip = device["round_trip_ms"].as_f64().map_or("-".to_owned(), |millis| format!("{millis:.1} ms"));
     [
         text("id"),

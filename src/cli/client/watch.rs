@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::{Client, encoded, harmless};
 use crate::cli::arguments::Watch;
-use crate::cli::{CliError, print};
+use crate::cli::{CliError, shortened, write_out};
 
-/// Of a payload so many characters are shown.
+/// Of a payload or a name so many characters are shown.
 const SHOWN_MAX: usize = 200;
 
 /// Prints what happens until the gateway ends, or nobody reads.
@@ -23,10 +23,10 @@ pub fn watch(options: &Watch) -> Result<(), CliError> {
         // Each event is one line of data; what stands around it says the same.
         let Some(data) = line.strip_prefix("data:") else { continue };
         let event = serde_json::from_str(data).unwrap_or_default();
-        match print(&describe(&event)) {
+        match write_out(&describe(&event)) {
             // `pulsegate watch | head` is done when head is.
-            Err(CliError::Io(_, error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            done => done?,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.map_err(|error| CliError::Io("stdout", error))?,
         }
     }
     Err(CliError::Api("the gateway has ended the stream".to_owned()))
@@ -34,7 +34,7 @@ pub fn watch(options: &Watch) -> Result<(), CliError> {
 
 /// One event in a line.
 fn describe(event: &Value) -> String {
-    let text = |key: &str| harmless(event[key].as_str().unwrap_or("-"));
+    let text = |key: &str| shortened(&harmless(event[key].as_str().unwrap_or("-")), SHOWN_MAX);
     let kind = text("kind");
     let what = match kind.as_str() {
         "connected" => format!("through {}, generation {}", text("listener"), event["generation"]),
@@ -50,7 +50,7 @@ fn describe(event: &Value) -> String {
 
 fn message(event: &Value) -> String {
     let topic = event["topic"].as_str().unwrap_or_default();
-    let topic = if topic.is_empty() { String::new() } else { format!("{}: ", harmless(topic)) };
+    let topic = if topic.is_empty() { String::new() } else { format!("{}: ", shortened(&harmless(topic), SHOWN_MAX)) };
     let (form, payload) = match (&event["payload"], &event["payload_base64"]) {
         (Value::String(text), _) => ("", text.as_str()),
         (_, Value::String(base64)) => ("base64 ", base64.as_str()),

@@ -150,6 +150,7 @@ fn a_wrong_token_file_stops_the_start() {
         clock: Clock { started: Instant::now(), started_at: SystemTime::now() },
         epoch: 1,
         admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+        log_lines_lost: Arc::default(),
     });
     let error = started.err().unwrap().to_string();
     assert!(error.contains("devices.tokens, line 1: not a hash"), "{error}");

@@ -138,6 +138,7 @@ impl Stage {
             },
             epoch: 42,
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+            log_lines_lost: Arc::default(),
         })
         .unwrap();
         let agent = ureq::Agent::config_builder()

@@ -22,6 +22,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::{Leaf, Validity};
 
@@ -158,8 +159,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
-        write_new(&pair.key, &key.serialize_pem(), 0o600)?;
-        write_new(&pair.cert, &certificate.pem(), 0o644)
+        put_pair(pair, &Zeroizing::new(key.serialize_pem()), &certificate.pem())
     }
 
     fn load(pair: &CertificatePair, now: SystemTime) -> Result<Authority, DevelopmentError> {
@@ -200,8 +200,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        replace(&pair.key, &key.serialize_pem(), 0o600)?;
-        replace(&pair.cert, &certificate.pem(), 0o644)?;
+        put_pair(&pair, &Zeroizing::new(key.serialize_pem()), &certificate.pem())?;
         pair.is_new = true;
         Ok(pair)
     }
@@ -299,7 +298,7 @@ fn identifiers(certificate: &X509Certificate<'_>) -> KeyIdentifiers {
 }
 
 fn read_key_pair(path: &Path) -> Option<KeyPair> {
-    let pem = zeroize::Zeroizing::new(std::fs::read_to_string(path).ok()?);
+    let pem = Zeroizing::new(std::fs::read_to_string(path).ok()?);
     KeyPair::from_pem(&pem).ok()
 }
 
@@ -307,27 +306,58 @@ fn exists(path: &Path) -> Result<bool, DevelopmentError> {
     path.try_exists().map_err(|error| DevelopmentError::Io(path.to_owned(), error))
 }
 
-fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), DevelopmentError> {
-    let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(|error| DevelopmentError::Io(path.to_owned(), error))
+/// Puts a key and its certificate in their places, new or in the place of old ones. Nothing is there before all of it
+/// is written out, so that a disk that is full leaves what there was. An end of power between the two leaves a pair
+/// that does not fit together, which the next call sees.
+fn put_pair(pair: &CertificatePair, key: &str, certificate: &str) -> Result<(), DevelopmentError> {
+    let fresh_key = Fresh::write(&pair.key, key, 0o600)?;
+    let fresh_certificate = Fresh::write(&pair.cert, certificate, 0o644)?;
+    fresh_key.put()?;
+    fresh_certificate.put()
 }
 
-/// Puts a new file in the place of an old one, if any. An end of power between a key and its certificate leaves a pair
-/// that does not fit together, which the next call sees and makes anew.
-fn replace(path: &Path, text: &str, mode: u32) -> Result<(), DevelopmentError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let fresh = PathBuf::from(name);
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(DevelopmentError::Io(fresh, error)),
-        _ => {}
+/// A file that is written and has no place yet. It is gone with this value unless it is put there.
+struct Fresh<'a> {
+    path: PathBuf,
+    place: &'a Path,
+}
+
+impl<'a> Fresh<'a> {
+    fn write(place: &'a Path, text: &str, mode: u32) -> Result<Self, DevelopmentError> {
+        let mut name = place.as_os_str().to_owned();
+        name.push(".new");
+        let path = PathBuf::from(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(DevelopmentError::Io(path, error));
+            }
+            _ => {}
+        }
+        let fresh = Self { path, place };
+        let write = || {
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh.path)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|error| DevelopmentError::Io(place.to_owned(), error))?;
+        Ok(fresh)
     }
-    write_new(&fresh, text, mode)?;
-    std::fs::rename(&fresh, path).map_err(|error| DevelopmentError::Io(path.to_owned(), error))
+
+    fn put(self) -> Result<(), DevelopmentError> {
+        let put = || {
+            std::fs::rename(&self.path, self.place)?;
+            let directory = self.place.parent().filter(|directory| !directory.as_os_str().is_empty());
+            std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+        };
+        put().map_err(|error| DevelopmentError::Io(self.place.to_owned(), error))
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        // In its place by now, or of no use.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 #[cfg(test)]

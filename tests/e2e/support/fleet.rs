@@ -132,7 +132,12 @@ fn handle(device: &mut Device, index: usize, gone: &mut bool, state: &State) {
                 continue;
             }
             Event::Pong(_) => continue,
-            Event::Message { id, .. } if *id != 0 => device.send_plain(&encoded(&[Frame::Ack(*id)])),
+            // Recorded first: whoever hears of the ACK finds the message.
+            &Event::Message { id: id @ 1.., .. } => {
+                state.heard.lock().unwrap().push((index, event));
+                device.send_plain(&encoded(&[Frame::Ack(id)]));
+                continue;
+            }
             Event::Eof | Event::Reset if !std::mem::replace(gone, true) => {
                 // The gateway waits for its peer's end. After a reset there is nothing to end.
                 let _ = device.socket.shutdown(Shutdown::Both);

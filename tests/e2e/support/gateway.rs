@@ -56,7 +56,7 @@ impl Gateway {
         let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
         std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
-                // A panic's account is text.
+                // What an allocator or a linker says is text.
                 let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 written.lock().unwrap().push(line);
             }
@@ -339,7 +339,7 @@ impl Drop for Gateway {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let panicked = log.iter().any(|line| line.as_str().is_some_and(|text| text.contains("panicked")));
+        let panicked = log.iter().any(|line| line["message"].as_str().is_some_and(|text| text.contains("panicked")));
         if std::thread::panicking() || died || panicked {
             eprintln!("--- the gateway's log, its last {LINES_SHOWN} lines ({ended:?}) ---");
             for line in &log[log.len().saturating_sub(LINES_SHOWN)..] {
