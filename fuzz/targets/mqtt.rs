@@ -7,7 +7,7 @@ use pulsegate_fuzz::codec::mqtt::{Packet, Version, decode};
 const LONGEST: usize = 1 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    for version in [None, Some(Version::V311), Some(Version::V5)] {
+    for version in [None, Some(Version::V31), Some(Version::V311), Some(Version::V5)] {
         let Ok(Some((packet, length))) = decode(bytes, version, LONGEST) else { continue };
         assert!(length <= bytes.len());
         let spoken = match (&packet, version) {

@@ -2,4 +2,5 @@
 
 pub mod mqtt;
 pub mod native;
+pub mod proxy;
 pub mod raw;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            silence ≥ interval               answer owed for `timeout`,
-//!   ┌──────┐  (at once for the first) ┌────────┐  fewer than 1 + retries sent
+//!   ┌──────┐  (the first: jittered)   ┌────────┐  fewer than 1 + retries sent
 //!   │ Heard │ ──── send a probe ────▶ │ Probed │ ──┐ send another
 //!   └──────┘ ◀──── any byte ───────── └────────┘ ◀─┘
 //!                                         │ all unanswered
@@ -64,8 +64,10 @@ pub struct Liveness {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probe {
-    /// None was ever sent.
+    /// None was sent and nothing was heard since it began.
     None,
+    /// None was sent yet, and the peer was heard.
+    NotNeeded,
     /// `count` are unanswered; the latest went out at `sent` (microseconds, wrapping after 71 minutes).
     Unanswered { count: u8, sent: u32 },
     /// The latest measured round trip, in microseconds.
@@ -118,7 +120,7 @@ impl Liveness {
     pub const fn round_trip(&self) -> Option<Duration> {
         match self.probe {
             Probe::Answered { round_trip } => Some(Duration::from_micros(round_trip as u64)),
-            Probe::None | Probe::Unanswered { .. } | Probe::AnsweredLate => None,
+            Probe::None | Probe::NotNeeded | Probe::Unanswered { .. } | Probe::AnsweredLate => None,
         }
     }
 
@@ -126,6 +128,9 @@ impl Liveness {
     pub fn handle_heard(&mut self, now: Moment) -> Heard {
         self.last_heard = now.tick();
         let Probe::Unanswered { count, sent } = self.probe else {
+            if self.probe == Probe::None {
+                self.probe = Probe::NotNeeded;
+            }
             return Heard { answered: 0, round_trip: None };
         };
         if count > 1 {
@@ -151,9 +156,9 @@ impl Liveness {
                 return if expires.is_after(drained) { Due::Wait(expires) } else { Due::Suspect };
             }
             Probe::Unanswered { count, sent: _ } => count + 1,
-            // The first deadline was jittered and means what it says.
+            // Silent since it began: the first deadline was jittered and means what it says.
             Probe::None => 1,
-            Probe::Answered { .. } | Probe::AnsweredLate => {
+            Probe::NotNeeded | Probe::Answered { .. } | Probe::AnsweredLate => {
                 let silent_until = self.last_heard.plus(schedule.interval);
                 if silent_until.is_after(drained) {
                     return Due::Wait(silent_until);
@@ -240,6 +245,17 @@ mod tests {
             }
             assert_eq!((deadline.0, probes), (901, 3), "jitter {jitter}");
         }
+    }
+
+    #[test]
+    fn a_busy_peer_is_not_probed_and_one_that_falls_silent_is_after_the_interval() {
+        let mut liveness = Liveness::new(Tick(0));
+        liveness.handle_heard(at(250));
+        let first = SCHEDULE.first_deadline(Tick(0), u32::MAX);
+        assert_eq!(liveness.handle_deadline(&SCHEDULE, first, at(first.0)), Due::Wait(Tick(850)));
+        liveness.handle_heard(at(800));
+        assert_eq!(liveness.handle_deadline(&SCHEDULE, Tick(850), at(850)), Due::Wait(Tick(1_400)));
+        assert_eq!(liveness.handle_deadline(&SCHEDULE, Tick(1_400), at(1_400)), Due::Probe(Tick(1_501)));
     }
 
     #[test]

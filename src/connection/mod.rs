@@ -455,7 +455,8 @@ impl Connection {
                 Naming::Rule(rules.identity)
             }
             Ok(None) if rules.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
-            Ok(None) if matches!(rules.protocol, Protocol::Mqtt(_)) => Naming::Rule(rules.identity),
+            // CONNECT is to come: where the certificate was to name the device and does not, it is refused in MQTT's words.
+            Ok(None) | Err(_) if matches!(rules.protocol, Protocol::Mqtt(_)) => Naming::Rule(rules.identity),
             Ok(None) => Naming::Generated,
             Err(ending) => {
                 // TLS stands, so the refusal can be said within it.

@@ -151,9 +151,8 @@ impl Talk<'_, '_> {
         match raw::classify(&raw.heartbeat, bytes) {
             Payload::Heartbeats(count) => {
                 self.cx.counters.add(Figure::HeartbeatsReceived, count as u64);
-                for _ in 0..count {
-                    self.cx.plain.extend_from_slice(&raw.reply);
-                }
+                // One for all of them: otherwise a record of short heartbeats would make megabytes of long replies.
+                self.cx.plain.extend_from_slice(&raw.reply);
             }
             Payload::Data(bytes) => {
                 for chunk in raw::chunks(bytes, RAW_CHUNK_BYTES) {

@@ -209,14 +209,15 @@ fn a_raw_life_named_by_a_certificate_or_by_us() {
             client.say_bytes(bytes);
         }
         bench.exchange(&mut client);
-        assert_eq!(client.heard, b"okokok");
+        // One reply for a record, however many heartbeats it holds.
+        assert_eq!(client.heard, b"okok");
         let payloads = bench.payloads();
         assert_eq!(payloads.iter().map(|payload| payload.len()).collect::<Vec<_>>(), [10, 4_096, 904]);
         assert!(bench.is_bare());
         bench.end(Ending::new(CloseReason::Shutdown));
         bench.exchange(&mut client);
         assert_eq!(client.end, Some(End::CloseNotify));
-        assert_eq!(client.heard, b"okokok", "the raw protocol has no words for it");
+        assert_eq!(client.heard, b"okok", "the raw protocol has no words for it");
     }
 }
 

@@ -84,12 +84,18 @@ pub(super) enum Sending {
     Released,
 }
 
+/// An acknowledgement under an identifier that waits for another one, or for none: the device breaks the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrongAck;
+
 /// A message from the device that is not done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inbound {
     pub(super) packet: u16,
     pub(super) qos: u8,
     pub(super) state: Receiving,
+    /// It came on this connection, and so counts against the Receive Maximum (v5 4.9).
+    is_of_connection: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +130,8 @@ pub(super) struct Flow {
     /// Retained messages that new subscriptions are to get.
     pub(super) replays: Option<Box<Replays>>,
     inbound: VecDeque<Inbound>,
+    /// So many of `inbound` came on this connection.
+    received: usize,
     /// Topics that the device has given a number, by number less one.
     pub(super) aliases_in: Vec<Option<Box<str>>>,
     /// Topics that we have given a number, by number less one.
@@ -190,45 +198,57 @@ impl Flow {
         self.outbound.remove(self.sent)
     }
 
+    /// Where the message is. One that was sent on a former connection counts: a device may acknowledge it before it has
+    /// come again.
     fn place(&self, packet: u16) -> Option<usize> {
-        self.outbound.iter().take(self.sent).position(|outbound| outbound.packet == packet)
+        self.outbound.iter().position(|outbound| outbound.packet == packet)
     }
 
     fn finish(&mut self, place: usize) -> u64 {
-        self.sent -= 1;
+        self.sent -= usize::from(place < self.sent);
         self.outbound.remove(place).map_or(0, |outbound| outbound.request)
     }
 
-    /// PUBACK. The request that waits for it (0: none); `None`: no such message is in flight.
-    pub(super) fn handle_puback(&mut self, packet: u16) -> Option<u64> {
-        let place = self.place(packet)?;
+    /// PUBACK. The request that waits for it (0: none); `Ok(None)`: no such message is in flight.
+    pub(super) fn handle_puback(&mut self, packet: u16) -> Result<Option<u64>, WrongAck> {
+        let Some(place) = self.place(packet) else { return Ok(None) };
         match &self.outbound[place].state {
-            Sending::Sent(letter) if letter.qos == 1 => Some(self.finish(place)),
-            _ => None,
+            Sending::Sent(letter) if letter.qos == 1 => Ok(Some(self.finish(place))),
+            _ => Err(WrongAck),
         }
     }
 
     /// PUBREC; a `failed` one ends the message [v5 MQTT-4.3.3-4]. The request that waits, answered already by what the
-    /// device says (0: none); `None`: no such message is in flight.
-    pub(super) fn handle_pubrec(&mut self, packet: u16, failed: bool) -> Option<u64> {
-        let place = self.place(packet)?;
+    /// device says (0: none); `Ok(None)`: no such message is in flight. After `Ok(Some(_))` PUBREL is to be said.
+    pub(super) fn handle_pubrec(&mut self, packet: u16, failed: bool) -> Result<Option<u64>, WrongAck> {
+        let Some(place) = self.place(packet) else { return Ok(None) };
         match &self.outbound[place].state {
             Sending::Sent(letter) if letter.qos == 2 => {}
             // Said before: PUBREL is said again.
-            Sending::Released if !failed => return Some(0),
-            _ => return None,
+            Sending::Released if !failed => {}
+            _ => return Err(WrongAck),
         }
         if failed {
-            return Some(self.finish(place));
+            return Ok(Some(self.finish(place)));
         }
-        self.outbound[place].state = Sending::Released;
-        Some(std::mem::take(&mut self.outbound[place].request))
+        let mut outbound = self.outbound.remove(place).expect("the place was found");
+        outbound.state = Sending::Released;
+        let request = std::mem::take(&mut outbound.request);
+        // PUBREL goes now: nothing of it is left to be sent again on this connection.
+        let is_new_here = place >= self.sent;
+        self.outbound.insert(if is_new_here { self.sent } else { place }, outbound);
+        self.sent += usize::from(is_new_here);
+        Ok(Some(request))
     }
 
-    /// PUBCOMP. `false`: no such message is in flight.
-    pub(super) fn handle_pubcomp(&mut self, packet: u16) -> bool {
-        let released = self.place(packet).filter(|&place| matches!(self.outbound[place].state, Sending::Released));
-        released.map(|place| self.finish(place)).is_some()
+    /// PUBCOMP. `Ok(false)`: no such message is in flight.
+    pub(super) fn handle_pubcomp(&mut self, packet: u16) -> Result<bool, WrongAck> {
+        let Some(place) = self.place(packet) else { return Ok(false) };
+        match self.outbound[place].state {
+            Sending::Released => self.finish(place),
+            Sending::Sent(_) => return Err(WrongAck),
+        };
+        Ok(true)
     }
 
     // --- The queue --------------------------------------------------------------------------------------------------
@@ -274,9 +294,9 @@ impl Flow {
 
     // --- In ---------------------------------------------------------------------------------------------------------
 
-    /// How many messages of the device are not done with.
-    pub(super) fn inbound(&self) -> usize {
-        self.inbound.len()
+    /// How many messages of the device came on this connection and are not done with.
+    pub(super) fn received(&self) -> usize {
+        self.received
     }
 
     /// What is known of a message of the device.
@@ -286,7 +306,22 @@ impl Flow {
 
     /// A message has come.
     pub(super) fn receive(&mut self, packet: u16, qos: u8) {
-        self.inbound.push_back(Inbound { packet, qos, state: Receiving::Waiting });
+        self.inbound.push_back(Inbound { packet, qos, state: Receiving::Waiting, is_of_connection: true });
+        self.received += 1;
+    }
+
+    /// A message that is known has come again. `true`: for the first time on this connection.
+    pub(super) fn receive_again(&mut self, packet: u16, qos: u8) -> bool {
+        let known = |inbound: &&mut Inbound| inbound.packet == packet && inbound.qos == qos;
+        let Some(inbound) = self.inbound.iter_mut().find(known) else { return false };
+        let is_first = !std::mem::replace(&mut inbound.is_of_connection, true);
+        self.received += usize::from(is_first);
+        is_first
+    }
+
+    fn forget_inbound(&mut self, place: usize) {
+        let forgotten = self.inbound.remove(place);
+        self.received -= usize::from(forgotten.is_some_and(|inbound| inbound.is_of_connection));
     }
 
     /// This is the answer to a message that waits for one.
@@ -300,20 +335,30 @@ impl Flow {
     /// The next answer that may be given: nothing before it is unanswered.
     pub(super) fn next_answer(&mut self) -> Option<Answer> {
         let place = self.inbound.iter().position(|inbound| inbound.state != Receiving::Received)?;
-        let Inbound { packet, qos, state: Receiving::Settled(reason) } = self.inbound[place] else { return None };
+        let Inbound { packet, qos, state: Receiving::Settled(reason), .. } = self.inbound[place] else { return None };
         if qos == 2 && reason == Reason::SUCCESS {
             self.inbound[place].state = Receiving::Received;
         } else {
-            self.inbound.remove(place);
+            self.forget_inbound(place);
         }
         Some(Answer { packet, qos, reason })
     }
 
-    /// PUBREL. `false`: no such message was received.
-    pub(super) fn handle_pubrel(&mut self, packet: u16) -> bool {
-        let received = |inbound: &Inbound| inbound.packet == packet && inbound.state == Receiving::Received;
-        let place = self.inbound.iter().position(received);
-        place.map(|place| self.inbound.remove(place)).is_some()
+    /// PUBREL. `Ok(false)`: no such message was received.
+    pub(super) fn handle_pubrel(&mut self, packet: u16) -> Result<bool, WrongAck> {
+        // A message of QoS 1 may use the identifier too, by the device's fault.
+        let named = |qos: Option<u8>| {
+            move |inbound: &Inbound| inbound.packet == packet && qos.is_none_or(|qos| inbound.qos == qos)
+        };
+        let Some(place) = self.inbound.iter().position(named(Some(2))) else {
+            return if self.inbound.iter().any(named(None)) { Err(WrongAck) } else { Ok(false) };
+        };
+        if self.inbound[place].state != Receiving::Received {
+            // PUBREC has not been said.
+            return Err(WrongAck);
+        }
+        self.forget_inbound(place);
+        Ok(true)
     }
 
     // --- The connection -----------------------------------------------------------------------------------------------
@@ -332,6 +377,10 @@ impl Flow {
             }
         }
         self.inbound.retain(|inbound| !matches!(inbound.state, Receiving::Settled(_)));
+        for inbound in &mut self.inbound {
+            inbound.is_of_connection = false;
+        }
+        self.received = 0;
         for request in self.outbound.iter_mut().map(|outbound| &mut outbound.request) {
             if *request != 0 {
                 unanswered(std::mem::take(request));
@@ -349,6 +398,7 @@ impl Flow {
 
     pub(super) fn check_invariants(&self) {
         assert!(self.sent <= self.outbound.len());
+        assert_eq!(self.received, self.inbound.iter().filter(|inbound| inbound.is_of_connection).count());
         assert_eq!(self.queue_bytes, self.queue.iter().map(|letter| letter.publication.bytes()).sum::<usize>());
         let mut packets: Vec<u16> = self.outbound.iter().map(|outbound| outbound.packet).collect();
         packets.sort_unstable();
@@ -377,14 +427,33 @@ mod tests {
     fn qos_2_out_is_released_once_and_a_request_is_answered_by_the_first_word() {
         let mut flow = Flow::default();
         flow.begin(7, letter(2, 99));
-        assert_eq!(flow.handle_puback(7), None, "PUBACK does not answer QoS 2");
-        assert_eq!(flow.handle_pubrec(7, false), Some(99));
-        assert_eq!(flow.handle_pubrec(7, false), Some(0));
-        assert!(flow.handle_pubcomp(7) && !flow.handle_pubcomp(7));
+        assert_eq!(flow.handle_pubrec(7, false), Ok(Some(99)));
+        assert_eq!(flow.handle_pubrec(7, false), Ok(Some(0)));
+        assert_eq!((flow.handle_pubcomp(7), flow.handle_pubcomp(7)), (Ok(true), Ok(false)));
         assert!(flow.is_empty());
         flow.begin(8, letter(2, 0));
-        assert_eq!(flow.handle_pubrec(8, true), Some(0));
+        assert_eq!(flow.handle_pubrec(8, true), Ok(Some(0)));
         assert!(flow.is_empty());
+    }
+
+    #[test]
+    fn an_acknowledgement_that_a_message_does_not_wait_for_is_wrong() {
+        let mut flow = Flow::default();
+        flow.begin(1, letter(1, 0));
+        flow.begin(2, letter(2, 0));
+        assert_eq!((flow.handle_pubrec(1, false), flow.handle_pubcomp(1)), (Err(WrongAck), Err(WrongAck)));
+        assert_eq!((flow.handle_puback(2), flow.handle_pubcomp(2)), (Err(WrongAck), Err(WrongAck)));
+        assert_eq!(flow.handle_pubrec(2, false), Ok(Some(0)));
+        assert_eq!((flow.handle_puback(2), flow.handle_pubrec(2, true)), (Err(WrongAck), Err(WrongAck)));
+        assert_eq!((flow.handle_puback(9), flow.handle_pubrec(9, false)), (Ok(None), Ok(None)), "late, not wrong");
+        flow.receive(1, 1);
+        flow.receive(2, 2);
+        assert_eq!((flow.handle_pubrel(1), flow.handle_pubrel(2)), (Err(WrongAck), Err(WrongAck)));
+        flow.settle(1, Reason::SUCCESS);
+        flow.settle(2, Reason::SUCCESS);
+        assert_eq!(flow.handle_pubrel(2), Err(WrongAck), "PUBREC has not been said");
+        while flow.next_answer().is_some() {}
+        assert_eq!((flow.handle_pubrel(1), flow.handle_pubrel(2)), (Ok(false), Ok(true)));
     }
 
     #[test]
@@ -393,7 +462,7 @@ mod tests {
         for packet in 1..=3 {
             flow.begin(packet, letter(2, u64::from(packet)));
         }
-        flow.handle_pubrec(2, false);
+        assert_eq!(flow.handle_pubrec(2, false), Ok(Some(2)));
         let mut unanswered = Vec::new();
         flow.disconnect(|request| unanswered.push(request));
         assert_eq!(unanswered, [1, 3]);
@@ -409,13 +478,44 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_for_what_was_not_sent_yet_is_for_nothing() {
+    fn what_a_former_connection_sent_may_be_acknowledged_before_it_comes_again() {
         let mut flow = Flow::default();
-        flow.begin(1, letter(1, 0));
+        for packet in 1..=5 {
+            flow.begin(packet, letter(if packet == 1 { 1 } else { 2 }, 0));
+        }
+        assert_eq!(flow.handle_pubrec(2, false), Ok(Some(0)));
         flow.disconnect(|_| {});
-        assert_eq!(flow.handle_puback(1), None);
-        flow.resent();
-        assert_eq!(flow.handle_puback(1), Some(0));
+        assert_eq!(flow.handle_puback(1), Ok(Some(0)));
+        assert_eq!(flow.handle_pubcomp(2), Ok(true));
+        assert_eq!(flow.handle_pubrec(4, false), Ok(Some(0)));
+        flow.check_invariants();
+        let mut again = Vec::new();
+        while let Some(outbound) = flow.next_to_resend() {
+            again.push(outbound.packet);
+            flow.resent();
+        }
+        assert_eq!(again, [3, 5], "PUBREL of 4 was said");
+        assert_eq!(flow.handle_pubcomp(4), Ok(true));
+        flow.check_invariants();
+    }
+
+    /// [v5 4.9]
+    #[test]
+    fn what_counts_against_the_receive_maximum_came_on_this_connection() {
+        let mut flow = Flow::default();
+        for packet in 1..=3 {
+            flow.receive(packet, 2);
+            flow.settle(packet, Reason::SUCCESS);
+            assert!(flow.next_answer().is_some());
+        }
+        assert_eq!(flow.received(), 3);
+        flow.disconnect(|_| {});
+        assert_eq!(flow.received(), 0);
+        assert!(flow.receive_again(2, 2) && !flow.receive_again(2, 2));
+        assert_eq!(flow.received(), 1);
+        assert_eq!((flow.handle_pubrel(1), flow.received()), (Ok(true), 1), "1 was of the last connection");
+        assert_eq!((flow.handle_pubrel(2), flow.received()), (Ok(true), 0));
+        flow.check_invariants();
     }
 
     #[test]
@@ -433,7 +533,7 @@ mod tests {
         assert_eq!(flow.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
         assert_eq!(flow.next_answer(), None);
         assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));
-        assert!(flow.handle_pubrel(2) && !flow.handle_pubrel(2));
+        assert_eq!((flow.handle_pubrel(2), flow.handle_pubrel(2)), (Ok(true), Ok(false)));
         assert!(flow.is_empty());
     }
 

@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-pub use flow::{Answer, Identifiers, Letter};
+pub use flow::{Answer, Identifiers, Letter, WrongAck};
 pub use routing::{Granted, Unsubscribed};
 pub use sending::{Desk, Known, Run};
 pub use store::{Arrival, Attached, Bequest, Will};

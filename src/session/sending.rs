@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::flow::{Answer, Flow, Letter, Receiving, Sending};
+use super::flow::{Answer, Flow, Letter, Receiving, Sending, WrongAck};
 use super::replay::Replays;
 use super::retained::{Position, Step};
 use super::{ALIASES_MAX, Delivery, NOBODY, Session, Sessions, Walk};
@@ -372,34 +372,49 @@ impl Sessions {
 
     // --- What the device acknowledges ---------------------------------------------------------------------------------
 
-    /// PUBACK. `false`: no such message is in flight. `confirmed` is handed the request that waited for it.
-    pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> bool {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
-        let Some(request) = flow.handle_puback(packet) else { return false };
+    /// PUBACK. `Ok(false)`: no such message is in flight. `confirmed` is handed the request that waited for it.
+    ///
+    /// # Errors
+    /// [`WrongAck`] if the message waits for another acknowledgement.
+    pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> Result<bool, WrongAck> {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
+        let Some(request) = flow.handle_puback(packet)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
         }
         self.after_acknowledgement(session);
-        true
+        Ok(true)
     }
 
-    /// PUBREC; `failed`: with a reason that ends the message. `false`: no such message is in flight.
-    pub fn handle_pubrec(&mut self, session: u32, packet: u16, failed: bool, confirmed: impl FnOnce(u64)) -> bool {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
-        let Some(request) = flow.handle_pubrec(packet, failed) else { return false };
+    /// PUBREC; `failed`: with a reason that ends the message. `Ok(false)`: no such message is in flight.
+    ///
+    /// # Errors
+    /// [`WrongAck`] if the message waits for another acknowledgement.
+    pub fn handle_pubrec(
+        &mut self,
+        session: u32,
+        packet: u16,
+        failed: bool,
+        confirmed: impl FnOnce(u64),
+    ) -> Result<bool, WrongAck> {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
+        let Some(request) = flow.handle_pubrec(packet, failed)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
         }
         self.after_acknowledgement(session);
-        true
+        Ok(true)
     }
 
-    /// PUBCOMP. `false`: no such message is in flight.
-    pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> bool {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
-        let done = flow.handle_pubcomp(packet);
+    /// PUBCOMP. `Ok(false)`: no such message is in flight.
+    ///
+    /// # Errors
+    /// [`WrongAck`] if the message waits for another acknowledgement.
+    pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
+        let done = flow.handle_pubcomp(packet)?;
         self.after_acknowledgement(session);
-        done
+        Ok(done)
     }
 
     fn after_acknowledgement(&mut self, session: u32) {
@@ -419,10 +434,15 @@ impl Sessions {
         })
     }
 
-    /// How many messages of the device are not done with.
+    /// How many messages of the device came on this connection and are not done with (v5 4.9).
     #[must_use]
-    pub fn inbound(&self, session: u32) -> usize {
-        self.all[session as usize].flow.as_deref().map_or(0, Flow::inbound)
+    pub fn received(&self, session: u32) -> usize {
+        self.all[session as usize].flow.as_deref().map_or(0, Flow::received)
+    }
+
+    /// A message that is known has come again. `true`: for the first time on this connection.
+    pub fn receive_again(&mut self, session: u32, packet: u16, qos: u8) -> bool {
+        self.flow(session).receive_again(packet, qos)
     }
 
     /// A message with an acknowledgement has come from the device. `settled`: its answer is known already, since it is
@@ -442,12 +462,15 @@ impl Sessions {
         answer
     }
 
-    /// PUBREL. `false`: no such message was received.
-    pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> bool {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return false };
-        let known = flow.handle_pubrel(packet);
+    /// PUBREL. `Ok(false)`: no such message was received.
+    ///
+    /// # Errors
+    /// [`WrongAck`] if PUBREC was not said of the message.
+    pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
+        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
+        let known = flow.handle_pubrel(packet)?;
         self.shed_empty_flow(session);
-        known
+        Ok(known)
     }
 
     /// The device gives a topic a number, `1..=ALIASES_MAX` [v5 MQTT-3.3.2-10].
@@ -523,7 +546,7 @@ fn encode(session: &mut Session, turn: u32, letter: &Letter, packet: u16, dup: b
 /// The number that the topic has on this connection, or gets. The first topics get them: devices have few.
 fn choose_alias(session: &Session, topic: &str) -> (Option<u16>, bool) {
     let maximum = session.profile.alias_maximum.min(ALIASES_MAX);
-    if maximum == 0 || session.profile.version == Version::V311 {
+    if maximum == 0 || session.profile.version != Version::V5 {
         return (None, false);
     }
     let known = session.flow.as_deref().map_or(&[][..], |flow| &flow.aliases_out);

@@ -199,6 +199,7 @@ impl Sessions {
         let shared = known.groups.iter().map(|membership| (Box::from(&*membership.group), membership.options & 3));
         SessionFacts {
             version: match known.profile.version {
+                crate::codec::mqtt::Version::V31 => "3.1",
                 crate::codec::mqtt::Version::V311 => "3.1.1",
                 crate::codec::mqtt::Version::V5 => "5.0",
             },

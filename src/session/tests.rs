@@ -67,10 +67,12 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
                     let shard = &mut world.shards[worker];
                     match publish.qos {
                         QoS::AtMostOnce => {}
-                        QoS::AtLeastOnce => assert!(shard.handle_puback(session, publish.packet_id, |_| {})),
+                        QoS::AtLeastOnce => {
+                            assert_eq!(shard.handle_puback(session, publish.packet_id, |_| {}), Ok(true));
+                        }
                         QoS::ExactlyOnce => {
-                            assert!(shard.handle_pubrec(session, publish.packet_id, false, |_| {}));
-                            assert!(shard.handle_pubcomp(session, publish.packet_id));
+                            assert_eq!(shard.handle_pubrec(session, publish.packet_id, false, |_| {}), Ok(true));
+                            assert_eq!(shard.handle_pubcomp(session, publish.packet_id), Ok(true));
                         }
                     }
                 }

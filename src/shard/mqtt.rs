@@ -140,6 +140,11 @@ impl Shard {
             return;
         }
         for Bequest { device, listener, publication } in std::mem::take(&mut self.bequests) {
+            if topic::is_of_server(&publication.topic) {
+                // A mosquitto bridge has one: see `take_connect`.
+                self.counters.add(Figure::DroppedUnauthorized, 1);
+                continue;
+            }
             if let Protocol::Mqtt(mqtt) = &self.rules[listener.index()].protocol
                 && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
             {

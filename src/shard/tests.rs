@@ -428,7 +428,7 @@ fn raw_bytes_wait_for_room_and_none_is_lost() {
     let expected: Vec<u8> = (0..20).flat_map(|n| [n; 30]).collect();
     assert_eq!(got, expected);
     desk.flush();
-    assert_eq!(desk.client(index).heard, b"okok");
+    assert_eq!(desk.client(index).heard, b"ok", "one reply for the record of two heartbeats");
 }
 
 #[test]

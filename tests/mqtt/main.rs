@@ -67,6 +67,21 @@ fn statements_of_version_5() {
     play(rows_v5::ROWS);
 }
 
+/// In MQTT's words, which a device can read, and not by the end alone (v5 3.1.4, 3.2.2.2; v3.1.1 3.2.2.3).
+#[test]
+fn a_certificate_without_a_name_is_told_in_connack() {
+    let site = Site::new();
+    let listener = Listener::new("mqtt", "mqtt").client_auth("required").identity("cert-san-dns");
+    let gateway = site.start("workers = 2", &[listener]);
+    let listeners = [("mqtt", gateway.address("mqtt"))].into();
+    // No DNS name can be made of this id.
+    let tls = site.tls_with(Some(&site.identity("meter:1")), |options| options.alpn = &[b"mqtt"]);
+    let row = "a > [c5 a]; a < 20 < 00 85 {} >; a x; b > [c4 b]; b < 20 02 0005; b x";
+    Stage::new(&listeners, &tls, 1).play(row).unwrap();
+    gateway.expect_closed("identity_missing", 2);
+    gateway.wait_until_empty();
+}
+
 /// A row that is wrong must be found.
 #[test]
 #[should_panic(expected = "2 of 3 rows went otherwise")]

@@ -1,6 +1,7 @@
 //! AUTH (v5 3.15): a step of an authentication of more than one.
 
 use super::properties::{self, Properties};
+use super::reason::Table;
 use super::wire::Reader;
 use super::{Error, Reason, Version};
 
@@ -19,11 +20,7 @@ impl<'a> Auth<'a> {
         if body.is_empty() {
             return Ok(Self { reason: Reason::SUCCESS, properties: Properties::EMPTY });
         }
-        let reason = Reason(body.u8()?);
-        let known = [Reason::SUCCESS, Reason::CONTINUE_AUTHENTICATION, Reason::REAUTHENTICATE];
-        if !known.contains(&reason) {
-            return Err(Error::malformed("AUTH has a reason that it cannot have", "v5 MQTT-3.15.2-1"));
-        }
+        let reason = Table::AUTH.check(body.u8()?)?;
         let properties =
             if body.is_empty() { Properties::EMPTY } else { Properties::decode(body, properties::In::AUTH)? };
         Ok(Self { reason, properties })

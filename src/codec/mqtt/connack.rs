@@ -1,6 +1,7 @@
 //! CONNACK (3.2): whether the device may stay, and what holds for it.
 
 use super::properties::{self, Properties};
+use super::reason::Table;
 use super::wire::Reader;
 use super::{Error, Reason, Version};
 
@@ -23,11 +24,11 @@ impl<'a> Connack<'a> {
         }
         let code = body.u8()?;
         let (reason, properties) = match version {
-            Version::V311 => {
+            Version::V31 | Version::V311 => {
                 let unknown = Error::malformed("the return code is not known", "v3.1.1 MQTT-3.2.2-6");
                 (Reason::from_connect_return_code(code).ok_or(unknown)?, Properties::EMPTY)
             }
-            Version::V5 => (Reason(code), Properties::decode(body, properties::In::CONNACK)?),
+            Version::V5 => (Table::CONNACK.check(code)?, Properties::decode(body, properties::In::CONNACK)?),
         };
         if flags == 1 && reason.is_error() {
             let statement = "v5 MQTT-3.2.2-6, v3.1.1 MQTT-3.2.2-4";
@@ -41,7 +42,7 @@ impl<'a> Connack<'a> {
         debug_assert!(!(self.session_present && self.reason.is_error()));
         out.push(u8::from(self.session_present));
         out.push(match version {
-            Version::V311 => self.reason.connect_return_code(),
+            Version::V31 | Version::V311 => self.reason.connect_return_code(),
             Version::V5 => self.reason.0,
         });
         self.properties.encode(version, out);

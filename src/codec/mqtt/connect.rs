@@ -2,9 +2,11 @@
 
 use super::properties::{self, Properties};
 use super::wire::{self, Reader};
-use super::{Error, QoS, Reason, Version, topic};
+use super::{Error, QoS, RESERVED_FLAGS, Reason, Version, topic};
 
 const NAME: &str = "MQTT";
+/// The name in MQTT 3.1.
+const NAME_V31: &str = "MQIsdp";
 const FLAG_RESERVED: u8 = 0x01;
 const FLAG_CLEAN_START: u8 = 0x02;
 const FLAG_WILL: u8 = 0x04;
@@ -50,28 +52,16 @@ pub struct Will<'a> {
 }
 
 impl<'a> Connect<'a> {
-    pub(super) fn decode(body: &mut Reader<'a>) -> Result<Self, Error> {
-        if body.string()? != NAME {
-            return Err(Error::new(
-                Reason::UNSUPPORTED_PROTOCOL_VERSION,
-                "the protocol's name is not MQTT",
-                "v5 MQTT-3.1.2-1, v3.1.1 MQTT-3.1.2-1",
-            ));
+    pub(super) fn decode(header_flags: u8, body: &mut Reader<'a>) -> Result<Self, Error> {
+        let version = decode_version(body)?;
+        if header_flags != 0 && version != Version::V31 {
+            return Err(RESERVED_FLAGS);
         }
-        let version = match body.u8()? {
-            4 => Version::V311,
-            5 => Version::V5,
-            level => {
-                let what = "the protocol level is neither 4 (3.1.1) nor 5";
-                let error = Error::new(Reason::UNSUPPORTED_PROTOCOL_VERSION, what, "MQTT-3.1.2-2");
-                return Err(Error { level: Some(level), ..error });
-            }
-        };
         let flags = body.u8()?;
         check_flags(flags, version)?;
         let keep_alive = body.u16()?;
         let properties = match version {
-            Version::V311 => Properties::EMPTY,
+            Version::V31 | Version::V311 => Properties::EMPTY,
             Version::V5 => Properties::decode(body, properties::In::CONNECT)?,
         };
         if properties.authentication_data().is_some() && properties.authentication_method().is_none() {
@@ -79,18 +69,22 @@ impl<'a> Connect<'a> {
         }
         let client_id = body.string()?;
         let will = if flags & FLAG_WILL != 0 { Some(Will::decode(flags, body, version)?) } else { None };
-        let username = if flags & FLAG_USERNAME != 0 { Some(body.string()?) } else { None };
-        let password = if flags & FLAG_PASSWORD != 0 { Some(body.binary()?) } else { None };
+        // In 3.1 "the Remaining Length field takes precedence over the User Name flag" (3.1 3.1), and over the other.
+        let is_cut = |body: &Reader| version == Version::V31 && body.is_empty();
+        let username = if flags & FLAG_USERNAME != 0 && !is_cut(body) { Some(body.string()?) } else { None };
+        let password = if flags & FLAG_PASSWORD != 0 && !is_cut(body) { Some(body.binary()?) } else { None };
         let clean_start = flags & FLAG_CLEAN_START != 0;
         Ok(Self { version, client_id, clean_start, keep_alive, will, username, password, properties })
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        wire::put_string(NAME, out);
-        out.push(match self.version {
-            Version::V311 => 4,
-            Version::V5 => 5,
-        });
+        let (name, level) = match self.version {
+            Version::V31 => (NAME_V31, 3),
+            Version::V311 => (NAME, 4),
+            Version::V5 => (NAME, 5),
+        };
+        wire::put_string(name, out);
+        out.push(level);
         out.push(self.flags());
         out.extend_from_slice(&self.keep_alive.to_be_bytes());
         self.properties.encode(self.version, out);
@@ -117,18 +111,42 @@ impl<'a> Connect<'a> {
     }
 }
 
+/// Protocol name and level.
+fn decode_version(body: &mut Reader) -> Result<Version, Error> {
+    let name = body.string()?;
+    if name != NAME && name != NAME_V31 {
+        return Err(Error::new(
+            Reason::UNSUPPORTED_PROTOCOL_VERSION,
+            "the protocol's name is neither MQTT nor MQIsdp",
+            "v5 MQTT-3.1.2-1, v3.1.1 MQTT-3.1.2-1",
+        ));
+    }
+    match (name, body.u8()?) {
+        (NAME_V31, 3) => Ok(Version::V31),
+        (NAME, 4) => Ok(Version::V311),
+        (NAME, 5) => Ok(Version::V5),
+        _ => {
+            let what = "the protocol level is neither 3 of MQIsdp (3.1) nor 4 (3.1.1) nor 5";
+            let error = Error::new(Reason::UNSUPPORTED_PROTOCOL_VERSION, what, "MQTT-3.1.2-2");
+            Err(Error { is_unknown_level: true, ..error })
+        }
+    }
+}
+
 fn check_flags(flags: u8, version: Version) -> Result<(), Error> {
     let refuse = |what, statement| Err(Error::malformed(what, statement));
-    if flags & FLAG_RESERVED != 0 {
+    // Bit 0 is not used in 3.1, and without a will its QoS and RETAIN are disregarded (3.1 3.1).
+    let is_strict = version != Version::V31;
+    if is_strict && flags & FLAG_RESERVED != 0 {
         return refuse("the reserved flag of CONNECT is set", "MQTT-3.1.2-3");
     }
-    if flags & FLAG_WILL_QOS == FLAG_WILL_QOS {
+    if flags & FLAG_WILL_QOS == FLAG_WILL_QOS && (is_strict || flags & FLAG_WILL != 0) {
         return refuse("the will's QoS is 3", "v5 MQTT-3.1.2-12, v3.1.1 MQTT-3.1.2-14");
     }
-    if flags & FLAG_WILL == 0 && flags & (FLAG_WILL_QOS | FLAG_WILL_RETAIN) != 0 {
+    if is_strict && flags & FLAG_WILL == 0 && flags & (FLAG_WILL_QOS | FLAG_WILL_RETAIN) != 0 {
         return refuse("there is no will, and its QoS or RETAIN is set", "v5 MQTT-3.1.2-11, v3.1.1 MQTT-3.1.2-13");
     }
-    if version == Version::V311 && flags & FLAG_USERNAME == 0 && flags & FLAG_PASSWORD != 0 {
+    if version != Version::V5 && flags & FLAG_USERNAME == 0 && flags & FLAG_PASSWORD != 0 {
         return refuse("there is a password and no user name", "v3.1.1 MQTT-3.1.2-22");
     }
     Ok(())
@@ -137,7 +155,7 @@ fn check_flags(flags: u8, version: Version) -> Result<(), Error> {
 impl<'a> Will<'a> {
     fn decode(flags: u8, body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
         let properties = match version {
-            Version::V311 => Properties::EMPTY,
+            Version::V31 | Version::V311 => Properties::EMPTY,
             Version::V5 => Properties::decode(body, properties::In::WILL)?,
         };
         let topic = body.string()?;

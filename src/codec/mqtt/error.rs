@@ -13,13 +13,13 @@ pub struct Error {
     pub what: &'static str,
     /// The statement of the specification that is broken.
     pub statement: &'static str,
-    /// For CONNECT alone: the protocol level asked for, where it is one that we do not speak.
-    pub level: Option<u8>,
+    /// CONNECT asks for a protocol level that is not spoken here: the peer is told so before the end.
+    pub is_unknown_level: bool,
 }
 
 impl Error {
     pub(super) const fn new(reason: Reason, what: &'static str, statement: &'static str) -> Self {
-        Self { reason, what, statement, level: None }
+        Self { reason, what, statement, is_unknown_level: false }
     }
 
     /// Bytes that cannot be parsed [v5 MQTT-4.13.1-1].

@@ -1,4 +1,7 @@
-//! MQTT 3.1.1 and 5.0: packets as views over bytes, a file for each, both versions and both roles.
+//! MQTT 3.1, 3.1.1 and 5.0: packets as views over bytes, a file for each, every version and both roles.
+//!
+//! MQTT 3.1 (protocol name `MQIsdp`, level 3) is spoken as 3.1.1 is, but where its own text differs: flags that it calls
+//! unused are not looked at, and SUBACK has no failure code. Where a version is not named, 3.1 is meant with 3.1.1.
 //!
 //! Statements of the specifications are cited as `[v5 MQTT-x.y.z-n]` and `[v3.1.1 MQTT-x.y.z-n]`, and without a version
 //! where both number them alike. What needs more than the packet itself to be judged (whether a device may, whether an
@@ -33,6 +36,7 @@ pub use outgoing::Outgoing;
 pub use properties::{Properties, PropertiesBuilder, Property};
 pub use publish::Publish;
 pub use reason::Reason;
+use reason::Table;
 pub use suback::{Suback, Unsuback};
 pub use subscribe::{Options, Subscribe};
 pub use unsubscribe::Unsubscribe;
@@ -47,6 +51,8 @@ pub const REMAINING_MAX: usize = 268_435_455;
 /// Which MQTT is spoken: decided by CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
+    /// 3.1: protocol name `MQIsdp`, level 3.
+    V31,
     /// 3.1.1: protocol level 4.
     V311,
     /// 5.0: protocol level 5.
@@ -137,7 +143,7 @@ pub fn decode(
     if version.is_none() && kind != kind::CONNECT {
         return Err(Error::protocol("the first packet is not CONNECT", "MQTT-3.1.0-1"));
     }
-    check_flags(kind, flags)?;
+    check_flags(kind, flags, version)?;
     let Some((remaining, header)) = wire::remaining_length(&bytes[1..])? else { return Ok(None) };
     let length = 1 + header + remaining;
     if length > packet_bytes {
@@ -146,7 +152,7 @@ pub fn decode(
     let Some(body) = bytes.get(1 + header..length) else { return Ok(None) };
     let mut body = Reader::new(body);
     let packet = match (kind, version) {
-        (kind::CONNECT, _) => Packet::Connect(Connect::decode(&mut body)?),
+        (kind::CONNECT, _) => Packet::Connect(Connect::decode(flags, &mut body)?),
         (_, None) => unreachable!("found out above"),
         (kind, Some(version)) => decode_body(kind, flags, &mut body, version)?,
     };
@@ -158,10 +164,10 @@ fn decode_body<'a>(kind: u8, flags: u8, body: &mut Reader<'a>, version: Version)
     Ok(match kind {
         kind::CONNACK => Packet::Connack(Connack::decode(body, version)?),
         kind::PUBLISH => Packet::Publish(Publish::decode(flags, body, version)?),
-        kind::PUBACK => Packet::Puback(Ack::decode(body, version)?),
-        kind::PUBREC => Packet::Pubrec(Ack::decode(body, version)?),
-        kind::PUBREL => Packet::Pubrel(Ack::decode(body, version)?),
-        kind::PUBCOMP => Packet::Pubcomp(Ack::decode(body, version)?),
+        kind::PUBACK => Packet::Puback(Ack::decode(body, version, Table::PUBACK)?),
+        kind::PUBREC => Packet::Pubrec(Ack::decode(body, version, Table::PUBREC)?),
+        kind::PUBREL => Packet::Pubrel(Ack::decode(body, version, Table::PUBREL)?),
+        kind::PUBCOMP => Packet::Pubcomp(Ack::decode(body, version, Table::PUBCOMP)?),
         kind::SUBSCRIBE => Packet::Subscribe(Subscribe::decode(body, version)?),
         kind::SUBACK => Packet::Suback(Suback::decode(body, version)?),
         kind::UNSUBSCRIBE => Packet::Unsubscribe(Unsubscribe::decode(body, version)?),
@@ -174,20 +180,21 @@ fn decode_body<'a>(kind: u8, flags: u8, body: &mut Reader<'a>, version: Version)
     })
 }
 
-/// The low half of the first byte is fixed for every packet but PUBLISH (2.1.3; v3.1.1 2.2.2).
-fn check_flags(kind: u8, flags: u8) -> Result<(), Error> {
+/// The low half of the first byte is fixed for every packet but PUBLISH (2.1.3; v3.1.1 2.2.2). In 3.1 it is not used, and
+/// devices set DUP when they send SUBSCRIBE, UNSUBSCRIBE or PUBREL again (3.1 2.1). CONNECT tells the version: its own
+/// flags are looked at behind it.
+fn check_flags(kind: u8, flags: u8, version: Option<Version>) -> Result<(), Error> {
     let fixed = match kind {
-        kind::PUBLISH => return Ok(()),
+        kind::PUBLISH | kind::CONNECT => return Ok(()),
         kind::PUBREL | kind::SUBSCRIBE | kind::UNSUBSCRIBE => 0b0010,
         0 => return Err(Error::malformed("packet type 0 is reserved", "MQTT-2.1.2-1")),
         _ => 0,
     };
-    if flags == fixed {
-        Ok(())
-    } else {
-        Err(Error::malformed("reserved flags of the fixed header are set", "v5 MQTT-2.1.3-1, v3.1.1 MQTT-2.2.2-2"))
-    }
+    if flags == fixed || version == Some(Version::V31) { Ok(()) } else { Err(RESERVED_FLAGS) }
 }
+
+const RESERVED_FLAGS: Error =
+    Error::malformed("reserved flags of the fixed header are set", "v5 MQTT-2.1.3-1, v3.1.1 MQTT-2.2.2-2");
 
 impl Packet<'_> {
     /// Appends the packet as it is spoken in `version`.

@@ -75,7 +75,7 @@ impl Outgoing<'_> {
     fn body_len(&self, version: Version) -> usize {
         let packet_id = if self.qos == QoS::AtMostOnce { 0 } else { 2 };
         let properties = match version {
-            Version::V311 => 0,
+            Version::V31 | Version::V311 => 0,
             Version::V5 => {
                 let length = self.properties_len();
                 wire::variable_len(length) + length

@@ -237,7 +237,7 @@ impl<'a> Properties<'a> {
             let places = Property::may_stand_in(id)
                 .ok_or(Error::malformed("there is no property of this number", "v5 2.2.2.2"))?;
             if places & place.0 == 0 {
-                return Err(Error::protocol("a property stands in a packet that cannot have it", "v5 2.2.2.2"));
+                return Err(Error::malformed("a property stands in a packet that cannot have it", "v5 2.2.2.2"));
             }
             let property = Property::decode_value(id, &mut rest)?;
             property.check()?;

@@ -37,7 +37,7 @@ impl<'a> Publish<'a> {
         let topic = body.string()?;
         let packet_id = if qos == QoS::AtMostOnce { 0 } else { body.packet_id()? };
         let properties = match version {
-            Version::V311 => Properties::EMPTY,
+            Version::V31 | Version::V311 => Properties::EMPTY,
             Version::V5 => Properties::decode(body, properties::In::PUBLISH)?,
         };
         let has_alias = properties.topic_alias().is_some();

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Error;
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $value:literal $words:literal,)+) => {
         /// A reason code. 0x80 and above are failures.
@@ -107,7 +109,95 @@ reasons! {
     WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED = 0xA2 "wildcard subscriptions not supported",
 }
 
+/// Which reason codes a packet may carry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    packet: &'static str,
+    codes: &'static [u8],
+    statement: &'static str,
+}
+
+impl Table {
+    /// 3.2.2.2.
+    pub(super) const CONNACK: Table = Table {
+        packet: "CONNACK has a reason code that it cannot have",
+        codes: &[
+            0x00, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A,
+            0x9B, 0x9C, 0x9D, 0x9F,
+        ],
+        statement: "v5 MQTT-3.2.2-8",
+    };
+    /// 3.4.2.1.
+    pub(super) const PUBACK: Table = Table {
+        packet: "PUBACK has a reason code that it cannot have",
+        codes: &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99],
+        statement: "v5 MQTT-3.4.2-1",
+    };
+    /// 3.5.2.1.
+    pub(super) const PUBREC: Table = Table {
+        packet: "PUBREC has a reason code that it cannot have",
+        codes: Table::PUBACK.codes,
+        statement: "v5 MQTT-3.5.2-1",
+    };
+    /// 3.6.2.1.
+    pub(super) const PUBREL: Table = Table {
+        packet: "PUBREL has a reason code that it cannot have",
+        codes: &[0x00, 0x92],
+        statement: "v5 MQTT-3.6.2-1",
+    };
+    /// 3.7.2.1.
+    pub(super) const PUBCOMP: Table = Table {
+        packet: "PUBCOMP has a reason code that it cannot have",
+        codes: Table::PUBREL.codes,
+        statement: "v5 MQTT-3.7.2-1",
+    };
+    /// 3.9.3.
+    pub(super) const SUBACK: Table = Table {
+        packet: "SUBACK has a reason code that it cannot have",
+        codes: &[0x00, 0x01, 0x02, 0x80, 0x83, 0x87, 0x8F, 0x91, 0x97, 0x9E, 0xA1, 0xA2],
+        statement: "v5 MQTT-3.9.3-2",
+    };
+    /// 3.11.3.
+    pub(super) const UNSUBACK: Table = Table {
+        packet: "UNSUBACK has a reason code that it cannot have",
+        codes: &[0x00, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91],
+        statement: "v5 MQTT-3.11.3-2",
+    };
+    /// 3.14.2.1: of either side.
+    pub(super) const DISCONNECT: Table = Table {
+        packet: "DISCONNECT has a reason code that it cannot have",
+        codes: &[
+            0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x87, 0x89, 0x8B, 0x8D, 0x8E, 0x8F, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97,
+            0x98, 0x99, 0x9A, 0x9B, 0x9C, 0x9D, 0x9E, 0x9F, 0xA0, 0xA1, 0xA2,
+        ],
+        statement: "v5 MQTT-3.14.2-1",
+    };
+    /// 3.15.2.1.
+    pub(super) const AUTH: Table = Table {
+        packet: "AUTH has a reason code that it cannot have",
+        codes: &[0x00, 0x18, 0x19],
+        statement: "v5 MQTT-3.15.2-1",
+    };
+
+    /// The code as a reason, if the packet may carry it.
+    pub(super) fn check(&self, code: u8) -> Result<Reason, Error> {
+        if self.codes.contains(&code) { Ok(Reason(code)) } else { Err(Error::malformed(self.packet, self.statement)) }
+    }
+}
+
 impl Reason {
+    /// Whether a client may say it in DISCONNECT (table 3-10): the other reasons are a server's.
+    #[must_use]
+    pub const fn is_disconnect_of_client(self) -> bool {
+        matches!(self.0, 0x00 | 0x04 | 0x80..=0x83 | 0x90 | 0x93..=0x99)
+    }
+
+    /// Itself, or the nearest to it that CONNACK may carry (3.2.2.2).
+    #[must_use]
+    pub fn for_connack(self) -> Reason {
+        if Table::CONNACK.codes.contains(&self.0) { self } else { Reason::UNSPECIFIED_ERROR }
+    }
+
     /// Whether it is a failure.
     #[must_use]
     pub const fn is_error(self) -> bool {

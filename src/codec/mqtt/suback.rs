@@ -1,6 +1,7 @@
 //! SUBACK and UNSUBACK (3.9, 3.11): what became of each filter.
 
 use super::properties::{self, Properties};
+use super::reason::Table;
 use super::wire::Reader;
 use super::{Error, Version};
 
@@ -11,7 +12,8 @@ pub struct Suback<'a> {
     pub packet_id: u16,
     /// None in v3.1.1.
     pub properties: Properties<'a>,
-    /// One for each filter, in order: a [`Reason`](super::Reason); in v3.1.1 every failure is 0x80.
+    /// One for each filter, in order: a [`Reason`](super::Reason); in v3.1.1 every failure is 0x80,
+    /// in v3.1 there is none.
     pub codes: &'a [u8],
 }
 
@@ -32,8 +34,11 @@ impl<'a> Suback<'a> {
         if codes.is_empty() {
             return Err(Error::malformed("SUBACK has no code", "v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5"));
         }
-        if version == Version::V311 && codes.iter().any(|code| ![0, 1, 2, 0x80].contains(code)) {
+        if version != Version::V5 && codes.iter().any(|code| ![0, 1, 2, 0x80].contains(code)) {
             return Err(Error::malformed("SUBACK has a reserved code", "v3.1.1 MQTT-3.9.3-2"));
+        }
+        if version == Version::V5 {
+            codes.iter().try_for_each(|&code| Table::SUBACK.check(code).map(drop))?;
         }
         Ok(Self { packet_id, properties, codes })
     }
@@ -45,6 +50,8 @@ impl<'a> Suback<'a> {
             Version::V5 => out.extend_from_slice(self.codes),
             // [v3.1.1 MQTT-3.9.3-2]
             Version::V311 => out.extend(self.codes.iter().map(|&code| code.min(0x80))),
+            // It has no word for a failure: "a positive acknowledgement" is all that may be said (3.1 3.8).
+            Version::V31 => out.extend(self.codes.iter().map(|&code| if code < 0x80 { code } else { 0 })),
         }
     }
 }
@@ -52,9 +59,10 @@ impl<'a> Suback<'a> {
 impl<'a> Unsuback<'a> {
     pub(super) fn decode(body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
         let (packet_id, properties, codes) = decode(body, version)?;
-        if version == Version::V311 && !codes.is_empty() {
+        if version != Version::V5 && !codes.is_empty() {
             return Err(Error::malformed("UNSUBACK has a payload", "v3.1.1 3.11.3"));
         }
+        codes.iter().try_for_each(|&code| Table::UNSUBACK.check(code).map(drop))?;
         Ok(Self { packet_id, properties, codes })
     }
 
@@ -70,7 +78,7 @@ impl<'a> Unsuback<'a> {
 fn decode<'a>(body: &mut Reader<'a>, version: Version) -> Result<(u16, Properties<'a>, &'a [u8]), Error> {
     let packet_id = body.packet_id()?;
     let properties = match version {
-        Version::V311 => Properties::EMPTY,
+        Version::V31 | Version::V311 => Properties::EMPTY,
         Version::V5 => Properties::decode(body, properties::In::SUBACK)?,
     };
     Ok((packet_id, properties, body.take_all()))

@@ -52,7 +52,7 @@ impl Options {
     /// [`Error`] when reserved bits are set, or the QoS or Retain Handling is 3.
     pub fn from_byte(byte: u8, version: Version) -> Result<Self, Error> {
         let reserved = match version {
-            Version::V311 => 0xFC,
+            Version::V31 | Version::V311 => 0xFC,
             Version::V5 => 0xC0,
         };
         if byte & reserved != 0 {
@@ -83,7 +83,7 @@ impl<'a> Subscribe<'a> {
         out.push(options.to_byte());
     }
 
-    /// Filters and options in their order. A filter is a string without U+0000, not necessarily a valid filter.
+    /// Filters and options in their order. Each is a valid filter, shared or not.
     pub fn filters(&self) -> impl Iterator<Item = (&'a str, Options)> + use<'a> {
         let mut rest = Reader::new(self.filters);
         std::iter::from_fn(move || {
@@ -99,7 +99,7 @@ impl<'a> Subscribe<'a> {
     pub(super) fn decode(body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
         let packet_id = body.packet_id()?;
         let properties = match version {
-            Version::V311 => Properties::EMPTY,
+            Version::V31 | Version::V311 => Properties::EMPTY,
             Version::V5 => Properties::decode(body, properties::In::SUBSCRIBE)?,
         };
         if body.is_empty() {
@@ -108,7 +108,7 @@ impl<'a> Subscribe<'a> {
         let filters = body.take_all();
         let mut rest = Reader::new(filters);
         while !rest.is_empty() {
-            let filter = rest.string()?;
+            let filter = rest.topic_filter()?;
             let options = Options::from_byte(rest.u8()?, version)?;
             if options.no_local && topic::shared(filter).is_some() {
                 return Err(Error::protocol("No Local on a shared subscription", "v5 MQTT-3.8.3-4"));

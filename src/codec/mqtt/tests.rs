@@ -14,7 +14,7 @@ struct Parts {
 
 const TEXTS: &[&str] = &["", "a", "devices/meter-1/up", "ä/ö", "x y", "\u{feff}", "$SYS/x", "0123456789"];
 const TOPICS: &[&str] = &["a", "devices/meter-1/up", "/", "ä/ö", "$z"];
-const FILTERS: &[&str] = &["a", "+/b", "#", "$share/g/a/#", "not#valid", ""];
+const FILTERS: &[&str] = &["a", "+/b", "#", "$share/g/a/#", "$share", "/"];
 
 fn pick<'a>(random: &mut fastrand::Rng, from: &[&'a str]) -> &'a str {
     from[random.usize(..from.len())]
@@ -111,11 +111,24 @@ fn packets<'a>(
     let properties = |place: usize| parts.properties[place].properties();
     let packet_id = random.u16(1..);
     let qos = QoS::try_from(random.u8(..3)).unwrap();
-    let reason = if version == Version::V5 { Reason(random.u8(..)) } else { Reason::SUCCESS };
-    let reason_of_connack =
-        if version == Version::V5 { reason } else { Reason::from_connect_return_code(random.u8(..6)).unwrap() };
+    let mut reason = |table: reason::Table| {
+        let codes: Vec<u8> = (0..=u8::MAX).filter(|&code| table.check(code).is_ok()).collect();
+        if version == Version::V5 { Reason(codes[random.usize(..codes.len())]) } else { Reason::SUCCESS }
+    };
+    let mut ack = |table| Ack { packet_id, reason: reason(table), properties: properties(4) };
+    let acks = [
+        Packet::Puback(ack(reason::Table::PUBACK)),
+        Packet::Pubrec(ack(reason::Table::PUBREC)),
+        Packet::Pubrel(ack(reason::Table::PUBREL)),
+        Packet::Pubcomp(ack(reason::Table::PUBCOMP)),
+    ];
+    let disconnect = Disconnect { reason: reason(reason::Table::DISCONNECT), properties: properties(8) };
+    let auth = Auth { reason: reason(reason::Table::AUTH), properties: properties(9) };
+    let reason_of_connack = match version {
+        Version::V5 => reason(reason::Table::CONNACK),
+        _ => Reason::from_connect_return_code(random.u8(..6)).unwrap(),
+    };
     let username = random.bool().then_some(&*parts.texts[1]);
-    let ack = Ack { packet_id, reason, properties: properties(4) };
     for (filter, _) in Subscribe::new(1, Properties::EMPTY, &parts.filters).filters() {
         Unsubscribe::put_filter(filter, only);
     }
@@ -150,24 +163,21 @@ fn packets<'a>(
             properties: properties(3),
             payload: &parts.payload,
         }),
-        Packet::Puback(ack),
-        Packet::Pubrec(ack),
-        Packet::Pubrel(ack),
-        Packet::Pubcomp(ack),
         Packet::Subscribe(Subscribe::new(packet_id, properties(5), &parts.filters)),
         Packet::Suback(Suback { packet_id, properties: properties(6), codes: &parts.codes }),
         Packet::Unsubscribe(Unsubscribe::new(packet_id, properties(7), only)),
         Packet::Unsuback(Unsuback {
             packet_id,
             properties: properties(6),
-            codes: if version == Version::V5 { &parts.codes } else { &[] },
+            codes: if version == Version::V5 { &[0x00, 0x11, 0x87][..parts.codes.len()] } else { &[] },
         }),
         Packet::Pingreq,
         Packet::Pingresp,
-        Packet::Disconnect(Disconnect { reason, properties: properties(8) }),
+        Packet::Disconnect(disconnect),
     ];
+    packets.extend(acks);
     if version == Version::V5 {
-        packets.push(Packet::Auth(Auth { reason: Reason::CONTINUE_AUTHENTICATION, properties: properties(9) }));
+        packets.push(Packet::Auth(auth));
     }
     packets
 }
@@ -178,7 +188,7 @@ const LONGEST: usize = usize::MAX;
 fn every_packet_comes_back_as_it_was_and_is_waited_for_to_its_last_byte() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let version = if random.bool() { Version::V5 } else { Version::V311 };
+        let version = [Version::V31, Version::V311, Version::V5][random.usize(..3)];
         let (parts, mut only) = (parts(&mut random, version), Vec::new());
         for packet in packets(&mut random, version, &parts, &mut only) {
             let mut bytes = b"before".to_vec();
@@ -207,7 +217,7 @@ fn every_packet_comes_back_as_it_was_and_is_waited_for_to_its_last_byte() {
 fn whatever_is_changed_is_a_packet_or_an_error_and_never_a_panic() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let version = if random.bool() { Version::V5 } else { Version::V311 };
+        let version = [Version::V31, Version::V311, Version::V5][random.usize(..3)];
         let (parts, mut only) = (parts(&mut random, version), Vec::new());
         for packet in packets(&mut random, version, &parts, &mut only) {
             let mut bytes = Vec::new();
@@ -218,7 +228,7 @@ fn whatever_is_changed_is_a_packet_or_an_error_and_never_a_panic() {
                     let place = random.usize(..changed.len());
                     changed[place] = random.u8(..);
                 }
-                for version in [None, Some(Version::V311), Some(Version::V5)] {
+                for version in [None, Some(Version::V31), Some(Version::V311), Some(Version::V5)] {
                     if let Ok(Some((packet, length))) = decode(&changed, version, LONGEST) {
                         assert!(length <= changed.len());
                         // What was taken can be said, and be taken again.
@@ -240,7 +250,7 @@ fn whatever_is_changed_is_a_packet_or_an_error_and_never_a_panic() {
 fn an_outgoing_message_is_what_a_publish_would_be() {
     let mut random = fastrand::Rng::with_seed(5);
     for _ in 0..500 {
-        let version = if random.bool() { Version::V5 } else { Version::V311 };
+        let version = [Version::V31, Version::V311, Version::V5][random.usize(..3)];
         let qos = QoS::try_from(random.u8(..3)).unwrap();
         let mut forwarded = Vec::new();
         properties(&mut random, properties::In::WILL).properties().forwardable(&mut forwarded);
@@ -305,4 +315,26 @@ fn return_codes_stand_for_reasons() {
     assert_eq!(Reason::from_connect_return_code(6), None);
     assert_eq!(Reason::SERVER_BUSY.connect_return_code(), 3);
     assert_eq!(Reason::SESSION_TAKEN_OVER.to_string(), "session taken over (0x8E)");
+}
+
+/// What MQTT 3.1 calls unused is not looked at, and is malformed in the versions after it.
+#[test]
+fn old_devices_may_set_what_their_version_does_not_use() {
+    let subscribe = b"\x8a\x06\x00\x01\x00\x01a\x00";
+    let pubrel = b"\x6a\x02\x00\x01";
+    for bytes in [&subscribe[..], pubrel] {
+        assert!(matches!(decode(bytes, Some(Version::V31), LONGEST), Ok(Some(_))));
+        assert_eq!(decode(bytes, Some(Version::V311), LONGEST), Err(RESERVED_FLAGS));
+    }
+    // A first byte with flags, a reserved flag, the RETAIN of no will, a user name that is not there.
+    let connect = |first: u8, flags: u8| [&[first, 15, 0, 6], &b"MQIsdp\x03"[..], &[flags, 0, 60, 0, 1, b'a']].concat();
+    for (first, flags) in
+        [(0x10, 0x02), (0x1B, 0x02), (0x10, 0x03), (0x10, 0x22), (0x10, 0x3A), (0x10, 0x82), (0x10, 0xC2)]
+    {
+        let bytes = connect(first, flags);
+        let Ok(Some((Packet::Connect(connect), _))) = decode(&bytes, None, LONGEST) else { panic!("{bytes:02x?}") };
+        assert_eq!((connect.version, connect.client_id, connect.username), (Version::V31, "a", None));
+        assert!(connect.will.is_none() && connect.password.is_none() && connect.clean_start);
+    }
+    assert!(decode(&connect(0x10, 0x42), None, LONGEST).is_err(), "a password needs a user name");
 }

@@ -44,6 +44,12 @@ pub fn shared(filter: &str) -> Option<(&str, &str)> {
     is_valid.then_some((group, filter))
 }
 
+/// Whether a topic is one that servers alone publish (4.7.2).
+#[must_use]
+pub fn is_of_server(topic: &str) -> bool {
+    topic.starts_with("$SYS")
+}
+
 /// How many levels a topic name or filter has.
 #[must_use]
 pub fn level_count(topic: &str) -> usize {

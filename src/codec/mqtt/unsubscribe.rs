@@ -27,7 +27,7 @@ impl<'a> Unsubscribe<'a> {
         wire::put_string(filter, out);
     }
 
-    /// Filters in their order: strings without U+0000, not necessarily valid filters.
+    /// Filters in their order: each a valid one, shared or not.
     pub fn filters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         let mut rest = Reader::new(self.filters);
         std::iter::from_fn(move || if rest.is_empty() { None } else { rest.string().ok() })
@@ -36,7 +36,7 @@ impl<'a> Unsubscribe<'a> {
     pub(super) fn decode(body: &mut Reader<'a>, version: Version) -> Result<Self, Error> {
         let packet_id = body.packet_id()?;
         let properties = match version {
-            Version::V311 => Properties::EMPTY,
+            Version::V31 | Version::V311 => Properties::EMPTY,
             Version::V5 => Properties::decode(body, properties::In::UNSUBSCRIBE)?,
         };
         if body.is_empty() {
@@ -45,7 +45,7 @@ impl<'a> Unsubscribe<'a> {
         let filters = body.take_all();
         let mut rest = Reader::new(filters);
         while !rest.is_empty() {
-            rest.string()?;
+            rest.topic_filter()?;
         }
         Ok(Self { packet_id, properties, filters })
     }

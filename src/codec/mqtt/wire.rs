@@ -1,6 +1,6 @@
 //! The data types that packets are made of (1.5; v5 1.5, v3.1.1 1.5): integers, strings, binary data, lengths.
 
-use super::{Error, REMAINING_MAX};
+use super::{Error, REMAINING_MAX, topic};
 
 /// What is left to read of a packet. Running out of it is a malformed packet: its length was wrong.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,17 @@ impl<'a> Reader<'a> {
             return Err(Error::malformed("a string holds U+0000", "v5 MQTT-1.5.4-2, v3.1.1 MQTT-1.5.3-2"));
         }
         Ok(text)
+    }
+
+    /// A topic filter, shared or not. One that is none is not refused with a code of its own: no filter stands there
+    /// [MQTT-4.7.1-1, MQTT-4.7.3-1, v5 MQTT-4.8.2-1, MQTT-4.8.2-2; MQTT-4.8.0-1, v5 MQTT-4.13.1-1].
+    pub(super) fn topic_filter(&mut self) -> Result<&'a str, Error> {
+        let filter = self.string()?;
+        if topic::is_topic_filter(filter) {
+            Ok(filter)
+        } else {
+            Err(Error::malformed("a topic filter is none", "MQTT-4.7.1-1, MQTT-4.7.3-1, v5 MQTT-4.8.2-1, MQTT-4.8.2-2"))
+        }
     }
 
     /// A packet identifier, which is never 0 [v5 MQTT-2.2.1-3, v3.1.1 MQTT-2.3.1-1].

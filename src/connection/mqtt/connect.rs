@@ -3,7 +3,9 @@
 use super::super::talk::Talk;
 use super::super::{Ending, Naming, Phase, Step};
 use super::{Taken, publish};
-use crate::codec::mqtt::{self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version};
+use crate::codec::mqtt::{
+    self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version, topic,
+};
 use crate::codec::native;
 use crate::config::{IdentityFrom, Mqtt};
 use crate::link::{CloseReason, Publication};
@@ -23,7 +25,7 @@ impl Talk<'_, '_> {
             ));
         }
         if let Some(max) = mqtt.keep_alive_max
-            && connect.version == Version::V311
+            && connect.version != Version::V5
             && !(1..=max.as_secs()).contains(&u64::from(connect.keep_alive))
         {
             // It cannot be told a shorter one, and to cut it by another than its own would cut a live device.
@@ -64,13 +66,25 @@ impl Talk<'_, '_> {
             let why = "the client identifier is no device id: 1 to 128 bytes without control characters";
             return Err((invalid, CloseReason::ProtocolError, why));
         }
-        if asked.is_empty() && connect.version == Version::V311 && !connect.clean_start {
+        let needs_id = match connect.version {
+            // 1 to 23 characters (3.1 3.1); longer ones are taken, as everywhere.
+            Version::V31 => true,
             // [v3.1.1 MQTT-3.1.3-8]
+            Version::V311 => !connect.clean_start,
+            Version::V5 => false,
+        };
+        if asked.is_empty() && needs_id {
             return Err((invalid, CloseReason::ProtocolError, "a session needs a client identifier"));
         }
         let known: Option<&str> = match self.naming {
             // The certificate has named it.
             Naming::Rule(IdentityFrom::CertCn | IdentityFrom::CertSanDns | IdentityFrom::CertSanUri) => {
+                if self.device.is_empty() {
+                    let reason = if connect.version == Version::V5 { invalid } else { Reason::NOT_AUTHORIZED };
+                    let why =
+                        "the client certificate has no name that could be the device id under the listener's rule";
+                    return Err((reason, CloseReason::IdentityMissing, why));
+                }
                 Some(&**self.device)
             }
             Naming::Rule(IdentityFrom::Username) => {
@@ -97,7 +111,9 @@ impl Talk<'_, '_> {
 
     /// The device is at home and in the device table: it gets its session, and CONNACK.
     pub(super) fn take_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<Taken, Ending> {
+        // The will of a mosquitto bridge is under $SYS: the bridge may come, and its will is dropped when it is due.
         if let Some(will) = &connect.will
+            && !topic::is_of_server(will.topic)
             && !publish::may(&mqtt.publish, self.device, will.topic)
         {
             return Err(self.refuse(
@@ -170,12 +186,11 @@ impl Talk<'_, '_> {
         Ending::because(close, why).with_code(reason.0).said()
     }
 
-    /// CONNECT could not be decoded. Only of a version that is not spoken is more than the end said: to others in the
-    /// words of the version that they asked for [MQTT-3.1.2-2].
+    /// CONNECT could not be decoded. Only of a level that is not spoken is more than the end said: in the words of
+    /// v3.1.1, which every client that can fall back reads [v3.1.1 MQTT-3.1.2-2].
     pub(super) fn refuse_connect_bytes(&mut self, error: &mqtt::Error) {
-        if let Some(level) = error.level {
-            let version = if level < 5 { Version::V311 } else { Version::V5 };
-            say_refusal(version, error.reason, self.cx.plain);
+        if error.is_unknown_level {
+            say_refusal(Version::V311, error.reason, self.cx.plain);
         }
     }
 
@@ -189,7 +204,7 @@ impl Talk<'_, '_> {
         if !ending.was_said
             && let Some(reason) = reason
         {
-            refuse_pending(saved, reason, self.cx.plain);
+            refuse_pending(saved, reason.for_connack(), self.cx.plain);
         }
     }
 }
@@ -211,8 +226,8 @@ fn say_refusal(version: Version, reason: Reason, out: &mut Vec<u8>) {
 fn asked_expiry(connect: &Connect) -> u32 {
     match connect.version {
         Version::V5 => connect.properties.session_expiry_interval().unwrap_or(0),
-        Version::V311 if connect.clean_start => 0,
-        Version::V311 => u32::MAX,
+        Version::V31 | Version::V311 if connect.clean_start => 0,
+        Version::V31 | Version::V311 => u32::MAX,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Vers
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Outcome, Uplink};
 use crate::metrics::Figure;
+use crate::session::WrongAck;
 
 /// What became of a packet.
 enum Taken {
@@ -64,14 +65,12 @@ impl Talk<'_, '_> {
         };
         match packet {
             Packet::Publish(publish) => return self.handle_publish(session, publish, mqtt),
-            Packet::Puback(ack) => self.handle_puback(session, ack),
-            Packet::Pubrec(ack) => self.handle_pubrec(session, ack),
-            Packet::Pubrel(ack) => self.handle_pubrel(session, ack),
-            Packet::Pubcomp(ack) => {
-                self.cx.sessions.handle_pubcomp(session, ack.packet_id);
-            }
+            Packet::Puback(ack) => self.handle_puback(session, ack)?,
+            Packet::Pubrec(ack) => self.handle_pubrec(session, ack)?,
+            Packet::Pubrel(ack) => self.handle_pubrel(session, ack)?,
+            Packet::Pubcomp(ack) => self.handle_pubcomp(session, ack)?,
             Packet::Subscribe(subscribe) => self.handle_subscribe(session, subscribe, mqtt)?,
-            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(session, unsubscribe)?,
+            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(session, unsubscribe),
             Packet::Pingreq => {
                 self.cx.counters.add(Figure::HeartbeatsReceived, 1);
                 self.say(session, &Packet::Pingresp);
@@ -92,17 +91,18 @@ impl Talk<'_, '_> {
 
     // --- Acknowledgements -------------------------------------------------------------------------------------------
 
-    fn handle_puback(&mut self, session: u32, ack: &Ack) {
+    fn handle_puback(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
         let (sessions, uplink, counters) = (&mut *self.cx.sessions, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if ack.reason.is_error() { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         // One for nothing that is in flight is no fault: it may be late.
-        sessions.handle_puback(session, ack.packet_id, |request| {
+        let taken = sessions.handle_puback(session, ack.packet_id, |request| {
             counters.add(Figure::MessagesConfirmed, 1);
             uplink.push(Uplink::Sent { request, outcome });
         });
+        taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBACK for a message of QoS 2"))
     }
 
-    fn handle_pubrec(&mut self, session: u32, ack: &Ack) {
+    fn handle_pubrec(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
         let failed = ack.reason.is_error();
         let (sessions, uplink, counters) = (&mut *self.cx.sessions, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
@@ -110,24 +110,36 @@ impl Talk<'_, '_> {
             counters.add(Figure::MessagesConfirmed, 1);
             uplink.push(Uplink::Sent { request, outcome });
         });
+        let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREC for a message that does not wait for it"))?;
         if failed {
-            return;
+            return Ok(());
         }
         // [MQTT-4.3.3-1]; for what is not known v5 has a reason code (3.6.2.1).
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
         self.say(session, &Packet::Pubrel(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+        Ok(())
     }
 
-    fn handle_pubrel(&mut self, session: u32, ack: &Ack) {
+    fn handle_pubcomp(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
+        let taken = self.cx.sessions.handle_pubcomp(session, ack.packet_id);
+        taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBCOMP for a message that was not released"))
+    }
+
+    fn handle_pubrel(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
         // [MQTT-4.3.3-2]: answered even if it is not known, since the answer may have been lost.
         let known = self.cx.sessions.handle_pubrel(session, ack.packet_id);
+        let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREL for a message that PUBREC was not said of"))?;
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
         self.say(session, &Packet::Pubcomp(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+        Ok(())
     }
 
     // --- Ends -------------------------------------------------------------------------------------------------------
 
     fn handle_disconnect(&mut self, session: u32, disconnect: &Disconnect, mqtt: &Mqtt) -> Ending {
+        if !disconnect.reason.is_disconnect_of_client() {
+            return broken("DISCONNECT has a reason that servers alone say", "v5 MQTT-3.14.2-1");
+        }
         let profile = *self.cx.sessions.profile(session);
         if let Some(expiry_s) = disconnect.properties.session_expiry_interval() {
             if profile.expiry_s == 0 && expiry_s != 0 {
@@ -175,6 +187,11 @@ impl Talk<'_, '_> {
 
 fn broken(what: &'static str, statement: &'static str) -> Ending {
     Ending::because(CloseReason::ProtocolError, format!("{what} [{statement}]")).with_code(Reason::PROTOCOL_ERROR.0)
+}
+
+/// An acknowledgement that is out of order [v5 MQTT-4.13.1-1, v3.1.1 MQTT-4.8.0-1].
+fn wrong_ack(_: WrongAck, what: &'static str) -> Ending {
+    broken(what, "v5 MQTT-4.13.1-1, v3.1.1 MQTT-4.8.0-1")
 }
 
 /// What a device is told of an end, in DISCONNECT; `None` where nobody is there to be told.

@@ -25,10 +25,10 @@ impl Talk<'_, '_> {
         // First of all, since one that comes again gives its topic a number too on this connection.
         let topic: Box<str> = self.resolve_topic(session, publish)?.into();
         if publish.qos != QoS::AtMostOnce {
-            if self.is_known(session, publish) {
+            if self.is_known(session, publish)? {
                 return Ok(Taken::Yes);
             }
-            self.check_receive_maximum(session)?;
+            self.check_receive_maximum(session, 1)?;
         }
         if topic::level_count(&topic) > self.rules.topic_levels {
             self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
@@ -60,13 +60,21 @@ impl Talk<'_, '_> {
     }
 
     /// A message with an acknowledgement that has come before is answered again, and goes nowhere
-    /// [v5 MQTT-4.3.3-10, v3.1.1 MQTT-4.3.3-2].
-    fn is_known(&mut self, session: u32, publish: &Publish) -> bool {
-        let known = self.cx.sessions.receiving(session, publish.packet_id, publish.qos as u8);
-        if known == Some(Known::Answered) {
-            self.say_ack_of(session, publish.packet_id, publish.qos as u8, Reason::SUCCESS);
+    /// [v5 MQTT-4.3.3-10, v3.1.1 MQTT-4.3.3-2]. One of QoS 1 is that only if the device says so: without DUP it is another
+    /// message under an identifier that is in use, and neither is lost [v5 MQTT-4.3.2-2, v3.1.1 MQTT-4.3.2-2].
+    fn is_known(&mut self, session: u32, publish: &Publish) -> Result<bool, Ending> {
+        if publish.qos == QoS::AtLeastOnce && !publish.dup {
+            return Ok(false);
         }
-        known.is_some()
+        let (packet, qos) = (publish.packet_id, publish.qos as u8);
+        let Some(known) = self.cx.sessions.receiving(session, packet, qos) else { return Ok(false) };
+        if self.cx.sessions.receive_again(session, packet, qos) {
+            self.check_receive_maximum(session, 0)?;
+        }
+        if known == Known::Answered {
+            self.say_ack_of(session, packet, qos, Reason::SUCCESS);
+        }
+        Ok(true)
     }
 
     /// The topic, from its alias if need be.
@@ -86,11 +94,12 @@ impl Talk<'_, '_> {
         Ok(publish.topic.to_owned())
     }
 
-    /// A device of v5 may have no more unanswered than it was told [v5 MQTT-3.3.4-9]. One of v3.1.1 was told nothing; the
-    /// packet identifiers bound it.
-    fn check_receive_maximum(&self, session: u32) -> Result<(), Ending> {
+    /// A device of v5 may have no more unanswered on one connection than it was told [v5 MQTT-3.3.4-9], `more` of them
+    /// still to be counted. One of v3.1.1 was told nothing; the packet identifiers bound it.
+    fn check_receive_maximum(&self, session: u32, more: usize) -> Result<(), Ending> {
         let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
-        if is_v5 && self.cx.sessions.inbound(session) >= usize::from(self.cx.sessions.bounds().inflight) {
+        let maximum = usize::from(self.cx.sessions.bounds().inflight);
+        if is_v5 && self.cx.sessions.received(session) + more > maximum {
             let what = "more messages are unanswered than Receive Maximum allows [v5 MQTT-3.3.4-9]";
             let code = Reason::RECEIVE_MAXIMUM_EXCEEDED.0;
             return Err(Ending::because(CloseReason::ProtocolError, what).with_code(code));
@@ -157,7 +166,7 @@ impl Talk<'_, '_> {
 /// Whether a device may publish to a topic under these rules. Names that begin with `$` are the server's, except to
 /// somebody who may publish everywhere or whom a rule names them; `$SYS` is nobody's.
 pub(super) fn may(rules: &[String], device: &str, name: &str) -> bool {
-    !name.starts_with("$SYS")
+    !topic::is_of_server(name)
         && rules
             .iter()
             .any(|rule| (rule == "#") || expand(rule, device).is_some_and(|rule| topic::matches(&rule, name)))

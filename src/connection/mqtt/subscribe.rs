@@ -26,7 +26,7 @@ impl Talk<'_, '_> {
     }
 
     fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32, mqtt: &Mqtt) -> Reason {
-        if !topic::is_topic_filter(filter) || topic::level_count(filter) > self.rules.topic_levels {
+        if topic::level_count(filter) > self.rules.topic_levels {
             return Reason::TOPIC_FILTER_INVALID;
         }
         let plain = topic::shared(filter).map_or(filter, |(_, filter)| filter);
@@ -45,12 +45,9 @@ impl Talk<'_, '_> {
             .any(|rule| rule == "#" || expand(rule, self.device).is_some_and(|rule| topic::covers(&rule, filter)))
     }
 
-    pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) -> Result<(), Ending> {
+    pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) {
         let mut codes = Vec::new();
         for filter in unsubscribe.filters() {
-            if !topic::is_topic_filter(filter) {
-                return Err(broken("UNSUBSCRIBE names no topic filter", "MQTT-4.7.1-1"));
-            }
             codes.push(match self.cx.sessions.unsubscribe(session, filter) {
                 Unsubscribed::Yes => Reason::SUCCESS.0,
                 Unsubscribed::NoSuch => Reason::NO_SUBSCRIPTION_EXISTED.0,
@@ -59,6 +56,5 @@ impl Talk<'_, '_> {
         // [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2]
         let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
         self.say(session, &Packet::Unsuback(unsuback));
-        Ok(())
     }
 }

@@ -418,16 +418,16 @@ impl World {
                     return false;
                 }
                 if publish.qos == QoS::AtLeastOnce {
-                    assert!(shard.handle_puback(session, publish.packet_id, |_| {}), "{}", device.name);
+                    assert!(shard.handle_puback(session, publish.packet_id, |_| {}) == Ok(true), "{}", device.name);
                     return true;
                 }
-                assert!(shard.handle_pubrec(session, publish.packet_id, false, |_| {}), "{}", device.name);
+                assert!(shard.handle_pubrec(session, publish.packet_id, false, |_| {}) == Ok(true), "{}", device.name);
                 device.open_qos_2.remove(&publish.packet_id);
-                assert!(shard.handle_pubcomp(session, publish.packet_id), "{}", device.name);
+                assert!(shard.handle_pubcomp(session, publish.packet_id) == Ok(true), "{}", device.name);
             }
             Packet::Pubrel(ack) => {
                 device.open_qos_2.remove(&ack.packet_id);
-                shard.handle_pubcomp(session, ack.packet_id);
+                assert_eq!(shard.handle_pubcomp(session, ack.packet_id), Ok(true));
             }
             other => panic!("{}: {other:?}", device.name),
         }
