@@ -21,8 +21,8 @@ pub mod link;
 #[path = "../src/metrics.rs"]
 pub mod metrics;
 #[cfg(feature = "gateway")]
-#[path = "../src/session/mod.rs"]
-pub mod session;
+#[path = "../src/broker/mod.rs"]
+pub mod broker;
 #[cfg(feature = "gateway")]
 #[path = "../src/shard/mod.rs"]
 pub mod shard;

@@ -16,7 +16,7 @@ pub mod link;
 
 pub mod tls;
 
-pub mod session;
+pub mod broker;
 
 pub mod connection;
 pub mod shard;

@@ -29,11 +29,11 @@ const TABLE: &[Row] = &[
     row("codec", &[], &[]),
     row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize"]),
     row("tls/certs", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
-    row("session", &["time", "config", "devices", "metrics", "wheel", "link", "codec"], &["slab", "hashbrown", "siphasher"]),
-    row("connection", &["time", "config", "metrics", "link", "tls", "codec", "session"], &["bytes"]),
-    row("shard", &["time", "config", "devices", "metrics", "wheel", "link", "tls", "codec", "session", "connection"],
+    row("broker", &["time", "config", "devices", "metrics", "wheel", "link", "codec"], &["slab", "hashbrown", "siphasher"]),
+    row("connection", &["time", "config", "metrics", "link", "tls", "codec", "broker"], &["bytes"]),
+    row("shard", &["time", "config", "devices", "metrics", "wheel", "link", "tls", "codec", "broker", "connection"],
         &["slab", "bytes", "fastrand", "tracing"]),
-    row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "session", "connection", "shard"],
+    row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"],
         &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
     row("backbone", &["time", "config", "link"], &["tokio"]),
@@ -56,7 +56,7 @@ const UNSAFE_FILES: &[&str] = &["src/worker/descriptors.rs", "src/cli/allocator.
 
 /// Modules of the data plane: no hidden allocation, no hidden control flow, no shared state.
 const DATA_PLANE: &[&str] =
-    &["time", "devices", "metrics", "wheel", "link", "codec", "tls", "session", "connection", "shard", "worker"];
+    &["time", "devices", "metrics", "wheel", "link", "codec", "tls", "broker", "connection", "shard", "worker"];
 
 /// What the data plane does without, and where (under `src/`) it may stand nevertheless, and why.
 const DATA_PLANE_WITHOUT: &[(&str, Option<&str>)] = &[

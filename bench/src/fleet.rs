@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pulsegate::broker;
 use pulsegate::codec::native::{self, BODY_MAX, Frame};
 use pulsegate::config::Limits;
 use pulsegate::connection::{Input, Rules};
 use pulsegate::link::{Exchange, Home, WorkerId};
-use pulsegate::session;
 use pulsegate::shard::{self, Plan, Shard, Transmit};
 use pulsegate::time::{Moment, TICK_MICROS};
 use pulsegate::tls::record::{Opened, RecordLayer, next_record};
@@ -44,7 +44,7 @@ impl Host {
             uplink_length: 1 << 20,
             seed: 7,
             exchange: Arc::new(Exchange::new(1)),
-            sessions: session::Bounds::of(&Limits::default(), 1),
+            sessions: broker::Bounds::of(&Limits::default(), 1),
         };
         let now = Moment::from_micros(1_000_000);
         Self {

@@ -14,7 +14,7 @@ use pulsegate_fuzz::connection::{Input, Rules};
 use pulsegate_fuzz::link::{
     ConnectionId, Downlink, Exchange, Home, ListenerId, Peer, Publication, Receipt, SessionId, WorkerId,
 };
-use pulsegate_fuzz::session;
+use pulsegate_fuzz::broker;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
 use pulsegate_fuzz::time::{Moment, Tick};
 use pulsegate_fuzz::tls::certs::development;
@@ -103,7 +103,7 @@ impl Desk {
             uplink_length: 6,
             seed: 1,
             exchange: Arc::new(Exchange::new(2)),
-            sessions: session::Bounds::of(&limits(), 2),
+            sessions: broker::Bounds::of(&limits(), 2),
         };
         Self {
             shard: Shard::new(setup, Tick(0)),

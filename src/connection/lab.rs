@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Rules;
+use crate::broker::{self, Broker};
 use crate::codec::native::{self, CloseCode, Frame, Hello, Message, Welcome};
 use crate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use crate::link::{Exchange, Home, ListenerId, WorkerId};
-use crate::session::{self, Sessions};
 use crate::time::Tick;
 use crate::tls::certs::fixtures::{Algorithm, Authority, Time, dns};
 use crate::tls::handshake::{
@@ -57,15 +57,15 @@ impl Lab {
     }
 
     /// The sessions of a shard that is the only one.
-    pub fn sessions() -> Sessions {
-        let setup = session::Setup {
+    pub fn sessions() -> Broker {
+        let setup = broker::Setup {
             worker: WorkerId(0),
             home: Home::new([3; 16], 1),
             exchange: Arc::new(Exchange::new(1)),
-            bounds: session::Bounds::of(&Self::limits(), 1),
+            bounds: broker::Bounds::of(&Self::limits(), 1),
             key: 1,
         };
-        Sessions::new(setup, Tick(0))
+        Broker::new(setup, Tick(0))
     }
 
     pub fn rules(&self, id: u8, listener: &Listener) -> Rules {

@@ -47,11 +47,11 @@ pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
 pub use rules::Rules;
 
+use crate::broker::{Broker, DueWill};
 use crate::codec::native;
 use crate::config::{IdentityFrom, Protocol};
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
-use crate::session::{Bequest, Sessions};
 use crate::time::{Moment, Tick};
 use crate::tls::certs::PeerIdentity;
 use crate::tls::handshake::{Handshake, HandshakeError, Progress};
@@ -75,9 +75,9 @@ pub struct Context<'a> {
     /// The shard's figures.
     pub counters: &'a mut Counters,
     /// The shard's MQTT sessions.
-    pub sessions: &'a mut Sessions,
+    pub broker: &'a mut Broker,
     /// Wills that are to be published, appended.
-    pub bequests: &'a mut Vec<Bequest>,
+    pub due_wills: &'a mut Vec<DueWill>,
     /// What goes up, appended.
     pub uplink: &'a mut Vec<Uplink>,
     /// The length of `uplink` at which no more messages are taken.

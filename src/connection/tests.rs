@@ -20,7 +20,7 @@ struct Bench {
     counters: Counters,
     uplink: Vec<Uplink>,
     uplink_length: usize,
-    sessions: Sessions,
+    sessions: Broker,
     /// A token that waits to be checked.
     token: Option<Bytes>,
     /// The reason for which it has ended.
@@ -58,8 +58,8 @@ impl Bench {
             wire: &mut self.wire,
             plain: &mut self.plain,
             counters: &mut self.counters,
-            sessions: &mut self.sessions,
-            bequests: &mut Vec::new(),
+            broker: &mut self.sessions,
+            due_wills: &mut Vec::new(),
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };

@@ -66,7 +66,7 @@ impl Shard {
             last_heard: liveness.last_heard().start_near(now),
             round_trip: liveness.round_trip(),
             generation: self.full_generation(connection.generation()),
-            session: self.sessions.of(index).map(|session| Box::new(self.sessions.describe(session))),
+            session: self.broker.of(index).map(|session| Box::new(self.broker.describe(session))),
         })
     }
 

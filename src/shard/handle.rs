@@ -114,7 +114,7 @@ impl Shard {
             }
         }
         self.connections[index as usize].save(input);
-        self.publish_bequests();
+        self.publish_due_wills();
     }
 
     /// A socket that was to be read had nothing. Only a connection that was called for its handshake wants to know.
@@ -162,7 +162,7 @@ impl Shard {
         let connection = &mut self.connections[index as usize];
         connection.sent(count);
         if connection.unsent().is_empty() {
-            self.sessions.handle_drained(index);
+            self.broker.handle_drained(index);
         }
         // What a closed connection has left is counted no more, though it may still go before the socket does.
         if !connection.is_closed() {
@@ -292,7 +292,7 @@ impl Shard {
 
     /// Lets paused devices go on when the uplink, and whatever is to be delivered or waits for other shards, has room again.
     pub fn resume_paused(&mut self) {
-        if self.paused.is_empty() || self.uplink.len() >= self.uplink_length || self.sessions.is_congested() {
+        if self.paused.is_empty() || self.uplink.len() >= self.uplink_length || self.broker.is_congested() {
             return;
         }
         for id in std::mem::take(&mut self.paused) {

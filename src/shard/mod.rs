@@ -21,11 +21,11 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use crate::broker::{self, Broker, DueWill};
 use crate::connection::{Connection, Context, Rules};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
-use crate::session::{self, Bequest, Sessions};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
@@ -49,7 +49,7 @@ pub struct Setup {
     /// What all shards share about messages.
     pub exchange: Arc<Exchange>,
     /// The bounds of MQTT sessions.
-    pub sessions: session::Bounds,
+    pub sessions: broker::Bounds,
 }
 
 /// One shard. See the head of this file.
@@ -72,9 +72,9 @@ pub struct Shard {
     sequence: u64,
     /// The latest id given to a message for a device.
     messages: u32,
-    sessions: Sessions,
+    broker: Broker,
     /// Wills to be published.
-    bequests: Vec<Bequest>,
+    due_wills: Vec<DueWill>,
 
     /// Connections with bytes to read whose handshake has not begun, first come first served.
     waiting: VecDeque<ConnectionId>,
@@ -110,7 +110,7 @@ impl Shard {
     #[must_use]
     pub fn new(setup: Setup, now: Tick) -> Self {
         assert!(setup.worker.0 < setup.home.workers());
-        let sessions = session::Setup {
+        let sessions = broker::Setup {
             worker: setup.worker,
             home: setup.home,
             exchange: setup.exchange,
@@ -131,8 +131,8 @@ impl Shard {
             generations: 0,
             sequence: 0,
             messages: 0,
-            sessions: Sessions::new(sessions, now),
-            bequests: Vec::new(),
+            broker: Broker::new(sessions, now),
+            due_wills: Vec::new(),
             waiting: VecDeque::new(),
             paused: Vec::new(),
             ready: Vec::new(),
@@ -184,7 +184,7 @@ impl Shard {
     /// When the shard has something to do if nothing happens before: never later than its earliest deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        match (self.wheel.next(), self.sessions.next_deadline()) {
+        match (self.wheel.next(), self.broker.next_deadline()) {
             (Some(one), Some(other)) => Some(if one.is_after(other) { other } else { one }),
             (one, other) => one.or(other),
         }
@@ -307,8 +307,8 @@ impl Shard {
             wire: self.transmit.wire(),
             plain: &mut self.plain,
             counters: &mut self.counters,
-            sessions: &mut self.sessions,
-            bequests: &mut self.bequests,
+            broker: &mut self.broker,
+            due_wills: &mut self.due_wills,
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };

@@ -1,75 +1,76 @@
-//! Between connections and their MQTT sessions: letters delivered, wills published, what other shards say.
+//! Between connections and their MQTT sessions: deliveries delivered, wills published, what other shards say.
 
 use std::sync::Arc;
 
 use super::Shard;
+use crate::broker::DueWill;
 use crate::codec::mqtt::topic;
 use crate::config::Protocol;
 use crate::connection::Connection;
 use crate::link::{CloseReason, Downlink, Message, Outcome, Peer, Publication, SessionId, Uplink, WorkerId};
 use crate::metrics::Figure;
-use crate::session::Bequest;
 use crate::time::{Moment, Tick};
 
-/// Letters delivered in one turn; the rest waits for the next.
-const LETTERS: usize = 16_384;
+/// Deliveries delivered in one turn; the rest waits for the next.
+const DELIVERIES: usize = 16_384;
 
 impl Shard {
     // --- A phase of the turn ----------------------------------------------------------------------------------------
 
     /// Delivers what was published, a bounded part of it in one turn.
     pub fn deliver(&mut self, now: Moment) {
-        self.publish_bequests();
-        self.sessions.begin_turn();
-        for run in self.sessions.next_deliveries(LETTERS) {
+        self.publish_due_wills();
+        self.broker.begin_turn();
+        for batch in self.broker.next_deliveries(DELIVERIES) {
             // Whoever was there when the turn began may have ended since.
-            let Some(index) = self.sessions.connection_of(run.session, run.generation) else {
-                self.sessions.keep(run, now, &mut self.counters);
+            let Some(index) = self.broker.connection_of(batch.session, batch.generation) else {
+                self.broker.keep(batch, now, &mut self.counters);
                 continue;
             };
-            let said = self.with(index, now, |connection, rules, cx| connection.handle_letters(run.letters, rules, cx));
+            let said = self
+                .with(index, now, |connection, rules, cx| connection.handle_deliveries(batch.deliveries, rules, cx));
             if let Err(ending) = said {
                 self.end(index, &ending, now);
             }
         }
-        for request in self.sessions.take_unanswered() {
+        for request in self.broker.take_unanswered() {
             self.uplink.push(Uplink::Sent { request, outcome: Outcome::Unacknowledged });
         }
-        self.sessions.count(&mut self.counters);
+        self.broker.count(&mut self.counters);
     }
 
     /// Whether there is something to deliver.
     #[must_use]
     pub fn has_deliveries(&self) -> bool {
-        self.sessions.has_deliveries() || !self.bequests.is_empty()
+        self.broker.has_deliveries() || !self.due_wills.is_empty()
     }
 
     /// Whether so much waits to be delivered that what others publish should wait too.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.sessions.is_congested()
+        self.broker.is_congested()
     }
 
     /// Whether so much waits to be delivered that no more should be taken from the inbox this turn.
     #[must_use]
     pub fn has_many_deliveries(&self) -> bool {
-        self.sessions.has_many_deliveries()
+        self.broker.has_many_deliveries()
     }
 
     /// What is to be said to another shard, in order; what it has no room for is given back.
     pub fn take_outgoing(&mut self, worker: WorkerId) -> Vec<Peer> {
-        self.sessions.take_outgoing(worker)
+        self.broker.take_outgoing(worker)
     }
 
     /// The other shard has no room.
     pub fn give_back_outgoing(&mut self, worker: WorkerId, peers: Vec<Peer>) {
-        self.sessions.give_back_outgoing(worker, peers);
+        self.broker.give_back_outgoing(worker, peers);
     }
 
     /// Whether anything is to be said to another shard.
     #[must_use]
     pub fn has_outgoing(&self) -> bool {
-        self.sessions.has_outgoing()
+        self.broker.has_outgoing()
     }
 
     // --- Commands ---------------------------------------------------------------------------------------------------
@@ -77,13 +78,13 @@ impl Shard {
     /// What another shard has to say.
     pub fn handle_peers(&mut self, peers: Vec<Peer>) {
         for peer in peers {
-            self.sessions.handle_peer(peer, &mut self.counters);
+            self.broker.handle_peer(peer, &mut self.counters);
         }
     }
 
     /// The owner publishes a message.
     pub fn handle_publish(&mut self, request: u64, publication: Publication) {
-        self.sessions.publish(publication, &mut self.counters);
+        self.broker.publish(publication, &mut self.counters);
         self.uplink.push(Uplink::Sent { request, outcome: Outcome::Delivered });
     }
 
@@ -91,11 +92,11 @@ impl Shard {
     /// before it; with a `request` the device's acknowledgement goes up later.
     pub(super) fn send_to_session(&mut self, index: u32, downlink: &Downlink, request: Option<u64>) -> Outcome {
         // Between its arrival and its CONNECT it has none.
-        let Some(session) = self.sessions.of(index) else { return Outcome::Offline };
+        let Some(session) = self.broker.of(index) else { return Outcome::Offline };
         if !topic::is_topic_name(&downlink.topic) {
             return Outcome::Refused("the topic is no MQTT topic name");
         }
-        let Some(subscriber) = self.sessions.subscription_for(session, &downlink.topic) else {
+        let Some(subscriber) = self.broker.subscription_for(session, &downlink.topic) else {
             return Outcome::Refused("the device has not subscribed to this topic");
         };
         if request.is_some() && subscriber.qos() == 0 {
@@ -106,7 +107,7 @@ impl Shard {
         let qos = u8::from(request.is_some());
         let publication = Publication::plain(downlink.topic.clone(), downlink.payload.clone(), qos);
         self.counters.add(Figure::MessagesSent, 1);
-        self.sessions.write_to(session, Arc::new(publication), subscriber, request.unwrap_or(0));
+        self.broker.write_to(session, Arc::new(publication), subscriber, request.unwrap_or(0));
         Outcome::Delivered
     }
 
@@ -114,7 +115,7 @@ impl Shard {
 
     /// The backbone holds a message of a session, or will not.
     pub(super) fn handle_session_settled(&mut self, session: SessionId, packet: u16, accepted: bool, now: Moment) {
-        let Some(index) = self.sessions.handle_settled(session, packet, accepted) else { return };
+        let Some(index) = self.broker.handle_settled(session, packet, accepted) else { return };
         if let Err(ending) = self.with(index, now, Connection::handle_settled) {
             self.end(index, &ending, now);
         }
@@ -125,21 +126,21 @@ impl Shard {
         let device = self.connections[index as usize].device();
         // When the gateway itself ends, no device has died.
         let with_will = reason != CloseReason::Shutdown;
-        let bequest = self.sessions.detach(index, device, with_will, now, &mut self.counters);
-        self.bequests.extend(bequest);
+        let due_will = self.broker.detach(index, device, with_will, now, &mut self.counters);
+        self.due_wills.extend(due_will);
     }
 
     pub(super) fn handle_session_deadlines(&mut self, drained: Tick, now: Moment, limit: usize) -> bool {
-        let (sessions, bequests) = (&mut self.sessions, &mut self.bequests);
-        sessions.handle_deadlines(drained, now, limit, bequests, &mut self.counters)
+        let (sessions, due_wills) = (&mut self.broker, &mut self.due_wills);
+        sessions.handle_deadlines(drained, now, limit, due_wills, &mut self.counters)
     }
 
     /// Publishes wills, as their devices would have.
-    pub(super) fn publish_bequests(&mut self) {
-        if self.bequests.is_empty() {
+    pub(super) fn publish_due_wills(&mut self) {
+        if self.due_wills.is_empty() {
             return;
         }
-        for Bequest { device, listener, publication } in std::mem::take(&mut self.bequests) {
+        for DueWill { device, listener, publication } in std::mem::take(&mut self.due_wills) {
             if topic::is_of_server(&publication.topic) {
                 // A mosquitto bridge has one: see `take_connect`.
                 self.counters.add(Figure::DroppedUnauthorized, 1);
@@ -153,7 +154,7 @@ impl Shard {
                 let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
                 self.uplink.push(Uplink::Message(Message { device, connection, topic, payload, receipt: None }));
             }
-            self.sessions.publish(publication, &mut self.counters);
+            self.broker.publish(publication, &mut self.counters);
         }
     }
 }

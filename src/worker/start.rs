@@ -24,12 +24,12 @@ use super::outgoing::BATCH;
 use super::progress::Progress;
 use super::turn::EVENTS;
 use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
+use crate::broker;
 use crate::config::budget::descriptors_for_connections;
 use crate::config::{Config, Limits};
 use crate::connection::{Input, Rules};
 use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
 use crate::metrics::Published;
-use crate::session;
 use crate::shard::{self, Shard, Transmit};
 use crate::time::{Moment, ticks_ceil};
 
@@ -299,7 +299,7 @@ impl Parts {
                 uplink_length: limits.uplink_length,
                 seed: self.seed,
                 exchange: self.exchange,
-                sessions: session::Bounds::of(limits, self.home.workers()),
+                sessions: broker::Bounds::of(limits, self.home.workers()),
             },
             now.tick(),
         );

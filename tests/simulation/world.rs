@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pulsegate::broker;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::{Input, Rules};
 use pulsegate::link::{Command, ConnectionId, Downlink, Exchange, Home, ListenerId, Receipt, Uplink, WorkerId};
 use pulsegate::metrics::Figure;
-use pulsegate::session;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
 use pulsegate::tls::handshake::ClientTls;
@@ -168,7 +168,7 @@ impl World {
                 uplink_length: limits.uplink_length,
                 seed: random.u64(..),
                 exchange: Arc::clone(&exchange),
-                sessions: session::Bounds::of(&limits, plan.workers),
+                sessions: broker::Bounds::of(&limits, plan.workers),
             };
             let patience = Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) };
             let input = Input::new(limits.frame_bytes, limits.read_bytes);

@@ -3,13 +3,13 @@
 use super::super::talk::Talk;
 use super::super::{Ending, Naming, Phase, Step};
 use super::{Taken, publish};
+use crate::broker::{ALIASES_MAX, Arrival, Profile, Will};
 use crate::codec::mqtt::{
     self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version, topic,
 };
 use crate::codec::native;
 use crate::config::{IdentityFrom, Mqtt};
 use crate::link::{CloseReason, Publication};
-use crate::session::{ALIASES_MAX, Arrival, Profile, Will};
 
 impl Talk<'_, '_> {
     // --- The first look: who it is ----------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ impl Talk<'_, '_> {
         }
         let asked = asked_expiry(connect);
         let mut expiry_s = expiry(asked, mqtt);
-        if expiry_s > 0 && !self.cx.sessions.may_keep_more() && connect.version == Version::V5 {
+        if expiry_s > 0 && !self.cx.broker.may_keep_more() && connect.version == Version::V5 {
             expiry_s = 0;
         }
         let properties = &connect.properties;
@@ -141,9 +141,9 @@ impl Talk<'_, '_> {
         let will = connect.will.as_ref().map(|will| Box::new(make_will(will)));
         let arrival =
             Arrival { connection: self.id.index, device: self.device, clean_start: connect.clean_start, profile, will };
-        let attached = self.cx.sessions.attach(arrival, self.cx.now);
-        if let Some(bequest) = attached.bequest {
-            self.cx.bequests.push(bequest);
+        let attached = self.cx.broker.attach(arrival, self.cx.now);
+        if let Some(due_will) = attached.due_will {
+            self.cx.due_wills.push(due_will);
         }
         let mut told = PropertiesBuilder::default();
         if connect.version == Version::V5 {
@@ -166,7 +166,7 @@ impl Talk<'_, '_> {
         if profile.expiry_s != asked_expiry {
             told.push(&Property::SessionExpiryInterval(profile.expiry_s));
         }
-        told.push(&Property::ReceiveMaximum(self.cx.sessions.bounds().inflight));
+        told.push(&Property::ReceiveMaximum(self.cx.broker.bounds().inflight));
         told.push(&Property::MaximumPacketSize(self.rules.frame_bytes as u32));
         told.push(&Property::TopicAliasMaximum(ALIASES_MAX));
         if connect.client_id.is_empty() {

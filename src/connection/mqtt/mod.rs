@@ -6,7 +6,7 @@
 //!
 //! CONNECT is looked at twice. First where the connection was accepted, for the device's name and whether it may come;
 //! it is left in the input, travels with the connection to its home, and is taken there, where the session is. Everything
-//! that concerns more than this connection is in [`crate::session`]; nothing here knows another connection.
+//! that concerns more than this connection is in [`crate::broker`]; nothing here knows another connection.
 
 mod connect;
 mod outbound;
@@ -15,11 +15,11 @@ mod subscribe;
 
 use super::talk::{Record, Talk};
 use super::{Ending, Input, Phase, Step};
+use crate::broker::WrongAck;
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Outcome, Uplink};
 use crate::metrics::Figure;
-use crate::session::WrongAck;
 
 /// What became of a packet.
 enum Taken {
@@ -33,7 +33,7 @@ impl Talk<'_, '_> {
     pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Step, Ending> {
         loop {
             loop {
-                let version = self.session().map(|session| self.cx.sessions.profile(session).version);
+                let version = self.session().map(|session| self.cx.broker.profile(session).version);
                 let decoded = mqtt::decode(input.plain(), version, self.rules.frame_bytes);
                 let Some((packet, length)) = decoded.map_err(|error| self.refuse_bytes(&error))? else { break };
                 match self.handle_packet(&packet, mqtt)? {
@@ -51,7 +51,7 @@ impl Talk<'_, '_> {
 
     /// The session, once CONNECT was taken at home.
     fn session(&self) -> Option<u32> {
-        self.cx.sessions.of(self.id.index)
+        self.cx.broker.of(self.id.index)
     }
 
     fn handle_packet(&mut self, packet: &Packet, mqtt: &Mqtt) -> Result<Taken, Ending> {
@@ -92,7 +92,7 @@ impl Talk<'_, '_> {
     // --- Acknowledgements -------------------------------------------------------------------------------------------
 
     fn handle_puback(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
-        let (sessions, uplink, counters) = (&mut *self.cx.sessions, &mut *self.cx.uplink, &mut *self.cx.counters);
+        let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if ack.reason.is_error() { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         // One for nothing that is in flight is no fault: it may be late.
         let taken = sessions.handle_puback(session, ack.packet_id, |request| {
@@ -104,7 +104,7 @@ impl Talk<'_, '_> {
 
     fn handle_pubrec(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
         let failed = ack.reason.is_error();
-        let (sessions, uplink, counters) = (&mut *self.cx.sessions, &mut *self.cx.uplink, &mut *self.cx.counters);
+        let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         let known = sessions.handle_pubrec(session, ack.packet_id, failed, |request| {
             counters.add(Figure::MessagesConfirmed, 1);
@@ -121,13 +121,13 @@ impl Talk<'_, '_> {
     }
 
     fn handle_pubcomp(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
-        let taken = self.cx.sessions.handle_pubcomp(session, ack.packet_id);
+        let taken = self.cx.broker.handle_pubcomp(session, ack.packet_id);
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBCOMP for a message that was not released"))
     }
 
     fn handle_pubrel(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
         // [MQTT-4.3.3-2]: answered even if it is not known, since the answer may have been lost.
-        let known = self.cx.sessions.handle_pubrel(session, ack.packet_id);
+        let known = self.cx.broker.handle_pubrel(session, ack.packet_id);
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREL for a message that PUBREC was not said of"))?;
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
         self.say(session, &Packet::Pubcomp(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
@@ -140,16 +140,16 @@ impl Talk<'_, '_> {
         if !disconnect.reason.is_disconnect_of_client() {
             return broken("DISCONNECT has a reason that servers alone say", "v5 MQTT-3.14.2-1");
         }
-        let profile = *self.cx.sessions.profile(session);
+        let profile = *self.cx.broker.profile(session);
         if let Some(expiry_s) = disconnect.properties.session_expiry_interval() {
             if profile.expiry_s == 0 && expiry_s != 0 {
                 return broken("DISCONNECT makes a session that CONNECT did not", "v5 3.14.2.2.2");
             }
-            self.cx.sessions.set_expiry(session, connect::expiry(expiry_s, mqtt));
+            self.cx.broker.set_expiry(session, connect::expiry(expiry_s, mqtt));
         }
         // Only this one lets the will be forgotten [v5 MQTT-3.14.4-3, v3.1.1 MQTT-3.14.4-3].
         if disconnect.reason == Reason::SUCCESS {
-            self.cx.sessions.forget_will(session);
+            self.cx.broker.forget_will(session);
         }
         Ending::new(CloseReason::DeviceClosed)
     }
@@ -157,7 +157,7 @@ impl Talk<'_, '_> {
     /// DISCONNECT with a reason, in v5; CONNACK to one that was not greeted yet. Then nothing more is said.
     pub(super) fn say_mqtt_goodbye(&mut self, ending: &Ending) {
         let Some(session) = self.session() else { return self.refuse_waiting(ending) };
-        let profile = *self.cx.sessions.profile(session);
+        let profile = *self.cx.broker.profile(session);
         let Some(reason) = ending.code.map(Reason).or_else(|| reason_of(ending.reason)) else { return };
         if profile.version == Version::V5 {
             self.say(session, &Packet::Disconnect(Disconnect { reason, properties: Properties::EMPTY }));
@@ -176,7 +176,7 @@ impl Talk<'_, '_> {
 
     /// Says one packet, unless it is longer than the device takes [v5 MQTT-3.1.2-24].
     fn say(&mut self, session: u32, packet: &Packet) {
-        let profile = self.cx.sessions.profile(session);
+        let profile = self.cx.broker.profile(session);
         let (version, start) = (profile.version, self.cx.plain.len());
         packet.encode(version, self.cx.plain);
         if self.cx.plain.len() - start > profile.packet_maximum as usize {

@@ -7,18 +7,18 @@ use bytes::Bytes;
 use super::super::talk::Talk;
 use super::super::{Ending, Step};
 use super::{Taken, broken};
+use crate::broker::{ALIASES_MAX, Known};
 use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Message, Publication, Receipt, Uplink};
 use crate::metrics::Figure;
-use crate::session::{ALIASES_MAX, Known};
 
 impl Talk<'_, '_> {
     pub(super) fn handle_publish(&mut self, session: u32, publish: &Publish, mqtt: &Mqtt) -> Result<Taken, Ending> {
         if publish.properties.subscription_identifier().is_some() {
             return Err(broken("a device sends a Subscription Identifier", "v5 MQTT-3.3.4-6"));
         }
-        if self.cx.sessions.is_congested() {
+        if self.cx.broker.is_congested() {
             // What others are to get waits already: this device waits too, in its socket.
             return Ok(Taken::Not(Step::Paused));
         }
@@ -46,7 +46,7 @@ impl Talk<'_, '_> {
         }
         if publish.qos != QoS::AtMostOnce {
             let settled = (!goes_up).then_some(Reason::SUCCESS);
-            self.cx.sessions.receive(session, publish.packet_id, publish.qos as u8, settled);
+            self.cx.broker.receive(session, publish.packet_id, publish.qos as u8, settled);
         }
         let publication = self.make_publication(session, topic, publish);
         if is_full {
@@ -54,7 +54,7 @@ impl Talk<'_, '_> {
         } else if goes_up {
             self.send_publication_up(session, &publication, publish);
         }
-        self.cx.sessions.publish(publication, self.cx.counters);
+        self.cx.broker.publish(publication, self.cx.counters);
         self.say_answers(session);
         Ok(Taken::Yes)
     }
@@ -67,8 +67,8 @@ impl Talk<'_, '_> {
             return Ok(false);
         }
         let (packet, qos) = (publish.packet_id, publish.qos as u8);
-        let Some(known) = self.cx.sessions.receiving(session, packet, qos) else { return Ok(false) };
-        if self.cx.sessions.receive_again(session, packet, qos) {
+        let Some(known) = self.cx.broker.receiving(session, packet, qos) else { return Ok(false) };
+        if self.cx.broker.receive_again(session, packet, qos) {
             self.check_receive_maximum(session, 0)?;
         }
         if known == Known::Answered {
@@ -87,19 +87,19 @@ impl Talk<'_, '_> {
         }
         if publish.topic.is_empty() {
             // The number itself is valid: this is a plain protocol error, 0x82.
-            let known = self.cx.sessions.alias(session, alias).map(str::to_owned);
+            let known = self.cx.broker.alias(session, alias).map(str::to_owned);
             return known.ok_or_else(|| broken("a topic alias stands for nothing", "v5 3.3.4"));
         }
-        self.cx.sessions.set_alias(session, alias, publish.topic);
+        self.cx.broker.set_alias(session, alias, publish.topic);
         Ok(publish.topic.to_owned())
     }
 
     /// A device of v5 may have no more unanswered on one connection than it was told [v5 MQTT-3.3.4-9], `more` of them
     /// still to be counted. One of v3.1.1 was told nothing; the packet identifiers bound it.
     fn check_receive_maximum(&self, session: u32, more: usize) -> Result<(), Ending> {
-        let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
-        let maximum = usize::from(self.cx.sessions.bounds().inflight);
-        if is_v5 && self.cx.sessions.received(session) + more > maximum {
+        let is_v5 = self.cx.broker.profile(session).version == Version::V5;
+        let maximum = usize::from(self.cx.broker.bounds().inflight);
+        if is_v5 && self.cx.broker.received(session) + more > maximum {
             let what = "more messages are unanswered than Receive Maximum allows [v5 MQTT-3.3.4-9]";
             let code = Reason::RECEIVE_MAXIMUM_EXCEEDED.0;
             return Err(Ending::because(CloseReason::ProtocolError, what).with_code(code));
@@ -115,7 +115,7 @@ impl Talk<'_, '_> {
             retain: publish.retain,
             properties: properties.into(),
             expires: expiry.map(|seconds| self.cx.now.plus(Duration::from_secs(seconds.into()))),
-            publisher: Some(self.cx.sessions.id(session)),
+            publisher: Some(self.cx.broker.id(session)),
             ..Publication::plain(topic, Bytes::copy_from_slice(publish.payload), publish.qos as u8)
         }
     }
@@ -123,7 +123,7 @@ impl Talk<'_, '_> {
     fn send_publication_up(&mut self, session: u32, publication: &Publication, publish: &Publish) {
         self.cx.counters.add(Figure::MessagesReceived, 1);
         let receipt =
-            (publish.qos != QoS::AtMostOnce).then(|| Receipt::Session(self.cx.sessions.id(session), publish.packet_id));
+            (publish.qos != QoS::AtMostOnce).then(|| Receipt::Session(self.cx.broker.id(session), publish.packet_id));
         self.cx.uplink.push(Uplink::Message(Message {
             device: self.device.clone(),
             connection: self.id,
@@ -136,15 +136,15 @@ impl Talk<'_, '_> {
     /// A message that is not taken. It is answered in its turn, like those that are [MQTT-4.6.0-2, MQTT-4.6.0-3].
     fn refuse_publish(&mut self, session: u32, publish: &Publish, reason: Reason) {
         if publish.qos != QoS::AtMostOnce {
-            self.cx.sessions.receive(session, publish.packet_id, publish.qos as u8, Some(reason));
+            self.cx.broker.receive(session, publish.packet_id, publish.qos as u8, Some(reason));
             self.say_answers(session);
         }
     }
 
     /// Whatever may be answered by now, in its order.
     pub(in crate::connection) fn say_answers(&mut self, session: u32) {
-        while let Some(answer) = self.cx.sessions.next_answer(session) {
-            let is_v5 = self.cx.sessions.profile(session).version == Version::V5;
+        while let Some(answer) = self.cx.broker.next_answer(session) {
+            let is_v5 = self.cx.broker.profile(session).version == Version::V5;
             let reason = match answer.reason {
                 reason if is_v5 => reason,
                 // The backbone will not have it. Unanswered, it comes again with the device's next connection.

@@ -4,9 +4,9 @@ use super::super::Ending;
 use super::super::talk::Talk;
 use super::broken;
 use super::publish::expand;
+use crate::broker::{Granted, Unsubscribed};
 use crate::codec::mqtt::{Options, Packet, Properties, Reason, Suback, Subscribe, Unsuback, Unsubscribe, topic};
 use crate::config::Mqtt;
-use crate::session::{Granted, Unsubscribed};
 
 impl Talk<'_, '_> {
     pub(super) fn handle_subscribe(&mut self, session: u32, subscribe: &Subscribe, mqtt: &Mqtt) -> Result<(), Ending> {
@@ -14,7 +14,7 @@ impl Talk<'_, '_> {
             return Err(broken("SUBSCRIBE has more than one Subscription Identifier", "v5 3.8.2.1.2"));
         }
         let identifier = subscribe.properties.subscription_identifier().unwrap_or(0);
-        self.cx.sessions.begin_subscribe();
+        self.cx.broker.begin_subscribe();
         let mut codes = Vec::new();
         for (filter, options) in subscribe.filters() {
             codes.push(self.subscribe(session, filter, options, identifier, mqtt).0);
@@ -33,7 +33,7 @@ impl Talk<'_, '_> {
         if !self.may_subscribe(&mqtt.subscribe, plain) {
             return Reason::NOT_AUTHORIZED;
         }
-        match self.cx.sessions.subscribe(session, filter, options, identifier) {
+        match self.cx.broker.subscribe(session, filter, options, identifier) {
             Granted::Yes => Reason(options.qos as u8),
             Granted::TooMany => Reason::QUOTA_EXCEEDED,
         }
@@ -48,7 +48,7 @@ impl Talk<'_, '_> {
     pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) {
         let mut codes = Vec::new();
         for filter in unsubscribe.filters() {
-            codes.push(match self.cx.sessions.unsubscribe(session, filter) {
+            codes.push(match self.cx.broker.unsubscribe(session, filter) {
                 Unsubscribed::Yes => Reason::SUCCESS.0,
                 Unsubscribed::NoSuch => Reason::NO_SUBSCRIPTION_EXISTED.0,
             });

@@ -41,7 +41,7 @@ impl Desk {
                 uplink_length: 8,
                 seed: u64::from(worker),
                 exchange: Arc::clone(&exchange),
-                sessions: session::Bounds::of(&Lab::limits(), workers),
+                sessions: broker::Bounds::of(&Lab::limits(), workers),
             };
             Desk {
                 shard: Shard::new(setup, Tick(0)),

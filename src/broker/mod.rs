@@ -11,17 +11,17 @@
 //!
 //! A session lives in its device's home shard, so that all of it is single-threaded. It knows its connection by slot
 //! only and never seals or sends: what a device is to get is encoded into a buffer that the connection lends. What
-//! other shards are to get is left in [`Sessions::take_outgoing`]. Nothing here reads a clock.
+//! other shards are to get is left in [`Broker::take_outgoing`]. Nothing here reads a clock.
 //!
-//! The parts: [`subscriptions`] (filters to sessions), [`retained`], `groups` (shared subscriptions), `flow` (what is in
-//! flight), `replay` (retained messages for new subscriptions), `routing` (from a publication to letters), `sending` (from letters to bytes), `store` (attach, detach, expiry).
+//! The parts: [`subscriptions`] (filters to sessions), [`retained`], `groups` (shared subscriptions), `inflight` (what is in
+//! flight), `replay` (retained messages for new subscriptions), `routing` (from a publication to deliveries), `delivery` (from deliveries to bytes), `lifecycle` (attach, detach, expiry).
 
-mod flow;
+mod delivery;
 mod groups;
+mod inflight;
+mod lifecycle;
 mod replay;
 mod routing;
-mod sending;
-mod store;
 
 pub mod retained;
 pub mod subscriptions;
@@ -33,10 +33,10 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-pub use flow::{Answer, Identifiers, Letter, WrongAck};
+pub use delivery::{Known, SendBudget, SessionBatch};
+pub use inflight::{Answer, Delivery, Identifiers, WrongAck};
+pub use lifecycle::{Arrival, Attached, DueWill, Will};
 pub use routing::{Granted, Unsubscribed};
-pub use sending::{Desk, Known, Run};
-pub use store::{Arrival, Attached, Bequest, Will};
 
 use crate::codec::mqtt::Version;
 use crate::config::Limits;
@@ -45,15 +45,15 @@ use crate::link::{Exchange, Home, ListenerId, Peer, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::time::Tick;
 use crate::wheel::Wheel;
-use flow::Flow;
 use groups::Groups;
+use inflight::Inflight;
 use retained::Retained;
 use subscriptions::{Subscriber, Subscriptions};
 
 /// Topic aliases of one connection, each way.
 pub const ALIASES_MAX: u16 = 16;
 
-/// Letters that wait to be delivered, and things for one other shard that wait for its inbox, at which publishers are
+/// Deliveries that wait to be delivered, and things for one other shard that wait for its inbox, at which publishers are
 /// read no further.
 const CONGESTED_AT: usize = 8_192;
 
@@ -135,7 +135,7 @@ struct Session {
     /// The slot of its connection, or [`NOBODY`].
     connection: u32,
     next_packet: u16,
-    /// Whether it is listed in [`Sessions::backlog`].
+    /// Whether it is listed in [`Broker::backlog`].
     is_backlogged: bool,
     walk: Walk,
     /// Bytes that it has been sent in this turn: a device is sent no more at a time than its outbox could hold.
@@ -146,7 +146,7 @@ struct Session {
     /// When the device went away.
     away_since: Tick,
     will: Option<Box<Will>>,
-    flow: Option<Box<Flow>>,
+    inflight: Option<Box<Inflight>>,
     groups: Vec<Membership>,
 }
 
@@ -158,7 +158,7 @@ enum Walk {
     /// Nothing is to be looked up, or the device takes nothing now.
     #[default]
     None,
-    /// It is listed in [`Sessions::walks`].
+    /// It is listed in [`Broker::walks`].
     Waits,
     /// It is its turn.
     Due,
@@ -171,15 +171,15 @@ struct Membership {
     identifier: u32,
 }
 
-/// A letter and whose it is.
-struct Delivery {
+/// A delivery and whose it is.
+struct RoutedDelivery {
     session: u32,
     generation: u32,
-    letter: Letter,
+    delivery: Delivery,
 }
 
 /// All MQTT state of one shard. See the head of this file.
-pub struct Sessions {
+pub struct Broker {
     worker: WorkerId,
     home: Home,
     exchange: Arc<Exchange>,
@@ -199,7 +199,7 @@ pub struct Sessions {
     groups: Groups,
     retained: Retained,
 
-    deliveries: std::collections::VecDeque<Delivery>,
+    deliveries: std::collections::VecDeque<RoutedDelivery>,
     /// Sessions whose devices did not take all at once.
     backlog: Vec<(u32, u32)>,
     /// Sessions whose retained messages are to be looked up, in turns.
@@ -216,7 +216,7 @@ pub struct Sessions {
     found: Vec<Subscriber>,
 }
 
-impl Sessions {
+impl Broker {
     /// No sessions yet.
     #[must_use]
     pub fn new(setup: Setup, now: Tick) -> Self {
@@ -281,14 +281,14 @@ impl Sessions {
         self.has_many_deliveries() || self.outgoing.iter().any(|peers| peers.len() >= CONGESTED_AT)
     }
 
-    /// Whether so many letters wait to be delivered that no more should be made this turn. They wait for nobody but the
+    /// Whether so many deliveries wait to be delivered that no more should be made this turn. They wait for nobody but the
     /// deliver phase.
     #[must_use]
     pub fn has_many_deliveries(&self) -> bool {
         self.deliveries.len() >= CONGESTED_AT
     }
 
-    /// Whether letters wait to be delivered, or retained messages to be looked up.
+    /// Whether deliveries wait to be delivered, or retained messages to be looked up.
     #[must_use]
     pub fn has_deliveries(&self) -> bool {
         !self.deliveries.is_empty() || !self.backlog.is_empty() || !self.walks.is_empty()
@@ -301,7 +301,7 @@ impl Sessions {
     }
 
     /// What is to be said to this worker, in order; what it did not take is given back with
-    /// [`Sessions::give_back_outgoing`].
+    /// [`Broker::give_back_outgoing`].
     pub fn take_outgoing(&mut self, worker: WorkerId) -> Vec<Peer> {
         std::mem::take(&mut self.outgoing[worker.index()])
     }
@@ -359,9 +359,9 @@ impl Sessions {
                 assert!(is_device(session.connection), "session {index} has a connection that is no device");
                 assert!(self.wheel.deadline(slot).is_none(), "session {index} is online and has a deadline");
             }
-            if let Some(flow) = &session.flow {
-                assert!(!flow.is_empty(), "session {index} keeps an empty flow");
-                flow.check_invariants();
+            if let Some(inflight) = &session.inflight {
+                assert!(!inflight.is_empty(), "session {index} keeps an empty table of what is in flight");
+                inflight.check_invariants();
             }
         }
         assert_eq!(away, self.away.len(), "somebody is listed as away who is not");

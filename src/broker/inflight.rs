@@ -21,7 +21,7 @@ use crate::link::Publication;
 
 /// One message for one session: what its subscriptions have made of the publication.
 #[derive(Clone, Debug)]
-pub struct Letter {
+pub struct Delivery {
     /// What.
     pub publication: Arc<Publication>,
     /// The quality of service of this delivery.
@@ -79,7 +79,7 @@ pub(super) struct Outbound {
 #[derive(Debug)]
 pub(super) enum Sending {
     /// Sent, once or more often; PUBACK or PUBREC is owed.
-    Sent(Box<Letter>),
+    Sent(Box<Delivery>),
     /// PUBREL was sent; PUBCOMP is owed.
     Released,
 }
@@ -121,11 +121,11 @@ pub struct Answer {
 
 /// See the head of this file.
 #[derive(Debug, Default)]
-pub(super) struct Flow {
+pub(super) struct Inflight {
     outbound: VecDeque<Outbound>,
     /// So many of `outbound`, from the front, were sent on this connection; the rest is to be sent again.
     sent: usize,
-    queue: VecDeque<Letter>,
+    queue: VecDeque<Delivery>,
     queue_bytes: usize,
     /// Retained messages that new subscriptions are to get.
     pub(super) replays: Option<Box<Replays>>,
@@ -138,7 +138,7 @@ pub(super) struct Flow {
     pub(super) aliases_out: Vec<Box<str>>,
 }
 
-impl Flow {
+impl Inflight {
     pub(super) fn is_empty(&self) -> bool {
         self.outbound.is_empty()
             && self.queue.is_empty()
@@ -150,7 +150,7 @@ impl Flow {
 
     // --- Out --------------------------------------------------------------------------------------------------------
 
-    pub(super) fn inflight(&self) -> usize {
+    pub(super) fn unacknowledged(&self) -> usize {
         self.outbound.len()
     }
 
@@ -176,14 +176,14 @@ impl Flow {
     }
 
     /// A message is being sent for the first time.
-    pub(super) fn begin(&mut self, packet: u16, letter: Letter) {
+    pub(super) fn begin(&mut self, packet: u16, delivery: Delivery) {
         debug_assert!(self.sent == self.outbound.len() && !self.uses(packet));
-        let request = letter.request;
-        self.outbound.push_back(Outbound { packet, state: Sending::Sent(Box::new(letter)), request });
+        let request = delivery.request;
+        self.outbound.push_back(Outbound { packet, state: Sending::Sent(Box::new(delivery)), request });
         self.sent += 1;
     }
 
-    /// The next message to be sent again; [`Flow::resent`] or [`Flow::give_up`] goes on to the one after it.
+    /// The next message to be sent again; [`Inflight::resent`] or [`Inflight::give_up`] goes on to the one after it.
     pub(super) fn next_to_resend(&self) -> Option<&Outbound> {
         self.outbound.get(self.sent)
     }
@@ -193,7 +193,7 @@ impl Flow {
         debug_assert!(self.sent <= self.outbound.len());
     }
 
-    /// Forgets the message that [`Flow::next_to_resend`] names: it can never be sent on this connection.
+    /// Forgets the message that [`Inflight::next_to_resend`] names: it can never be sent on this connection.
     pub(super) fn give_up(&mut self) -> Option<Outbound> {
         self.outbound.remove(self.sent)
     }
@@ -213,7 +213,7 @@ impl Flow {
     pub(super) fn handle_puback(&mut self, packet: u16) -> Result<Option<u64>, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(None) };
         match &self.outbound[place].state {
-            Sending::Sent(letter) if letter.qos == 1 => Ok(Some(self.finish(place))),
+            Sending::Sent(delivery) if delivery.qos == 1 => Ok(Some(self.finish(place))),
             _ => Err(WrongAck),
         }
     }
@@ -223,7 +223,7 @@ impl Flow {
     pub(super) fn handle_pubrec(&mut self, packet: u16, failed: bool) -> Result<Option<u64>, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(None) };
         match &self.outbound[place].state {
-            Sending::Sent(letter) if letter.qos == 2 => {}
+            Sending::Sent(delivery) if delivery.qos == 2 => {}
             // Said before: PUBREL is said again.
             Sending::Released if !failed => {}
             _ => return Err(WrongAck),
@@ -254,24 +254,24 @@ impl Flow {
     // --- The queue --------------------------------------------------------------------------------------------------
 
     /// Puts a message behind those that wait. It comes back where they are at their bound.
-    pub(super) fn enqueue(&mut self, letter: Letter, messages: usize, bytes: usize) -> Result<(), Letter> {
-        let size = letter.publication.bytes();
+    pub(super) fn enqueue(&mut self, delivery: Delivery, messages: usize, bytes: usize) -> Result<(), Delivery> {
+        let size = delivery.publication.bytes();
         if self.queue.len() >= messages || self.queue_bytes + size > bytes {
-            return Err(letter);
+            return Err(delivery);
         }
         self.queue_bytes += size;
-        self.queue.push_back(letter);
+        self.queue.push_back(delivery);
         Ok(())
     }
 
-    pub(super) fn peek(&self) -> Option<&Letter> {
+    pub(super) fn peek(&self) -> Option<&Delivery> {
         self.queue.front()
     }
 
-    /// The message that [`Flow::dequeue`] gave out did not go after all.
-    pub(super) fn put_back(&mut self, letter: Letter) {
-        self.queue_bytes += letter.publication.bytes();
-        self.queue.push_front(letter);
+    /// The message that [`Inflight::dequeue`] gave out did not go after all.
+    pub(super) fn put_back(&mut self, delivery: Delivery) {
+        self.queue_bytes += delivery.publication.bytes();
+        self.queue.push_front(delivery);
     }
 
     /// Whether anything waits to be sent, or to be sent again.
@@ -279,10 +279,10 @@ impl Flow {
         !self.queue.is_empty() || self.replays.is_some() || self.sent < self.outbound.len()
     }
 
-    pub(super) fn dequeue(&mut self) -> Option<Letter> {
-        let letter = self.queue.pop_front()?;
-        self.queue_bytes -= letter.publication.bytes();
-        Some(letter)
+    pub(super) fn dequeue(&mut self) -> Option<Delivery> {
+        let delivery = self.queue.pop_front()?;
+        self.queue_bytes -= delivery.publication.bytes();
+        Some(delivery)
     }
 
     /// A replay has ended, or its subscription has.
@@ -386,20 +386,20 @@ impl Flow {
                 unanswered(std::mem::take(request));
             }
         }
-        for letter in &mut self.queue {
-            if letter.request != 0 {
-                unanswered(std::mem::take(&mut letter.request));
+        for delivery in &mut self.queue {
+            if delivery.request != 0 {
+                unanswered(std::mem::take(&mut delivery.request));
             }
         }
         // Those without an acknowledgement are for whoever is there.
-        self.queue.retain(|letter| letter.qos > 0);
-        self.queue_bytes = self.queue.iter().map(|letter| letter.publication.bytes()).sum();
+        self.queue.retain(|delivery| delivery.qos > 0);
+        self.queue_bytes = self.queue.iter().map(|delivery| delivery.publication.bytes()).sum();
     }
 
     pub(super) fn check_invariants(&self) {
         assert!(self.sent <= self.outbound.len());
         assert_eq!(self.received, self.inbound.iter().filter(|inbound| inbound.is_of_connection).count());
-        assert_eq!(self.queue_bytes, self.queue.iter().map(|letter| letter.publication.bytes()).sum::<usize>());
+        assert_eq!(self.queue_bytes, self.queue.iter().map(|delivery| delivery.publication.bytes()).sum::<usize>());
         let mut packets: Vec<u16> = self.outbound.iter().map(|outbound| outbound.packet).collect();
         packets.sort_unstable();
         packets.dedup();
@@ -418,148 +418,152 @@ mod tests {
 
     use super::*;
 
-    fn letter(qos: u8, request: u64) -> Letter {
+    fn delivery(qos: u8, request: u64) -> Delivery {
         let publication = Publication::plain("t", Bytes::from_static(b"12345"), qos);
-        Letter { publication: Arc::new(publication), qos, retain: false, identifiers: Identifiers::None, request }
+        Delivery { publication: Arc::new(publication), qos, retain: false, identifiers: Identifiers::None, request }
     }
 
     #[test]
     fn qos_2_out_is_released_once_and_a_request_is_answered_by_the_first_word() {
-        let mut flow = Flow::default();
-        flow.begin(7, letter(2, 99));
-        assert_eq!(flow.handle_pubrec(7, false), Ok(Some(99)));
-        assert_eq!(flow.handle_pubrec(7, false), Ok(Some(0)));
-        assert_eq!((flow.handle_pubcomp(7), flow.handle_pubcomp(7)), (Ok(true), Ok(false)));
-        assert!(flow.is_empty());
-        flow.begin(8, letter(2, 0));
-        assert_eq!(flow.handle_pubrec(8, true), Ok(Some(0)));
-        assert!(flow.is_empty());
+        let mut inflight = Inflight::default();
+        inflight.begin(7, delivery(2, 99));
+        assert_eq!(inflight.handle_pubrec(7, false), Ok(Some(99)));
+        assert_eq!(inflight.handle_pubrec(7, false), Ok(Some(0)));
+        assert_eq!((inflight.handle_pubcomp(7), inflight.handle_pubcomp(7)), (Ok(true), Ok(false)));
+        assert!(inflight.is_empty());
+        inflight.begin(8, delivery(2, 0));
+        assert_eq!(inflight.handle_pubrec(8, true), Ok(Some(0)));
+        assert!(inflight.is_empty());
     }
 
     #[test]
     fn an_acknowledgement_that_a_message_does_not_wait_for_is_wrong() {
-        let mut flow = Flow::default();
-        flow.begin(1, letter(1, 0));
-        flow.begin(2, letter(2, 0));
-        assert_eq!((flow.handle_pubrec(1, false), flow.handle_pubcomp(1)), (Err(WrongAck), Err(WrongAck)));
-        assert_eq!((flow.handle_puback(2), flow.handle_pubcomp(2)), (Err(WrongAck), Err(WrongAck)));
-        assert_eq!(flow.handle_pubrec(2, false), Ok(Some(0)));
-        assert_eq!((flow.handle_puback(2), flow.handle_pubrec(2, true)), (Err(WrongAck), Err(WrongAck)));
-        assert_eq!((flow.handle_puback(9), flow.handle_pubrec(9, false)), (Ok(None), Ok(None)), "late, not wrong");
-        flow.receive(1, 1);
-        flow.receive(2, 2);
-        assert_eq!((flow.handle_pubrel(1), flow.handle_pubrel(2)), (Err(WrongAck), Err(WrongAck)));
-        flow.settle(1, Reason::SUCCESS);
-        flow.settle(2, Reason::SUCCESS);
-        assert_eq!(flow.handle_pubrel(2), Err(WrongAck), "PUBREC has not been said");
-        while flow.next_answer().is_some() {}
-        assert_eq!((flow.handle_pubrel(1), flow.handle_pubrel(2)), (Ok(false), Ok(true)));
+        let mut inflight = Inflight::default();
+        inflight.begin(1, delivery(1, 0));
+        inflight.begin(2, delivery(2, 0));
+        assert_eq!((inflight.handle_pubrec(1, false), inflight.handle_pubcomp(1)), (Err(WrongAck), Err(WrongAck)));
+        assert_eq!((inflight.handle_puback(2), inflight.handle_pubcomp(2)), (Err(WrongAck), Err(WrongAck)));
+        assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
+        assert_eq!((inflight.handle_puback(2), inflight.handle_pubrec(2, true)), (Err(WrongAck), Err(WrongAck)));
+        assert_eq!(
+            (inflight.handle_puback(9), inflight.handle_pubrec(9, false)),
+            (Ok(None), Ok(None)),
+            "late, not wrong"
+        );
+        inflight.receive(1, 1);
+        inflight.receive(2, 2);
+        assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Err(WrongAck), Err(WrongAck)));
+        inflight.settle(1, Reason::SUCCESS);
+        inflight.settle(2, Reason::SUCCESS);
+        assert_eq!(inflight.handle_pubrel(2), Err(WrongAck), "PUBREC has not been said");
+        while inflight.next_answer().is_some() {}
+        assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Ok(false), Ok(true)));
     }
 
     #[test]
     fn after_a_reconnect_everything_goes_again_in_its_order() {
-        let mut flow = Flow::default();
+        let mut inflight = Inflight::default();
         for packet in 1..=3 {
-            flow.begin(packet, letter(2, u64::from(packet)));
+            inflight.begin(packet, delivery(2, u64::from(packet)));
         }
-        assert_eq!(flow.handle_pubrec(2, false), Ok(Some(2)));
+        assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(2)));
         let mut unanswered = Vec::new();
-        flow.disconnect(|request| unanswered.push(request));
+        inflight.disconnect(|request| unanswered.push(request));
         assert_eq!(unanswered, [1, 3]);
-        assert!(!flow.may_send(10), "older messages come first");
+        assert!(!inflight.may_send(10), "older messages come first");
         let mut order = Vec::new();
-        while let Some(outbound) = flow.next_to_resend() {
+        while let Some(outbound) = inflight.next_to_resend() {
             order.push((outbound.packet, matches!(outbound.state, Sending::Released)));
-            flow.resent();
+            inflight.resent();
         }
         assert_eq!(order, [(1, false), (2, true), (3, false)]);
-        assert!(flow.may_send(10) && !flow.may_send(3));
-        flow.check_invariants();
+        assert!(inflight.may_send(10) && !inflight.may_send(3));
+        inflight.check_invariants();
     }
 
     #[test]
     fn what_a_former_connection_sent_may_be_acknowledged_before_it_comes_again() {
-        let mut flow = Flow::default();
+        let mut inflight = Inflight::default();
         for packet in 1..=5 {
-            flow.begin(packet, letter(if packet == 1 { 1 } else { 2 }, 0));
+            inflight.begin(packet, delivery(if packet == 1 { 1 } else { 2 }, 0));
         }
-        assert_eq!(flow.handle_pubrec(2, false), Ok(Some(0)));
-        flow.disconnect(|_| {});
-        assert_eq!(flow.handle_puback(1), Ok(Some(0)));
-        assert_eq!(flow.handle_pubcomp(2), Ok(true));
-        assert_eq!(flow.handle_pubrec(4, false), Ok(Some(0)));
-        flow.check_invariants();
+        assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
+        inflight.disconnect(|_| {});
+        assert_eq!(inflight.handle_puback(1), Ok(Some(0)));
+        assert_eq!(inflight.handle_pubcomp(2), Ok(true));
+        assert_eq!(inflight.handle_pubrec(4, false), Ok(Some(0)));
+        inflight.check_invariants();
         let mut again = Vec::new();
-        while let Some(outbound) = flow.next_to_resend() {
+        while let Some(outbound) = inflight.next_to_resend() {
             again.push(outbound.packet);
-            flow.resent();
+            inflight.resent();
         }
         assert_eq!(again, [3, 5], "PUBREL of 4 was said");
-        assert_eq!(flow.handle_pubcomp(4), Ok(true));
-        flow.check_invariants();
+        assert_eq!(inflight.handle_pubcomp(4), Ok(true));
+        inflight.check_invariants();
     }
 
     /// [v5 4.9]
     #[test]
     fn what_counts_against_the_receive_maximum_came_on_this_connection() {
-        let mut flow = Flow::default();
+        let mut inflight = Inflight::default();
         for packet in 1..=3 {
-            flow.receive(packet, 2);
-            flow.settle(packet, Reason::SUCCESS);
-            assert!(flow.next_answer().is_some());
+            inflight.receive(packet, 2);
+            inflight.settle(packet, Reason::SUCCESS);
+            assert!(inflight.next_answer().is_some());
         }
-        assert_eq!(flow.received(), 3);
-        flow.disconnect(|_| {});
-        assert_eq!(flow.received(), 0);
-        assert!(flow.receive_again(2, 2) && !flow.receive_again(2, 2));
-        assert_eq!(flow.received(), 1);
-        assert_eq!((flow.handle_pubrel(1), flow.received()), (Ok(true), 1), "1 was of the last connection");
-        assert_eq!((flow.handle_pubrel(2), flow.received()), (Ok(true), 0));
-        flow.check_invariants();
+        assert_eq!(inflight.received(), 3);
+        inflight.disconnect(|_| {});
+        assert_eq!(inflight.received(), 0);
+        assert!(inflight.receive_again(2, 2) && !inflight.receive_again(2, 2));
+        assert_eq!(inflight.received(), 1);
+        assert_eq!((inflight.handle_pubrel(1), inflight.received()), (Ok(true), 1), "1 was of the last connection");
+        assert_eq!((inflight.handle_pubrel(2), inflight.received()), (Ok(true), 0));
+        inflight.check_invariants();
     }
 
     #[test]
     fn answers_keep_the_order_of_what_they_answer() {
-        let mut flow = Flow::default();
+        let mut inflight = Inflight::default();
         for (packet, qos) in [(1, 1), (2, 2), (3, 1)] {
-            flow.receive(packet, qos);
+            inflight.receive(packet, qos);
         }
-        flow.settle(3, Reason::SUCCESS);
-        flow.settle(2, Reason::SUCCESS);
-        assert_eq!(flow.next_answer(), None);
-        flow.settle(1, Reason::QUOTA_EXCEEDED);
-        assert_eq!(flow.next_answer(), Some(Answer { packet: 1, qos: 1, reason: Reason::QUOTA_EXCEEDED }));
-        assert_eq!(flow.next_answer(), Some(Answer { packet: 2, qos: 2, reason: Reason::SUCCESS }));
-        assert_eq!(flow.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
-        assert_eq!(flow.next_answer(), None);
-        assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));
-        assert_eq!((flow.handle_pubrel(2), flow.handle_pubrel(2)), (Ok(true), Ok(false)));
-        assert!(flow.is_empty());
+        inflight.settle(3, Reason::SUCCESS);
+        inflight.settle(2, Reason::SUCCESS);
+        assert_eq!(inflight.next_answer(), None);
+        inflight.settle(1, Reason::QUOTA_EXCEEDED);
+        assert_eq!(inflight.next_answer(), Some(Answer { packet: 1, qos: 1, reason: Reason::QUOTA_EXCEEDED }));
+        assert_eq!(inflight.next_answer(), Some(Answer { packet: 2, qos: 2, reason: Reason::SUCCESS }));
+        assert_eq!(inflight.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
+        assert_eq!(inflight.next_answer(), None);
+        assert_eq!(inflight.receiving(2, 2), Some(Receiving::Received));
+        assert_eq!((inflight.handle_pubrel(2), inflight.handle_pubrel(2)), (Ok(true), Ok(false)));
+        assert!(inflight.is_empty());
     }
 
     #[test]
     fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
-        let mut flow = Flow::default();
-        flow.receive(1, 2);
-        flow.receive(2, 2);
-        flow.receive(3, 1);
-        flow.settle(2, Reason::SUCCESS);
-        flow.disconnect(|_| {});
-        assert_eq!(flow.receiving(1, 2), Some(Receiving::Waiting));
-        assert_eq!(flow.receiving(2, 2), Some(Receiving::Received));
-        assert_eq!(flow.receiving(3, 1), None);
+        let mut inflight = Inflight::default();
+        inflight.receive(1, 2);
+        inflight.receive(2, 2);
+        inflight.receive(3, 1);
+        inflight.settle(2, Reason::SUCCESS);
+        inflight.disconnect(|_| {});
+        assert_eq!(inflight.receiving(1, 2), Some(Receiving::Waiting));
+        assert_eq!(inflight.receiving(2, 2), Some(Receiving::Received));
+        assert_eq!(inflight.receiving(3, 1), None);
     }
 
     #[test]
     fn the_queue_is_bounded_by_messages_and_by_bytes() {
-        let mut flow = Flow::default();
-        assert!(flow.enqueue(letter(1, 0), 2, 100).is_ok());
-        assert!(flow.enqueue(letter(0, 0), 2, 11).is_err());
-        assert!(flow.enqueue(letter(0, 0), 2, 12).is_ok());
-        assert!(flow.enqueue(letter(1, 0), 2, 100).is_err());
-        assert_eq!(flow.queued(), (2, 12));
-        flow.disconnect(|_| {});
-        assert_eq!(flow.queued(), (1, 6));
-        assert!(flow.dequeue().is_some() && flow.is_empty());
+        let mut inflight = Inflight::default();
+        assert!(inflight.enqueue(delivery(1, 0), 2, 100).is_ok());
+        assert!(inflight.enqueue(delivery(0, 0), 2, 11).is_err());
+        assert!(inflight.enqueue(delivery(0, 0), 2, 12).is_ok());
+        assert!(inflight.enqueue(delivery(1, 0), 2, 100).is_err());
+        assert_eq!(inflight.queued(), (2, 12));
+        inflight.disconnect(|_| {});
+        assert_eq!(inflight.queued(), (1, 6));
+        assert!(inflight.dequeue().is_some() && inflight.is_empty());
     }
 }

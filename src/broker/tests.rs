@@ -49,16 +49,16 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         let (mut kept, mut live) = (Vec::new(), Vec::new());
         for _ in 0..2 * COUNT {
             world.shards[worker].begin_turn();
-            for run in world.shards[worker].next_deliveries(10) {
+            for batch in world.shards[worker].next_deliveries(10) {
                 let mut out = Vec::new();
-                let desk = &mut Desk {
+                let budget = &mut SendBudget {
                     out: &mut out,
                     unsent: 0,
                     turn_bytes: 300,
                     now: world.now,
                     counters: &mut world.counters,
                 };
-                world.shards[worker].write(session, run.letters, desk);
+                world.shards[worker].write(session, batch.deliveries, budget);
                 let mut rest = &out[..];
                 while let Some((packet, length)) = mqtt::decode(rest, Some(mqtt::Version::V5), 1 << 20).unwrap() {
                     rest = &rest[length..];
@@ -95,17 +95,17 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
 fn turn_of(world: &mut World, worker: usize, connected: &[u32]) -> Vec<(u32, String)> {
     world.shards[worker].begin_turn();
     let mut sent = Vec::new();
-    for run in world.shards[worker].next_deliveries(1_000) {
-        assert!(connected.contains(&run.session));
+    for batch in world.shards[worker].next_deliveries(1_000) {
+        assert!(connected.contains(&batch.session));
         let mut out = Vec::new();
         let (now, counters) = (world.now, &mut world.counters);
-        let desk = &mut Desk { out: &mut out, unsent: 0, turn_bytes: 1 << 20, now, counters };
-        world.shards[worker].write(run.session, run.letters, desk);
+        let budget = &mut SendBudget { out: &mut out, unsent: 0, turn_bytes: 1 << 20, now, counters };
+        world.shards[worker].write(batch.session, batch.deliveries, budget);
         let mut rest = &out[..];
         while let Some((packet, length)) = mqtt::decode(rest, Some(mqtt::Version::V5), 1 << 20).unwrap() {
             rest = &rest[length..];
             let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
-            sent.push((run.session, publish.topic.to_owned()));
+            sent.push((batch.session, publish.topic.to_owned()));
         }
     }
     sent
@@ -154,7 +154,7 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
         turns += 1;
     }
     // One look for each topic. The filter was repeated, and looked up once.
-    let expected = COUNT / sending::SESSION_LOOKS;
+    let expected = COUNT / delivery::SESSION_LOOKS;
     assert!((expected..expected + 20).contains(&turns), "{turns} turns");
     assert_eq!(found_after, Some(1), "another waited for a walk that found nothing");
 }
@@ -191,7 +191,7 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
     world.shards[worker].subscribe(session, "+", Options::plain(QoS::AtMostOnce), 0);
     world.shards[worker].unsubscribe(session, "+");
     assert_eq!(turn_of(&mut world, worker, &[session]), []);
-    assert!(world.shards[worker].all[session as usize].flow.is_none());
+    assert!(world.shards[worker].all[session as usize].inflight.is_none());
 }
 
 #[test]
@@ -201,5 +201,5 @@ fn a_session_is_small() {
     world.connect(1);
     let session = world.session_of(1).unwrap();
     let shard = &world.shards[world.devices[1].worker];
-    assert!(shard.all[session as usize].flow.is_none(), "nothing is in flight, and nothing is kept for it");
+    assert!(shard.all[session as usize].inflight.is_none(), "nothing is in flight, and nothing is kept for it");
 }

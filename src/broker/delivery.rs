@@ -1,4 +1,4 @@
-//! From letters to bytes: what may go to a device now, what waits, what goes again, and what it acknowledges.
+//! From deliveries to bytes: what may go to a device now, what waits, what goes again, and what it acknowledges.
 //!
 //! A device is sent no more in one turn than its outbox could hold, so that a flood makes it wait, not end. What waits
 //! is bounded; what goes beyond the bound is dropped and counted, QoS 0 and above alike.
@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::flow::{Answer, Flow, Letter, Receiving, Sending, WrongAck};
+use super::inflight::{Answer, Delivery, Inflight, Receiving, Sending, WrongAck};
 use super::replay::Replays;
 use super::retained::{Position, Step};
-use super::{ALIASES_MAX, Delivery, NOBODY, Session, Sessions, Walk};
+use super::{ALIASES_MAX, Broker, NOBODY, RoutedDelivery, Session, Walk};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
 use crate::link::SessionId;
@@ -22,7 +22,7 @@ pub(super) const TURN_LOOKS: usize = 4_096;
 pub(super) const SESSION_LOOKS: usize = 256;
 
 /// What a connection lends while its device is written to.
-pub struct Desk<'a> {
+pub struct SendBudget<'a> {
     /// Plaintext for the device, appended.
     pub out: &'a mut Vec<u8>,
     /// Bytes that the socket did not take yet.
@@ -35,15 +35,15 @@ pub struct Desk<'a> {
     pub counters: &'a mut Counters,
 }
 
-/// Letters of one session, in their order.
+/// Deliveries of one session, in their order.
 #[derive(Debug)]
-pub struct Run {
+pub struct SessionBatch {
     /// The session's slot.
     pub session: u32,
     /// Its generation: the slot may be another's by the time it is looked at.
     pub generation: u32,
-    /// The letters.
-    pub letters: Vec<Letter>,
+    /// The deliveries.
+    pub deliveries: Vec<Delivery>,
 }
 
 /// Why no more retained messages go to a session now.
@@ -67,7 +67,7 @@ enum Sent {
     Never,
 }
 
-impl Sessions {
+impl Broker {
     // --- The shard's part -------------------------------------------------------------------------------------------
 
     /// Begins a turn: every device may be sent as much as its outbox holds again.
@@ -77,38 +77,40 @@ impl Sessions {
         self.retained.bury(&self.exchange);
     }
 
-    /// Takes out at most `limit` letters, gathered by session in their order; and, without letters, the sessions whose
+    /// Takes out at most `limit` deliveries, gathered by session in their order; and, without deliveries, the sessions whose
     /// devices had no room for all that there was, and those whose turn it is to look for retained messages.
-    pub fn next_deliveries(&mut self, limit: usize) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
+    pub fn next_deliveries(&mut self, limit: usize) -> Vec<SessionBatch> {
+        let mut batches: Vec<SessionBatch> = Vec::new();
         for (session, generation) in std::mem::take(&mut self.backlog) {
             if self.is_current(session, generation) {
                 self.all[session as usize].is_backlogged = false;
-                runs.push(Run { session, generation, letters: Vec::new() });
+                batches.push(SessionBatch { session, generation, deliveries: Vec::new() });
             }
         }
         for _ in 0..TURN_LOOKS / SESSION_LOOKS {
             let Some((session, generation)) = self.walks.pop_front() else { break };
             if self.is_current(session, generation) {
                 self.all[session as usize].walk = Walk::Due;
-                runs.push(Run { session, generation, letters: Vec::new() });
+                batches.push(SessionBatch { session, generation, deliveries: Vec::new() });
             }
         }
-        let mut batch: Vec<Delivery> = self.deliveries.drain(..self.deliveries.len().min(limit)).collect();
+        let mut routed: Vec<RoutedDelivery> = self.deliveries.drain(..self.deliveries.len().min(limit)).collect();
         if self.deliveries.is_empty() && self.deliveries.capacity() > limit {
             self.deliveries.shrink_to(limit);
         }
-        batch.sort_by_key(|delivery| delivery.session);
-        for Delivery { session, generation, letter } in batch {
+        routed.sort_by_key(|delivery| delivery.session);
+        for RoutedDelivery { session, generation, delivery } in routed {
             if !self.is_current(session, generation) {
                 continue;
             }
-            match runs.last_mut() {
-                Some(run) if run.session == session && !run.letters.is_empty() => run.letters.push(letter),
-                _ => runs.push(Run { session, generation, letters: vec![letter] }),
+            match batches.last_mut() {
+                Some(batch) if batch.session == session && !batch.deliveries.is_empty() => {
+                    batch.deliveries.push(delivery);
+                }
+                _ => batches.push(SessionBatch { session, generation, deliveries: vec![delivery] }),
             }
         }
-        runs
+        batches
     }
 
     /// The slot of a session's connection; `None` if its device is away, or the session is not the one that was meant.
@@ -118,14 +120,14 @@ impl Sessions {
         Some(known.connection).filter(|&connection| connection != NOBODY)
     }
 
-    /// Keeps letters for a device that is away, as far as they are to be acknowledged.
-    pub fn keep(&mut self, run: Run, now: Moment, counters: &mut Counters) {
-        if !self.is_current(run.session, run.generation) {
-            let requests = run.letters.iter().map(|letter| letter.request);
+    /// Keeps deliveries for a device that is away, as far as they are to be acknowledged.
+    pub fn keep(&mut self, batch: SessionBatch, now: Moment, counters: &mut Counters) {
+        if !self.is_current(batch.session, batch.generation) {
+            let requests = batch.deliveries.iter().map(|delivery| delivery.request);
             return self.unanswered.extend(requests.filter(|&request| request != 0));
         }
-        for letter in run.letters {
-            self.keep_one(run.session, letter, now, counters);
+        for delivery in batch.deliveries {
+            self.keep_one(batch.session, delivery, now, counters);
         }
     }
 
@@ -140,54 +142,55 @@ impl Sessions {
     pub fn handle_settled(&mut self, id: SessionId, packet: u16, accepted: bool) -> Option<u32> {
         let session = self.resolve(id)?;
         let known = &mut self.all[session as usize];
-        let flow = known.flow.as_mut()?;
-        flow.settle(packet, if accepted { Reason::SUCCESS } else { Reason::QUOTA_EXCEEDED });
+        let inflight = known.inflight.as_mut()?;
+        inflight.settle(packet, if accepted { Reason::SUCCESS } else { Reason::QUOTA_EXCEEDED });
         let connection = known.connection;
         if connection != NOBODY {
             return Some(connection);
         }
         // Nobody is there to be told: what QoS 2 was taken is answered when it comes again.
-        flow.disconnect(|_| {});
-        self.shed_empty_flow(session);
+        inflight.disconnect(|_| {});
+        self.shed_empty_inflight(session);
         None
     }
 
     // --- Writing to a device ----------------------------------------------------------------------------------------
 
-    /// Sends what is in `letters`, and before it whatever of the session's older messages there is room for.
-    pub fn write(&mut self, session: u32, letters: Vec<Letter>, desk: &mut Desk) {
-        self.send_waiting(session, desk);
-        for letter in letters {
-            self.write_one(session, letter, desk);
+    /// Sends what is in `deliveries`, and before it whatever of the session's older messages there is room for.
+    pub fn write(&mut self, session: u32, deliveries: Vec<Delivery>, budget: &mut SendBudget) {
+        self.send_waiting(session, budget);
+        for delivery in deliveries {
+            self.write_one(session, delivery, budget);
         }
-        self.shed_empty_flow(session);
+        self.shed_empty_inflight(session);
     }
 
-    fn write_one(&mut self, session: u32, letter: Letter, desk: &mut Desk) {
+    fn write_one(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
-        let flow = self.all[session as usize].flow.as_deref();
-        let waits = flow.is_some_and(|flow| flow.queued().0 > 0 || (letter.qos > 0 && !flow.may_send(maximum)));
+        let inflight = self.all[session as usize].inflight.as_deref();
+        let waits = inflight
+            .is_some_and(|inflight| inflight.queued().0 > 0 || (delivery.qos > 0 && !inflight.may_send(maximum)));
         if waits {
-            return self.enqueue(session, letter, desk.counters);
+            return self.enqueue(session, delivery, budget.counters);
         }
-        if let Err(letter) = self.send_new(session, letter, desk) {
-            self.enqueue(session, letter, desk.counters);
-            self.wait_for_room(session, desk);
+        if let Err(delivery) = self.send_new(session, delivery, budget) {
+            self.enqueue(session, delivery, budget.counters);
+            self.wait_for_room(session, budget);
         }
     }
 
     /// What had no room waits for the next turn, or for the socket if that is what it is short of.
-    fn wait_for_room(&mut self, session: u32, desk: &Desk) {
-        if desk.unsent == 0 {
+    fn wait_for_room(&mut self, session: u32, budget: &SendBudget) {
+        if budget.unsent == 0 {
             self.note_backlog(session);
         }
     }
 
     /// Sends again what a former connection left unacknowledged, then what waits, as far as there is room.
-    fn send_waiting(&mut self, session: u32, desk: &mut Desk) {
+    fn send_waiting(&mut self, session: u32, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
-        while let Some(flow) = self.all[session as usize].flow.as_deref()
-            && let Some(outbound) = flow.next_to_resend()
+        while let Some(inflight) = self.all[session as usize].inflight.as_deref()
+            && let Some(outbound) = inflight.next_to_resend()
         {
             let packet = outbound.packet;
             let sent = match &outbound.state {
@@ -195,68 +198,68 @@ impl Sessions {
                     // [MQTT-4.4.0-1]
                     let version = self.all[session as usize].profile.version;
                     let pubrel = Ack { packet_id: packet, reason: Reason::SUCCESS, properties: Properties::EMPTY };
-                    Packet::Pubrel(pubrel).encode(version, desk.out);
+                    Packet::Pubrel(pubrel).encode(version, budget.out);
                     Sent::Yes
                 }
                 // The next acknowledgement makes room [v5 MQTT-3.3.4-9].
-                Sending::Sent(_) if !flow.may_resend(maximum) => return,
-                Sending::Sent(letter) => {
-                    let letter = Letter::clone(letter);
-                    encode(&mut self.all[session as usize], self.turn, &letter, packet, true, desk)
+                Sending::Sent(_) if !inflight.may_resend(maximum) => return,
+                Sending::Sent(delivery) => {
+                    let delivery = Delivery::clone(delivery);
+                    encode(&mut self.all[session as usize], self.turn, &delivery, packet, true, budget)
                 }
             };
             match sent {
-                Sent::Yes => self.flow(session).resent(),
-                Sent::Later => return self.wait_for_room(session, desk),
+                Sent::Yes => self.inflight(session).resent(),
+                Sent::Later => return self.wait_for_room(session, budget),
                 Sent::Never => {
-                    desk.counters.add(Figure::DroppedTooLarge, 1);
-                    let given_up = self.flow(session).give_up();
+                    budget.counters.add(Figure::DroppedTooLarge, 1);
+                    let given_up = self.inflight(session).give_up();
                     self.unanswered.extend(given_up.map(|outbound| outbound.request).filter(|&request| request != 0));
                 }
             }
         }
         loop {
-            let flow = self.all[session as usize].flow.as_deref_mut();
-            let Some(flow) = flow else { return };
-            let Some(next) = flow.peek() else { return self.send_retained(session, desk) };
-            if next.qos > 0 && !flow.may_send(maximum) {
+            let inflight = self.all[session as usize].inflight.as_deref_mut();
+            let Some(inflight) = inflight else { return };
+            let Some(next) = inflight.peek() else { return self.send_retained(session, budget) };
+            if next.qos > 0 && !inflight.may_send(maximum) {
                 return;
             }
-            let letter = flow.dequeue().expect("one was seen");
-            if let Err(letter) = self.send_new(session, letter, desk) {
-                self.flow(session).put_back(letter);
-                return self.wait_for_room(session, desk);
+            let delivery = inflight.dequeue().expect("one was seen");
+            if let Err(delivery) = self.send_new(session, delivery, budget) {
+                self.inflight(session).put_back(delivery);
+                return self.wait_for_room(session, budget);
             }
         }
     }
 
     /// Sends what new subscriptions find retained, as far as there is room and as far as may be looked for it in one turn.
     /// What is kept is looked up when it goes, so that none is older than what went before it.
-    fn send_retained(&mut self, session: u32, desk: &mut Desk) {
-        let flow = self.all[session as usize].flow.as_deref_mut();
-        let Some(mut replays) = flow.and_then(|flow| flow.replays.take()) else { return };
-        let stopped = self.send_replays(session, &mut replays, desk);
+    fn send_retained(&mut self, session: u32, budget: &mut SendBudget) {
+        let inflight = self.all[session as usize].inflight.as_deref_mut();
+        let Some(mut replays) = inflight.and_then(|inflight| inflight.replays.take()) else { return };
+        let stopped = self.send_replays(session, &mut replays, budget);
         if replays.is_empty() {
             return;
         }
-        self.flow(session).replays = Some(replays);
+        self.inflight(session).replays = Some(replays);
         match stopped {
             Stopped::Walk => self.note_walk(session),
-            Stopped::Room => self.wait_for_room(session, desk),
+            Stopped::Room => self.wait_for_room(session, budget),
             // The next acknowledgement goes on.
             Stopped::Window => {}
         }
     }
 
-    fn send_replays(&mut self, session: u32, replays: &mut Replays, desk: &mut Desk) -> Stopped {
+    fn send_replays(&mut self, session: u32, replays: &mut Replays, budget: &mut SendBudget) -> Stopped {
         let maximum = self.inflight_maximum(session);
         let mut looks = self.looks_for(session);
         let allowed = looks;
         let stopped = loop {
             let Some((filter, replay)) = replays.first() else { break Stopped::Window };
-            let flow = self.all[session as usize].flow.as_deref();
+            let inflight = self.all[session as usize].inflight.as_deref();
             // Whoever may be sent nothing now needs no look.
-            if replay.qos() > 0 && !flow.is_none_or(|flow| flow.may_send(maximum)) {
+            if replay.qos() > 0 && !inflight.is_none_or(|inflight| inflight.may_send(maximum)) {
                 break Stopped::Window;
             }
             if looks == 0 {
@@ -267,8 +270,8 @@ impl Sessions {
                 Step::Later(topic) => replays.set_position(Position::At(topic)),
                 Step::Found(publication) => {
                     let publication = Arc::clone(publication);
-                    let letter = replay.letter(&publication);
-                    if !publication.is_expired(desk.now) && self.send_new(session, letter, desk).is_err() {
+                    let delivery = replay.delivery(&publication);
+                    if !publication.is_expired(budget.now) && self.send_new(session, delivery, budget).is_err() {
                         break Stopped::Room;
                     }
                     replays.set_position(Position::After(publication));
@@ -302,53 +305,53 @@ impl Sessions {
     }
 
     /// Sends a message for the first time. It comes back when there is no room for it now.
-    fn send_new(&mut self, session: u32, letter: Letter, desk: &mut Desk) -> Result<(), Letter> {
-        if letter.publication.is_expired(desk.now) {
+    fn send_new(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) -> Result<(), Delivery> {
+        if delivery.publication.is_expired(budget.now) {
             // [v5 MQTT-3.3.2-5]
-            desk.counters.add(Figure::DroppedExpired, 1);
-            self.unanswered.extend(Some(letter.request).filter(|&request| request != 0));
+            budget.counters.add(Figure::DroppedExpired, 1);
+            self.unanswered.extend(Some(delivery.request).filter(|&request| request != 0));
             return Ok(());
         }
-        let packet = if letter.qos > 0 { self.next_packet(session) } else { 0 };
-        match encode(&mut self.all[session as usize], self.turn, &letter, packet, false, desk) {
+        let packet = if delivery.qos > 0 { self.next_packet(session) } else { 0 };
+        match encode(&mut self.all[session as usize], self.turn, &delivery, packet, false, budget) {
             Sent::Yes => {
-                desk.counters.add(Figure::Delivered, 1);
-                if letter.qos > 0 {
-                    self.flow(session).begin(packet, letter);
+                budget.counters.add(Figure::Delivered, 1);
+                if delivery.qos > 0 {
+                    self.inflight(session).begin(packet, delivery);
                 }
                 Ok(())
             }
-            Sent::Later => Err(letter),
+            Sent::Later => Err(delivery),
             Sent::Never => {
                 // As if it had been delivered [v5 MQTT-3.1.2-25].
-                desk.counters.add(Figure::DroppedTooLarge, 1);
-                self.unanswered.extend(Some(letter.request).filter(|&request| request != 0));
+                budget.counters.add(Figure::DroppedTooLarge, 1);
+                self.unanswered.extend(Some(delivery.request).filter(|&request| request != 0));
                 Ok(())
             }
         }
     }
 
-    fn enqueue(&mut self, session: u32, letter: Letter, counters: &mut Counters) {
+    fn enqueue(&mut self, session: u32, delivery: Delivery, counters: &mut Counters) {
         let (messages, bytes) = (self.bounds.messages, self.bounds.bytes);
-        if let Err(letter) = self.flow(session).enqueue(letter, messages, bytes) {
+        if let Err(delivery) = self.inflight(session).enqueue(delivery, messages, bytes) {
             counters.add(Figure::DroppedQueueFull, 1);
-            self.unanswered.extend(Some(letter.request).filter(|&request| request != 0));
+            self.unanswered.extend(Some(delivery.request).filter(|&request| request != 0));
         }
     }
 
     /// A message for a device that is away: kept if it is to be acknowledged.
-    fn keep_one(&mut self, session: u32, letter: Letter, now: Moment, counters: &mut Counters) {
-        if letter.request != 0 {
-            self.unanswered.push(letter.request);
+    fn keep_one(&mut self, session: u32, delivery: Delivery, now: Moment, counters: &mut Counters) {
+        if delivery.request != 0 {
+            self.unanswered.push(delivery.request);
         }
-        if letter.qos > 0 && !letter.publication.is_expired(now) {
-            self.enqueue(session, Letter { request: 0, ..letter }, counters);
+        if delivery.qos > 0 && !delivery.publication.is_expired(now) {
+            self.enqueue(session, Delivery { request: 0, ..delivery }, counters);
         }
     }
 
     pub(super) fn note_backlog(&mut self, session: u32) {
         let known = &mut self.all[session as usize];
-        if !known.is_backlogged && known.flow.as_deref().is_some_and(Flow::has_waiting) {
+        if !known.is_backlogged && known.inflight.as_deref().is_some_and(Inflight::has_waiting) {
             known.is_backlogged = true;
             self.backlog.push((session, known.generation));
         }
@@ -364,7 +367,7 @@ impl Sessions {
         loop {
             known.next_packet = known.next_packet.wrapping_add(1);
             let packet = known.next_packet;
-            if packet != 0 && !known.flow.as_deref().is_some_and(|flow| flow.uses(packet)) {
+            if packet != 0 && !known.inflight.as_deref().is_some_and(|inflight| inflight.uses(packet)) {
                 return packet;
             }
         }
@@ -377,8 +380,8 @@ impl Sessions {
     /// # Errors
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> Result<bool, WrongAck> {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
-        let Some(request) = flow.handle_puback(packet)? else { return Ok(false) };
+        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let Some(request) = inflight.handle_puback(packet)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
         }
@@ -397,8 +400,8 @@ impl Sessions {
         failed: bool,
         confirmed: impl FnOnce(u64),
     ) -> Result<bool, WrongAck> {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
-        let Some(request) = flow.handle_pubrec(packet, failed)? else { return Ok(false) };
+        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let Some(request) = inflight.handle_pubrec(packet, failed)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
         }
@@ -411,14 +414,14 @@ impl Sessions {
     /// # Errors
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
-        let done = flow.handle_pubcomp(packet)?;
+        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let done = inflight.handle_pubcomp(packet)?;
         self.after_acknowledgement(session);
         Ok(done)
     }
 
     fn after_acknowledgement(&mut self, session: u32) {
-        self.shed_empty_flow(session);
+        self.shed_empty_inflight(session);
         self.note_backlog(session);
     }
 
@@ -427,8 +430,8 @@ impl Sessions {
     /// What is known of a message of the device with an acknowledgement: `None`: it is new.
     #[must_use]
     pub fn receiving(&self, session: u32, packet: u16, qos: u8) -> Option<Known> {
-        let flow = self.all[session as usize].flow.as_deref()?;
-        flow.receiving(packet, qos).map(|state| match state {
+        let inflight = self.all[session as usize].inflight.as_deref()?;
+        inflight.receiving(packet, qos).map(|state| match state {
             Receiving::Received => Known::Answered,
             Receiving::Waiting | Receiving::Settled(_) => Known::Waiting,
         })
@@ -437,28 +440,28 @@ impl Sessions {
     /// How many messages of the device came on this connection and are not done with (v5 4.9).
     #[must_use]
     pub fn received(&self, session: u32) -> usize {
-        self.all[session as usize].flow.as_deref().map_or(0, Flow::received)
+        self.all[session as usize].inflight.as_deref().map_or(0, Inflight::received)
     }
 
     /// A message that is known has come again. `true`: for the first time on this connection.
     pub fn receive_again(&mut self, session: u32, packet: u16, qos: u8) -> bool {
-        self.flow(session).receive_again(packet, qos)
+        self.inflight(session).receive_again(packet, qos)
     }
 
     /// A message with an acknowledgement has come from the device. `settled`: its answer is known already, since it is
     /// safe or refused; it is given when it is its turn.
     pub fn receive(&mut self, session: u32, packet: u16, qos: u8, settled: Option<Reason>) {
-        let flow = self.flow(session);
-        flow.receive(packet, qos);
+        let inflight = self.inflight(session);
+        inflight.receive(packet, qos);
         if let Some(reason) = settled {
-            flow.settle(packet, reason);
+            inflight.settle(packet, reason);
         }
     }
 
     /// The next answer that the device may be given.
     pub fn next_answer(&mut self, session: u32) -> Option<Answer> {
-        let answer = self.all[session as usize].flow.as_deref_mut()?.next_answer();
-        self.shed_empty_flow(session);
+        let answer = self.all[session as usize].inflight.as_deref_mut()?.next_answer();
+        self.shed_empty_inflight(session);
         answer
     }
 
@@ -467,16 +470,16 @@ impl Sessions {
     /// # Errors
     /// [`WrongAck`] if PUBREC was not said of the message.
     pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
-        let Some(flow) = self.all[session as usize].flow.as_deref_mut() else { return Ok(false) };
-        let known = flow.handle_pubrel(packet)?;
-        self.shed_empty_flow(session);
+        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let known = inflight.handle_pubrel(packet)?;
+        self.shed_empty_inflight(session);
         Ok(known)
     }
 
     /// The device gives a topic a number, `1..=ALIASES_MAX` [v5 MQTT-3.3.2-10].
     pub fn set_alias(&mut self, session: u32, alias: u16, topic: &str) {
         debug_assert!((1..=ALIASES_MAX).contains(&alias));
-        let aliases = &mut self.flow(session).aliases_in;
+        let aliases = &mut self.inflight(session).aliases_in;
         let place = usize::from(alias) - 1;
         if aliases.len() <= place {
             aliases.resize(place + 1, None);
@@ -487,8 +490,8 @@ impl Sessions {
     /// The topic that the device gave a number.
     #[must_use]
     pub fn alias(&self, session: u32, alias: u16) -> Option<&str> {
-        let flow = self.all[session as usize].flow.as_deref()?;
-        flow.aliases_in.get(usize::from(alias).checked_sub(1)?)?.as_deref()
+        let inflight = self.all[session as usize].inflight.as_deref()?;
+        inflight.aliases_in.get(usize::from(alias).checked_sub(1)?)?.as_deref()
     }
 }
 
@@ -502,23 +505,30 @@ pub enum Known {
 }
 
 /// Appends a PUBLISH, if there is room.
-fn encode(session: &mut Session, turn: u32, letter: &Letter, packet: u16, dup: bool, desk: &mut Desk) -> Sent {
+fn encode(
+    session: &mut Session,
+    turn: u32,
+    delivery: &Delivery,
+    packet: u16,
+    dup: bool,
+    budget: &mut SendBudget,
+) -> Sent {
     if session.turn != turn {
         (session.turn, session.turn_bytes) = (turn, 0);
     }
-    let spent = session.turn_bytes as usize + desk.unsent;
+    let spent = session.turn_bytes as usize + budget.unsent;
     let version = session.profile.version;
-    let publication = &*letter.publication;
+    let publication = &*delivery.publication;
     let (alias, is_new) = choose_alias(session, &publication.topic);
     let mut outgoing = Outgoing {
         topic: if alias.is_some() && !is_new { "" } else { &publication.topic },
         alias,
-        qos: QoS::try_from(letter.qos).unwrap_or(QoS::AtMostOnce),
-        retain: letter.retain,
+        qos: QoS::try_from(delivery.qos).unwrap_or(QoS::AtMostOnce),
+        retain: delivery.retain,
         dup,
         packet_id: packet,
-        message_expiry: publication.expires.map(|expires| seconds_left(expires, desk.now)),
-        subscription_identifiers: letter.identifiers.as_slice(),
+        message_expiry: publication.expires.map(|expires| seconds_left(expires, budget.now)),
+        subscription_identifiers: delivery.identifiers.as_slice(),
         forwarded: &publication.properties,
         payload: &publication.payload,
     };
@@ -532,13 +542,13 @@ fn encode(session: &mut Session, turn: u32, letter: &Letter, packet: u16, dup: b
         return Sent::Never;
     }
     // One always goes when nothing else is on its way, however long it is.
-    if spent > 0 && spent + length > desk.turn_bytes {
+    if spent > 0 && spent + length > budget.turn_bytes {
         return Sent::Later;
     }
     if is_new && outgoing.alias.is_some() {
-        session.flow.get_or_insert_default().aliases_out.push(publication.topic.clone());
+        session.inflight.get_or_insert_default().aliases_out.push(publication.topic.clone());
     }
-    outgoing.encode(version, desk.out);
+    outgoing.encode(version, budget.out);
     session.turn_bytes = (session.turn_bytes as usize + length).min(u32::MAX as usize) as u32;
     Sent::Yes
 }
@@ -549,7 +559,7 @@ fn choose_alias(session: &Session, topic: &str) -> (Option<u16>, bool) {
     if maximum == 0 || session.profile.version != Version::V5 {
         return (None, false);
     }
-    let known = session.flow.as_deref().map_or(&[][..], |flow| &flow.aliases_out);
+    let known = session.inflight.as_deref().map_or(&[][..], |inflight| &inflight.aliases_out);
     match known.iter().position(|known| **known == *topic) {
         Some(place) => (Some(place as u16 + 1), false),
         None if known.len() < usize::from(maximum) => (Some(known.len() as u16 + 1), true),

@@ -26,7 +26,7 @@ pub struct Tally {
     pub received: u32,
     /// Sessions that expired.
     pub expired: u32,
-    /// Sessions with an expiry whose devices came back before.
+    /// Broker with an expiry whose devices came back before.
     pub resumed: u32,
     /// Wills that were published when they had waited.
     pub waited: u32,
@@ -70,11 +70,11 @@ pub struct World {
     seed: u64,
     random: fastrand::Rng,
     pub now: Moment,
-    pub shards: Vec<Sessions>,
+    pub shards: Vec<Broker>,
     /// By worker: the time up to which its deadlines were handled.
     drained: Vec<Tick>,
     /// By worker: wills that it publishes before it delivers, or in its next turn, which follows at once.
-    bequests: Vec<Vec<Bequest>>,
+    due_wills: Vec<Vec<DueWill>>,
     /// Between shards, by sender and receiver: in order, but late.
     ways: HashMap<(u16, u16), VecDeque<Peer>>,
     pub devices: Vec<Device>,
@@ -102,7 +102,7 @@ impl World {
         let now = Moment::from_micros(start * TICK_MICROS);
         let shard = |worker| {
             let exchange = Arc::clone(&exchange);
-            Sessions::new(Setup { worker: WorkerId(worker), home, exchange, bounds, key: seed }, now.tick())
+            Broker::new(Setup { worker: WorkerId(worker), home, exchange, bounds, key: seed }, now.tick())
         };
         let device = |number| {
             let name = format!("device {number} of seed {seed}");
@@ -115,7 +115,7 @@ impl World {
             now,
             shards: (0..WORKERS).map(shard).collect(),
             drained: vec![now.tick(); usize::from(WORKERS)],
-            bequests: (0..WORKERS).map(|_| Vec::new()).collect(),
+            due_wills: (0..WORKERS).map(|_| Vec::new()).collect(),
             ways: HashMap::new(),
             devices: (0..DEVICES).map(device).collect(),
             published: BTreeSet::new(),
@@ -160,7 +160,7 @@ impl World {
         }
         (device.connection, device.has_session, device.expiry_s) = (Some(connection), true, profile.expiry_s);
         // Whoever goes on takes the will back [v5 MQTT-3.1.3-9]; a session that is discarded has ended.
-        self.inherit(number, left.filter(|_| !goes_on), attached.bequest);
+        self.inherit(number, left.filter(|_| !goes_on), attached.due_will);
     }
 
     fn make_will(&mut self) -> Will {
@@ -184,7 +184,7 @@ impl World {
             shard.forget_will(session);
         }
         let with_will = ending != Ending::Shutdown;
-        let bequest = shard.detach(connection, &device.name, with_will, self.now, &mut self.counters);
+        let due_will = shard.detach(connection, &device.name, with_will, self.now, &mut self.counters);
         if matches!(ending, Ending::Goodbye | Ending::Shutdown) {
             device.will = None;
         }
@@ -195,7 +195,7 @@ impl World {
             // Whatever was on its way is gone with the session.
             device.end_session();
         }
-        self.inherit(number, expected, bequest);
+        self.inherit(number, expected, due_will);
     }
 
     fn subscribe(&mut self, number: usize) {
@@ -256,22 +256,22 @@ impl World {
     // --- Wills ------------------------------------------------------------------------------------------------------
 
     /// The shard gives out a will that is to be published now, or none: as the device expects.
-    fn inherit(&mut self, number: usize, expected: Option<Testament>, bequest: Option<Bequest>) {
+    fn inherit(&mut self, number: usize, expected: Option<Testament>, due_will: Option<DueWill>) {
         let device = &self.devices[number];
-        let message = bequest.as_ref().map(|bequest| message_of(&bequest.publication.payload));
+        let message = due_will.as_ref().map(|due_will| message_of(&due_will.publication.payload));
         assert_eq!(message, expected.map(|will| will.message), "{}: the will that is published now", device.name);
-        if let (Some(will), Some(bequest)) = (expected, bequest) {
-            assert_eq!(*bequest.device, *device.name);
+        if let (Some(will), Some(due_will)) = (expected, due_will) {
+            assert_eq!(*due_will.device, *device.name);
             // It begins to grow old when it is published, however long it has waited.
             let expires = will.expiry_s.map(|seconds| self.now.plus(Duration::from_secs(seconds.into())));
-            assert_eq!(bequest.publication.expires, expires, "{}", device.name);
-            self.bequests[device.worker].push(bequest);
+            assert_eq!(due_will.publication.expires, expires, "{}", device.name);
+            self.due_wills[device.worker].push(due_will);
         }
     }
 
-    fn publish_bequests(&mut self, worker: usize) {
-        for bequest in std::mem::take(&mut self.bequests[worker]) {
-            self.send_off(worker, bequest.publication);
+    fn publish_due_wills(&mut self, worker: usize) {
+        for due_will in std::mem::take(&mut self.due_wills[worker]) {
+            self.send_off(worker, due_will.publication);
         }
     }
 
@@ -289,7 +289,7 @@ impl World {
 
     /// No worker sleeps while a will is to be published.
     fn move_to(&mut self, moment: Moment) {
-        (0..usize::from(WORKERS)).for_each(|worker| self.publish_bequests(worker));
+        (0..usize::from(WORKERS)).for_each(|worker| self.publish_due_wills(worker));
         self.now = moment;
     }
 
@@ -333,7 +333,7 @@ impl World {
         self.drained[worker] = drained;
         let mut given = Vec::new();
         while self.shards[worker].handle_deadlines(drained, self.now, 2, &mut given, &mut self.counters) {}
-        let mut given: BTreeMap<Box<str>, Bequest> = given.into_iter().map(|one| (one.device.clone(), one)).collect();
+        let mut given: BTreeMap<Box<str>, DueWill> = given.into_iter().map(|one| (one.device.clone(), one)).collect();
         let until = drained.start_near(self.now);
         for number in 0..DEVICES {
             let device = &mut self.devices[number];
@@ -350,33 +350,33 @@ impl World {
             let is_known = shard.away.find(shard.home.hash(&device.name), is_it).is_some();
             assert_eq!(is_known, device.is_away(), "{}: whether there is a session still", device.name);
             self.tally.waited += u32::from(will.is_some());
-            let bequest = given.remove(&*device.name);
-            self.inherit(number, will, bequest);
+            let due_will = given.remove(&*device.name);
+            self.inherit(number, will, due_will);
         }
         assert!(given.is_empty(), "wills of nobody, seed {}: {given:?}", self.seed);
     }
 
     // --- What happens meanwhile -------------------------------------------------------------------------------------
 
-    /// Letters of one shard reach its devices; some devices lose their connection in the middle of it.
+    /// Deliveries of one shard reach its devices; some devices lose their connection in the middle of it.
     fn deliver(&mut self, worker: usize) {
-        self.publish_bequests(worker);
+        self.publish_due_wills(worker);
         self.shards[worker].begin_turn();
-        for run in self.shards[worker].next_deliveries(3) {
-            let (session, generation) = (run.session, run.generation);
+        for batch in self.shards[worker].next_deliveries(3) {
+            let (session, generation) = (batch.session, batch.generation);
             let Some(connection) = self.shards[worker].connection_of(session, generation) else {
-                self.shards[worker].keep(run, self.now, &mut self.counters);
+                self.shards[worker].keep(batch, self.now, &mut self.counters);
                 continue;
             };
             let mut out = Vec::new();
-            let mut desk = Desk {
+            let mut budget = SendBudget {
                 out: &mut out,
                 unsent: 0,
                 turn_bytes: self.random.usize(1..200),
                 now: self.now,
                 counters: &mut self.counters,
             };
-            self.shards[worker].write(session, run.letters, &mut desk);
+            self.shards[worker].write(session, batch.deliveries, &mut budget);
             let is_it = |device: &Device| device.worker == worker && device.connection == Some(connection);
             let number = self.devices.iter().position(is_it).expect("who is written to is connected");
             self.receive(number, &out);
@@ -514,7 +514,7 @@ impl World {
 
     fn is_over(&self) -> bool {
         self.shards.iter().all(|shard| !shard.has_deliveries() && !shard.has_outgoing())
-            && self.bequests.iter().all(Vec::is_empty)
+            && self.due_wills.iter().all(Vec::is_empty)
             && self.devices.iter().all(|device| device.owed.is_empty() && device.connection.is_some())
     }
 }

@@ -1,7 +1,7 @@
 //! Sessions coming, going and ending; wills.
 
-use super::flow::Flow;
-use super::{NOBODY, Profile, Session, Sessions};
+use super::inflight::Inflight;
+use super::{Broker, NOBODY, Profile, Session};
 use crate::link::{ListenerId, Peer, Publication, SessionFacts};
 use crate::metrics::{Counters, Figure};
 use crate::time::{Moment, Tick};
@@ -25,7 +25,7 @@ pub struct Will {
 
 /// A will that is to be published now, and whose.
 #[derive(Debug)]
-pub struct Bequest {
+pub struct DueWill {
     /// Whose.
     pub device: Box<str>,
     /// Through which listener the device had come.
@@ -57,15 +57,15 @@ pub struct Attached {
     /// Whether there was one.
     pub was_present: bool,
     /// The will of the session that was discarded, if that was still to be published [v5 MQTT-3.1.3-9].
-    pub bequest: Option<Bequest>,
+    pub due_will: Option<DueWill>,
 }
 
-impl Sessions {
+impl Broker {
     /// A device has connected: it goes on with its session, or begins one.
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
         let Arrival { connection, device, clean_start, profile, will } = arrival;
         debug_assert!(self.of(connection).is_none());
-        let mut bequest = None;
+        let mut due_will = None;
         let known = self.find_away(device);
         let session = match known {
             Some(session) if !clean_start => {
@@ -73,7 +73,7 @@ impl Sessions {
                 Some(session)
             }
             Some(session) => {
-                bequest = self.take_will(session, now);
+                due_will = self.take_will(session, now);
                 self.leave_away(session);
                 self.end(session);
                 None
@@ -95,7 +95,7 @@ impl Sessions {
         known.device = Box::default();
         self.tell_groups(session, true);
         self.note_backlog(session);
-        Attached { session, was_present, bequest }
+        Attached { session, was_present, due_will }
     }
 
     /// The device's connection has ended; returns the will that is to be published now. `with_will`: it has not ended in
@@ -107,7 +107,7 @@ impl Sessions {
         with_will: bool,
         now: Moment,
         counters: &mut Counters,
-    ) -> Option<Bequest> {
+    ) -> Option<DueWill> {
         let session = self.of(connection)?;
         self.attached[connection as usize] = NOBODY;
         let unanswered = &mut self.unanswered;
@@ -118,14 +118,14 @@ impl Sessions {
         if !with_will {
             known.will = None;
         }
-        if let Some(flow) = &mut known.flow {
-            flow.disconnect(|request| unanswered.push(request));
+        if let Some(inflight) = &mut known.inflight {
+            inflight.disconnect(|request| unanswered.push(request));
         }
-        self.shed_empty_flow(session);
+        self.shed_empty_inflight(session);
         let known = &self.all[session as usize];
         let ends = known.profile.expiry_s == 0 || self.away.len() >= self.bounds.away;
         let delay_s = known.will.as_ref().map_or(0, |will| will.delay_s);
-        let bequest = if ends || delay_s == 0 { self.take_will(session, now) } else { None };
+        let due_will = if ends || delay_s == 0 { self.take_will(session, now) } else { None };
         if ends {
             if self.all[session as usize].profile.expiry_s != 0 {
                 counters.add(Figure::SessionsDropped, 1);
@@ -135,7 +135,7 @@ impl Sessions {
             self.enter_away(session);
             self.tell_groups(session, false);
         }
-        bequest
+        due_will
     }
 
     /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
@@ -155,13 +155,13 @@ impl Sessions {
     }
 
     /// Handles at most `limit` deadlines, up to `drained`, of sessions whose devices are away: wills that are due are appended to
-    /// `bequests`, sessions that have expired end. `true`: more are due.
+    /// `due_wills`, sessions that have expired end. `true`: more are due.
     pub fn handle_deadlines(
         &mut self,
         drained: Tick,
         now: Moment,
         limit: usize,
-        bequests: &mut Vec<Bequest>,
+        due_wills: &mut Vec<DueWill>,
         counters: &mut Counters,
     ) -> bool {
         let mut due = std::mem::take(&mut self.due);
@@ -173,7 +173,7 @@ impl Sessions {
             let expired = known.profile.expiry_s != u32::MAX && have_passed(known.profile.expiry_s);
             let will_due = known.will.as_ref().is_some_and(|will| have_passed(will.delay_s));
             if expired || will_due {
-                bequests.extend(self.take_will(session, now));
+                due_wills.extend(self.take_will(session, now));
             }
             if expired {
                 counters.add(Figure::SessionsExpired, 1);
@@ -191,7 +191,7 @@ impl Sessions {
     #[must_use]
     pub fn describe(&self, session: u32) -> SessionFacts {
         let known = &self.all[session as usize];
-        let (queued, queued_bytes) = known.flow.as_ref().map_or((0, 0), |flow| flow.queued());
+        let (queued, queued_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.queued());
         let own = self.subscriptions.filters(session).map(|(filter, subscriber)| {
             let filter: Box<str> = filter.into();
             (filter, subscriber.qos())
@@ -206,7 +206,7 @@ impl Sessions {
             keep_alive_s: known.profile.keep_alive_s,
             expiry_s: known.profile.expiry_s,
             subscriptions: own.chain(shared).collect(),
-            inflight: known.flow.as_ref().map_or(0, |flow| flow.inflight()),
+            inflight: known.inflight.as_ref().map_or(0, |inflight| inflight.unacknowledged()),
             queued,
             queued_bytes,
         }
@@ -228,7 +228,7 @@ impl Sessions {
             device: Box::default(),
             away_since: Tick::default(),
             will: None,
-            flow: None,
+            inflight: None,
             groups: Vec::new(),
         };
         self.all.insert(session) as u32
@@ -275,14 +275,14 @@ impl Sessions {
         }
     }
 
-    fn take_will(&mut self, session: u32, now: Moment) -> Option<Bequest> {
+    fn take_will(&mut self, session: u32, now: Moment) -> Option<DueWill> {
         let publisher = self.id(session);
         let known = &mut self.all[session as usize];
         let will = *known.will.take()?;
         let mut publication = will.publication;
         publication.publisher = Some(publisher);
         publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
-        Some(Bequest { device: known.device.clone(), listener: known.profile.listener, publication })
+        Some(DueWill { device: known.device.clone(), listener: known.profile.listener, publication })
     }
 
     /// Tells the homes of the session's groups whether its device is there.
@@ -297,14 +297,14 @@ impl Sessions {
         self.all[session as usize].groups = groups;
     }
 
-    pub(super) fn flow(&mut self, session: u32) -> &mut Flow {
-        self.all[session as usize].flow.get_or_insert_default()
+    pub(super) fn inflight(&mut self, session: u32) -> &mut Inflight {
+        self.all[session as usize].inflight.get_or_insert_default()
     }
 
-    pub(super) fn shed_empty_flow(&mut self, session: u32) {
-        let flow = &mut self.all[session as usize].flow;
-        if flow.as_ref().is_some_and(|flow| flow.is_empty()) {
-            *flow = None;
+    pub(super) fn shed_empty_inflight(&mut self, session: u32) {
+        let inflight = &mut self.all[session as usize].inflight;
+        if inflight.as_ref().is_some_and(|inflight| inflight.is_empty()) {
+            *inflight = None;
         }
     }
 }

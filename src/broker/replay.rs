@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::flow::{Identifiers, Letter};
+use super::inflight::{Delivery, Identifiers};
 use super::retained::Position;
 use super::subscriptions::Subscriber;
 use crate::link::Publication;
@@ -41,10 +41,10 @@ impl Replay {
     }
 
     /// What the subscription makes of a retained message.
-    pub(super) fn letter(&self, publication: &Arc<Publication>) -> Letter {
+    pub(super) fn delivery(&self, publication: &Arc<Publication>) -> Delivery {
         let mut identifiers = Identifiers::None;
         identifiers.push(self.subscriber.identifier);
-        Letter {
+        Delivery {
             publication: Arc::clone(publication),
             qos: publication.qos.min(self.qos()),
             // Because a subscription was made [MQTT-3.3.1-8].

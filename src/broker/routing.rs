@@ -1,12 +1,12 @@
-//! From a publication to letters: who has subscribed, in this shard and in others.
+//! From a publication to deliveries: who has subscribed, in this shard and in others.
 
 use std::sync::Arc;
 
-use super::flow::{Identifiers, Letter};
 use super::groups::Member;
+use super::inflight::{Delivery, Identifiers};
 use super::retained::Set;
 use super::subscriptions::Subscriber;
-use super::{Delivery, Membership, NOBODY, Sessions};
+use super::{Broker, Membership, NOBODY, RoutedDelivery};
 use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::topic;
 use crate::link::{Peer, Publication, SessionId, WorkerId};
@@ -30,7 +30,7 @@ pub enum Unsubscribed {
     NoSuch,
 }
 
-impl Sessions {
+impl Broker {
     // --- Publishing -------------------------------------------------------------------------------------------------
 
     /// A message was published in this shard: it goes to every shard where anybody may want it.
@@ -69,7 +69,7 @@ impl Sessions {
         let mut identifiers = Identifiers::None;
         identifiers.push(subscriber.identifier);
         let qos = publication.qos.min(subscriber.qos());
-        self.push(session, Letter { publication, qos, retain: false, identifiers, request });
+        self.push(session, Delivery { publication, qos, retain: false, identifiers, request });
     }
 
     /// The subscription under which a session would be told of a topic.
@@ -78,7 +78,7 @@ impl Sessions {
         self.subscriptions.find(session, topic)
     }
 
-    /// Keeps what is to be retained, and writes a letter to every subscriber here.
+    /// Keeps what is to be retained, and writes a delivery to every subscriber here.
     fn route(&mut self, publication: &Arc<Publication>, counters: &mut Counters) {
         if publication.retain && self.retained.set(publication, &self.exchange) == Set::Full {
             counters.add(Figure::RetainedRefused, 1);
@@ -93,7 +93,7 @@ impl Sessions {
             let no_local = subscriber.options & Options::NO_LOCAL != 0;
             !(no_local && publisher.is_some_and(|id| self.resolve(id) == Some(subscriber.session)))
         });
-        // Overlapping subscriptions make one letter, under the highest QoS [v5 MQTT-3.3.4-2], and with all identifiers
+        // Overlapping subscriptions make one delivery, under the highest QoS [v5 MQTT-3.3.4-2], and with all identifiers
         // [v5 MQTT-3.3.4-3, MQTT-3.3.4-4].
         if found.len() > 1 {
             found.sort_by_key(|subscriber| subscriber.session);
@@ -104,9 +104,9 @@ impl Sessions {
         self.found = found;
     }
 
-    fn push(&mut self, session: u32, letter: Letter) {
+    fn push(&mut self, session: u32, delivery: Delivery) {
         let generation = self.all[session as usize].generation;
-        self.deliveries.push_back(Delivery { session, generation, letter });
+        self.deliveries.push_back(RoutedDelivery { session, generation, delivery });
     }
 
     // --- Shared subscriptions ---------------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ impl Sessions {
     }
 
     fn deliver_shared(&mut self, session: u32, publication: &Arc<Publication>, options: u8, identifier: u32) {
-        let letter = merge(publication, &[Subscriber { session, identifier, options }]);
-        self.push(session, letter);
+        let delivery = merge(publication, &[Subscriber { session, identifier, options }]);
+        self.push(session, delivery);
     }
 
     /// Says something to the home of the group that it is about.
@@ -203,11 +203,11 @@ impl Sessions {
         let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
         if wants_retained && !self.retained.is_empty() {
             let (arrivals, packet) = (self.retained.arrivals(), self.packets);
-            let replays = self.flow(session).replays.get_or_insert_default();
+            let replays = self.inflight(session).replays.get_or_insert_default();
             replays.add(filter, subscriber, arrivals, packet);
             self.note_backlog(session);
-        } else if let Some(flow) = self.all[session as usize].flow.as_deref_mut()
-            && let Some(replays) = flow.replays.as_deref_mut()
+        } else if let Some(inflight) = self.all[session as usize].inflight.as_deref_mut()
+            && let Some(replays) = inflight.replays.as_deref_mut()
         {
             replays.change(filter, subscriber);
         }
@@ -233,12 +233,12 @@ impl Sessions {
 
     /// Retained messages that were on their way to a subscription are not any more.
     fn drop_replay(&mut self, session: u32, filter: &str) {
-        if let Some(flow) = self.all[session as usize].flow.as_deref_mut()
-            && let Some(replays) = flow.replays.as_deref_mut()
+        if let Some(inflight) = self.all[session as usize].inflight.as_deref_mut()
+            && let Some(replays) = inflight.replays.as_deref_mut()
         {
             replays.remove(filter);
-            flow.shed_replays();
-            self.shed_empty_flow(session);
+            inflight.shed_replays();
+            self.shed_empty_inflight(session);
         }
     }
 
@@ -275,7 +275,7 @@ impl Sessions {
 }
 
 /// What the subscriptions of one session make of a publication.
-fn merge(publication: &Arc<Publication>, own: &[Subscriber]) -> Letter {
+fn merge(publication: &Arc<Publication>, own: &[Subscriber]) -> Delivery {
     let mut identifiers = Identifiers::None;
     let mut granted = 0;
     let mut as_published = false;
@@ -284,7 +284,7 @@ fn merge(publication: &Arc<Publication>, own: &[Subscriber]) -> Letter {
         as_published |= subscriber.options & Options::RETAIN_AS_PUBLISHED != 0;
         identifiers.push(subscriber.identifier);
     }
-    Letter {
+    Delivery {
         publication: Arc::clone(publication),
         qos: publication.qos.min(granted),
         // [v5 MQTT-3.3.1-12, MQTT-3.3.1-13]; in v3.1.1 never [v3.1.1 MQTT-3.3.1-9].
