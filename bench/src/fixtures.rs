@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use pulsegate::config::{self, ClientAuth, Config, Machine};
-use pulsegate::connection::Rules;
+use pulsegate::connection::ListenerSettings;
 use pulsegate::link::ListenerId;
 use pulsegate::tls::certs::development::{self, DevelopmentCerts};
 use pulsegate::tls::handshake::{self, ServerOptions, ServerTls};
@@ -215,7 +215,7 @@ impl Deployment {
     }
 
     /// What holds for the connections of the one listener.
-    pub fn rules(&self) -> Arc<[Rules]> {
+    pub fn settings(&self) -> Arc<[ListenerSettings]> {
         let config = self.config();
         let listener = &config.listeners[0];
         assert_eq!(listener.tls.client_auth, ClientAuth::Off);
@@ -227,7 +227,7 @@ impl Deployment {
             alpn: &[pulsegate::codec::native::ALPN],
         };
         let (tls, _) = ServerTls::load(&options).expect("certificates of our own");
-        [Rules::new(ListenerId(0), listener, &config.limits, tls)].into()
+        [ListenerSettings::new(ListenerId(0), listener, &config.limits, tls)].into()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pulsegate::broker;
 use pulsegate::codec::native::{self, BODY_MAX, Frame};
 use pulsegate::config::Limits;
-use pulsegate::connection::{Input, Rules};
+use pulsegate::connection::{Input, ListenerSettings};
 use pulsegate::link::{Exchange, Home, WorkerId};
 use pulsegate::shard::{self, Plan, Shard, Transmit};
 use pulsegate::time::{Moment, TICK_MICROS};
@@ -35,11 +35,11 @@ pub struct Host {
 
 impl Host {
     /// The one shard of its gateway.
-    pub fn new(rules: Arc<[Rules]>) -> Self {
+    pub fn new(settings: Arc<[ListenerSettings]>) -> Self {
         let setup = shard::Setup {
             worker: WorkerId(0),
             home: Home::new([7; 16], 1),
-            rules,
+            settings,
             handshakes: 1,
             uplink_length: 1 << 20,
             seed: 7,
@@ -132,7 +132,7 @@ pub struct Fleet {
 impl Fleet {
     /// `count` devices, all at home.
     pub fn new(count: u32) -> Self {
-        let mut host = Host::new(Deployment::new(7_443, 7_480, INTERVAL_SECONDS).rules());
+        let mut host = Host::new(Deployment::new(7_443, 7_480, INTERVAL_SECONDS).settings());
         let mut random = fastrand::Rng::with_seed(11);
         let mut devices = Vec::with_capacity(count as usize);
         let mut scratch = Vec::new();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsegate::connection::Rules;
+use pulsegate::connection::ListenerSettings;
 use pulsegate::tls::handshake::{
     ClientOptions, ClientResumption, ClientTls, Established, Handshake, Progress, Roots, ServerTls, Versions,
 };
@@ -36,7 +36,7 @@ impl From<&Arguments> for Options {
 pub fn run(options: &Options) -> Vec<Table> {
     // Neither port is listened on.
     let deployment = Deployment::new(1, 2, 60);
-    let rules: Arc<[Rules]> = deployment.rules();
+    let settings: Arc<[ListenerSettings]> = deployment.settings();
     let client = ClientTls::load(&ClientOptions {
         roots: Roots::Pem(deployment.authority()),
         server_name: "localhost",
@@ -59,7 +59,7 @@ pub fn run(options: &Options) -> Vec<Table> {
         [
             mean(&|| by_rustls(&as_it_comes, &client)),
             mean(&|| by_rustls(&with_ours, &client)),
-            mean(&|| by_us(&rules[0].tls, &client)),
+            mean(&|| by_us(&settings[0].tls, &client)),
         ]
     });
     let row = |name: &str, micros: f64| (name.to_owned(), vec![Some(micros / alone), Some(micros)]);

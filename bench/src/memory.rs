@@ -65,11 +65,11 @@ struct Causes {
 /// Fills a shard, then each of its parts alone, the way the shard fills them.
 fn causes(devices: u32) -> Causes {
     let deployment = Deployment::new(7_443, 7_480, INTERVAL_SECONDS);
-    let rules = deployment.rules();
+    let settings = deployment.settings();
     let each = f64::from(devices);
     let mut random = fastrand::Rng::with_seed(13);
     let mut scratch = Vec::with_capacity(4_096);
-    let mut host = Host::new(rules);
+    let mut host = Host::new(settings);
     // The scratch buffers belong to the worker and grow to their size with the first batch.
     let mut take_in = |host: &mut Host, range: std::ops::Range<u32>| {
         for number in range {
@@ -193,11 +193,11 @@ fn beside(ours: f64) -> Table {
     drop(connections);
 
     let deployment = Deployment::new(7_443, 7_480, INTERVAL_SECONDS);
-    let rules = deployment.rules();
+    let settings = deployment.settings();
     let mut hello = Vec::new();
     theirs.client().write_tls(&mut hello).expect("a Vec takes everything");
     let mut answer = Vec::with_capacity(16_384);
-    let begin = || Handshake::server(&rules[0].tls);
+    let begin = || Handshake::server(&settings[0].tls);
     let (fresh, handshakes) = kept(|| (0..SAMPLES).map(|_| Box::new(begin())).collect::<Vec<_>>());
     drop(handshakes);
     let (answered, handshakes) = kept(|| {

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
 use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
-use pulsegate_fuzz::connection::{Input, Rules};
+use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
     ConnectionId, Downlink, Exchange, Home, ListenerId, Peer, Publication, Receipt, SessionId, WorkerId,
 };
@@ -37,8 +37,8 @@ fn limits() -> Limits {
     }
 }
 
-fn rules() -> Arc<[Rules]> {
-    static RULES: OnceLock<Arc<[Rules]>> = OnceLock::new();
+fn settings() -> Arc<[ListenerSettings]> {
+    static RULES: OnceLock<Arc<[ListenerSettings]>> = OnceLock::new();
     Arc::clone(RULES.get_or_init(|| {
         let directory = std::env::temp_dir().join(format!("pulsegate-fuzz-{}", std::process::id()));
         let certs = development::ensure(&directory, &[], SystemTime::now()).expect("certificates");
@@ -55,15 +55,15 @@ fn rules() -> Arc<[Rules]> {
             heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1 },
             identity: Identity { from: IdentityFrom::Hello, token_file: tokens.then(|| "tokens".into()) },
         };
-        let rules =
-            |id, protocol, tokens| Rules::new(ListenerId(id), &listener(protocol, tokens), &limits(), tls.clone());
+        let settings =
+            |id, protocol, tokens| ListenerSettings::new(ListenerId(id), &listener(protocol, tokens), &limits(), tls.clone());
         let open = || vec!["#".to_owned()];
         let mqtt = Mqtt { publish: open(), subscribe: open(), ..Mqtt::default() };
         [
-            rules(0, Protocol::Native, false),
-            rules(1, Protocol::Raw(raw), false),
-            rules(2, Protocol::Native, true),
-            rules(3, Protocol::Mqtt(mqtt), false),
+            settings(0, Protocol::Native, false),
+            settings(1, Protocol::Raw(raw), false),
+            settings(2, Protocol::Native, true),
+            settings(3, Protocol::Mqtt(mqtt), false),
         ]
         .into()
     }))
@@ -98,7 +98,7 @@ impl Desk {
         let setup = Setup {
             worker: WorkerId(0),
             home: Home::new([0; 16], 2),
-            rules: rules(),
+            settings: settings(),
             handshakes: 2,
             uplink_length: 6,
             seed: 1,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pulsegate::config::machine::{Memory, MemorySource};
 use pulsegate::config::{Heartbeat, Machine, Protocol, built_in};
-use pulsegate::connection::Rules;
+use pulsegate::connection::ListenerSettings;
 use pulsegate::control::{Clock, Control, Parts};
 use pulsegate::link::{Home, ListenerId};
 use pulsegate::tls::certs::development;
@@ -40,7 +40,7 @@ impl Gateway {
         };
         let mut config = built_in(&machine).unwrap().config;
         config.workers = 2;
-        let mut rules = Vec::new();
+        let mut settings = Vec::new();
         for (position, listener) in config.listeners.iter_mut().enumerate() {
             listener.listen = "127.0.0.1:0".parse().unwrap();
             listener.heartbeat =
@@ -51,10 +51,10 @@ impl Gateway {
                 alpn: &[],
             };
             let (tls, _) = ServerTls::load(&options).unwrap();
-            rules.push(Rules::new(ListenerId(position as u8), listener, &config.limits, tls));
+            settings.push(ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls));
         }
         let home = Home::new([7; 16], config.workers);
-        let setup = Setup { config: &config, rules: Arc::from(rules), home, started: Instant::now(), seed: 1 };
+        let setup = Setup { config: &config, settings: Arc::from(settings), home, started: Instant::now(), seed: 1 };
         let workers = worker::start(&setup).unwrap();
         let control = Control::start(Parts {
             config: Arc::new(config.clone()),

@@ -147,7 +147,7 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 /// Passwords and private keys are in memory: it goes into no core dump, and only root may look into it. Where a sandbox
-/// allows neither, its rules are what protects the memory.
+/// allows neither, its settings are what protects the memory.
 fn keep_memory_private() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);

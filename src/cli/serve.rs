@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pulsegate::config::{Config, DEVELOPMENT_CERTIFICATES, Drain, Machine};
-use pulsegate::connection::Rules;
+use pulsegate::connection::ListenerSettings;
 use pulsegate::control::{Clock, Control, Parts};
 use pulsegate::gateway::log::{Log, Weight};
 use pulsegate::link::{Home, ListenerId};
@@ -106,14 +106,19 @@ impl Gateway {
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| {
             CliError::Run(format!("cannot listen on {} (admin.listen): {error}", config.admin.listen))
         })?;
-        let mut rules = Vec::with_capacity(tls.len());
+        let mut settings = Vec::with_capacity(tls.len());
         for (position, (listener, tls)) in config.listeners.iter().zip(tls).enumerate() {
             self_test(&tls).map_err(|error| CliError::Run(format!("listener {:?}: {error}", listener.name)))?;
-            rules.push(Rules::new(ListenerId(position as u8), listener, &config.limits, tls));
+            settings.push(ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls));
         }
         let home = Home::new(random()?, config.workers);
-        let setup =
-            Setup { config, rules: rules.into(), home, started: clock.started, seed: u64::from_ne_bytes(random()?) };
+        let setup = Setup {
+            config,
+            settings: settings.into(),
+            home,
+            started: clock.started,
+            seed: u64::from_ne_bytes(random()?),
+        };
         let workers = worker::start(&setup).map_err(|error| CliError::Run(error.to_string()))?;
         let control = Control::start(Parts {
             config: Arc::new(config.clone()),

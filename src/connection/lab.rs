@@ -1,10 +1,10 @@
-//! What the tests of connections and shards have in common: rules with real certificates, and a client in memory.
+//! What the tests of connections and shards have in common: settings with real certificates, and a client in memory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Rules;
+use super::ListenerSettings;
 use crate::broker::{self, Broker};
 use crate::codec::native::{self, CloseCode, Frame, Hello, Message, Welcome};
 use crate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
@@ -68,7 +68,7 @@ impl Lab {
         Broker::new(setup, Tick(0))
     }
 
-    pub fn rules(&self, id: u8, listener: &Listener) -> Rules {
+    pub fn settings(&self, id: u8, listener: &Listener) -> ListenerSettings {
         let certificates = [(&*self.server.0, &*self.server.1)];
         let client_auth = match listener.tls.client_auth {
             config::ClientAuth::Off => ClientAuth::Off,
@@ -77,7 +77,7 @@ impl Lab {
         };
         let alpn: &[&[u8]] = if listener.protocol == Protocol::Native { &[native::ALPN] } else { &[] };
         let (tls, _) = ServerTls::load(&ServerOptions { certificates: &certificates, client_auth, alpn }).unwrap();
-        Rules::new(ListenerId(id), listener, &Self::limits(), tls)
+        ListenerSettings::new(ListenerId(id), listener, &Self::limits(), tls)
     }
 
     /// A client, with a certificate in this name or without one.

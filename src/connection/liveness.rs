@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::time::{Moment, Tick};
 
-/// How one connection is kept alive: the listener's rules, in ticks.
+/// How one connection is kept alive: the listener's settings, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Silence before the first probe.

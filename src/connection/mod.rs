@@ -24,13 +24,13 @@
 //! out into the caller's buffers, and everything that concerns more than this connection is a [`Step`] for the shard.
 //! While idle it owns nothing on the heap but its device id; `tests` in this module prove it by size.
 
-mod goodbye;
+mod close;
 mod input;
 mod liveness;
 mod mqtt;
 mod parcel;
-mod rules;
-mod talk;
+mod settings;
+mod transport;
 
 #[cfg(test)]
 pub(crate) mod lab;
@@ -41,11 +41,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-pub use goodbye::{Ending, lingers};
+pub use close::{Termination, lingers};
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
-pub use rules::Rules;
+pub use settings::ListenerSettings;
 
 use crate::broker::{Broker, DueWill};
 use crate::codec::native;
@@ -106,7 +106,7 @@ pub enum Step {
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
     Paused,
     /// It is over.
-    End(Ending),
+    End(Termination),
 }
 
 /// One connection. At most 256 bytes inline, whatever its state.
@@ -354,10 +354,10 @@ impl Connection {
     }
 
     /// Begins the TLS handshake: the connection has a place among them and there are bytes to look at.
-    pub fn begin_handshake(&mut self, rules: &Rules, now: Moment) {
+    pub fn begin_handshake(&mut self, settings: &ListenerSettings, now: Moment) {
         assert!(self.is_called());
         self.state = State::Handshaking(Box::new(Handshaking {
-            tls: Handshake::server(&rules.tls),
+            tls: Handshake::server(&settings.tls),
             begun: false,
             started: now,
         }));
@@ -382,7 +382,7 @@ impl Connection {
 
     /// Bytes arrived: any byte counts as life. Where they answer a probe, returns the next deadline: to arm it while the
     /// connection is at hand is cheaper than to let the probe's own come and find nothing to do.
-    pub fn handle_heard(&mut self, now: Moment, rules: &Rules, counters: &mut Counters) -> Option<Tick> {
+    pub fn handle_heard(&mut self, now: Moment, settings: &ListenerSettings, counters: &mut Counters) -> Option<Tick> {
         let heard = self.liveness.handle_heard(now);
         if let Some(round_trip) = heard.round_trip {
             counters.observe(Timing::RoundTrip, round_trip);
@@ -392,16 +392,16 @@ impl Connection {
         }
         counters.add(Figure::HeartbeatsAnswered, u64::from(heard.answered));
         // One that has been told goodbye lingers for as long as it was given, whatever it answers.
-        self.is_device().then(|| self.liveness.last_heard().plus(self.schedule(rules).interval))
+        self.is_device().then(|| self.liveness.last_heard().plus(self.schedule(settings).interval))
     }
 
     /// Looks at what is in `input`, as far as one [`Step`]. After any step but [`Step::Wait`], [`Step::Paused`] and
     /// [`Step::End`] the caller settles it and calls again: there may be more.
-    pub fn handle_input(&mut self, input: &mut Input, rules: &Rules, cx: &mut Context) -> Step {
+    pub fn handle_input(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
         match &mut self.state {
-            State::Handshaking(_) => self.handle_handshake(input, rules, cx),
+            State::Handshaking(_) => self.handle_handshake(input, settings, cx),
             State::Open { phase: Phase::Verifying | Phase::Moving, .. } | State::Closed | State::Moved => Step::Wait,
-            State::Open { .. } => self.handle_open(input, rules, cx),
+            State::Open { .. } => self.handle_open(input, settings, cx),
             State::Lingering { .. } => {
                 input.load(&Saved::default());
                 Step::Wait
@@ -412,7 +412,7 @@ impl Connection {
         }
     }
 
-    fn handle_handshake(&mut self, input: &mut Input, rules: &Rules, cx: &mut Context) -> Step {
+    fn handle_handshake(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
         let State::Handshaking(handshaking) = &mut self.state else { unreachable!("asked by the state") };
         loop {
             let stage = if handshaking.begun { Stage::Handshake } else { Stage::First };
@@ -425,7 +425,7 @@ impl Connection {
                     }
                     let not_tls = error == FramingError::NotTls;
                     let reason = if not_tls { CloseReason::NotTls } else { CloseReason::HandshakeFailed };
-                    return Step::End(Ending::from_error(reason, &error));
+                    return Step::End(Termination::from_error(reason, &error));
                 }
             };
             handshaking.begun = true;
@@ -433,43 +433,43 @@ impl Connection {
             input.skip_record(length);
             match progress {
                 Ok(Progress::Continue) => {}
-                Ok(Progress::Done) => return self.finish_handshake(rules, cx),
-                Err(error) => return Step::End(handshake_ending(&error)),
+                Ok(Progress::Done) => return self.finish_handshake(settings, cx),
+                Err(error) => return Step::End(handshake_termination(&error)),
             }
         }
     }
 
     /// Decision D1: from here on the connection is plain data, and rustls is gone.
-    fn finish_handshake(&mut self, rules: &Rules, cx: &mut Context) -> Step {
+    fn finish_handshake(&mut self, settings: &ListenerSettings, cx: &mut Context) -> Step {
         let State::Handshaking(handshaking) = std::mem::replace(&mut self.state, State::Accepted) else {
             unreachable!("asked by the state")
         };
         cx.counters.observe(Timing::Handshake, cx.now.since(handshaking.started));
         let established = match handshaking.tls.finish(cx.wire) {
             Ok(established) => established,
-            Err(error) => return Step::End(handshake_ending(&error)),
+            Err(error) => return Step::End(handshake_termination(&error)),
         };
-        let naming = match name_by_certificate(rules, established.peer.as_ref()) {
+        let naming = match name_by_certificate(settings, established.peer.as_ref()) {
             Ok(Some(device)) => {
                 self.device = device;
-                Naming::Rule(rules.identity)
+                Naming::Rule(settings.identity)
             }
-            Ok(None) if rules.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
+            Ok(None) if settings.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
             // CONNECT is to come: where the certificate was to name the device and does not, it is refused in MQTT's words.
-            Ok(None) | Err(_) if matches!(rules.protocol, Protocol::Mqtt(_)) => Naming::Rule(rules.identity),
+            Ok(None) | Err(_) if matches!(settings.protocol, Protocol::Mqtt(_)) => Naming::Rule(settings.identity),
             Ok(None) => Naming::Generated,
-            Err(ending) => {
+            Err(termination) => {
                 // TLS stands, so the refusal can be said within it.
-                self.open(established.records, Naming::Rule(rules.identity), rules);
-                return Step::End(ending);
+                self.open(established.records, Naming::Rule(settings.identity), settings);
+                return Step::End(termination);
             }
         };
-        self.open(established.records, naming, rules);
+        self.open(established.records, naming, settings);
         Step::Established { resumed: established.resumed }
     }
 
-    fn open(&mut self, records: RecordLayer, naming: Naming, rules: &Rules) {
-        let interval = rules.schedule.interval as u16;
+    fn open(&mut self, records: RecordLayer, naming: Naming, settings: &ListenerSettings) {
+        let interval = settings.schedule.interval as u16;
         self.state = State::Open { records, phase: Phase::Unnamed, naming, interval };
     }
 
@@ -486,7 +486,7 @@ impl Connection {
             self.set_phase(Phase::Unnamed);
             Step::Named
         } else {
-            Step::End(Ending::because(CloseReason::TokenRejected, "the token is not right for this device"))
+            Step::End(Termination::because(CloseReason::TokenRejected, "the token is not right for this device"))
         }
     }
 
@@ -500,42 +500,47 @@ impl Connection {
     /// those of all devices before it. Returns its first deadline.
     ///
     /// # Errors
-    /// The [`Ending`] of a connection whose keys can seal nothing more.
+    /// The [`Termination`] of a connection whose keys can seal nothing more.
     pub fn begin_device(
         &mut self,
         generation: u32,
-        rules: &Rules,
+        settings: &ListenerSettings,
         jitter: u32,
         cx: &mut Context,
-    ) -> Result<Tick, Ending> {
+    ) -> Result<Tick, Termination> {
         self.set_phase(Phase::Device);
         self.generation = generation;
         let tick = cx.now.tick();
         self.liveness = Liveness::new(tick);
-        if rules.protocol == Protocol::Native {
-            self.talk(rules, cx).say_welcome()?;
+        if settings.protocol == Protocol::Native {
+            self.as_open(settings, cx).send_welcome()?;
         }
-        let schedule = self.schedule(rules);
+        let schedule = self.schedule(settings);
         Ok(if schedule.is_endless() { tick.plus(LOOK_TICKS) } else { schedule.first_deadline(tick, jitter) })
     }
 
     /// The liveness deadline of a device. `drained`: see [`Liveness::handle_deadline`]. A probe is sealed into the wire.
     ///
     /// # Errors
-    /// The [`Ending`] of a connection whose keys can seal nothing more.
-    pub fn handle_deadline(&mut self, drained: Tick, rules: &Rules, cx: &mut Context) -> Result<Due, Ending> {
+    /// The [`Termination`] of a connection whose keys can seal nothing more.
+    pub fn handle_deadline(
+        &mut self,
+        drained: Tick,
+        settings: &ListenerSettings,
+        cx: &mut Context,
+    ) -> Result<Due, Termination> {
         assert!(self.is_device());
         if self.is_paused() {
             // It is we who do not read: its silence means nothing.
-            return Ok(Due::Wait(cx.now.tick().deadline_after(rules.schedule.timeout)));
+            return Ok(Due::Wait(cx.now.tick().deadline_after(settings.schedule.timeout)));
         }
-        let schedule = self.schedule(rules);
+        let schedule = self.schedule(settings);
         if schedule.is_endless() {
             return Ok(Due::Wait(cx.now.tick().plus(LOOK_TICKS)));
         }
         let due = self.liveness.handle_deadline(&schedule, drained, cx.now);
         if let Due::Probe(_) = due {
-            self.talk(rules, cx).say_probe()?;
+            self.as_open(settings, cx).send_probe()?;
             cx.counters.add(Figure::HeartbeatsSent, 1);
         }
         Ok(due)
@@ -543,34 +548,39 @@ impl Connection {
 
     /// After a suspect's last read: `None` if it is expired, else when to look again.
     #[must_use]
-    pub fn recheck(&self, rules: &Rules, now: Tick) -> Option<Tick> {
-        self.liveness.recheck(&self.schedule(rules), now)
+    pub fn recheck(&self, settings: &ListenerSettings, now: Tick) -> Option<Tick> {
+        self.liveness.recheck(&self.schedule(settings), now)
     }
 
     /// The backbone holds a message of this device.
     ///
     /// # Errors
-    /// The [`Ending`] of a connection whose keys can seal nothing more.
-    pub fn handle_message_accepted(&mut self, message: u32, rules: &Rules, cx: &mut Context) -> Result<(), Ending> {
+    /// The [`Termination`] of a connection whose keys can seal nothing more.
+    pub fn handle_message_accepted(
+        &mut self,
+        message: u32,
+        settings: &ListenerSettings,
+        cx: &mut Context,
+    ) -> Result<(), Termination> {
         assert!(self.is_device());
         cx.counters.add(Figure::MessagesAcknowledged, 1);
-        self.talk(rules, cx).say_ack(message)
+        self.as_open(settings, cx).send_ack(message)
     }
 
     /// Says something to the device. `message` is the id for its ACK, for which `request` waits; 0: nobody waits.
     ///
     /// # Errors
-    /// The [`Ending`] of a connection whose keys can seal nothing more.
+    /// The [`Termination`] of a connection whose keys can seal nothing more.
     pub fn handle_downlink(
         &mut self,
         downlink: &Downlink,
         message: u32,
         request: u64,
-        rules: &Rules,
+        settings: &ListenerSettings,
         cx: &mut Context,
-    ) -> Result<Outcome, Ending> {
+    ) -> Result<Outcome, Termination> {
         assert!(self.is_device());
-        if let Some(why) = refusal(downlink, message, rules) {
+        if let Some(why) = refusal(downlink, message, settings) {
             return Ok(Outcome::Refused(why));
         }
         if message != 0 {
@@ -582,7 +592,7 @@ impl Connection {
             }
             awaited.push_back(Awaited { message, request });
         }
-        self.talk(rules, cx).say_message(downlink, message)?;
+        self.as_open(settings, cx).send_message(downlink, message)?;
         Ok(Outcome::Delivered)
     }
 
@@ -602,17 +612,17 @@ impl Connection {
     }
 
     /// It ends. What there is to say is sealed into the wire, keys are wiped, and it lingers or is closed.
-    pub fn end(&mut self, ending: &Ending, rules: &Rules, cx: &mut Context) {
+    pub fn end(&mut self, termination: &Termination, settings: &ListenerSettings, cx: &mut Context) {
         assert!(!self.is_closed());
         if self.is_lingering() {
             self.state = State::Closed;
         } else {
             // Nobody is there to read it, or nobody reads.
-            let unheard = matches!(ending.reason, CloseReason::PeerReset | CloseReason::SlowConsumer);
+            let unheard = matches!(termination.reason, CloseReason::PeerReset | CloseReason::SlowConsumer);
             if matches!(self.state, State::Open { .. }) && !unheard {
-                self.talk(rules, cx).say_goodbye(ending);
+                self.as_open(settings, cx).send_close(termination);
             }
-            self.state = if lingers(ending.reason) { State::Lingering { shut: false } } else { State::Closed };
+            self.state = if lingers(termination.reason) { State::Lingering { shut: false } } else { State::Closed };
         }
         if let Some(buffers) = &mut self.buffers {
             buffers.saved = Saved::default();
@@ -671,9 +681,9 @@ impl Connection {
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
-    fn schedule(&self, rules: &Rules) -> Schedule {
+    fn schedule(&self, settings: &ListenerSettings) -> Schedule {
         let State::Open { interval, .. } = self.state else { unreachable!("only a device has a schedule") };
-        rules.schedule(interval)
+        settings.schedule(interval)
     }
 
     fn set_phase(&mut self, next: Phase) {
@@ -689,8 +699,8 @@ impl Connection {
 }
 
 /// Why a device cannot be told this, if so.
-fn refusal(downlink: &Downlink, message: u32, rules: &Rules) -> Option<&'static str> {
-    match rules.protocol {
+fn refusal(downlink: &Downlink, message: u32, settings: &ListenerSettings) -> Option<&'static str> {
+    match settings.protocol {
         Protocol::Native if downlink.topic.len() > native::TOPIC_MAX => Some("the topic is longer than 255 bytes"),
         Protocol::Native if downlink.topic.chars().any(char::is_control) => Some("the topic has control characters"),
         Protocol::Native
@@ -703,21 +713,24 @@ fn refusal(downlink: &Downlink, message: u32, rules: &Rules) -> Option<&'static 
     }
 }
 
-fn handshake_ending(error: &HandshakeError) -> Ending {
+fn handshake_termination(error: &HandshakeError) -> Termination {
     let reason = match error {
         HandshakeError::CertificateRejected(_) => CloseReason::CertificateRejected,
         HandshakeError::PeerClosed => CloseReason::HandshakeAbandoned,
         _ => CloseReason::HandshakeFailed,
     };
-    Ending::from_error(reason, error)
+    Termination::from_error(reason, error)
 }
 
 /// The id that the listener's rule finds in the client certificate. `None`: there is no rule, or (raw listeners) no
 /// certificate.
-fn name_by_certificate(rules: &Rules, peer: Option<&PeerIdentity>) -> Result<Option<Box<str>>, Ending> {
-    let name = match (rules.identity, peer) {
+fn name_by_certificate(
+    settings: &ListenerSettings,
+    peer: Option<&PeerIdentity>,
+) -> Result<Option<Box<str>>, Termination> {
+    let name = match (settings.identity, peer) {
         (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
-        (_, None) if matches!(rules.protocol, Protocol::Raw(_)) => return Ok(None),
+        (_, None) if matches!(settings.protocol, Protocol::Raw(_)) => return Ok(None),
         (_, None) => None,
         (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
         (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),
@@ -725,13 +738,13 @@ fn name_by_certificate(rules: &Rules, peer: Option<&PeerIdentity>) -> Result<Opt
     };
     match name {
         Some(name) if native::is_id(name) => Ok(Some(name.into())),
-        Some(_) => Err(Ending::because(
+        Some(_) => Err(Termination::because(
             CloseReason::IdentityMissing,
             "the name in the client certificate is not a device id: 1 to 128 bytes without control characters",
         )),
-        None => Err(Ending::because(
+        None => Err(Termination::because(
             CloseReason::IdentityMissing,
-            format!("no client certificate with a name for the rule {}", rules.identity.label()),
+            format!("no client certificate with a name for the rule {}", settings.identity.label()),
         )),
     }
 }

@@ -7,7 +7,7 @@
 //! Integers are big-endian. Both ends are this program, but not always this process: nothing in it is trusted to be
 //! well-formed.
 
-use super::{Buffers, Connection, Liveness, Naming, Phase, Rules, Saved, State};
+use super::{Buffers, Connection, ListenerSettings, Liveness, Naming, Phase, Saved, State};
 use crate::codec::native;
 use crate::config::{IdentityFrom, Protocol};
 use crate::link::ListenerId;
@@ -86,17 +86,17 @@ impl Connection {
         })
     }
 
-    /// Whether it can live under these rules: it has an interval where it needs one, and what it has half-received has
+    /// Whether it can live under these settings: it has an interval where it needs one, and what it has half-received has
     /// room in the scratch. What came from another process may have been received under larger bounds.
     #[must_use]
-    pub fn fits(&self, rules: &Rules) -> bool {
+    pub fn fits(&self, settings: &ListenerSettings) -> bool {
         let State::Open { interval, .. } = self.state else { return false };
-        if interval == 0 && !matches!(rules.protocol, Protocol::Mqtt(_)) {
+        if interval == 0 && !matches!(settings.protocol, Protocol::Mqtt(_)) {
             return false;
         }
-        let plain_max = native::HEADER_BYTES + rules.frame_bytes + PLAINTEXT_MAX;
+        let plain_max = native::HEADER_BYTES + settings.frame_bytes + PLAINTEXT_MAX;
         self.buffers.as_ref().is_none_or(|buffers| {
-            buffers.saved.plain.len() <= plain_max && buffers.saved.cipher.len() <= RECORD_MAX + rules.read_bytes
+            buffers.saved.plain.len() <= plain_max && buffers.saved.cipher.len() <= RECORD_MAX + settings.read_bytes
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::tls::record::{Alert, RecordError};
 /// One connection and all that it is lent.
 struct Bench {
     connection: Connection,
-    rules: Rules,
+    settings: ListenerSettings,
     now: Moment,
     input: Input,
     wire: Vec<u8>,
@@ -24,20 +24,20 @@ struct Bench {
     /// A token that waits to be checked.
     token: Option<Bytes>,
     /// The reason for which it has ended.
-    ended: Option<Ending>,
+    ended: Option<Termination>,
 }
 
 impl Bench {
-    fn new(rules: Rules) -> Self {
+    fn new(settings: ListenerSettings) -> Self {
         let Limits { frame_bytes, read_bytes, .. } = Lab::limits();
         let now = Moment::from_micros(TICK_MICROS);
         let mut connection = Connection::accept(ListenerId(0), 1, now.tick());
         connection.begin_waiting();
         connection.call();
-        connection.begin_handshake(&rules, now);
+        connection.begin_handshake(&settings, now);
         Self {
             connection,
-            rules,
+            settings,
             now,
             input: Input::new(frame_bytes, read_bytes),
             wire: Vec::new(),
@@ -51,7 +51,7 @@ impl Bench {
         }
     }
 
-    fn with<R>(&mut self, act: impl FnOnce(&mut Connection, &Rules, &mut Context) -> R) -> R {
+    fn with<R>(&mut self, act: impl FnOnce(&mut Connection, &ListenerSettings, &mut Context) -> R) -> R {
         let mut context = Context {
             index: 0,
             now: self.now,
@@ -63,7 +63,7 @@ impl Bench {
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };
-        let result = act(&mut self.connection, &self.rules, &mut context);
+        let result = act(&mut self.connection, &self.settings, &mut context);
         assert!(self.plain.is_empty(), "something was said and not sealed");
         result
     }
@@ -77,7 +77,7 @@ impl Bench {
             space[..count].copy_from_slice(&bytes[..count]);
             self.input.filled(count);
             bytes = &bytes[count..];
-            let _ = self.connection.handle_heard(self.now, &self.rules, &mut self.counters);
+            let _ = self.connection.handle_heard(self.now, &self.settings, &mut self.counters);
             self.handle_input();
         }
     }
@@ -85,7 +85,7 @@ impl Bench {
     fn handle_input(&mut self) {
         let mut input = std::mem::replace(&mut self.input, Input::new(0, 0));
         loop {
-            match self.with(|connection, rules, cx| connection.handle_input(&mut input, rules, cx)) {
+            match self.with(|connection, settings, cx| connection.handle_input(&mut input, settings, cx)) {
                 Step::Wait => break,
                 Step::Established { .. } => {}
                 Step::Named => self.named(),
@@ -98,9 +98,9 @@ impl Bench {
                     self.input = input;
                     return;
                 }
-                Step::End(ending) => {
+                Step::End(termination) => {
                     self.input = input;
-                    return self.end(ending);
+                    return self.end(termination);
                 }
             }
         }
@@ -112,16 +112,16 @@ impl Bench {
         if self.connection.device().is_empty() {
             self.connection.set_generated_id("generated".into());
         }
-        self.with(|connection, rules, cx| connection.begin_device(2, rules, 0, cx)).unwrap();
+        self.with(|connection, settings, cx| connection.begin_device(2, settings, 0, cx)).unwrap();
     }
 
-    fn end(&mut self, ending: Ending) {
-        self.with(|connection, rules, cx| connection.end(&ending, rules, cx));
-        self.ended = Some(ending);
+    fn end(&mut self, termination: Termination) {
+        self.with(|connection, settings, cx| connection.end(&termination, settings, cx));
+        self.ended = Some(termination);
     }
 
     fn reason(&self) -> Option<CloseReason> {
-        self.ended.as_ref().map(|ending| ending.reason)
+        self.ended.as_ref().map(|termination| termination.reason)
     }
 
     /// Everything that waits goes both ways until nothing moves.
@@ -147,8 +147,8 @@ impl Bench {
 }
 
 /// A bench and a client whose handshake is done.
-fn established(rules: Rules, client: &crate::tls::handshake::ClientTls) -> (Bench, Client) {
-    let mut bench = Bench::new(rules);
+fn established(settings: ListenerSettings, client: &crate::tls::handshake::ClientTls) -> (Bench, Client) {
+    let mut bench = Bench::new(settings);
     let mut client = Client::new(client);
     bench.exchange(&mut client);
     (bench, client)
@@ -156,7 +156,7 @@ fn established(rules: Rules, client: &crate::tls::handshake::ClientTls) -> (Benc
 
 fn device(versions: Versions) -> (Bench, Client) {
     let lab = Lab::new();
-    let (mut bench, mut client) = established(lab.rules(0, &Lab::native()), &lab.client(None, versions));
+    let (mut bench, mut client) = established(lab.settings(0, &Lab::native()), &lab.client(None, versions));
     client.say_hello("meter-1");
     bench.exchange(&mut client);
     assert!(matches!(client.frames()[..], [Said::Welcome(_)]));
@@ -179,10 +179,10 @@ fn a_native_life_in_both_versions() {
         client.say_message(0, b"up, unacknowledged");
         bench.exchange(&mut client);
         assert_eq!(bench.payloads(), [&b"up"[..], b"up, unacknowledged"]);
-        bench.with(|connection, rules, cx| connection.handle_message_accepted(7, rules, cx)).unwrap();
+        bench.with(|connection, settings, cx| connection.handle_message_accepted(7, settings, cx)).unwrap();
         let due = bench.connection.liveness().last_heard().plus(100);
         bench.now = due.start_near(bench.now);
-        let probed = bench.with(|connection, rules, cx| connection.handle_deadline(due, rules, cx)).unwrap();
+        let probed = bench.with(|connection, settings, cx| connection.handle_deadline(due, settings, cx)).unwrap();
         assert!(matches!(probed, Due::Probe(_)));
         bench.exchange(&mut client);
         assert_eq!(client.frames(), [Said::Pong(b"12345678".to_vec()), Said::Ack(7), Said::Ping]);
@@ -202,7 +202,7 @@ fn a_raw_life_named_by_a_certificate_or_by_us() {
     let mut listener = Lab::raw();
     listener.tls.client_auth = ClientAuth::Optional;
     for (certificate, id) in [(Some("pump-3"), "pump-3"), (None, "generated")] {
-        let (mut bench, mut client) = established(lab.rules(0, &listener), &lab.client(certificate, Versions::Both));
+        let (mut bench, mut client) = established(lab.settings(0, &listener), &lab.client(certificate, Versions::Both));
         assert!(bench.connection.is_device());
         assert_eq!(bench.connection.device(), id);
         for bytes in [&b"heartbeat"[..], b"heartbeatheartbeat", b"heartbeat!", &[7; 5_000]] {
@@ -214,7 +214,7 @@ fn a_raw_life_named_by_a_certificate_or_by_us() {
         let payloads = bench.payloads();
         assert_eq!(payloads.iter().map(|payload| payload.len()).collect::<Vec<_>>(), [10, 4_096, 904]);
         assert!(bench.is_bare());
-        bench.end(Ending::new(CloseReason::Shutdown));
+        bench.end(Termination::new(CloseReason::Shutdown));
         bench.exchange(&mut client);
         assert_eq!(client.end, Some(End::CloseNotify));
         assert_eq!(client.heard, b"okok", "the raw protocol has no words for it");
@@ -260,8 +260,8 @@ fn bytes_split_at_every_position() {
 #[test]
 fn a_handshake_split_at_every_position() {
     let lab = Lab::new();
-    let (rules, tls) = (lab.rules(0, &Lab::native()), lab.client(None, Versions::Tls13));
-    let mut bench = Bench::new(rules);
+    let (settings, tls) = (lab.settings(0, &Lab::native()), lab.client(None, Versions::Tls13));
+    let mut bench = Bench::new(settings);
     let mut client = Client::new(&tls);
     while client.records.is_none() {
         for byte in std::mem::take(&mut client.out) {
@@ -284,7 +284,7 @@ fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello:
     let mut listener = Lab::native();
     listener.identity = Identity { from: identity, token_file: tokens.then(|| "tokens".into()) };
     listener.tls.client_auth = ClientAuth::Optional;
-    let (mut bench, mut client) = established(lab.rules(0, &listener), &lab.client(certificate, Versions::Tls13));
+    let (mut bench, mut client) = established(lab.settings(0, &listener), &lab.client(certificate, Versions::Tls13));
     if bench.ended.is_none() {
         client.say(&Frame::Hello(hello));
         bench.exchange(&mut client);
@@ -293,7 +293,7 @@ fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello:
         assert!(bench.connection.is_verifying() && !bench.connection.wants_read());
         match bench.connection.handle_verdict(&*token == b"right") {
             Step::Named => bench.named(),
-            Step::End(ending) => bench.end(ending),
+            Step::End(termination) => bench.end(termination),
             step => panic!("{step:?}"),
         }
     }
@@ -334,10 +334,10 @@ fn a_wanted_heartbeat_is_held_within_bounds_and_rounded_up() {
 #[test]
 fn frames_have_their_time() {
     let lab = Lab::new();
-    let (rules, tls) = (|| lab.rules(0, &Lab::native()), lab.client(None, Versions::Tls13));
+    let (settings, tls) = (|| lab.settings(0, &Lab::native()), lab.client(None, Versions::Tls13));
     let message = Frame::Message(native::Message { id: 1, topic: "", payload: b"" });
     for frame in [Frame::Ping(b""), Frame::Pong(b""), message, Frame::Ack(1)] {
-        let (mut bench, mut client) = established(rules(), &tls);
+        let (mut bench, mut client) = established(settings(), &tls);
         client.say(&frame);
         bench.exchange(&mut client);
         assert_eq!(bench.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
@@ -352,7 +352,7 @@ fn frames_have_their_time() {
         assert_eq!(bench.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
     }
     // A device may say goodbye at any time, and may be answered before what it did wrong.
-    let (mut bench, mut client) = established(rules(), &tls);
+    let (mut bench, mut client) = established(settings(), &tls);
     client.say(&Frame::Close(native::Close { code: CloseCode::NORMAL, retry_after_ms: 0, reason: "" }));
     bench.exchange(&mut client);
     assert_eq!(bench.reason(), Some(CloseReason::DeviceClosed));
@@ -379,7 +379,7 @@ fn each_end_is_told_in_its_own_way() {
         (Reason::PeerClosed, None),
     ] {
         let (mut bench, mut client) = device(Versions::Tls13);
-        bench.end(Ending::new(reason).with_retry_after(1_234));
+        bench.end(Termination::new(reason).with_retry_after(1_234));
         bench.exchange(&mut client);
         let expected: Vec<Said> =
             code.into_iter().map(|code| Said::Close(code, 1_234, reason.label().to_owned())).collect();
@@ -391,7 +391,7 @@ fn each_end_is_told_in_its_own_way() {
     // Nobody is there, or nobody reads.
     for reason in [Reason::PeerReset, Reason::SlowConsumer] {
         let (mut bench, _) = device(Versions::Tls13);
-        bench.end(Ending::new(reason));
+        bench.end(Termination::new(reason));
         assert!(bench.wire.is_empty() && bench.connection.is_closed(), "{reason}");
     }
 }
@@ -417,7 +417,7 @@ fn what_breaks_the_stream_is_answered_with_its_alert() {
         (&[22, 3, 1, 0xff, 0xff], CloseReason::HandshakeFailed),
         (&[22, 3, 1, 0, 4, 9, 9, 9, 9], CloseReason::HandshakeFailed),
     ] {
-        let mut bench = Bench::new(lab.rules(0, &Lab::native()));
+        let mut bench = Bench::new(lab.settings(0, &Lab::native()));
         bench.receive(bytes);
         assert_eq!(bench.reason(), Some(reason));
         assert_eq!(bench.wire.is_empty(), reason == CloseReason::NotTls, "an alert for whoever speaks TLS");
@@ -480,7 +480,7 @@ fn a_parcel_in_the_middle_of_everything_goes_on_where_it_was() {
     assert!(bench.connection.is_moved());
 
     bench.connection = Connection::unpack(&parcel, 77, bench.now.tick()).unwrap();
-    assert!(bench.connection.fits(&bench.rules));
+    assert!(bench.connection.fits(&bench.settings));
     assert_eq!((bench.connection.device(), bench.connection.generation()), ("meter-1", 77));
     assert_eq!(bench.connection.unsent(), b"unsent");
     bench.named();
@@ -530,7 +530,7 @@ fn a_parcel_with_more_than_there_is_room_for_does_not_fit() {
     let bound = RECORD_BYTES_MAX + Lab::limits().read_bytes;
     for (length, fits) in [(bound, true), (bound + 1, false)] {
         bench.connection.buffers.get_or_insert_default().saved.cipher = vec![0; length];
-        assert_eq!(bench.connection.fits(&bench.rules), fits);
+        assert_eq!(bench.connection.fits(&bench.settings), fits);
     }
     bench.connection.buffers.as_mut().unwrap().saved.cipher = vec![0; bound];
     bench.connection.load(&mut bench.input);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Shard;
 use crate::config::Protocol;
-use crate::connection::Ending;
+use crate::connection::Termination;
 use crate::link::{CloseReason, Downlink, Outcome, Uplink};
 use crate::time::Moment;
 
@@ -68,7 +68,7 @@ impl Shard {
     pub fn handle_disconnect(&mut self, request: u64, device: &str, now: Moment) {
         let outcome = match self.find(device) {
             Some(index) => {
-                self.end(index, &Ending::new(CloseReason::Requested), now);
+                self.end(index, &Termination::new(CloseReason::Requested), now);
                 Outcome::Delivered
             }
             None => Outcome::Offline,
@@ -108,19 +108,19 @@ impl Shard {
     }
 
     fn send(&mut self, index: u32, downlink: &Downlink, request: Option<u64>, now: Moment) -> Outcome {
-        if let Protocol::Mqtt(_) = self.rules_of(index).protocol {
+        if let Protocol::Mqtt(_) = self.settings_of(index).protocol {
             return self.send_to_session(index, downlink, request);
         }
         let message = if request.is_some() { self.next_message() } else { 0 };
         let request = request.unwrap_or(0);
-        let said = self.with(index, now, |connection, rules, cx| {
-            connection.handle_downlink(downlink, message, request, rules, cx)
+        let said = self.with(index, now, |connection, settings, cx| {
+            connection.handle_downlink(downlink, message, request, settings, cx)
         });
         match said {
             Ok(outcome) => outcome,
-            Err(ending) => {
+            Err(termination) => {
                 // What was awaited goes up as unacknowledged; this one among them.
-                self.end(index, &ending, now);
+                self.end(index, &termination, now);
                 if message == 0 { Outcome::Offline } else { Outcome::Delivered }
             }
         }

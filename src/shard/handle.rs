@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::{Plan, Shard};
-use crate::connection::{BadParcel, Connection, Due, Ending, Input, Step};
+use crate::connection::{BadParcel, Connection, Due, Input, Step, Termination};
 use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
@@ -17,7 +17,7 @@ impl Shard {
     /// A socket was accepted. Returns its slot.
     pub fn handle_accept(&mut self, listener: ListenerId, now: Moment) -> u32 {
         let generation = self.next_generation();
-        let deadline = now.tick().deadline_after(self.rules[listener.index()].handshake_ticks);
+        let deadline = now.tick().deadline_after(self.settings[listener.index()].handshake_ticks);
         self.counters.add(Figure::Accepted, 1);
         self.insert(Connection::accept(listener, generation, now.tick()), deadline)
     }
@@ -76,8 +76,8 @@ impl Shard {
         let connection = &mut self.connections[index as usize];
         if received > 0 {
             self.counters.add(Figure::ReceivedBytes, received as u64);
-            let rules = &self.rules[connection.listener().index()];
-            if let Some(deadline) = connection.handle_heard(now, rules, &mut self.counters) {
+            let settings = &self.settings[connection.listener().index()];
+            if let Some(deadline) = connection.handle_heard(now, settings, &mut self.counters) {
                 self.wheel.arm(index, deadline);
             }
         }
@@ -87,7 +87,7 @@ impl Shard {
         }
         loop {
             let handshaking = self.connections[index as usize].is_handshaking();
-            let step = self.with(index, now, |connection, rules, cx| connection.handle_input(input, rules, cx));
+            let step = self.with(index, now, |connection, settings, cx| connection.handle_input(input, settings, cx));
             if handshaking && !self.connections[index as usize].is_handshaking() {
                 self.counters.subtract(Figure::HandshakesInFlight, 1);
             }
@@ -110,7 +110,7 @@ impl Shard {
                     self.paused.push(self.id(index));
                     return;
                 }
-                Step::End(ending) => return self.end(index, &ending, now),
+                Step::End(termination) => return self.end(index, &termination, now),
             }
         }
         self.connections[index as usize].save(input);
@@ -131,7 +131,7 @@ impl Shard {
         let connection = &self.connections[index as usize];
         let reason =
             if connection.facts().is_some() { CloseReason::PeerClosed } else { CloseReason::HandshakeAbandoned };
-        self.end(index, &Ending::new(reason), now);
+        self.end(index, &Termination::new(reason), now);
     }
 
     /// The socket has failed: reset by the peer, or unreachable.
@@ -139,12 +139,12 @@ impl Shard {
         let connection = &self.connections[index as usize];
         let reason =
             if connection.facts().is_some() { CloseReason::PeerReset } else { CloseReason::HandshakeAbandoned };
-        self.end(index, &Ending::new(reason), now);
+        self.end(index, &Termination::new(reason), now);
     }
 
     /// The socket did not take `bytes`: they are kept, up to the outbox's bound.
     pub fn handle_unsent(&mut self, index: u32, bytes: &[u8], now: Moment) {
-        let bound = self.rules_of(index).outbox_bytes;
+        let bound = self.settings_of(index).outbox_bytes;
         let connection = &mut self.connections[index as usize];
         if connection.is_closed() {
             return;
@@ -153,7 +153,7 @@ impl Shard {
         self.counters.add(Figure::BufferedBytes, bytes.len() as u64);
         if kept > bound {
             let detail = format!("{kept} bytes unsent, limits.outbox_bytes is {bound}");
-            self.end(index, &Ending::because(CloseReason::SlowConsumer, detail), now);
+            self.end(index, &Termination::because(CloseReason::SlowConsumer, detail), now);
         }
     }
 
@@ -190,28 +190,28 @@ impl Shard {
     fn handle_deadline(&mut self, index: u32, drained: Tick, now: Moment, suspects: &mut Vec<u32>) {
         let connection = &self.connections[index as usize];
         if connection.is_device() {
-            match self.with(index, now, |connection, rules, cx| connection.handle_deadline(drained, rules, cx)) {
+            match self.with(index, now, |connection, settings, cx| connection.handle_deadline(drained, settings, cx)) {
                 Ok(Due::Wait(deadline)) => self.wheel.arm(index, deadline),
                 Ok(Due::Probe(deadline)) => {
                     self.wheel.arm(index, deadline);
                     self.probed.push(index);
                 }
                 Ok(Due::Suspect) => suspects.push(index),
-                Err(ending) => self.end(index, &ending, now),
+                Err(termination) => self.end(index, &termination, now),
             }
         } else if connection.is_moving() {
             // Its home will answer, however late it is.
-            let again = now.tick().deadline_after(self.rules_of(index).hello_ticks);
+            let again = now.tick().deadline_after(self.settings_of(index).hello_ticks);
             self.wheel.arm(index, again);
         } else if connection.is_verifying() {
             // It has done its part. Those before it will be known by then, and cost no hash any more.
             let retry_after = self.random.u32(TRY_LATER_MS);
-            self.end(index, &Ending::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
+            self.end(index, &Termination::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
         } else if connection.facts().is_some() {
-            self.end(index, &Ending::new(CloseReason::HelloTimeout), now);
+            self.end(index, &Termination::new(CloseReason::HelloTimeout), now);
         } else {
             // A lingering connection has its reason already; this one is not counted again.
-            self.end(index, &Ending::new(CloseReason::HandshakeTimeout), now);
+            self.end(index, &Termination::new(CloseReason::HandshakeTimeout), now);
         }
     }
 
@@ -229,7 +229,7 @@ impl Shard {
             if !self.connections.get(index as usize).is_some_and(Connection::is_device) {
                 continue;
             }
-            let deadline = flushed.tick().deadline_after(self.rules_of(index).schedule.timeout);
+            let deadline = flushed.tick().deadline_after(self.settings_of(index).schedule.timeout);
             if self.wheel.deadline(index).is_some_and(|armed| deadline.is_after(armed)) {
                 self.wheel.arm(index, deadline);
             }
@@ -243,12 +243,12 @@ impl Shard {
         if !connection.is_device() {
             return;
         }
-        match connection.recheck(self.rules_of(index), now.tick()) {
+        match connection.recheck(self.settings_of(index), now.tick()) {
             Some(deadline) => {
                 self.counters.add(Figure::LastReadsHeard, 1);
                 self.wheel.arm(index, deadline);
             }
-            None => self.end(index, &Ending::new(CloseReason::Expired), now),
+            None => self.end(index, &Termination::new(CloseReason::Expired), now),
         }
     }
 
@@ -260,7 +260,7 @@ impl Shard {
             return;
         }
         match self.connections[id.index as usize].handle_verdict(accepted) {
-            Step::End(ending) => self.end(id.index, &ending, now),
+            Step::End(termination) => self.end(id.index, &termination, now),
             _ => {
                 if self.settle(id.index, now) {
                     self.ready.push(id.index);
@@ -283,10 +283,10 @@ impl Shard {
         if !self.is_current(id) || !self.connections[id.index as usize].is_device() {
             return;
         }
-        let said =
-            self.with(id.index, now, |connection, rules, cx| connection.handle_message_accepted(message, rules, cx));
-        if let Err(ending) = said {
-            self.end(id.index, &ending, now);
+        let said = self
+            .with(id.index, now, |connection, settings, cx| connection.handle_message_accepted(message, settings, cx));
+        if let Err(termination) = said {
+            self.end(id.index, &termination, now);
         }
     }
 
@@ -323,7 +323,7 @@ impl Shard {
             let Some(connection) = self.connections.get(index) else { continue };
             if !(connection.is_closed() || connection.is_lingering() || connection.is_moving()) {
                 let retry_after = self.random.u32(retry_after_ms.clone());
-                self.end(index as u32, &Ending::new(CloseReason::Shutdown).with_retry_after(retry_after), now);
+                self.end(index as u32, &Termination::new(CloseReason::Shutdown).with_retry_after(retry_after), now);
                 ended += 1;
             }
         }
@@ -341,11 +341,11 @@ impl Shard {
     pub fn unpack(&mut self, parcel: &[u8], now: Moment) -> Result<u32, BadParcel> {
         let generation = self.next_generation();
         let mut connection = Connection::unpack(parcel, generation, now.tick())?;
-        let rules = self.rules.get(connection.listener().index()).ok_or(BadParcel)?;
-        if self.home.of(connection.device()) != self.worker || !connection.fits(rules) {
+        let settings = self.settings.get(connection.listener().index()).ok_or(BadParcel)?;
+        if self.home.of(connection.device()) != self.worker || !connection.fits(settings) {
             return Err(BadParcel);
         }
-        let deadline = now.tick().deadline_after(rules.hello_ticks);
+        let deadline = now.tick().deadline_after(settings.hello_ticks);
         self.counters.add(Figure::MovesReceived, 1);
         // What its first home had to say goes out with the greeting.
         let unsent = connection.take_unsent();
@@ -380,7 +380,7 @@ impl Shard {
     pub fn handle_move_refused(&mut self, id: ConnectionId, now: Moment) {
         if self.is_current(id) {
             let retry_after = self.random.u32(TRY_LATER_MS);
-            self.end(id.index, &Ending::new(CloseReason::HomeFull).with_retry_after(retry_after), now);
+            self.end(id.index, &Termination::new(CloseReason::HomeFull).with_retry_after(retry_after), now);
         }
     }
 
@@ -389,20 +389,20 @@ impl Shard {
     fn begin_handshake(&mut self, index: u32, now: Moment) {
         let connection = &mut self.connections[index as usize];
         self.counters.subtract(Figure::HandshakesWaiting, 1);
-        connection.begin_handshake(&self.rules[connection.listener().index()], now);
+        connection.begin_handshake(&self.settings[connection.listener().index()], now);
         self.counters.add(Figure::HandshakesInFlight, 1);
     }
 
     fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {
         self.counters.add(if resumed { Figure::HandshakesResumed } else { Figure::HandshakesFull }, 1);
-        let deadline = now.tick().deadline_after(self.rules_of(index).hello_ticks);
+        let deadline = now.tick().deadline_after(self.settings_of(index).hello_ticks);
         self.wheel.arm(index, deadline);
     }
 
     /// The device is known: it goes home, or is registered here. `true`: it is here.
     fn settle(&mut self, index: u32, now: Moment) -> bool {
         if self.connections[index as usize].device().is_empty() {
-            let protocol = self.rules_of(index).protocol.label();
+            let protocol = self.settings_of(index).protocol.label();
             let id = self.generate_id(protocol);
             self.connections[index as usize].set_generated_id(id);
         }
@@ -430,19 +430,19 @@ impl Shard {
     fn register(&mut self, index: u32, now: Moment) {
         let hash = self.home.hash(self.connections[index as usize].device());
         if let Some(old) = self.find(self.connections[index as usize].device()) {
-            self.end(old, &Ending::new(CloseReason::TakenOver), now);
+            self.end(old, &Termination::new(CloseReason::TakenOver), now);
         }
         self.devices.insert(hash, index);
         self.counters.add(Figure::Devices, 1);
         let generation = self.next_generation();
         let jitter = self.random.u32(..);
         let begun =
-            self.with(index, now, |connection, rules, cx| connection.begin_device(generation, rules, jitter, cx));
+            self.with(index, now, |connection, settings, cx| connection.begin_device(generation, settings, jitter, cx));
         let presence = self.presence(index, now);
         self.uplink.push(Uplink::Connected(presence));
         match begun {
             Ok(deadline) => self.wheel.arm(index, deadline),
-            Err(ending) => self.end(index, &ending, now),
+            Err(termination) => self.end(index, &termination, now),
         }
     }
 
@@ -460,7 +460,7 @@ impl Shard {
     }
 
     /// The end of a connection: the one place where it is counted, logged and told.
-    pub(super) fn end(&mut self, index: u32, ending: &Ending, now: Moment) {
+    pub(super) fn end(&mut self, index: u32, termination: &Termination, now: Moment) {
         let connection = &self.connections[index as usize];
         if connection.is_closed() {
             return;
@@ -468,22 +468,22 @@ impl Shard {
         let counted = connection.is_lingering();
         let was_device = connection.is_device();
         if !counted {
-            self.counters.count_closed(ending.reason as usize);
+            self.counters.count_closed(termination.reason as usize);
             tracing::debug!(
                 worker = self.worker.0,
                 connection = %self.id(index),
                 device = connection.device(),
-                reason = ending.reason.label(),
-                detail = &*ending.detail,
+                reason = termination.reason.label(),
+                detail = &*termination.detail,
                 "connection ended",
             );
-            self.leave_state(index, ending.reason, now);
+            self.leave_state(index, termination.reason, now);
         }
         let before = self.connections[index as usize].unsent().len();
-        self.with(index, now, |connection, rules, cx| connection.end(ending, rules, cx));
+        self.with(index, now, |connection, settings, cx| connection.end(termination, settings, cx));
         if was_device {
             // Not before: until its goodbye is said, the session knows how.
-            self.detach_session(index, ending.reason, now);
+            self.detach_session(index, termination.reason, now);
         }
         let connection = &mut self.connections[index as usize];
         if connection.is_closed() {
@@ -491,7 +491,7 @@ impl Shard {
             self.wheel.cancel(index);
             self.closed.push(index);
         } else {
-            let deadline = now.tick().deadline_after(self.rules_of(index).linger_ticks);
+            let deadline = now.tick().deadline_after(self.settings_of(index).linger_ticks);
             self.wheel.arm(index, deadline);
             self.transmit.end(index);
             // What arrived while it was not read was reported once.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use crate::broker::{self, Broker, DueWill};
-use crate::connection::{Connection, Context, Rules};
+use crate::connection::{Connection, Context, ListenerSettings};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
@@ -39,7 +39,7 @@ pub struct Setup {
     /// Where devices live.
     pub home: Home,
     /// What holds for the connections of each listener, by [`ListenerId`](crate::link::ListenerId).
-    pub rules: Arc<[Rules]>,
+    pub settings: Arc<[ListenerSettings]>,
     /// Handshakes in progress at a time.
     pub handshakes: usize,
     /// Events waiting to go up at which no more messages are taken.
@@ -56,7 +56,7 @@ pub struct Setup {
 pub struct Shard {
     worker: WorkerId,
     home: Home,
-    rules: Arc<[Rules]>,
+    settings: Arc<[ListenerSettings]>,
     handshakes_max: usize,
     uplink_length: usize,
     random: fastrand::Rng,
@@ -120,7 +120,7 @@ impl Shard {
         Self {
             worker: setup.worker,
             home: setup.home,
-            rules: setup.rules,
+            settings: setup.settings,
             handshakes_max: setup.handshakes,
             uplink_length: setup.uplink_length,
             random: fastrand::Rng::with_seed(setup.seed),
@@ -292,14 +292,19 @@ impl Shard {
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
-    fn rules_of(&self, index: u32) -> &Rules {
-        &self.rules[self.connections[index as usize].listener().index()]
+    fn settings_of(&self, index: u32) -> &ListenerSettings {
+        &self.settings[self.connections[index as usize].listener().index()]
     }
 
     /// Hands one connection what it may use; what it appends to the wire becomes its segment of the turn's bytes.
-    fn with<R>(&mut self, index: u32, now: Moment, act: impl FnOnce(&mut Connection, &Rules, &mut Context) -> R) -> R {
+    fn with<R>(
+        &mut self,
+        index: u32,
+        now: Moment,
+        act: impl FnOnce(&mut Connection, &ListenerSettings, &mut Context) -> R,
+    ) -> R {
         let connection = &mut self.connections[index as usize];
-        let rules = &self.rules[connection.listener().index()];
+        let settings = &self.settings[connection.listener().index()];
         let mark = self.transmit.mark();
         let mut context = Context {
             index,
@@ -312,7 +317,7 @@ impl Shard {
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
         };
-        let result = act(connection, rules, &mut context);
+        let result = act(connection, settings, &mut context);
         debug_assert!(self.plain.is_empty(), "something was said and not sealed");
         self.transmit.assign(index, mark);
         result

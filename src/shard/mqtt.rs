@@ -27,10 +27,11 @@ impl Shard {
                 self.broker.keep(batch, now, &mut self.counters);
                 continue;
             };
-            let said = self
-                .with(index, now, |connection, rules, cx| connection.handle_deliveries(batch.deliveries, rules, cx));
-            if let Err(ending) = said {
-                self.end(index, &ending, now);
+            let said = self.with(index, now, |connection, settings, cx| {
+                connection.handle_deliveries(batch.deliveries, settings, cx)
+            });
+            if let Err(termination) = said {
+                self.end(index, &termination, now);
             }
         }
         for request in self.broker.take_unanswered() {
@@ -116,8 +117,8 @@ impl Shard {
     /// The backbone holds a message of a session, or will not.
     pub(super) fn handle_session_settled(&mut self, session: SessionId, packet: u16, accepted: bool, now: Moment) {
         let Some(index) = self.broker.handle_settled(session, packet, accepted) else { return };
-        if let Err(ending) = self.with(index, now, Connection::handle_settled) {
-            self.end(index, &ending, now);
+        if let Err(termination) = self.with(index, now, Connection::handle_settled) {
+            self.end(index, &termination, now);
         }
     }
 
@@ -146,7 +147,7 @@ impl Shard {
                 self.counters.add(Figure::DroppedUnauthorized, 1);
                 continue;
             }
-            if let Protocol::Mqtt(mqtt) = &self.rules[listener.index()].protocol
+            if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
                 && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
             {
                 self.counters.add(Figure::MessagesReceived, 1);

@@ -243,7 +243,7 @@ fn the_answer_to_a_probe_moves_the_deadline_of_a_device_and_not_that_of_a_goodby
         desk.client(index).say(&pong);
         desk.read(index);
     }
-    let interval = desk.shard.rules_of(lives).schedule.interval;
+    let interval = desk.shard.settings_of(lives).schedule.interval;
     assert_eq!(desk.shard.wheel.deadline(lives), Some(desk.now.tick().plus(interval)));
     assert_eq!(desk.shard.wheel.deadline(leaves), goodbye);
     desk.shard.check_invariants();

@@ -27,7 +27,7 @@ use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
 use crate::broker;
 use crate::config::budget::descriptors_for_connections;
 use crate::config::{Config, Limits};
-use crate::connection::{Input, Rules};
+use crate::connection::{Input, ListenerSettings};
 use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
 use crate::metrics::Published;
 use crate::shard::{self, Shard, Transmit};
@@ -38,7 +38,7 @@ pub struct Setup<'a> {
     /// The whole configuration.
     pub config: &'a Config,
     /// What holds for the connections of each listener, in the order of the configuration.
-    pub rules: Arc<[Rules]>,
+    pub settings: Arc<[ListenerSettings]>,
     /// Where devices live; over `config.workers` workers.
     pub home: Home,
     /// The gateway's moment zero.
@@ -136,7 +136,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
             started: setup.started,
             seed: setup.seed.wrapping_add(position as u64),
             limits: limits.clone(),
-            rules: Arc::clone(&setup.rules),
+            settings: Arc::clone(&setup.settings),
             home: setup.home,
             listen: workers.addresses.clone(),
             poll,
@@ -233,7 +233,7 @@ struct Parts {
     started: Instant,
     seed: u64,
     limits: Limits,
-    rules: Arc<[Rules]>,
+    settings: Arc<[ListenerSettings]>,
     home: Home,
     listen: Vec<SocketAddr>,
     poll: Poll,
@@ -289,12 +289,12 @@ impl Parts {
         let sockets = descriptors_for_connections(self.home.workers(), listeners.len(), table);
         let limits = &self.limits;
         let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
-        let frame_bytes = self.rules.iter().map(|rules| rules.frame_bytes).max().unwrap_or(limits.frame_bytes);
+        let frame_bytes = self.settings.iter().map(|settings| settings.frame_bytes).max().unwrap_or(limits.frame_bytes);
         let shard = Shard::new(
             shard::Setup {
                 worker: self.id,
                 home: self.home,
-                rules: self.rules,
+                settings: self.settings,
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: self.seed,

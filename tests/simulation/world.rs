@@ -8,7 +8,7 @@ use std::time::Duration;
 use pulsegate::broker;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
-use pulsegate::connection::{Input, Rules};
+use pulsegate::connection::{Input, ListenerSettings};
 use pulsegate::link::{Command, ConnectionId, Downlink, Exchange, Home, ListenerId, Receipt, Uplink, WorkerId};
 use pulsegate::metrics::Figure;
 use pulsegate::shard::{self, Shard};
@@ -134,7 +134,7 @@ fn limits(plan: &Plan) -> Limits {
     }
 }
 
-fn rules(plan: &Plan, certificates: &Certificates) -> Arc<[Rules]> {
+fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]> {
     let listener = |protocol| Listener {
         name: "simulated".into(),
         listen: ([127, 0, 0, 1], 0).into(),
@@ -144,9 +144,14 @@ fn rules(plan: &Plan, certificates: &Certificates) -> Arc<[Rules]> {
         identity: Identity { from: IdentityFrom::Hello, token_file: None },
     };
     let raw = |probe: &[u8]| Raw { heartbeat: HEARTBEAT.to_vec(), reply: Vec::new(), probe: probe.to_vec() };
-    let rules = |id, protocol| Rules::new(id, &listener(protocol), &limits(plan), certificates.server.clone());
-    [rules(NATIVE, Protocol::Native), rules(RAW, Protocol::Raw(raw(PROBE))), rules(BEATING, Protocol::Raw(raw(b"")))]
-        .into()
+    let settings =
+        |id, protocol| ListenerSettings::new(id, &listener(protocol), &limits(plan), certificates.server.clone());
+    [
+        settings(NATIVE, Protocol::Native),
+        settings(RAW, Protocol::Raw(raw(PROBE))),
+        settings(BEATING, Protocol::Raw(raw(b""))),
+    ]
+    .into()
 }
 
 impl World {
@@ -155,7 +160,7 @@ impl World {
         let mut key = [0; 16];
         random.fill(&mut key);
         let home = Home::new(key, plan.workers);
-        let rules = rules(&plan, certificates);
+        let settings = settings(&plan, certificates);
         let limits = limits(&plan);
         let exchange = Arc::new(Exchange::new(plan.workers));
         let mut drivers = Vec::new();
@@ -163,7 +168,7 @@ impl World {
             let setup = shard::Setup {
                 worker: WorkerId(id),
                 home,
-                rules: Arc::clone(&rules),
+                settings: Arc::clone(&settings),
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: random.u64(..),

@@ -1,8 +1,8 @@
 //! CONNECT: who the device is and whether it may come (first look), and its session (second look).
 
-use super::super::talk::Talk;
-use super::super::{Ending, Naming, Phase, Step};
-use super::{Taken, publish};
+use super::super::transport::OpenConnection;
+use super::super::{Naming, Phase, Step, Termination};
+use super::{PacketOutcome, publish};
 use crate::broker::{ALIASES_MAX, Arrival, Profile, Will};
 use crate::codec::mqtt::{
     self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version, topic,
@@ -11,11 +11,11 @@ use crate::codec::native;
 use crate::config::{IdentityFrom, Mqtt};
 use crate::link::{CloseReason, Publication};
 
-impl Talk<'_, '_> {
+impl OpenConnection<'_, '_> {
     // --- The first look: who it is ----------------------------------------------------------------------------------
 
     /// Names the device, or sends its password to be judged. CONNECT stays in the input either way.
-    pub(super) fn look_at_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<Taken, Ending> {
+    pub(super) fn look_at_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<PacketOutcome, Termination> {
         if connect.properties.authentication_method().is_some() {
             return Err(self.refuse(
                 connect.version,
@@ -43,8 +43,8 @@ impl Talk<'_, '_> {
         // Empty: it gets a name when it is settled.
         *self.device = device;
         *self.interval = keep_alive(connect, mqtt);
-        if !self.rules.tokens {
-            return Ok(Taken::Not(Step::Named));
+        if !self.settings.tokens {
+            return Ok(PacketOutcome::Deferred(Step::Named));
         }
         let (Some(username), Some(password)) = (connect.username, connect.password) else {
             return Err(self.refuse(
@@ -55,7 +55,10 @@ impl Talk<'_, '_> {
             ));
         };
         *self.phase = Phase::Verifying;
-        Ok(Taken::Not(Step::Verify { name: username.into(), secret: bytes::Bytes::copy_from_slice(password) }))
+        Ok(PacketOutcome::Deferred(Step::Verify {
+            name: username.into(),
+            secret: bytes::Bytes::copy_from_slice(password),
+        }))
     }
 
     /// The device's id under the listener's rule; empty: one is to be made for it.
@@ -110,7 +113,7 @@ impl Talk<'_, '_> {
     // --- The second look: its session -------------------------------------------------------------------------------
 
     /// The device is at home and in the device table: it gets its session, and CONNACK.
-    pub(super) fn take_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<Taken, Ending> {
+    pub(super) fn take_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<PacketOutcome, Termination> {
         // The will of a mosquitto bridge is under $SYS: the bridge may come, and its will is dropped when it is due.
         if let Some(will) = &connect.will
             && !topic::is_of_server(will.topic)
@@ -131,7 +134,7 @@ impl Talk<'_, '_> {
         let properties = &connect.properties;
         let profile = Profile {
             version: connect.version,
-            listener: self.rules.listener,
+            listener: self.settings.listener,
             keep_alive_s: *self.interval,
             expiry_s,
             receive_maximum: properties.receive_maximum().unwrap_or(u16::MAX),
@@ -147,27 +150,27 @@ impl Talk<'_, '_> {
         }
         let mut told = PropertiesBuilder::default();
         if connect.version == Version::V5 {
-            self.tell_limits(connect, asked, &profile, &mut told);
+            self.encode_limits(connect, asked, &profile, &mut told);
         }
         // [v5 MQTT-3.2.2-2, MQTT-3.2.2-3; v3.1.1 MQTT-3.2.2-1, MQTT-3.2.2-2]
         let connack =
             Connack { session_present: attached.was_present, reason: Reason::SUCCESS, properties: told.properties() };
         let start = self.cx.plain.len();
-        self.say(attached.session, &Packet::Connack(connack));
+        self.encode(attached.session, &Packet::Connack(connack));
         if self.cx.plain.len() == start {
             let what = "the device takes no packet as long as its CONNACK [v5 MQTT-3.1.2-24]";
-            return Err(Ending::because(CloseReason::ProtocolError, what));
+            return Err(Termination::because(CloseReason::ProtocolError, what));
         }
-        Ok(Taken::Yes)
+        Ok(PacketOutcome::Consumed)
     }
 
     /// CONNACK tells what differs from what was asked for, and every bound that is not the protocol's own.
-    fn tell_limits(&self, connect: &Connect, asked_expiry: u32, profile: &Profile, told: &mut PropertiesBuilder) {
+    fn encode_limits(&self, connect: &Connect, asked_expiry: u32, profile: &Profile, told: &mut PropertiesBuilder) {
         if profile.expiry_s != asked_expiry {
             told.push(&Property::SessionExpiryInterval(profile.expiry_s));
         }
         told.push(&Property::ReceiveMaximum(self.cx.broker.bounds().inflight));
-        told.push(&Property::MaximumPacketSize(self.rules.frame_bytes as u32));
+        told.push(&Property::MaximumPacketSize(self.settings.frame_bytes as u32));
         told.push(&Property::TopicAliasMaximum(ALIASES_MAX));
         if connect.client_id.is_empty() {
             // [v5 MQTT-3.1.3-6, MQTT-3.2.2-16]
@@ -181,27 +184,27 @@ impl Talk<'_, '_> {
     // --- Refusals ---------------------------------------------------------------------------------------------------
 
     /// CONNACK with the reason; the connection ends [v5 MQTT-3.1.4-2, v3.1.1 MQTT-3.2.2-5].
-    fn refuse(&mut self, version: Version, reason: Reason, close: CloseReason, why: &'static str) -> Ending {
-        say_refusal(version, reason, self.cx.plain);
-        Ending::because(close, why).with_code(reason.0).said()
+    fn refuse(&mut self, version: Version, reason: Reason, close: CloseReason, why: &'static str) -> Termination {
+        encode_refusal(version, reason, self.cx.plain);
+        Termination::because(close, why).with_code(reason.0).already_sent()
     }
 
     /// CONNECT could not be decoded. Only of a level that is not spoken is more than the end said: in the words of
     /// v3.1.1, which every client that can fall back reads [v3.1.1 MQTT-3.1.2-2].
     pub(super) fn refuse_connect_bytes(&mut self, error: &mqtt::Error) {
         if error.is_unknown_level {
-            say_refusal(Version::V311, error.reason, self.cx.plain);
+            encode_refusal(Version::V311, error.reason, self.cx.plain);
         }
     }
 
     /// The end has come between CONNECT and CONNACK: it is still in the input that was saved.
-    pub(super) fn refuse_waiting(&mut self, ending: &Ending) {
+    pub(super) fn refuse_waiting(&mut self, termination: &Termination) {
         let saved = self.buffers.as_deref().map_or(&[][..], |buffers| &buffers.saved.plain);
-        let reason = match ending.reason {
+        let reason = match termination.reason {
             CloseReason::Shutdown => Some(Reason::SERVER_UNAVAILABLE),
             reason => super::reason_of(reason),
         };
-        if !ending.was_said
+        if !termination.is_sent
             && let Some(reason) = reason
         {
             refuse_pending(saved, reason.for_connack(), self.cx.plain);
@@ -212,11 +215,11 @@ impl Talk<'_, '_> {
 /// Refuses a CONNECT that waits in `plain`, if one does.
 fn refuse_pending(plain: &[u8], reason: Reason, out: &mut Vec<u8>) {
     if let Ok(Some((Packet::Connect(connect), _))) = mqtt::decode(plain, None, usize::MAX) {
-        say_refusal(connect.version, reason, out);
+        encode_refusal(connect.version, reason, out);
     }
 }
 
-fn say_refusal(version: Version, reason: Reason, out: &mut Vec<u8>) {
+fn encode_refusal(version: Version, reason: Reason, out: &mut Vec<u8>) {
     let connack = Connack { session_present: false, reason, properties: Properties::EMPTY };
     Packet::Connack(connack).encode(version, out);
 }

@@ -13,8 +13,8 @@ mod outbound;
 mod publish;
 mod subscribe;
 
-use super::talk::{Record, Talk};
-use super::{Ending, Input, Phase, Step};
+use super::transport::{OpenConnection, Record};
+use super::{Input, Phase, Step, Termination};
 use crate::broker::WrongAck;
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
 use crate::config::Mqtt;
@@ -22,23 +22,23 @@ use crate::link::{CloseReason, Outcome, Uplink};
 use crate::metrics::Figure;
 
 /// What became of a packet.
-enum Taken {
+enum PacketOutcome {
     /// It is done with.
-    Yes,
+    Consumed,
     /// It stays where it is, and this is to be done first.
-    Not(Step),
+    Deferred(Step),
 }
 
-impl Talk<'_, '_> {
-    pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Step, Ending> {
+impl OpenConnection<'_, '_> {
+    pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Step, Termination> {
         loop {
             loop {
                 let version = self.session().map(|session| self.cx.broker.profile(session).version);
-                let decoded = mqtt::decode(input.plain(), version, self.rules.frame_bytes);
+                let decoded = mqtt::decode(input.plain(), version, self.settings.frame_bytes);
                 let Some((packet, length)) = decoded.map_err(|error| self.refuse_bytes(&error))? else { break };
                 match self.handle_packet(&packet, mqtt)? {
-                    Taken::Yes => input.consume_plain(length),
-                    Taken::Not(step) => return Ok(step),
+                    PacketOutcome::Consumed => input.consume_plain(length),
+                    PacketOutcome::Deferred(step) => return Ok(step),
                 }
             }
             match self.open_record(input)? {
@@ -54,7 +54,7 @@ impl Talk<'_, '_> {
         self.cx.broker.of(self.id.index)
     }
 
-    fn handle_packet(&mut self, packet: &Packet, mqtt: &Mqtt) -> Result<Taken, Ending> {
+    fn handle_packet(&mut self, packet: &Packet, mqtt: &Mqtt) -> Result<PacketOutcome, Termination> {
         let Some(session) = self.session() else {
             return match packet {
                 Packet::Connect(connect) if *self.phase == Phase::Unnamed => self.look_at_connect(connect, mqtt),
@@ -73,25 +73,25 @@ impl Talk<'_, '_> {
             Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(session, unsubscribe),
             Packet::Pingreq => {
                 self.cx.counters.add(Figure::HeartbeatsReceived, 1);
-                self.say(session, &Packet::Pingresp);
+                self.encode(session, &Packet::Pingresp);
             }
             Packet::Disconnect(disconnect) => return Err(self.handle_disconnect(session, disconnect, mqtt)),
             Packet::Connect(_) => return Err(broken("a second CONNECT", "MQTT-3.1.0-2")),
             Packet::Auth(_) => return Err(broken("AUTH, and no authentication is under way", "v5 MQTT-4.12.0-1")),
             Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {
-                return Err(Ending::because(
+                return Err(Termination::because(
                     CloseReason::ProtocolError,
                     format!("{} is for servers to send", packet.name()),
                 )
                 .with_code(Reason::PROTOCOL_ERROR.0));
             }
         }
-        Ok(Taken::Yes)
+        Ok(PacketOutcome::Consumed)
     }
 
     // --- Acknowledgements -------------------------------------------------------------------------------------------
 
-    fn handle_puback(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
+    fn handle_puback(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
         let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if ack.reason.is_error() { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         // One for nothing that is in flight is no fault: it may be late.
@@ -102,7 +102,7 @@ impl Talk<'_, '_> {
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBACK for a message of QoS 2"))
     }
 
-    fn handle_pubrec(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
+    fn handle_pubrec(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
         let failed = ack.reason.is_error();
         let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
@@ -116,27 +116,27 @@ impl Talk<'_, '_> {
         }
         // [MQTT-4.3.3-1]; for what is not known v5 has a reason code (3.6.2.1).
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
-        self.say(session, &Packet::Pubrel(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+        self.encode(session, &Packet::Pubrel(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
         Ok(())
     }
 
-    fn handle_pubcomp(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
+    fn handle_pubcomp(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
         let taken = self.cx.broker.handle_pubcomp(session, ack.packet_id);
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBCOMP for a message that was not released"))
     }
 
-    fn handle_pubrel(&mut self, session: u32, ack: &Ack) -> Result<(), Ending> {
+    fn handle_pubrel(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
         // [MQTT-4.3.3-2]: answered even if it is not known, since the answer may have been lost.
         let known = self.cx.broker.handle_pubrel(session, ack.packet_id);
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREL for a message that PUBREC was not said of"))?;
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
-        self.say(session, &Packet::Pubcomp(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+        self.encode(session, &Packet::Pubcomp(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
         Ok(())
     }
 
     // --- Ends -------------------------------------------------------------------------------------------------------
 
-    fn handle_disconnect(&mut self, session: u32, disconnect: &Disconnect, mqtt: &Mqtt) -> Ending {
+    fn handle_disconnect(&mut self, session: u32, disconnect: &Disconnect, mqtt: &Mqtt) -> Termination {
         if !disconnect.reason.is_disconnect_of_client() {
             return broken("DISCONNECT has a reason that servers alone say", "v5 MQTT-3.14.2-1");
         }
@@ -151,31 +151,31 @@ impl Talk<'_, '_> {
         if disconnect.reason == Reason::SUCCESS {
             self.cx.broker.forget_will(session);
         }
-        Ending::new(CloseReason::DeviceClosed)
+        Termination::new(CloseReason::DeviceClosed)
     }
 
     /// DISCONNECT with a reason, in v5; CONNACK to one that was not greeted yet. Then nothing more is said.
-    pub(super) fn say_mqtt_goodbye(&mut self, ending: &Ending) {
-        let Some(session) = self.session() else { return self.refuse_waiting(ending) };
+    pub(super) fn encode_disconnect(&mut self, termination: &Termination) {
+        let Some(session) = self.session() else { return self.refuse_waiting(termination) };
         let profile = *self.cx.broker.profile(session);
-        let Some(reason) = ending.code.map(Reason).or_else(|| reason_of(ending.reason)) else { return };
+        let Some(reason) = termination.code.map(Reason).or_else(|| reason_of(termination.reason)) else { return };
         if profile.version == Version::V5 {
-            self.say(session, &Packet::Disconnect(Disconnect { reason, properties: Properties::EMPTY }));
+            self.encode(session, &Packet::Disconnect(Disconnect { reason, properties: Properties::EMPTY }));
         }
     }
 
     /// Bytes that are no packet.
-    fn refuse_bytes(&mut self, error: &mqtt::Error) -> Ending {
+    fn refuse_bytes(&mut self, error: &mqtt::Error) -> Termination {
         if self.session().is_none() {
             self.refuse_connect_bytes(error);
         }
         let is_too_large = error.reason == Reason::PACKET_TOO_LARGE;
         let reason = if is_too_large { CloseReason::FrameTooLarge } else { CloseReason::ProtocolError };
-        Ending::from_error(reason, error).with_code(error.reason.0)
+        Termination::from_error(reason, error).with_code(error.reason.0)
     }
 
     /// Says one packet, unless it is longer than the device takes [v5 MQTT-3.1.2-24].
-    fn say(&mut self, session: u32, packet: &Packet) {
+    fn encode(&mut self, session: u32, packet: &Packet) {
         let profile = self.cx.broker.profile(session);
         let (version, start) = (profile.version, self.cx.plain.len());
         packet.encode(version, self.cx.plain);
@@ -185,12 +185,13 @@ impl Talk<'_, '_> {
     }
 }
 
-fn broken(what: &'static str, statement: &'static str) -> Ending {
-    Ending::because(CloseReason::ProtocolError, format!("{what} [{statement}]")).with_code(Reason::PROTOCOL_ERROR.0)
+fn broken(what: &'static str, statement: &'static str) -> Termination {
+    Termination::because(CloseReason::ProtocolError, format!("{what} [{statement}]"))
+        .with_code(Reason::PROTOCOL_ERROR.0)
 }
 
 /// An acknowledgement that is out of order [v5 MQTT-4.13.1-1, v3.1.1 MQTT-4.8.0-1].
-fn wrong_ack(_: WrongAck, what: &'static str) -> Ending {
+fn wrong_ack(_: WrongAck, what: &'static str) -> Termination {
     broken(what, "v5 MQTT-4.13.1-1, v3.1.1 MQTT-4.8.0-1")
 }
 

@@ -4,45 +4,50 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::talk::Talk;
-use super::super::{Ending, Step};
-use super::{Taken, broken};
+use super::super::transport::OpenConnection;
+use super::super::{Step, Termination};
+use super::{PacketOutcome, broken};
 use crate::broker::{ALIASES_MAX, Known};
 use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Message, Publication, Receipt, Uplink};
 use crate::metrics::Figure;
 
-impl Talk<'_, '_> {
-    pub(super) fn handle_publish(&mut self, session: u32, publish: &Publish, mqtt: &Mqtt) -> Result<Taken, Ending> {
+impl OpenConnection<'_, '_> {
+    pub(super) fn handle_publish(
+        &mut self,
+        session: u32,
+        publish: &Publish,
+        mqtt: &Mqtt,
+    ) -> Result<PacketOutcome, Termination> {
         if publish.properties.subscription_identifier().is_some() {
             return Err(broken("a device sends a Subscription Identifier", "v5 MQTT-3.3.4-6"));
         }
         if self.cx.broker.is_congested() {
             // What others are to get waits already: this device waits too, in its socket.
-            return Ok(Taken::Not(Step::Paused));
+            return Ok(PacketOutcome::Deferred(Step::Paused));
         }
         // First of all, since one that comes again gives its topic a number too on this connection.
         let topic: Box<str> = self.resolve_topic(session, publish)?.into();
         if publish.qos != QoS::AtMostOnce {
             if self.is_known(session, publish)? {
-                return Ok(Taken::Yes);
+                return Ok(PacketOutcome::Consumed);
             }
             self.check_receive_maximum(session, 1)?;
         }
-        if topic::level_count(&topic) > self.rules.topic_levels {
+        if topic::level_count(&topic) > self.settings.topic_levels {
             self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
-            return Ok(Taken::Yes);
+            return Ok(PacketOutcome::Consumed);
         }
         if !may(&mqtt.publish, self.device, &topic) {
             self.cx.counters.add(Figure::DroppedUnauthorized, 1);
             self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
-            return Ok(Taken::Yes);
+            return Ok(PacketOutcome::Consumed);
         }
         let goes_up = mqtt.uplink.iter().any(|filter| topic::matches(filter, &topic));
         let is_full = goes_up && self.cx.uplink.len() >= self.cx.uplink_length;
         if is_full && publish.qos != QoS::AtMostOnce {
-            return Ok(Taken::Not(Step::Paused));
+            return Ok(PacketOutcome::Deferred(Step::Paused));
         }
         if publish.qos != QoS::AtMostOnce {
             let settled = (!goes_up).then_some(Reason::SUCCESS);
@@ -55,14 +60,14 @@ impl Talk<'_, '_> {
             self.send_publication_up(session, &publication, publish);
         }
         self.cx.broker.publish(publication, self.cx.counters);
-        self.say_answers(session);
-        Ok(Taken::Yes)
+        self.encode_answers(session);
+        Ok(PacketOutcome::Consumed)
     }
 
     /// A message with an acknowledgement that has come before is answered again, and goes nowhere
     /// [v5 MQTT-4.3.3-10, v3.1.1 MQTT-4.3.3-2]. One of QoS 1 is that only if the device says so: without DUP it is another
     /// message under an identifier that is in use, and neither is lost [v5 MQTT-4.3.2-2, v3.1.1 MQTT-4.3.2-2].
-    fn is_known(&mut self, session: u32, publish: &Publish) -> Result<bool, Ending> {
+    fn is_known(&mut self, session: u32, publish: &Publish) -> Result<bool, Termination> {
         if publish.qos == QoS::AtLeastOnce && !publish.dup {
             return Ok(false);
         }
@@ -72,18 +77,18 @@ impl Talk<'_, '_> {
             self.check_receive_maximum(session, 0)?;
         }
         if known == Known::Answered {
-            self.say_ack_of(session, packet, qos, Reason::SUCCESS);
+            self.encode_ack(session, packet, qos, Reason::SUCCESS);
         }
         Ok(true)
     }
 
     /// The topic, from its alias if need be.
-    fn resolve_topic(&mut self, session: u32, publish: &Publish) -> Result<String, Ending> {
+    fn resolve_topic(&mut self, session: u32, publish: &Publish) -> Result<String, Termination> {
         let Some(alias) = publish.properties.topic_alias() else { return Ok(publish.topic.to_owned()) };
         if alias > ALIASES_MAX {
             let what = "a topic alias is above the maximum [v5 MQTT-3.3.2-9]";
             let code = Reason::TOPIC_ALIAS_INVALID.0;
-            return Err(Ending::because(CloseReason::ProtocolError, what).with_code(code));
+            return Err(Termination::because(CloseReason::ProtocolError, what).with_code(code));
         }
         if publish.topic.is_empty() {
             // The number itself is valid: this is a plain protocol error, 0x82.
@@ -96,13 +101,13 @@ impl Talk<'_, '_> {
 
     /// A device of v5 may have no more unanswered on one connection than it was told [v5 MQTT-3.3.4-9], `more` of them
     /// still to be counted. One of v3.1.1 was told nothing; the packet identifiers bound it.
-    fn check_receive_maximum(&self, session: u32, more: usize) -> Result<(), Ending> {
+    fn check_receive_maximum(&self, session: u32, more: usize) -> Result<(), Termination> {
         let is_v5 = self.cx.broker.profile(session).version == Version::V5;
         let maximum = usize::from(self.cx.broker.bounds().inflight);
         if is_v5 && self.cx.broker.received(session) + more > maximum {
             let what = "more messages are unanswered than Receive Maximum allows [v5 MQTT-3.3.4-9]";
             let code = Reason::RECEIVE_MAXIMUM_EXCEEDED.0;
-            return Err(Ending::because(CloseReason::ProtocolError, what).with_code(code));
+            return Err(Termination::because(CloseReason::ProtocolError, what).with_code(code));
         }
         Ok(())
     }
@@ -137,12 +142,12 @@ impl Talk<'_, '_> {
     fn refuse_publish(&mut self, session: u32, publish: &Publish, reason: Reason) {
         if publish.qos != QoS::AtMostOnce {
             self.cx.broker.receive(session, publish.packet_id, publish.qos as u8, Some(reason));
-            self.say_answers(session);
+            self.encode_answers(session);
         }
     }
 
     /// Whatever may be answered by now, in its order.
-    pub(in crate::connection) fn say_answers(&mut self, session: u32) {
+    pub(in crate::connection) fn encode_answers(&mut self, session: u32) {
         while let Some(answer) = self.cx.broker.next_answer(session) {
             let is_v5 = self.cx.broker.profile(session).version == Version::V5;
             let reason = match answer.reason {
@@ -153,13 +158,13 @@ impl Talk<'_, '_> {
                 _ => Reason::SUCCESS,
             };
             self.cx.counters.add(Figure::MessagesAcknowledged, u64::from(answer.reason == Reason::SUCCESS));
-            self.say_ack_of(session, answer.packet, answer.qos, reason);
+            self.encode_ack(session, answer.packet, answer.qos, reason);
         }
     }
 
-    fn say_ack_of(&mut self, session: u32, packet_id: u16, qos: u8, reason: Reason) {
+    fn encode_ack(&mut self, session: u32, packet_id: u16, qos: u8, reason: Reason) {
         let ack = Ack { packet_id, reason, properties: Properties::EMPTY };
-        self.say(session, &if qos == 1 { Packet::Puback(ack) } else { Packet::Pubrec(ack) });
+        self.encode(session, &if qos == 1 { Packet::Puback(ack) } else { Packet::Pubrec(ack) });
     }
 }
 

@@ -1,15 +1,20 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
-use super::super::Ending;
-use super::super::talk::Talk;
+use super::super::Termination;
+use super::super::transport::OpenConnection;
 use super::broken;
 use super::publish::expand;
 use crate::broker::{Granted, Unsubscribed};
 use crate::codec::mqtt::{Options, Packet, Properties, Reason, Suback, Subscribe, Unsuback, Unsubscribe, topic};
 use crate::config::Mqtt;
 
-impl Talk<'_, '_> {
-    pub(super) fn handle_subscribe(&mut self, session: u32, subscribe: &Subscribe, mqtt: &Mqtt) -> Result<(), Ending> {
+impl OpenConnection<'_, '_> {
+    pub(super) fn handle_subscribe(
+        &mut self,
+        session: u32,
+        subscribe: &Subscribe,
+        mqtt: &Mqtt,
+    ) -> Result<(), Termination> {
         if subscribe.properties.subscription_identifiers().count() > 1 {
             return Err(broken("SUBSCRIBE has more than one Subscription Identifier", "v5 3.8.2.1.2"));
         }
@@ -21,12 +26,12 @@ impl Talk<'_, '_> {
         }
         // One for each, in order [v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5]. Retained messages follow behind.
         let suback = Suback { packet_id: subscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
-        self.say(session, &Packet::Suback(suback));
+        self.encode(session, &Packet::Suback(suback));
         Ok(())
     }
 
     fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32, mqtt: &Mqtt) -> Reason {
-        if topic::level_count(filter) > self.rules.topic_levels {
+        if topic::level_count(filter) > self.settings.topic_levels {
             return Reason::TOPIC_FILTER_INVALID;
         }
         let plain = topic::shared(filter).map_or(filter, |(_, filter)| filter);
@@ -55,6 +60,6 @@ impl Talk<'_, '_> {
         }
         // [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2]
         let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
-        self.say(session, &Packet::Unsuback(unsuback));
+        self.encode(session, &Packet::Unsuback(unsuback));
     }
 }

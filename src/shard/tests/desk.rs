@@ -29,14 +29,14 @@ impl Desk {
     /// The desks of `workers` shards of one gateway.
     pub fn of(workers: u16) -> Vec<Self> {
         let lab = Lab::new();
-        let rules: Arc<[Rules]> = [lab.rules(0, &Lab::native()), lab.rules(1, &Lab::raw())].into();
+        let settings: Arc<[ListenerSettings]> = [lab.settings(0, &Lab::native()), lab.settings(1, &Lab::raw())].into();
         let home = Home::new([3; 16], workers);
         let exchange = Arc::new(Exchange::new(workers));
         let desk = |worker| {
             let setup = Setup {
                 worker: WorkerId(worker),
                 home,
-                rules: Arc::clone(&rules),
+                settings: Arc::clone(&settings),
                 handshakes: 2,
                 uplink_length: 8,
                 seed: u64::from(worker),

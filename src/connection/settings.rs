@@ -10,7 +10,7 @@ use crate::tls::handshake::ServerTls;
 const KEEP_ALIVE_TICKS: u32 = 15;
 
 /// What holds for every connection of one listener, from the configuration.
-pub struct Rules {
+pub struct ListenerSettings {
     /// Which listener.
     pub listener: ListenerId,
     /// What is spoken.
@@ -43,8 +43,8 @@ pub struct Rules {
     pub topic_levels: usize,
 }
 
-impl Rules {
-    /// The rules of the listener `id` as it is configured, with its loaded certificates.
+impl ListenerSettings {
+    /// The settings of the listener `id` as it is configured, with its loaded certificates.
     #[must_use]
     pub fn new(id: ListenerId, listener: &Listener, limits: &Limits, tls: ServerTls) -> Self {
         let heartbeat = listener.heartbeat;

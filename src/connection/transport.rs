@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::goodbye::close_code;
-use super::{Buffers, Connection, Context, Ending, Input, Naming, Phase, Rules, State, Step};
+use super::close::close_code;
+use super::{Buffers, Connection, Context, Input, ListenerSettings, Naming, Phase, State, Step, Termination};
 use crate::codec::native::{self, Frame};
 use crate::codec::raw::{self, Payload};
 use crate::config::{self, Protocol};
@@ -25,7 +25,7 @@ const TICK_MS: u32 = (TICK_MICROS / 1_000) as u32;
 
 /// An open connection taken apart for the length of one call, so that the keys that the record layer rebuilds are kept
 /// for all of its records.
-pub(super) struct Talk<'c, 'x> {
+pub(super) struct OpenConnection<'c, 'x> {
     tls: Burst<'c>,
     pub(super) phase: &'c mut Phase,
     pub(super) naming: &'c mut Naming,
@@ -33,35 +33,39 @@ pub(super) struct Talk<'c, 'x> {
     pub(super) device: &'c mut Box<str>,
     pub(super) buffers: Option<&'c mut Buffers>,
     pub(super) id: ConnectionId,
-    pub(super) rules: &'c Rules,
+    pub(super) settings: &'c ListenerSettings,
     pub(super) cx: &'c mut Context<'x>,
 }
 
 impl Connection {
     /// Handles everything in `input`: records, and the frames within them.
-    pub(super) fn handle_open(&mut self, input: &mut Input, rules: &Rules, cx: &mut Context) -> Step {
-        let mut talk = self.talk(rules, cx);
-        let step = match &rules.protocol {
-            Protocol::Native => talk.handle_native(input),
-            Protocol::Raw(raw) => talk.handle_raw(input, raw),
-            Protocol::Mqtt(mqtt) => talk.handle_mqtt(input, mqtt),
+    pub(super) fn handle_open(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
+        let mut open = self.as_open(settings, cx);
+        let step = match &settings.protocol {
+            Protocol::Native => open.handle_native(input),
+            Protocol::Raw(raw) => open.handle_raw(input, raw),
+            Protocol::Mqtt(mqtt) => open.handle_mqtt(input, mqtt),
         };
         // Answers to what was understood go out even when what came after it ends the connection.
-        let sealed = talk.seal_said();
+        let sealed = open.seal_plain();
         match step.and_then(|step| sealed.map(|()| step)) {
             Ok(step) => step,
-            Err(ending) => Step::End(ending),
+            Err(termination) => Step::End(termination),
         }
     }
 
     /// The connection as a partner to talk with. It must be open.
-    pub(super) fn talk<'c, 'x>(&'c mut self, rules: &'c Rules, cx: &'c mut Context<'x>) -> Talk<'c, 'x> {
+    pub(super) fn as_open<'c, 'x>(
+        &'c mut self,
+        settings: &'c ListenerSettings,
+        cx: &'c mut Context<'x>,
+    ) -> OpenConnection<'c, 'x> {
         let State::Open { records, phase, naming, interval } = &mut self.state else {
             unreachable!("only an open connection can be talked with")
         };
         debug_assert!(cx.plain.is_empty());
         let id = ConnectionId { index: cx.index, generation: self.generation };
-        Talk {
+        OpenConnection {
             tls: records.burst(),
             phase,
             naming,
@@ -69,7 +73,7 @@ impl Connection {
             device: &mut self.device,
             buffers: self.buffers.as_deref_mut(),
             id,
-            rules,
+            settings,
             cx,
         }
     }
@@ -85,15 +89,15 @@ pub(super) enum Record {
     Data { length: usize, plaintext: Range<usize> },
 }
 
-impl Talk<'_, '_> {
+impl OpenConnection<'_, '_> {
     // --- Records ----------------------------------------------------------------------------------------------------
 
     /// Opens the next record in place.
-    pub(super) fn open_record(&mut self, input: &mut Input) -> Result<Record, Ending> {
+    pub(super) fn open_record(&mut self, input: &mut Input) -> Result<Record, Termination> {
         let length = match self.tls.next_record(input.cipher(), self.cx.wire) {
             Ok(None) => return Ok(Record::Partial),
             Ok(Some(length)) => length,
-            Err(error) => return Err(Ending::from_error(CloseReason::TlsError, &error)),
+            Err(error) => return Err(Termination::from_error(CloseReason::TlsError, &error)),
         };
         let record = input.record(length);
         let start = record.as_ptr() as usize;
@@ -109,24 +113,24 @@ impl Talk<'_, '_> {
                 input.skip_record(length);
                 Ok(Record::Nothing)
             }
-            Ok(Opened::CloseNotify) => Err(Ending::new(CloseReason::PeerClosed)),
-            Err(error) => Err(Ending::from_error(CloseReason::TlsError, &error)),
+            Ok(Opened::CloseNotify) => Err(Termination::new(CloseReason::PeerClosed)),
+            Err(error) => Err(Termination::from_error(CloseReason::TlsError, &error)),
         }
     }
 
     /// Seals what was said since the last time into as few records as it takes.
-    pub(super) fn seal_said(&mut self) -> Result<(), Ending> {
+    pub(super) fn seal_plain(&mut self) -> Result<(), Termination> {
         if self.cx.plain.is_empty() {
             return Ok(());
         }
         let sealed = self.tls.seal(self.cx.plain, self.cx.wire);
         self.cx.plain.clear();
-        sealed.map_err(|error| Ending::from_error(CloseReason::TlsError, &error))
+        sealed.map_err(|error| Termination::from_error(CloseReason::TlsError, &error))
     }
 
     // --- Raw: opaque bytes ------------------------------------------------------------------------------------------
 
-    fn handle_raw(&mut self, input: &mut Input, raw: &config::Raw) -> Result<Step, Ending> {
+    fn handle_raw(&mut self, input: &mut Input, raw: &config::Raw) -> Result<Step, Termination> {
         if *self.phase == Phase::Unnamed {
             return Ok(Step::Named);
         }
@@ -164,7 +168,7 @@ impl Talk<'_, '_> {
 
     // --- Native: frames ---------------------------------------------------------------------------------------------
 
-    fn handle_native(&mut self, input: &mut Input) -> Result<Step, Ending> {
+    fn handle_native(&mut self, input: &mut Input) -> Result<Step, Termination> {
         loop {
             while let Some((frame, length)) = self.next_frame(input)? {
                 let step = self.handle_frame(&frame)?;
@@ -184,21 +188,21 @@ impl Talk<'_, '_> {
         }
     }
 
-    fn next_frame<'i>(&self, input: &'i Input) -> Result<Option<(Frame<'i>, usize)>, Ending> {
-        native::decode(input.plain(), self.rules.frame_bytes).map_err(|error| {
+    fn next_frame<'i>(&self, input: &'i Input) -> Result<Option<(Frame<'i>, usize)>, Termination> {
+        native::decode(input.plain(), self.settings.frame_bytes).map_err(|error| {
             let reason = match error {
                 native::Error::TooLong { .. } => CloseReason::FrameTooLarge,
                 _ => CloseReason::ProtocolError,
             };
-            Ending::from_error(reason, &error)
+            Termination::from_error(reason, &error)
         })
     }
 
     /// [`Step::Paused`] means that the frame was not taken.
-    fn handle_frame(&mut self, frame: &Frame) -> Result<Step, Ending> {
+    fn handle_frame(&mut self, frame: &Frame) -> Result<Step, Termination> {
         match (*self.phase, frame) {
             (Phase::Unnamed, Frame::Hello(hello)) => return self.handle_hello(hello),
-            (_, Frame::Close(_)) => return Err(Ending::new(CloseReason::DeviceClosed)),
+            (_, Frame::Close(_)) => return Err(Termination::new(CloseReason::DeviceClosed)),
             (Phase::Device, Frame::Ping(echo)) => {
                 self.cx.counters.add(Figure::HeartbeatsReceived, 1);
                 Frame::Pong(echo).encode(self.cx.plain);
@@ -209,7 +213,7 @@ impl Talk<'_, '_> {
             (Phase::Device, Frame::Pong(_)) => {}
             (phase, frame) => {
                 let when = if phase == Phase::Unnamed { "before HELLO" } else { "after HELLO" };
-                return Err(Ending::because(
+                return Err(Termination::because(
                     CloseReason::ProtocolError,
                     format!("{} is not allowed {when}", frame.name()),
                 ));
@@ -218,28 +222,28 @@ impl Talk<'_, '_> {
         Ok(Step::Wait)
     }
 
-    fn handle_hello(&mut self, hello: &native::Hello) -> Result<Step, Ending> {
+    fn handle_hello(&mut self, hello: &native::Hello) -> Result<Step, Termination> {
         if self.device.is_empty() {
             *self.device = hello.id.into();
         } else if **self.device != *hello.id {
-            return Err(Ending::because(
+            return Err(Termination::because(
                 CloseReason::IdentityMismatch,
                 format!("HELLO names {:?}, the certificate names {:?}", hello.id, self.device),
             ));
         }
         if hello.heartbeat_ms != 0 {
-            let configured = self.rules.heartbeat.interval.as_millis() as u32;
+            let configured = self.settings.heartbeat.interval.as_millis() as u32;
             let wanted = hello
                 .heartbeat_ms
                 .clamp(WANTED_INTERVAL_MIN_MS.min(configured), WANTED_INTERVAL_MAX_MS.max(configured));
             let ticks = ticks_ceil(Duration::from_millis(u64::from(wanted)));
             *self.interval = u16::try_from(ticks).unwrap_or(u16::MAX);
         }
-        if !self.rules.tokens {
+        if !self.settings.tokens {
             return Ok(Step::Named);
         }
         if hello.token.is_empty() {
-            return Err(Ending::because(CloseReason::TokenRejected, "HELLO carries no token"));
+            return Err(Termination::because(CloseReason::TokenRejected, "HELLO carries no token"));
         }
         *self.phase = Phase::Verifying;
         Ok(Step::Verify { name: self.device.clone(), secret: Bytes::copy_from_slice(hello.token) })
@@ -278,30 +282,30 @@ impl Talk<'_, '_> {
 
     // --- What the gateway says --------------------------------------------------------------------------------------
 
-    pub(super) fn say_welcome(&mut self) -> Result<(), Ending> {
-        let heartbeat = &self.rules.heartbeat;
+    pub(super) fn send_welcome(&mut self) -> Result<(), Termination> {
+        let heartbeat = &self.settings.heartbeat;
         let welcome = native::Welcome {
             heartbeat_ms: u32::from(*self.interval) * TICK_MS,
             timeout_ms: heartbeat.timeout.as_millis() as u32,
             retries: heartbeat.retries,
-            body_max: self.rules.frame_bytes as u16,
+            body_max: self.settings.frame_bytes as u16,
         };
         Frame::Welcome(welcome).encode(self.cx.plain);
-        self.seal_said()
+        self.seal_plain()
     }
 
-    pub(super) fn say_probe(&mut self) -> Result<(), Ending> {
-        match &self.rules.protocol {
+    pub(super) fn send_probe(&mut self) -> Result<(), Termination> {
+        match &self.settings.protocol {
             Protocol::Native => Frame::Ping(&[]).encode(self.cx.plain),
             Protocol::Raw(raw) => self.cx.plain.extend_from_slice(&raw.probe),
             Protocol::Mqtt(_) => unreachable!("it is the device that shows life"),
         }
-        self.seal_said()
+        self.seal_plain()
     }
 
     /// `message` is the id under which the device shall acknowledge it; 0: it need not.
-    pub(super) fn say_message(&mut self, downlink: &Downlink, message: u32) -> Result<(), Ending> {
-        match self.rules.protocol {
+    pub(super) fn send_message(&mut self, downlink: &Downlink, message: u32) -> Result<(), Termination> {
+        match self.settings.protocol {
             Protocol::Native => {
                 let (topic, payload) = (&*downlink.topic, &*downlink.payload);
                 Frame::Message(native::Message { id: message, topic, payload }).encode(self.cx.plain);
@@ -310,31 +314,31 @@ impl Talk<'_, '_> {
             Protocol::Mqtt(_) => unreachable!("its session has what is for it"),
         }
         self.cx.counters.add(Figure::MessagesSent, 1);
-        self.seal_said()
+        self.seal_plain()
     }
 
-    pub(super) fn say_ack(&mut self, message: u32) -> Result<(), Ending> {
+    pub(super) fn send_ack(&mut self, message: u32) -> Result<(), Termination> {
         Frame::Ack(message).encode(self.cx.plain);
-        self.seal_said()
+        self.seal_plain()
     }
 
     /// CLOSE where the protocol has it, then close_notify. A layer that has failed says nothing more: its alert is
     /// already on its way.
-    pub(super) fn say_goodbye(&mut self, ending: &Ending) {
-        if let (Protocol::Native, Some(code)) = (&self.rules.protocol, close_code(ending.reason)) {
-            let words = if ending.detail.is_empty() { ending.reason.label() } else { &ending.detail };
+    pub(super) fn send_close(&mut self, termination: &Termination) {
+        if let (Protocol::Native, Some(code)) = (&self.settings.protocol, close_code(termination.reason)) {
+            let words = if termination.detail.is_empty() { termination.reason.label() } else { &termination.detail };
             let close = native::Close {
                 code,
-                retry_after_ms: ending.retry_after_ms,
+                retry_after_ms: termination.retry_after_ms,
                 reason: &words[..words.floor_char_boundary(native::REASON_MAX)],
             };
             Frame::Close(close).encode(self.cx.plain);
             // A layer that cannot seal any more has nothing to be added to it.
-            let _ = self.seal_said();
+            let _ = self.seal_plain();
         }
-        if let (Protocol::Mqtt(_), false) = (&self.rules.protocol, ending.was_said) {
-            self.say_mqtt_goodbye(ending);
-            let _ = self.seal_said();
+        if let (Protocol::Mqtt(_), false) = (&self.settings.protocol, termination.is_sent) {
+            self.encode_disconnect(termination);
+            let _ = self.seal_plain();
         }
         self.tls.close_notify(self.cx.wire);
     }

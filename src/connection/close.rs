@@ -8,7 +8,7 @@ use crate::link::CloseReason;
 
 /// The end of a connection: its one reason, and what can be said about it to the peer and to the log.
 #[derive(Clone, Debug)]
-pub struct Ending {
+pub struct Termination {
     /// Why.
     pub reason: CloseReason,
     /// In words; may be empty.
@@ -18,14 +18,14 @@ pub struct Ending {
     /// The reason code for a device that speaks MQTT, where the reason alone does not tell it.
     pub code: Option<u8>,
     /// The device was told already: there is no goodbye to be said.
-    pub was_said: bool,
+    pub is_sent: bool,
 }
 
-impl Ending {
+impl Termination {
     /// An end that its reason explains.
     #[must_use]
     pub const fn new(reason: CloseReason) -> Self {
-        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0, code: None, was_said: false }
+        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0, code: None, is_sent: false }
     }
 
     /// The same end with the reason code that an MQTT device is told.
@@ -36,8 +36,8 @@ impl Ending {
 
     /// The same end, and the device was told already.
     #[must_use]
-    pub fn said(self) -> Self {
-        Self { was_said: true, ..self }
+    pub fn already_sent(self) -> Self {
+        Self { is_sent: true, ..self }
     }
 
     /// The same end with advice when to come back, in milliseconds.
