@@ -108,7 +108,7 @@ impl Hub {
         }
     }
 
-    /// Acknowledged only when the backbone holds it (D6).
+    /// Acknowledged only when the backbone holds it (decision D6).
     fn apply_message(&mut self, worker: WorkerId, message: &Message) {
         let accepted = self.offer(&Event::message(worker, message, self.state.clock.now()));
         if let Some(receipt) = message.receipt {
