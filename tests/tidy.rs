@@ -69,6 +69,29 @@ const DATA_PLANE_WITHOUT: &[(&str, Option<&str>)] = &[
 ];
 
 const LINES_MAX: usize = 800;
+/// A function fits a screen.
+const FUNCTION_LINES_MAX: usize = 60;
+/// Those that do not yet, with the lines that they have: each may shrink and none may grow, and one that fits leaves the
+/// list.
+#[rustfmt::skip]
+const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
+    ("src/worker/start.rs", "build", 89),
+    ("src/worker/start.rs", "start", 88),
+    ("src/config/check/mod.rs", "limits", 89),
+    ("fuzz/targets/connection.rs", "step", 89),
+    ("bench/src/memory.rs", "causes", 81),
+    ("loadtest/src/scenario/uplink.rs", "run", 76),
+    ("loadtest/src/scenario/dark.rs", "run", 73),
+    ("loadtest/src/scenario/slow.rs", "run", 71),
+    ("loadtest/src/scenario/fan.rs", "run_either", 65),
+    ("loadtest/src/scenario/downlink.rs", "run", 63),
+    // Tests that are one table, or one life from its beginning to its end.
+    ("tests/e2e/stalled.rs", "a_device_that_stops_reading_while_commands_pour_in_is_cut_and_others_notice_nothing", 72),
+    ("src/control/tests/metrics.rs", "the_exposition_is_well_formed_and_complete", 72),
+    ("src/control/tests/openapi.rs", "validate", 71),
+    ("src/codec/mqtt/tests.rs", "packets", 69),
+    ("src/session/tests.rs", "a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_went_before", 61),
+];
 const UNFINISHED_MACROS: &[&str] = &["todo!", "unimplemented!", "dbg!"];
 // Taken apart, so that they do not find themselves.
 const UNFINISHED_WORDS: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME")];
@@ -298,6 +321,41 @@ fn check_shape(source: &Source, found: &mut Vec<Violation>) {
     }
 }
 
+/// Where each function with a body begins (behind the word `fn`), its name and its lines, from there to its last brace.
+fn functions(code: &str) -> impl Iterator<Item = (usize, &str, usize)> {
+    words(code, "fn").filter_map(|at| {
+        let tail = &code[at + "fn".len()..];
+        let name = tail.trim_start().split(|c| !is_word(c)).next()?;
+        let open = tail.find(['{', ';']).filter(|&open| tail[open..].starts_with('{') && !name.is_empty())?;
+        let mut depth = 0;
+        let length = tail[open..].find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth == 0
+        })?;
+        Some((at, name, 1 + tail[..open + length].matches('\n').count()))
+    })
+}
+
+/// (h) Functions fit a screen, but for those that are listed.
+fn check_functions(source: &Source, listed: &[(&str, &str, usize)], found: &mut Vec<Violation>) {
+    let mut gone: Vec<_> = listed.iter().filter(|(file, ..)| *file == source.file).collect();
+    for (at, name, lines) in functions(&source.code).filter(|&(.., lines)| lines > FUNCTION_LINES_MAX) {
+        let known = gone.iter().position(|(_, function, most)| *function == name && lines <= *most);
+        match known {
+            Some(known) => drop(gone.swap_remove(known)),
+            None => found.push(source.violation(
+                at,
+                format!("{name} has {lines} lines, at most {FUNCTION_LINES_MAX}"),
+                "branch in the parent, and take the leaves out as functions",
+            )),
+        }
+    }
+    for (_, name, _) in gone {
+        let remedy = "take it out of LONG_FUNCTIONS in tests/tidy.rs";
+        found.push(source.violation(0, format!("{name} is no long function any more"), remedy));
+    }
+}
+
 /// (d), (e), (f) Words that stand nowhere, or only where they are named.
 fn check_words(source: &Source, found: &mut Vec<Violation>) {
     let mut ban = |word: &str, end: usize, remedy: &'static str| {
@@ -348,6 +406,48 @@ fn check_document(file: &str, text: &str, found: &mut Vec<Violation>) {
     }
 }
 
+/// The decisions that a text cites, `decision D5`, with the lines.
+fn decisions(text: &str) -> impl Iterator<Item = (usize, u32)> {
+    (1..).zip(text.lines()).flat_map(|(number, line)| {
+        let cited = line.to_lowercase();
+        let numbers: Vec<u32> = cited
+            .match_indices("decision d")
+            .filter_map(|(at, what)| cited[at + what.len()..].split(|c: char| !c.is_ascii_digit()).next()?.parse().ok())
+            .collect();
+        numbers.into_iter().map(move |decision| (number, decision))
+    })
+}
+
+/// (i) A decision that is cited has a page, `pages` being their file names.
+fn check_decisions(file: &str, text: &str, pages: &[String], found: &mut Vec<Violation>) {
+    for (line, decision) in decisions(text) {
+        if !pages.iter().any(|page| page.starts_with(&format!("{decision:04}-"))) {
+            let rule = format!("decision D{decision} has no page");
+            found.push(Violation { file: file.into(), line, rule, remedy: "write it, under docs/decisions" });
+        }
+    }
+}
+
+/// The targets of the links of a document, with their lines, that are files of the repository.
+fn links(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines()).flat_map(|(number, line)| {
+        let targets =
+            line.match_indices("](").filter_map(|(at, open)| line[at + open.len()..].split([')', '#']).next());
+        targets.filter(|target| !target.is_empty() && !target.contains(':')).map(move |target| (number, target))
+    })
+}
+
+/// (j) A link leads somewhere: what it names is there, seen from the document's directory.
+fn check_links(file: &str, text: &str, exists: impl Fn(&Path) -> bool, found: &mut Vec<Violation>) {
+    let directory = Path::new(file).parent().unwrap();
+    for (line, target) in links(text) {
+        if !exists(&directory.join(target)) {
+            let rule = format!("the link to {target} leads nowhere");
+            found.push(Violation { file: file.into(), line, rule, remedy: "mend it: paths are seen from the page" });
+        }
+    }
+}
+
 /// The names under which the dependencies of Cargo.toml appear in code.
 fn dependencies(manifest: &str) -> BTreeSet<String> {
     let lines = manifest.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
@@ -386,6 +486,7 @@ fn check_source(source: &Source, outside: &BTreeSet<String>) -> Vec<Violation> {
     check_table(source, outside, &mut found);
     check_shape(source, &mut found);
     check_words(source, &mut found);
+    check_functions(source, LONG_FUNCTIONS, &mut found);
     found
 }
 
@@ -402,8 +503,21 @@ fn the_house_is_tidy() {
             .any(|test| file.strip_prefix(test.as_str()).is_some_and(|rest| rest == ".rs" || rest.starts_with('/')))
     };
     let mut found = Vec::new();
+    let pages: Vec<String> = std::fs::read_dir(root.join("docs/decisions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     for (file, text) in &texts {
         found.extend(check_source(&Source::new(file, text, is_test(file)), &outside));
+        if file != "tests/tidy.rs" {
+            check_decisions(file, text, &pages, &mut found);
+        }
+    }
+    for (file, function, _) in LONG_FUNCTIONS {
+        assert!(
+            texts.iter().any(|(found, _)| found == file),
+            "{file} with {function} is gone: take it out of the list"
+        );
     }
     let root_documents = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
     let mut documents = read_all(&["docs", "examples", "deploy"], "md");
@@ -412,6 +526,7 @@ fn the_house_is_tidy() {
     }
     for (file, text) in &documents {
         check_document(file, text, &mut found);
+        check_links(file, text, |path| root.join(path).exists(), &mut found);
     }
     assert!(texts.len() > 20 && !documents.is_empty() && outside.contains("rustls"), "the walk lost its way");
     let report: Vec<String> = found.iter().map(Violation::to_string).collect();
@@ -492,4 +607,38 @@ fn documents_are_read_too() {
     assert_eq!(find("see src/shard.rs:12"), 1);
     assert_eq!(find(&format!("put it under {}me", HOMES[0])), 1);
     assert_eq!(find("one line of 12; deadlines are kept"), 0);
+}
+
+#[test]
+fn functions_fit_a_screen() {
+    let long = format!("fn f() {{{}}}\n", "\n".repeat(FUNCTION_LINES_MAX));
+    let text = format!("//! Head.\nfn g();\nfn h() {{ if a {{ b }} }}\n{long}");
+    let source = Source::new("src/x.rs", &text, false);
+    let sizes: Vec<_> = functions(&source.code).map(|(_, name, lines)| (name, lines)).collect();
+    assert_eq!(sizes, [("h", 1), ("f", FUNCTION_LINES_MAX + 1)]);
+    let find = |listed: &[(&str, &str, usize)]| {
+        let mut found = Vec::new();
+        check_functions(&source, listed, &mut found);
+        found.into_iter().map(|found| format!("{}: {}", found.line, found.rule)).collect::<Vec<_>>()
+    };
+    assert_eq!(find(&[]), ["4: f has 61 lines, at most 60"]);
+    assert_eq!(find(&[("src/x.rs", "f", 61), ("src/y.rs", "g", 70)]), Vec::<String>::new());
+    assert_eq!(find(&[("src/x.rs", "f", 61), ("src/x.rs", "h", 70)]), ["1: h is no long function any more"]);
+    assert_eq!(find(&[("src/x.rs", "f", 60)]).len(), 2);
+}
+
+#[test]
+fn citations_and_links_lead_somewhere() {
+    let pages = ["README.md".to_string(), "0005-unheard.md".to_string()];
+    let mut found = Vec::new();
+    let text = "// Decision D5: x\n// see decision D6, decision D05\n// decision D: none";
+    check_decisions("src/x.rs", text, &pages, &mut found);
+    check_links(
+        "docs/X.md",
+        "[a](b.md) [c](../d.md#e)\n[f](https://x) [g](#h) [i](j.md)",
+        |path| [Path::new("docs/b.md"), Path::new("docs/../d.md")].contains(&path),
+        &mut found,
+    );
+    let rules: Vec<String> = found.iter().map(|found| format!("{}: {}", found.line, found.rule)).collect();
+    assert_eq!(rules, ["2: decision D6 has no page", "2: the link to j.md leads nowhere"]);
 }
