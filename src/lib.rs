@@ -1,7 +1,33 @@
 //! Pulsegate: an edge gateway for device fleets.
 //!
-//! The modules stand in reading order; each may use only those above it (`tests/tidy.rs` holds the table, and
-//! `docs/ARCHITECTURE.md` explains it).
+//! It terminates TLS for very many devices that do almost nothing, knows which of them are alive, and joins them to a
+//! backend. This page is a tour from the inside out; `docs/ARCHITECTURE.md` has the drawings, and `docs/decisions/` says
+//! why it is so.
+//!
+//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`codec`] turns bytes into borrowed frames
+//! of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
+//!
+//! **Tables.** [`config`] is what the operator wrote, checked, and the memory that it allows ([`config::budget`]).
+//! [`metrics`] has every counter, [`devices`] finds a slot by a device's name, and the [`wheel`] keeps one deadline for each
+//! slot.
+//!
+//! **The seam.** [`link`] is all that the data plane and the control plane, and one shard and another, say to each other:
+//! plain data. It also knows where a device lives ([`link::Home`]) and why a connection ends ([`link::CloseReason`]).
+//!
+//! **TLS.** [`tls::handshake`] has rustls behind one type; what is left of a connection afterwards is
+//! [`tls::record`], our own record layer over a few hundred bytes of plain data.
+//!
+//! **One core's share.** [`session`] keeps MQTT sessions, subscriptions and retained messages. [`connection`] is one
+//! connection from its first byte to its last, and the only place where TLS and protocols meet. [`shard`] holds
+//! a core's connections and sessions, takeover, presence and expiry: it is handed bytes and the time, so a simulation
+//! drives it through hours in a second.
+//!
+//! **Threads.** [`worker`] has the poll, the sockets, the clock and the turn, and moves connections to their home.
+//! [`control`] has what an event loop has no time for: HTTP, metrics, events, token checks.
+//!
+//! A module uses only those above it; `tests/tidy.rs` holds the table.
+
+#![deny(unsafe_code)]
 
 pub mod time;
 

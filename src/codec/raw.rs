@@ -15,6 +15,13 @@ pub enum Payload<'a> {
 /// What `bytes`, the plaintext of one record, are to a listener with this `heartbeat` (empty: it has none).
 ///
 /// Heartbeats that stand beside anything else are data: only the device knows what they mean there.
+///
+/// ```
+/// use pulsegate::codec::raw::{Payload, classify};
+///
+/// assert_eq!(classify(b"beat", b"beatbeat"), Payload::Heartbeats(2));
+/// assert_eq!(classify(b"beat", b"beat 230 V"), Payload::Data(b"beat 230 V"));
+/// ```
 #[must_use]
 pub fn classify<'a>(heartbeat: &[u8], bytes: &'a [u8]) -> Payload<'a> {
     if heartbeat.is_empty() || bytes.is_empty() || !bytes.len().is_multiple_of(heartbeat.len()) {

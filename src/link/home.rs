@@ -5,7 +5,16 @@ use siphasher::sip::SipHasher13;
 use super::WorkerId;
 
 /// The map from device id to home worker: SipHash-1-3 under a key drawn once per process, so that nobody outside can
-/// choose ids that crowd one shard.
+/// choose ids that crowd one shard (decision D2).
+///
+/// ```
+/// use pulsegate::link::Home;
+///
+/// let home = Home::new([7; 16], 4);
+/// let worker = home.of("meter-17");
+/// assert!(worker.0 < 4);
+/// assert_eq!(home.of("meter-17"), worker); // always the same within a process
+/// ```
 #[derive(Clone, Copy)]
 pub struct Home {
     hasher: SipHasher13,

@@ -117,6 +117,22 @@ pub struct Work {
 }
 
 /// A hierarchical timing wheel over slab indices below [`INDEX_MAX`]. 12 bytes per index and 20 KiB.
+///
+/// ```
+/// use pulsegate::time::Tick;
+/// use pulsegate::wheel::Wheel;
+///
+/// let mut wheel = Wheel::new(Tick(0));
+/// wheel.arm(7, Tick(30));
+/// wheel.arm(9, Tick(10));
+/// wheel.arm(7, Tick(20)); // moves it
+/// assert_eq!(wheel.next(), Some(Tick(10)));
+///
+/// let mut due = Vec::new();
+/// let more = wheel.expire(Tick(25), 100, &mut due);
+/// assert_eq!(due, [9, 7]); // the earlier deadline first
+/// assert!(!more && wheel.is_empty());
+/// ```
 pub struct Wheel {
     entries: Vec<Entry>,
     slots: Box<[Slot]>,

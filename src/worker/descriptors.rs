@@ -38,6 +38,7 @@ pub(super) fn close_left_behind(numbers: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
+#[expect(unsafe_code, reason = "the system call has no safe wrapper")]
 fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     // SAFETY: the call takes numbers and touches no memory. That no `OwnedFd` of this table is closed under its owner is
     // the callers' part: a worker names all that it owns in `keep`, and the main thread closes only what has left.

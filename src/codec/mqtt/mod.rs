@@ -133,6 +133,19 @@ mod kind {
 ///
 /// # Errors
 /// [`Error`] when the bytes are no packet that may stand here. One that is too long is found out by its header.
+///
+/// ```
+/// use pulsegate::codec::mqtt::{Packet, Version, decode};
+///
+/// let bytes = b"\x30\x06\x00\x01tabc\xC0\x00"; // PUBLISH to "t", then PINGREQ
+/// let Some((Packet::Publish(publish), length)) = decode(bytes, Some(Version::V311), 1_000)? else { panic!() };
+/// assert_eq!((publish.topic, publish.payload), ("t", &b"abc"[..]));
+/// assert_eq!(decode(&bytes[length..], Some(Version::V311), 1_000)?, Some((Packet::Pingreq, 2)));
+///
+/// // What is not all there yet is no error, and nothing is consumed.
+/// assert_eq!(decode(&bytes[..5], Some(Version::V311), 1_000)?, None);
+/// # Ok::<(), pulsegate::codec::mqtt::Error>(())
+/// ```
 pub fn decode(
     bytes: &[u8],
     version: Option<Version>,

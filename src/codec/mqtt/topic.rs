@@ -58,6 +58,15 @@ pub fn level_count(topic: &str) -> usize {
 
 /// Whether a filter (not a shared one) matches a topic name. One that begins with a wildcard does not match names that
 /// begin with `$` [MQTT-4.7.2-1].
+///
+/// ```
+/// use pulsegate::codec::mqtt::topic::matches;
+///
+/// assert!(matches("site/+/power", "site/4/power"));
+/// assert!(matches("site/#", "site")); // the parent level too
+/// assert!(!matches("site/+", "site/4/power"));
+/// assert!(!matches("#", "$SYS/uptime"));
+/// ```
 #[must_use]
 pub fn matches(filter: &str, topic: &str) -> bool {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {

@@ -185,6 +185,18 @@ pub struct Close<'a> {
 /// # Errors
 /// Whatever is wrong, as soon as it can be seen: type and length without waiting for the body. Nothing after an
 /// error can be decoded.
+///
+/// ```
+/// use pulsegate::codec::native::{Frame, decode};
+///
+/// let mut bytes = Vec::new();
+/// Frame::Ping(b"12").encode(&mut bytes);
+/// assert_eq!(decode(&bytes, 1_024)?, Some((Frame::Ping(b"12"), bytes.len())));
+///
+/// // What is not all there yet is no error, and nothing is consumed.
+/// assert_eq!(decode(&bytes[..4], 1_024)?, None);
+/// # Ok::<(), pulsegate::codec::native::Error>(())
+/// ```
 pub fn decode(bytes: &[u8], body_max: usize) -> Result<Option<(Frame<'_>, usize)>, Error> {
     let Some(&type_byte) = bytes.first() else { return Ok(None) };
     let kind = Type::from_byte(type_byte).ok_or(Error::UnknownType(type_byte))?;
