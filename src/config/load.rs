@@ -3,24 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::budget::MemoryBudget;
 use super::check::{self, CertificateFilesAre};
 use super::machine::Machine;
 use super::raw::{RawConfig, RawIdentity, RawListener, RawMqtt, RawTls};
-use super::{Config, ConfigError};
-
-/// A checked configuration and what is to be said about it.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// What is true.
-    pub config: Config,
-    /// What it costs; within the machine's memory.
-    pub budget: MemoryBudget,
-    /// What works, but surely not as meant.
-    pub warnings: Vec<String>,
-    /// What is worth knowing; for `check-config`.
-    pub notes: Vec<String>,
-}
+use super::{ConfigError, Loaded};
 
 /// The configuration in `file`, checked against `machine`. Certificates are only looked for: their contents are for
 /// `tls` to judge, as a token file's lines are for the control plane.

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, Place, Problem};
-pub use load::{DEVELOPMENT_CERTIFICATES, Loaded, built_in, load};
+pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load};
 pub use machine::Machine;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
@@ -43,6 +43,19 @@ pub struct Config {
     pub backbone: Backbone,
     /// At least one, at most [`MAX_LISTENERS`]; names are unique.
     pub listeners: Vec<Listener>,
+}
+
+/// A checked configuration and what is to be said about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What is true.
+    pub config: Config,
+    /// What it costs; within the machine's memory.
+    pub budget: MemoryBudget,
+    /// What works, but surely not as meant.
+    pub warnings: Vec<String>,
+    /// What is worth knowing; for `check-config`.
+    pub notes: Vec<String>,
 }
 
 /// At most so many listeners: their index travels with each connection as one byte.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::at::At;
 use super::{CertificateFilesAre, Context, check_name, mqtt, unreadable, values};
 use crate::config::error::{Place, Problem};
 use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawTls};
@@ -29,7 +30,7 @@ pub fn resolve(
     limits: &Limits,
 ) -> Result<Listener, Problem> {
     let written_name = raw.name.clone().unwrap_or_default();
-    let at = At { index, name: &written_name };
+    let at = At::new(index, &written_name);
     let Some(name) = raw.name else {
         return Err(Problem::new(at.key("name"), "it is missing", "write a name, such as \"devices\""));
     };
@@ -53,18 +54,6 @@ pub fn resolve(
     let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
     Ok(Listener { name, listen, protocol, tls, heartbeat, identity })
-}
-
-/// Which listener is looked at.
-pub(super) struct At<'a> {
-    index: usize,
-    name: &'a str,
-}
-
-impl At<'_> {
-    pub(super) fn key(&self, key: &str) -> Place {
-        Place::of_listener(self.index, self.name, key)
-    }
 }
 
 fn protocol(

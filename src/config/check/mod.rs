@@ -1,6 +1,8 @@
 //! From what was written to what is true. Each check names its key and what to write instead; the first problem found
 //! ends the work, what is merely doubtful is collected.
 
+mod at;
+mod limits;
 mod listener;
 mod mqtt;
 mod values;
@@ -12,10 +14,9 @@ use std::time::Duration;
 
 use super::budget::{self, MemoryBudget, connections_by_descriptors};
 use super::error::{Place, Problem};
-use super::load::Loaded;
 use super::machine::Machine;
-use super::raw::{RawAdmin, RawBackbone, RawConfig, RawLimits};
-use super::{Admin, Backbone, Config, Drain, Limits, Listener, MAX_LISTENERS, MAX_WORKERS, Protocol};
+use super::raw::{RawAdmin, RawBackbone, RawConfig};
+use super::{Admin, Backbone, Config, Drain, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
@@ -26,15 +27,8 @@ const TOKEN_BYTES_MIN: usize = 16;
 /// A name in metrics and presence events is at most so long, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The range of `limits.connections`.
-const CONNECTIONS: RangeInclusive<i64> = 1..=10_000_000;
 /// The range of `drain.window`.
 const DRAIN_WINDOW: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(30);
-/// The memory for which the defaults of `limits.sessions` and `limits.retained_*` are made, in bytes.
-const KEEPING_MEMORY: u64 = 1 << 30;
-/// What a frame takes on the wire beyond its body, sealed: the outbox must have room for it.
-const FRAME_OVERHEAD_BYTES: usize = 512;
-
 /// Whether certificate files must exist already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateFilesAre {
@@ -95,7 +89,7 @@ pub fn resolve(
     let workers = workers(raw.workers, machine)?;
     let admin = admin(&mut context, raw.admin)?;
     let connections_written = raw.limits.connections.is_some();
-    let limits = limits(raw.limits, machine)?;
+    let limits = limits::resolve(&raw.limits, machine)?;
     let window = raw.drain.window.as_deref();
     let window = values::duration(Place::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW)?;
     let drain = Drain { window };
@@ -185,109 +179,6 @@ fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
     let events = values::integer(place("events"), raw.events, default.events as i64, 16..=16_777_216, "events")?;
     let bytes = values::integer(place("bytes"), raw.bytes, default.bytes as i64, 262_144..=17_179_869_184, "bytes")?;
     Ok(Backbone { events: events as usize, bytes: bytes as usize })
-}
-
-/// The defaults. What MQTT keeps is meant for a gibibyte of memory or more; where there is less, it is less in proportion.
-fn defaults(machine: &Machine) -> Limits {
-    let default = Limits::default();
-    let memory = machine.memory.bytes.min(KEEPING_MEMORY);
-    let part = |whole: u64| whole * memory / KEEPING_MEMORY;
-    Limits {
-        sessions: part(u64::from(default.sessions)) as u32,
-        retained_messages: part(default.retained_messages as u64) as usize,
-        retained_bytes: part(default.retained_bytes as u64) as usize,
-        ..default
-    }
-}
-
-fn limits(raw: RawLimits, machine: &Machine) -> Result<Limits, Problem> {
-    let default = defaults(machine);
-    let place = |key: &str| Place::top(format!("limits.{key}"));
-    let count = |key: &str, written, default: u32, range, unit| {
-        values::integer(place(key), written, i64::from(default), range, unit).map(|value| value as u32)
-    };
-    let size = |key: &str, written, default: usize, range, unit| {
-        values::integer(place(key), written, default as i64, range, unit).map(|value| value as usize)
-    };
-    let time = |key: &str, written: Option<String>, default, range| {
-        values::duration(place(key), written.as_deref(), default, range)
-    };
-    let patience = Duration::from_millis(100)..=Duration::from_mins(5);
-    let limits = Limits {
-        connections: count("connections", raw.connections, default.connections, CONNECTIONS, "connections")?,
-        handshakes: count("handshakes", raw.handshakes, default.handshakes, 1..=65_536, "handshakes")?,
-        handshake_time: time("handshake_time", raw.handshake_time, default.handshake_time, patience.clone())?,
-        hello_time: time("hello_time", raw.hello_time, default.hello_time, patience)?,
-        read_bytes: size("read_bytes", raw.read_bytes, default.read_bytes, 1_024..=1_048_576, "bytes")?,
-        frame_bytes: size("frame_bytes", raw.frame_bytes, default.frame_bytes, 256..=65_535, "bytes")?,
-        outbox_bytes: size("outbox_bytes", raw.outbox_bytes, default.outbox_bytes, 1_024..=16_777_216, "bytes")?,
-        inbox_length: size("inbox_length", raw.inbox_length, default.inbox_length, 16..=1_048_576, "commands")?,
-        uplink_length: size("uplink_length", raw.uplink_length, default.uplink_length, 16..=1_048_576, "events")?,
-        connections_per_address: count(
-            "connections_per_address",
-            raw.connections_per_address,
-            default.connections_per_address,
-            0..=1_000_000,
-            "connections in a second (0: no bound)",
-        )?,
-        shed_lateness: time(
-            "shed_lateness",
-            raw.shed_lateness,
-            default.shed_lateness,
-            Duration::from_millis(10)..=Duration::from_mins(1),
-        )?,
-        linger_time: time(
-            "linger_time",
-            raw.linger_time,
-            default.linger_time,
-            Duration::from_millis(100)..=Duration::from_mins(1),
-        )?,
-        packet_bytes: size("packet_bytes", raw.packet_bytes, default.packet_bytes, 1_024..=16_777_216, "bytes")?,
-        sessions: count("sessions", raw.sessions, default.sessions, 0..=100_000_000, "sessions")?,
-        session_inflight: count(
-            "session_inflight",
-            raw.session_inflight,
-            u32::from(default.session_inflight),
-            1..=65_535,
-            "messages",
-        )? as u16,
-        session_messages: size(
-            "session_messages",
-            raw.session_messages,
-            default.session_messages,
-            0..=10_000_000,
-            "messages",
-        )?,
-        session_bytes: size("session_bytes", raw.session_bytes, default.session_bytes, 0..=17_179_869_184, "bytes")?,
-        session_subscriptions: size(
-            "session_subscriptions",
-            raw.session_subscriptions,
-            default.session_subscriptions,
-            1..=1_000_000,
-            "subscriptions",
-        )?,
-        topic_levels: size("topic_levels", raw.topic_levels, default.topic_levels, 1..=1_024, "levels")?,
-        retained_messages: size(
-            "retained_messages",
-            raw.retained_messages,
-            default.retained_messages,
-            0..=100_000_000,
-            "messages",
-        )?,
-        retained_bytes: size(
-            "retained_bytes",
-            raw.retained_bytes,
-            default.retained_bytes,
-            0..=17_179_869_184,
-            "bytes",
-        )?,
-    };
-    let least = limits.frame_bytes + FRAME_OVERHEAD_BYTES;
-    if limits.outbox_bytes < least {
-        let what = format!("{} bytes cannot hold one frame of limits.frame_bytes", limits.outbox_bytes);
-        return Err(Problem::new(place("outbox_bytes"), what, format!("write at least {least}")));
-    }
-    Ok(limits)
 }
 
 /// No two listeners may share a name or an address, nor the control plane's.

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::listener::At;
+use super::at::At;
 use super::{Context, values};
 use crate::codec::mqtt::topic;
 use crate::config::Mqtt;
