@@ -71,12 +71,16 @@ impl Admin {
         request.send(body).map_err(|error| error.to_string()).and_then(read)
     }
 
-    /// Follows the messages of devices, from behind the event `last` or from now on, until the connection ends or `tell`
+    /// Follows the messages of devices, from behind the event `last` or from now on, until the connection ends or `on_event`
     /// says that it is enough. The id of the last event that was seen is kept in `last`.
     ///
     /// # Errors
     /// A sentence, when they cannot be followed (any more).
-    pub fn follow(&self, last: &mut Option<String>, mut tell: impl FnMut(Happening<'_>) -> bool) -> Result<(), String> {
+    pub fn follow(
+        &self,
+        last: &mut Option<String>,
+        mut on_event: impl FnMut(Happening<'_>) -> bool,
+    ) -> Result<(), String> {
         let url = format!("{}/v1/events?kind=message", self.base);
         let endless = self.agent.get(&url).config().timeout_global(None).build();
         let request = last.iter().fold(self.authorized(endless), |request, id| request.header("Last-Event-ID", id));
@@ -84,7 +88,7 @@ impl Admin {
         if answer.status() != 200 {
             return Err(format!("{url}: {}", answer.status()));
         }
-        if !tell(Happening::Begun) {
+        if !on_event(Happening::Begun) {
             return Ok(());
         }
         let mut lines = BufReader::with_capacity(64 << 10, answer.into_body().into_reader());
@@ -98,10 +102,10 @@ impl Admin {
                 *last = Some(String::from_utf8_lossy(id.trim_ascii_end()).into_owned());
             } else if let Some(data) = line.strip_prefix(b"data: ") {
                 let event = serde_json::from_slice(data).map_err(|error| format!("{url}: {error}"))?;
-                if !tell(Happening::Event(event)) {
+                if !on_event(Happening::Event(event)) {
                     return Ok(());
                 }
-            } else if line.starts_with(b":") && !tell(Happening::Nothing) {
+            } else if line.starts_with(b":") && !on_event(Happening::Nothing) {
                 return Ok(());
             }
         }

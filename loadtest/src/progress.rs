@@ -64,8 +64,8 @@ fn describe(what: &str, sample: &Sample, counts: &Counts) -> String {
     if counts.get(Count::Silent) > 0 {
         let _ = write!(text, ", {} silent", counts.get(Count::Silent));
     }
-    if sample.troubles > 0 {
-        let _ = write!(text, ", {} errors", sample.troubles);
+    if sample.failures > 0 {
+        let _ = write!(text, ", {} errors", sample.failures);
     }
     if let Some(cpu) = sample.server_cpu_share {
         let _ = write!(text, ", server {:.0} % CPU", cpu * 100.0);

@@ -11,8 +11,8 @@ use crate::admin::Admin;
 use crate::cli::{Common, Scenario, TlsVersion};
 use crate::clock::{Clock, micros};
 use crate::fleet::liveness::Terms;
-use crate::fleet::protocol::{Mqtt, Protocol, Speech};
-use crate::fleet::{Count, Counts, Findings, Fleet, Order, Setup, Sources, Trouble};
+use crate::fleet::protocol::{DeviceProtocol, Mqtt, Protocol};
+use crate::fleet::{Count, Counts, Failure, Findings, Fleet, FleetOptions, Order, Sources};
 use crate::observe::{Kernel, Machine, Metrics, Process, Usage, commit};
 use crate::progress::Progress;
 use crate::report::{
@@ -78,10 +78,10 @@ impl Run {
         }
         let admin = admin(&common)?;
         let threads = threads(&common)?;
-        let setup = setup(&common, scenario, threads)?;
-        let source_addresses = setup.sources.addresses();
+        let options = fleet_options(&common, scenario, threads)?;
+        let source_addresses = options.sources.addresses();
         let fleet =
-            Fleet::start(setup, threads, clock).map_err(|error| format!("the fleet cannot be started: {error}"))?;
+            Fleet::start(options, threads, clock).map_err(|error| format!("the fleet cannot be started: {error}"))?;
         let mut report = empty_report(scenario);
         report.generator.threads = threads as usize;
         report.details.insert("source_addresses".into(), source_addresses.into());
@@ -225,7 +225,7 @@ impl Run {
             at_s: self.elapsed().as_secs_f64(),
             connected: counts.get(Count::Up),
             connects_per_s: per_second(established, self.last.established),
-            troubles: counts.get(Count::Failed) + counts.get(Count::Lost),
+            failures: counts.get(Count::Failed) + counts.get(Count::Lost),
             server_rss_bytes: glance.map(|usage| usage.rss_bytes),
             server_cpu_share: cpu.zip(self.last.server_cpu).map(|(now, before)| per_second(now, before) / 1e6),
             generator_cpu_share: busiest,
@@ -296,8 +296,8 @@ impl Run {
         report.connections.resumed = counts.get(Count::Resumed);
         report.connect_latency_us = Percentiles::of(&found.connect, 1.0);
         report.expiry.lateness_ms = Percentiles::of(&found.expiry_lateness, 1_000.0);
-        for (trouble, &times) in Trouble::ALL.iter().zip(&found.troubles).filter(|(_, times)| **times > 0) {
-            report.troubles.insert(trouble.label().into(), times.into());
+        for (failure, &times) in Failure::ALL.iter().zip(&found.failures).filter(|(_, times)| **times > 0) {
+            report.failures.insert(failure.label().into(), times.into());
         }
         let late = Percentiles::of(&found.loop_lateness, 1.0);
         let generator = &mut report.generator;
@@ -391,11 +391,11 @@ pub fn client_tls(common: &Common) -> Result<ClientTls, String> {
     .map_err(|error| error.to_string())
 }
 
-fn setup(common: &Common, scenario: &Scenario, threads: u32) -> Result<Setup, String> {
+fn fleet_options(common: &Common, scenario: &Scenario, threads: u32) -> Result<FleetOptions, String> {
     let tls = client_tls(common)?;
-    Ok(Setup {
+    Ok(FleetOptions {
         target: common.target,
-        speech: speech(scenario),
+        protocol: device_protocol(scenario),
         tls,
         resumes: common.resume,
         prefix: common.device_prefix.clone(),
@@ -414,17 +414,17 @@ fn setup(common: &Common, scenario: &Scenario, threads: u32) -> Result<Setup, St
 }
 
 /// How devices speak.
-fn speech(scenario: &Scenario) -> Speech {
+fn device_protocol(scenario: &Scenario) -> DeviceProtocol {
     let common = scenario.common();
     match common.protocol {
-        Protocol::Native => {
-            Speech::Native { wanted_interval_ms: u32::try_from(common.heartbeat.as_millis()).unwrap_or(u32::MAX) }
-        }
-        Protocol::Raw => Speech::Raw,
+        Protocol::Native => DeviceProtocol::Native {
+            wanted_interval_ms: u32::try_from(common.heartbeat.as_millis()).unwrap_or(u32::MAX),
+        },
+        Protocol::Raw => DeviceProtocol::Raw,
         Protocol::Mqtt => {
             let (subscription, subscription_qos) = scenario.subscription();
             let options = common.mqtt.clone();
-            Speech::Mqtt(Mqtt {
+            DeviceProtocol::Mqtt(Mqtt {
                 version: options.mqtt_version,
                 keep_alive_s: options.keep_alive.as_secs() as u16,
                 clean_start: !options.keep_session,
@@ -454,7 +454,7 @@ pub fn empty_report(scenario: &Scenario) -> Report {
         recovery_s: Recovery::default(),
         messages: Messages::default(),
         generator: Generator::default(),
-        troubles: Map::new(),
+        failures: Map::new(),
         details: Map::new(),
         configuration: scenario.configuration(),
         commit: commit(),

@@ -12,10 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::fleet::protocol::{Protocol, Subscription};
-use crate::scenario::TOPIC;
 pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
-pub use mqtt::{Fan, MqttOptions};
+pub use mqtt::{FAN_TOPIC, Fan, MqttOptions};
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -401,7 +400,7 @@ impl Scenario {
     /// What its devices subscribe to, with which quality of service.
     pub fn subscription(&self) -> (Option<Subscription>, u8) {
         let common = self.common();
-        let fan = |devices| Some(Subscription { filter: TOPIC.to_owned(), devices });
+        let fan = |devices| Some(Subscription { filter: FAN_TOPIC.to_owned(), devices });
         match self {
             Scenario::FanIn(fan_in) => (fan(0..1), fan_in.qos),
             Scenario::FanOut(fan_out) => (fan(1..common.connections), fan_out.qos),

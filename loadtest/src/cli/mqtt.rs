@@ -9,6 +9,9 @@ use super::messages::Load;
 use super::{Common, duration, seconds};
 use crate::fleet::protocol::MqttVersion;
 
+/// What `fan-in` and `fan-out` publish and subscribe to.
+pub const FAN_TOPIC: &str = "loadtest/fan";
+
 /// How devices speak MQTT (`--protocol mqtt`).
 #[derive(Clone, Debug, Args, Serialize)]
 #[command(next_help_heading = "MQTT")]

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 
-use super::device::Trouble;
+use super::device::Failure;
 
 macro_rules! counts {
     ($($(#[doc = $doc:literal])+ $variant:ident,)+) => {
@@ -43,11 +43,11 @@ counts! {
     /// Messages that devices have published.
     MessagesSent,
     /// Messages that have come to devices, each time that one came.
-    MessagesHeard,
+    MessagesReceived,
     /// Devices that do not read and are still connected.
-    Deaf,
+    NotReading,
     /// Devices whose connection ended while they did not read.
-    DeafEnded,
+    NotReadingEnded,
     /// Devices that left politely.
     LeftPolitely,
     /// Devices that left with a reset.
@@ -158,8 +158,8 @@ pub struct Findings {
     pub loop_lateness: Histogram<u64>,
     /// What silence came to.
     pub expiries: Expiries,
-    /// Failed attempts and lost connections, by [`Trouble`].
-    pub troubles: [u64; Trouble::COUNT],
+    /// Failed attempts and lost connections, by [`Failure`].
+    pub failures: [u64; Failure::COUNT],
     /// Of the control group: connections lost.
     pub control_lost: u64,
 }
@@ -177,7 +177,7 @@ impl Findings {
             expiry_lateness: histogram(),
             loop_lateness: histogram(),
             expiries: Expiries::default(),
-            troubles: [0; Trouble::COUNT],
+            failures: [0; Failure::COUNT],
             control_lost: 0,
         }
     }
@@ -200,7 +200,7 @@ impl Findings {
         self.expiries.right += other.expiries.right;
         self.expiries.early += other.expiries.early;
         self.expiries.wrong_reason += other.expiries.wrong_reason;
-        for (ours, theirs) in self.troubles.iter_mut().zip(other.troubles) {
+        for (ours, theirs) in self.failures.iter_mut().zip(other.failures) {
             *ours += theirs;
         }
         self.control_lost += other.control_lost;
@@ -242,11 +242,11 @@ mod tests {
         let (mut one, mut other) = (Findings::new(), Findings::new());
         (1..=99).for_each(|value| one.beats.record(value).unwrap());
         other.beats.record(3_600_000_000).unwrap();
-        other.troubles[Trouble::Reset as usize] = 3;
+        other.failures[Failure::Reset as usize] = 3;
         one.merge(&other);
         assert_eq!(one.beats.len(), 100);
         assert_eq!(one.beats.value_at_quantile(0.5), 50);
         assert!(one.beats.max() >= 3_600_000_000);
-        assert_eq!(one.troubles[Trouble::Reset as usize], 3);
+        assert_eq!(one.failures[Failure::Reset as usize], 3);
     }
 }

@@ -1,7 +1,7 @@
 //! One device: plain data, and what it does with bytes. No socket is read or written here.
 //!
 //! ```text
-//!  Down --> Connecting --> Shaking --> Greeting --> Up
+//!  Down --> Connecting --> Handshaking --> Greeting --> Up
 //!    ^______________________________________________|   (from anywhere)
 //! ```
 //! Once up it owns no heap: about 300 bytes, most of them the record layer's.
@@ -12,7 +12,7 @@ use pulsegate::tls::handshake::{ClientTls, Handshake, Progress};
 use pulsegate::tls::record::{Opened, RecordLayer, Stage, next_record};
 
 use super::liveness::Watch;
-use super::protocol::{Greeting, Said, Speech};
+use super::protocol::{DeviceProtocol, Greeting, Received};
 use crate::clock::Micros;
 
 /// One device of the fleet.
@@ -26,7 +26,7 @@ pub struct Device {
     /// It keeps its connection and says nothing more.
     pub is_silent: bool,
     /// Whether it reads what comes.
-    pub hearing: Hearing,
+    pub read_mode: ReadMode,
     /// When the connection was due to be opened, whether or not the harness was in time.
     pub intended: Micros,
     /// When it was cut off, until it is back; 0: it was not.
@@ -49,19 +49,19 @@ const _: () = assert!(size_of::<Device>() <= 320);
 
 /// Whether a device reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hearing {
-    Good,
+pub enum ReadMode {
+    Reading,
     /// It keeps its connection and reads nothing.
-    Deaf,
-    /// It was deaf, and reads what was left for it: its end was earned before.
-    Regained,
+    Stopped,
+    /// It had stopped, and reads what was left for it: an end that comes now was caused before.
+    Resumed,
 }
 
 /// How far a device is.
 pub enum Link {
     Down,
     Connecting,
-    Shaking(Box<Handshake>),
+    Handshaking(Box<Handshake>),
     /// TLS stands; the protocol's greeting is not answered yet.
     Greeting(RecordLayer),
     Up(RecordLayer),
@@ -84,24 +84,24 @@ impl Leftover {
     }
 }
 
-macro_rules! troubles {
+macro_rules! failures {
     ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
         /// Why a connection failed or was lost.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Trouble { $($(#[doc = $doc])+ $variant,)+ }
+        pub enum Failure { $($(#[doc = $doc])+ $variant,)+ }
 
-        impl Trouble {
+        impl Failure {
             /// Every one, in declaration order.
-            pub const ALL: &'static [Trouble] = &[$(Trouble::$variant,)+];
+            pub const ALL: &'static [Failure] = &[$(Failure::$variant,)+];
             /// How many there are.
             pub const COUNT: usize = Self::ALL.len();
             /// For people and for JSON.
-            pub const fn label(self) -> &'static str { match self { $(Trouble::$variant => $label,)+ } }
+            pub const fn label(self) -> &'static str { match self { $(Failure::$variant => $label,)+ } }
         }
     };
 }
 
-troubles! {
+failures! {
     /// This host has no source port left: more source addresses are needed.
     Ports = "no_source_port",
     /// This process has no descriptor left: more threads are needed.
@@ -134,15 +134,15 @@ troubles! {
     Closed = "close_other",
 }
 
-impl From<CloseCode> for Trouble {
+impl From<CloseCode> for Failure {
     fn from(code: CloseCode) -> Self {
         match code {
-            CloseCode::EXPIRED => Trouble::Expired,
-            CloseCode::TAKEN_OVER => Trouble::TakenOver,
-            CloseCode::GOING_AWAY => Trouble::GoingAway,
-            CloseCode::TRY_LATER => Trouble::TryLater,
-            CloseCode::SLOW_CONSUMER => Trouble::SlowConsumer,
-            _ => Trouble::Closed,
+            CloseCode::EXPIRED => Failure::Expired,
+            CloseCode::TAKEN_OVER => Failure::TakenOver,
+            CloseCode::GOING_AWAY => Failure::GoingAway,
+            CloseCode::TRY_LATER => Failure::TryLater,
+            CloseCode::SLOW_CONSUMER => Failure::SlowConsumer,
+            _ => Failure::Closed,
         }
     }
 }
@@ -155,7 +155,7 @@ pub struct Output {
     /// To be sealed.
     pub plain: Vec<u8>,
     /// What the device was told, in order.
-    pub said: Vec<Said>,
+    pub received: Vec<Received>,
     /// Set when a handshake was completed: whether a session was resumed.
     pub resumed: Option<bool>,
 }
@@ -169,7 +169,7 @@ impl Device {
             attempt: 0,
             failures: 0,
             is_silent: false,
-            hearing: Hearing::Good,
+            read_mode: ReadMode::Reading,
             intended: 0,
             cut_at: 0,
             awaiting: 0,
@@ -187,8 +187,8 @@ impl Device {
     }
 
     /// Whether it does not read, or did not.
-    pub fn was_deaf(&self) -> bool {
-        self.hearing != Hearing::Good
+    pub fn had_stopped_reading(&self) -> bool {
+        self.read_mode != ReadMode::Reading
     }
 
     pub fn is_down(&self) -> bool {
@@ -196,109 +196,113 @@ impl Device {
     }
 
     /// TCP is there: says ClientHello.
-    pub fn begin_handshake(&mut self, tls: &ClientTls, out: &mut Output) -> Result<(), Trouble> {
-        let handshake = Handshake::client(tls, &mut out.wire).map_err(|_| Trouble::Tls)?;
-        self.link = Link::Shaking(Box::new(handshake));
+    pub fn begin_handshake(&mut self, tls: &ClientTls, out: &mut Output) -> Result<(), Failure> {
+        let handshake = Handshake::client(tls, &mut out.wire).map_err(|_| Failure::Tls)?;
+        self.link = Link::Handshaking(Box::new(handshake));
         Ok(())
     }
 
     /// Handles all whole records in `input`; how many bytes that were. `greeting` is what the device says at first.
     pub fn handle_bytes(
         &mut self,
-        speech: &Speech,
+        protocol: &DeviceProtocol,
         greeting: &Greeting,
         input: &mut [u8],
         out: &mut Output,
-    ) -> Result<usize, Trouble> {
+    ) -> Result<usize, Failure> {
         let mut taken = 0;
-        if let Link::Shaking(_) = self.link {
-            taken = self.shake(speech, greeting, input, out)?;
+        if let Link::Handshaking(_) = self.link {
+            taken = self.handle_handshake(protocol, greeting, input, out)?;
         }
         match self.link {
-            Link::Greeting(_) | Link::Up(_) => Ok(taken + self.talk(speech, greeting, &mut input[taken..], out)?),
+            Link::Greeting(_) | Link::Up(_) => {
+                Ok(taken + self.handle_records(protocol, greeting, &mut input[taken..], out)?)
+            }
             _ => Ok(taken),
         }
     }
 
-    /// Seals what is to be said.
-    pub fn seal(&mut self, out: &mut Output) -> Result<(), Trouble> {
+    /// Seals `out.plain` into `out.wire`.
+    pub fn seal(&mut self, out: &mut Output) -> Result<(), Failure> {
         if let Link::Greeting(records) | Link::Up(records) = &mut self.link {
-            records.burst().seal(&out.plain, &mut out.wire).map_err(|_| Trouble::Tls)?;
+            records.burst().seal(&out.plain, &mut out.wire).map_err(|_| Failure::Tls)?;
         }
         out.plain.clear();
         Ok(())
     }
 
-    /// Says that nothing more will be said.
-    pub fn say_goodbye(&mut self, speech: &Speech, out: &mut Output) {
+    /// Appends the protocol's goodbye and close_notify.
+    pub fn encode_goodbye(&mut self, protocol: &DeviceProtocol, out: &mut Output) {
         if let Link::Up(records) = &mut self.link {
-            speech.say_goodbye(&mut out.plain);
+            protocol.encode_goodbye(&mut out.plain);
             let mut burst = records.burst();
-            // A layer that can seal no more has said its last word already.
+            // A layer that can seal no more has sent its close_notify already.
             let _ = burst.seal(&out.plain, &mut out.wire);
             burst.close_notify(&mut out.wire);
         }
         out.plain.clear();
     }
 
-    fn shake(
+    fn handle_handshake(
         &mut self,
-        speech: &Speech,
+        protocol: &DeviceProtocol,
         greeting: &Greeting,
         input: &mut [u8],
         out: &mut Output,
-    ) -> Result<usize, Trouble> {
-        let Link::Shaking(handshake) = &mut self.link else { unreachable!("asked before") };
+    ) -> Result<usize, Failure> {
+        let Link::Handshaking(handshake) = &mut self.link else { unreachable!("asked before") };
         let mut taken = 0;
         loop {
             let rest = &input[taken..];
-            let Some(length) = next_record(rest, Stage::Handshake).map_err(|_| Trouble::Tls)? else { return Ok(taken) };
+            let Some(length) = next_record(rest, Stage::Handshake).map_err(|_| Failure::Tls)? else { return Ok(taken) };
             taken += length;
-            let progress = handshake.handle_record(&rest[..length], &mut out.wire).map_err(|_| Trouble::Tls)?;
+            let progress = handshake.handle_record(&rest[..length], &mut out.wire).map_err(|_| Failure::Tls)?;
             if progress == Progress::Done {
                 break;
             }
         }
-        let Link::Shaking(handshake) = std::mem::replace(&mut self.link, Link::Down) else { unreachable!("as above") };
-        let established = handshake.finish(&mut out.wire).map_err(|_| Trouble::Tls)?;
+        let Link::Handshaking(handshake) = std::mem::replace(&mut self.link, Link::Down) else {
+            unreachable!("as above")
+        };
+        let established = handshake.finish(&mut out.wire).map_err(|_| Failure::Tls)?;
         out.resumed = Some(established.resumed);
         let mut records = established.records;
         self.link = if greeting.first.is_empty() {
             Link::Up(records)
         } else {
-            records.burst().seal(&greeting.first, &mut out.wire).map_err(|_| Trouble::Tls)?;
+            records.burst().seal(&greeting.first, &mut out.wire).map_err(|_| Failure::Tls)?;
             Link::Greeting(records)
         };
         if !established.early_plaintext.is_empty() {
-            self.understand(speech, &established.early_plaintext, out)?;
+            self.understand(protocol, &established.early_plaintext, out)?;
         }
         Ok(taken)
     }
 
-    fn talk(
+    fn handle_records(
         &mut self,
-        speech: &Speech,
+        protocol: &DeviceProtocol,
         greeting: &Greeting,
         input: &mut [u8],
         out: &mut Output,
-    ) -> Result<usize, Trouble> {
+    ) -> Result<usize, Failure> {
         let (Link::Greeting(records) | Link::Up(records)) = &mut self.link else { unreachable!("asked before") };
         let mut burst = records.burst();
         let carried = self.leftover.as_mut().map(|leftover| &mut leftover.plain).filter(|plain| !plain.is_empty());
         let mut plaintext = carried.map(std::mem::take).unwrap_or_default();
         let (mut taken, mut is_over) = (0, false);
         while !is_over {
-            let Some(length) = burst.next_record(&input[taken..], &mut out.wire).map_err(|_| Trouble::Tls)? else {
+            let Some(length) = burst.next_record(&input[taken..], &mut out.wire).map_err(|_| Failure::Tls)? else {
                 break;
             };
-            match burst.open(&mut input[taken..taken + length], &mut out.wire).map_err(|_| Trouble::Tls)? {
+            match burst.open(&mut input[taken..taken + length], &mut out.wire).map_err(|_| Failure::Tls)? {
                 Opened::Data(data) if plaintext.is_empty() => {
-                    let understood = understand(speech, self.is_silent, data, out)?;
+                    let understood = understand(protocol, self.is_silent, data, out)?;
                     plaintext.extend_from_slice(&data[understood..]);
                 }
                 Opened::Data(data) => {
                     plaintext.extend_from_slice(data);
-                    let understood = understand(speech, self.is_silent, &plaintext, out)?;
+                    let understood = understand(protocol, self.is_silent, &plaintext, out)?;
                     plaintext.drain(..understood);
                 }
                 Opened::Handled(_) => {}
@@ -306,34 +310,34 @@ impl Device {
             }
             taken += length;
         }
-        let said = |what: fn(&Said) -> bool| out.said.iter().any(what);
-        let is_known = said(|said| matches!(said, Said::Welcome(_)));
-        let is_heard = said(|said| matches!(said, Said::Subscribed));
+        let has = |what: fn(&Received) -> bool| out.received.iter().any(what);
+        let is_known = has(|received| matches!(received, Received::Welcome(_)));
+        let is_subscribed = has(|received| matches!(received, Received::Subscribed));
         if is_known {
             out.plain.extend_from_slice(&greeting.second);
         }
         if !out.plain.is_empty() {
-            burst.seal(&out.plain, &mut out.wire).map_err(|_| Trouble::Tls)?;
+            burst.seal(&out.plain, &mut out.wire).map_err(|_| Failure::Tls)?;
             out.plain.clear();
         }
         if !plaintext.is_empty() {
             self.leftover.get_or_insert_default().plain = plaintext;
         }
-        let is_done = is_heard || (is_known && greeting.second.is_empty());
+        let is_done = is_subscribed || (is_known && greeting.second.is_empty());
         if matches!(self.link, Link::Greeting(_)) && is_done {
             let Link::Greeting(records) = std::mem::replace(&mut self.link, Link::Down) else {
                 unreachable!("asked just now")
             };
             self.link = Link::Up(records);
         }
-        // What was said before the end is heard first: the caller finds a CLOSE in `said`.
-        let closed = out.said.iter().any(|said| matches!(said, Said::Close(_)));
-        if is_over && !closed { Err(Trouble::EndOfStream) } else { Ok(taken) }
+        // What came before the end is handled first: the caller finds a CLOSE in `received`.
+        let closed = out.received.iter().any(|received| matches!(received, Received::Close(_)));
+        if is_over && !closed { Err(Failure::EndOfStream) } else { Ok(taken) }
     }
 
     /// Application data that came before the session ticket that was waited for.
-    fn understand(&mut self, speech: &Speech, plaintext: &[u8], out: &mut Output) -> Result<(), Trouble> {
-        let understood = understand(speech, self.is_silent, plaintext, out)?;
+    fn understand(&mut self, protocol: &DeviceProtocol, plaintext: &[u8], out: &mut Output) -> Result<(), Failure> {
+        let understood = understand(protocol, self.is_silent, plaintext, out)?;
         if understood < plaintext.len() {
             self.leftover.get_or_insert_default().plain = plaintext[understood..].to_vec();
         }
@@ -341,8 +345,13 @@ impl Device {
     }
 }
 
-fn understand(speech: &Speech, is_silent: bool, plaintext: &[u8], out: &mut Output) -> Result<usize, Trouble> {
-    let said = &mut out.said;
-    let understood = speech.handle(plaintext, !is_silent, &mut out.plain, |what| said.push(what));
-    understood.map_err(|_| Trouble::Protocol)
+fn understand(
+    protocol: &DeviceProtocol,
+    is_silent: bool,
+    plaintext: &[u8],
+    out: &mut Output,
+) -> Result<usize, Failure> {
+    let received = &mut out.received;
+    let understood = protocol.handle(plaintext, !is_silent, &mut out.plain, |what| received.push(what));
+    understood.map_err(|_| Failure::Protocol)
 }

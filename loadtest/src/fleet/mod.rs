@@ -1,12 +1,12 @@
 //! The fleet: so many devices, on as many threads as their descriptors need, driven by orders.
 
 mod counts;
-mod crew;
 mod device;
 mod ledger;
 pub mod liveness;
 pub mod protocol;
 mod source;
+mod thread;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,22 +20,22 @@ use pulsegate::link::Doorbell;
 use pulsegate::tls::handshake::ClientTls;
 
 pub use counts::{Count, Counts, Findings, histogram};
-pub use device::Trouble;
+pub use device::Failure;
 pub use ledger::{Ledger, STAMP_BYTES, Stamp};
 pub use source::Sources;
 
 use crate::clock::{Clock, Micros};
 use counts::Published;
-use crew::Crew;
 use liveness::Terms;
-use protocol::Speech;
+use protocol::DeviceProtocol;
+use thread::FleetThread;
 
 /// What all devices share.
-pub struct Setup {
+pub struct FleetOptions {
     /// Where they connect to.
     pub target: SocketAddr,
     /// What they speak.
-    pub speech: Speech,
+    pub protocol: DeviceProtocol,
     /// How they protect it.
     pub tls: ClientTls,
     /// Whether each keeps sessions of its own and resumes them.
@@ -72,9 +72,9 @@ pub enum Order {
     /// What arrives at devices is counted here.
     Listen(Listening),
     /// Devices keep their connections and read nothing any more.
-    Deafen { devices: Range<u32> },
+    StopReading { devices: Range<u32> },
     /// Those who do not read do so again.
-    Undeafen,
+    ResumeReading,
     /// Ends connections without a word.
     Cut { devices: Range<u32>, how: Cut },
     /// Devices keep their connections and answer nothing any more.
@@ -167,61 +167,61 @@ pub struct Churn {
 
 /// The running fleet.
 pub struct Fleet {
-    crews: Vec<Handle>,
+    threads: Vec<Handle>,
 }
 
 struct Handle {
     orders: Sender<Order>,
     bell: Arc<Doorbell>,
     published: Arc<Published>,
-    thread: JoinHandle<()>,
+    join: JoinHandle<()>,
 }
 
 impl Fleet {
-    /// Starts `threads` threads, each with a descriptor table of its own. To be called from the main thread.
-    pub fn start(setup: Setup, threads: u32, clock: Clock) -> io::Result<Fleet> {
-        let setup = Arc::new(setup);
-        let mut crews = Vec::new();
-        for number in 0..threads {
+    /// Starts `thread_count` threads, each with a descriptor table of its own. To be called from the main thread.
+    pub fn start(options: FleetOptions, thread_count: u32, clock: Clock) -> io::Result<Fleet> {
+        let options = Arc::new(options);
+        let mut handles = Vec::new();
+        for number in 0..thread_count {
             let (orders, inbox) = channel();
             let bell = Arc::new(Doorbell::new()?);
             let published = Arc::new(Published::default());
-            let parts = (Arc::clone(&setup), Arc::clone(&bell), Arc::clone(&published));
-            let thread = std::thread::Builder::new().name(format!("crew-{number}")).spawn(move || {
-                let (setup, bell, published) = parts;
-                let crew = Crew::new(number, threads, setup, clock, inbox, bell, published);
+            let parts = (Arc::clone(&options), Arc::clone(&bell), Arc::clone(&published));
+            let join = std::thread::Builder::new().name(format!("fleet-{number}")).spawn(move || {
+                let (options, bell, published) = parts;
+                let thread = FleetThread::new(number, thread_count, options, clock, inbox, bell, published);
                 // A thread that cannot have its own epoll and timer has nothing to go on with.
-                crew.expect("a thread of the fleet could not be set up").run();
+                thread.expect("a thread of the fleet could not be set up").run();
             })?;
-            crews.push(Handle { orders, bell, published, thread });
+            handles.push(Handle { orders, bell, published, join });
         }
-        Ok(Fleet { crews })
+        Ok(Fleet { threads: handles })
     }
 
     /// Tells every thread.
     pub fn order(&self, order: &Order) {
-        for crew in &self.crews {
+        for thread in &self.threads {
             // A thread that has ended by a panic is found when it is joined.
-            let _ = crew.orders.send(order.clone());
-            let _ = crew.bell.ring();
+            let _ = thread.orders.send(order.clone());
+            let _ = thread.bell.ring();
         }
     }
 
     /// All threads' counts.
     pub fn counts(&self) -> Counts {
         let mut total = Counts::default();
-        self.crews.iter().for_each(|crew| crew.published.add_to(&mut total));
+        self.threads.iter().for_each(|thread| thread.published.add_to(&mut total));
         total
     }
 
     /// The CPU time of each thread, in microseconds.
     pub fn cpu_micros(&self) -> Vec<u64> {
-        let of = |crew: &Handle| {
+        let of = |thread: &Handle| {
             let mut counts = Counts::default();
-            crew.published.add_cpu_to(&mut counts);
+            thread.published.add_cpu_to(&mut counts);
             counts.get(Count::CpuMicros)
         };
-        self.crews.iter().map(of).collect()
+        self.threads.iter().map(of).collect()
     }
 
     /// What all threads found since the last time.
@@ -241,8 +241,8 @@ impl Fleet {
     /// When a thread has panicked.
     pub fn stop(self) {
         self.order(&Order::Stop);
-        for crew in self.crews {
-            crew.thread.join().expect("a thread of the fleet has panicked");
+        for thread in self.threads {
+            thread.join.join().expect("a thread of the fleet has panicked");
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct Bar {
 }
 
 /// A figure that is compared.
-struct Figure {
+struct Metric {
     name: &'static str,
     key: &'static str,
     unit: &'static str,
@@ -40,8 +40,8 @@ struct Figure {
     of: fn(&Report) -> Option<f64>,
 }
 
-const FIGURES: &[Figure] = &[
-    Figure {
+const METRICS: &[Metric] = &[
+    Metric {
         name: "user space per connection",
         key: "memory.user_bytes_per_connection",
         unit: "B",
@@ -49,7 +49,7 @@ const FIGURES: &[Figure] = &[
         is_first: true,
         of: |report| report.memory.user_bytes_per_connection,
     },
-    Figure {
+    Metric {
         name: "the same, second half alone",
         key: "memory.user_marginal_bytes_per_connection",
         unit: "B",
@@ -57,7 +57,7 @@ const FIGURES: &[Figure] = &[
         is_first: true,
         of: |report| report.memory.user_marginal_bytes_per_connection,
     },
-    Figure {
+    Metric {
         name: "kernel per connection and end",
         key: "memory.kernel_bytes_per_connection",
         unit: "B",
@@ -65,7 +65,7 @@ const FIGURES: &[Figure] = &[
         is_first: true,
         of: |report| report.memory.kernel_bytes_per_connection,
     },
-    Figure {
+    Metric {
         name: "CPU per handshake",
         key: "cpu.us_per_handshake",
         unit: "us",
@@ -73,7 +73,7 @@ const FIGURES: &[Figure] = &[
         is_first: false,
         of: |report| report.cpu.us_per_handshake,
     },
-    Figure {
+    Metric {
         name: "CPU per heartbeat",
         key: "cpu.us_per_heartbeat",
         unit: "us",
@@ -81,7 +81,7 @@ const FIGURES: &[Figure] = &[
         is_first: false,
         of: |report| report.cpu.us_per_heartbeat,
     },
-    Figure {
+    Metric {
         name: "CPU per message",
         key: "cpu.us_per_message",
         unit: "us",
@@ -89,7 +89,7 @@ const FIGURES: &[Figure] = &[
         is_first: false,
         of: |report| report.cpu.us_per_message,
     },
-    Figure {
+    Metric {
         name: "CPU while idle, of a core",
         key: "cpu.idle_share",
         unit: "%",
@@ -97,7 +97,7 @@ const FIGURES: &[Figure] = &[
         is_first: false,
         of: |report| report.cpu.idle_share.map(|share| share * 100.0),
     },
-    Figure {
+    Metric {
         name: "round trip or delivery, p50",
         key: "latency_us.p50",
         unit: "us",
@@ -105,7 +105,7 @@ const FIGURES: &[Figure] = &[
         is_first: false,
         of: |report| report.latency_us.p50,
     },
-    Figure {
+    Metric {
         name: "round trip or delivery, p99",
         key: "latency_us.p99",
         unit: "us",
@@ -122,7 +122,7 @@ impl Party {
     }
 
     /// The median of its turns, or the first.
-    fn figure(&self, figure: &Figure) -> Option<f64> {
+    fn figure(&self, figure: &Metric) -> Option<f64> {
         let turns = if figure.is_first { &self.turns[..self.turns.len().min(1)] } else { &self.turns };
         let mut values: Vec<f64> = turns.iter().filter_map(figure.of).collect();
         values.sort_by(f64::total_cmp);
@@ -153,9 +153,9 @@ impl Duel {
         self.parties.first().is_some_and(Party::passed)
     }
 
-    /// Figures that anybody has, with everybody's. Memory is `hold`'s alone: only there each server is asked to be fresh.
-    fn rows(&self) -> impl Iterator<Item = (&'static Figure, Vec<Option<f64>>)> {
-        let rows = FIGURES
+    /// Metrics that anybody has, with everybody's. Memory is `hold`'s alone: only there each server is asked to be fresh.
+    fn rows(&self) -> impl Iterator<Item = (&'static Metric, Vec<Option<f64>>)> {
+        let rows = METRICS
             .iter()
             .filter(|figure| self.of == "hold" || !figure.is_first)
             .map(|figure| (figure, self.parties.iter().map(|party| party.figure(figure)).collect()));
@@ -207,7 +207,7 @@ impl Duel {
     pub fn json(&self) -> Value {
         let mut ratios = Map::new();
         for (position, party) in self.parties.iter().enumerate().skip(1) {
-            let of = |(figure, values): (&Figure, Vec<Option<f64>>)| {
+            let of = |(figure, values): (&Metric, Vec<Option<f64>>)| {
                 Some((figure.key.to_owned(), json!(values[position]? / values[0].filter(|&first| first > 0.0)?)))
             };
             ratios.insert(party.name.clone(), Value::Object(self.rows().filter_map(of).collect()));
@@ -239,7 +239,7 @@ impl Duel {
     }
 }
 
-fn cell(figure: &Figure, first: Option<f64>, value: Option<f64>, with_ratio: bool) -> String {
+fn cell(figure: &Metric, first: Option<f64>, value: Option<f64>, with_ratio: bool) -> String {
     let Some(value) = value else { return "-".to_owned() };
     let (digits, unit) = (figure.digits, figure.unit);
     let shown = format!("{value:.digits$} {unit}");

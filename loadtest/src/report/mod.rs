@@ -28,7 +28,7 @@ pub struct Report {
     pub messages: Messages,
     pub generator: Generator,
     /// Failed attempts and lost connections by what happened.
-    pub troubles: Map<String, Value>,
+    pub failures: Map<String, Value>,
     /// What only this scenario has.
     pub details: Map<String, Value>,
     pub configuration: Value,
@@ -185,7 +185,7 @@ pub struct Sample {
     pub at_s: f64,
     pub connected: u64,
     pub connects_per_s: f64,
-    pub troubles: u64,
+    pub failures: u64,
     pub server_rss_bytes: Option<u64>,
     pub server_cpu_share: Option<f64>,
     pub generator_cpu_share: f64,
@@ -251,7 +251,7 @@ pub fn units() -> Value {
         "generator.busiest_thread_share": "share of one core",
         "generator.lateness_us": "microseconds that the harness's loop was late",
         "generator.rss_bytes": "bytes",
-        "troubles": "count",
+        "failures": "count",
         "timeline[].at_s": "seconds since the run began",
         "timeline[].connects_per_s": "connections per second",
         "timeline[].*_cpu_share": "share of one core",

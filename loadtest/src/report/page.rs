@@ -195,14 +195,14 @@ fn plot(body: &mut String, title: &str, axis: Axis, unit: &str, series: &[Series
 }
 
 fn details(body: &mut String, report: &Report) {
-    body.push_str("<div class=two style=\"margin-top:12px\"><div class=box><h2>Figures</h2><table>");
+    body.push_str("<div class=two style=\"margin-top:12px\"><div class=box><h2>Metrics</h2><table>");
     body.push_str("<tr><th></th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th><th>times</th></tr>");
     percentiles(body, "time to connect, ms", &report.connect_latency_us, 1e3);
     percentiles(body, &format!("{}, ms", report.latency_is_of()), &report.latency_us, 1e3);
     percentiles(body, "expiry after deadline, ms", &report.expiry.lateness_ms, 1.0);
     percentiles(body, "harness late by, ms", &report.generator.lateness_us, 1e3);
     body.push_str("</table><table>");
-    for (name, value) in report.details.iter().chain(&report.troubles) {
+    for (name, value) in report.details.iter().chain(&report.failures) {
         row(body, &name.replace('_', " "), value);
     }
     body.push_str("</table></div><div class=box><h2>Configuration</h2><table>");

@@ -29,8 +29,8 @@ pub fn render(report: &Report) -> String {
     for (name, value) in &report.details {
         rows.row(&name.replace('_', " "), &shown(value));
     }
-    for (name, value) in &report.troubles {
-        rows.row(&format!("trouble: {}", name.replace('_', " ")), &shown(value));
+    for (name, value) in &report.failures {
+        rows.row(&format!("failure: {}", name.replace('_', " ")), &shown(value));
     }
     let generator = &report.generator;
     let share = generator.busiest_thread_share * 100.0;

@@ -9,13 +9,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::Fan;
+use crate::cli::{FAN_TOPIC, Fan};
 use crate::fleet::{ComeBack, Count, Ledger, Listening, Order, Publishing, Whose};
 use crate::report::{Messages, Percentiles};
 use crate::run::Run;
 
-/// What is published and subscribed to.
-pub const TOPIC: &str = "loadtest/fan";
 /// How long messages may still be under way at the end.
 const LAST_ONES: Duration = Duration::from_secs(20);
 
@@ -60,7 +58,7 @@ fn run_either(run: &mut Run, options: &Fan, way: &Way) {
         from: run.now() + 10_000,
         every,
         rounds: u32::try_from(rounds).unwrap_or(u32::MAX),
-        topic: Arc::from(TOPIC),
+        topic: Arc::from(FAN_TOPIC),
         bytes: options.load.payload,
         acknowledged: acknowledged.clone(),
     }));

@@ -21,7 +21,6 @@ use crate::cli::Scenario;
 use crate::fleet::{ComeBack, Order};
 use crate::report::Percentiles;
 use crate::run::Run;
-pub use fan::TOPIC;
 
 /// A calm is looked at for at least so long.
 const CALM_MIN: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use crate::run::Run;
 
 /// Growth of the server's memory that is not those devices' doing, in bytes.
 const ALLOWANCE: f64 = 16.0 * 1024.0 * 1024.0;
-/// How long whoever was deaf may take to read what is left, at whose end its connection ends.
+/// How long a device that had stopped reading may take to read what is left, at whose end its connection ends.
 const READING_ON: Duration = Duration::from_secs(30);
 
 /// Passes when those who do not read are ended as such, in bounded memory, and the others notice nothing.
@@ -21,8 +21,8 @@ pub fn run(run: &mut Run, options: &Slow) {
     let control = all - slow;
     super::begin_in_calm(run, 0..control, options.every);
 
-    run.fleet.order(&Order::Deafen { devices: control..all });
-    run.wait("falling deaf", Duration::from_secs(5), |counts| counts.get(Count::Deaf) >= u64::from(slow));
+    run.fleet.order(&Order::StopReading { devices: control..all });
+    run.wait("stopping to read", Duration::from_secs(5), |counts| counts.get(Count::NotReading) >= u64::from(slow));
     run.begin_measuring();
     let (before, began) = (run.snapshot(), run.elapsed());
     let seconds = options.patience.as_secs_f64();
@@ -47,8 +47,8 @@ pub fn run(run: &mut Run, options: &Slow) {
     run.report.latency_us = Percentiles::of(&run.findings.beats_control, 1.0);
     let peak = peak(run, began.as_secs_f64());
     let after = run.snapshot();
-    run.fleet.order(&Order::Undeafen);
-    run.wait("reading on", READING_ON, |counts| counts.get(Count::DeafEnded) >= u64::from(slow));
+    run.fleet.order(&Order::ResumeReading);
+    run.wait("reading on", READING_ON, |counts| counts.get(Count::NotReadingEnded) >= u64::from(slow));
     run.pass("afterwards", options.common.settle);
     run.collect();
 
@@ -63,14 +63,14 @@ pub fn run(run: &mut Run, options: &Slow) {
     );
     run.detail("outcomes", serde_json::to_value(&sent.outcomes).expect("counts are plain data"));
 
-    let held = counts.get(Count::Up) - counts.get(Count::Deaf);
+    let held = counts.get(Count::Up) - counts.get(Count::NotReading);
     run.require("all others are connected at the end", held >= u64::from(control), format!("{held} of {control}"));
     let lost = run.findings.control_lost;
     run.require("the others lost no connection", lost == 0, format!("{lost} lost"));
     let (limit, p99) = (options.max_p99.as_secs_f64() * 1e6, run.report.latency_us.p99.unwrap_or(f64::INFINITY));
     let name = format!("99 % of the others' round trips took at most {:.0} ms", limit / 1e3);
     run.require(name, p99 <= limit, format!("{:.1} ms", p99 / 1e3));
-    let ended = counts.get(Count::DeafEnded);
+    let ended = counts.get(Count::NotReadingEnded);
     run.require("whoever did not read is offline to the server", gone == u64::from(slow), format!("{gone} of {slow}"));
     run.require("and finds its connection ended", ended == u64::from(slow), format!("{ended} of {slow}"));
     if let (Some(before), Some(after)) = (&before.metrics, &after.metrics) {

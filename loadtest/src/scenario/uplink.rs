@@ -126,7 +126,7 @@ impl Follower {
             let mut last = None;
             while !follower.is_over.load(Ordering::Relaxed) {
                 // Whoever was cut off for being slow comes back with the last id; whoever could not come waits.
-                let _ = admin.follow(&mut last, |happening| follower.hear(&happening, clock));
+                let _ = admin.follow(&mut last, |happening| follower.handle_event(&happening, clock));
                 std::thread::sleep(Duration::from_millis(100));
             }
         };
@@ -134,10 +134,10 @@ impl Follower {
         thread.spawn(work).expect("a further thread can be started");
     }
 
-    fn hear(&self, happening: &Happening<'_>, clock: Clock) -> bool {
+    fn handle_event(&self, happening: &Happening<'_>, clock: Clock) -> bool {
         match happening {
             Happening::Begun => self.has_begun.store(true, Ordering::Relaxed),
-            Happening::Event(event) if event.kind == "message" => self.hear_message(event, clock),
+            Happening::Event(event) if event.kind == "message" => self.handle_message(event, clock),
             // `lagged` is told again as `missed` when the reader comes back.
             Happening::Event(event) if event.kind == "missed" => {
                 self.missed.fetch_add(event.count.unwrap_or(1), Ordering::Relaxed);
@@ -147,7 +147,7 @@ impl Follower {
         !self.is_over.load(Ordering::Relaxed)
     }
 
-    fn hear_message(&self, event: &Event<'_>, clock: Clock) {
+    fn handle_message(&self, event: &Event<'_>, clock: Clock) {
         let number = event.device.as_ref().and_then(|device| device.strip_prefix(&*self.prefix)?.parse().ok());
         let stamp = event.payload.as_ref().and_then(|payload| Stamp::decode(payload.as_bytes()));
         let (Some(number), Some(stamp)) = (number, stamp) else {

@@ -26,7 +26,7 @@ pub enum Protocol {
 
 /// How the devices of one run speak.
 #[derive(Clone, Debug)]
-pub enum Speech {
+pub enum DeviceProtocol {
     /// The heartbeat interval that devices ask for, in milliseconds; 0: the server's own.
     Native {
         wanted_interval_ms: u32,
@@ -47,7 +47,7 @@ pub const RAW_HEARTBEAT: &[u8] = b"heartbeat";
 
 /// Something that a device was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Received {
     /// It is known, under these terms.
     Welcome(Terms),
     /// What it says second was heard, too.
@@ -80,26 +80,26 @@ impl Protocol {
     }
 }
 
-impl Speech {
+impl DeviceProtocol {
     /// Whether a server of this protocol ends a connection without saying why.
-    pub fn tells_no_reason(&self) -> bool {
+    pub fn has_no_close_reason(&self) -> bool {
         match self {
-            Speech::Native { .. } => false,
-            Speech::Raw => true,
-            Speech::Mqtt(mqtt) => !mqtt.tells_reasons(),
+            DeviceProtocol::Native { .. } => false,
+            DeviceProtocol::Raw => true,
+            DeviceProtocol::Mqtt(mqtt) => !mqtt.has_close_reasons(),
         }
     }
 
     /// Whether devices are told under which terms their silence is judged.
-    pub fn tells_terms(&self) -> bool {
-        !matches!(self, Speech::Raw)
+    pub fn has_terms(&self) -> bool {
+        !matches!(self, DeviceProtocol::Raw)
     }
 
     /// How often a device must say something by itself, in seconds; 0: whenever it likes.
     pub fn keep_alive_s(&self) -> u16 {
         match self {
-            Speech::Native { .. } | Speech::Raw => 0,
-            Speech::Mqtt(mqtt) => mqtt.keep_alive_s,
+            DeviceProtocol::Native { .. } | DeviceProtocol::Raw => 0,
+            DeviceProtocol::Mqtt(mqtt) => mqtt.keep_alive_s,
         }
     }
 
@@ -108,12 +108,12 @@ impl Speech {
         greeting.first.clear();
         greeting.second.clear();
         match self {
-            Speech::Native { wanted_interval_ms } => {
+            DeviceProtocol::Native { wanted_interval_ms } => {
                 let hello = Hello { heartbeat_ms: *wanted_interval_ms, id, token: &[] };
                 Frame::Hello(hello).encode(&mut greeting.first);
             }
-            Speech::Raw => {}
-            Speech::Mqtt(mqtt) => {
+            DeviceProtocol::Raw => {}
+            DeviceProtocol::Mqtt(mqtt) => {
                 mqtt.connect(id, &mut greeting.first);
                 mqtt.subscribe(id, number, &mut greeting.second);
             }
@@ -123,9 +123,9 @@ impl Speech {
     /// Appends a heartbeat that is due at `intended`.
     pub fn heartbeat(&self, intended: Micros, plain: &mut Vec<u8>) {
         match self {
-            Speech::Native { .. } => Frame::Ping(&intended.to_be_bytes()).encode(plain),
-            Speech::Raw => plain.extend_from_slice(RAW_HEARTBEAT),
-            Speech::Mqtt(mqtt) => mqtt.ping(plain),
+            DeviceProtocol::Native { .. } => Frame::Ping(&intended.to_be_bytes()).encode(plain),
+            DeviceProtocol::Raw => plain.extend_from_slice(RAW_HEARTBEAT),
+            DeviceProtocol::Mqtt(mqtt) => mqtt.ping(plain),
         }
     }
 
@@ -133,30 +133,30 @@ impl Speech {
     /// no messages that could be told apart.
     pub fn publish(&self, topic: &str, id: u32, payload: &[u8], plain: &mut Vec<u8>) {
         match self {
-            Speech::Native { .. } => Frame::Message(native::Message { id, topic, payload }).encode(plain),
-            Speech::Raw => {}
-            Speech::Mqtt(mqtt) => mqtt.publish(topic, id, payload, plain),
+            DeviceProtocol::Native { .. } => Frame::Message(native::Message { id, topic, payload }).encode(plain),
+            DeviceProtocol::Raw => {}
+            DeviceProtocol::Mqtt(mqtt) => mqtt.publish(topic, id, payload, plain),
         }
     }
 
     /// Which message of a device was acknowledged, counted from 0, when it has published so many.
     pub fn acknowledged_round(&self, id: u32, published: u32) -> Option<u32> {
         match self {
-            Speech::Native { .. } => id.checked_sub(1),
-            Speech::Raw => None,
-            Speech::Mqtt(_) => mqtt::round(id, published),
+            DeviceProtocol::Native { .. } => id.checked_sub(1),
+            DeviceProtocol::Raw => None,
+            DeviceProtocol::Mqtt(_) => mqtt::round(id, published),
         }
     }
 
     /// Appends a polite goodbye.
-    pub fn say_goodbye(&self, plain: &mut Vec<u8>) {
+    pub fn encode_goodbye(&self, plain: &mut Vec<u8>) {
         match self {
-            Speech::Native { .. } => {
+            DeviceProtocol::Native { .. } => {
                 let close = native::Close { code: CloseCode::NORMAL, retry_after_ms: 0, reason: "" };
                 Frame::Close(close).encode(plain);
             }
-            Speech::Raw => {}
-            Speech::Mqtt(mqtt) => mqtt.disconnect(plain),
+            DeviceProtocol::Raw => {}
+            DeviceProtocol::Mqtt(mqtt) => mqtt.disconnect(plain),
         }
     }
 
@@ -169,33 +169,33 @@ impl Speech {
         bytes: &[u8],
         answers: bool,
         plain: &mut Vec<u8>,
-        mut tell: impl FnMut(Said),
+        mut on_received: impl FnMut(Received),
     ) -> Result<usize, Broken> {
         match self {
-            Speech::Raw => {
+            DeviceProtocol::Raw => {
                 if !bytes.is_empty() {
-                    tell(Said::Pong(None));
+                    on_received(Received::Pong(None));
                 }
                 Ok(bytes.len())
             }
-            Speech::Native { .. } => {
+            DeviceProtocol::Native { .. } => {
                 let mut taken = 0;
                 while let Some((frame, length)) =
                     native::decode(&bytes[taken..], native::BODY_MAX).map_err(|_| Broken)?
                 {
-                    tell(handle_frame(&frame, answers, plain)?);
+                    on_received(handle_frame(&frame, answers, plain)?);
                     taken += length;
                 }
                 Ok(taken)
             }
-            Speech::Mqtt(mqtt) => mqtt.handle(bytes, answers, plain, tell),
+            DeviceProtocol::Mqtt(mqtt) => mqtt.handle(bytes, answers, plain, on_received),
         }
     }
 }
 
-fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Said, Broken> {
+fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Received, Broken> {
     Ok(match frame {
-        Frame::Welcome(welcome) => Said::Welcome(Terms {
+        Frame::Welcome(welcome) => Received::Welcome(Terms {
             interval_ms: welcome.heartbeat_ms,
             timeout_ms: welcome.timeout_ms,
             retries: welcome.retries,
@@ -205,17 +205,17 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Sai
             if answers {
                 Frame::Pong(echo).encode(plain);
             }
-            Said::Ping
+            Received::Ping
         }
-        Frame::Pong(echo) => Said::Pong((*echo).try_into().ok().map(Micros::from_be_bytes)),
-        Frame::Close(close) => Said::Close(close.code),
+        Frame::Pong(echo) => Received::Pong((*echo).try_into().ok().map(Micros::from_be_bytes)),
+        Frame::Close(close) => Received::Close(close.code),
         Frame::Message(message) => {
             if message.id != 0 && answers {
                 Frame::Ack(message.id).encode(plain);
             }
-            Said::Message(Stamp::decode(message.payload))
+            Received::Message(Stamp::decode(message.payload))
         }
-        Frame::Ack(id) => Said::Acknowledged(*id),
+        Frame::Ack(id) => Received::Acknowledged(*id),
         Frame::Hello(_) => return Err(Broken),
     })
 }
@@ -224,12 +224,12 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Sai
 mod tests {
     use super::*;
 
-    const NATIVE: Speech = Speech::Native { wanted_interval_ms: 0 };
+    const NATIVE: DeviceProtocol = DeviceProtocol::Native { wanted_interval_ms: 0 };
 
-    fn told(bytes: &[u8], answers: bool) -> (Result<usize, Broken>, Vec<Said>, Vec<u8>) {
-        let (mut said, mut plain) = (Vec::new(), Vec::new());
-        let taken = NATIVE.handle(bytes, answers, &mut plain, |what| said.push(what));
-        (taken, said, plain)
+    fn handled(bytes: &[u8], answers: bool) -> (Result<usize, Broken>, Vec<Received>, Vec<u8>) {
+        let (mut received, mut plain) = (Vec::new(), Vec::new());
+        let taken = NATIVE.handle(bytes, answers, &mut plain, |what| received.push(what));
+        (taken, received, plain)
     }
 
     #[test]
@@ -238,8 +238,8 @@ mod tests {
         Frame::Ping(b"abc").encode(&mut ping);
         let mut answer = Vec::new();
         Frame::Pong(b"abc").encode(&mut answer);
-        assert_eq!(told(&ping, true), (Ok(6), vec![Said::Ping], answer));
-        assert_eq!(told(&ping, false), (Ok(6), vec![Said::Ping], vec![]));
+        assert_eq!(handled(&ping, true), (Ok(6), vec![Received::Ping], answer));
+        assert_eq!(handled(&ping, false), (Ok(6), vec![Received::Ping], vec![]));
     }
 
     #[test]
@@ -248,8 +248,8 @@ mod tests {
         NATIVE.heartbeat(1_234_567, &mut ping);
         ping[0] = native::Type::Pong as u8;
         let half = ping.len() - 1;
-        assert_eq!(told(&ping[..half], true).0, Ok(0));
-        assert_eq!(told(&ping, true).1, vec![Said::Pong(Some(1_234_567))]);
+        assert_eq!(handled(&ping[..half], true).0, Ok(0));
+        assert_eq!(handled(&ping, true).1, vec![Received::Pong(Some(1_234_567))]);
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         let mut greeting = Greeting::default();
         NATIVE.greet("a", 0, &mut greeting);
         assert!(greeting.second.is_empty());
-        assert_eq!(told(&greeting.first, true).0, Err(Broken));
-        assert_eq!(told(&[0xff], true).0, Err(Broken));
+        assert_eq!(handled(&greeting.first, true).0, Err(Broken));
+        assert_eq!(handled(&[0xff], true).0, Err(Broken));
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::super::ledger::Stamp;
 use super::super::liveness::Terms;
-use super::{Broken, Said};
+use super::{Broken, Received};
 
 /// The longest packet that a device takes. Servers of this fleet send nothing near it.
 const PACKET_MAX: usize = 1 << 20;
@@ -69,7 +69,7 @@ impl Mqtt {
     }
 
     /// Whether the server can say why it ends a connection.
-    pub fn tells_reasons(&self) -> bool {
+    pub fn has_close_reasons(&self) -> bool {
         self.version == MqttVersion::V5
     }
 
@@ -127,43 +127,43 @@ impl Mqtt {
         bytes: &[u8],
         answers: bool,
         out: &mut Vec<u8>,
-        mut tell: impl FnMut(Said),
+        mut on_received: impl FnMut(Received),
     ) -> Result<usize, Broken> {
         let version = self.version();
         let mut taken = 0;
         while let Some((packet, length)) =
             mqtt::decode(&bytes[taken..], Some(version), PACKET_MAX).map_err(|_| Broken)?
         {
-            tell(self.handle_packet(&packet, answers, out)?);
+            on_received(self.handle_packet(&packet, answers, out)?);
             taken += length;
         }
         Ok(taken)
     }
 
-    fn handle_packet(&self, packet: &Packet<'_>, answers: bool, out: &mut Vec<u8>) -> Result<Said, Broken> {
+    fn handle_packet(&self, packet: &Packet<'_>, answers: bool, out: &mut Vec<u8>) -> Result<Received, Broken> {
         Ok(match packet {
-            Packet::Connack(connack) if connack.reason.is_error() => Said::Close(close_code(connack.reason)),
+            Packet::Connack(connack) if connack.reason.is_error() => Received::Close(close_code(connack.reason)),
             Packet::Connack(connack) => {
                 // [MQTT-3.1.2-21]: the server's own keep-alive is the one that counts.
                 let keep_alive = connack.properties.server_keep_alive().unwrap_or(self.keep_alive_s);
-                Said::Welcome(terms(keep_alive))
+                Received::Welcome(terms(keep_alive))
             }
             Packet::Suback(suback) if suback.codes.iter().any(|&code| Reason(code).is_error()) => {
-                Said::Close(CloseCode::NORMAL)
+                Received::Close(CloseCode::NORMAL)
             }
-            Packet::Suback(_) => Said::Subscribed,
-            Packet::Pingresp => Said::Pong(None),
+            Packet::Suback(_) => Received::Subscribed,
+            Packet::Pingresp => Received::Pong(None),
             Packet::Publish(publish) => {
                 if publish.qos == QoS::AtLeastOnce && answers {
                     let (reason, properties) = (Reason::SUCCESS, Properties::EMPTY);
                     Packet::Puback(Ack { packet_id: publish.packet_id, reason, properties })
                         .encode(self.version(), out);
                 }
-                Said::Message(Stamp::decode(publish.payload))
+                Received::Message(Stamp::decode(publish.payload))
             }
-            Packet::Puback(ack) if ack.reason.is_error() => Said::Data,
-            Packet::Puback(ack) => Said::Acknowledged(ack.packet_id.into()),
-            Packet::Disconnect(disconnect) => Said::Close(close_code(disconnect.reason)),
+            Packet::Puback(ack) if ack.reason.is_error() => Received::Data,
+            Packet::Puback(ack) => Received::Acknowledged(ack.packet_id.into()),
+            Packet::Disconnect(disconnect) => Received::Close(close_code(disconnect.reason)),
             _ => return Err(Broken),
         })
     }
@@ -203,7 +203,7 @@ fn close_code(reason: Reason) -> CloseCode {
 mod tests {
     use super::*;
 
-    fn speech(version: MqttVersion) -> Mqtt {
+    fn mqtt(version: MqttVersion) -> Mqtt {
         Mqtt {
             version,
             keep_alive_s: 60,
@@ -215,11 +215,11 @@ mod tests {
         }
     }
 
-    fn told(mqtt: &Mqtt, packet: &Packet<'_>) -> (Result<usize, Broken>, Vec<Said>, Vec<u8>) {
-        let (mut bytes, mut said, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    fn handled(mqtt: &Mqtt, packet: &Packet<'_>) -> (Result<usize, Broken>, Vec<Received>, Vec<u8>) {
+        let (mut bytes, mut received, mut out) = (Vec::new(), Vec::new(), Vec::new());
         packet.encode(mqtt.version(), &mut bytes);
-        let taken = mqtt.handle(&bytes, true, &mut out, |what| said.push(what));
-        (taken, said, out)
+        let taken = mqtt.handle(&bytes, true, &mut out, |what| received.push(what));
+        (taken, received, out)
     }
 
     #[test]
@@ -239,18 +239,18 @@ mod tests {
     #[test]
     fn a_message_of_quality_1_is_acknowledged_and_one_of_quality_0_is_not() {
         for version in [MqttVersion::V311, MqttVersion::V5] {
-            let mqtt = speech(version);
+            let mqtt = mqtt(version);
             let mut bytes = Vec::new();
             let mut payload = Vec::new();
             let stamp = Stamp { slot: 7, due: 9 };
             stamp.encode(40, &mut payload);
             mqtt.publish("a", 3, &payload, &mut bytes);
-            let (mut said, mut out) = (Vec::new(), Vec::new());
-            assert_eq!(mqtt.handle(&bytes, true, &mut out, |what| said.push(what)), Ok(bytes.len()));
-            assert_eq!(said, [Said::Message(Some(stamp))]);
+            let (mut received, mut out) = (Vec::new(), Vec::new());
+            assert_eq!(mqtt.handle(&bytes, true, &mut out, |what| received.push(what)), Ok(bytes.len()));
+            assert_eq!(received, [Received::Message(Some(stamp))]);
             let mut again = Vec::new();
-            assert_eq!(mqtt.handle(&out, true, &mut again, |what| said.push(what)), Ok(out.len()));
-            assert_eq!(said[1], Said::Acknowledged(3));
+            assert_eq!(mqtt.handle(&out, true, &mut again, |what| received.push(what)), Ok(out.len()));
+            assert_eq!(received[1], Received::Acknowledged(3));
             bytes.clear();
             out.clear();
             mqtt.publish("a", 0, &payload, &mut bytes);
@@ -261,19 +261,19 @@ mod tests {
 
     #[test]
     fn the_keep_alive_counts_one_and_a_half_times_and_whatever_is_refused_ends_it() {
-        let mqtt = speech(MqttVersion::V5);
+        let mqtt = mqtt(MqttVersion::V5);
         let connack =
             |reason| Packet::Connack(mqtt::Connack { session_present: false, reason, properties: Properties::EMPTY });
         let terms = Terms { interval_ms: 90_000, timeout_ms: 0, retries: 0, probes: false };
-        assert_eq!(told(&mqtt, &connack(Reason::SUCCESS)).1, [Said::Welcome(terms)]);
-        assert_eq!(told(&mqtt, &connack(Reason::SERVER_BUSY)).1, [Said::Close(CloseCode::TRY_LATER)]);
-        assert_eq!(told(&mqtt, &Packet::Pingreq).0, Err(Broken));
-        assert_eq!(told(&mqtt, &Packet::Pingresp).1, [Said::Pong(None)]);
+        assert_eq!(handled(&mqtt, &connack(Reason::SUCCESS)).1, [Received::Welcome(terms)]);
+        assert_eq!(handled(&mqtt, &connack(Reason::SERVER_BUSY)).1, [Received::Close(CloseCode::TRY_LATER)]);
+        assert_eq!(handled(&mqtt, &Packet::Pingreq).0, Err(Broken));
+        assert_eq!(handled(&mqtt, &Packet::Pingresp).1, [Received::Pong(None)]);
     }
 
     #[test]
     fn whoever_is_not_named_subscribes_to_nothing() {
-        let mqtt = speech(MqttVersion::V311);
+        let mqtt = mqtt(MqttVersion::V311);
         let mut out = Vec::new();
         assert!(!mqtt.subscribe("load-10", 10, &mut out) && out.is_empty());
         assert!(mqtt.subscribe("load-9", 9, &mut out));

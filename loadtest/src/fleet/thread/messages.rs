@@ -1,9 +1,9 @@
 //! Messages: those that devices publish, each at its time, and those that come to them.
 
-use super::super::device::{Hearing, Trouble};
+use super::super::device::{Failure, ReadMode};
 use super::super::ledger::Stamp;
 use super::super::{Publishing, Whose};
-use super::{Count, Crew, Duty, record};
+use super::{Count, Duty, FleetThread, record};
 use crate::clock::TICK_MICROS;
 
 /// Messages that one device publishes in one turn at most, when it is behind its time.
@@ -18,9 +18,9 @@ pub(super) fn next(publishing: &Publishing, device: u32, published: u32, now_ms:
     due.max(now_ms + 1)
 }
 
-impl Crew {
+impl FleetThread {
     /// Publishes all that is due; false when nothing is.
-    pub(super) fn publish_due(&mut self, index: u32) -> Result<bool, Trouble> {
+    pub(super) fn publish_due(&mut self, index: u32) -> Result<bool, Failure> {
         let number = self.number_of(index);
         let Duty::Publish(publishing) = &self.duty else { return Ok(false) };
         if !publishing.devices.contains(&number) {
@@ -34,11 +34,11 @@ impl Crew {
             if round >= publishing.rounds || due > self.now {
                 break;
             }
-            let stamp = Stamp { slot: u64::from(round) * u64::from(self.setup.devices) + u64::from(number), due };
+            let stamp = Stamp { slot: u64::from(round) * u64::from(self.options.devices) + u64::from(number), due };
             self.payload.clear();
             stamp.encode(publishing.bytes, &mut self.payload);
             let id = if publishing.acknowledged.is_some() { round + 1 } else { 0 };
-            self.setup.speech.publish(&publishing.topic, id, &self.payload, &mut self.out.plain);
+            self.options.protocol.publish(&publishing.topic, id, &self.payload, &mut self.out.plain);
             device.published += 1;
             self.counts.add(Count::MessagesSent, 1);
             device.seal(&mut self.out)?;
@@ -48,8 +48,8 @@ impl Crew {
         Ok(has_published)
     }
 
-    pub(super) fn hear_message(&mut self, index: u32, stamp: Option<Stamp>) {
-        self.counts.add(Count::MessagesHeard, 1);
+    pub(super) fn handle_message(&mut self, index: u32, stamp: Option<Stamp>) {
+        self.counts.add(Count::MessagesReceived, 1);
         let (Some(stamp), Some(listening)) = (stamp, &self.listening) else { return };
         let (ledger, number) = (&listening.ledger, self.number_of(index));
         let is_first = match listening.whose {
@@ -62,37 +62,37 @@ impl Crew {
         }
     }
 
-    pub(super) fn hear_acknowledgement(&mut self, index: u32, id: u32) {
+    pub(super) fn handle_acknowledgement(&mut self, index: u32, id: u32) {
         let Duty::Publish(publishing) = &self.duty else { return };
         let Some(ledger) = &publishing.acknowledged else { return };
         let number = self.number_of(index);
         let published = self.devices[index as usize].published;
-        let Some(round) = self.setup.speech.acknowledged_round(id, published).map(u64::from) else { return };
+        let Some(round) = self.options.protocol.acknowledged_round(id, published).map(u64::from) else { return };
         if ledger.note(ledger.slot(number, round), number) {
             let due = publishing.due(number, round);
             record(&mut self.findings.acknowledged, self.now.saturating_sub(due));
         }
     }
 
-    pub(super) fn deafen(&mut self, index: u32) {
+    pub(super) fn stop_reading(&mut self, index: u32) {
         let device = &mut self.devices[index as usize];
-        if !device.is_up() || device.was_deaf() {
+        if !device.is_up() || device.had_stopped_reading() {
             return;
         }
-        device.hearing = Hearing::Deaf;
-        self.counts.add(Count::Deaf, 1);
+        device.read_mode = ReadMode::Stopped;
+        self.counts.add(Count::NotReading, 1);
         self.plan(index);
     }
 
     /// Reads on; whoever was cut off meanwhile is found out.
-    pub(super) fn undeafen(&mut self, index: u32) {
+    pub(super) fn resume_reading(&mut self, index: u32) {
         let device = &mut self.devices[index as usize];
-        if device.hearing != Hearing::Deaf {
+        if device.read_mode != ReadMode::Stopped {
             return;
         }
-        device.hearing = Hearing::Regained;
-        if let Err(trouble) = self.read(index, true) {
-            self.fail(index, trouble);
+        device.read_mode = ReadMode::Resumed;
+        if let Err(failure) = self.read(index, true) {
+            self.fail(index, failure);
         }
     }
 }

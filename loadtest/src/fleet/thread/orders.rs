@@ -2,9 +2,9 @@
 
 use super::super::source::reset_on_close;
 use super::super::{ComeBack, Cut, Order};
-use super::{Count, Crew, Duty, Findings, Ramp, micros};
+use super::{Count, Duty, Findings, FleetThread, Ramp, micros};
 
-impl Crew {
+impl FleetThread {
     pub(super) fn take_orders(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             self.handle_order(order);
@@ -15,7 +15,7 @@ impl Crew {
         match order {
             Order::Connect { devices, from, rate } => {
                 let mut ramp = Ramp { next: devices.start, first: devices.start, end: devices.end, from, rate };
-                let offset = (self.number + self.crews - devices.start % self.crews) % self.crews;
+                let offset = (self.number + self.threads - devices.start % self.threads) % self.threads;
                 ramp.next += offset;
                 if ramp.next < ramp.end {
                     self.ramps.push_back(ramp);
@@ -32,8 +32,8 @@ impl Crew {
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));
             }
             Order::Listen(listening) => self.listening = Some(listening),
-            Order::Deafen { devices } => self.indices(&devices).for_each(|index| self.deafen(index)),
-            Order::Undeafen => (0..self.devices.len() as u32).for_each(|index| self.undeafen(index)),
+            Order::StopReading { devices } => self.indices(&devices).for_each(|index| self.stop_reading(index)),
+            Order::ResumeReading => (0..self.devices.len() as u32).for_each(|index| self.resume_reading(index)),
             Order::Quiet => {
                 self.duty = Duty::None;
                 (0..self.devices.len() as u32).for_each(|index| self.plan(index));

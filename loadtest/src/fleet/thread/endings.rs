@@ -1,10 +1,10 @@
 //! How connections end: by chance, by order, or by no doing of ours.
 
 use super::super::ComeBack;
-use super::super::device::{Hearing, Link, Trouble};
+use super::super::device::{Failure, Link, ReadMode};
 use super::super::liveness::Verdict;
 use super::super::source::reset_on_close;
-use super::{Count, Crew, exponential, record};
+use super::{Count, FleetThread, exponential, record};
 use crate::clock::{Micros, TICK_MICROS, micros, tick_from};
 
 /// Before a failed attempt is repeated when devices come back at once.
@@ -12,7 +12,7 @@ const AT_ONCE: Micros = 50_000;
 /// The longest back-off.
 const BACK_OFF_MAX: Micros = 300_000_000;
 
-impl Crew {
+impl FleetThread {
     pub(super) fn leave_by_chance(&mut self, index: u32) {
         let Some(churn) = self.churn else { return };
         let polite = self.random.f64() < churn.polite;
@@ -27,7 +27,7 @@ impl Crew {
             self.counts.add(if polite { Count::LeftPolitely } else { Count::LeftRudely }, 1);
         }
         if polite && device.is_up() {
-            device.say_goodbye(&self.setup.speech, &mut self.out);
+            device.encode_goodbye(&self.options.protocol, &mut self.out);
             // Whether the goodbye arrives is no longer of interest.
             let _ = self.write(index);
         } else if let Some(socket) = device.socket.as_ref().filter(|_| !polite) {
@@ -37,18 +37,19 @@ impl Crew {
     }
 
     /// A connection ended without our doing, or never came up.
-    pub(super) fn fail(&mut self, index: u32, trouble: Trouble) {
+    pub(super) fn fail(&mut self, index: u32, failure: Failure) {
         let device = &self.devices[index as usize];
-        let (was_up, was_silent, was_deaf) = (device.is_up(), device.is_silent, device.was_deaf());
+        let (was_up, was_silent, had_stopped_reading) =
+            (device.is_up(), device.is_silent, device.had_stopped_reading());
         if was_silent {
-            self.judge_silence(index, trouble);
-        } else if was_deaf {
-            self.findings.troubles[trouble as usize] += 1;
-            self.counts.add(Count::DeafEnded, 1);
+            self.judge_silence(index, failure);
+        } else if had_stopped_reading {
+            self.findings.failures[failure as usize] += 1;
+            self.counts.add(Count::NotReadingEnded, 1);
         } else {
-            self.findings.troubles[trouble as usize] += 1;
+            self.findings.failures[failure as usize] += 1;
             self.counts.add(if was_up { Count::Lost } else { Count::Failed }, 1);
-            if was_up && trouble == Trouble::Expired {
+            if was_up && failure == Failure::Expired {
                 self.counts.add(Count::FalselyExpired, 1);
             }
             if was_up && self.is_control(index) {
@@ -58,7 +59,7 @@ impl Crew {
         self.hang_up(index);
         let device = &mut self.devices[index as usize];
         device.failures = device.failures.saturating_add(1);
-        if was_silent || was_deaf {
+        if was_silent || had_stopped_reading {
             return;
         }
         match self.come_back {
@@ -77,11 +78,11 @@ impl Crew {
         self.wheel.arm(index, tick_from(at));
     }
 
-    pub(super) fn judge_silence(&mut self, index: u32, trouble: Trouble) {
+    pub(super) fn judge_silence(&mut self, index: u32, failure: Failure) {
         let watch = &self.devices[index as usize].watch;
         let found = &mut self.findings;
         // A protocol without CLOSE has no other way to tell than the end.
-        let told = trouble == Trouble::Expired || self.setup.speech.tells_no_reason();
+        let told = failure == Failure::Expired || self.options.protocol.has_no_close_reason();
         match watch.judge(self.now) {
             _ if !told => found.expiries.wrong_reason += 1,
             Verdict::False => found.expiries.early += 1,
@@ -98,13 +99,13 @@ impl Crew {
         match std::mem::replace(&mut device.link, Link::Down) {
             Link::Down => {}
             Link::Up(_) => self.counts.sub(Count::Up, 1),
-            Link::Connecting | Link::Shaking(_) | Link::Greeting(_) => self.counts.sub(Count::InFlight, 1),
+            Link::Connecting | Link::Handshaking(_) | Link::Greeting(_) => self.counts.sub(Count::InFlight, 1),
         }
         if std::mem::take(&mut device.is_silent) {
             self.counts.sub(Count::Silent, 1);
         }
-        if std::mem::replace(&mut device.hearing, Hearing::Good) != Hearing::Good {
-            self.counts.sub(Count::Deaf, 1);
+        if std::mem::replace(&mut device.read_mode, ReadMode::Reading) != ReadMode::Reading {
+            self.counts.sub(Count::NotReading, 1);
         }
         device.socket = None;
         device.leftover = None;

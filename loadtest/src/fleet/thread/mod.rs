@@ -32,10 +32,10 @@ use rustix::time::{
 };
 
 use super::counts::{Count, Counts, Findings, Published};
-use super::device::{Device, Hearing, Link, Output, Trouble};
+use super::device::{Device, Failure, Link, Output, ReadMode};
 use super::liveness::{Terms, Watch};
-use super::protocol::{Greeting, Said};
-use super::{Churn, ComeBack, Listening, Order, Publishing, Setup};
+use super::protocol::{Greeting, Received};
+use super::{Churn, ComeBack, FleetOptions, Listening, Order, Publishing};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
 
 /// Connects begun in one turn at most, so that devices that are up wait no longer for their turn.
@@ -54,10 +54,10 @@ const BELL: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 
 /// One thread's share.
-pub struct Crew {
+pub struct FleetThread {
     number: u32,
-    crews: u32,
-    setup: Arc<Setup>,
+    threads: u32,
+    options: Arc<FleetOptions>,
     clock: Clock,
     /// Read once a turn.
     now: Micros,
@@ -120,27 +120,27 @@ enum Input {
     End,
 }
 
-impl Crew {
+impl FleetThread {
     /// Leaves the shared descriptor table; to be called in the thread itself.
     pub fn new(
         number: u32,
-        crews: u32,
-        setup: Arc<Setup>,
+        threads: u32,
+        options: Arc<FleetOptions>,
         clock: Clock,
         orders: Receiver<Order>,
         bell: Arc<Doorbell>,
         published: Arc<Published>,
-    ) -> io::Result<Crew> {
+    ) -> io::Result<FleetThread> {
         let bell_number = bell.as_fd().as_raw_fd();
         leave_shared_table(&[bell_number])?;
         let poll = Poll::new()?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         poll.registry().register(&mut SourceFd(&bell_number), BELL, Interest::READABLE)?;
         poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
-        let share = setup.devices.saturating_sub(number).div_ceil(crews);
-        Ok(Crew {
+        let share = options.devices.saturating_sub(number).div_ceil(threads);
+        Ok(FleetThread {
             number,
-            crews,
+            threads,
             clock,
             now: clock.now(),
             orders,
@@ -165,7 +165,7 @@ impl Crew {
             greeting: Greeting::default(),
             payload: Vec::new(),
             is_stopped: false,
-            setup,
+            options,
         })
     }
 
@@ -211,7 +211,7 @@ impl Crew {
 
     /// When there is something to do next, if nothing comes in. The timer is set to it, to the microsecond.
     fn set_timer(&mut self, deadline: Option<Micros>) -> io::Result<Option<Micros>> {
-        let has_room = self.in_flight() < self.setup.in_flight_max;
+        let has_room = self.in_flight() < self.options.in_flight_max;
         let ready = (has_room && !self.ready.is_empty()).then_some(self.now);
         let ramp = self.ramps.front().filter(|_| has_room).map(Ramp::intended);
         let next = [ready, ramp, deadline].into_iter().flatten().min();
@@ -242,17 +242,17 @@ impl Crew {
     }
 
     fn number_of(&self, index: u32) -> u32 {
-        index * self.crews + self.number
+        index * self.threads + self.number
     }
 
     /// The places of the devices with these numbers.
     fn indices(&self, numbers: &std::ops::Range<u32>) -> std::ops::Range<u32> {
-        let place = |number: u32| number.saturating_sub(self.number).div_ceil(self.crews);
+        let place = |number: u32| number.saturating_sub(self.number).div_ceil(self.threads);
         place(numbers.start)..place(numbers.end).min(self.devices.len() as u32)
     }
 
     fn is_control(&self, index: u32) -> bool {
-        self.number_of(index) < self.setup.control
+        self.number_of(index) < self.options.control
     }
 
     // --- Connecting -------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ impl Crew {
 
     fn connect_some(&mut self) {
         for _ in 0..CONNECTS_PER_TURN {
-            if self.in_flight() >= self.setup.in_flight_max {
+            if self.in_flight() >= self.options.in_flight_max {
                 return;
             }
             let Some(index) = self.next_to_connect() else { return };
@@ -286,8 +286,8 @@ impl Crew {
         if intended > self.now {
             return None;
         }
-        let index = ramp.next / self.crews;
-        ramp.next += self.crews;
+        let index = ramp.next / self.threads;
+        ramp.next += self.threads;
         if ramp.next >= ramp.end {
             self.ramps.pop_front();
         }
@@ -301,14 +301,14 @@ impl Crew {
         }
         self.counts.add(Count::Attempts, 1);
         let number = self.number_of(index);
-        let setup = &self.setup;
+        let options = &self.options;
         let device = &mut self.devices[index as usize];
         device.attempt = device.attempt.wrapping_add(1);
-        if setup.resumes && device.session.is_none() {
-            device.session = Some(Box::new(setup.tls.with_own_sessions()));
+        if options.resumes && device.session.is_none() {
+            device.session = Some(Box::new(options.tls.with_own_sessions()));
         }
         let token = Token((device.attempt as usize) << 32 | index as usize);
-        let opened = setup.sources.connect(number, setup.target).and_then(|mut socket| {
+        let opened = options.sources.connect(number, options.target).and_then(|mut socket| {
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, token, interest).map(|()| socket)
         });
@@ -317,20 +317,20 @@ impl Crew {
                 device.socket = Some(socket);
                 device.link = Link::Connecting;
                 self.counts.add(Count::InFlight, 1);
-                self.wheel.arm(index, tick_from(self.now + micros(self.setup.connect_timeout)));
+                self.wheel.arm(index, tick_from(self.now + micros(self.options.connect_timeout)));
             }
-            Err(error) => self.fail(index, trouble_of(&error)),
+            Err(error) => self.fail(index, failure_of(&error)),
         }
     }
 
     /// Greets a server that TCP has reached.
-    fn begin(&mut self, index: u32) -> Result<(), Trouble> {
+    fn begin(&mut self, index: u32) -> Result<(), Failure> {
         let device = &mut self.devices[index as usize];
         let socket = device.socket.as_ref().expect("a device that connects has a socket");
-        if let Some(error) = socket.take_error().map_err(|_| Trouble::Socket)? {
-            return Err(trouble_of(&error));
+        if let Some(error) = socket.take_error().map_err(|_| Failure::Socket)? {
+            return Err(failure_of(&error));
         }
-        let tls = device.session.as_deref().unwrap_or(&self.setup.tls).clone();
+        let tls = device.session.as_deref().unwrap_or(&self.options.tls).clone();
         device.begin_handshake(&tls, &mut self.out)?;
         self.write(index)
     }
@@ -345,12 +345,12 @@ impl Crew {
         if device.attempt != attempt || device.is_down() {
             return;
         }
-        if let Err(trouble) = self.serve(index, event) {
-            self.fail(index, trouble);
+        if let Err(failure) = self.serve(index, event) {
+            self.fail(index, failure);
         }
     }
 
-    fn serve(&mut self, index: u32, event: &Event) -> Result<(), Trouble> {
+    fn serve(&mut self, index: u32, event: &Event) -> Result<(), Failure> {
         if matches!(self.devices[index as usize].link, Link::Connecting) {
             if !event.is_writable() && !event.is_error() {
                 return Ok(());
@@ -359,8 +359,8 @@ impl Crew {
         } else if event.is_writable() {
             self.write(index)?;
         }
-        if self.devices[index as usize].hearing == Hearing::Deaf {
-            return if event.is_error() { Err(Trouble::Reset) } else { Ok(()) };
+        if self.devices[index as usize].read_mode == ReadMode::Stopped {
+            return if event.is_error() { Err(Failure::Reset) } else { Ok(()) };
         }
         if event.is_readable() || event.is_error() {
             let to_the_end = event.is_read_closed() || event.is_error();
@@ -370,7 +370,7 @@ impl Crew {
     }
 
     /// Reads until a read comes back short, or, where the end is near, until there is nothing more.
-    fn read(&mut self, index: u32, to_the_end: bool) -> Result<(), Trouble> {
+    fn read(&mut self, index: u32, to_the_end: bool) -> Result<(), Failure> {
         loop {
             let kept = self.restore_input(index);
             let device = &mut self.devices[index as usize];
@@ -381,10 +381,10 @@ impl Crew {
                 Ok(read) => Input::Bytes(read),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Input::Nothing,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(trouble_of(&error)),
+                Err(error) => return Err(failure_of(&error)),
             };
             match read {
-                Input::End => return Err(Trouble::EndOfStream),
+                Input::End => return Err(Failure::EndOfStream),
                 Input::Nothing => {
                     self.keep_input(index, 0, kept);
                     return Ok(());
@@ -399,15 +399,15 @@ impl Crew {
         }
     }
 
-    fn handle_input(&mut self, index: u32, length: usize) -> Result<(), Trouble> {
-        let setup = Arc::clone(&self.setup);
-        if matches!(self.devices[index as usize].link, Link::Shaking(_) | Link::Greeting(_)) {
+    fn handle_input(&mut self, index: u32, length: usize) -> Result<(), Failure> {
+        let options = Arc::clone(&self.options);
+        if matches!(self.devices[index as usize].link, Link::Handshaking(_) | Link::Greeting(_)) {
             self.prepare_greeting(index);
         }
         let device = &mut self.devices[index as usize];
         let was_up = device.is_up();
-        self.out.said.clear();
-        let handled = device.handle_bytes(&setup.speech, &self.greeting, &mut self.input[..length], &mut self.out);
+        self.out.received.clear();
+        let handled = device.handle_bytes(&options.protocol, &self.greeting, &mut self.input[..length], &mut self.out);
         if self.out.resumed.take() == Some(true) {
             self.counts.add(Count::Resumed, 1);
         }
@@ -417,7 +417,7 @@ impl Crew {
         if came_up {
             self.handle_up(index);
         }
-        self.hear(index)?;
+        self.handle_received(index)?;
         let taken = handled?;
         self.keep_input(index, taken, length);
         written
@@ -425,8 +425,8 @@ impl Crew {
 
     fn prepare_greeting(&mut self, index: u32) {
         let number = self.number_of(index);
-        let id = format!("{}{number}", self.setup.prefix);
-        self.setup.speech.greet(&id, number, &mut self.greeting);
+        let id = format!("{}{number}", self.options.prefix);
+        self.options.protocol.greet(&id, number, &mut self.greeting);
     }
 
     /// Puts what was left of the last read to the front of the input.
@@ -449,7 +449,7 @@ impl Crew {
     }
 
     /// Writes what is in `out` after what was left from before.
-    fn write(&mut self, index: u32) -> Result<(), Trouble> {
+    fn write(&mut self, index: u32) -> Result<(), Failure> {
         let device = &mut self.devices[index as usize];
         let unsent = device.leftover.as_mut().map(|leftover| &mut leftover.unsent).filter(|unsent| !unsent.is_empty());
         if let Some(unsent) = unsent {
@@ -465,7 +465,7 @@ impl Crew {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => {
                 self.out.wire.clear();
-                return Err(trouble_of(&error));
+                return Err(failure_of(&error));
             }
         };
         if written < self.out.wire.len() {
@@ -484,9 +484,9 @@ impl Crew {
         self.counts.add(Count::Established, 1);
         let device = &mut self.devices[index as usize];
         device.failures = 0;
-        if !self.setup.speech.tells_terms() {
-            device.watch = Watch::new(self.setup.terms, self.now);
-            self.note_bound(self.setup.terms);
+        if !self.options.protocol.has_terms() {
+            device.watch = Watch::new(self.options.terms, self.now);
+            self.note_bound(self.options.terms);
         }
         let device = &mut self.devices[index as usize];
         record(&mut self.findings.connect, self.now.saturating_sub(device.intended));
@@ -502,22 +502,22 @@ impl Crew {
         self.counts.set(Count::LongestBound, bound);
     }
 
-    fn hear(&mut self, index: u32) -> Result<(), Trouble> {
-        for at in 0..self.out.said.len() {
+    fn handle_received(&mut self, index: u32) -> Result<(), Failure> {
+        for at in 0..self.out.received.len() {
             let device = &mut self.devices[index as usize];
-            match self.out.said[at] {
-                Said::Welcome(terms) => {
+            match self.out.received[at] {
+                Received::Welcome(terms) => {
                     device.watch = Watch::new(terms, self.now);
                     self.note_bound(terms);
                 }
-                Said::Subscribed | Said::Data => {}
-                Said::Ping => {
+                Received::Subscribed | Received::Data => {}
+                Received::Ping => {
                     self.counts.add(Count::Pings, 1);
                     if device.is_silent {
                         device.watch.handle_ping();
                     }
                 }
-                Said::Pong(intended) => {
+                Received::Pong(intended) => {
                     let intended = intended.unwrap_or_else(|| std::mem::take(&mut device.awaiting));
                     if intended > 0 && intended <= self.now {
                         self.counts.add(Count::BeatsAnswered, 1);
@@ -527,9 +527,9 @@ impl Crew {
                         record(beats, self.now - intended);
                     }
                 }
-                Said::Close(code) => return Err(code.into()),
-                Said::Message(stamp) => self.hear_message(index, stamp),
-                Said::Acknowledged(id) => self.hear_acknowledgement(index, id),
+                Received::Close(code) => return Err(code.into()),
+                Received::Message(stamp) => self.handle_message(index, stamp),
+                Received::Acknowledged(id) => self.handle_acknowledgement(index, id),
             }
         }
         Ok(())
@@ -554,9 +554,9 @@ impl Crew {
             Duty::Publish(publishing) => messages::next(publishing, number, device.published, now_ms),
             Duty::Beat { .. } | Duty::None => 0,
         };
-        device.next_duty = match self.setup.speech.keep_alive_s() {
+        device.next_duty = match self.options.protocol.keep_alive_s() {
             // Whoever keeps silent does nothing else either.
-            _ if device.is_silent || device.was_deaf() => 0,
+            _ if device.is_silent || device.had_stopped_reading() => 0,
             keep_alive_s if duty == 0 && keep_alive_s > 0 => {
                 let wait = f64::from(keep_alive_s) * 1e3 * self.random.f64().mul_add(-EARLIER, 1.0);
                 now_ms + 1 + wait as u32
@@ -585,8 +585,8 @@ impl Crew {
             due.clear();
             let more = self.wheel.expire(now, 4_096, &mut due);
             for &index in &due {
-                if let Err(trouble) = self.handle_due(index, now.0) {
-                    self.fail(index, trouble);
+                if let Err(failure) = self.handle_due(index, now.0) {
+                    self.fail(index, failure);
                 }
             }
             if !more {
@@ -596,11 +596,11 @@ impl Crew {
         self.due = due;
     }
 
-    fn handle_due(&mut self, index: u32, now_ms: u32) -> Result<(), Trouble> {
+    fn handle_due(&mut self, index: u32, now_ms: u32) -> Result<(), Failure> {
         let device = &mut self.devices[index as usize];
         match device.link {
             Link::Down => self.ready.push_back(index),
-            Link::Connecting | Link::Shaking(_) | Link::Greeting(_) => return Err(Trouble::Timeout),
+            Link::Connecting | Link::Handshaking(_) | Link::Greeting(_) => return Err(Failure::Timeout),
             Link::Up(_) if device.leaves > 0 && device.leaves <= now_ms => self.leave_by_chance(index),
             Link::Up(_) => {
                 let is_due = device.next_duty > 0 && device.next_duty <= now_ms && !device.is_silent;
@@ -613,13 +613,13 @@ impl Crew {
         Ok(())
     }
 
-    fn beat(&mut self, index: u32) -> Result<(), Trouble> {
+    fn beat(&mut self, index: u32) -> Result<(), Failure> {
         let device = &mut self.devices[index as usize];
         let intended = start_of(Tick(device.next_duty));
         if device.awaiting == 0 {
             device.awaiting = intended;
         }
-        self.setup.speech.heartbeat(intended, &mut self.out.plain);
+        self.options.protocol.heartbeat(intended, &mut self.out.plain);
         device.seal(&mut self.out)?;
         self.counts.add(Count::BeatsSent, 1);
         self.write(index)
@@ -635,13 +635,13 @@ fn exponential(random: &mut fastrand::Rng, mean: Duration) -> u32 {
     (-(1.0 - random.f64()).ln() * mean.as_millis() as f64) as u32
 }
 
-fn trouble_of(error: &io::Error) -> Trouble {
+fn failure_of(error: &io::Error) -> Failure {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Trouble::Ports,
-        Some(Errno::MFILE | Errno::NFILE) => Trouble::Descriptors,
-        Some(Errno::CONNREFUSED) => Trouble::Refused,
-        Some(Errno::CONNRESET | Errno::PIPE) => Trouble::Reset,
-        Some(Errno::TIMEDOUT) => Trouble::Timeout,
-        _ => Trouble::Socket,
+        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Failure::Ports,
+        Some(Errno::MFILE | Errno::NFILE) => Failure::Descriptors,
+        Some(Errno::CONNREFUSED) => Failure::Refused,
+        Some(Errno::CONNRESET | Errno::PIPE) => Failure::Reset,
+        Some(Errno::TIMEDOUT) => Failure::Timeout,
+        _ => Failure::Socket,
     }
 }
