@@ -4,7 +4,8 @@
 //! backend. This page is a tour from the inside out; `docs/ARCHITECTURE.md` has the drawings, and `docs/decisions/` says
 //! why it is so.
 //!
-//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`codec`] turns bytes into borrowed frames
+//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`wire`] reads and writes the bytes of our own
+//! formats. [`codec`] turns bytes into borrowed frames
 //! of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
 //!
 //! **Tables.** [`config`] is what the operator wrote, checked, and the memory that it allows ([`config::budget`]).
@@ -30,6 +31,7 @@
 #![deny(unsafe_code)]
 
 pub mod time;
+pub mod wire;
 
 pub mod codec;
 
