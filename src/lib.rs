@@ -40,6 +40,8 @@ pub mod devices;
 pub mod metrics;
 pub mod wheel;
 
+pub mod pool;
+
 pub mod link;
 
 pub mod tls;

@@ -60,6 +60,10 @@ figures! {
     HandshakesWaiting = Gauge "pulsegate_handshakes_waiting" "",
     /// Bytes kept for connections because their sockets did not take them yet.
     BufferedBytes = Gauge "pulsegate_buffered" "bytes",
+    /// Variable bytes taken from the pools: half packets, waiting messages, filters, wills and the like.
+    PoolUsed = Gauge "pulsegate_pool_used" "bytes",
+    /// Refusals because a share of a pool was taken, or its holder had its part of it.
+    PoolRefused = Counter "pulsegate_pool_refused" "",
     /// How late the event loop was at its worst in the last ten seconds, in microseconds.
     LoopLateness = Gauge "pulsegate_loop_lateness" "microseconds",
     /// When the event loop last got on with its inbox and with what waits for other workers, or found nothing there, in seconds since the gateway started: an idle one looks every five seconds.

@@ -43,6 +43,7 @@ use crate::config::Limits;
 use crate::devices::Devices;
 use crate::link::{Exchange, Home, ListenerId, Peer, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
+use crate::pool::Pool;
 use crate::time::Tick;
 use crate::wheel::Wheel;
 use groups::Groups;
@@ -77,6 +78,8 @@ pub struct Bounds {
     pub retained_messages: usize,
     /// Bytes of them.
     pub retained_bytes: usize,
+    /// The shard's pool of variable bytes.
+    pub pool_bytes: usize,
 }
 
 impl Bounds {
@@ -91,6 +94,7 @@ impl Bounds {
             subscriptions: limits.session_subscriptions,
             retained_messages: limits.retained_messages,
             retained_bytes: limits.retained_bytes,
+            pool_bytes: limits.pool_bytes / usize::from(workers),
         }
     }
 }
@@ -184,6 +188,7 @@ pub struct Broker {
     home: Home,
     exchange: Arc<Exchange>,
     bounds: Bounds,
+    pool: Arc<Pool>,
 
     all: Slab<Session>,
     generations: u32,
@@ -227,6 +232,7 @@ impl Broker {
             home: setup.home,
             exchange: setup.exchange,
             bounds: setup.bounds,
+            pool: Arc::new(Pool::new(setup.bounds.pool_bytes)),
             all: Slab::new(),
             generations: 0,
             attached: Vec::new(),
@@ -254,6 +260,12 @@ impl Broker {
     #[must_use]
     pub fn bounds(&self) -> &Bounds {
         &self.bounds
+    }
+
+    /// The shard's pool of variable bytes, for those beside the sessions who take from it too.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// The session of a connection.
@@ -339,6 +351,9 @@ impl Broker {
         counters.set(Figure::SessionsAway, self.away.len() as u64);
         counters.set(Figure::Subscriptions, self.subscriptions.len() as u64);
         counters.set(Figure::RetainedMessages, self.retained.len() as u64);
+        counters.set(Figure::PoolUsed, self.pool.used_in_all());
+        let refused = self.pool.refused_in_all();
+        counters.add(Figure::PoolRefused, refused - counters.figure(Figure::PoolRefused));
     }
 
     /// Panics when the parts disagree. `is_device` says whether a slot holds a connected device. For tests.

@@ -1,7 +1,7 @@
 //! What a configuration costs at its bounds, item by item, and what the machine can carry: memory and descriptors.
 //!
-//! The items are what a full gateway holds at rest and in a reconnect storm. Buffers of slow or busy peers come on top;
-//! they are bounded too, and [`MemoryBudget::buffers_worst`] says by how much.
+//! The items are what a full gateway holds, at rest, in a reconnect storm and under peers that are slow, silent or hostile:
+//! whatever varies with what they do is taken from one pool of a fixed size (decision 0013).
 
 use std::fmt;
 
@@ -34,8 +34,10 @@ pub const CONTROL_BYTES: u64 = 16 << 20;
 pub const SESSION_BYTES: u64 = 280;
 /// The same while its device is away: the device's id and its place in a table are then the session's own.
 pub const AWAY_SESSION_BYTES: u64 = SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTRY_BYTES + WHEEL_ENTRY_BYTES;
-/// A retained message's place in one worker's table: its entry and its topic, at the fill that the table has on average.
-pub const RETAINED_ENTRY_BYTES: u64 = 120;
+/// A retained message beyond its topic, properties and payload, once for all workers.
+pub const RETAINED_BYTES: u64 = 208;
+/// Its place in one worker's table, at the fill that the table has on average.
+pub const RETAINED_ENTRY_BYTES: u64 = 28;
 /// What the kernel keeps for one quiet socket in epoll. Not in the process's figures, but of the same memory.
 pub const KERNEL_BYTES: u64 = 4_040;
 
@@ -75,10 +77,6 @@ pub struct MemoryBudget {
     pub kernel: Item,
     /// What there is.
     pub memory: Memory,
-    /// The most that slow peers (`limits.outbox_bytes`, `limits.packet_bytes`) and waiting messages
-    /// (`limits.uplink_length`, `limits.session_bytes`) could add, were every connection, session and worker at its bound
-    /// at once. Not part of the sum.
-    pub buffers_worst: u64,
 }
 
 /// The budget of `limits` on `workers` workers, with what `backbone` keeps. `with_mqtt`: a listener speaks MQTT, so that
@@ -102,6 +100,7 @@ pub fn memory_budget(
         item("inboxes", workers * inbox, INBOX_ENTRY_BYTES),
         item("uplinks", workers * uplink, UPLINK_ENTRY_BYTES),
         item("events", 1, backbone.bytes as u64),
+        item("pool", 1, limits.pool_bytes as u64),
         item("control plane", 1, CONTROL_BYTES),
     ];
     if with_mqtt {
@@ -109,30 +108,13 @@ pub fn memory_budget(
         items.extend([
             item(SESSIONS, connections, SESSION_BYTES),
             item("away sessions", u64::from(limits.sessions), AWAY_SESSION_BYTES),
-            // Payloads are shared among the workers; each has a table of its own.
-            item("retained", 1, limits.retained_bytes as u64),
+            // The messages are shared among the workers; each has a table of its own.
+            item("retained", 1, limits.retained_bytes as u64 + retained * RETAINED_BYTES),
             item("retained index", workers * retained, RETAINED_ENTRY_BYTES),
         ]);
     }
     let kernel = item("kernel", connections, KERNEL_BYTES);
-    MemoryBudget { items, kernel, memory, buffers_worst: buffers_worst(limits, workers, with_mqtt) }
-}
-
-/// What [`MemoryBudget::buffers_worst`] says.
-fn buffers_worst(limits: &Limits, workers: u64, with_mqtt: bool) -> u64 {
-    let connections = u64::from(limits.connections);
-    let uplink = workers * limits.uplink_length as u64;
-    let (outbox, frame) = (limits.outbox_bytes as u64, limits.frame_bytes as u64);
-    if !with_mqtt {
-        return connections.saturating_mul(outbox).saturating_add(uplink.saturating_mul(frame));
-    }
-    // Half a packet that came, and one more than the outbox that goes.
-    let packet = limits.packet_bytes as u64;
-    let sessions = connections + u64::from(limits.sessions);
-    connections
-        .saturating_mul(outbox + 2 * packet)
-        .saturating_add(uplink.saturating_mul(frame.max(packet)))
-        .saturating_add(sessions.saturating_mul(limits.session_bytes as u64))
+    MemoryBudget { items, kernel, memory }
 }
 
 impl MemoryBudget {
@@ -179,8 +161,7 @@ impl fmt::Display for MemoryBudget {
             MemorySource::ControlGroup => "that the control group allows",
         };
         let (total, memory) = (Bytes(self.total_bytes()), Bytes(self.memory.bytes));
-        writeln!(f, "  {:<14}{total:>40}  of {memory} {whose}", "total")?;
-        write!(f, "  slow peers and waiting messages could add {} at the very most", Bytes(self.buffers_worst))
+        write!(f, "  {:<14}{total:>40}  of {memory} {whose}", "total")
     }
 }
 
@@ -253,10 +234,14 @@ mod tests {
     fn the_sum_is_that_of_its_items() {
         let limits = Limits { connections: 100_000, ..Limits::default() };
         let budget = memory_budget(&limits, 4, Backbone::default(), false, memory(8 * GIB));
-        let user = 100_000 * 325 + 4 * 512 * 9_728 + (4 << 20) + 4 * (8_192 * 88 + 65_536 * 136) + 2 * (16 << 20);
+        let user = 100_000 * 325
+            + 4 * 512 * 9_728
+            + (4 << 20)
+            + 4 * (8_192 * 88 + 65_536 * 136)
+            + 2 * (16 << 20)
+            + (256 << 20);
         assert_eq!(budget.user_bytes(), user);
         assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);
-        assert_eq!(budget.buffers_worst, 100_000 * 65_536 + 4 * 65_536 * 16_384);
         assert!(!budget.is_exceeded());
     }
 
@@ -265,15 +250,14 @@ mod tests {
         let limits = Limits { connections: 100_000, sessions: 50_000, ..Limits::default() };
         let budget = |with_mqtt| memory_budget(&limits, 4, Backbone::default(), with_mqtt, memory(8 * GIB));
         let more = budget(true).user_bytes() - budget(false).user_bytes();
-        assert_eq!(more, 100_000 * 280 + 50_000 * (280 + 65) + (64 << 20) + 4 * 100_000 * 120);
-        let waiting = 100_000 * (65_536 + 2 * 262_144) + 4 * 65_536 * 262_144 + 150_000 * (1 << 20);
-        assert_eq!(budget(true).buffers_worst, waiting);
+        let retained = (64 << 20) + 100_000 * 208 + 4 * 100_000 * 28;
+        assert_eq!(more, 100_000 * 280 + 50_000 * (280 + 65) + retained);
     }
 
     #[test]
     fn what_is_said_to_fit_fits_and_one_more_does_not() {
         for (bytes, with_mqtt) in [(GIB / 4, false), (GIB, false), (8 * GIB, false), (GIB, true), (8 * GIB, true)] {
-            let mut limits = Limits { connections: 10_000_000, ..Limits::default() };
+            let mut limits = Limits { connections: 10_000_000, pool_bytes: 32 << 20, ..Limits::default() };
             let exceeds = |limits: &Limits| {
                 let budget = memory_budget(limits, 2, Backbone::default(), with_mqtt, memory(bytes));
                 (budget.is_exceeded(), budget.connections_that_fit())

@@ -145,6 +145,9 @@ pub struct Limits {
     pub retained_messages: usize,
     /// Bytes that they may take, topics and payloads.
     pub retained_bytes: usize,
+    /// Variable bytes of the whole gateway, divided among the workers: half packets, unsent bytes, messages that wait or
+    /// are in flight, filters, wills, messages between workers.
+    pub pool_bytes: usize,
 }
 
 impl Default for Limits {
@@ -171,6 +174,7 @@ impl Default for Limits {
             topic_levels: 200,
             retained_messages: 100_000,
             retained_bytes: 64 << 20,
+            pool_bytes: 256 << 20,
         }
     }
 }

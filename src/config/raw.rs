@@ -83,6 +83,7 @@ pub struct RawLimits {
     pub topic_levels: Option<i64>,
     pub retained_messages: Option<i64>,
     pub retained_bytes: Option<i64>,
+    pub pool_bytes: Option<i64>,
 }
 
 /// One `[[listener]]`.

@@ -234,6 +234,7 @@ fn every_limit_has_a_range() {
         ("topic_levels", "0"),
         ("retained_messages", "-1"),
         ("retained_bytes", "-1"),
+        ("pool_bytes", "1000"),
     ];
     for (key, value) in below {
         let text = format!("[limits]\n{key} = {value}\n{}", native(""));

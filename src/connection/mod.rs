@@ -52,6 +52,7 @@ use crate::codec::native;
 use crate::config::{IdentityFrom, Protocol};
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
+use crate::pool::Pool;
 use crate::time::{Moment, Tick};
 use crate::tls::certs::PeerIdentity;
 use crate::tls::handshake::{Handshake, HandshakeError, Progress};
@@ -74,6 +75,8 @@ pub struct Context<'a> {
     pub plain: &'a mut Vec<u8>,
     /// The shard's figures.
     pub counters: &'a mut Counters,
+    /// The shard's variable bytes.
+    pub pool: &'a Pool,
     /// The shard's MQTT sessions.
     pub broker: &'a mut Broker,
     /// Wills that are to be published, appended.

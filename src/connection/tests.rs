@@ -52,12 +52,14 @@ impl Bench {
     }
 
     fn with<R>(&mut self, act: impl FnOnce(&mut Connection, &ListenerSettings, &mut Context) -> R) -> R {
+        let pool = std::sync::Arc::clone(self.sessions.pool());
         let mut context = Context {
             index: 0,
             now: self.now,
             wire: &mut self.wire,
             plain: &mut self.plain,
             counters: &mut self.counters,
+            pool: &pool,
             broker: &mut self.sessions,
             due_wills: &mut Vec::new(),
             uplink: &mut self.uplink,

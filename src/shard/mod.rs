@@ -26,6 +26,7 @@ use crate::connection::{Connection, Context, ListenerSettings};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
+use crate::pool::Pool;
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
@@ -92,6 +93,7 @@ pub struct Shard {
     /// Who was probed by the deadlines of this turn.
     probed: Vec<u32>,
     counters: Counters,
+    pool: Arc<Pool>,
 }
 
 /// Whether a socket should be read now.
@@ -117,6 +119,8 @@ impl Shard {
             bounds: setup.sessions,
             key: setup.seed.rotate_left(17),
         };
+        let broker = Broker::new(sessions, now);
+        let pool = Arc::clone(broker.pool());
         Self {
             worker: setup.worker,
             home: setup.home,
@@ -131,7 +135,7 @@ impl Shard {
             generations: 0,
             sequence: 0,
             messages: 0,
-            broker: Broker::new(sessions, now),
+            broker,
             due_wills: Vec::new(),
             waiting: VecDeque::new(),
             paused: Vec::new(),
@@ -144,6 +148,7 @@ impl Shard {
             due: Vec::new(),
             probed: Vec::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
+            pool,
         }
     }
 
@@ -312,6 +317,7 @@ impl Shard {
             wire: self.transmit.wire(),
             plain: &mut self.plain,
             counters: &mut self.counters,
+            pool: &self.pool,
             broker: &mut self.broker,
             due_wills: &mut self.due_wills,
             uplink: &mut self.uplink,

@@ -96,6 +96,7 @@ impl World {
             subscriptions: 100,
             retained_messages: 10_000,
             retained_bytes: 1 << 24,
+            pool_bytes: 1 << 30,
         };
         // In every other world the ticks wrap some time.
         let start = if seed.is_multiple_of(2) { 1 } else { u64::from(u32::MAX) - 500 };

@@ -19,8 +19,10 @@ const SHED_LATENESS: RangeInclusive<Duration> = Duration::from_millis(10)..=Dura
 const LINGER_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
 /// The range of what is kept in bytes.
 const KEPT_BYTES: RangeInclusive<i64> = 0..=17_179_869_184;
-/// The memory for which the defaults of `limits.sessions` and `limits.retained_*` are made, in bytes.
+/// The memory for which the defaults of `limits.sessions`, `limits.retained_*` and `limits.pool_bytes` are made, in bytes.
 const KEEPING_MEMORY: u64 = 1 << 30;
+/// The range of `limits.pool_bytes`.
+const POOL_BYTES: RangeInclusive<i64> = 1_048_576..=68_719_476_736;
 /// What a frame takes on the wire beyond its body, sealed: the outbox must have room for it.
 const FRAME_OVERHEAD_BYTES: usize = 512;
 
@@ -35,7 +37,7 @@ pub(super) fn resolve(raw: &RawLimits, machine: &Machine) -> Result<Limits, Prob
     Ok(limits)
 }
 
-/// The defaults. What MQTT keeps is meant for a gibibyte of memory or more; where there is less, it is less in proportion.
+/// The defaults. What MQTT keeps, and what may wait, is meant for a gibibyte of memory or more; where there is less, it is less in proportion.
 fn defaults(machine: &Machine) -> Limits {
     let default = Limits::default();
     let memory = machine.memory.bytes.min(KEEPING_MEMORY);
@@ -44,6 +46,7 @@ fn defaults(machine: &Machine) -> Limits {
         sessions: part(u64::from(default.sessions)) as u32,
         retained_messages: part(default.retained_messages as u64) as usize,
         retained_bytes: part(default.retained_bytes as u64) as usize,
+        pool_bytes: part(default.pool_bytes as u64).max(*POOL_BYTES.start() as u64) as usize,
         ..default
     }
 }
@@ -103,6 +106,7 @@ fn of_sessions(raw: &RawLimits, default: &Limits) -> Result<Limits, Problem> {
             "messages",
         )?,
         retained_bytes: size("retained_bytes", raw.retained_bytes, default.retained_bytes, KEPT_BYTES, "bytes")?,
+        pool_bytes: size("pool_bytes", raw.pool_bytes, default.pool_bytes, POOL_BYTES, "bytes")?,
         ..default.clone()
     })
 }

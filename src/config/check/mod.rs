@@ -258,7 +258,7 @@ fn fit_memory(context: &mut Context<'_>, config: &mut Config, written: bool) -> 
         let mqtt =
             if speaks_mqtt(config) { ", limits.sessions, limits.retained_messages, limits.retained_bytes" } else { "" };
         let remedy = format!(
-            "lower workers, backbone.bytes, limits.handshakes{mqtt}, limits.inbox_length and limits.uplink_length"
+            "lower workers, backbone.bytes, limits.pool_bytes, limits.handshakes{mqtt}, limits.inbox_length and limits.uplink_length"
         );
         return Err(Problem::new(place, what, remedy));
     }
