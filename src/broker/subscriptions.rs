@@ -1,16 +1,26 @@
 //! Who has subscribed to what: the filters of one shard as a tree of levels, and each session's own subscriptions.
 //!
 //! ```text
-//!   edges: (parent, level) ──▶ node          nodes: parent, level, subscribers
+//!   edges: (parent, first level of the label) ──▶ node        nodes: parent, label, subscribers
 //!
-//!   "a/+/c"   ROOT ─a─▶ 1 ─+─▶ 2 ─c─▶ 3 [session 7, session 9]        session 7 ──▶ (node 3, position 0)
-//!   "a/#"               1 ─#─▶ 4 [session 9]                          session 9 ──▶ (node 3, position 1), (node 4, 0)
+//!   "a/+/c"     ROOT ─a─▶ 1 "a" ─+─▶ 2 "+/c" [session 7, session 9]    session 7 ──▶ (node 2, position 0)
+//!   "a/#"                       ─#─▶ 3 "#"   [session 9]               session 9 ──▶ (node 2, position 1), (node 3, 0)
 //! ```
 //!
-//! A filter that many sessions share is there once. Every session knows its places, and every place is found from its
-//! session, so a session leaves a filter in the time that its own subscriptions take, however many others share it.
-//! All edges are in one table, so that a node is 40 bytes and a level with one child costs no table of its own. Matching
-//! visits the nodes that can match and allocates nothing that stays.
+//! A node's **label** is one level or more: a chain of levels that nobody has subscribed to between, and that branches nowhere,
+//! is one node. So each filter makes at most two nodes, whatever its depth (one of 200 empty levels is 250 bytes, not 13 KB),
+//! and a filter that many sessions share is there once. Every session knows its places, and every place is found from its
+//! session, so a session leaves a filter in the same time however many others share it. All edges are in one table.
+//!
+//! **Matching** visits the nodes that can match, which may be as many as there are nodes: so it is a [`Walk`], bounded in visits
+//! at a time, that goes on later. Whatever subscribes or leaves meanwhile, a subscription that was there all the while is
+//! found once. Slots are reused and generations are not, and as long as a walk waits no two nodes become one.
+
+mod places;
+mod walk;
+
+#[cfg(test)]
+mod tests;
 
 use std::hash::{Hash, Hasher};
 
@@ -19,6 +29,9 @@ use siphasher::sip::SipHasher13;
 use slab::Slab;
 
 use crate::codec::mqtt::topic;
+use crate::pool::ALLOCATION_BYTES;
+use places::{Few, Place, Places};
+pub use walk::Walk;
 
 /// What one session has asked for with one filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,108 +54,42 @@ impl Subscriber {
 
 /// The parent of the first levels.
 const ROOT: u32 = u32::MAX;
+/// Nodes visited for one session's subscription before its own filters are looked through instead.
+const FIND_VISITS: usize = 256;
 
 struct Node {
     parent: u32,
     children: u32,
-    level: Box<str>,
+    /// The children's slots, combined by exclusive or: where there is one, its slot.
+    only_child: u32,
+    generation: u32,
+    /// One level or more, as in the filter.
+    label: Box<str>,
     subscribers: Few<Subscriber>,
 }
 
-const _: () = assert!(size_of::<Node>() <= 40);
+const _: () = assert!(size_of::<Node>() <= 48);
 
-/// Where a session's subscription lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    node: u32,
-    position: u32,
-}
+/// What a node takes beside its label: itself, its edge, and what both tables keep free.
+const NODE_BYTES: usize = size_of::<Node>() + size_of::<u32>() + 28;
+/// A subscriber in its node and a place in its session, with what their vectors keep free.
+const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<Place>());
 
-/// Nearly always one.
-#[derive(Default)]
-#[allow(clippy::box_collection, reason = "a vector itself would make every node larger")]
-enum Few<T> {
-    #[default]
-    None,
-    One([T; 1]),
-    Many(Box<Vec<T>>),
-}
-
-impl<T> Few<T> {
-    fn as_slice(&self) -> &[T] {
-        match self {
-            Few::None => &[],
-            Few::One(one) => one,
-            Few::Many(many) => many,
-        }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [T] {
-        match self {
-            Few::None => &mut [],
-            Few::One(one) => one,
-            Few::Many(many) => many,
-        }
-    }
-
-    fn push(&mut self, item: T) {
-        *self = match std::mem::take(self) {
-            Few::None => Few::One([item]),
-            Few::One([first]) => Few::Many(Box::new(vec![first, item])),
-            Few::Many(mut many) => {
-                many.push(item);
-                Few::Many(many)
-            }
-        };
-    }
-
-    fn swap_remove(&mut self, position: usize) -> T {
-        let (removed, rest) = match std::mem::take(self) {
-            Few::None => panic!("nothing is there to be removed"),
-            Few::One([one]) => (one, Few::None),
-            Few::Many(mut many) => {
-                let removed = many.swap_remove(position);
-                if many.len() == 1 {
-                    (removed, many.pop().map_or(Few::None, |last| Few::One([last])))
-                } else {
-                    if many.len() < many.capacity() / 4 {
-                        let room = many.len() * 2;
-                        many.shrink_to(room);
-                    }
-                    (removed, Few::Many(many))
-                }
-            }
-        };
-        *self = rest;
-        removed
-    }
-}
-
-/// The subscriptions of one shard.
-///
-/// ```
-/// use pulsegate::broker::subscriptions::{Subscriber, Subscriptions};
-///
-/// let mut subscriptions = Subscriptions::new(0x5EED); // keys the hashes
-/// subscriptions.subscribe("site/+/power", Subscriber { session: 7, identifier: 0, options: 1 });
-/// subscriptions.subscribe("site/#", Subscriber { session: 9, identifier: 3, options: 0 });
-///
-/// let mut found = Vec::new();
-/// subscriptions.matching("site/4/power", &mut found);
-/// found.sort_by_key(|subscriber| subscriber.session);
-/// assert_eq!(found.iter().map(|subscriber| subscriber.session).collect::<Vec<_>>(), [7, 9]);
-///
-/// subscriptions.remove_all(7);
-/// assert_eq!(subscriptions.len(), 1);
-/// ```
+/// The filters of one shard. See the head of this file.
 pub struct Subscriptions {
     nodes: Slab<Node>,
     edges: HashTable<u32>,
     hasher: SipHasher13,
     /// By session.
-    own: Vec<Few<Place>>,
+    own: Vec<Places>,
     count: usize,
-    stack: Vec<(u32, usize)>,
+    generations: u32,
+    /// Bytes of the nodes.
+    node_bytes: usize,
+    /// Walks that wait.
+    walks: usize,
+    /// Nodes that would have become one with their only children, had no walk waited; with their generations.
+    unmerged: Vec<(u32, u32)>,
 }
 
 impl Subscriptions {
@@ -155,7 +102,10 @@ impl Subscriptions {
             hasher: SipHasher13::new_with_keys(key, !key),
             own: Vec::new(),
             count: 0,
-            stack: Vec::new(),
+            generations: 0,
+            node_bytes: 0,
+            walks: 0,
+            unmerged: Vec::new(),
         }
     }
 
@@ -173,15 +123,34 @@ impl Subscriptions {
         self.count == 0
     }
 
+    /// What all of them take, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.node_bytes + self.count * SUBSCRIPTION_BYTES
+    }
+
+    /// What one more takes at most, in bytes.
+    #[must_use]
+    pub const fn bytes_of(filter: &str) -> usize {
+        // A node that is divided gives its label to two.
+        filter.len() + 2 * (NODE_BYTES + ALLOCATION_BYTES) + SUBSCRIPTION_BYTES
+    }
+
     /// How many a session has.
     #[must_use]
     pub fn count(&self, session: u32) -> usize {
-        self.places(session).len()
+        self.places(session).map_or(0, Places::len)
     }
 
-    /// A session's subscriptions.
+    /// The bytes of a session's filters, as [`Subscriptions::bytes_of`] counts them.
+    #[must_use]
+    pub fn bytes_held(&self, session: u32) -> usize {
+        self.places(session).map_or(0, Places::bytes)
+    }
+
+    /// A session's subscriptions, in no order.
     pub fn filters(&self, session: u32) -> impl Iterator<Item = (String, Subscriber)> + '_ {
-        self.places(session).iter().map(|place| {
+        self.places(session).into_iter().flat_map(Places::iter).map(|place| {
             let subscriber = self.nodes[place.node as usize].subscribers.as_slice()[place.position as usize];
             (self.filter_of(place.node), subscriber)
         })
@@ -196,48 +165,27 @@ impl Subscriptions {
     /// The subscription of a session that matches a topic name; of several that with the highest QoS.
     #[must_use]
     pub fn find(&self, session: u32, name: &str) -> Option<Subscriber> {
-        self.filters(session)
-            .filter(|(filter, _)| topic::matches(filter, name))
-            .map(|(_, subscriber)| subscriber)
-            .max_by_key(Subscriber::qos)
+        let (mut walk, mut visits) = (Walk::default(), FIND_VISITS);
+        let mut best: Option<Subscriber> = None;
+        let is_done = self.visit(name, &mut walk, &mut visits, |node| {
+            if let Some(place) = self.place_of(session, node) {
+                let subscriber = self.nodes[node as usize].subscribers.as_slice()[place.position as usize];
+                best = best.into_iter().chain([subscriber]).max_by_key(Subscriber::qos);
+            }
+        });
+        if is_done {
+            return best;
+        }
+        let own = self.filters(session).filter(|(filter, _)| topic::matches(filter, name));
+        own.map(|(_, subscriber)| subscriber).max_by_key(Subscriber::qos)
     }
 
-    /// Appends every subscription that matches a topic name. A session with several is there several times.
+    /// Appends every subscription that matches a topic name, however long it takes. A session with several is there
+    /// several times.
     pub fn matching(&mut self, name: &str, found: &mut Vec<Subscriber>) {
-        if self.is_empty() {
-            return;
-        }
-        let mut stack = std::mem::take(&mut self.stack);
-        stack.push((ROOT, 0));
-        // Behind the last level.
-        let end = name.len() + 1;
-        while let Some((parent, at)) = stack.pop() {
-            // [MQTT-4.7.2-1]
-            let takes_wildcards = !(parent == ROOT && name.starts_with('$'));
-            let has_children = parent == ROOT || self.nodes[parent as usize].children > 0;
-            if takes_wildcards
-                && has_children
-                && let Some(node) = self.child(parent, "#")
-            {
-                found.extend_from_slice(self.nodes[node as usize].subscribers.as_slice());
-            }
-            if at == end {
-                found.extend_from_slice(self.nodes[parent as usize].subscribers.as_slice());
-                continue;
-            }
-            if !has_children {
-                continue;
-            }
-            let length = name[at..].find('/').unwrap_or(name.len() - at);
-            let (level, next) = (&name[at..at + length], at + length + 1);
-            if let Some(node) = self.child(parent, level) {
-                stack.push((node, next));
-            }
-            if takes_wildcards && let Some(node) = self.child(parent, "+") {
-                stack.push((node, next));
-            }
-        }
-        self.stack = stack;
+        let mut visits = usize::MAX;
+        let is_done = self.advance(name, &mut Walk::default(), &mut visits, found);
+        debug_assert!(is_done);
     }
 
     // --- Changes ----------------------------------------------------------------------------------------------------
@@ -245,6 +193,7 @@ impl Subscriptions {
     /// Subscribes a session to a valid filter (not a shared one). `false`: it had subscribed to it already, and what it
     /// asks for is another now [v5 MQTT-3.8.4-3].
     pub fn subscribe(&mut self, filter: &str, subscriber: Subscriber) -> bool {
+        self.merge_late();
         let node = self.make_node(filter);
         let session = subscriber.session as usize;
         if let Some(place) = self.place_of(subscriber.session, node) {
@@ -255,39 +204,46 @@ impl Subscriptions {
         let position = subscribers.as_slice().len() as u32;
         subscribers.push(subscriber);
         if self.own.len() <= session {
-            self.own.resize_with(session + 1, Few::default);
+            self.own.resize_with(session + 1, Places::default);
         }
-        self.own[session].push(Place { node, position });
+        self.own[session].insert(Place { node, position }, Self::bytes_of(filter));
         self.count += 1;
         true
     }
 
     /// Ends a subscription. `false`: there was none.
     pub fn unsubscribe(&mut self, session: u32, filter: &str) -> bool {
+        self.merge_late();
         let Some(node) = self.find_node(filter) else { return false };
-        let Some(at) = self.places(session).iter().position(|place| place.node == node) else { return false };
-        let place = self.own[session as usize].swap_remove(at);
+        let Some(own) = self.own.get_mut(session as usize) else { return false };
+        let Some(place) = own.remove(node, Self::bytes_of(filter)) else { return false };
         self.leave(place);
         true
     }
 
-    /// Ends every subscription of a session.
-    pub fn remove_all(&mut self, session: u32) {
-        let Some(own) = self.own.get_mut(session as usize) else { return };
-        let own = std::mem::take(own);
-        for &place in own.as_slice() {
+    /// Ends at most `limit` subscriptions of a session that ends. `true`: it has none any more.
+    pub fn remove_some(&mut self, session: u32, limit: usize) -> bool {
+        self.merge_late();
+        for _ in 0..limit {
+            let Some(place) = self.own.get_mut(session as usize).and_then(Places::pop) else { return true };
             self.leave(place);
         }
+        self.count(session) == 0
+    }
+
+    /// Ends every subscription of a session.
+    pub fn remove_all(&mut self, session: u32) {
+        self.remove_some(session, usize::MAX);
     }
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
-    fn places(&self, session: u32) -> &[Place] {
-        self.own.get(session as usize).map_or(&[], Few::as_slice)
+    fn places(&self, session: u32) -> Option<&Places> {
+        self.own.get(session as usize)
     }
 
     fn place_of(&self, session: u32, node: u32) -> Option<Place> {
-        self.places(session).iter().copied().find(|place| place.node == node)
+        self.places(session)?.find(node)
     }
 
     /// Takes a subscriber, whose session does not know the place any more, out of its node.
@@ -297,86 +253,156 @@ impl Subscriptions {
         subscribers.swap_remove(position as usize);
         // Whoever was last has moved into the gap.
         if let Some(moved) = subscribers.as_slice().get(position as usize) {
-            let last = subscribers.as_slice().len() as u32;
-            let places = self.own[moved.session as usize].as_mut_slice();
-            let place = places.iter_mut().find(|place| **place == Place { node, position: last });
-            place.expect("a subscriber whose session does not know its place").position = position;
+            self.own[moved.session as usize].move_to(node, position);
         }
         self.count -= 1;
         self.prune(node);
         if self.count == 0 {
+            debug_assert!(self.nodes.is_empty() && self.node_bytes == 0);
             // After a mass disconnect the memory goes back.
             self.nodes = Slab::new();
             self.edges = HashTable::new();
             self.own = Vec::new();
+            self.unmerged = Vec::new();
         }
     }
 
-    /// Removes a node that is of no use any more, and those above it that were there for it.
-    fn prune(&mut self, mut node: u32) {
-        while node != ROOT {
-            let known = &self.nodes[node as usize];
-            if known.children > 0 || !known.subscribers.as_slice().is_empty() {
-                return;
-            }
-            let hash = self.hash(known.parent, &known.level);
-            let entry = self.edges.find_entry(hash, |&edge| edge == node);
-            entry.expect("a node without an edge to it").remove();
-            let parent = self.nodes.remove(node as usize).parent;
-            if parent != ROOT {
-                self.nodes[parent as usize].children -= 1;
-            }
-            node = parent;
-        }
-    }
-
+    /// The node of a filter, made if it is not there.
     fn make_node(&mut self, filter: &str) -> u32 {
-        let mut parent = ROOT;
-        for level in filter.split('/') {
-            parent = match self.child(parent, level) {
-                Some(node) => node,
-                None => self.make_child(parent, level),
-            };
+        let (mut parent, mut rest) = (ROOT, filter);
+        loop {
+            let Some(mut node) = self.child(parent, first_level(rest)) else { return self.add(parent, rest) };
+            let common = common_levels(&self.nodes[node as usize].label, rest);
+            if common < self.nodes[node as usize].label.len() {
+                node = self.divide(node, common);
+            }
+            if common == rest.len() {
+                return node;
+            }
+            (parent, rest) = (node, &rest[common + 1..]);
         }
-        parent
-    }
-
-    fn make_child(&mut self, parent: u32, level: &str) -> u32 {
-        let hash = self.hash(parent, level);
-        let node = Node { parent, children: 0, level: level.into(), subscribers: Few::None };
-        let node = self.nodes.insert(node) as u32;
-        let (nodes, hasher) = (&self.nodes, &self.hasher);
-        self.edges.insert_unique(hash, node, |&edge| {
-            let known = &nodes[edge as usize];
-            hash_of(hasher, known.parent, &known.level)
-        });
-        if parent != ROOT {
-            self.nodes[parent as usize].children += 1;
-        }
-        node
     }
 
     fn find_node(&self, filter: &str) -> Option<u32> {
-        filter.split('/').try_fold(ROOT, |parent, level| self.child(parent, level))
+        let (mut parent, mut rest) = (ROOT, filter);
+        loop {
+            let node = self.child(parent, first_level(rest))?;
+            let behind = rest.strip_prefix(&*self.nodes[node as usize].label)?;
+            if behind.is_empty() {
+                return Some(node);
+            }
+            (parent, rest) = (node, behind.strip_prefix('/')?);
+        }
+    }
+
+    fn add(&mut self, parent: u32, label: &str) -> u32 {
+        self.generations = self.generations.wrapping_add(1);
+        self.node_bytes += NODE_BYTES + label.len() + ALLOCATION_BYTES;
+        let generation = self.generations;
+        let node = Node { parent, children: 0, only_child: 0, generation, label: label.into(), subscribers: Few::None };
+        let node = self.nodes.insert(node) as u32;
+        self.link(node);
+        node
+    }
+
+    /// Removes a node that nobody is at and nothing is below, and what is of no use above it then.
+    fn prune(&mut self, mut node: u32) {
+        while node != ROOT {
+            let known = &self.nodes[node as usize];
+            match (known.children, known.subscribers.as_slice().is_empty()) {
+                (0, true) => {
+                    let parent = known.parent;
+                    self.unlink(node);
+                    let removed = self.nodes.remove(node as usize);
+                    self.node_bytes -= NODE_BYTES + removed.label.len() + ALLOCATION_BYTES;
+                    node = parent;
+                }
+                (1, true) if self.walks > 0 => return self.unmerged.push((node, known.generation)),
+                (1, true) => return self.merge(node),
+                _ => return,
+            }
+        }
+    }
+
+    /// Gives the first `at` bytes of a node's label to a new node above it, which is returned.
+    fn divide(&mut self, node: u32, at: usize) -> u32 {
+        let (parent, label) = (self.nodes[node as usize].parent, self.nodes[node as usize].label.clone());
+        self.unlink(node);
+        let upper = self.add(parent, &label[..at]);
+        self.node_bytes -= at + 1;
+        (self.nodes[node as usize].parent, self.nodes[node as usize].label) = (upper, label[at + 1..].into());
+        self.link(node);
+        upper
+    }
+
+    /// Makes a node that nobody is at, and its only child, one: the child, so that its places stay what they are.
+    fn merge(&mut self, node: u32) {
+        let child = self.nodes[node as usize].only_child;
+        self.unlink(child);
+        self.unlink(node);
+        let upper = self.nodes.remove(node as usize);
+        let lower = &mut self.nodes[child as usize];
+        lower.parent = upper.parent;
+        lower.label = format!("{}/{}", upper.label, lower.label).into();
+        self.node_bytes -= NODE_BYTES + ALLOCATION_BYTES - 1;
+        self.link(child);
+    }
+
+    /// No walk waits any more: what was left as it was for them is put right.
+    fn merge_late(&mut self) {
+        if self.walks > 0 {
+            return;
+        }
+        while let Some((node, generation)) = self.unmerged.pop() {
+            if self.nodes.get(node as usize).is_some_and(|known| known.generation == generation) {
+                self.prune(node);
+            }
+        }
+    }
+
+    /// Makes a node a child of its parent.
+    fn link(&mut self, node: u32) {
+        let Node { parent, label, .. } = &self.nodes[node as usize];
+        let (hash, parent) = (self.hash(*parent, first_level(label)), *parent);
+        let (nodes, hasher) = (&self.nodes, &self.hasher);
+        self.edges.insert_unique(hash, node, |&edge| {
+            let known = &nodes[edge as usize];
+            hash_of(hasher, known.parent, first_level(&known.label))
+        });
+        if parent != ROOT {
+            self.nodes[parent as usize].children += 1;
+            self.nodes[parent as usize].only_child ^= node;
+        }
+    }
+
+    fn unlink(&mut self, node: u32) {
+        let Node { parent, label, .. } = &self.nodes[node as usize];
+        let (hash, parent) = (self.hash(*parent, first_level(label)), *parent);
+        let entry = self.edges.find_entry(hash, |&edge| edge == node);
+        entry.expect("a node without an edge to it").remove();
+        if parent != ROOT {
+            self.nodes[parent as usize].children -= 1;
+            self.nodes[parent as usize].only_child ^= node;
+        }
     }
 
     fn child(&self, parent: u32, level: &str) -> Option<u32> {
         let is_it = |&edge: &u32| {
             let known = &self.nodes[edge as usize];
-            known.parent == parent && *known.level == *level
+            known.parent == parent && first_level(&known.label) == level
         };
         self.edges.find(self.hash(parent, level), is_it).copied()
     }
 
     fn filter_of(&self, node: u32) -> String {
-        let mut levels = Vec::new();
+        let mut labels = Vec::new();
         let mut at = node;
         while at != ROOT {
-            levels.push(&*self.nodes[at as usize].level);
+            labels.push(&*self.nodes[at as usize].label);
             at = self.nodes[at as usize].parent;
         }
-        levels.reverse();
-        levels.join("/")
+        labels.reverse();
+        labels.join("/")
     }
 
     fn hash(&self, parent: u32, level: &str) -> u64 {
@@ -385,23 +411,42 @@ impl Subscriptions {
 
     /// Panics when the parts disagree. For tests.
     pub fn check_invariants(&self) {
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         for (index, node) in &self.nodes {
             let slot = index as u32;
-            assert_eq!(self.child(node.parent, &node.level), Some(slot), "node {index} cannot be found");
-            let children = self.nodes.iter().filter(|(_, child)| child.parent == slot).count();
-            assert_eq!(children, node.children as usize, "node {index} has miscounted its children");
-            assert!(children > 0 || !node.subscribers.as_slice().is_empty(), "node {index} is of no use");
+            assert_eq!(self.child(node.parent, first_level(&node.label)), Some(slot), "node {index} cannot be found");
+            let children = self.nodes.iter().filter(|(_, child)| child.parent == slot);
+            let (number, slots) =
+                children.fold((0, 0), |(number, slots), (child, _)| (number + 1, slots ^ child as u32));
+            assert_eq!((number, slots), (node.children, node.only_child), "node {index} has miscounted its children");
+            let is_of_use = number > 1 || !node.subscribers.as_slice().is_empty();
+            assert!(is_of_use || self.unmerged.contains(&(slot, node.generation)), "node {index} is of no use");
             for (position, subscriber) in node.subscribers.as_slice().iter().enumerate() {
                 let place = Place { node: slot, position: position as u32 };
-                assert!(self.places(subscriber.session).contains(&place), "{subscriber:?} does not know its place");
+                assert_eq!(
+                    self.place_of(subscriber.session, slot),
+                    Some(place),
+                    "{subscriber:?} does not know its place"
+                );
                 count += 1;
             }
+            bytes += NODE_BYTES + node.label.len() + ALLOCATION_BYTES;
         }
-        assert_eq!(count, self.count);
-        assert_eq!(self.own.iter().map(|own| own.as_slice().len()).sum::<usize>(), self.count);
+        assert_eq!((count, bytes), (self.count, self.node_bytes));
+        assert_eq!(self.own.iter().map(Places::len).sum::<usize>(), self.count);
         assert_eq!(self.edges.len(), self.nodes.len());
+        assert!(self.walks > 0 || self.unmerged.len() <= self.nodes.len() || self.count == 0);
     }
+}
+
+fn first_level(label: &str) -> &str {
+    label.split('/').next().unwrap_or(label)
+}
+
+/// How many bytes of two labels or filters are the same whole levels.
+fn common_levels(one: &str, other: &str) -> usize {
+    let same = one.split('/').zip(other.split('/')).take_while(|(one, other)| one == other);
+    same.map(|(level, _)| level.len() + 1).sum::<usize>().saturating_sub(1)
 }
 
 fn hash_of(hasher: &SipHasher13, parent: u32, level: &str) -> u64 {
@@ -409,105 +454,4 @@ fn hash_of(hasher: &SipHasher13, parent: u32, level: &str) -> u64 {
     parent.hash(&mut hasher);
     hasher.write(level.as_bytes());
     hasher.finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subscriber(session: u32, options: u8) -> Subscriber {
-        Subscriber { session, identifier: session + 100, options }
-    }
-
-    /// Random subscriptions beside a plain list of them.
-    #[test]
-    fn the_tree_finds_what_a_list_finds() {
-        let mut random = fastrand::Rng::with_seed(7);
-        let mut tree = Subscriptions::new(3);
-        let mut list: Vec<(String, Subscriber)> = Vec::new();
-        let levels = ["a", "b", "", "$x", "+", "#"];
-        let make = |random: &mut fastrand::Rng, choice: &[&str]| {
-            let depth = random.usize(1..5);
-            let levels: Vec<&str> = (0..depth).map(|_| choice[random.usize(..choice.len())]).collect();
-            levels.join("/")
-        };
-        for step in 0..20_000 {
-            let filter = make(&mut random, &levels);
-            let session = random.u32(..12);
-            match random.u8(..10) {
-                0..=5 if topic::is_topic_filter(&filter) => {
-                    let new = subscriber(session, random.u8(..3));
-                    let known = list.iter_mut().find(|(text, known)| *text == filter && known.session == session);
-                    assert_eq!(tree.subscribe(&filter, new), known.is_none());
-                    match known {
-                        Some((_, known)) => *known = new,
-                        None => list.push((filter, new)),
-                    }
-                }
-                6..=7 => {
-                    let place = list.iter().position(|(text, known)| *text == filter && known.session == session);
-                    assert_eq!(tree.unsubscribe(session, &filter), place.is_some());
-                    place.map(|place| list.remove(place));
-                }
-                8 if random.u8(..20) == 0 => {
-                    tree.remove_all(session);
-                    list.retain(|(_, known)| known.session != session);
-                }
-                _ => {}
-            }
-            if step % 50 == 0 {
-                tree.check_invariants();
-            }
-            let name = make(&mut random, &levels[..4]);
-            let mut found = Vec::new();
-            tree.matching(&name, &mut found);
-            let matching = list.iter().filter(|(filter, _)| topic::matches(filter, &name));
-            let mut expected: Vec<Subscriber> = matching.map(|(_, known)| *known).collect();
-            let key = |known: &Subscriber| (known.session, known.identifier, known.options);
-            found.sort_by_key(key);
-            expected.sort_by_key(key);
-            assert_eq!(found, expected, "{name}");
-            let own = list.iter().filter(|(filter, known)| known.session == session && topic::matches(filter, &name));
-            let best = own.map(|(_, known)| known.options & 3).max();
-            assert_eq!(tree.find(session, &name).map(|known| known.options & 3), best);
-        }
-        assert_eq!(tree.len(), list.len());
-        for session in 0..12 {
-            tree.remove_all(session);
-        }
-        tree.check_invariants();
-        assert!(tree.is_empty() && tree.nodes.is_empty());
-    }
-
-    #[test]
-    fn a_hundred_thousand_leave_one_filter_one_by_one() {
-        let mut tree = Subscriptions::new(1);
-        for session in 0..100_000 {
-            tree.subscribe("all/#", subscriber(session, 0));
-        }
-        let mut found = Vec::new();
-        tree.matching("all/of/you", &mut found);
-        assert_eq!((found.len(), tree.nodes.len()), (100_000, 2));
-        // In an order in which the last one is never the one that goes.
-        for session in 0..100_000 {
-            assert!(tree.unsubscribe(session, "all/#"));
-        }
-        assert!(tree.is_empty());
-    }
-
-    #[test]
-    fn a_subscription_of_ones_own_is_small() {
-        let mut tree = Subscriptions::new(1);
-        let count = 10_000;
-        for session in 0..count {
-            tree.subscribe(&format!("devices/meter-{session:06}/#"), subscriber(session, 1));
-        }
-        // Two nodes, their levels, their edges, and the place.
-        let nodes =
-            tree.nodes.len() * size_of::<Node>() + tree.nodes.iter().map(|(_, node)| node.level.len()).sum::<usize>();
-        let edges = tree.edges.allocation_size();
-        let own = tree.own.len() * size_of::<Few<Place>>();
-        let each = (nodes + edges + own) / count as usize;
-        assert!(each <= 140, "{each} bytes");
-    }
 }
