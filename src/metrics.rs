@@ -176,6 +176,12 @@ figures! {
     EventsRefused = Counter "pulsegate_backbone_events_refused" "",
     /// Answers to workers given up because the worker's inbox stayed full.
     AnswersDropped = Counter "pulsegate_answers_dropped" "",
+    /// Reloads that were taken.
+    Reloads = Counter "pulsegate_reloads" "",
+    /// Reloads that were refused because something was wrong: what was in effect stayed.
+    ReloadsRefused = Counter "pulsegate_reloads_refused" "",
+    /// 1 while what was written last is not in effect because it is wrong, else 0.
+    ReloadRefused = Gauge "pulsegate_reload_refused" "",
     /// Log lines lost because they could not be written in time: whoever reads the log hangs, has gone, or is full.
     LogLinesLost = Counter "pulsegate_log_lines_lost" "",
 }

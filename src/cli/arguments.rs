@@ -81,6 +81,11 @@ pub enum Command {
     Publish(Publish),
     /// Follow what happens: devices that come and go, and what they say
     Watch(Watch),
+    /// Let a running gateway read anew everything that was configured, and say what came of it
+    ///
+    /// Configuration, certificates, keys, authorities, tokens, passwords, rules and limits; nobody is disconnected. Where
+    /// anything is wrong, all that was in effect stays, each thing that is wrong is named, and the exit code is 1.
+    Reload(Reload),
     /// Make certificates for trying out: an authority, a server certificate for localhost, clients by id
     ///
     /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
@@ -146,6 +151,13 @@ pub struct Devices {
     /// At most so many; 0: all
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
+}
+
+/// `reload`.
+#[derive(Args, Debug)]
+pub struct Reload {
+    #[command(flatten)]
+    pub gateway: Gateway,
 }
 
 /// `send`.

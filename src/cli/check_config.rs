@@ -3,24 +3,22 @@
 use std::fmt::Write;
 
 use pulsegate::config::Machine;
+use pulsegate::gateway::Source;
 
 use super::arguments::CheckConfig;
-use super::{CliError, describe, files, load_configuration, print, raise_descriptor_limit};
+use super::{CliError, describe, print, raise_descriptor_limit};
 
 /// Loads the configuration and everything that it names, and shows what would be in effect.
 pub fn check_config(options: &CheckConfig) -> Result<(), CliError> {
-    let machine = Machine::detect(raise_descriptor_limit());
-    let file = options.config.as_deref();
-    let mut loaded = load_configuration(file, &machine)?;
-    files::check_tokens(&loaded.config, file)?;
+    let source = Source { file: options.config.clone(), machine: Machine::detect(raise_descriptor_limit()) };
     // The built-in configuration's certificates are made when it first serves.
-    if file.is_some() {
-        let (_, warnings) = files::load_certificates(&loaded.config, file)?;
-        loaded.warnings.extend(warnings);
-    }
+    let loaded = match &source.file {
+        Some(_) => source.prepare()?.loaded,
+        None => source.load()?,
+    };
     let config = &loaded.config;
     let addresses: Vec<_> = config.listeners.iter().map(|listener| listener.listen).collect();
-    let name = file.map_or("the built-in configuration".to_owned(), |file| file.display().to_string());
+    let name = source.file.as_ref().map_or("the built-in configuration".to_owned(), |file| file.display().to_string());
     let mut text = format!("In effect, node {}\n\n", config.node);
     text.push_str(&describe::in_effect(&loaded, &addresses, config.admin.listen));
     text.push('\n');

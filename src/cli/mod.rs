@@ -6,7 +6,6 @@ mod arguments;
 mod check_config;
 mod client;
 mod describe;
-mod files;
 mod logging;
 mod serve;
 mod signals;
@@ -15,14 +14,12 @@ mod supervisor;
 mod tools;
 
 use std::error::Error;
+use std::fmt;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::{fmt, fs};
 
 use clap::Parser;
-use pulsegate::config::{self, ConfigError, Loaded, Machine, Place};
-use pulsegate::tls::certs::development::DevelopmentError;
+use pulsegate::gateway::{GatewayError, Problems};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use arguments::{Arguments, Command};
@@ -41,6 +38,7 @@ pub fn run() -> ExitCode {
         Command::Devices(options) => client::devices(&options),
         Command::Send(options) => client::send(&options),
         Command::Publish(options) => client::publish(&options),
+        Command::Reload(options) => client::reload(&options),
         Command::Watch(options) => client::watch(&options),
         Command::DevCerts(options) => tools::dev_certs(&options),
         Command::HashToken(options) => tools::hash_token(&options),
@@ -58,8 +56,11 @@ fn refuse(error: &CliError) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// A line for each thing that is wrong.
 fn complaint(error: &CliError) -> String {
-    format!("pulsegate: {}", shortened(&error.to_string(), COMPLAINT_LETTERS_MAX))
+    let text = error.to_string();
+    let lines = text.lines().map(|line| format!("pulsegate: {}", shortened(line, COMPLAINT_LETTERS_MAX)));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Says what surely is not as meant.
@@ -67,15 +68,11 @@ fn warn(text: &str) {
     let _ = writeln!(io::stderr(), "pulsegate: warning: {text}");
 }
 
-/// Why a command could not be done. Its text is one line.
+/// Why a command could not be done. Its text has a line for each reason.
 #[derive(Debug)]
 pub enum CliError {
-    /// The configuration is wrong.
-    Config(ConfigError),
-    /// A file that a listener names cannot be used: the configuration file if there is one, the key, and why.
-    File(Option<PathBuf>, Place, Box<dyn Error>),
-    /// Development certificates could not be made.
-    Development(DevelopmentError),
+    /// What is configured is wrong, or the gateway cannot be started.
+    Gateway(Problems),
     /// Standard input or output failed.
     Io(&'static str, io::Error),
     /// The input cannot be used.
@@ -91,19 +88,7 @@ pub enum CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CliError::Config(error) => error.fmt(f),
-            CliError::File(file, place, error) => {
-                if let Some(file) = file {
-                    write!(f, "{}:", file.display())?;
-                    // Read once more for the error alone; a file that is gone by now has no lines.
-                    match fs::read_to_string(file).ok().and_then(|text| place.line_in(&text)) {
-                        Some(line) => write!(f, "{line}: ")?,
-                        None => f.write_str(" ")?,
-                    }
-                }
-                write!(f, "{place}: {error}")
-            }
-            CliError::Development(error) => write!(f, "development certificates: {error}"),
+            CliError::Gateway(problems) => problems.fmt(f),
             CliError::Io(what, error) => write!(f, "{what}: {error}"),
             CliError::Input(what) => f.write_str(what),
             CliError::Hash(error) => write!(f, "the token cannot be hashed: {error}"),
@@ -114,23 +99,15 @@ impl fmt::Display for CliError {
 
 impl Error for CliError {}
 
-impl From<ConfigError> for CliError {
-    fn from(error: ConfigError) -> Self {
-        CliError::Config(error)
+impl From<Problems> for CliError {
+    fn from(problems: Problems) -> Self {
+        CliError::Gateway(problems)
     }
 }
 
-impl From<DevelopmentError> for CliError {
-    fn from(error: DevelopmentError) -> Self {
-        CliError::Development(error)
-    }
-}
-
-/// The configuration in `file`, or the built-in one.
-fn load_configuration(file: Option<&Path>, machine: &Machine) -> Result<Loaded, ConfigError> {
-    match file {
-        Some(file) => config::load(file, machine),
-        None => config::built_in(machine),
+impl From<GatewayError> for CliError {
+    fn from(error: GatewayError) -> Self {
+        CliError::Gateway(error.into())
     }
 }
 

@@ -6,8 +6,7 @@ use std::task::Poll;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals whose default would be the end of the process and that people send by mistake, or out of habit: logged.
-const NAMED: [(SignalKind, &str); 4] = [
-    (SignalKind::hangup(), "SIGHUP"),
+const NAMED: [(SignalKind, &str); 3] = [
     (SignalKind::user_defined1(), "SIGUSR1"),
     (SignalKind::user_defined2(), "SIGUSR2"),
     (SignalKind::alarm(), "SIGALRM"),
@@ -27,6 +26,7 @@ const SILENT: [SignalKind; 5] = [
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
     named: Vec<(Signal, &'static str)>,
     _silent: Vec<Signal>,
 }
@@ -36,6 +36,8 @@ pub struct Signals {
 pub enum Told {
     /// End, in order.
     End,
+    /// Read everything that is configured anew.
+    Reload,
     /// Nothing; it is named for the log.
     Nothing(&'static str),
 }
@@ -47,6 +49,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
             named: named.into_iter().collect::<io::Result<_>>()?,
             _silent: SILENT.map(signal).into_iter().collect::<io::Result<_>>()?,
         })
@@ -62,14 +65,13 @@ impl Signals {
             biased;
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
+            _ = self.hangup.recv() => Told::Reload,
             name = named => Told::Nothing(name),
         }
     }
 
-    /// The next one that ends; others are logged.
+    /// The next one that ends; others come too late.
     pub async fn end(&mut self) {
-        while let Told::Nothing(name) = self.next().await {
-            tracing::info!(signal = name, "a signal that means nothing to the gateway: it goes on");
-        }
+        while self.next().await != Told::End {}
     }
 }

@@ -14,9 +14,10 @@ use sd_notify::NotifyState;
 /// How often the main thread looks whether the workers still run.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// What the end may take beyond the goodbyes: last bytes, last events, the end of threads. Then it is cut off.
-pub const END_MAX: Duration = Duration::from_secs(15);
-/// What the supervisor waits beyond that before it kills.
-const STOP_EXTRA: Duration = END_MAX.saturating_add(Duration::from_secs(5));
+pub const END_MAX: Duration = Duration::from_secs(12);
+/// What the supervisor is asked to wait beyond the goodbyes before it kills.
+const STOP_EXTRA: Duration = Duration::from_secs(15);
+const _: () = assert!(END_MAX.as_secs() < STOP_EXTRA.as_secs());
 
 /// Whoever started the gateway, if it wants to hear of it.
 pub struct Supervisor {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use argon2::password_hash::PasswordHasher;
 use argon2::{Algorithm, Argon2, Params, Version};
+use pulsegate::gateway::GatewayError;
 use pulsegate::tls::certs::development::{self, CertificatePair};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
@@ -21,7 +22,7 @@ const TOKEN_LETTERS_MIN: usize = 12;
 /// Makes what is missing and says what lies where.
 pub fn dev_certs(options: &DevCerts) -> Result<(), CliError> {
     let clients: Vec<&str> = options.clients.iter().map(String::as_str).collect();
-    let made = development::ensure(&options.directory, &clients, SystemTime::now())?;
+    let made = development::ensure(&options.directory, &clients, SystemTime::now()).map_err(GatewayError::from)?;
     let mut text = String::new();
     let mut line = |what: &str, pair: &CertificatePair| {
         let state = if pair.is_new { "made" } else { "kept" };

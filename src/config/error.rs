@@ -55,6 +55,15 @@ impl ConfigError {
         Self::Refused { file: Some(file.to_owned()), line, problem: Box::new(problem) }
     }
 
+    /// The path of the key in the file, as far as it is about one.
+    pub(super) fn path(&self) -> Option<String> {
+        match self {
+            ConfigError::Unreadable { .. } => None,
+            ConfigError::Malformed { key, .. } => Some(key.clone()).filter(|key| !key.is_empty()),
+            ConfigError::Refused { problem, .. } => Some(problem.place.path()),
+        }
+    }
+
     /// A problem of the built-in configuration.
     pub(super) fn built_in(problem: Problem) -> Self {
         Self::Refused { file: None, line: None, problem: Box::new(problem) }

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use super::check::{self, CertificateFilesAre};
 use super::machine::Machine;
 use super::raw::{RawConfig, RawIdentity, RawListener, RawMqtt, RawTls};
-use super::{ConfigError, Loaded};
+use super::{ConfigError, Loaded, locate};
+
+/// More mistakes than anybody reads at once.
+const ERRORS_MAX: usize = 50;
 
 /// The configuration in `file`, checked against `machine`. Certificates are only looked for: their contents are for
 /// `tls` to judge, as a token file's lines are for the control plane.
@@ -14,11 +17,47 @@ use super::{ConfigError, Loaded};
 /// # Errors
 /// [`ConfigError`]: the first thing found wrong, with file, line, key and remedy.
 pub fn load(file: &Path, machine: &Machine) -> Result<Loaded, ConfigError> {
-    let text = fs::read_to_string(file).map_err(|error| ConfigError::Unreadable { file: file.to_owned(), error })?;
-    let raw: RawConfig = toml::from_str(&text).map_err(|error| ConfigError::malformed(file, &text, &error))?;
+    load_all(file, machine).map_err(|mut errors| errors.swap_remove(0))
+}
+
+/// The same, with everything that is found wrong.
+///
+/// # Errors
+/// At least one [`ConfigError`].
+pub fn load_all(file: &Path, machine: &Machine) -> Result<Loaded, Vec<ConfigError>> {
+    let mut text = fs::read_to_string(file).map_err(|error| vec![unreadable(file, error)])?;
+    let mut errors: Vec<ConfigError> = Vec::new();
+    // What is wrong is blanked out and the rest looked at again, so that no mistake hides another.
+    loop {
+        let found = match read(file, &text, machine) {
+            Ok(loaded) if errors.is_empty() => return Ok(loaded),
+            Ok(_) => return Err(errors),
+            Err(found) => found,
+        };
+        let mut goes_on = false;
+        for error in found {
+            // A key that is wrong is missing the next time.
+            if errors.iter().any(|known| known.path().is_some() && known.path() == error.path()) {
+                continue;
+            }
+            goes_on |= error.path().is_some_and(|path| locate::blank(&mut text, &path));
+            errors.push(error);
+        }
+        if !goes_on || errors.len() >= ERRORS_MAX {
+            return Err(errors);
+        }
+    }
+}
+
+fn unreadable(file: &Path, error: std::io::Error) -> ConfigError {
+    ConfigError::Unreadable { file: file.to_owned(), error }
+}
+
+fn read(file: &Path, text: &str, machine: &Machine) -> Result<Loaded, Vec<ConfigError>> {
+    let raw: RawConfig = toml::from_str(text).map_err(|error| vec![ConfigError::malformed(file, text, &error)])?;
     let base = file.parent().unwrap_or(Path::new(""));
     check::resolve(raw, base, machine, CertificateFilesAre::Present)
-        .map_err(|problem| ConfigError::refused(file, &text, problem))
+        .map_err(|problems| problems.into_iter().map(|problem| ConfigError::refused(file, text, problem)).collect())
 }
 
 /// Where the development certificates of the built-in configuration lie: below `data_dir`.
@@ -31,7 +70,7 @@ pub const DEVELOPMENT_CERTIFICATES: &str = "certs";
 /// [`ConfigError`] when the machine has not the memory for it.
 pub fn built_in(machine: &Machine) -> Result<Loaded, ConfigError> {
     check::resolve(built_in_raw(), Path::new(""), machine, CertificateFilesAre::MadeAtStart)
-        .map_err(ConfigError::built_in)
+        .map_err(|mut problems| ConfigError::built_in(problems.swap_remove(0)))
 }
 
 fn built_in_raw() -> RawConfig {

@@ -33,6 +33,41 @@ pub fn line_of(text: &str, path: &str) -> Option<usize> {
     found
 }
 
+/// Puts spaces where the key at `path` and its value are written, so that all else keeps its place. Not where the value is
+/// a table, or where what is left is not TOML any more; then nothing is changed. Whether it was.
+pub fn blank(text: &mut String, path: &str) -> bool {
+    let Some(range) = range_of(text, path) else { return false };
+    let blank = |byte| if byte == b'\n' { '\n' } else { ' ' };
+    let blanked: String = text[range.clone()].bytes().map(blank).collect();
+    let mut left = text.clone();
+    left.replace_range(range, &blanked);
+    let is_toml = DeTable::parse(&left).is_ok();
+    if is_toml {
+        *text = left;
+    }
+    is_toml
+}
+
+fn range_of(text: &str, path: &str) -> Option<Range<usize>> {
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut segments = path.split('.').peekable();
+    while let Some(segment) = segments.next() {
+        let (name, index) = split_index(segment);
+        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+        let inner = match index {
+            Some(index) => value.get_ref().as_array()?.get(index)?,
+            None => value,
+        };
+        if segments.peek().is_none() {
+            let is_table = inner.get_ref().as_table().is_some();
+            return (index.is_none() && !is_table).then(|| key.span().start..value.span().end);
+        }
+        table = inner.get_ref().as_table()?;
+    }
+    None
+}
+
 /// The path of the innermost key whose own text or value covers `span`.
 pub fn key_at(text: &str, span: &Range<usize>) -> Option<String> {
     // What cannot be parsed has no keys yet; the line says enough.
@@ -119,6 +154,21 @@ mod tests {
         assert_eq!(line_of(TEXT, "listener[1].heartbeat.timeout"), Some(10));
         assert_eq!(line_of(TEXT, "listener[0].listen"), Some(6));
         assert_eq!(line_of(TEXT, "admin.listen"), None);
+    }
+
+    #[test]
+    fn a_key_is_blanked_out_and_all_else_keeps_its_place() {
+        let mut text = TEXT.to_owned();
+        assert!(blank(&mut text, "limits.connections") && blank(&mut text, "listener[1].tls.certificates[1].cert"));
+        assert!(!text.contains("connections") && !text.contains('7') && text.contains("cert = \"x\""));
+        assert_eq!(line_of(&text, "listener[1].heartbeat.interval"), Some(11));
+        let before = text.clone();
+        for path in ["limits.connections", "listener[1].heartbeat", "listener[0]", "none.at.all", ""] {
+            assert!(!blank(&mut text, path), "{path}");
+        }
+        assert_eq!(text, before);
+        let mut inline = "a = { b = 1, c = 2 }\n".to_owned();
+        assert!(!blank(&mut inline, "a.b"), "a comma would be left");
     }
 
     #[test]

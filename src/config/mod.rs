@@ -20,7 +20,7 @@ use std::time::Duration;
 
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, Place, Problem};
-pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load};
+pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
@@ -70,6 +70,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// The bearer token that requests must carry; always present when `listen` is not a loopback address.
     pub token: Option<String>,
+    /// The file that it was read from.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[drain]`: how the gateway ends in order.

@@ -91,6 +91,9 @@ impl Scrape {
             ProcessFigure::EventsDropped => Some(state.backbone.dropped()),
             ProcessFigure::EventsRefused => Some(state.backbone.refused()),
             ProcessFigure::AnswersDropped => load(&state.counters.answers_dropped),
+            ProcessFigure::Reloads => load(&state.counters.reloads),
+            ProcessFigure::ReloadsRefused => load(&state.counters.reloads_refused),
+            ProcessFigure::ReloadRefused => load(&state.counters.is_reload_refused),
             ProcessFigure::LogLinesLost => load(&state.log_lines_lost),
         };
         let mut process = [None; ProcessFigure::COUNT];

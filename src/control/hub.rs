@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, never, select};
 
 use super::State;
+use super::auth::tokens::TokenFile;
 use super::auth::verifier::{AuthRequest, Check, Verifier};
 use super::broadcasts::Share;
 use super::outbox::Outbox;
@@ -39,9 +40,9 @@ impl Hub {
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
-    pub(super) fn run(mut self, stop: &Receiver<()>) {
+    pub(super) fn run(mut self, stop: &Receiver<()>, token_files: &Receiver<Vec<Option<TokenFile>>>) {
         let mut uplink = self.state.uplink.clone();
-        let results = self.verifier.results().clone();
+        let mut results = self.verifier.results().clone();
         loop {
             let retry = self.retry_at.map_or_else(never, at);
             select! {
@@ -54,6 +55,13 @@ impl Hub {
                     let result = result.expect("the token thread ended before its owner");
                     let (asked, accepted) = self.verifier.settle(&result);
                     self.tell(asked, accepted);
+                }
+                recv(token_files) -> files => {
+                    // Its sender goes with the one of `stop`, which is then about to be seen.
+                    if let Ok(files) = files {
+                        self.verifier = self.verifier.with_files(files);
+                        results = self.verifier.results().clone();
+                    }
                 }
                 recv(retry) -> _ => self.retry(),
                 recv(stop) -> _ => break,

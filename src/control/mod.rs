@@ -22,14 +22,15 @@ mod front;
 mod hub;
 mod outbox;
 mod pending;
+mod policy;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 use std::{io, panic};
@@ -42,13 +43,14 @@ use crate::config::Config;
 use crate::link::{Batch, Description, Home, Mailbox, Outcome};
 use crate::metrics::Published;
 use crate::time::Moment;
-use api::bearer::BearerAuth;
 use auth::tokens::TokenFile;
 use auth::verifier::Verifier;
 use broadcasts::Broadcasts;
 use front::Front;
 use hub::Hub;
 use pending::Pending;
+pub use policy::{ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
+use policy::{Current, RELOADS_WAITING_MAX};
 
 /// How long requests in progress may take to end once the gateway shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -122,6 +124,8 @@ pub struct Control {
     state: Arc<State>,
     admin_addr: SocketAddr,
     stop_hub: Sender<()>,
+    token_files: Sender<Vec<Option<TokenFile>>>,
+    reload_requests: Receiver<ReloadRequest>,
     stop_api: watch::Sender<bool>,
     hub: JoinHandle<()>,
     api: JoinHandle<()>,
@@ -141,11 +145,14 @@ impl Control {
 
         let counters = Arc::new(ProcessCounters::default());
         let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, counters.clone())?;
-        let bearer = parts.config.admin.token.as_deref().map(BearerAuth::new).transpose()?;
+        let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
+        let current = Current::new(parts.config.clone())?;
         let admin_addr = parts.admin.local_addr()?;
         let state = Arc::new(State {
             backbone: Backbone::new(parts.config.backbone),
+            current: Mutex::new(Arc::new(current)),
             config: parts.config,
+            reloads,
             home: parts.home,
             mailboxes: parts.mailboxes,
             published: parts.published,
@@ -159,7 +166,6 @@ impl Control {
             sent: Pending::default(),
             broadcasts: Broadcasts::new(workers),
             counters,
-            bearer,
             requests: Semaphore::new(REQUESTS_MAX),
             sends: Semaphore::new(SENDS_MAX),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
@@ -171,21 +177,34 @@ impl Control {
         let front = runtime.block_on(async { Front::new(parts.admin, CONNECTIONS_MAX, IDLE_MAX) })?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
+        let (token_files, newer_files) = crossbeam_channel::unbounded();
         let (stop_api, api_stopped) = watch::channel(false);
         let hub = Hub::new(state.clone(), verifier);
-        let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped))?;
+        let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &newer_files))?;
         let api = {
             let state = state.clone();
             let serve = move || runtime.block_on(serve(front, state, api_stopped));
             thread::Builder::new().name("control".into()).spawn(serve)?
         };
-        Ok(Control { state, admin_addr, stop_hub, stop_api, hub, api })
+        Ok(Control { state, admin_addr, stop_hub, token_files, reload_requests, stop_api, hub, api })
     }
 
     /// Where the HTTP API really listens.
     #[must_use]
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
+    }
+
+    /// Where reloads that are asked for arrive.
+    #[must_use]
+    pub fn reload_requests(&self) -> &Receiver<ReloadRequest> {
+        &self.reload_requests
+    }
+
+    /// The way to change what it goes by.
+    #[must_use]
+    pub fn policy(&self) -> ControlPolicy {
+        ControlPolicy { state: self.state.clone(), token_files: self.token_files.clone() }
     }
 
     /// Makes `/readyz` say no from now on, while everything else goes on: the first step of a shutdown.
@@ -244,7 +263,11 @@ fn log_end(ended: Result<(), impl Display>) {
 
 /// What the threads of the control plane share.
 struct State {
+    /// What it was started with: names, addresses and sizes, which stay.
     config: Arc<Config>,
+    /// What may have changed since.
+    current: Mutex<Arc<Current>>,
+    reloads: Sender<ReloadRequest>,
     home: Home,
     mailboxes: Vec<Mailbox>,
     published: Vec<Arc<Published>>,
@@ -259,12 +282,22 @@ struct State {
     broadcasts: Broadcasts,
     backbone: Backbone,
     counters: Arc<ProcessCounters>,
-    /// Present when requests must carry a token.
-    bearer: Option<BearerAuth>,
     requests: Semaphore,
     sends: Semaphore,
     readers: Arc<Semaphore>,
     stopping: AtomicBool,
+}
+
+impl State {
+    /// What holds now. A request is answered by what held when it began.
+    fn current(&self) -> Arc<Current> {
+        // A panic within the lock cannot leave half a pointer.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace_current(&self, fresh: Current) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+    }
 }
 
 /// What the control plane counts itself; each is a [`crate::metrics::ProcessFigure`].
@@ -275,4 +308,7 @@ struct ProcessCounters {
     tokens_rejected: AtomicU64,
     tokens_unanswered: AtomicU64,
     answers_dropped: AtomicU64,
+    reloads: AtomicU64,
+    reloads_refused: AtomicU64,
+    is_reload_refused: AtomicU64,
 }

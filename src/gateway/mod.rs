@@ -1,3 +1,202 @@
-//! The gateway as a whole: what a program that runs one needs besides its two planes.
+//! The gateway as a whole: both planes, started together, changed under way, and ended in order.
+//!
+//! ```text
+//! Source ── read and proven ──▶ Prepared ──▶ Gateway::start ──▶ workers, control plane
+//!   ▲                                │
+//!   └── file changed, SIGHUP, API ── Reloader ── what differs ──▶ one swap (D10)
+//! ```
 
 pub mod log;
+
+mod difference;
+mod error;
+mod files;
+mod reload;
+mod watch;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Sender, bounded};
+
+use crate::config::{Config, DEVELOPMENT_CERTIFICATES};
+use crate::connection::ListenerSettings;
+use crate::control::{Clock, Control, Parts, ReloadRequest};
+use crate::link::{Home, ListenerId};
+use crate::metrics::Published;
+use crate::tls::certs::development::{self, DevelopmentCerts};
+use crate::worker::{self, Setup, StartError, Workers};
+pub use error::{GatewayError, Problems};
+pub use files::{Prepared, Source};
+use log::Log;
+use reload::{Reloader, Running};
+
+/// The device for which the built-in configuration has a client certificate.
+const DEVELOPMENT_DEVICE: &str = "device-1";
+
+/// Both planes, running.
+pub struct Gateway {
+    workers: Workers,
+    control: Control,
+    stop_reloader: Sender<()>,
+    reloader: std::thread::JoinHandle<()>,
+}
+
+impl Gateway {
+    /// Starts the workers, then the control plane; returns when both listen. From then on `source` is watched. To be
+    /// called from the main thread, as [`worker::start`] is.
+    ///
+    /// # Errors
+    /// [`GatewayError`]: an address that is taken, or what the system does not give.
+    pub fn start(source: Source, prepared: Prepared, log: &Log) -> Result<Self, GatewayError> {
+        let Prepared { loaded, materials, seen } = prepared;
+        let config = Arc::new(loaded.config);
+        let clock = Clock { started: Instant::now(), started_at: SystemTime::now() };
+        let since_1970 = clock.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
+        let running = Running::begin(Arc::clone(&config), materials);
+        let home = Home::new(random()?, config.workers);
+        let setup = Setup {
+            config: &config,
+            settings: running.settings(),
+            home,
+            started: clock.started,
+            seed: u64::from_ne_bytes(random()?),
+        };
+        let workers = worker::start(&setup).map_err(|error| not_started(&error))?;
+        let control = Control::start(Parts {
+            config,
+            home,
+            mailboxes: workers.mailboxes.clone(),
+            uplink: workers.uplink.clone(),
+            published: workers.published.clone(),
+            listeners: workers.addresses.clone(),
+            clock,
+            epoch: since_1970.as_millis() as u64,
+            admin,
+            log_lines_lost: log.lost(),
+        })
+        .map_err(|error| GatewayError::Start(format!("the control plane cannot start: {error}")))?;
+        let (stop_reloader, stopped) = bounded(1);
+        let reloader = Reloader::new(source, running, seen, workers.policy.clone(), control.policy());
+        let asked = control.reload_requests().clone();
+        let reloader = std::thread::Builder::new()
+            .name("reload".into())
+            .spawn(move || reloader.run(&asked, &stopped))
+            .map_err(|error| GatewayError::Start(format!("there is no thread for reloads: {error}")))?;
+        Ok(Self { workers, control, stop_reloader, reloader })
+    }
+
+    /// Where the listeners really listen, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.workers.addresses
+    }
+
+    /// Where the HTTP API really listens.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.control.admin_addr()
+    }
+
+    /// Copies of the workers' counters, by worker.
+    #[must_use]
+    pub fn published(&self) -> &[Arc<Published>] {
+        &self.workers.published
+    }
+
+    /// Asks for a reload; nobody waits for its outcome, which is in the log.
+    pub fn reload(&self) {
+        self.control.policy().request_reload(ReloadRequest::by_signal());
+    }
+
+    /// Over how long the goodbyes are to be spread, as it is configured by now.
+    #[must_use]
+    pub fn drain_window(&self) -> Duration {
+        self.control.policy().config().drain.window
+    }
+
+    /// Whether a worker has ended though nobody asked it to: it has panicked.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.workers.has_failed()
+    }
+
+    /// The first step of the end: new devices are sent elsewhere.
+    pub fn begin_shutdown(&self) {
+        self.control.begin_shutdown();
+    }
+
+    /// Ends every connection in order, the goodbyes spread over `window`, then both planes.
+    pub fn shut_down(self, window: Duration) {
+        let Self { mut workers, control, stop_reloader, reloader } = self;
+        // It may be gone only because it panicked.
+        let _ = stop_reloader.send(());
+        workers.shut_down(window);
+        control.shutdown();
+        // It logs its own panics, and whoever has come this far does not need it.
+        let _ = reloader.join();
+    }
+}
+
+/// What holds for the connections of each listener.
+fn settings_of(
+    config: &Config,
+    tls: impl IntoIterator<Item = crate::tls::handshake::ServerTls>,
+) -> Arc<[ListenerSettings]> {
+    let listeners = config.listeners.iter().zip(tls).enumerate();
+    listeners
+        .map(|(position, (listener, tls))| {
+            ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls)
+        })
+        .collect()
+}
+
+fn admin_taken(config: &Config, error: &io::Error) -> GatewayError {
+    let address = config.admin.listen;
+    let what = format!("cannot listen on {address} (admin.listen): {error}");
+    GatewayError::Start(what + how_to_move(error))
+}
+
+fn not_started(error: &StartError) -> GatewayError {
+    let remedy = match error {
+        StartError::Listen { error, .. } => how_to_move(error),
+        StartError::System(..) => "",
+    };
+    GatewayError::Start(format!("{error}{remedy}"))
+}
+
+/// What to do about an address that cannot be had.
+fn how_to_move(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": another program listens there (`ss -ltnp` shows which): end it, or write another port; without a \
+             configuration, take deploy/pulsegate.toml and give it with --config"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            ": no network interface has this address: write one of this machine's, or 0.0.0.0"
+        }
+        io::ErrorKind::PermissionDenied => {
+            ": ports below 1024 need CAP_NET_BIND_SERVICE: write a higher one, or give it to the program"
+        }
+        _ => "",
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], GatewayError> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| GatewayError::Start("the system has no randomness".to_owned()))?;
+    Ok(bytes)
+}
+
+/// The certificates that the built-in configuration names, made where they are missing.
+///
+/// # Errors
+/// [`GatewayError::Development`].
+pub fn development_certificates(config: &Config) -> Result<DevelopmentCerts, GatewayError> {
+    let directory = config.data_dir.join(Path::new(DEVELOPMENT_CERTIFICATES));
+    Ok(development::ensure(&directory, &[DEVELOPMENT_DEVICE], SystemTime::now())?)
+}

@@ -75,6 +75,14 @@ impl Mailbox {
         Self { sender, bell }
     }
 
+    /// Wakes the worker without a command: something else that it looks at each turn has changed.
+    pub fn ring(&self) {
+        if let Err(error) = self.bell.ring() {
+            // Whatever it is rung for is there; the worker finds it on its next turn all the same.
+            tracing::warn!(%error, "a worker could not be woken");
+        }
+    }
+
     /// Puts one command and rings. Never waits.
     ///
     /// # Errors
@@ -82,10 +90,7 @@ impl Mailbox {
     pub fn send(&self, command: Command) -> Result<(), MailboxFull> {
         match self.sender.try_send(command) {
             Ok(()) => {
-                if let Err(error) = self.bell.ring() {
-                    // The queue holds the command; the worker finds it on its next turn all the same.
-                    tracing::warn!(%error, "a worker could not be woken");
-                }
+                self.ring();
                 Ok(())
             }
             Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {

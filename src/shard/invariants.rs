@@ -47,6 +47,6 @@ impl Shard {
         assert_eq!(self.counters.figure(Figure::HandshakesInFlight), handshakes);
         assert_eq!(self.counters.figure(Figure::HandshakesWaiting), waiting);
         assert_eq!(self.counters.figure(Figure::BufferedBytes), unsent as u64);
-        assert!(handshakes as usize <= self.handshakes_max, "{handshakes} handshakes in progress");
+        assert!(handshakes as usize <= self.handshakes_max_ever, "{handshakes} handshakes in progress");
     }
 }

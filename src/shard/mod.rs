@@ -59,6 +59,8 @@ pub struct Shard {
     home: Home,
     settings: Arc<[ListenerSettings]>,
     handshakes_max: usize,
+    /// The largest such bound so far.
+    handshakes_max_ever: usize,
     uplink_length: usize,
     random: fastrand::Rng,
 
@@ -126,6 +128,7 @@ impl Shard {
             home: setup.home,
             settings: setup.settings,
             handshakes_max: setup.handshakes,
+            handshakes_max_ever: setup.handshakes,
             uplink_length: setup.uplink_length,
             random: fastrand::Rng::with_seed(setup.seed),
             connections: Slab::new(),
@@ -150,6 +153,15 @@ impl Shard {
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             pool,
         }
+    }
+
+    /// From now on these settings hold, for connections that are there too: of as many listeners, with the same protocols and
+    /// sizes. At most so many `handshakes` are begun beside those in progress.
+    pub fn replace_settings(&mut self, settings: Arc<[ListenerSettings]>, handshakes: usize) {
+        assert_eq!(settings.len(), self.settings.len());
+        self.settings = settings;
+        self.handshakes_max = handshakes;
+        self.handshakes_max_ever = self.handshakes_max_ever.max(handshakes);
     }
 
     // --- Getters ----------------------------------------------------------------------------------------------------

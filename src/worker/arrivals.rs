@@ -95,6 +95,11 @@ impl AddressRate {
         Self { per_second, counts: HashMap::new(), since: Moment::default() }
     }
 
+    /// Goes on with another bound.
+    pub(super) fn limit(&mut self, per_second: u32) {
+        self.per_second = per_second;
+    }
+
     /// Whether one more connection from `address` is within the bound.
     pub(super) fn admits(&mut self, address: IpAddr, now: Moment) -> bool {
         if self.per_second == 0 {

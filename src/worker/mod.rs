@@ -10,6 +10,7 @@ mod courier;
 pub mod descriptors;
 mod drained;
 mod outgoing;
+mod policy;
 mod progress;
 mod start;
 mod turn;
@@ -27,14 +28,16 @@ use mio::net::TcpListener;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
+use crate::config::Limits;
 use crate::connection::Input;
 use crate::link::{Batch, Command, Doorbell, ListenerId, Mailbox, WorkerId};
 use crate::metrics::Published;
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
-use crate::time::{Moment, Tick};
+use crate::time::{Moment, Tick, ticks_ceil};
 use arrivals::AddressRate;
 use courier::{Courier, Received};
 use drained::Drained;
+pub use policy::{Policy, PolicySwitch};
 use progress::Progress;
 pub use start::{Setup, StartError, Workers, start};
 
@@ -58,6 +61,9 @@ struct Worker {
     inbox: Receiver<Command>,
     /// The inboxes of all workers, by worker.
     mailboxes: Vec<Mailbox>,
+    policy: PolicySwitch,
+    /// The generation of the policy that holds here.
+    policy_taken: u64,
     bell: Arc<Doorbell>,
     uplink: Sender<Batch>,
     published: Arc<Published>,
@@ -104,6 +110,18 @@ struct Bounds {
     shed_lateness: Duration,
     /// Three quarters of the time for a handshake: whoever would wait longer is refused at once.
     waiting_ticks: u32,
+}
+
+impl Bounds {
+    /// With room for so many `sockets`.
+    fn new(limits: &Limits, sockets: usize) -> Self {
+        Self {
+            connections: limits.connections,
+            sockets,
+            shed_lateness: limits.shed_lateness,
+            waiting_ticks: ticks_ceil(limits.handshake_time) * 3 / 4,
+        }
+    }
 }
 
 struct Listener {

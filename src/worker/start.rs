@@ -15,23 +15,25 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use socket2::Socket;
 
 use super::arrivals::{AddressRate, listen, reserve};
 use super::courier::{Courier, Received, pair};
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::drained::Drained;
 use super::outgoing::BATCH;
+use super::policy::{Policy, PolicySwitch};
 use super::progress::Progress;
 use super::turn::EVENTS;
 use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
 use crate::broker;
 use crate::config::budget::descriptors_for_connections;
-use crate::config::{Config, Limits};
+use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
 use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
 use crate::metrics::Published;
 use crate::shard::{self, Shard, Transmit};
-use crate::time::{Moment, ticks_ceil};
+use crate::time::Moment;
 
 /// What the workers are made with.
 pub struct Setup<'a> {
@@ -51,6 +53,8 @@ pub struct Setup<'a> {
 pub struct Workers {
     /// Their inboxes, by worker.
     pub mailboxes: Vec<Mailbox>,
+    /// What holds for their connections, and the way to change it.
+    pub policy: PolicySwitch,
     /// Copies of their counters, by worker.
     pub published: Vec<Arc<Published>>,
     /// What they say.
@@ -97,17 +101,8 @@ impl std::error::Error for StartError {}
 pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let limits = &setup.config.limits;
     let count = usize::from(setup.config.workers);
-    let mut reservations = Vec::new();
-    let mut addresses = Vec::new();
-    for listener in &setup.config.listeners {
-        let (reservation, bound) = reserve(listener.listen).map_err(|error| StartError::Listen {
-            listener: listener.name.clone(),
-            address: listener.listen,
-            error,
-        })?;
-        reservations.push(reservation);
-        addresses.push(bound);
-    }
+    // Held until the workers listen.
+    let (_reserved, addresses) = reserve_all(setup.config)?;
 
     let batches = (limits.uplink_length / BATCH).max(4) * count;
     let (uplink_sender, uplink) = bounded(batches);
@@ -125,8 +120,16 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| bounded(limits.inbox_length)).unzip();
     let mailboxes: Vec<Mailbox> =
         senders.into_iter().zip(&bells).map(|(sender, bell)| Mailbox::new(sender, Arc::clone(bell))).collect();
-    let mut workers =
-        Workers { mailboxes: mailboxes.clone(), published: Vec::new(), uplink, addresses, threads: Vec::new() };
+    let policy = Policy { settings: Arc::clone(&setup.settings), limits: limits.clone() };
+    let policy = PolicySwitch::new(policy, mailboxes.clone());
+    let mut workers = Workers {
+        mailboxes: mailboxes.clone(),
+        policy: policy.clone(),
+        published: Vec::new(),
+        uplink,
+        addresses,
+        threads: Vec::new(),
+    };
     let (report, reports) = bounded(count);
     for (position, ((poll, ways), inbox)) in polls.into_iter().zip(ways).zip(inboxes).enumerate() {
         let published = Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT));
@@ -135,8 +138,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
             id: WorkerId(position as u16),
             started: setup.started,
             seed: setup.seed.wrapping_add(position as u64),
-            limits: limits.clone(),
-            settings: Arc::clone(&setup.settings),
+            policy: policy.clone(),
             home: setup.home,
             listen: workers.addresses.clone(),
             poll,
@@ -181,6 +183,19 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     close_left_behind(&left_behind)
         .map_err(|error| StartError::System("the workers' descriptors cannot be given up", error))?;
     Ok(workers)
+}
+
+/// Takes every listener's address for this process, and tells the real ones.
+fn reserve_all(config: &Config) -> Result<(Vec<Socket>, Vec<SocketAddr>), StartError> {
+    let reserve_one = |listener: &config::Listener| {
+        reserve(listener.listen).map_err(|error| StartError::Listen {
+            listener: listener.name.clone(),
+            address: listener.listen,
+            error,
+        })
+    };
+    let reserved: Result<Vec<_>, _> = config.listeners.iter().map(reserve_one).collect();
+    Ok(reserved?.into_iter().unzip())
 }
 
 fn make<T>(count: usize, what: &'static str, mut one: impl FnMut() -> io::Result<T>) -> Result<Vec<T>, StartError> {
@@ -232,8 +247,7 @@ struct Parts {
     id: WorkerId,
     started: Instant,
     seed: u64,
-    limits: Limits,
-    settings: Arc<[ListenerSettings]>,
+    policy: PolicySwitch,
     home: Home,
     listen: Vec<SocketAddr>,
     poll: Poll,
@@ -287,14 +301,16 @@ impl Parts {
         let others = 1 + listeners.len() + couriers.iter().flatten().count();
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let sockets = descriptors_for_connections(self.home.workers(), listeners.len(), table);
-        let limits = &self.limits;
+        let policy = self.policy.current();
+        let limits = &policy.limits;
         let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
-        let frame_bytes = self.settings.iter().map(|settings| settings.frame_bytes).max().unwrap_or(limits.frame_bytes);
+        let frame_bytes =
+            policy.settings.iter().map(|settings| settings.frame_bytes).max().unwrap_or(limits.frame_bytes);
         let shard = Shard::new(
             shard::Setup {
                 worker: self.id,
                 home: self.home,
-                settings: self.settings,
+                settings: Arc::clone(&policy.settings),
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: self.seed,
@@ -312,17 +328,14 @@ impl Parts {
             sockets: Sockets::default(),
             listeners,
             address_rate: AddressRate::new(limits.connections_per_address),
-            bounds: Bounds {
-                connections: limits.connections,
-                sockets: sockets as usize,
-                shed_lateness: limits.shed_lateness,
-                waiting_ticks: ticks_ceil(limits.handshake_time) * 3 / 4,
-            },
+            bounds: Bounds::new(limits, sockets as usize),
             held: self.held,
             couriers,
             received: Received::new(),
             inbox: self.inbox,
             mailboxes: self.mailboxes,
+            policy: self.policy,
+            policy_taken: 0,
             bell,
             uplink: self.uplink,
             published: self.published,

@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::asked::Asked;
 use super::courier::{Courier, Verdict};
 use super::outgoing::send_up;
 use super::token::{self, Source};
-use super::{Ending, Worker};
+use super::{Bounds, Ending, Worker};
 use crate::link::{Command, Refusal, Uplink, WorkerId};
 use crate::metrics::{Figure, Timing};
 use crate::shard::{Broadcast, Listing, Plan};
@@ -57,6 +58,7 @@ impl Worker {
         self.has_worked = asked.timeout == SLEEP_MAX && woken.since(asked.at) >= SLEEP_MAX;
         self.note_lateness(deadline, woken);
         self.sort_events(asked.answered_for(woken));
+        self.take_policy();
         self.accept(woken);
         self.read_live(woken);
         self.read_handshakes(woken);
@@ -239,6 +241,18 @@ impl Worker {
             }
             return Left::Nothing;
         }
+    }
+
+    // --- Policy -----------------------------------------------------------------------------------------------------
+
+    /// Before anybody is accepted: whoever comes after a change finds what was changed.
+    fn take_policy(&mut self) {
+        let Some(policy) = self.policy.newer_than(&mut self.policy_taken) else { return };
+        self.has_worked = true;
+        self.bounds = Bounds::new(&policy.limits, self.bounds.sockets);
+        self.address_rate.limit(policy.limits.connections_per_address);
+        self.shard.replace_settings(Arc::clone(&policy.settings), policy.limits.handshakes as usize);
+        self.policy.took(self.id, self.policy_taken);
     }
 
     // --- Arrivals ---------------------------------------------------------------------------------------------------

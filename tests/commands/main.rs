@@ -1,6 +1,7 @@
 //! Commands, events and orderly ends, through the real program: from an HTTP request to a device and back.
 
 mod process;
+mod reload;
 mod support;
 
 use std::collections::BTreeMap;

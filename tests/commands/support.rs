@@ -247,7 +247,7 @@ pub struct Device {
 }
 
 impl Device {
-    fn over(address: SocketAddr, authority: &Path, alpn: Option<&[u8]>) -> Self {
+    pub fn over(address: SocketAddr, authority: &Path, alpn: Option<&[u8]>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
         let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();

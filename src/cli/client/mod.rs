@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use super::arguments::{Devices, Gateway, Publish, Send};
+use super::arguments::{Devices, Gateway, Publish, Reload, Send};
 use super::{CliError, print};
 pub use watch::watch;
 
@@ -71,6 +71,29 @@ pub fn publish(options: &Publish) -> Result<(), CliError> {
     put_payload(&mut order, &options.payload)?;
     let published = client.post("/v1/publish", &order)?;
     print(&format!("{}\n", published["outcome"].as_str().unwrap_or("?")))
+}
+
+/// Asks for a reload and prints what it changed.
+pub fn reload(options: &Reload) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    let report = client.post("/v1/reload", &json!({}))?;
+    let list = |key: &str| {
+        let items = report[key].as_array().into_iter().flatten();
+        items.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut text = String::new();
+    let mut say = |what: &str, items: Vec<String>| {
+        for item in items {
+            let _ = writeln!(text, "{what}: {item}");
+        }
+    };
+    say("changed", list("changed"));
+    say("holds after a restart", list("needs_restart"));
+    say("warning", list("warnings"));
+    if text.is_empty() {
+        text.push_str("nothing has changed\n");
+    }
+    print(&text)
 }
 
 /// The payload as it was written, or from stdin for `-`: as text where it is text.

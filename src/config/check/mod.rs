@@ -1,5 +1,5 @@
 //! From what was written to what is true. Each check names its key and what to write instead; the first problem found
-//! ends the work, what is merely doubtful is collected.
+//! ends the work on its section, what is merely doubtful is collected.
 
 mod at;
 mod limits;
@@ -15,8 +15,8 @@ use std::time::Duration;
 use super::budget::{self, MemoryBudget, connections_by_descriptors};
 use super::error::{Place, Problem};
 use super::machine::Machine;
-use super::raw::{RawAdmin, RawBackbone, RawConfig};
-use super::{Admin, Backbone, Config, Drain, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
+use super::raw::{RawAdmin, RawBackbone, RawConfig, RawListener};
+use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
@@ -76,44 +76,76 @@ fn unreadable(place: Place, path: &Path, error: &std::io::Error) -> Problem {
     Problem::new(place, what, "name a file that the gateway may read (relative paths start at the configuration file)")
 }
 
-/// The checked configuration of `raw`, whose relative paths start at `base`.
+/// The checked configuration of `raw`, whose relative paths start at `base`; or what is wrong, one thing of each section
+/// and of each listener.
 pub fn resolve(
     raw: RawConfig,
     base: &Path,
     machine: &Machine,
     certificate_files: CertificateFilesAre,
-) -> Result<Loaded, Problem> {
+) -> Result<Loaded, Vec<Problem>> {
     let mut context = Context { base, machine, certificate_files, warnings: Vec::new(), notes: Vec::new() };
-    let node = node(raw.node, machine)?;
-    let data_dir = context.path(Place::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR))?;
-    let workers = workers(raw.workers, machine)?;
-    let admin = admin(&mut context, raw.admin)?;
+    let mut problems = Vec::new();
     let connections_written = raw.limits.connections.is_some();
-    let limits = limits::resolve(&raw.limits, machine)?;
     let window = raw.drain.window.as_deref();
-    let window = values::duration(Place::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW)?;
+    let window = values::duration(Place::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW);
+    let head = (
+        kept(node(raw.node, machine), &mut problems),
+        kept(context.path(Place::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR)), &mut problems),
+        kept(workers(raw.workers, machine), &mut problems),
+        kept(admin(&mut context, raw.admin), &mut problems),
+        kept(limits::resolve(&raw.limits, machine), &mut problems),
+        kept(window, &mut problems),
+        kept(backbone(&raw.backbone), &mut problems),
+    );
+    // Where the limits are wrong, listeners are still looked at.
+    let limits = head.4.clone().unwrap_or_default();
+    let listeners = listeners(&mut context, raw.listeners, head.3.as_ref(), &limits, &mut problems);
+    let (Some(node), Some(data_dir), Some(workers), Some(admin), Some(limits), Some(window), Some(backbone)) = head
+    else {
+        return Err(problems);
+    };
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     let drain = Drain { window };
-    let backbone = backbone(&raw.backbone)?;
-    if raw.listeners.is_empty() {
-        let remedy = "add a [[listener]] with name, listen, protocol and [listener.tls]";
-        return Err(Problem::new(Place::top("listener"), "there is none", remedy));
-    }
-    if raw.listeners.len() > MAX_LISTENERS {
-        let what = format!("there are {}", raw.listeners.len());
-        return Err(Problem::new(Place::top("listener"), what, format!("write at most {MAX_LISTENERS}")));
-    }
-    let mut listeners = Vec::with_capacity(raw.listeners.len());
-    for (index, raw) in raw.listeners.into_iter().enumerate() {
-        let listener = listener::resolve(&mut context, index, raw, &limits)?;
-        unlike_the_others(index, &listener, &listeners, &admin)?;
-        listeners.push(listener);
-    }
     let mut config = Config { node, data_dir, workers, admin, limits, drain, backbone, listeners };
-    fit_descriptors(&mut context, &mut config)?;
-    fit_memory(&mut context, &mut config, connections_written)?;
+    fit_descriptors(&mut context, &mut config).map_err(|problem| vec![problem])?;
+    fit_memory(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
     let budget = budget_of(&config, machine);
     let Context { warnings, notes, .. } = context;
     Ok(Loaded { config, budget, warnings, notes })
+}
+
+/// What is right; what is wrong goes to the others that are.
+fn kept<T>(checked: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
+    checked.map_err(|problem| problems.push(problem)).ok()
+}
+
+fn listeners(
+    context: &mut Context<'_>,
+    raw: Vec<RawListener>,
+    admin: Option<&Admin>,
+    limits: &Limits,
+    problems: &mut Vec<Problem>,
+) -> Vec<Listener> {
+    if raw.is_empty() {
+        let remedy = "add a [[listener]] with name, listen, protocol and [listener.tls]";
+        problems.push(Problem::new(Place::top("listener"), "there is none", remedy));
+    }
+    if raw.len() > MAX_LISTENERS {
+        let what = format!("there are {}", raw.len());
+        problems.push(Problem::new(Place::top("listener"), what, format!("write at most {MAX_LISTENERS}")));
+    }
+    let mut listeners = Vec::with_capacity(raw.len());
+    for (index, raw) in raw.into_iter().enumerate().take(MAX_LISTENERS) {
+        let checked = listener::resolve(context, index, raw, limits).and_then(|listener| {
+            unlike_the_others(index, &listener, &listeners, admin)?;
+            Ok(listener)
+        });
+        listeners.extend(kept(checked, problems));
+    }
+    listeners
 }
 
 fn node(written: Option<String>, machine: &Machine) -> Result<String, Problem> {
@@ -143,6 +175,7 @@ fn workers(written: Option<i64>, machine: &Machine) -> Result<u16, Problem> {
 fn admin(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin, Problem> {
     let listen =
         values::address(Place::top("admin.listen"), raw.listen.as_deref().unwrap_or(ADMIN_LISTEN), ADMIN_LISTEN)?;
+    let token_file = raw.token_file.as_deref().map(|written| context.base.join(written));
     let token = match raw.token_file {
         Some(written) => Some(admin_token(context, &written)?),
         None if listen.ip().is_loopback() => None,
@@ -152,7 +185,7 @@ fn admin(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin, Problem> {
             return Err(Problem::new(Place::top("admin.listen"), what, remedy));
         }
     };
-    Ok(Admin { listen, token })
+    Ok(Admin { listen, token, token_file })
 }
 
 fn admin_token(context: &mut Context<'_>, written: &str) -> Result<String, Problem> {
@@ -182,7 +215,12 @@ fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
 }
 
 /// No two listeners may share a name or an address, nor the control plane's.
-fn unlike_the_others(index: usize, listener: &Listener, others: &[Listener], admin: &Admin) -> Result<(), Problem> {
+fn unlike_the_others(
+    index: usize,
+    listener: &Listener,
+    others: &[Listener],
+    admin: Option<&Admin>,
+) -> Result<(), Problem> {
     let place = |key: &str| Place::of_listener(index, &listener.name, key);
     for other in others {
         if other.name == listener.name {
@@ -194,7 +232,9 @@ fn unlike_the_others(index: usize, listener: &Listener, others: &[Listener], adm
             return Err(Problem::new(place("listen"), what, "give each listener its own address or port"));
         }
     }
-    if values::addresses_collide(admin.listen, listener.listen) {
+    if let Some(admin) = admin
+        && values::addresses_collide(admin.listen, listener.listen)
+    {
         let what = format!("{} is taken by admin.listen ({})", listener.listen, admin.listen);
         return Err(Problem::new(place("listen"), what, "give the listener another port"));
     }

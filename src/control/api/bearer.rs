@@ -37,7 +37,7 @@ impl BearerAuth {
 /// Lets a request pass when no token is demanded, when it carries the right one, or when it only asks for signs of
 /// life.
 pub(super) async fn demand_token(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
-    if let Some(wanted) = &state.bearer
+    if let Some(wanted) = &state.current().bearer
         && !is_probe(&request)
     {
         match bearer(request.headers()) {

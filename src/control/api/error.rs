@@ -54,6 +54,8 @@ pub(super) enum ApiError {
     Overloaded { worker: usize, late_ms: u64 },
     /// An event loop does not turn any more, or has not for long.
     Stuck { worker: usize, silent_s: u64 },
+    /// What is configured is wrong; a line for each thing.
+    NotReloaded(String),
     /// The gateway ends.
     ShuttingDown,
 }
@@ -80,6 +82,7 @@ impl ApiError {
             ApiError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::Refused { .. } => StatusCode::CONFLICT,
+            ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             ApiError::WorkerBusy { .. }
@@ -114,6 +117,7 @@ impl ApiError {
             ApiError::ApiBusy => "api_busy",
             ApiError::Overloaded { .. } => "overloaded",
             ApiError::Stuck { .. } => "stuck",
+            ApiError::NotReloaded(_) => "not_reloaded",
             ApiError::ShuttingDown => "shutting_down",
         }
     }
@@ -124,6 +128,7 @@ impl fmt::Display for ApiError {
         match self {
             ApiError::NoRoute => f.write_str("there is nothing under this path"),
             ApiError::Method => f.write_str("this path has no such method; the Allow header lists those that it has"),
+            ApiError::NotReloaded(problems) => write!(f, "all that was in effect stays:\n{problems}"),
             ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),
             ApiError::Query(fault) | ApiError::Body(fault) | ApiError::TooLarge(fault) => f.write_str(fault),
             ApiError::MediaType => f.write_str("send JSON, and say so: Content-Type: application/json"),

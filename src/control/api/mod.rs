@@ -7,6 +7,7 @@ mod overview;
 mod devices;
 mod messages;
 mod publish;
+mod reload;
 
 mod broadcast;
 mod events;
@@ -37,7 +38,7 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 13] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 14] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -49,6 +50,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 13] {
         ("/v1/devices/{id}/connection", delete(messages::disconnect)),
         ("/v1/publish", post(publish::publish)),
         ("/v1/broadcast", post(broadcast::begin)),
+        ("/v1/reload", post(reload::reload)),
         ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
         ("/v1/events", get(events::events)),
         ("/v1/openapi.json", get(openapi::openapi)),
@@ -90,7 +92,7 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
     if state.stopping.load(Ordering::Relaxed) {
         return Err(ApiError::ShuttingDown);
     }
-    let shed_micros = state.config.limits.shed_lateness.as_micros();
+    let shed_micros = state.current().config.limits.shed_lateness.as_micros();
     let uptime = state.clock.uptime();
     for (worker, published) in state.published.iter().enumerate() {
         let counters = published.read();

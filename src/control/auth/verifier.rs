@@ -103,6 +103,11 @@ impl Verifier {
         Ok(Verifier { listeners, digests, key, patience, known, unknown, results, counters, thread })
     }
 
+    /// One in its place, with other files. Whoever waited for the old one waits in vain.
+    pub(in crate::control) fn with_files(&mut self, files: Vec<Option<TokenFile>>) -> Verifier {
+        Verifier::start(files, self.patience, self.counters.clone()).expect("a thread and a key were there before")
+    }
+
     /// Takes one token. What is not [`Check::Settled`] is answered through [`Verifier::results`], or not at all when
     /// too many wait.
     pub(in crate::control) fn check(&self, request: AuthRequest, device: &str, token: Bytes, now: Instant) -> Check {

@@ -326,7 +326,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         node: "edge-1".into(),
         data_dir: "pulsegate-data".into(),
         workers: 3,
-        admin: Admin { listen: (Ipv4Addr::LOCALHOST, 0).into(), token: token.map(str::to_owned) },
+        admin: Admin { listen: (Ipv4Addr::LOCALHOST, 0).into(), token: token.map(str::to_owned), token_file: None },
         limits: Limits {
             connections: 1_000,
             handshakes: 10,

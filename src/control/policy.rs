@@ -1,0 +1,124 @@
+//! What the control plane goes by, changed under way (D10), and how a change is asked for.
+//!
+//! Reading files and proving them is not its business: whoever does that takes [`ReloadRequest`]s and calls
+//! [`ControlPolicy::replace`].
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::Sender;
+use tokio::sync::oneshot;
+
+use super::State;
+use super::api::bearer::BearerAuth;
+use super::auth::tokens::TokenFile;
+use crate::config::Config;
+
+/// Reloads that may be asked for while one is under way.
+pub(super) const RELOADS_WAITING_MAX: usize = 64;
+
+/// What requests are answered by: one set, swapped as a whole.
+pub(super) struct Current {
+    /// The configuration. Its listeners, their order and their addresses never change.
+    pub(super) config: Arc<Config>,
+    /// Present when requests must carry a token.
+    pub(super) bearer: Option<BearerAuth>,
+}
+
+impl Current {
+    /// What `config` says.
+    pub(super) fn new(config: Arc<Config>) -> io::Result<Self> {
+        let bearer = config.admin.token.as_deref().map(BearerAuth::new).transpose()?;
+        Ok(Self { config, bearer })
+    }
+}
+
+/// The way to change it.
+#[derive(Clone)]
+pub struct ControlPolicy {
+    pub(super) state: Arc<State>,
+    pub(super) token_files: Sender<Vec<Option<TokenFile>>>,
+}
+
+impl ControlPolicy {
+    /// From now on `config` holds, and these token files, by listener.
+    ///
+    /// # Errors
+    /// The system gives no random key; then all of the old holds on.
+    pub fn replace(&self, config: Arc<Config>, token_files: Vec<Option<TokenFile>>) -> io::Result<()> {
+        assert_eq!(token_files.len(), config.listeners.len());
+        let fresh = Current::new(config)?;
+        // The hub may be gone only because it panicked, which the end of the control plane reports.
+        let _ = self.token_files.send(token_files);
+        self.state.replace_current(fresh);
+        Ok(())
+    }
+
+    /// The configuration that holds now.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        self.state.current().config.clone()
+    }
+
+    /// Asks for a reload. Where as many wait as may, one of them will read what is on disk by now.
+    pub fn request_reload(&self, request: ReloadRequest) {
+        let _ = self.state.reloads.try_send(request);
+    }
+
+    /// One more reload, and whether it was taken.
+    pub fn count_reload(&self, was_taken: bool) {
+        let counters = &self.state.counters;
+        let count = if was_taken { &counters.reloads } else { &counters.reloads_refused };
+        count.fetch_add(1, Ordering::Relaxed);
+        counters.is_reload_refused.store(u64::from(!was_taken), Ordering::Relaxed);
+    }
+}
+
+/// What became of a reload: what it changed, or everything that is wrong, a line each.
+pub type ReloadOutcome = Result<ReloadReport, Vec<String>>;
+
+/// What a reload changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReloadReport {
+    /// What holds anew.
+    pub changed: Vec<String>,
+    /// What was changed in the files and holds only after a restart.
+    pub needs_restart: Vec<String>,
+    /// What works, but surely not as meant.
+    pub warnings: Vec<String>,
+}
+
+/// Somebody wants a reload.
+pub struct ReloadRequest {
+    cause: &'static str,
+    answer: Option<oneshot::Sender<ReloadOutcome>>,
+}
+
+impl ReloadRequest {
+    /// From a signal: nobody waits.
+    #[must_use]
+    pub fn by_signal() -> Self {
+        Self { cause: "SIGHUP", answer: None }
+    }
+
+    /// From the API, which waits.
+    pub(super) fn by_api() -> (Self, oneshot::Receiver<ReloadOutcome>) {
+        let (answer, wait) = oneshot::channel();
+        (Self { cause: "POST /v1/reload", answer: Some(answer) }, wait)
+    }
+
+    /// Who wants it, for the log.
+    #[must_use]
+    pub fn cause(&self) -> &'static str {
+        self.cause
+    }
+
+    /// Tells who waits.
+    pub fn answer(self, outcome: ReloadOutcome) {
+        if let Some(answer) = self.answer {
+            // Whoever has given up can read the log.
+            let _ = answer.send(outcome);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What a configuration that was read anew changes of the one that holds: what can be changed under live connections
+//! is taken, and what cannot is named.
+
+use crate::config::{Config, Limits, Listener, Protocol};
+
+/// What is to hold from now on.
+pub(super) struct Difference {
+    /// The listeners of the old configuration in their order, with all that may change as it is written now.
+    pub config: Config,
+    /// By listener: its place in the new configuration. None: it is not there, or is another one, and stays as it was.
+    pub sources: Vec<Option<usize>>,
+    /// The keys whose new values hold now.
+    pub changed: Vec<String>,
+    /// The keys whose new values would need another start.
+    pub needs_restart: Vec<String>,
+}
+
+/// What `fresh` changes of `running`.
+pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
+    let mut to = Difference {
+        config: running.clone(),
+        sources: Vec::with_capacity(running.listeners.len()),
+        changed: Vec::new(),
+        needs_restart: Vec::new(),
+    };
+    let mut stays = |key: &str, same: bool| {
+        if !same {
+            to.needs_restart.push(key.to_owned());
+        }
+    };
+    stays("node", running.node == fresh.node);
+    stays("data_dir", running.data_dir == fresh.data_dir);
+    stays("workers", running.workers == fresh.workers);
+    stays("admin.listen", running.admin.listen == fresh.admin.listen);
+    stays("backbone", running.backbone == fresh.backbone);
+    if running.admin.token != fresh.admin.token {
+        to.changed.push("admin.token_file".to_owned());
+        to.config.admin.token.clone_from(&fresh.admin.token);
+    }
+    if running.drain != fresh.drain {
+        to.changed.push("drain".to_owned());
+        to.config.drain = fresh.drain;
+    }
+    merge_limits(&mut to, &fresh.limits);
+    for index in 0..running.listeners.len() {
+        let source = merge_listener(&mut to, index, &fresh.listeners);
+        to.sources.push(source);
+    }
+    for added in &fresh.listeners {
+        if running.listeners.iter().all(|listener| listener.name != added.name) {
+            to.needs_restart.push(format!("listener {:?}: it is new", added.name));
+        }
+    }
+    to
+}
+
+macro_rules! merge {
+    ($to:ident, $fresh:ident; live: $($live:ident)*; stays: $($stays:ident)*) => {
+        // Named one by one, so that whoever adds a limit decides whether it changes under live connections.
+        let Limits { $($live,)* $($stays,)* } = $fresh;
+        $(if $to.config.limits.$live != *$live {
+            $to.config.limits.$live.clone_from($live);
+            $to.changed.push(concat!("limits.", stringify!($live)).to_owned());
+        })*
+        $(if $to.config.limits.$stays != *$stays {
+            $to.needs_restart.push(concat!("limits.", stringify!($stays)).to_owned());
+        })*
+    };
+}
+
+/// Those that stay size something that is there, or were told to devices, which keep to them.
+fn merge_limits(to: &mut Difference, fresh: &Limits) {
+    merge! {
+        to, fresh;
+        live: connections handshakes handshake_time hello_time linger_time connections_per_address shed_lateness;
+        stays: read_bytes frame_bytes outbox_bytes inbox_length uplink_length packet_bytes sessions session_inflight
+            session_messages session_bytes session_subscriptions topic_levels retained_messages retained_bytes pool_bytes
+    }
+}
+
+/// Takes over what may change of one listener, whose place in the new configuration comes back.
+fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Option<usize> {
+    let listener = &mut to.config.listeners[index];
+    let name = listener.name.clone();
+    let Some(source) = fresh.iter().position(|fresh| fresh.name == name) else {
+        to.needs_restart.push(format!("listener {name:?}: it is gone"));
+        return None;
+    };
+    let fresh = &fresh[source];
+    if !is_same_kind(&listener.protocol, &fresh.protocol) {
+        to.needs_restart.push(format!("listener {name:?}: protocol"));
+        return None;
+    }
+    if listener.listen != fresh.listen {
+        to.needs_restart.push(format!("listener {name:?}: listen"));
+    }
+    let mut changes = |key: &str, same: bool| {
+        if !same {
+            to.changed.push(format!("listener {name:?}: {key}"));
+        }
+    };
+    changes(listener.protocol.label(), listener.protocol == fresh.protocol);
+    changes("heartbeat", listener.heartbeat == fresh.heartbeat);
+    changes("identity.from", listener.identity.from == fresh.identity.from);
+    *listener = Listener { listen: listener.listen, ..fresh.clone() };
+    Some(source)
+}
+
+fn is_same_kind(one: &Protocol, other: &Protocol) -> bool {
+    one.label() == other.label()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::machine::{Memory, MemorySource};
+    use crate::config::{Machine, built_in};
+
+    fn config() -> Config {
+        let machine = Machine {
+            hostname: "edge-1".to_owned(),
+            cores: 2,
+            memory: Memory { bytes: 16 << 30, source: MemorySource::Machine },
+            descriptors: 1 << 20,
+            outgoing_ports: None,
+        };
+        built_in(&machine).unwrap().config
+    }
+
+    #[test]
+    fn nothing_differs_from_itself() {
+        let same = difference(&config(), &config());
+        assert!(same.changed.is_empty() && same.needs_restart.is_empty());
+        assert_eq!(same.sources, [Some(0), Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn what_may_change_does_and_the_rest_is_named() {
+        let running = config();
+        let mut fresh = config();
+        fresh.workers = 7;
+        fresh.limits.hello_time = Duration::from_secs(3);
+        fresh.limits.packet_bytes *= 2;
+        fresh.drain.window = Duration::from_secs(9);
+        fresh.listeners[0].heartbeat.interval = Duration::from_secs(20);
+        fresh.listeners[0].listen.set_port(1);
+        fresh.listeners[2].identity.token_file = Some(Path::new("users").to_owned());
+        let found = difference(&running, &fresh);
+        assert_eq!(found.changed, ["drain", "limits.hello_time", "listener \"devices\": heartbeat"]);
+        assert_eq!(found.needs_restart, ["workers", "limits.packet_bytes", "listener \"devices\": listen"]);
+        assert_eq!(found.config.workers, running.workers);
+        assert_eq!(found.config.limits.packet_bytes, running.limits.packet_bytes);
+        assert_eq!(found.config.limits.hello_time, fresh.limits.hello_time);
+        assert_eq!(found.config.listeners[0].listen, running.listeners[0].listen);
+        assert_eq!(found.config.listeners[0].heartbeat, fresh.listeners[0].heartbeat);
+        assert_eq!(found.config.listeners[2].identity.token_file, fresh.listeners[2].identity.token_file);
+    }
+
+    #[test]
+    fn listeners_are_known_by_their_names() {
+        let running = config();
+        let mut fresh = config();
+        fresh.listeners.swap(0, 2);
+        fresh.listeners[1].name = "other".to_owned();
+        fresh.listeners[0].heartbeat.retries = 9;
+        let found = difference(&running, &fresh);
+        assert_eq!(found.sources, [Some(2), None, Some(0)]);
+        assert_eq!(found.config.listeners[1].name, running.listeners[1].name);
+        assert_eq!(found.config.listeners[2].heartbeat.retries, 9);
+        assert_eq!(found.needs_restart, ["listener \"raw\": it is gone", "listener \"other\": it is new"]);
+
+        let mut fresh = config();
+        fresh.listeners[0].protocol = Protocol::Raw(crate::config::Raw::default());
+        let found = difference(&running, &fresh);
+        assert_eq!((found.sources[0], found.config.listeners[0].protocol.label()), (None, "native"));
+        assert_eq!(found.needs_restart, ["listener \"devices\": protocol"]);
+    }
+}

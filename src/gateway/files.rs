@@ -1,0 +1,248 @@
+//! The configuration and every file that it names, read together and proven as a whole: what a start and a reload need.
+
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{Context, SHA256};
+
+use super::error::{GatewayError, Problems};
+use super::watch::Signature;
+use crate::codec::{mqtt, native};
+use crate::config::{self, ClientAuth, Config, Listener, Loaded, Machine, Place, Protocol, Tls};
+use crate::control::auth::tokens::TokenFile;
+use crate::tls::certs::{LoadWarning, TlsLoadError};
+use crate::tls::handshake::{self, ServerOptions, ServerTls, self_test};
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file; without it the built-in configuration holds.
+    pub file: Option<PathBuf>,
+    /// The machine that it is checked against.
+    pub machine: Machine,
+}
+
+/// Everything that was read, proven.
+pub struct Prepared {
+    /// The configuration, what it costs and what is to be said about it, the files' doubts included.
+    pub loaded: Loaded,
+    /// By listener.
+    pub materials: Vec<Material>,
+    /// What the files looked like before they were read.
+    pub seen: Signature,
+}
+
+/// What the files of one listener hold.
+pub struct Material {
+    /// Certificates, keys, authorities: tried in a handshake with itself.
+    pub tls: ServerTls,
+    /// What that was made from. Equal: nothing has changed.
+    pub tls_digest: Digest,
+    /// Its tokens or passwords.
+    pub tokens: Option<TokenFile>,
+    /// What they were made from.
+    pub tokens_digest: Digest,
+}
+
+/// A digest of the contents of files.
+pub type Digest = [u8; 32];
+
+impl Source {
+    /// The configuration alone: its files are only looked for.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn load(&self) -> Result<Loaded, Problems> {
+        let loaded = match &self.file {
+            Some(file) => config::load_all(file, &self.machine),
+            None => config::built_in(&self.machine).map_err(|error| vec![error]),
+        };
+        loaded.map_err(|errors| Problems(errors.into_iter().map(GatewayError::Config).collect()))
+    }
+
+    /// Reads and proves everything.
+    ///
+    /// # Errors
+    /// All that is wrong, as far as it can be seen at once.
+    pub fn prepare(&self) -> Result<Prepared, Problems> {
+        self.prepare_files(self.load()?)
+    }
+
+    /// The same for a configuration that was loaded before.
+    ///
+    /// # Errors
+    /// All that is wrong with the files.
+    pub fn prepare_files(&self, mut loaded: Loaded) -> Result<Prepared, Problems> {
+        let seen = self.signature(&loaded.config, &[]);
+        let mut materials = Vec::with_capacity(loaded.config.listeners.len());
+        let mut problems = Vec::new();
+        for (index, listener) in loaded.config.listeners.iter().enumerate() {
+            match self.load_listener(index, listener, &mut loaded.warnings) {
+                Ok(material) => materials.push(material),
+                Err(found) => problems.extend(found),
+            }
+        }
+        if problems.is_empty() { Ok(Prepared { loaded, materials, seen }) } else { Err(Problems(problems)) }
+    }
+
+    /// What the files look like that are read for `config`, and further ones.
+    pub(super) fn signature(&self, config: &Config, further: &[PathBuf]) -> Signature {
+        let mut files = files_of(config);
+        files.extend(self.file.clone());
+        files.extend_from_slice(further);
+        files.sort_unstable();
+        files.dedup();
+        Signature::of(files)
+    }
+
+    fn load_listener(
+        &self,
+        index: usize,
+        listener: &Listener,
+        warnings: &mut Vec<String>,
+    ) -> Result<Material, Vec<GatewayError>> {
+        let mut problems = Vec::new();
+        let at = |key: String| Place::of_listener(index, &listener.name, key);
+        let mut refuse = |place, error: Box<dyn std::error::Error + Send + Sync>| {
+            problems.push(GatewayError::File(self.file.clone(), place, error));
+        };
+        let tls_digest = tls_digest(listener);
+        let tls = match load_tls(listener) {
+            Ok((tls, doubts)) => {
+                warnings.extend(
+                    doubts.iter().map(|doubt| format!("{}: {doubt}", at(key_of(&listener.tls, Some(&doubt.path))))),
+                );
+                if let Err(error) = self_test(&tls) {
+                    refuse(at("tls".to_owned()), error.to_string().into());
+                }
+                Some(tls)
+            }
+            Err(error) => {
+                refuse(at(key_of(&listener.tls, error.path.as_deref())), error.to_string().into());
+                None
+            }
+        };
+        let tokens_digest = digest_of(listener.identity.token_file.iter().map(PathBuf::as_path));
+        let tokens = match listener.identity.token_file.as_deref().map(TokenFile::load).transpose() {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                refuse(at(token_key(listener).to_owned()), error.to_string().into());
+                None
+            }
+        };
+        match tls {
+            Some(tls) if problems.is_empty() => Ok(Material { tls, tls_digest, tokens, tokens_digest }),
+            _ => Err(problems),
+        }
+    }
+}
+
+/// Every file that a configuration names and that is read again by a reload.
+pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    files.extend(config.admin.token_file.clone());
+    for listener in &config.listeners {
+        files.extend(tls_files(listener).map(Path::to_owned));
+        files.extend(listener.identity.token_file.clone());
+    }
+    files.sort_unstable();
+    files.dedup();
+    files
+}
+
+fn tls_files(listener: &Listener) -> impl Iterator<Item = &Path> {
+    let tls = &listener.tls;
+    let pairs = tls.certificates.iter().flat_map(|files| [files.cert.as_path(), files.key.as_path()]);
+    pairs.chain(tls.client_ca.as_deref())
+}
+
+fn tls_digest(listener: &Listener) -> Digest {
+    let mut context = Context::new(&SHA256);
+    context.update(format!("{:?}", listener.tls).as_bytes());
+    context.update(&digest_of(tls_files(listener)));
+    finish(context)
+}
+
+/// A digest of the files' contents, in this order. One that cannot be read is told by whoever needs it.
+pub(super) fn digest_of<'a>(files: impl Iterator<Item = &'a Path>) -> Digest {
+    let mut context = Context::new(&SHA256);
+    for file in files {
+        let text = std::fs::read(file).map(zeroize::Zeroizing::new).unwrap_or_default();
+        context.update(&(text.len() as u64).to_ne_bytes());
+        context.update(&text);
+    }
+    finish(context)
+}
+
+fn finish(context: Context) -> Digest {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+pub(super) fn token_key(listener: &Listener) -> &'static str {
+    match listener.protocol {
+        Protocol::Mqtt(_) => "identity.password_file",
+        Protocol::Native | Protocol::Raw(_) => "identity.token_file",
+    }
+}
+
+fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoadError> {
+    let tls = &listener.tls;
+    let certificates: Vec<(&Path, &Path)> =
+        tls.certificates.iter().map(|files| (files.cert.as_path(), files.key.as_path())).collect();
+    let client_auth = match (tls.client_auth, &tls.client_ca) {
+        (ClientAuth::Off, _) => handshake::ClientAuth::Off,
+        (ClientAuth::Optional, Some(authorities)) => handshake::ClientAuth::Optional(authorities),
+        (ClientAuth::Required, Some(authorities)) => handshake::ClientAuth::Required(authorities),
+        (_, None) => unreachable!("the configuration demands authorities where client certificates are asked for"),
+    };
+    let alpn: &[&[u8]] = match listener.protocol {
+        Protocol::Native => &[native::ALPN],
+        Protocol::Raw(_) => &[],
+        Protocol::Mqtt(_) => &[mqtt::ALPN],
+    };
+    ServerTls::load(&ServerOptions { certificates: &certificates, client_auth, alpn })
+}
+
+/// The key of `[listener.tls]` that names this file.
+fn key_of(tls: &Tls, path: Option<&Path>) -> String {
+    let names = |file: &Path| path == Some(file);
+    for (index, files) in tls.certificates.iter().enumerate() {
+        let key = match (names(&files.cert), names(&files.key)) {
+            (true, _) => "cert",
+            (false, true) => "key",
+            (false, false) => continue,
+        };
+        // The first pair stands in the table itself, further ones in its list.
+        return match index {
+            0 => format!("tls.{key}"),
+            _ => format!("tls.certificates[{}].{key}", index - 1),
+        };
+    }
+    if tls.client_ca.as_deref().is_some_and(names) { "tls.client_ca".to_owned() } else { "tls".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::CertificateFiles;
+
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_key_that_names_it() {
+        let files =
+            |name: &str| CertificateFiles { cert: format!("{name}.pem").into(), key: format!("{name}.key").into() };
+        let tls = Tls {
+            certificates: vec![files("a"), files("b"), files("c")],
+            client_ca: Some("ca.pem".into()),
+            client_auth: ClientAuth::Optional,
+        };
+        let key = |path: &str| key_of(&tls, Some(Path::new(path)));
+        assert_eq!(key("a.pem"), "tls.cert");
+        assert_eq!(key("a.key"), "tls.key");
+        assert_eq!(key("b.pem"), "tls.certificates[0].cert");
+        assert_eq!(key("c.key"), "tls.certificates[1].key");
+        assert_eq!(key("ca.pem"), "tls.client_ca");
+        assert_eq!(key_of(&tls, None), "tls");
+    }
+}

@@ -1,0 +1,223 @@
+//! Changing what holds, under live connections (D10): on request and when a file changes.
+//!
+//! Everything is read and proven as a whole; then the workers and the control plane take it in one swap. Where anything
+//! is wrong, all of the old stays, and it is said what, where and what to do. Files that were changed a moment ago may be
+//! half of a pair, or half written: they are tried again until they have rested, before anybody is told.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, select};
+
+use super::difference::difference;
+use super::error::{GatewayError, Problems};
+use super::files::{Digest, Material, Prepared, Source, files_of};
+use super::settings_of;
+use super::watch::Signature;
+use crate::config::Config;
+use crate::connection::ListenerSettings;
+use crate::control::auth::tokens::TokenFile;
+use crate::control::{ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
+use crate::tls::handshake::ServerTls;
+use crate::worker::{Policy, PolicySwitch};
+
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// For how long a file that was changed counts as one that may still be changing.
+const REST: Duration = Duration::from_secs(5);
+/// How often such files are tried.
+const TRY_EVERY: Duration = Duration::from_millis(200);
+/// How long the workers may take: a turn is much shorter.
+const SWAP_MAX: Duration = Duration::from_secs(5);
+
+/// What holds now.
+pub(super) struct Running {
+    config: Arc<Config>,
+    listeners: Vec<Loaded>,
+}
+
+/// What holds for one listener, and what it was made from.
+#[derive(Clone)]
+struct Loaded {
+    tls: ServerTls,
+    tls_digest: Digest,
+    tokens_digest: Digest,
+}
+
+impl Running {
+    /// What a gateway starts with.
+    pub(super) fn begin(config: Arc<Config>, materials: Vec<Material>) -> Self {
+        let loaded = |Material { tls, tls_digest, tokens_digest, .. }| Loaded { tls, tls_digest, tokens_digest };
+        Self { config, listeners: materials.into_iter().map(loaded).collect() }
+    }
+
+    /// The settings for its connections.
+    pub(super) fn settings(&self) -> Arc<[ListenerSettings]> {
+        settings_of(&self.config, self.listeners.iter().map(|listener| listener.tls.clone()))
+    }
+}
+
+/// The thread that reloads.
+pub(super) struct Reloader {
+    source: Source,
+    running: Running,
+    workers: PolicySwitch,
+    control: ControlPolicy,
+    /// What the files looked like when they were read last.
+    seen: Signature,
+    /// Files that were named when something was wrong: mended, they are to be read again.
+    named_in_vain: Vec<PathBuf>,
+}
+
+impl Reloader {
+    /// For what was started from `source` when its files looked like `seen`.
+    pub(super) fn new(
+        source: Source,
+        running: Running,
+        seen: Signature,
+        workers: PolicySwitch,
+        control: ControlPolicy,
+    ) -> Self {
+        Self { source, running, workers, control, seen, named_in_vain: Vec::new() }
+    }
+
+    /// Works until `stopped` says so, or its sender is gone.
+    pub(super) fn run(mut self, asked: &Receiver<ReloadRequest>, stopped: &Receiver<()>) {
+        loop {
+            select! {
+                recv(stopped) -> _ => return,
+                recv(asked) -> request => match request {
+                    Ok(request) => {
+                        let outcome = self.reload(request.cause(), stopped);
+                        request.answer(outcome);
+                    }
+                    Err(_) => return,
+                },
+                default(LOOK_EVERY) => {
+                    if self.look().differs_from(&self.seen) {
+                        // Whoever asked is the log.
+                        let _ = self.reload("files have changed", stopped);
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&self) -> Signature {
+        self.source.signature(&self.running.config, &self.named_in_vain)
+    }
+
+    /// Reads everything anew and takes it, or says all that is wrong.
+    fn reload(&mut self, cause: &'static str, stopped: &Receiver<()>) -> ReloadOutcome {
+        let outcome = self.prepare(stopped).and_then(|prepared| self.apply(prepared));
+        self.control.count_reload(outcome.is_ok());
+        match outcome {
+            Ok(report) => {
+                let (changed, needs_restart) = (report.changed.join(", "), report.needs_restart.join(", "));
+                if changed.is_empty() {
+                    tracing::info!(cause, "nothing has changed");
+                } else {
+                    tracing::info!(cause, changed, "reloaded");
+                }
+                if !needs_restart.is_empty() {
+                    tracing::warn!(needs_restart, "these changes hold only after a restart");
+                }
+                for warning in &report.warnings {
+                    tracing::warn!("{warning}");
+                }
+                Ok(report)
+            }
+            Err(Problems(problems)) => {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                for problem in &problems {
+                    tracing::error!(cause, problem, "not reloaded: all that was in effect stays");
+                }
+                Err(problems)
+            }
+        }
+    }
+
+    /// Reads and proves until it is right, or wrong for good.
+    fn prepare(&mut self, stopped: &Receiver<()>) -> Result<Prepared, Problems> {
+        let deadline = Instant::now() + REST;
+        loop {
+            let loaded = self.source.load();
+            self.named_in_vain = loaded.as_ref().map(|loaded| files_of(&loaded.config)).unwrap_or_default();
+            self.seen = self.look();
+            let prepared = loaded.and_then(|loaded| self.source.prepare_files(loaded));
+            let is_late = Instant::now() >= deadline || !stopped.is_empty();
+            match prepared {
+                // Nothing was written while it was read.
+                Ok(prepared) if is_late || !self.look().differs_from(&self.seen) => return Ok(prepared),
+                Err(problems) if is_late || !self.may_settle(&problems) => return Err(problems),
+                _ => {
+                    tracing::debug!("not yet reloaded: files are being written");
+                    std::thread::sleep(TRY_EVERY);
+                }
+            }
+        }
+    }
+
+    /// Whether what is wrong may be right in a moment, because somebody writes just now.
+    fn may_settle(&self, Problems(problems): &Problems) -> bool {
+        problems.iter().all(GatewayError::may_be_half_written) && self.seen.is_unsettled(REST, SystemTime::now())
+    }
+
+    /// One swap.
+    fn apply(&mut self, prepared: Prepared) -> Result<ReloadReport, Problems> {
+        let Prepared { loaded, materials, .. } = prepared;
+        let mut to = difference(&self.running.config, &loaded.config);
+        let mut materials: Vec<Option<Material>> = materials.into_iter().map(Some).collect();
+        let mut listeners = Vec::with_capacity(to.sources.len());
+        let mut tokens = Vec::with_capacity(to.sources.len());
+        for (index, source) in to.sources.iter().enumerate() {
+            let before = &self.running.listeners[index];
+            let name = &to.config.listeners[index].name;
+            let Some(material) = source.and_then(|source| materials[source].take()) else {
+                listeners.push(before.clone());
+                tokens.push(kept_tokens(&to.config, index)?);
+                continue;
+            };
+            let Material { mut tls, tls_digest, tokens: file, tokens_digest } = material;
+            if tls_digest == before.tls_digest {
+                // The very same: its tickets stay good.
+                tls = before.tls.clone();
+            } else {
+                to.changed.push(format!("listener {name:?}: tls"));
+            }
+            if tokens_digest != before.tokens_digest {
+                to.changed.push(format!("listener {name:?}: {}", super::files::token_key(&to.config.listeners[index])));
+            }
+            listeners.push(Loaded { tls, tls_digest, tokens_digest });
+            tokens.push(file);
+        }
+        self.named_in_vain.clear();
+        if !to.changed.is_empty() {
+            self.swap(Running { config: Arc::new(to.config), listeners }, tokens)?;
+        }
+        Ok(ReloadReport { changed: to.changed, needs_restart: to.needs_restart, warnings: loaded.warnings })
+    }
+
+    /// The control plane first: whoever comes under the new rules finds it ready to judge by them.
+    fn swap(&mut self, fresh: Running, tokens: Vec<Option<TokenFile>>) -> Result<(), Problems> {
+        let no_randomness = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
+        self.control.replace(Arc::clone(&fresh.config), tokens).map_err(no_randomness)?;
+        let policy = Policy { settings: fresh.settings(), limits: fresh.config.limits.clone() };
+        self.running = fresh;
+        let missing = self.workers.swap(policy, SWAP_MAX);
+        if missing > 0 {
+            tracing::error!(workers = missing, "workers that are stuck have not taken what was reloaded");
+        }
+        Ok(())
+    }
+}
+
+/// The tokens of a listener that stays as it was: from its file, which must still be right.
+fn kept_tokens(config: &Config, index: usize) -> Result<Option<TokenFile>, Problems> {
+    let listener = &config.listeners[index];
+    let place = crate::config::Place::of_listener(index, &listener.name, super::files::token_key(listener));
+    let load = |file: &PathBuf| TokenFile::load(file);
+    let tokens = listener.identity.token_file.as_ref().map(load).transpose();
+    tokens.map_err(|error| GatewayError::File(None, place, error.to_string().into()).into())
+}
