@@ -44,6 +44,6 @@ pub fn run(opponents: &Opponents, mut scenario: Scenario) -> Result<Duel, String
 
 fn take_turn(scenario: &Scenario) -> Result<Report, String> {
     let mut run = Run::start(scenario)?;
-    scenario::run(&mut run, scenario);
+    scenario::run(&mut run, scenario)?;
     Ok(run.finish())
 }

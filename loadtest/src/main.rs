@@ -50,7 +50,7 @@ fn main() -> ExitCode {
 /// One scenario against one target: whether it has passed.
 fn single(scenario: &Scenario) -> Result<bool, String> {
     let mut run = Run::start(scenario)?;
-    scenario::run(&mut run, scenario);
+    scenario::run(&mut run, scenario)?;
     let report = run.finish();
     print!("{}", report::table::render(&report));
     write(scenario.common(), &report, || report::page::render(&report))?;

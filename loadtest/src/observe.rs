@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
 /// A process as /proc shows it.
@@ -50,6 +51,16 @@ impl Process {
         Ok(Usage { rss_bytes: kilobytes(&status, "VmRSS:").unwrap_or(0), pss_bytes: 0, cpu_micros: self.cpu()? })
     }
 
+    /// Stops it (SIGSTOP) until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When there is no such process, or it is another user's.
+    pub fn stop(self) -> io::Result<Stopped> {
+        let pid = Pid::from_raw(self.0 as i32).ok_or(io::ErrorKind::NotFound)?;
+        kill_process(pid, Signal::STOP)?;
+        Ok(Stopped(pid))
+    }
+
     fn cpu(self) -> io::Result<u64> {
         let stat = fs::read_to_string(self.path("stat"))?;
         parse_cpu(&stat).ok_or_else(|| io::Error::other("/proc/PID/stat has another form than expected"))
@@ -57,6 +68,16 @@ impl Process {
 
     fn path(self, file: &str) -> String {
         format!("/proc/{}/{file}", self.0)
+    }
+}
+
+/// A process that stands still; it goes on when this is dropped, whatever happens to the run.
+pub struct Stopped(Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have been ended meanwhile.
+        let _ = kill_process(self.0, Signal::CONT);
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Run {
     pub fleet: Fleet,
     pub report: Report,
     pub findings: Findings,
+    /// The counts of fleets that ran beside the run's own.
+    pub beside: Counts,
     clock: Clock,
     process: Option<Process>,
     admin: Option<Admin>,
@@ -78,10 +80,9 @@ impl Run {
         }
         let admin = admin(&common)?;
         let threads = threads(&common)?;
-        let options = fleet_options(&common, scenario, threads)?;
-        let source_addresses = options.sources.addresses();
-        let fleet =
-            Fleet::start(options, threads, clock).map_err(|error| format!("the fleet cannot be started: {error}"))?;
+        let own = Common { connections: scenario.own_devices(), ..common.clone() };
+        let source_addresses = Sources::new(own.target, own.source_addresses, own.connections).addresses();
+        let fleet = start_fleet(&own, device_protocol(scenario), scenario.control(), clock)?;
         let mut report = empty_report(scenario);
         report.generator.threads = threads as usize;
         report.details.insert("source_addresses".into(), source_addresses.into());
@@ -89,7 +90,8 @@ impl Run {
         let last =
             Last { at: Instant::now(), established: 0, server_cpu: None, own_cpu: fleet.cpu_micros(), first: true };
         let findings = Findings::new();
-        Ok(Run { common, fleet, report, findings, clock, process, admin, progress, last, busiest: 0.0 })
+        let beside = Counts::default();
+        Ok(Run { common, fleet, report, findings, beside, clock, process, admin, progress, last, busiest: 0.0 })
     }
 
     /// Seconds since the run began.
@@ -164,6 +166,18 @@ impl Run {
         self.wait(what, time, |_| false);
     }
 
+    /// Stops the server's process for `time`. Nothing is sampled meanwhile.
+    ///
+    /// # Errors
+    /// A sentence, when it cannot be stopped.
+    pub fn freeze_server(&mut self, time: Duration) -> Result<(), String> {
+        let Some(process) = self.process else { return Ok(()) };
+        let stopped = process.stop().map_err(|error| format!("--pid: the server cannot be stopped: {error}"))?;
+        std::thread::sleep(time);
+        drop(stopped);
+        Ok(())
+    }
+
     /// Connects devices at the configured rate, and waits until all are up or nothing moves any more.
     pub fn connect(&mut self, devices: Range<u32>) -> Counts {
         let asked = u64::from(devices.end);
@@ -181,6 +195,12 @@ impl Run {
             before = up;
             self.wait("connecting", timeout, |counts| counts.get(Count::Up) >= asked);
         }
+    }
+
+    fn all_counts(&self) -> Counts {
+        let mut counts = self.fleet.counts();
+        counts.merge(&self.beside);
+        counts
     }
 
     /// Adds what the fleet found since the last time.
@@ -262,7 +282,7 @@ impl Run {
 
     /// Who is there at the end; a Pulsegate's own count is compared with it. The counts so far are returned.
     pub fn measure_end(&mut self, end: &Snapshot) -> Counts {
-        let counts = self.fleet.counts();
+        let counts = self.all_counts();
         let held = counts.get(Count::Up);
         self.report.connections.held = held;
         self.report.expiry.r#false = Some(counts.get(Count::FalselyExpired));
@@ -288,7 +308,7 @@ impl Run {
     /// The end: the last figures, the judgement of the harness itself, and the report.
     pub fn finish(mut self) -> Report {
         self.collect();
-        let counts = self.fleet.counts();
+        let counts = self.all_counts();
         let (report, found) = (&mut self.report, &self.findings);
         report.connections.failed = counts.get(Count::Failed);
         report.connections.lost = counts.get(Count::Lost);
@@ -391,16 +411,29 @@ pub fn client_tls(common: &Common) -> Result<ClientTls, String> {
     .map_err(|error| error.to_string())
 }
 
-fn fleet_options(common: &Common, scenario: &Scenario, threads: u32) -> Result<FleetOptions, String> {
+/// Starts a fleet of `common.connections` devices, the first `control` of which are the control group. To be called from
+/// the main thread.
+pub fn start_fleet(common: &Common, protocol: DeviceProtocol, control: u32, clock: Clock) -> Result<Fleet, String> {
+    let threads = threads(common)?;
+    let options = fleet_options(common, protocol, control, threads)?;
+    Fleet::start(options, threads, clock).map_err(|error| format!("the fleet cannot be started: {error}"))
+}
+
+fn fleet_options(
+    common: &Common,
+    protocol: DeviceProtocol,
+    control: u32,
+    threads: u32,
+) -> Result<FleetOptions, String> {
     let tls = client_tls(common)?;
     Ok(FleetOptions {
         target: common.target,
-        protocol: device_protocol(scenario),
+        protocol,
         tls,
         resumes: common.resume,
         prefix: common.device_prefix.clone(),
         devices: common.connections,
-        control: scenario.control(),
+        control,
         in_flight_max: (common.in_flight.div_ceil(threads)) as usize,
         connect_timeout: common.connect_timeout,
         terms: Terms {

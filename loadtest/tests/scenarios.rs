@@ -19,8 +19,9 @@ use serde_json::Value;
 struct Gateway {
     _directory: tempfile::TempDir,
     ca: PathBuf,
-    /// Where the listener of native devices really listens, and that of MQTT devices.
+    /// Where the listener of native devices really listens, and those of raw and MQTT devices.
     native: SocketAddr,
+    raw: SocketAddr,
     mqtt: SocketAddr,
     _workers: Workers,
     control: Control,
@@ -75,6 +76,7 @@ impl Gateway {
         Self {
             ca: certs.authority.cert,
             native: address(|protocol| matches!(protocol, Protocol::Native)),
+            raw: address(|protocol| matches!(protocol, Protocol::Raw(_))),
             mqtt: address(|protocol| matches!(protocol, Protocol::Mqtt(_))),
             _workers: workers,
             control: control.unwrap(),
@@ -205,6 +207,28 @@ fn whoever_does_not_read_is_ended_and_the_others_are_not() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(report["details"]["do_not_read"], 2);
     assert_eq!(report["connections"]["lost"], 0);
+}
+
+#[test]
+fn soak_has_every_attack_and_every_way_to_fail_and_nobody_is_wronged() {
+    let gateway = Gateway::start();
+    let directory = tempfile::tempdir().unwrap();
+    let pace = "--rate 1000 --settle 500ms --quiet 1s --duration 22s --every 200ms --publish-every 500ms --life 2s";
+    let bounds = "--keep-alive 1s --raw-interval 1s --raw-timeout 500ms --raw-retries 1";
+    // What is measured is this process, in which other tests run too; and it cannot stop itself.
+    let judged = "--attackers 2 --freeze 0s --max-p99-factor 1000000 --max-growth 100000 --max-idle-turns 0.25";
+    let targets = format!("--mqtt-target {} --raw-target {}", gateway.mqtt, gateway.raw);
+    let arguments = format!("soak -n 300 {pace} {bounds} {judged} {targets}");
+    let (output, report) = gateway.run(&arguments, &directory.path().join("report.json"));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(report["connections"]["lost"], 0);
+    assert_eq!(report["expiry"]["false"], 0);
+    assert!(report["expiry"]["right"].as_u64().unwrap() >= 60, "{report}");
+    assert_eq!(report["messages"]["lost"], 0);
+    assert!(report["messages"]["sent"].as_u64().unwrap() > 100, "{report}");
+    for kind in ["plain_http", "half_connect", "takeovers"] {
+        assert!(report["details"][kind]["opened"].as_u64().unwrap() > 0, "{kind}: {report}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod duel;
 mod messages;
 mod mqtt;
+mod soak;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crate::fleet::protocol::{Protocol, Subscription};
 pub use duel::{Duel, Opponents};
 pub use messages::{Broadcast, Downlink, Slow, Uplink};
 pub use mqtt::{FAN_TOPIC, Fan, MqttOptions};
+pub use soak::Soak;
 
 /// Drives a fleet of TLS devices against a server, and measures both.
 #[derive(Debug, Parser)]
@@ -66,6 +68,9 @@ Examples (a gateway with its built-in configuration runs in the same directory):
   The same for several servers in turns, as ratios:
     loadtest duel heartbeat --connections 1000 --every 1s --pid PID --against other=127.0.0.1:8883:PID
 
+  Ten minutes of everything, 20,000 devices of all three protocols:
+    loadtest soak --admin http://127.0.0.1:7480 --pid PID
+
   1,000 MQTT publishers, 5,000 messages a second, one subscriber, against any broker:
     loadtest fan-in --protocol mqtt --target 127.0.0.1:8883 --connections 1001 --messages-per-second 5000 --qos 1 --pid PID
 
@@ -102,6 +107,12 @@ pub enum Scenario {
     FanIn(Fan),
     /// One publisher, many subscribers (--protocol mqtt): exact counts, and the server's CPU time for each delivery.
     FanOut(Fan),
+    /// Everything at once for a long time: three protocols, vanishing, silent and frozen devices, every attack in turns.
+    #[command(
+        mut_arg("connections", |argument| argument.default_value("20000")),
+        mut_arg("duration", |argument| argument.default_value("10m"))
+    )]
+    Soak(Soak),
 }
 
 /// What all scenarios have in common.
@@ -331,6 +342,7 @@ macro_rules! each {
             Scenario::Slow($options) => $what,
             Scenario::FanIn($options) => $what,
             Scenario::FanOut($options) => $what,
+            Scenario::Soak($options) => $what,
         }
     };
 }
@@ -351,6 +363,7 @@ impl Scenario {
             Scenario::Slow(_) => "slow",
             Scenario::FanIn(_) => "fan-in",
             Scenario::FanOut(_) => "fan-out",
+            Scenario::Soak(_) => "soak",
         }
     }
 
@@ -364,11 +377,20 @@ impl Scenario {
         each!(self, scenario => &mut scenario.common)
     }
 
+    /// How many devices are in the run's own fleet: all, unless the scenario has several fleets.
+    pub fn own_devices(&self) -> u32 {
+        match self {
+            Scenario::Soak(soak) => crate::scenario::soak_share(soak.common.connections),
+            _ => self.common().connections,
+        }
+    }
+
     /// How many of its devices are the control group.
     pub fn control(&self) -> u32 {
         match self {
             Scenario::Storm(storm) => portion(storm.common.connections, storm.control),
             Scenario::Hostile(hostile) => hostile.common.connections,
+            Scenario::Soak(_) => self.own_devices(),
             Scenario::Slow(slow) => slow.common.connections - portion(slow.common.connections, slow.share),
             _ => 0,
         }

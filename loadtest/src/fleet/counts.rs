@@ -87,6 +87,13 @@ impl Counts {
             self.0[count as usize].checked_sub(by).expect("nothing is counted down that was not counted up");
     }
 
+    /// Adds another fleet's.
+    pub fn merge(&mut self, other: &Counts) {
+        for (number, (ours, theirs)) in self.0.iter_mut().zip(other.0).enumerate() {
+            *ours = if Count::is_greatest(number) { (*ours).max(theirs) } else { *ours + theirs };
+        }
+    }
+
     pub fn set(&mut self, count: Count, to: u64) {
         self.0[count as usize] = to;
     }

@@ -106,6 +106,14 @@ impl Ledger {
         is_first
     }
 
+    /// How many messages are noted here and not in `other`, which is of the same devices and rounds.
+    pub fn missing_in(&self, other: &Ledger) -> u64 {
+        assert_eq!((self.devices, self.cells.len()), (other.devices, other.cells.len()));
+        let is_noted = |cell: &AtomicU8| cell.load(Ordering::Relaxed) > 0;
+        let missing = self.cells.iter().zip(&other.cells).filter(|(here, there)| is_noted(here) && !is_noted(there));
+        missing.count() as u64
+    }
+
     /// Messages that arrived so far, each counted once.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
@@ -146,6 +154,18 @@ mod tests {
         assert!(ledger.note(ledger.slot(0, 0), 0));
         assert_eq!(ledger.sums(), Sums { received: 2, duplicated: 1, strays: 0 });
         assert_eq!(ledger.received(), 2);
+    }
+
+    #[test]
+    fn what_was_acknowledged_and_never_arrived_is_missing() {
+        let (acknowledged, arrived) = (Ledger::new(3, 2), Ledger::new(3, 2));
+        acknowledged.note(0, 0);
+        acknowledged.note(4, 1);
+        arrived.note(4, 1);
+        arrived.note(2, 2);
+        assert_eq!(acknowledged.missing_in(&arrived), 1);
+        arrived.note(0, 0);
+        assert_eq!(acknowledged.missing_in(&arrived), 0);
     }
 
     #[test]

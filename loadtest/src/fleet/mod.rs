@@ -73,7 +73,9 @@ pub enum Order {
     Listen(Listening),
     /// Devices keep their connections and read nothing any more.
     StopReading { devices: Range<u32> },
-    /// Those who do not read do so again.
+    /// Those who do not read do so again, and are as they were before.
+    Thaw,
+    /// Those who do not read do so again, only to find their end.
     ResumeReading,
     /// Ends connections without a word.
     Cut { devices: Range<u32>, how: Cut },
@@ -81,6 +83,8 @@ pub enum Order {
     Silence { devices: Range<u32> },
     /// Devices live and leave by chance.
     Churn(Churn),
+    /// Nobody leaves by chance any more.
+    Stay,
     /// Devices leave politely and stay away.
     Leave { devices: Range<u32> },
     /// Hands over what was found, and begins anew.

@@ -1,7 +1,7 @@
 //! `hostile`: attacks of every kind beside a healthy control group.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use super::attack::{self, Attack, Means, Outcome};
@@ -16,12 +16,8 @@ pub fn run(run: &mut Run, options: &Hostile) {
     let all = options.common.connections;
     super::begin_in_calm(run, 0..all, options.every);
     let before = run.snapshot();
-    let means = Arc::new(Means {
-        target: options.common.target,
-        tls: client_tls(&options.common).expect("the fleet has loaded the same files"),
-        at_a_time: options.attackers as usize,
-        is_over: AtomicBool::new(false),
-    });
+    let tls = client_tls(&options.common).expect("the fleet has loaded the same files");
+    let means = Arc::new(Means::new(options.common.target, tls, options.attackers as usize));
     let attacks: Vec<_> = attacks(options.common.protocol).map(|kind| (kind, begin(kind, &means))).collect();
     run.pass("under attack", options.common.duration);
     run.collect();

@@ -6,11 +6,13 @@ mod churn;
 mod dark;
 mod downlink;
 mod fan;
+mod follower;
 mod heartbeat;
 mod hold;
 mod hostile;
 mod senders;
 mod slow;
+mod soak;
 mod storm;
 mod uplink;
 
@@ -26,7 +28,10 @@ use crate::run::Run;
 const CALM_MIN: Duration = Duration::from_secs(5);
 
 /// Runs it.
-pub fn run(run: &mut Run, scenario: &Scenario) {
+///
+/// # Errors
+/// A sentence, when a part of it could not begin.
+pub fn run(run: &mut Run, scenario: &Scenario) -> Result<(), String> {
     match scenario {
         Scenario::Hold(options) => hold::run(run, options),
         Scenario::Heartbeat(options) => heartbeat::run(run, options),
@@ -40,7 +45,14 @@ pub fn run(run: &mut Run, scenario: &Scenario) {
         Scenario::Slow(options) => slow::run(run, options),
         Scenario::FanIn(options) => fan::run_in(run, options),
         Scenario::FanOut(options) => fan::run_out(run, options),
+        Scenario::Soak(options) => soak::run(run, options)?,
     }
+    Ok(())
+}
+
+/// How many of a soak's devices are steady native ones.
+pub fn soak_share(all: u32) -> u32 {
+    soak::steady_native(all)
 }
 
 /// Connects everybody, has these devices send heartbeats, and looks at them before anything happens to anybody. The

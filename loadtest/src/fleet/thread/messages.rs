@@ -84,6 +84,20 @@ impl FleetThread {
         self.plan(index);
     }
 
+    /// Reads what has come meanwhile, and goes on; an end that is found now was not earned.
+    pub(super) fn thaw(&mut self, index: u32) {
+        let device = &mut self.devices[index as usize];
+        if device.read_mode != ReadMode::Stopped {
+            return;
+        }
+        device.read_mode = ReadMode::Reading;
+        self.counts.sub(Count::NotReading, 1);
+        match self.read(index, true) {
+            Ok(()) => self.plan(index),
+            Err(failure) => self.fail(index, failure),
+        }
+    }
+
     /// Reads on; whoever was cut off meanwhile is found out.
     pub(super) fn resume_reading(&mut self, index: u32) {
         let device = &mut self.devices[index as usize];

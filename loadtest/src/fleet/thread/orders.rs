@@ -24,33 +24,30 @@ impl FleetThread {
             Order::ComeBack(how) => self.come_back = how,
             Order::Beat { devices, from, every } => {
                 self.duty = Duty::Beat { devices, from, every: micros(every) };
-                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+                self.plan_all();
             }
             Order::Publish(publishing) => {
                 self.devices.iter_mut().for_each(|device| device.published = 0);
                 self.duty = Duty::Publish(publishing);
-                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+                self.plan_all();
             }
             Order::Listen(listening) => self.listening = Some(listening),
             Order::StopReading { devices } => self.indices(&devices).for_each(|index| self.stop_reading(index)),
+            Order::Thaw => (0..self.devices.len() as u32).for_each(|index| self.thaw(index)),
             Order::ResumeReading => (0..self.devices.len() as u32).for_each(|index| self.resume_reading(index)),
             Order::Quiet => {
                 self.duty = Duty::None;
-                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+                self.plan_all();
             }
             Order::Cut { devices, how } => self.indices(&devices).for_each(|index| self.cut(index, how)),
-            Order::Silence { devices } => {
-                for index in self.indices(&devices) {
-                    let device = &mut self.devices[index as usize];
-                    if device.is_up() && !device.is_silent {
-                        device.is_silent = true;
-                        self.counts.add(Count::Silent, 1);
-                    }
-                }
-            }
+            Order::Silence { devices } => self.indices(&devices).for_each(|index| self.silence(index)),
             Order::Churn(churn) => {
                 self.churn = Some(churn);
-                (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+                self.plan_all();
+            }
+            Order::Stay => {
+                self.churn = None;
+                self.plan_all();
             }
             Order::Leave { devices } => {
                 self.churn = None;
@@ -68,6 +65,18 @@ impl FleetThread {
                 let _ = to.send(found);
             }
             Order::Stop => self.is_stopped = true,
+        }
+    }
+
+    fn plan_all(&mut self) {
+        (0..self.devices.len() as u32).for_each(|index| self.plan(index));
+    }
+
+    fn silence(&mut self, index: u32) {
+        let device = &mut self.devices[index as usize];
+        if device.is_up() && !device.is_silent {
+            device.is_silent = true;
+            self.counts.add(Count::Silent, 1);
         }
     }
 

@@ -2,10 +2,12 @@
 //!
 //! They are plain blocking sockets with deadlines, apart from the fleet: what they cost the harness is not what is measured.
 
+mod mqtt;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RECORD_HEADER: usize = 5;
 /// Messages of a flood, in one step.
 const FLOOD: usize = 200;
+/// A peer that was told goodbye keeps its connection open for so many steps.
+const KEPT_OPEN_STEPS: usize = 25;
 
 /// A kind of attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +56,29 @@ pub enum Attack {
     RenegotiationFlood,
     /// Connections that are torn down as soon as they stand, from one address.
     ConnectionFlood,
+    /// HTTP to the TLS port, and the connection kept open after the answer.
+    PlainHttp,
+    /// MQTT: half a long CONNECT.
+    HalfConnect,
+    /// MQTT: deletions of retained messages that never were.
+    Tombstones,
+    /// MQTT: filters and topics of nearly as many levels as are allowed.
+    DeepFilters,
+    /// MQTT: SUBSCRIBE with many filters that each search all retained topics.
+    WideSubscribe,
+    /// MQTT: messages of QoS 2 that are never released.
+    OpenExchanges,
+    /// MQTT: a subscriber of everything that reads nothing.
+    NeverReads,
+    /// MQTT: many that use one client id and come back at once.
+    Takeovers,
+    /// MQTT: packets by chance.
+    GarbagePackets,
 }
 
 impl Attack {
-    /// All kinds.
-    pub const ALL: [Attack; 13] = [
+    /// Those below MQTT.
+    pub const ALL: [Attack; 14] = [
         Attack::SilentTcp,
         Attack::SlowClientHello,
         Attack::HalfHandshake,
@@ -70,7 +92,25 @@ impl Attack {
         Attack::WarningFlood,
         Attack::RenegotiationFlood,
         Attack::ConnectionFlood,
+        Attack::PlainHttp,
     ];
+
+    /// Those within MQTT, by peers that log in and mostly keep the rules.
+    pub const MQTT: [Attack; 8] = [
+        Attack::HalfConnect,
+        Attack::Tombstones,
+        Attack::DeepFilters,
+        Attack::WideSubscribe,
+        Attack::OpenExchanges,
+        Attack::NeverReads,
+        Attack::Takeovers,
+        Attack::GarbagePackets,
+    ];
+
+    /// Whether it is for a listener that speaks MQTT.
+    pub fn is_mqtt(self) -> bool {
+        Attack::MQTT.contains(&self)
+    }
 
     /// For people and for JSON.
     pub const fn label(self) -> &'static str {
@@ -88,21 +128,31 @@ impl Attack {
             Attack::WarningFlood => "warning_flood",
             Attack::RenegotiationFlood => "renegotiation_flood",
             Attack::ConnectionFlood => "connection_flood",
+            Attack::PlainHttp => "plain_http",
+            Attack::HalfConnect => "half_connect",
+            Attack::Tombstones => "tombstones",
+            Attack::DeepFilters => "deep_filters",
+            Attack::WideSubscribe => "wide_subscribe",
+            Attack::OpenExchanges => "open_exchanges",
+            Attack::NeverReads => "never_reads",
+            Attack::Takeovers => "takeovers",
+            Attack::GarbagePackets => "garbage_packets",
         }
     }
 
     /// Whether it needs an established TLS connection.
-    const fn is_within_tls(self) -> bool {
-        matches!(
-            self,
-            Attack::SilentTls
-                | Attack::SlowHello
-                | Attack::OversizedFrame
-                | Attack::GarbageFrames
-                | Attack::KeyUpdateFlood
-                | Attack::WarningFlood
-                | Attack::RenegotiationFlood
-        )
+    fn is_within_tls(self) -> bool {
+        self.is_mqtt()
+            || matches!(
+                self,
+                Attack::SilentTls
+                    | Attack::SlowHello
+                    | Attack::OversizedFrame
+                    | Attack::GarbageFrames
+                    | Attack::KeyUpdateFlood
+                    | Attack::WarningFlood
+                    | Attack::RenegotiationFlood
+            )
     }
 }
 
@@ -119,12 +169,31 @@ pub struct Outcome {
     pub longest_life_s: f64,
 }
 
+impl Outcome {
+    /// Adds what came of another turn of the same kind.
+    pub fn add(&mut self, other: &Outcome) {
+        self.opened += other.opened;
+        self.refused += other.refused;
+        self.ended += other.ended;
+        self.longest_life_s = self.longest_life_s.max(other.longest_life_s);
+    }
+}
+
 /// What all attackers need.
 pub struct Means {
-    pub target: SocketAddr,
-    pub tls: ClientTls,
-    pub at_a_time: usize,
+    target: SocketAddr,
+    tls: ClientTls,
+    at_a_time: usize,
+    /// How many there were so far: each has a number.
+    numbers: AtomicU32,
     pub is_over: AtomicBool,
+}
+
+impl Means {
+    /// So many attackers at a time against `target`.
+    pub fn new(target: SocketAddr, tls: ClientTls, at_a_time: usize) -> Self {
+        Self { target, tls, at_a_time, numbers: AtomicU32::new(0), is_over: AtomicBool::new(false) }
+    }
 }
 
 /// Starts one kind of attack; it lasts until `is_over`.
@@ -155,6 +224,9 @@ struct Attacker {
     records: Option<RecordLayer>,
     since: Instant,
     steps: usize,
+    number: u32,
+    /// What the socket did not take yet: nothing more is said before it is gone.
+    unsent: Vec<u8>,
 }
 
 /// Opens what is not open, takes a step with what is, and notes what the server has ended.
@@ -175,7 +247,7 @@ fn advance(attack: Attack, means: &Means, slot: &mut Option<Attacker>, outcome: 
         return;
     }
     let stepped = attacker.step(attack, &means.tls);
-    if stepped.is_err() || attacker.is_ended() {
+    if stepped.is_err() || attacker.is_ended(attack) {
         outcome.ended += 1;
         outcome.longest_life_s = outcome.longest_life_s.max(attacker.since.elapsed().as_secs_f64());
         *slot = None;
@@ -189,7 +261,8 @@ fn open(attack: Attack, means: &Means) -> io::Result<Attacker> {
     let since = Instant::now();
     let records = if attack.is_within_tls() { Some(shake(&mut stream, &means.tls)?) } else { None };
     stream.set_nonblocking(true)?;
-    Ok(Attacker { stream, records, since, steps: 0 })
+    let number = means.numbers.fetch_add(1, Ordering::Relaxed);
+    Ok(Attacker { stream, records, since, steps: 0, number, unsent: Vec::new() })
 }
 
 /// A whole handshake; whatever comes behind it is of no interest.
@@ -218,7 +291,13 @@ fn shake(stream: &mut TcpStream, tls: &ClientTls) -> io::Result<RecordLayer> {
 
 impl Attacker {
     /// Whether the server has ended the connection. What it says otherwise is not listened to.
-    fn is_ended(&mut self) -> bool {
+    fn is_ended(&mut self, attack: Attack) -> bool {
+        match attack {
+            // Its writes fail when the server has had enough of it.
+            Attack::NeverReads => return false,
+            Attack::PlainHttp if self.steps < KEPT_OPEN_STEPS => return false,
+            _ => {}
+        }
         let mut buffer = [0; 8_192];
         loop {
             match self.stream.read(&mut buffer) {
@@ -229,44 +308,69 @@ impl Attacker {
         }
     }
 
+    /// Says what comes next, once everything before was taken.
     fn step(&mut self, attack: Attack, tls: &ClientTls) -> io::Result<()> {
+        if self.unsent.is_empty() {
+            let mut wire = Vec::new();
+            self.append_step(attack, tls, &mut wire)?;
+            self.steps += 1;
+            self.unsent = wire;
+        }
+        match self.stream.write(&self.unsent) {
+            Ok(written) => drop(self.unsent.drain(..written)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn append_step(&mut self, attack: Attack, tls: &ClientTls, wire: &mut Vec<u8>) -> io::Result<()> {
         let step = self.steps;
-        self.steps += 1;
-        let mut wire = Vec::new();
+        if attack.is_mqtt() {
+            let mut plain = Vec::new();
+            mqtt::plaintext(attack, self.number, step, &mut plain);
+            return self.say(&plain, wire);
+        }
         match attack {
             Attack::SilentTcp | Attack::SilentTls | Attack::ConnectionFlood => {}
             Attack::SlowClientHello => {
                 // Each time another one, of which each byte is of the same length and form as any other's.
-                Handshake::client(tls, &mut wire).map_err(io::Error::other)?;
-                wire = wire.get(step..=step).map(<[u8]>::to_vec).unwrap_or_default();
+                let mut hello = Vec::new();
+                Handshake::client(tls, &mut hello).map_err(io::Error::other)?;
+                wire.extend_from_slice(hello.get(step..=step).unwrap_or_default());
             }
             Attack::HalfHandshake => {
                 if step == 0 {
-                    Handshake::client(tls, &mut wire).map_err(io::Error::other)?;
+                    Handshake::client(tls, wire).map_err(io::Error::other)?;
                 }
             }
             Attack::Garbage => wire.extend((0..256).map(|_| fastrand::u8(..))),
+            Attack::PlainHttp => {
+                if step == 0 {
+                    wire.extend_from_slice(b"GET / HTTP/1.0\r\n\r\n");
+                }
+            }
             Attack::OversizedRecord => wire.extend_from_slice(&[0x16, 3, 1, 0xff, 0xff, 1]),
             Attack::SlowHello => {
                 let hello = hello();
-                self.say(hello.get(step..=step).unwrap_or_default(), &mut wire)?;
+                self.say(hello.get(step..=step).unwrap_or_default(), wire)?;
             }
-            Attack::OversizedFrame => self.say(&[0x05, 0xff, 0xff], &mut wire)?,
+            Attack::OversizedFrame => self.say(&[0x05, 0xff, 0xff], wire)?,
             Attack::GarbageFrames => {
                 let frames: Vec<u8> = (0..256).map(|_| fastrand::u8(..)).collect();
-                self.say(&frames, &mut wire)?;
+                self.say(&frames, wire)?;
             }
             Attack::KeyUpdateFlood => {
                 let records = self.records.as_mut().expect("this attack is within TLS");
                 let mut burst = records.burst();
                 (0..FLOOD).for_each(|_| {
-                    burst.update_keys(true, &mut wire);
+                    burst.update_keys(true, wire);
                 });
             }
             Attack::WarningFlood => {
                 let records = self.records.as_mut().expect("this attack is within TLS");
                 let mut burst = records.burst();
-                (0..FLOOD).for_each(|_| burst.alert(Alert::UserCanceled, &mut wire));
+                (0..FLOOD).for_each(|_| burst.alert(Alert::UserCanceled, wire));
             }
             Attack::RenegotiationFlood => {
                 let mut hello = Vec::new();
@@ -274,13 +378,11 @@ impl Attacker {
                 let records = self.records.as_mut().expect("this attack is within TLS");
                 let mut burst = records.burst();
                 // Without the header of the record that it came in.
-                (0..FLOOD).for_each(|_| burst.handshake_message(&hello[RECORD_HEADER..], &mut wire));
+                (0..FLOOD).for_each(|_| burst.handshake_message(&hello[RECORD_HEADER..], wire));
             }
+            _ => unreachable!("what MQTT attackers say was appended above"),
         }
-        match self.stream.write(&wire) {
-            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn say(&mut self, plain: &[u8], wire: &mut Vec<u8>) -> io::Result<()> {
