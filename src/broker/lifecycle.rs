@@ -187,15 +187,21 @@ impl Broker {
         more
     }
 
-    /// What is known of a session.
+    /// What is known of a session, with its filters up to so many bytes of them.
     #[must_use]
-    pub fn describe(&self, session: u32) -> SessionFacts {
+    pub fn describe(&self, session: u32, filter_bytes: usize) -> SessionFacts {
         let known = &self.all[session as usize];
         let (queued, queued_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.queued());
         let own = self.subscriptions.filters(session).map(|(filter, subscriber)| {
             let filter: Box<str> = filter.into();
             (filter, subscriber.qos())
         });
+        let mut left = filter_bytes;
+        let fits = |(filter, _): &(Box<str>, u8)| {
+            let fits = filter.len() <= left;
+            left = left.saturating_sub(filter.len());
+            fits
+        };
         let shared = known.groups.iter().map(|membership| (Box::from(&*membership.group), membership.options & 3));
         SessionFacts {
             version: match known.profile.version {
@@ -205,7 +211,8 @@ impl Broker {
             },
             keep_alive_s: known.profile.keep_alive_s,
             expiry_s: known.profile.expiry_s,
-            subscriptions: own.chain(shared).collect(),
+            subscriptions: own.chain(shared).take_while(fits).collect(),
+            subscription_count: self.subscriptions.count(session) + known.groups.len(),
             inflight: known.inflight.as_ref().map_or(0, |inflight| inflight.unacknowledged()),
             queued,
             queued_bytes,

@@ -195,6 +195,20 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
 }
 
 #[test]
+fn description_of_a_session_shows_its_filters_up_to_a_bound_and_counts_all() {
+    let mut world = World::new(7);
+    world.connect(0);
+    let (session, shard) = (world.session_of(0).unwrap(), &mut world.shards[world.devices[0].worker]);
+    for number in 0..99 {
+        shard.subscribe(session, &format!("{number:010}"), Options::plain(QoS::AtMostOnce), 0);
+    }
+    shard.subscribe(session, "$share/g/x", Options::plain(QoS::AtMostOnce), 0);
+    let shown = |bytes| shard.describe(session, bytes).subscriptions.len();
+    assert_eq!((shown(0), shown(35), shown(1_000)), (0, 3, 100));
+    assert_eq!(shard.describe(session, 0).subscription_count, 100);
+}
+
+#[test]
 fn a_session_is_small() {
     assert!(size_of::<Session>() <= 112);
     let mut world = World::new(1);

@@ -170,8 +170,10 @@ pub struct SessionFacts {
     pub keep_alive_s: u16,
     /// How long the session outlives the connection, in seconds; `u32::MAX`: for ever.
     pub expiry_s: u32,
-    /// What it has subscribed to: the filter as written, and the QoS granted.
+    /// What it has subscribed to: the filter as written, and the QoS granted. Not all, where they are many or long.
     pub subscriptions: Vec<(Box<str>, u8)>,
+    /// How many there are.
+    pub subscription_count: usize,
     /// Messages to the device that wait for its acknowledgement.
     pub inflight: usize,
     /// Messages to the device that wait for their turn.

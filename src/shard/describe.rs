@@ -9,6 +9,11 @@ use super::Shard;
 use crate::link::{Description, DeviceFilter};
 use crate::time::Moment;
 
+/// Bytes of the filters that the description of one device shows.
+const FILTER_BYTES: usize = 65_536;
+/// The same in a listing, which may be of a thousand devices.
+const LISTED_FILTER_BYTES: usize = 1_024;
+
 /// A listing in progress. A device that comes or goes while it is under way may or may not be in it; every other one
 /// is.
 pub struct Listing {
@@ -48,6 +53,10 @@ impl Shard {
     /// All that is known of a connected device (but its address, which only the socket knows). `now` places its ticks.
     #[must_use]
     pub fn describe(&self, device: &str, now: Moment) -> Option<Description> {
+        self.describe_with(device, FILTER_BYTES, now)
+    }
+
+    fn describe_with(&self, device: &str, filter_bytes: usize, now: Moment) -> Option<Description> {
         let index = self.find(device)?;
         let connection = &self.connections[index as usize];
         let (tls_version, tls_suite, identity) = connection.facts()?;
@@ -66,7 +75,7 @@ impl Shard {
             last_heard: liveness.last_heard().start_near(now),
             round_trip: liveness.round_trip(),
             generation: self.full_generation(connection.generation()),
-            session: self.broker.of(index).map(|session| Box::new(self.broker.describe(session))),
+            session: self.broker.of(index).map(|session| Box::new(self.broker.describe(session, filter_bytes))),
         })
     }
 
@@ -87,6 +96,6 @@ impl Shard {
     /// What the listing found, in order.
     #[must_use]
     pub fn finish_listing(&self, listing: &Listing, now: Moment) -> Vec<Description> {
-        listing.found.iter().filter_map(|device| self.describe(device, now)).collect()
+        listing.found.iter().filter_map(|device| self.describe_with(device, LISTED_FILTER_BYTES, now)).collect()
     }
 }

@@ -18,6 +18,10 @@ use crate::time::Moment;
 /// Connections that wait for `accept`; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4_096;
 
+/// Bytes that the kernel keeps unsent for one socket. It takes more as long as the peer takes them, so this slows nobody who
+/// reads; whoever does not costs this much and not the 4 MiB to which a send buffer grows.
+const UNSENT_BYTES: u32 = 16_384;
+
 /// Takes the address for this process: an error now, with the listener's name, and no surprise when the workers listen.
 /// Port 0 becomes a real one. The reservation accepts nothing, and is dropped when the workers listen.
 pub(super) fn reserve(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
@@ -38,6 +42,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_port(true)?;
     // Accepted sockets inherit it, which saves a call for each. A frame is one write; there is nothing to wait for.
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -156,5 +161,39 @@ mod tests {
         drop(reservation);
         assert_eq!(reserve(bound).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop((first, second));
+    }
+
+    #[test]
+    fn peer_that_does_not_read_costs_the_kernel_little() {
+        use std::io::Write;
+
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let bound = listener.local_addr().unwrap();
+        let peer = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        // What it takes without reading is its own affair.
+        peer.set_recv_buffer_size(4_096).unwrap();
+        peer.connect(&bound.into()).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let mut accepted = loop {
+            match accept(&listener) {
+                Accepted::Stream(stream, _) => break stream,
+                Accepted::Nobody if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                _ => panic!("nobody came"),
+            }
+        };
+        let mut taken = 0;
+        // An emptied buffer of the peer's may make room for a little more: until nothing is taken for a while.
+        let mut refusals = 0;
+        while refusals < 100 {
+            match accepted.write(&[0; 8_192]) {
+                Ok(count) => taken += count,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    refusals += 1;
+                    std::thread::yield_now();
+                }
+            }
+            assert!(taken < 256 << 10, "the kernel keeps {taken} bytes of what nobody reads");
+        }
     }
 }

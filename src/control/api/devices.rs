@@ -51,6 +51,7 @@ struct Session {
     /// `None`: for ever.
     expiry_s: Option<u32>,
     subscriptions: Vec<Subscription>,
+    subscription_count: usize,
     inflight: usize,
     queued: usize,
     queued_bytes: usize,
@@ -175,6 +176,7 @@ impl Session {
             keep_alive_s: facts.keep_alive_s,
             expiry_s: Some(facts.expiry_s).filter(|&expiry| expiry != u32::MAX),
             subscriptions: subscriptions.collect(),
+            subscription_count: facts.subscription_count,
             inflight: facts.inflight,
             queued: facts.queued,
             queued_bytes: facts.queued_bytes,

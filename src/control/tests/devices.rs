@@ -70,7 +70,7 @@ fn one_device_is_described_by_its_home() {
         stage.get("/v1/devices/mqtt-1").json()["session"],
         json!({
             "version": "5.0", "keep_alive_s": 60, "expiry_s": null, "inflight": 1, "queued": 2, "queued_bytes": 30,
-            "subscriptions": [{"filter": "devices/+/set", "qos": 1}],
+            "subscriptions": [{"filter": "devices/+/set", "qos": 1}], "subscription_count": 1,
         })
     );
     assert_eq!(stage.get("/v1/devices/urn:dev:a%2Fb%20c%3F").json()["id"], "urn:dev:a/b c?");

@@ -301,6 +301,7 @@ fn describe(device: &str, worker: WorkerId) -> Description {
                 keep_alive_s: 60,
                 expiry_s: u32::MAX,
                 subscriptions: vec![("devices/+/set".into(), 1)],
+                subscription_count: 1,
                 inflight: 1,
                 queued: 2,
                 queued_bytes: 30,
