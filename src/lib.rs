@@ -52,6 +52,8 @@ pub mod connection;
 pub mod shard;
 pub mod worker;
 
+pub mod store;
+
 pub mod backbone;
 pub mod control;
 

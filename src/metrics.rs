@@ -184,7 +184,32 @@ figures! {
     ReloadRefused = Gauge "pulsegate_reload_refused" "",
     /// Log lines lost because they could not be written in time: whoever reads the log hangs, has gone, or is full.
     LogLinesLost = Counter "pulsegate_log_lines_lost" "",
+    /// Events that the store holds for its consumers.
+    StoreEvents = Gauge "pulsegate_store_events" "",
+    /// Bytes that these take.
+    StoreHeld = Gauge "pulsegate_store_held" "bytes",
+    /// Events written to the store.
+    StoreAppended = Counter "pulsegate_store_events_appended" "",
+    /// The oldest events that were dropped from the store for their age or for want of room.
+    StoreDropped = Counter "pulsegate_store_events_dropped" "",
+    /// Events larger than all that the store may hold.
+    StoreRefused = Counter "pulsegate_store_events_refused" "",
+    /// Groups of events written, each with one synchronisation of the disk.
+    StoreGroups = Counter "pulsegate_store_groups" "",
+    /// Time that writing these groups took.
+    StoreCommit = Counter "pulsegate_store_commit" "microseconds",
+    /// Whether there is no room for the store, so that events and their publishers wait: 1, or else 0.
+    StoreWithoutRoom = Gauge "pulsegate_store_without_room" "",
 }
+
+/// Events that a consumer has still to acknowledge, by the label `consumer`.
+pub const CONSUMER_BEHIND: (&str, &str) =
+    ("pulsegate_uplink_consumer_behind", "Events that the consumer has still to acknowledge.");
+/// Events that a consumer missed, by the label `consumer`.
+pub const CONSUMER_MISSED: (&str, &str) = (
+    "pulsegate_uplink_consumer_missed",
+    "Events that were dropped from the store before the consumer had acknowledged them.",
+);
 
 /// The metric that carries the gateway's version as a label; the format adds `_info`.
 pub const BUILD_NAME: &str = "pulsegate_build";

@@ -68,6 +68,7 @@ impl Gateway {
             epoch: 1,
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
             log_lines_lost: Arc::default(),
+            store: None,
         });
         let address = |speaks: fn(&Protocol) -> bool| {
             let position = config.listeners.iter().position(|listener| speaks(&listener.protocol));

@@ -38,6 +38,9 @@ Examples:
   Tell every MQTT device that has subscribed, now and later:
     pulsegate publish fleet/tariff 2 --qos 1 --retain
 
+  Work through what devices said, each event once, also after a restart:
+    pulsegate uplink --consumer billing --follow
+
   Let meter-17 prove itself with a token:
     openssl rand -hex 32 | tee meter-17.token | pulsegate hash-token meter-17 >> devices.tokens
 
@@ -86,6 +89,14 @@ pub enum Command {
     /// Configuration, certificates, keys, authorities, tokens, passwords, rules and limits; nobody is disconnected. Where
     /// anything is wrong, all that was in effect stays, each thing that is wrong is named, and the exit code is 1.
     Reload(Reload),
+    /// Read what devices said and when they came and went, as a consumer that acknowledges
+    ///
+    /// A consumer is a name with a place in what is kept: what was read under it and acknowledged is not read again,
+    /// also after a restart of the gateway. Prints one JSON object a line and acknowledges what it has printed.
+    Uplink(Uplink),
+    /// Check, export or back up the store, also while the gateway runs
+    #[command(subcommand)]
+    Store(Store),
     /// Make certificates for trying out: an authority, a server certificate for localhost, clients by id
     ///
     /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
@@ -102,6 +113,9 @@ pub struct Serve {
     /// The configuration (TOML); without it the built-in one for trying out is used
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Begin with an empty store if the one that is there is damaged, which is moved aside
+    #[arg(long)]
+    pub accept_data_loss: bool,
     /// How log lines are written to stderr
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -201,6 +215,53 @@ pub struct Publish {
     /// For how long it is of use, such as 60s; without it, for ever
     #[arg(long, value_name = "DURATION")]
     pub expiry: Option<String>,
+}
+
+/// `uplink`.
+#[derive(Args, Debug)]
+pub struct Uplink {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// Under which name to read
+    #[arg(long, value_name = "NAME", required_unless_present = "list")]
+    pub consumer: Option<String>,
+    /// Where the consumer begins if it is new: first, end, an event's number, or a time such as 2026-11-25T08:00:00Z
+    #[arg(long, value_name = "POSITION", default_value = "first")]
+    pub from: String,
+    /// Go on with what comes, until there is an interrupt
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Look only: what is printed is not acknowledged, and is handed out again after some seconds
+    #[arg(long)]
+    pub no_ack: bool,
+    /// List the consumers and how far each is behind
+    #[arg(long, conflicts_with_all = ["consumer", "follow", "no_ack"])]
+    pub list: bool,
+}
+
+/// `store`.
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Read the whole store and say what is wrong with it; exits with 1 if something is
+    Check(StoreOf),
+    /// Print every event that is held, one JSON object a line
+    Export(StoreOf),
+    /// Write a copy of the store as it is at one instant to FILE, which must not exist
+    Backup {
+        #[command(flatten)]
+        of: StoreOf,
+        /// Where to
+        #[arg(value_name = "FILE")]
+        to: PathBuf,
+    },
+}
+
+/// Which store.
+#[derive(Args, Debug)]
+pub struct StoreOf {
+    /// The configuration whose data_dir holds it; without it that of the built-in one
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `watch`.

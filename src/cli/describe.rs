@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use pulsegate::config::budget::Thousands;
-use pulsegate::config::{ClientAuth, Listener, Loaded, Mqtt, Protocol};
+use pulsegate::config::budget::{Bytes, Thousands};
+use pulsegate::config::{ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol};
 
 /// What is in effect: one line per listener, then the rest. `bound` are the listeners' addresses in the order of the
 /// configuration, as they really are.
@@ -27,8 +27,25 @@ pub fn in_effect(loaded: &Loaded, bound: &[SocketAddr], admin: SocketAddr) -> St
     line("connections", &format!("at most {}", Thousands(u64::from(config.limits.connections))));
     line("workers", &config.workers.to_string());
     line("data", &config.data_dir.display().to_string());
+    line("durability", &durability_in_words(config));
     let _ = write!(text, "\nMemory budget\n{}\n", loaded.budget);
     text
+}
+
+/// The promise that an acknowledgement makes.
+fn durability_in_words(config: &Config) -> String {
+    let promise = match config.store.durability {
+        Durability::Group => "acknowledged is on the disk".to_owned(),
+        Durability::Interval => {
+            let every = humantime::format_duration(config.store.sync_interval);
+            format!("acknowledged outlives the process, and is on the disk within {every}")
+        }
+        Durability::Memory => return "memory: acknowledged is in memory, and ends with this process".to_owned(),
+    };
+    let label = config.store.durability.label();
+    let age = humantime::format_duration(config.uplink.retention);
+    let bytes = Bytes(config.uplink.retention_bytes);
+    format!("{label}: {promise}; the uplink is kept for {age}, at most {bytes}")
 }
 
 fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {

@@ -10,6 +10,7 @@ mod logging;
 mod serve;
 mod signals;
 mod startup;
+mod store;
 mod supervisor;
 mod tools;
 
@@ -40,6 +41,8 @@ pub fn run() -> ExitCode {
         Command::Publish(options) => client::publish(&options),
         Command::Reload(options) => client::reload(&options),
         Command::Watch(options) => client::watch(&options),
+        Command::Uplink(options) => client::uplink(&options),
+        Command::Store(options) => store::store(&options),
         Command::DevCerts(options) => tools::dev_certs(&options),
         Command::HashToken(options) => tools::hash_token(&options),
     };

@@ -50,7 +50,7 @@ fn run(options: &Serve, log: &Log) -> Result<(), CliError> {
     };
     let prepared = source.prepare_files(loaded)?;
     let loaded = prepared.loaded.clone();
-    let gateway = Gateway::start(source, prepared, log)?;
+    let gateway = Gateway::start(source, prepared, options.accept_data_loss, log)?;
     let message = startup::message(&loaded, gateway.addresses(), gateway.admin_addr(), development.as_ref());
     print_if_somebody_reads(message);
     for (listener, address) in loaded.config.listeners.iter().zip(gateway.addresses()) {
@@ -96,6 +96,10 @@ async fn attend(gateway: Gateway, mut signals: Signals, log: &Log) -> Result<(),
                 supervisor.feed(Instant::now());
                 if gateway.has_failed() {
                     return Err(worker_failed());
+                }
+                if gateway.store_has_failed() {
+                    let what = "the store has failed and nothing is acknowledged any more; its account is in the log";
+                    return Err(CliError::Run(what.to_owned()));
                 }
             }
         }

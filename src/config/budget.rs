@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::machine::{Memory, MemorySource};
-use super::{Backbone, Limits};
+use super::{Backbone, Limits, Store};
 
 /// The plain data of one idle connection, its slot included.
 pub const CONNECTION_BYTES: u64 = 256;
@@ -79,13 +79,14 @@ pub struct MemoryBudget {
     pub memory: Memory,
 }
 
-/// The budget of `limits` on `workers` workers, with what `backbone` keeps. `with_mqtt`: a listener speaks MQTT, so that
+/// The budget of `limits` on `workers` workers, with what `backbone` and `store` keep. `with_mqtt`: a listener speaks MQTT, so that
 /// any connection may have a session.
 #[must_use]
 pub fn memory_budget(
     limits: &Limits,
     workers: u16,
     backbone: Backbone,
+    store: &Store,
     with_mqtt: bool,
     memory: Memory,
 ) -> MemoryBudget {
@@ -101,6 +102,7 @@ pub fn memory_budget(
         item("uplinks", workers * uplink, UPLINK_ENTRY_BYTES),
         item("events", 1, backbone.bytes as u64),
         item("pool", 1, limits.pool_bytes as u64),
+        item("store", 1, store.memory_bytes()),
         item("control plane", 1, CONTROL_BYTES),
     ];
     if with_mqtt {
@@ -233,13 +235,16 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_its_items() {
         let limits = Limits { connections: 100_000, ..Limits::default() };
-        let budget = memory_budget(&limits, 4, Backbone::default(), false, memory(8 * GIB));
+        let budget = memory_budget(&limits, 4, Backbone::default(), &Store::default(), false, memory(8 * GIB));
+        // The queue and the group that is written, and the pages of two connections.
+        let store = 2 * (4 << 20) + 2 * (2_000 << 10);
         let user = 100_000 * 325
             + 4 * 512 * 9_728
             + (4 << 20)
             + 4 * (8_192 * 88 + 65_536 * 136)
             + 2 * (16 << 20)
-            + (256 << 20);
+            + (256 << 20)
+            + store;
         assert_eq!(budget.user_bytes(), user);
         assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);
         assert!(!budget.is_exceeded());
@@ -248,7 +253,8 @@ mod tests {
     #[test]
     fn a_listener_that_speaks_mqtt_brings_sessions_and_retained_messages() {
         let limits = Limits { connections: 100_000, sessions: 50_000, ..Limits::default() };
-        let budget = |with_mqtt| memory_budget(&limits, 4, Backbone::default(), with_mqtt, memory(8 * GIB));
+        let budget =
+            |with_mqtt| memory_budget(&limits, 4, Backbone::default(), &Store::default(), with_mqtt, memory(8 * GIB));
         let more = budget(true).user_bytes() - budget(false).user_bytes();
         let retained = (64 << 20) + 100_000 * 208 + 4 * 100_000 * 28;
         assert_eq!(more, 100_000 * 280 + 50_000 * (280 + 65) + retained);
@@ -259,7 +265,7 @@ mod tests {
         for (bytes, with_mqtt) in [(GIB / 4, false), (GIB, false), (8 * GIB, false), (GIB, true), (8 * GIB, true)] {
             let mut limits = Limits { connections: 10_000_000, pool_bytes: 32 << 20, ..Limits::default() };
             let exceeds = |limits: &Limits| {
-                let budget = memory_budget(limits, 2, Backbone::default(), with_mqtt, memory(bytes));
+                let budget = memory_budget(limits, 2, Backbone::default(), &Store::default(), with_mqtt, memory(bytes));
                 (budget.is_exceeded(), budget.connections_that_fit())
             };
             let (is_exceeded, fit) = exceeds(&limits);
@@ -274,7 +280,14 @@ mod tests {
     #[test]
     fn no_memory_holds_no_connection() {
         for with_mqtt in [false, true] {
-            let budget = memory_budget(&Limits::default(), 1, Backbone::default(), with_mqtt, memory(1 << 20));
+            let budget = memory_budget(
+                &Limits::default(),
+                1,
+                Backbone::default(),
+                &Store::default(),
+                with_mqtt,
+                memory(1 << 20),
+            );
             assert_eq!(budget.connections_that_fit(), 0);
         }
     }
@@ -289,7 +302,8 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_item_and_the_sums() {
-        let budget = memory_budget(&Limits::default(), 2, Backbone::default(), true, memory(24 * GIB));
+        let budget =
+            memory_budget(&Limits::default(), 2, Backbone::default(), &Store::default(), true, memory(24 * GIB));
         let table = budget.to_string();
         for item in &budget.items {
             assert!(table.contains(item.what), "{table}");

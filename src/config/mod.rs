@@ -41,6 +41,10 @@ pub struct Config {
     pub drain: Drain,
     /// What is kept of what happened.
     pub backbone: Backbone,
+    /// What an acknowledgement promises, and where that is kept.
+    pub store: Store,
+    /// How much of what devices say is kept for its consumers.
+    pub uplink: Uplink,
     /// At least one, at most [`MAX_LISTENERS`]; names are unique.
     pub listeners: Vec<Listener>,
 }
@@ -99,6 +103,82 @@ pub struct Backbone {
 impl Default for Backbone {
     fn default() -> Self {
         Self { events: 65_536, bytes: 16 << 20 }
+    }
+}
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It is on the disk before it is acknowledged: it survives a loss of power.
+    Group,
+    /// The system has it before it is acknowledged, and the disk within `store.sync_interval`: it survives the end of
+    /// the process, and a loss of power but for that time.
+    Interval,
+    /// It is in the memory of this process and ends with it.
+    Memory,
+}
+
+impl Durability {
+    /// Every one, by its word.
+    pub const WORDS: [(&str, Self); 3] =
+        [("group", Self::Group), ("interval", Self::Interval), ("memory", Self::Memory)];
+
+    /// Its word.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        Self::WORDS[self as usize].0
+    }
+}
+
+/// `[store]`: what must survive the process, in a file in the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+    /// With [`Durability::Interval`]: how often what was written is brought to the disk.
+    pub sync_interval: Duration,
+    /// The file's largest size, in bytes, without its journal.
+    pub bytes: u64,
+    /// Bytes that may wait to be written, in memory.
+    pub queue_bytes: usize,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Group,
+            sync_interval: Duration::from_secs(1),
+            bytes: 2 << 30,
+            queue_bytes: 4 << 20,
+        }
+    }
+}
+
+impl Store {
+    /// What the store takes of memory at the most: what waits, as much again in the group that is being written, and
+    /// the pages that its two connections keep.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        const PAGES: u64 = 2 * (2_000 << 10);
+        match self.durability {
+            Durability::Memory => 0,
+            Durability::Group | Durability::Interval => 2 * self.queue_bytes as u64 + PAGES,
+        }
+    }
+}
+
+/// `[uplink]`: what devices say and when they come and go, kept for consumers until it is too old or too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// For how long.
+    pub retention: Duration,
+    /// At most so many bytes.
+    pub retention_bytes: u64,
+}
+
+impl Default for Uplink {
+    fn default() -> Self {
+        Self { retention: Duration::from_hours(7 * 24), retention_bytes: 1 << 30 }
     }
 }
 

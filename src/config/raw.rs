@@ -24,6 +24,10 @@ pub struct RawConfig {
     pub drain: RawDrain,
     /// `[backbone]`.
     pub backbone: RawBackbone,
+    /// `[store]`.
+    pub store: RawStore,
+    /// `[uplink]`.
+    pub uplink: RawUplink,
     /// `[[listener]]`.
     #[serde(rename = "listener")]
     pub listeners: Vec<RawListener>,
@@ -55,6 +59,30 @@ pub struct RawBackbone {
     pub events: Option<i64>,
     /// Bytes that they may take.
     pub bytes: Option<i64>,
+}
+
+/// `[store]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStore {
+    /// `group`, `interval` or `memory`.
+    pub durability: Option<String>,
+    /// How often what was written is brought to the disk.
+    pub sync_interval: Option<String>,
+    /// The file's largest size.
+    pub bytes: Option<i64>,
+    /// Bytes that may wait to be written.
+    pub queue_bytes: Option<i64>,
+}
+
+/// `[uplink]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawUplink {
+    /// For how long events are kept.
+    pub retention: Option<String>,
+    /// How many bytes of them.
+    pub retention_bytes: Option<i64>,
 }
 
 /// `[limits]`.

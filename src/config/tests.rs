@@ -557,6 +557,8 @@ fn every_key() -> Vec<String> {
         "[limits]\n".to_owned(),
         "[drain]\n".to_owned(),
         "[backbone]\n".to_owned(),
+        "[store]\n".to_owned(),
+        "[uplink]\n".to_owned(),
         "[[listener]]\n".to_owned(),
         listener("tls"),
         listener("heartbeat"),

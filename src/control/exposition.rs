@@ -15,8 +15,10 @@ use tikv_jemalloc_ctl::{epoch, stats};
 use super::State;
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
-    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, Counters, Figure, Histogram, Kind, ProcessFigure, ReasonFigure, Timing,
+    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Figure, Histogram, Kind,
+    ProcessFigure, ReasonFigure, Timing,
 };
+use crate::store::{Backlog, Health, Stats, Store};
 
 /// What the format is called in HTTP.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -71,12 +73,15 @@ struct Scrape {
     counters: Vec<Counters>,
     /// By [`ProcessFigure`]; what could not be read is left out.
     process: [Option<u64>; ProcessFigure::COUNT],
+    consumers: Vec<Backlog>,
 }
 
 impl Scrape {
     fn new(state: &State) -> Self {
         let memory = Memory::read();
         let load = |count: &AtomicU64| Some(count.load(Ordering::Relaxed));
+        let store = state.store.as_ref();
+        let stored = |count: fn(&Stats) -> &AtomicU64| store.and_then(|store| load(count(store.stats())));
         let value = |figure| match figure {
             ProcessFigure::Uptime => Some(state.clock.uptime().as_secs()),
             ProcessFigure::MemoryAllocated => memory.allocated_bytes,
@@ -95,12 +100,21 @@ impl Scrape {
             ProcessFigure::ReloadsRefused => load(&state.counters.reloads_refused),
             ProcessFigure::ReloadRefused => load(&state.counters.is_reload_refused),
             ProcessFigure::LogLinesLost => load(&state.log_lines_lost),
+            ProcessFigure::StoreEvents => stored(|stats| &stats.events),
+            ProcessFigure::StoreHeld => stored(|stats| &stats.bytes),
+            ProcessFigure::StoreAppended => stored(|stats| &stats.appended),
+            ProcessFigure::StoreDropped => stored(|stats| &stats.dropped),
+            ProcessFigure::StoreRefused => stored(|stats| &stats.refused),
+            ProcessFigure::StoreGroups => stored(|stats| &stats.groups),
+            ProcessFigure::StoreCommit => stored(|stats| &stats.commit_micros),
+            ProcessFigure::StoreWithoutRoom => store.map(|store| u64::from(store.health() != Health::Well)),
         };
         let mut process = [None; ProcessFigure::COUNT];
         for &figure in ProcessFigure::ALL {
             process[figure as usize] = value(figure);
         }
-        Self { counters: state.published.iter().map(|published| published.read()).collect(), process }
+        let counters = state.published.iter().map(|published| published.read()).collect();
+        Self { counters, process, consumers: store.map_or(Vec::new(), Store::backlogs) }
     }
 
     fn encode_figure(&self, encoder: &mut DescriptorEncoder<'_>, figure: Figure) -> fmt::Result {
@@ -149,6 +163,24 @@ impl Scrape {
         Ok(())
     }
 
+    fn encode_consumers(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        kind: Kind,
+        value: impl Fn(&Backlog) -> u64,
+    ) -> fmt::Result {
+        if self.consumers.is_empty() {
+            return Ok(());
+        }
+        let mut metric = encoder.encode_descriptor(name, help, None, metric_type(kind))?;
+        for consumer in &self.consumers {
+            let labels = [("consumer", &*consumer.name)];
+            encode_value(&mut metric.encode_family(&labels)?, kind, value(consumer))?;
+        }
+        Ok(())
+    }
+
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>, figure: ProcessFigure) -> fmt::Result {
         let Some(value) = self.process[figure as usize] else { return Ok(()) };
         let unit = unit(figure.unit());
@@ -172,6 +204,8 @@ impl Collector for Scrape {
         for &figure in ReasonFigure::ALL {
             self.encode_reasons(&mut encoder, figure)?;
         }
+        self.encode_consumers(&mut encoder, CONSUMER_BEHIND, Kind::Gauge, |consumer| consumer.behind)?;
+        self.encode_consumers(&mut encoder, CONSUMER_MISSED, Kind::Counter, |consumer| consumer.missed)?;
         for &timing in Timing::ALL {
             self.encode_timing(&mut encoder, timing)?;
         }

@@ -15,7 +15,8 @@ use super::auth::verifier::{AuthRequest, Check, Verifier};
 use super::broadcasts::Share;
 use super::outbox::Outbox;
 use crate::backbone::Event;
-use crate::link::{Batch, Command, Message, Presence, Uplink, WorkerId};
+use crate::link::{Batch, CloseReason, Command, Message, Presence, Uplink, WorkerId};
+use crate::store::{self, Entry, Settled, Taken, What};
 
 /// How often a full mailbox is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(5);
@@ -28,25 +29,33 @@ pub(super) struct Hub {
     verifier: Verifier,
     /// By worker.
     outboxes: Vec<Outbox>,
-    /// When the outboxes are looked at again; set while something waits in one.
+    /// What the store has settled.
+    settled: Receiver<Vec<Settled>>,
+    /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
+    entries: Vec<Entry>,
+    /// When the outboxes and the store are tried again; set while something waits for one of them.
     retry_at: Option<Instant>,
 }
 
 impl Hub {
-    /// A hub for the workers behind `state`.
-    pub(super) fn new(state: Arc<State>, verifier: Verifier) -> Self {
+    /// A hub for the workers behind `state`; `settled` is what its store says.
+    pub(super) fn new(state: Arc<State>, verifier: Verifier, settled: Receiver<Vec<Settled>>) -> Self {
         let outboxes = state.mailboxes.iter().cloned().map(Outbox::new).collect();
-        Self { state, verifier, outboxes, retry_at: None }
+        Self { state, verifier, outboxes, settled, entries: Vec::new(), retry_at: None }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>, token_files: &Receiver<Vec<Option<TokenFile>>>) {
         let mut uplink = self.state.uplink.clone();
         let mut results = self.verifier.results().clone();
+        let mut settled = self.settled.clone();
+        let nothing = never();
         loop {
             let retry = self.retry_at.map_or_else(never, at);
+            // The store has no room: the workers keep what comes, and their publishers wait.
+            let taken = if self.entries.is_empty() { &uplink } else { &nothing };
             select! {
-                recv(uplink) -> batch => match batch {
+                recv(taken) -> batch => match batch {
                     Ok(batch) => self.apply(batch),
                     // Every worker is gone; only `stop` is left to wait for.
                     Err(_) => uplink = never(),
@@ -63,6 +72,10 @@ impl Hub {
                         results = self.verifier.results().clone();
                     }
                 }
+                recv(settled) -> all => match all {
+                    Ok(all) => self.handle_settled(&all),
+                    Err(_) => settled = never(),
+                },
                 recv(retry) -> _ => self.retry(),
                 recv(stop) -> _ => break,
             }
@@ -75,10 +88,15 @@ impl Hub {
 
     fn drain(&mut self, uplink: &Receiver<Batch>) {
         let deadline = Instant::now() + DRAIN_MAX;
-        while Instant::now() < deadline
-            && let Ok(batch) = uplink.try_recv()
-        {
-            self.apply(batch);
+        while Instant::now() < deadline {
+            if !self.entries.is_empty() {
+                self.offer_entries();
+                std::thread::sleep(RETRY_EVERY);
+            } else if let Ok(batch) = uplink.try_recv() {
+                self.apply(batch);
+            } else {
+                break;
+            }
         }
     }
 
@@ -87,6 +105,7 @@ impl Hub {
             self.apply_event(batch.worker, event);
         }
         self.state.backbone.announce();
+        self.offer_entries();
     }
 
     fn apply_event(&mut self, worker: WorkerId, event: Uplink) {
@@ -94,12 +113,14 @@ impl Hub {
             Uplink::Connected(presence) => {
                 log_presence(&presence, "connected");
                 self.offer(&Event::connected(worker, &presence));
+                self.store_presence(worker, presence, None);
             }
             Uplink::Disconnected(presence, reason) => {
                 log_presence(&presence, reason.label());
                 self.offer(&Event::disconnected(worker, &presence, reason));
+                self.store_presence(worker, presence, Some(reason));
             }
-            Uplink::Message(message) => self.apply_message(worker, &message),
+            Uplink::Message(message) => self.apply_message(worker, message),
             Uplink::VerifyToken { connection, listener, device, token } => {
                 let asked = AuthRequest { worker, connection, listener };
                 let check = self.verifier.check(asked, &device, token, Instant::now());
@@ -116,10 +137,52 @@ impl Hub {
         }
     }
 
-    /// Acknowledged only when the backbone holds it (decision D6).
-    fn apply_message(&mut self, worker: WorkerId, message: &Message) {
-        let accepted = self.offer(&Event::message(worker, message, self.state.clock.now()));
-        if let Some(receipt) = message.receipt {
+    /// Acknowledged only when it is safe (decision D6): in the store, or without one in the backbone.
+    fn apply_message(&mut self, worker: WorkerId, message: Message) {
+        let now = self.state.clock.now();
+        let accepted = self.offer(&Event::message(worker, &message, now));
+        if self.state.store.is_some() {
+            let Message { device, topic, payload, receipt, .. } = message;
+            let at_ms = self.state.clock.unix_ms(now);
+            let what = What::Message { topic, payload };
+            self.entries.push(Entry { at_ms, worker, device, what, receipt });
+        } else if let Some(receipt) = message.receipt {
+            self.send(worker, Command::MessageSettled { receipt, accepted });
+        }
+    }
+
+    fn store_presence(&mut self, worker: WorkerId, presence: Presence, cause: Option<CloseReason>) {
+        if self.state.store.is_none() {
+            return;
+        }
+        let clock = &self.state.clock;
+        let facts = store::Facts {
+            listener: self.state.config.listeners[presence.listener.index()].name.as_str().into(),
+            epoch: self.state.epoch,
+            generation: presence.generation,
+            sequence: presence.sequence,
+            last_heard_ms: clock.unix_ms(presence.last_heard),
+        };
+        let what = match cause {
+            None => What::Connected(facts),
+            Some(cause) => What::Disconnected(facts, cause.label().into()),
+        };
+        let at_ms = clock.unix_ms(presence.at);
+        self.entries.push(Entry { at_ms, worker, device: presence.device, what, receipt: None });
+    }
+
+    /// What the store does not take now is offered again soon.
+    fn offer_entries(&mut self) {
+        if let Some(store) = &self.state.store
+            && !self.entries.is_empty()
+            && store.offer(&mut self.entries) == Taken::Later
+        {
+            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_EVERY);
+        }
+    }
+
+    fn handle_settled(&mut self, all: &[Settled]) {
+        for &Settled { worker, receipt, accepted } in all {
             self.send(worker, Command::MessageSettled { receipt, accepted });
         }
     }
@@ -152,8 +215,9 @@ impl Hub {
             let dropped = self.outboxes[worker].retry(Instant::now());
             self.count_dropped(WorkerId(worker as u16), dropped);
         }
-        let empty = self.outboxes.iter().all(Outbox::is_empty);
-        self.retry_at = (!empty).then(|| Instant::now() + RETRY_EVERY);
+        let waits = !self.outboxes.iter().all(Outbox::is_empty);
+        self.retry_at = waits.then(|| Instant::now() + RETRY_EVERY);
+        self.offer_entries();
     }
 
     fn count_dropped(&self, worker: WorkerId, dropped: usize) {

@@ -39,9 +39,10 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, watch};
 
 use crate::backbone::Backbone;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::link::{Batch, Description, Home, Mailbox, Outcome};
 use crate::metrics::Published;
+use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use crate::time::Moment;
 use auth::tokens::TokenFile;
 use auth::verifier::Verifier;
@@ -64,6 +65,9 @@ const REQUESTS_MAX: usize = 64;
 const SENDS_MAX: usize = 128;
 /// Readers that follow the events at a time. Together with the requests fewer than connections: probes find a place.
 const READERS_MAX: usize = 32;
+
+/// Threads that read the store's file at a time.
+const STORE_READERS: usize = 4;
 
 /// A worker that has not got on with its inbox, or with what waits for another's, for so long is stuck: twice the longest
 /// sleep of its event loop.
@@ -91,6 +95,53 @@ pub struct Parts {
     pub admin: TcpListener,
     /// How many log lines were lost.
     pub log_lines_lost: Arc<AtomicU64>,
+    /// What must survive the process, with what it settles; `None` with `durability = "memory"`.
+    pub store: Option<OpenStore>,
+}
+
+/// A store, and what it says is settled.
+pub struct OpenStore {
+    /// The store.
+    pub store: Store,
+    /// Group by group.
+    pub settled: Receiver<Vec<Settled>>,
+}
+
+impl OpenStore {
+    /// Opens the store of `config`, if it has one.
+    ///
+    /// # Errors
+    /// It cannot be used; the error names the file and the remedy.
+    pub fn open(config: &Config) -> Result<Option<Self>, StoreError> {
+        let durability = match config.store.durability {
+            config::Durability::Memory => return Ok(None),
+            config::Durability::Group => Durability::Group,
+            config::Durability::Interval => Durability::Interval(config.store.sync_interval),
+        };
+        let options = store::Options {
+            directory: config.data_dir.clone(),
+            durability,
+            bytes_max: config.store.bytes,
+            queue_bytes: config.store.queue_bytes,
+            retention_age: config.uplink.retention,
+            retention_bytes: config.uplink.retention_bytes,
+        };
+        // As many as the store's queue holds, which is bounded in bytes.
+        let (sender, settled) = crossbeam_channel::unbounded();
+        let settle = move |all: &[Settled]| {
+            // The hub is gone when the gateway ends, and so are those who waited.
+            let _ = sender.send(all.to_vec());
+        };
+        Ok(Some(Self { store: Store::open(&options, settle)?, settled }))
+    }
+
+    /// Both, as the threads want them; without a store nothing is ever settled.
+    fn parts(open: Option<Self>) -> (Option<Store>, Receiver<Vec<Settled>>) {
+        match open {
+            Some(Self { store, settled }) => (Some(store), settled),
+            None => (None, crossbeam_channel::never()),
+        }
+    }
 }
 
 /// When the gateway started, on both clocks: what joins a [`Moment`] to the time of day.
@@ -112,6 +163,15 @@ impl Clock {
     /// The moment that it is.
     fn now(&self) -> Moment {
         Moment::from_micros(self.uptime().as_micros() as u64)
+    }
+
+    /// A moment as Unix time in milliseconds; negative before 1970.
+    fn unix_ms(&self, moment: Moment) -> i64 {
+        let at = self.started_at + Duration::from_micros(moment.micros());
+        match at.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
+        }
     }
 
     fn uptime(&self) -> Duration {
@@ -148,7 +208,9 @@ impl Control {
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let current = Current::new(parts.config.clone())?;
         let admin_addr = parts.admin.local_addr()?;
+        let (store, settled) = OpenStore::parts(parts.store);
         let state = Arc::new(State {
+            store,
             backbone: Backbone::new(parts.config.backbone),
             current: Mutex::new(Arc::new(current)),
             config: parts.config,
@@ -173,13 +235,18 @@ impl Control {
         });
 
         parts.admin.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            // Only reading the store waits for the disk.
+            .max_blocking_threads(STORE_READERS)
+            .build()?;
         let front = runtime.block_on(async { Front::new(parts.admin, CONNECTIONS_MAX, IDLE_MAX) })?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (token_files, newer_files) = crossbeam_channel::unbounded();
         let (stop_api, api_stopped) = watch::channel(false);
-        let hub = Hub::new(state.clone(), verifier);
+        let hub = Hub::new(state.clone(), verifier, settled);
         let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &newer_files))?;
         let api = {
             let state = state.clone();
@@ -207,6 +274,12 @@ impl Control {
         ControlPolicy { state: self.state.clone(), token_files: self.token_files.clone() }
     }
 
+    /// Whether the store has failed: nothing is acknowledged any more, and the gateway must end.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.state.store.as_ref().is_some_and(|store| store.health() == Health::Failed)
+    }
+
     /// Makes `/readyz` say no from now on, while everything else goes on: the first step of a shutdown.
     pub fn begin_shutdown(&self) {
         self.state.stopping.store(true, Ordering::Relaxed);
@@ -214,13 +287,18 @@ impl Control {
 
     /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
     ///
-    /// Bounded: a second for the uplink, two for requests in progress, and the hash of one token.
+    /// Bounded: a second for the uplink, what the disk takes for the store's last group, two seconds for requests in
+    /// progress, and the hash of one token.
     pub fn shutdown(self) {
         self.begin_shutdown();
         // Each may be gone already only because it panicked, which `join` reports. Readers of events hear to the last
         // of them, so the hub ends first.
         let _ = self.stop_hub.send(());
         join(self.hub);
+        // Readers of the uplink hear to the last of it.
+        if let Some(store) = &self.state.store {
+            store.close();
+        }
         self.state.backbone.close();
         let _ = self.stop_api.send(true);
         join(self.api);
@@ -281,6 +359,7 @@ struct State {
     sent: Pending<Outcome>,
     broadcasts: Broadcasts,
     backbone: Backbone,
+    store: Option<Store>,
     counters: Arc<ProcessCounters>,
     requests: Semaphore,
     sends: Semaphore,

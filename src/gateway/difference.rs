@@ -33,6 +33,8 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
     stays("workers", running.workers == fresh.workers);
     stays("admin.listen", running.admin.listen == fresh.admin.listen);
     stays("backbone", running.backbone == fresh.backbone);
+    stays("store", running.store == fresh.store);
+    stays("uplink", running.uplink == fresh.uplink);
     if running.admin.token != fresh.admin.token {
         to.changed.push("admin.token_file".to_owned());
         to.config.admin.token.clone_from(&fresh.admin.token);

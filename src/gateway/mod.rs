@@ -24,9 +24,10 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::config::{Config, DEVELOPMENT_CERTIFICATES};
 use crate::connection::ListenerSettings;
-use crate::control::{Clock, Control, Parts, ReloadRequest};
+use crate::control::{Clock, Control, OpenStore, Parts, ReloadRequest};
 use crate::link::{Home, ListenerId};
 use crate::metrics::Published;
+use crate::store::{self, StoreError};
 use crate::tls::certs::development::{self, DevelopmentCerts};
 use crate::worker::{self, Setup, StartError, Workers};
 pub use error::{GatewayError, Problems};
@@ -50,13 +51,16 @@ impl Gateway {
     /// called from the main thread, as [`worker::start`] is.
     ///
     /// # Errors
-    /// [`GatewayError`]: an address that is taken, or what the system does not give.
-    pub fn start(source: Source, prepared: Prepared, log: &Log) -> Result<Self, GatewayError> {
+    /// [`GatewayError`]: an address that is taken, a store that cannot be used, or what the system does not give. A store
+    /// that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
+    pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
         let Prepared { loaded, materials, seen } = prepared;
         let config = Arc::new(loaded.config);
         let clock = Clock { started: Instant::now(), started_at: SystemTime::now() };
         let since_1970 = clock.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
+        // Before anything listens: whoever is answered may rely on it.
+        let store = open_store(&config, accept_data_loss)?;
         let running = Running::begin(Arc::clone(&config), materials);
         let home = Home::new(random()?, config.workers);
         let setup = Setup {
@@ -78,6 +82,7 @@ impl Gateway {
             epoch: since_1970.as_millis() as u64,
             admin,
             log_lines_lost: log.lost(),
+            store,
         })
         .map_err(|error| GatewayError::Start(format!("the control plane cannot start: {error}")))?;
         let (stop_reloader, stopped) = bounded(1);
@@ -125,6 +130,12 @@ impl Gateway {
         self.workers.has_failed()
     }
 
+    /// Whether the store has failed: nothing is acknowledged any more, and the gateway must end.
+    #[must_use]
+    pub fn store_has_failed(&self) -> bool {
+        self.control.has_failed()
+    }
+
     /// The first step of the end: new devices are sent elsewhere.
     pub fn begin_shutdown(&self) {
         self.control.begin_shutdown();
@@ -153,6 +164,20 @@ fn settings_of(
             ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls)
         })
         .collect()
+}
+
+/// Opens the store. One that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
+fn open_store(config: &Config, accept_data_loss: bool) -> Result<Option<OpenStore>, GatewayError> {
+    let failed = |error: StoreError| GatewayError::Start(error.to_string());
+    match OpenStore::open(config) {
+        Err(StoreError::Damaged { path, what }) if accept_data_loss => {
+            let aside = store::move_aside(&config.data_dir).map_err(failed)?;
+            let (path, aside) = (path.display(), aside.display());
+            tracing::warn!(%path, what, %aside, "the store was damaged: it was moved aside, an empty one is begun");
+            OpenStore::open(config).map_err(failed)
+        }
+        opened => opened.map_err(failed),
+    }
 }
 
 fn admin_taken(config: &Config, error: &io::Error) -> GatewayError {

@@ -8,6 +8,7 @@ mod support;
 mod article;
 mod control;
 mod disconnect;
+mod durability;
 mod ending;
 mod identity;
 mod idle;

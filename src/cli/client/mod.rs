@@ -1,6 +1,7 @@
 //! The commands that talk to a running gateway, for people: tables and lines, and errors that say what to do.
 
 mod table;
+mod uplink;
 mod watch;
 
 use std::fmt::Write as _;
@@ -16,6 +17,7 @@ use ureq::{Agent, Body};
 
 use super::arguments::{Devices, Gateway, Publish, Reload, Send};
 use super::{CliError, print};
+pub use uplink::uplink;
 pub use watch::watch;
 
 /// How long a connection to the gateway may take.
@@ -154,9 +156,17 @@ impl Client {
 
     /// An answer that is not an error.
     fn ask(&self, method: &str, path: &str, body: String) -> Result<Response<Body>, CliError> {
+        self.ask_as(method, path, body, None)
+    }
+
+    /// An answer that is not an error, of this media type.
+    fn ask_as(&self, method: &str, path: &str, body: String, accept: Option<&str>) -> Result<Response<Body>, CliError> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.admin));
         if let Some(authorization) = &self.authorization {
             request = request.header("authorization", authorization);
+        }
+        if let Some(accept) = accept {
+            request = request.header("accept", accept);
         }
         if !body.is_empty() {
             request = request.header("content-type", "application/json");

@@ -5,6 +5,7 @@ mod at;
 mod limits;
 mod listener;
 mod mqtt;
+mod store;
 mod values;
 
 use std::fs;
@@ -98,6 +99,8 @@ pub fn resolve(
         kept(window, &mut problems),
         kept(backbone(&raw.backbone), &mut problems),
     );
+    let store = kept(store::store(&raw.store), &mut problems);
+    let uplink = store.and_then(|store| kept(store::uplink(&raw.uplink, &store), &mut problems));
     // Where the limits are wrong, listeners are still looked at.
     let limits = head.4.clone().unwrap_or_default();
     let listeners = listeners(&mut context, raw.listeners, head.3.as_ref(), &limits, &mut problems);
@@ -105,11 +108,12 @@ pub fn resolve(
     else {
         return Err(problems);
     };
+    let (Some(store), Some(uplink)) = (store, uplink) else { return Err(problems) };
     if !problems.is_empty() {
         return Err(problems);
     }
     let drain = Drain { window };
-    let mut config = Config { node, data_dir, workers, admin, limits, drain, backbone, listeners };
+    let mut config = Config { node, data_dir, workers, admin, limits, drain, backbone, store, uplink, listeners };
     fit_descriptors(&mut context, &mut config).map_err(|problem| vec![problem])?;
     fit_memory(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
     let budget = budget_of(&config, machine);
@@ -276,7 +280,14 @@ fn speaks_mqtt(config: &Config) -> bool {
 }
 
 fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
-    budget::memory_budget(&config.limits, config.workers, config.backbone, speaks_mqtt(config), machine.memory)
+    budget::memory_budget(
+        &config.limits,
+        config.workers,
+        config.backbone,
+        &config.store,
+        speaks_mqtt(config),
+        machine.memory,
+    )
 }
 
 /// A limit that was written must fit; the default becomes what does.

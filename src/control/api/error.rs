@@ -46,6 +46,14 @@ pub(super) enum ApiError {
     TooManyBroadcasts,
     /// Too many readers follow the events.
     TooManyReaders,
+    /// Nothing is kept for consumers here.
+    NoStore,
+    /// No such consumer is known.
+    NoConsumer(String),
+    /// There are as many consumers as there may be; what to do.
+    TooManyConsumers(String),
+    /// The store cannot be read or written now; why.
+    Store(String),
     /// The worker did not answer in time, or its inbox is full.
     WorkerBusy { worker: usize },
     /// Too many requests at a time.
@@ -74,14 +82,16 @@ struct Inner<'a> {
 impl ApiError {
     const fn status(&self) -> StatusCode {
         match self {
-            ApiError::NoRoute | ApiError::NoDevice(_) | ApiError::Offline(_) | ApiError::NoBroadcast(_) => {
-                StatusCode::NOT_FOUND
-            }
+            ApiError::NoRoute
+            | ApiError::NoDevice(_)
+            | ApiError::Offline(_)
+            | ApiError::NoBroadcast(_)
+            | ApiError::NoConsumer(_) => StatusCode::NOT_FOUND,
             ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Path | ApiError::Query(_) | ApiError::Body(_) => StatusCode::BAD_REQUEST,
             ApiError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            ApiError::Refused { .. } => StatusCode::CONFLICT,
+            ApiError::Refused { .. } | ApiError::NoStore | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
@@ -89,6 +99,7 @@ impl ApiError {
             | ApiError::ApiBusy
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
+            | ApiError::Store(_)
             | ApiError::Overloaded { .. }
             | ApiError::Stuck { .. }
             | ApiError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
@@ -113,6 +124,10 @@ impl ApiError {
             ApiError::NoBroadcast(_) => "broadcast_not_found",
             ApiError::TooManyBroadcasts => "too_many_broadcasts",
             ApiError::TooManyReaders => "too_many_readers",
+            ApiError::NoStore => "no_store",
+            ApiError::NoConsumer(_) => "consumer_not_found",
+            ApiError::TooManyConsumers(_) => "too_many_consumers",
+            ApiError::Store(_) => "store_failed",
             ApiError::WorkerBusy { .. } => "worker_busy",
             ApiError::ApiBusy => "api_busy",
             ApiError::Overloaded { .. } => "overloaded",
@@ -130,7 +145,15 @@ impl fmt::Display for ApiError {
             ApiError::Method => f.write_str("this path has no such method; the Allow header lists those that it has"),
             ApiError::NotReloaded(problems) => write!(f, "all that was in effect stays:\n{problems}"),
             ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),
-            ApiError::Query(fault) | ApiError::Body(fault) | ApiError::TooLarge(fault) => f.write_str(fault),
+            ApiError::Query(fault)
+            | ApiError::Body(fault)
+            | ApiError::TooLarge(fault)
+            | ApiError::TooManyConsumers(fault)
+            | ApiError::Store(fault) => f.write_str(fault),
+            ApiError::NoStore => f.write_str(
+                "nothing is kept for consumers: store.durability is \"memory\"; follow GET /v1/events instead",
+            ),
+            ApiError::NoConsumer(name) => write!(f, "no consumer {name:?} is known"),
             ApiError::MediaType => f.write_str("send JSON, and say so: Content-Type: application/json"),
             ApiError::Unauthorized { presented: false } => {
                 f.write_str("send the admin token: Authorization: Bearer TOKEN")

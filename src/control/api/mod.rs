@@ -11,6 +11,7 @@ mod reload;
 
 mod broadcast;
 mod events;
+mod uplink;
 
 mod body;
 mod error;
@@ -30,6 +31,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::{STUCK_AFTER, State, exposition};
 use crate::metrics::Figure;
+use crate::store::Health;
 use error::ApiError;
 
 /// Whether the process lives.
@@ -38,7 +40,7 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 14] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 19] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -53,6 +55,11 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 14] {
         ("/v1/reload", post(reload::reload)),
         ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
         ("/v1/events", get(events::events)),
+        ("/v1/uplink", get(uplink::read)),
+        ("/v1/uplink/ack", post(uplink::acknowledge)),
+        ("/v1/uplink/seek", post(uplink::seek)),
+        ("/v1/uplink/consumers", get(uplink::list)),
+        ("/v1/uplink/consumers/{name}", delete(uplink::delete)),
         ("/v1/openapi.json", get(openapi::openapi)),
     ]
 }
@@ -78,8 +85,9 @@ async fn bound_requests(Shared(state): Shared<Arc<State>>, request: Request, nex
     if is_probe(&request) {
         return next.run(request).await;
     }
-    // Whoever waits for a device may wait long: it does not take the place of whoever asks the gateway.
-    let waits = request.method() == Method::POST && request.uri().path().ends_with("/messages");
+    // Whoever waits for a device or for news may wait long: it does not take the place of whoever asks the gateway.
+    let path = request.uri().path();
+    let waits = (request.method() == Method::POST && path.ends_with("/messages")) || path == "/v1/uplink";
     let places = if waits { &state.sends } else { &state.requests };
     match places.try_acquire() {
         Ok(_place) => next.run(request).await,
@@ -91,6 +99,13 @@ async fn bound_requests(Shared(state): Shared<Arc<State>>, request: Request, nex
 async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiError> {
     if state.stopping.load(Ordering::Relaxed) {
         return Err(ApiError::ShuttingDown);
+    }
+    if let Some(store) = &state.store {
+        match store.health() {
+            Health::Well => {}
+            Health::NoRoom => return Err(ApiError::Store("there is no room for the store: messages wait".to_owned())),
+            Health::Failed => return Err(ApiError::Store("the store's disk has failed".to_owned())),
+        }
     }
     let shed_micros = state.current().config.limits.shed_lateness.as_micros();
     let uptime = state.clock.uptime();

@@ -151,6 +151,7 @@ fn a_wrong_token_file_stops_the_start() {
         epoch: 1,
         admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
         log_lines_lost: Arc::default(),
+        store: None,
     });
     let error = started.err().unwrap().to_string();
     assert!(error.contains("devices.tokens, line 1: not a hash"), "{error}");

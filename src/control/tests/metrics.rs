@@ -1,6 +1,9 @@
 //! The text of `/metrics`, and the page that explains it.
 
+use tempfile::TempDir;
+
 use super::*;
+use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED};
 
 /// The full name of a figure's family: name and unit.
 fn family(name: &str, unit: &str) -> String {
@@ -15,12 +18,15 @@ fn families() -> Vec<(String, &'static str)> {
     let process = ProcessFigure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
     let timings = Timing::ALL.iter().map(|timing| (family(timing.name(), "seconds"), "histogram"));
     let build = [(crate::metrics::BUILD_NAME.to_owned(), "info")];
-    figures.chain(reasons).chain(process).chain(timings).chain(build).collect()
+    let consumers = [(CONSUMER_BEHIND.0.to_owned(), "gauge"), (CONSUMER_MISSED.0.to_owned(), "counter")];
+    figures.chain(reasons).chain(process).chain(timings).chain(build).chain(consumers).collect()
 }
 
 #[test]
 fn the_exposition_is_well_formed_and_complete() {
-    let stage = Stage::new(Plan::default());
+    let directory = TempDir::new().unwrap();
+    let stage = Stage::new(Plan { store: Some(directory.path().into()), ..Plan::default() });
+    stage.get("/v1/uplink?consumer=billing");
     stage.publish(2, |counters| {
         counters.add(Figure::ReceivedBytes, 12_345);
         counters.set(Figure::Connections, 7);

@@ -7,6 +7,7 @@ mod hub;
 mod metrics;
 mod openapi;
 mod probes;
+mod uplink;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -20,7 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
 use super::exposition::CONTENT_TYPE;
-use super::{Clock, Control, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
+use super::{Clock, Control, OpenStore, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
 use crate::backbone::{Held, What};
 use crate::config::{
     self, Admin, ClientAuth, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
@@ -65,6 +66,8 @@ struct Plan {
     admin_token: Option<&'static str>,
     token_file: Option<PathBuf>,
     backbone: config::Backbone,
+    /// Where there is a store, if there is one.
+    store: Option<PathBuf>,
 }
 
 impl Default for Plan {
@@ -79,6 +82,7 @@ impl Default for Plan {
             admin_token: None,
             token_file: None,
             backbone,
+            store: None,
         }
     }
 }
@@ -124,7 +128,13 @@ impl Stage {
         }
         let published: Vec<_> =
             (0..plan.workers).map(|_| Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT))).collect();
-        let config = Arc::new(config(plan.admin_token, plan.token_file, plan.backbone));
+        let mut config = config(plan.admin_token, plan.token_file, plan.backbone);
+        match plan.store {
+            Some(directory) => config.data_dir = directory,
+            None => config.store.durability = config::Durability::Memory,
+        }
+        let config = Arc::new(config);
+        let store = OpenStore::open(&config).unwrap();
         let control = Control::start(Parts {
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
             config,
@@ -139,6 +149,7 @@ impl Stage {
             epoch: 42,
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
             log_lines_lost: Arc::default(),
+            store,
         })
         .unwrap();
         let agent = ureq::Agent::config_builder()
@@ -345,6 +356,9 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         },
         drain: Drain::default(),
         backbone,
+        store: config::Store::default(),
+        // The played workers live in 2023.
+        uplink: config::Uplink { retention: Duration::from_hours(10 * 365 * 24), ..config::Uplink::default() },
         listeners: vec![
             listener("devices", 7443, Protocol::Native, token_file),
             listener("meters", 7444, Protocol::Raw(Raw::default()), None),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -32,6 +33,14 @@ impl Gateway {
     #[track_caller]
     pub fn start(directory: &Path) -> Self {
         Self::spawn(Self::command(directory))
+    }
+
+    /// The same, with further arguments.
+    #[track_caller]
+    pub fn start_with(directory: &Path, arguments: &[&str]) -> Self {
+        let mut command = Self::command(directory);
+        command.args(arguments);
+        Self::spawn(command)
     }
 
     /// The same, with so many descriptors in each table.
@@ -132,6 +141,26 @@ impl Gateway {
         }
         let mut response = request.call().unwrap_or_else(|error| panic!("GET {path}: {error}"));
         (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    }
+
+    /// The same, unless the gateway is gone.
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut response = self.agent.get(format!("http://{}{path}", self.admin)).call().ok()?;
+        Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
+    }
+
+    /// A POST's status and JSON, unless the gateway is gone.
+    pub fn try_post(&self, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let request =
+            self.agent.post(format!("http://{}{path}", self.admin)).header("content-type", "application/json");
+        let mut response = request.send(body.to_string()).ok()?;
+        let text = response.body_mut().read_to_string().ok()?;
+        Some((response.status().as_u16(), serde_json::from_str(&text).ok()?))
+    }
+
+    /// The address of the HTTP API, as the command line takes it.
+    pub fn admin(&self) -> String {
+        format!("http://{}", self.admin)
     }
 
     /// A GET's JSON; its status must be 200.
@@ -334,7 +363,8 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         let ended = self.ended.or_else(|| self.child.try_wait().unwrap());
-        let died = ended.is_some_and(|status| !status.success());
+        // Killed by the test is an end that was meant.
+        let died = ended.is_some_and(|status| !status.success() && status.signal() != Some(Signal::KILL.as_raw()));
         // Its end is ours to see to; there is nobody to be told that it was gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();

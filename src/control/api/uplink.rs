@@ -1,0 +1,345 @@
+//! `/v1/uplink`: what devices said and when they came and went, from the store, for consumers that acknowledge.
+//!
+//! A consumer is a name with a cursor. Whoever reads under the name is handed events that no other of its readers has,
+//! for as long as the lease lasts; what is acknowledged is done with, what is not is handed out again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, State as Shared};
+use axum::http::{HeaderMap, HeaderName, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+
+use super::error::ApiError;
+use super::query::{self, Parsed};
+use super::{State, body};
+use crate::store::{Batch, Facts, Position, Range, Store, StoreError, Stored, What};
+
+/// Events of one batch, unless written.
+const COUNT: u64 = 100;
+const COUNT_MAX: u64 = 1_000;
+/// Bytes of one batch, beyond which no further event is added.
+const BATCH_BYTES: usize = 1 << 20;
+/// How long a batch is its reader's, unless written.
+const LEASE: Duration = Duration::from_secs(30);
+const LEASE_MAX: Duration = Duration::from_hours(1);
+const WAIT_MAX: Duration = Duration::from_mins(1);
+/// A batch as a line for each event, rather than one JSON object.
+const LINES: &str = "application/x-ndjson";
+/// With lines: what to acknowledge, and how many events were missed.
+const ACK_HEADER: HeaderName = HeaderName::from_static("pulsegate-ack");
+const MISSED_HEADER: HeaderName = HeaderName::from_static("pulsegate-missed");
+
+/// The store, or why there is none.
+fn store(state: &State) -> Result<&Store, ApiError> {
+    state.store.as_ref().ok_or(ApiError::NoStore)
+}
+
+#[derive(Serialize)]
+struct Read<'a> {
+    consumer: &'a str,
+    /// What to send to `/v1/uplink/ack`; absent when there are no events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack: Option<Ack>,
+    /// Events that retention dropped before this consumer had acknowledged them, since it was last told.
+    missed: u64,
+    events: Vec<Event<'a>>,
+}
+
+#[derive(Serialize)]
+struct Ack {
+    first: u64,
+    last: u64,
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    seq: u64,
+    kind: &'static str,
+    device: &'a str,
+    at: String,
+    worker: u16,
+    #[serde(flatten)]
+    what: Details<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Details<'a> {
+    Message {
+        topic: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payload: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payload_base64: Option<String>,
+    },
+    Presence {
+        node: &'a str,
+        listener: &'a str,
+        epoch: u64,
+        generation: u64,
+        sequence: u64,
+        last_heard: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cause: Option<&'a str>,
+    },
+}
+
+impl<'a> Event<'a> {
+    fn new(state: &'a State, stored: &'a Stored) -> Self {
+        let entry = &stored.entry;
+        let presence = |facts: &'a Facts, cause| Details::Presence {
+            node: &state.config.node,
+            listener: &facts.listener,
+            epoch: facts.epoch,
+            generation: facts.generation,
+            sequence: facts.sequence,
+            last_heard: time(facts.last_heard_ms),
+            cause,
+        };
+        let (kind, what) = match &entry.what {
+            What::Connected(facts) => ("connected", presence(facts, None)),
+            What::Disconnected(facts, cause) => ("disconnected", presence(facts, Some(&**cause))),
+            What::Message { topic, payload } => {
+                let text = std::str::from_utf8(payload).ok();
+                let payload_base64 = text.is_none().then(|| BASE64_STANDARD.encode(payload));
+                ("message", Details::Message { topic, payload: text, payload_base64 })
+            }
+        };
+        Self { seq: stored.seq, kind, device: &entry.device, at: time(entry.at_ms), worker: entry.worker.0, what }
+    }
+}
+
+/// RFC 3339 in UTC, to the millisecond. Before 1970 it is 1970: no clock is right there.
+fn time(unix_ms: i64) -> String {
+    let since = Duration::from_millis(u64::try_from(unix_ms).unwrap_or(0));
+    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since).to_string()
+}
+
+/// `GET /v1/uplink`: the next events for a consumer. One that is not there is made, and begins where `from` says.
+pub(super) async fn read(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    query: Parsed,
+) -> Result<Response, ApiError> {
+    let [consumer, max, wait, lease, from] = query::values(query, ["consumer", "max", "wait", "lease", "from"])?;
+    let consumer = consumer.ok_or_else(|| ApiError::Query("consumer is missing: under which name to read".into()))?;
+    let count = max.map_or(Ok(COUNT), |text| parse_count(&text))?;
+    let wait = duration("wait", wait.as_deref(), Duration::ZERO, Duration::ZERO, WAIT_MAX)?;
+    let lease = duration("lease", lease.as_deref(), LEASE, Duration::from_secs(1), LEASE_MAX)?;
+    let from = from.as_deref().map_or(Ok(Position::First), parse_position)?;
+    if !store(&state)?.has(&consumer) {
+        store(&state)?.create(&consumer, from).await.map_err(|error| match error {
+            StoreError::Position(fault) => ApiError::Query(fault),
+            other => other.into(),
+        })?;
+    }
+    let batch = wait_for_batch(&state, &consumer, count, lease, Instant::now() + wait).await?;
+    let wants_lines = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == LINES.as_bytes());
+    Ok(if wants_lines { lines(&state, &batch) } else { whole(&state, &consumer, &batch) })
+}
+
+async fn wait_for_batch(
+    state: &Arc<State>,
+    consumer: &str,
+    count: u64,
+    lease: Duration,
+    until: Instant,
+) -> Result<Batch, ApiError> {
+    let mut head = store(state)?.head();
+    loop {
+        // Before reading: whatever comes after it is heard of again.
+        let is_closed = head.borrow_and_update().is_closed;
+        let batch = {
+            let (state, consumer) = (state.clone(), consumer.to_owned());
+            let read = move || store(&state)?.hand_out(&consumer, count, BATCH_BYTES, lease).map_err(ApiError::from);
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|_| ApiError::Store("the store's reader has ended".into()))??
+        };
+        let now = Instant::now();
+        if batch.range.is_some() || batch.missed > 0 || is_closed || now >= until {
+            return Ok(batch);
+        }
+        // Something new, or a batch that another reader did not acknowledge in time.
+        let due = store(state)?.next_due(consumer).map_or(until, Instant::from_std).clamp(now, until);
+        // Neither an error, which is the store's end, nor the time is anything but a reason to look again.
+        let _ = timeout_at(due, head.changed()).await;
+    }
+}
+
+fn whole(state: &State, consumer: &str, batch: &Batch) -> Response {
+    let ack = batch.range.map(|Range { first, last }| Ack { first, last });
+    let events = batch.events.iter().map(|stored| Event::new(state, stored)).collect();
+    Json(Read { consumer, ack, missed: batch.missed, events }).into_response()
+}
+
+fn lines(state: &State, batch: &Batch) -> Response {
+    let mut text = String::new();
+    for stored in &batch.events {
+        text.push_str(&serde_json::to_string(&Event::new(state, stored)).expect("plain data"));
+        text.push('\n');
+    }
+    let mut response = ([(header::CONTENT_TYPE, LINES)], text).into_response();
+    let headers = response.headers_mut();
+    if let Some(Range { first, last }) = batch.range {
+        headers.insert(ACK_HEADER, format!("{first}-{last}").parse().expect("digits"));
+    }
+    headers.insert(MISSED_HEADER, batch.missed.into());
+    response
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AckOrder {
+    consumer: String,
+    /// Everything from here; without it, everything before `last` too.
+    first: Option<u64>,
+    last: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct Cursor {
+    consumer: String,
+    /// Every event up to this one is acknowledged or was missed.
+    cursor: u64,
+}
+
+/// `POST /v1/uplink/ack`: events are done with. Answered when that is safe.
+pub(super) async fn acknowledge(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Cursor>, ApiError> {
+    let AckOrder { consumer, first, last } = body::parse(&headers, body)?;
+    let cursor = store(&state)?.acknowledge(&consumer, Range { first: first.unwrap_or(1), last }).await?;
+    Ok(Json(Cursor { consumer, cursor }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SeekOrder {
+    consumer: String,
+    to: String,
+}
+
+/// `POST /v1/uplink/seek`: a consumer goes on elsewhere.
+pub(super) async fn seek(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Cursor>, ApiError> {
+    let SeekOrder { consumer, to } = body::parse(&headers, body)?;
+    let position = parse_position(&to).map_err(|error| ApiError::Body(error.to_string()))?;
+    let cursor = store(&state)?.seek(&consumer, position).await?;
+    Ok(Json(Cursor { consumer, cursor }))
+}
+
+#[derive(Serialize)]
+pub(super) struct Listed {
+    /// The oldest event held; the next to come when there is none.
+    first: u64,
+    /// The latest event; 0 when there was none ever.
+    last: u64,
+    consumers: Vec<Consumer>,
+}
+
+#[derive(Serialize)]
+struct Consumer {
+    name: Box<str>,
+    cursor: u64,
+    /// Events that it has still to acknowledge.
+    behind: u64,
+    /// Events that retention dropped before it had acknowledged them.
+    missed: u64,
+    /// How old the oldest of those behind is, in seconds; 0 when there is none.
+    lag_s: u64,
+}
+
+/// `GET /v1/uplink/consumers`.
+pub(super) async fn list(Shared(state): Shared<Arc<State>>) -> Result<Json<Listed>, ApiError> {
+    let read = move || {
+        let store = store(&state)?;
+        let now_ms = state.clock.unix_ms(state.clock.now());
+        let age = |at_ms: i64| u64::try_from(now_ms.saturating_sub(at_ms) / 1_000).unwrap_or(0);
+        let consumers = store.consumers()?.into_iter().map(|consumer| Consumer {
+            name: consumer.backlog.name,
+            cursor: consumer.backlog.cursor,
+            behind: consumer.backlog.behind,
+            missed: consumer.backlog.missed,
+            lag_s: consumer.oldest_ms.map_or(0, age),
+        });
+        Ok(Listed { first: store.first(), last: store.head().borrow().last, consumers: consumers.collect() })
+    };
+    let listed = tokio::task::spawn_blocking(read).await;
+    listed.map_err(|_| ApiError::Store("the store's reader has ended".into()))?.map(Json)
+}
+
+/// `DELETE /v1/uplink/consumers/{name}`.
+pub(super) async fn delete(
+    Shared(state): Shared<Arc<State>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Cursor>, ApiError> {
+    let Path(consumer) = name.map_err(|_| ApiError::Path)?;
+    let cursor = store(&state)?.delete(&consumer).await?;
+    Ok(Json(Cursor { consumer, cursor }))
+}
+
+fn parse_count(text: &str) -> Result<u64, ApiError> {
+    let count = text.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count));
+    count.ok_or_else(|| ApiError::Query(format!("max must be 1 to {COUNT_MAX}, not {text:?}")))
+}
+
+fn duration(
+    key: &str,
+    text: Option<&str>,
+    default: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<Duration, ApiError> {
+    let Some(text) = text else { return Ok(default) };
+    let parsed = humantime::parse_duration(text).ok().filter(|duration| (least..=most).contains(duration));
+    parsed.ok_or_else(|| {
+        let [least, most] = [least, most].map(|bound| humantime::format_duration(bound).to_string());
+        ApiError::Query(format!("{key} must be a duration from {least} to {most}, not {text:?}"))
+    })
+}
+
+/// `first`, `end`, the number of the event behind which to go on, or a time of day.
+fn parse_position(text: &str) -> Result<Position, ApiError> {
+    match text {
+        "first" => return Ok(Position::First),
+        "end" => return Ok(Position::End),
+        _ => {}
+    }
+    if let Ok(seq) = text.parse() {
+        return Ok(Position::After(seq));
+    }
+    let time = humantime::parse_rfc3339_weak(text).ok();
+    let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let since = since.and_then(|since| i64::try_from(since.as_millis()).ok());
+    since.map(Position::Time).ok_or_else(|| {
+        ApiError::Query(format!(
+            "{text:?} is no position: write first, end, an event's number, or a time such as 2026-11-25T08:00:00Z"
+        ))
+    })
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoConsumer(name) => ApiError::NoConsumer(name),
+            StoreError::TooManyConsumers(_) => ApiError::TooManyConsumers(error.to_string()),
+            StoreError::Position(fault) => ApiError::Body(fault),
+            StoreError::Closed => ApiError::ShuttingDown,
+            other => ApiError::Store(other.to_string()),
+        }
+    }
+}

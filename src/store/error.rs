@@ -1,0 +1,137 @@
+//! What can go wrong with the store, and who must do something about it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use rusqlite::ffi;
+
+/// Why the store does not open, or does not do what it was asked for. The text names the file and the remedy.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The directory or a file in it cannot be used.
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// Another process has the store open.
+    InUse {
+        /// The lock that it holds.
+        path: PathBuf,
+    },
+    /// The file is no store, or one of a newer version.
+    Foreign {
+        /// Which.
+        path: PathBuf,
+        /// In what it differs.
+        what: String,
+    },
+    /// The file's content is damaged.
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What SQLite says.
+        what: String,
+    },
+    /// SQLite failed in another way.
+    Sqlite {
+        /// On which file.
+        path: PathBuf,
+        /// What SQLite says.
+        error: rusqlite::Error,
+    },
+    /// There is no such consumer.
+    NoConsumer(String),
+    /// There are as many consumers as there may be.
+    TooManyConsumers(usize),
+    /// A position that cannot be acknowledged or sought: the text says why.
+    Position(String),
+    /// The store has failed or is ending; nothing is acknowledged any more.
+    Closed,
+}
+
+impl StoreError {
+    /// Names an error of SQLite on the file at `path`.
+    pub(super) fn sqlite(path: impl Into<PathBuf>, error: rusqlite::Error) -> Self {
+        let path = path.into();
+        match Fault::of(&error) {
+            Fault::Damage => Self::Damaged { path, what: error.to_string() },
+            _ => Self::Sqlite { path, error },
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { path, error } => {
+                write!(f, "{}: {error}: give the gateway's user this directory", path.display())
+            }
+            Self::InUse { path } => write!(
+                f,
+                "{}: another gateway has this store open: end it, or give this one a data_dir of its own",
+                path.display()
+            ),
+            Self::Foreign { path, what } => {
+                write!(f, "{}: {what}: run the version that wrote it, or move the file away", path.display())
+            }
+            Self::Damaged { path, what } => write!(
+                f,
+                "{}: the store is damaged ({what}): `pulsegate store check` says more; restore a backup, or start \
+                 once with --accept-data-loss, which moves it aside and begins an empty one",
+                path.display()
+            ),
+            Self::Sqlite { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::NoConsumer(name) => write!(f, "there is no consumer {name:?}"),
+            Self::TooManyConsumers(most) => write!(f, "there are {most} consumers already: delete one first"),
+            Self::Position(why) => f.write_str(why),
+            Self::Closed => f.write_str("the store is closed"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// What a failed write means for what is to be acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// There is no room: it can be tried again when there is.
+    NoRoom,
+    /// The content contradicts itself.
+    Damage,
+    /// The disk has failed, perhaps while it synchronised: what was written before may be lost although a second try
+    /// would succeed, so there is no second try.
+    Disk,
+    /// Anything else: our own mistake.
+    Other,
+}
+
+impl Fault {
+    /// Judges an error of SQLite by its codes (sqlite.org/rescode.html).
+    pub(super) fn of(error: &rusqlite::Error) -> Self {
+        let rusqlite::Error::SqliteFailure(ffi::Error { extended_code, .. }, _) = error else { return Self::Other };
+        match extended_code & 0xff {
+            ffi::SQLITE_FULL => Self::NoRoom,
+            ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB => Self::Damage,
+            ffi::SQLITE_IOERR | ffi::SQLITE_READONLY | ffi::SQLITE_CANTOPEN => Self::Disk,
+            _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_judged_by_their_codes() {
+        let fault = |code| Fault::of(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        assert_eq!(fault(ffi::SQLITE_FULL), Fault::NoRoom);
+        assert_eq!(fault(ffi::SQLITE_IOERR_FSYNC), Fault::Disk);
+        assert_eq!(fault(ffi::SQLITE_IOERR_WRITE), Fault::Disk);
+        assert_eq!(fault(ffi::SQLITE_READONLY), Fault::Disk);
+        assert_eq!(fault(ffi::SQLITE_CORRUPT), Fault::Damage);
+        assert_eq!(fault(ffi::SQLITE_CONSTRAINT), Fault::Other);
+    }
+}

@@ -1,0 +1,167 @@
+//! What waits to be written: bounded in bytes, and a bell that rings only for who is waited for.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::progress::{Progress, Range};
+use super::record::Entry;
+use super::{Position, StoreError, Taken};
+
+/// Every consumer by its name.
+pub(super) type Consumers = BTreeMap<Box<str>, Progress>;
+
+/// The answer to a request: a cursor, when it is safe.
+type Answer = oneshot::Sender<Result<u64, StoreError>>;
+
+/// What somebody asks of the writer, and is answered when it is safe.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Make a consumer.
+    Create { name: Box<str>, position: Position, answer: Answer },
+    /// Acknowledge events.
+    Acknowledge { name: Box<str>, range: Range, answer: Answer },
+    /// Go on elsewhere.
+    Seek { name: Box<str>, position: Position, answer: Answer },
+    /// Forget a consumer.
+    Delete { name: Box<str>, answer: Answer },
+}
+
+impl Request {
+    /// Tells who asked.
+    pub(super) fn answer(self, result: Result<u64, StoreError>) {
+        let (Self::Create { answer, .. }
+        | Self::Acknowledge { answer, .. }
+        | Self::Seek { answer, .. }
+        | Self::Delete { answer, .. }) = self;
+        // The asker may have gone.
+        let _ = answer.send(result);
+    }
+}
+
+/// All that came since the writer looked last.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// Events, in order.
+    pub(super) entries: Vec<Entry>,
+    /// Requests, in order.
+    pub(super) requests: Vec<Request>,
+    /// Nothing more will come.
+    pub(super) is_last: bool,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    entries: Vec<Entry>,
+    bytes: usize,
+    requests: Vec<Request>,
+    /// Somebody waits for an answer.
+    is_urgent: bool,
+    /// The writer sleeps until it is rung for, or until its time is over.
+    is_asleep: bool,
+    is_closed: bool,
+}
+
+/// The queue before the writer.
+#[derive(Debug)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    bell: Condvar,
+    bytes_max: usize,
+}
+
+impl Queue {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { waiting: Mutex::default(), bell: Condvar::new(), bytes_max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no holder panics")
+    }
+
+    /// See [`super::Store::offer`]. The writer is rung for only when somebody waits for one of them.
+    pub(super) fn offer(&self, entries: &mut Vec<Entry>) -> Taken {
+        let is_urgent = entries.iter().any(|entry| entry.receipt.is_some());
+        let bytes: usize = entries.iter().map(Entry::bytes).sum();
+        let mut waiting = self.lock();
+        // One batch always fits into an empty queue.
+        if waiting.is_closed || (waiting.bytes > 0 && waiting.bytes + bytes > self.bytes_max) {
+            return Taken::Later;
+        }
+        waiting.entries.append(entries);
+        waiting.bytes += bytes;
+        self.ring(waiting, is_urgent);
+        Taken::All
+    }
+
+    /// Asks for something; the answer comes when it is safe, or an error when the queue is closed.
+    pub(super) fn ask(&self, request: Request) {
+        let mut waiting = self.lock();
+        if waiting.is_closed {
+            drop(waiting);
+            return request.answer(Err(StoreError::Closed));
+        }
+        waiting.requests.push(request);
+        self.ring(waiting, true);
+    }
+
+    fn ring(&self, mut waiting: MutexGuard<'_, Waiting>, is_urgent: bool) {
+        if is_urgent && !waiting.is_urgent {
+            waiting.is_urgent = true;
+            if waiting.is_asleep {
+                drop(waiting);
+                self.bell.notify_one();
+            }
+        }
+    }
+
+    /// Nothing more is taken; what is there is written.
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.bell.notify_one();
+    }
+
+    /// What there is, as soon as somebody waits for it, and at the latest after `patience`: then it may be nothing.
+    pub(super) fn take(&self, patience: Duration) -> Work {
+        let until = Instant::now() + patience;
+        let mut waiting = self.lock();
+        while !waiting.is_urgent && !waiting.is_closed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            waiting.is_asleep = true;
+            waiting = self.bell.wait_timeout(waiting, left).expect("no holder panics").0;
+            waiting.is_asleep = false;
+        }
+        waiting.is_urgent = false;
+        waiting.bytes = 0;
+        Work {
+            entries: std::mem::take(&mut waiting.entries),
+            requests: std::mem::take(&mut waiting.requests),
+            is_last: waiting.is_closed,
+        }
+    }
+
+    /// Only what is asked, and no events: for as long as there is no room for these.
+    pub(super) fn take_requests(&self, patience: Duration) -> Work {
+        let until = Instant::now() + patience;
+        let mut waiting = self.lock();
+        while waiting.requests.is_empty() && !waiting.is_closed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            waiting.is_asleep = true;
+            // Events do not end this wait, and must not keep a request from ringing.
+            waiting.is_urgent = false;
+            waiting = self.bell.wait_timeout(waiting, left).expect("no holder panics").0;
+            waiting.is_asleep = false;
+        }
+        waiting.is_urgent = waiting.entries.iter().any(|entry| entry.receipt.is_some());
+        let requests = std::mem::take(&mut waiting.requests);
+        Work { entries: Vec::new(), requests, is_last: waiting.is_closed }
+    }
+}

@@ -1,0 +1,123 @@
+//! Reading the uplink: a connection of its own, beside the writer.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::error::StoreError;
+use super::progress::Range;
+use super::record::{Entry, Facts, Stored, What};
+use super::schema;
+use crate::link::WorkerId;
+
+const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
+                       worker";
+
+/// Reads the store's file.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Reader {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// It is no store, or cannot be read.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { path: path.into(), connection: Mutex::new(schema::open_reader(path)?) })
+    }
+
+    fn query<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let connection = self.connection.lock().expect("no holder panics");
+        read(&connection).map_err(|error| StoreError::sqlite(&self.path, error))
+    }
+
+    /// The events of `range` that are held, oldest first, until they take more than `bytes_max`: at least one.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn range(&self, range: Range, bytes_max: usize) -> Result<Vec<Stored>, StoreError> {
+        self.query(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM uplink WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query(params![range.first, range.last])?;
+            let (mut events, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                let event = stored(row)?;
+                bytes += event.entry.bytes();
+                events.push(event);
+                if bytes > bytes_max {
+                    break;
+                }
+            }
+            Ok(events)
+        })
+    }
+
+    /// The number of the oldest event held, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn first(&self) -> Result<Option<u64>, StoreError> {
+        self.query(|connection| connection.query_row("SELECT min(seq) FROM uplink", [], |row| row.get(0)))
+    }
+
+    /// The latest presence events of one device, newest first.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn presence(&self, device: &str, count: u32) -> Result<Vec<Stored>, StoreError> {
+        self.query(|connection| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM uplink INDEXED BY uplink_presence
+                 WHERE device = ?1 AND kind <> 2 ORDER BY seq DESC LIMIT ?2"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            statement.query_map(params![device, count], stored)?.collect()
+        })
+    }
+
+    /// When the first event behind `seq` happened, as Unix time in milliseconds.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn time_after(&self, seq: u64) -> Result<Option<i64>, StoreError> {
+        self.query(|connection| {
+            let sql = "SELECT at FROM uplink WHERE seq > ?1 ORDER BY seq LIMIT 1";
+            connection.prepare_cached(sql)?.query_row([seq], |row| row.get(0)).optional()
+        })
+    }
+}
+
+fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
+    let what = match row.get::<_, u8>("kind")? {
+        0 => What::Connected(facts(row)?),
+        1 => What::Disconnected(facts(row)?, row.get::<_, String>("cause")?.into()),
+        _ => What::Message {
+            topic: row.get::<_, String>("topic")?.into(),
+            payload: Bytes::from(row.get::<_, Vec<u8>>("payload")?),
+        },
+    };
+    let entry = Entry {
+        at_ms: row.get("at")?,
+        worker: WorkerId(row.get("worker")?),
+        device: row.get::<_, String>("device")?.into(),
+        what,
+        receipt: None,
+    };
+    Ok(Stored { seq: row.get("seq")?, entry })
+}
+
+fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
+    Ok(Facts {
+        listener: row.get::<_, String>("listener")?.into(),
+        epoch: row.get::<_, i64>("epoch")? as u64,
+        generation: row.get::<_, i64>("generation")? as u64,
+        sequence: row.get::<_, i64>("sequence")? as u64,
+        last_heard_ms: row.get("last_heard")?,
+    })
+}

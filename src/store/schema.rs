@@ -1,0 +1,120 @@
+//! The tables, and how a file becomes one of ours: its application id, its version, its pragmas.
+//!
+//! A version is never changed once it was released; a newer one is a step in [`MIGRATIONS`]. docs/FORMATS.md lists them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::Durability;
+use super::error::StoreError;
+
+/// "Puls", so that `file` and a careful reader know whose it is.
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"Puls");
+
+/// Each step from one version to the next; a new file takes all of them.
+const MIGRATIONS: &[&str] = &[
+    // 1: the uplink and its consumers.
+    "CREATE TABLE uplink (
+         seq        INTEGER PRIMARY KEY,
+         at         INTEGER NOT NULL,  -- Unix time in milliseconds
+         kind       INTEGER NOT NULL,  -- 0 connected, 1 disconnected, 2 message
+         device     TEXT NOT NULL,
+         topic      TEXT,              -- of a message
+         payload    BLOB,              -- of a message
+         listener   TEXT,              -- of a presence event, as are the following
+         epoch      INTEGER,
+         generation INTEGER,
+         sequence   INTEGER,
+         last_heard INTEGER,           -- Unix time in milliseconds
+         cause      TEXT,              -- of a disconnection
+         worker     INTEGER NOT NULL
+     ) STRICT;
+     CREATE INDEX uplink_presence ON uplink (device, seq) WHERE kind <> 2;
+     CREATE TABLE uplink_state (
+         id     INTEGER PRIMARY KEY CHECK (id = 1),
+         next   INTEGER NOT NULL,      -- the number that the next event gets: none is given twice
+         events INTEGER NOT NULL,      -- how many are held
+         bytes  INTEGER NOT NULL       -- and what they take
+     ) STRICT;
+     INSERT INTO uplink_state VALUES (1, 1, 0, 0);
+     CREATE TABLE consumer (
+         name    TEXT PRIMARY KEY,
+         cursor  INTEGER NOT NULL,     -- every event up to this one is acknowledged or was missed
+         missed  INTEGER NOT NULL,     -- events that retention dropped before they were acknowledged
+         created INTEGER NOT NULL,     -- Unix time in milliseconds
+         seen    INTEGER NOT NULL      -- the latest acknowledgement, Unix time in milliseconds
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE consumer_ahead (     -- acknowledged beyond the cursor, by one of several readers
+         consumer TEXT NOT NULL,
+         first    INTEGER NOT NULL,
+         last     INTEGER NOT NULL,
+         PRIMARY KEY (consumer, first)
+     ) STRICT, WITHOUT ROWID;
+     CREATE VIEW events AS
+         SELECT seq, strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch') AS at,
+                CASE kind WHEN 0 THEN 'connected' WHEN 1 THEN 'disconnected' ELSE 'message' END AS kind,
+                device, topic, payload, listener, generation, cause
+         FROM uplink;",
+];
+
+/// How long one connection waits for another's write: a backup or a reader never takes longer.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Opens the store's file for its one writer, makes it or brings it up to date.
+pub(super) fn open_writer(path: &Path, durability: Durability, bytes_max: u64) -> Result<Connection, StoreError> {
+    let failed = |error| StoreError::sqlite(path, error);
+    let mut connection = Connection::open(path).map_err(failed)?;
+    connection.busy_timeout(BUSY).map_err(failed)?;
+    check_identity(&connection, path)?;
+    let synchronous = if durability == Durability::Group { "FULL" } else { "NORMAL" };
+    let page_bytes: u64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
+    for (pragma, value) in [("journal_mode", "WAL"), ("synchronous", synchronous)] {
+        connection.pragma_update(None, pragma, value).map_err(failed)?;
+    }
+    connection.pragma_update(None, "max_page_count", (bytes_max / page_bytes).max(64)).map_err(failed)?;
+    migrate(&mut connection).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+/// Opens the file for reading only, beside the writer and without waiting for it.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let failed = |error| StoreError::sqlite(path, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY).map_err(failed)?;
+    check_identity(&connection, path)?;
+    Ok(connection)
+}
+
+/// A file of somebody else, or of a newer version, is left alone.
+fn check_identity(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let failed = |error| StoreError::sqlite(path, error);
+    let foreign = |what| StoreError::Foreign { path: path.into(), what };
+    let pragma = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
+    let application = pragma("application_id").map_err(failed)?;
+    let version = pragma("user_version").map_err(failed)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+    if tables > 0 && application != i64::from(APPLICATION_ID) {
+        return Err(foreign("this is a database of another program".into()));
+    }
+    if version > MIGRATIONS.len() as i64 {
+        return Err(foreign(format!("the store has version {version}, this gateway knows {}", MIGRATIONS.len())));
+    }
+    Ok(())
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", step + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,365 @@
+//! The store on a real file: what was settled is there after a crash, cursors move by acknowledgement only, and what
+//! gives way at a bound is the oldest, counted.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, unbounded};
+use tempfile::TempDir;
+
+use super::*;
+use crate::link::{ConnectionId, Receipt, WorkerId};
+
+const LEASE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn options(directory: &Path) -> Options {
+    Options {
+        directory: directory.into(),
+        durability: Durability::Group,
+        bytes_max: 64 << 20,
+        queue_bytes: 1 << 20,
+        // Times are of 2023, and kept.
+        retention_age: Duration::from_hours(100 * 365 * 24),
+        retention_bytes: 32 << 20,
+    }
+}
+
+fn open(options: &Options) -> (Store, Receiver<Settled>) {
+    let (sender, settled) = unbounded();
+    let settle = move |all: &[Settled]| all.iter().for_each(|one| sender.send(*one).unwrap());
+    (Store::open(options, settle).unwrap(), settled)
+}
+
+fn receipt(number: u32) -> Receipt {
+    Receipt::Connection(ConnectionId { index: 0, generation: 1 }, number)
+}
+
+fn message(number: u32, payload: usize) -> Entry {
+    let mut payload = vec![b'x'; payload];
+    payload.extend(number.to_be_bytes());
+    Entry {
+        at_ms: 1_700_000_000_000 + i64::from(number),
+        worker: WorkerId(0),
+        device: "meter-1".into(),
+        what: What::Message { topic: "t".into(), payload: Bytes::from(payload) },
+        receipt: Some(receipt(number)),
+    }
+}
+
+fn number(event: &Stored) -> u32 {
+    match &event.entry.what {
+        What::Message { payload, .. } => u32::from_be_bytes(*payload.last_chunk().unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn presence(sequence: u64, cause: Option<&str>) -> Entry {
+    let facts = Facts { listener: "mqtt".into(), epoch: 7, generation: 1, sequence, last_heard_ms: 5 };
+    let what = match cause {
+        None => What::Connected(facts),
+        Some(cause) => What::Disconnected(facts, cause.into()),
+    };
+    Entry { at_ms: 1_700_000_000_000, worker: WorkerId(1), device: "meter-2".into(), what, receipt: None }
+}
+
+fn offer_all(store: &Store, entries: Vec<Entry>) {
+    let mut entries = entries;
+    assert_eq!(store.offer(&mut entries), Taken::All);
+    assert!(entries.is_empty());
+}
+
+/// What `settled` says of so many events.
+fn wait(settled: &Receiver<Settled>, count: usize) -> Vec<Settled> {
+    (0..count).map(|_| settled.recv_timeout(DEADLINE).expect("the store settles what it was offered")).collect()
+}
+
+/// Waits until `last` events are safe.
+fn wait_for_head(store: &Store, last: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut head = store.head();
+    let reached = async { head.wait_for(|head| head.last >= last).await.map(|_| ()) };
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, reached).await }).expect("in time").unwrap();
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, future).await }).expect("in time")
+}
+
+fn all(store: &Store) -> Vec<Stored> {
+    store.reader().range(Range { first: 1, last: u64::MAX >> 1 }, usize::MAX).unwrap()
+}
+
+/// The files as a crash would leave them at this instant, opened as the next process would.
+fn after_crash(directory: &TempDir) -> (TempDir, Store) {
+    let copy = TempDir::new().unwrap();
+    for suffix in ["", "-wal"] {
+        let name = format!("{FILE}{suffix}");
+        if directory.path().join(&name).exists() {
+            fs::copy(directory.path().join(&name), copy.path().join(&name)).unwrap();
+        }
+    }
+    let store = open(&options(copy.path())).0;
+    (copy, store)
+}
+
+#[test]
+fn settled_events_survive_a_crash_in_order() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    let mut expected = 0;
+    for group in [1, 100, 3, 1_000] {
+        offer_all(&store, (expected..expected + group).map(|number| message(number, 20)).collect());
+        let told = wait(&settled, group as usize);
+        let receipts: Vec<_> = (expected..expected + group).map(receipt).collect();
+        assert_eq!(told.iter().map(|one| one.receipt).collect::<Vec<_>>(), receipts);
+        assert!(told.iter().all(|one| one.accepted && one.worker == WorkerId(0)));
+        expected += group;
+        let (_copy, recovered) = after_crash(&directory);
+        let numbers: Vec<_> = all(&recovered).iter().map(number).collect();
+        assert_eq!(numbers, (0..expected).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn presence_is_written_though_nobody_waits_and_is_found_by_device() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    offer_all(&store, vec![presence(1, None), presence(2, Some("expired"))]);
+    wait_for_head(&store, 2);
+    assert!(settled.is_empty());
+    let found = store.reader().presence("meter-2", 1).unwrap();
+    assert_eq!(found, [Stored { seq: 2, entry: presence(2, Some("expired")) }]);
+    assert_eq!(store.reader().presence("meter-1", 9).unwrap(), []);
+}
+
+#[test]
+fn cursors_move_by_acknowledgement_only_and_survive() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    offer_all(&store, (0..10).map(|number| message(number, 1)).collect());
+    wait(&settled, 10);
+    assert_eq!(block(store.create("billing", Position::First)).unwrap(), 0);
+    assert_eq!(block(store.create("late", Position::End)).unwrap(), 10);
+
+    let batch = store.hand_out("billing", 4, usize::MAX, LEASE).unwrap();
+    assert_eq!(batch.range, Some(Range { first: 1, last: 4 }));
+    assert_eq!(batch.events.iter().map(number).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    // Another reader of the same consumer gets others; one of another consumer gets its own.
+    let other = store.hand_out("billing", 4, usize::MAX, LEASE).unwrap();
+    assert_eq!(other.range, Some(Range { first: 5, last: 8 }));
+    assert_eq!(store.hand_out("late", 4, usize::MAX, LEASE).unwrap().range, None);
+    let (_copy, recovered) = after_crash(&directory);
+    assert_eq!(recovered.hand_out("billing", 1, 1, LEASE).unwrap().range, Some(Range { first: 1, last: 1 }));
+
+    // The second batch first: the cursor waits, and what was acknowledged is not handed out again after a crash.
+    assert_eq!(block(store.acknowledge("billing", other.range.unwrap())).unwrap(), 0);
+    let (_copy, recovered) = after_crash(&directory);
+    assert_eq!(block(recovered.acknowledge("billing", Range { first: 1, last: 4 })).unwrap(), 8);
+    let consumers = recovered.consumers().unwrap();
+    assert_eq!((consumers[0].backlog.cursor, consumers[0].backlog.behind), (8, 2));
+    assert_eq!(consumers[0].oldest_ms, Some(1_700_000_000_008));
+
+    assert_eq!(block(store.seek("billing", Position::Time(1_700_000_000_006))).unwrap(), 6);
+    assert_eq!(block(store.delete("late")).unwrap(), 10);
+    assert!(matches!(block(store.acknowledge("late", Range { first: 1, last: 1 })), Err(StoreError::NoConsumer(_))));
+    let beyond = block(store.acknowledge("billing", Range { first: 1, last: 11 }));
+    assert!(matches!(beyond, Err(StoreError::Position(_))));
+}
+
+#[test]
+fn a_batch_that_is_cut_by_its_bytes_leaves_the_rest_to_the_next() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    offer_all(&store, (0..10).map(|number| message(number, 1_000)).collect());
+    wait(&settled, 10);
+    block(store.create("c", Position::First)).unwrap();
+    let batch = store.hand_out("c", 10, 2_500, LEASE).unwrap();
+    assert_eq!(batch.range, Some(Range { first: 1, last: 3 }));
+    assert_eq!(store.hand_out("c", 10, 1, LEASE).unwrap().range, Some(Range { first: 4, last: 4 }));
+}
+
+#[test]
+fn retention_drops_the_oldest_and_tells_each_consumer_what_it_missed() {
+    let directory = TempDir::new().unwrap();
+    let bounded = Options { retention_bytes: 20_000, ..options(directory.path()) };
+    let (store, settled) = open(&bounded);
+    offer_all(&store, (0..10).map(|number| message(number, 100)).collect());
+    wait(&settled, 10);
+    block(store.create("c", Position::First)).unwrap();
+    block(store.acknowledge("c", Range { first: 3, last: 4 })).unwrap();
+    for first in (10..1_000).step_by(10) {
+        offer_all(&store, (first..first + 10).map(|number| message(number, 100)).collect());
+        wait(&settled, 10);
+    }
+    let held = all(&store);
+    assert_eq!(held.len() as u64, store.stats().events.load(Ordering::Relaxed));
+    let bytes: u64 = held.iter().map(|event| event.entry.bytes() as u64).sum();
+    assert_eq!(bytes, store.stats().bytes.load(Ordering::Relaxed));
+    assert!(bytes <= 20_000 && held.len() > 50, "{bytes} bytes, {} events", held.len());
+    assert_eq!((store.first(), held.last().unwrap().seq), (held[0].seq, 1_000));
+    let batch = store.hand_out("c", 1, usize::MAX, LEASE).unwrap();
+    assert_eq!((batch.missed, batch.range.unwrap().first), (store.first() - 1 - 2, store.first()));
+    assert_eq!(store.consumers().unwrap()[0].backlog.missed, batch.missed);
+    // A larger one than all that may be held is refused, and nothing else goes for it.
+    offer_all(&store, vec![message(5_000, 30_000)]);
+    assert!(!wait(&settled, 1)[0].accepted);
+    drop(store);
+    let (store, _) = open(&bounded);
+    assert_eq!(store.consumers().unwrap()[0].backlog.missed, batch.missed);
+    assert_eq!(check(directory.path()).unwrap().damage, Vec::<String>::new());
+}
+
+#[test]
+fn old_events_are_dropped_by_age_though_nothing_comes() {
+    let directory = TempDir::new().unwrap();
+    let aged = Options { retention_age: Duration::from_hours(24), ..options(directory.path()) };
+    let (store, settled) = open(&aged);
+    // Their time is of 2023, and a day is kept: they go at once.
+    offer_all(&store, (0..10).map(|number| message(number, 1)).collect());
+    assert!(wait(&settled, 10).iter().all(|one| one.accepted));
+    let deadline = Instant::now() + DEADLINE;
+    while store.stats().events.load(Ordering::Relaxed) > 0 {
+        assert!(Instant::now() < deadline, "the old events are still held");
+        thread::yield_now();
+    }
+    assert_eq!(store.first(), 11);
+}
+
+#[test]
+fn the_queue_is_bounded_and_gives_back_what_it_does_not_take() {
+    let directory = TempDir::new().unwrap();
+    let bounded = Options { queue_bytes: 10_000, ..options(directory.path()) };
+    let gate = Arc::new(Mutex::new(()));
+    let held = gate.lock().unwrap();
+    let (sender, settled) = unbounded();
+    let settle = {
+        let gate = gate.clone();
+        move |all: &[Settled]| {
+            drop(gate.lock().unwrap());
+            for one in all {
+                sender.send(*one).unwrap();
+            }
+        }
+    };
+    let store = Store::open(&bounded, settle).unwrap();
+    offer_all(&store, vec![message(0, 1)]);
+    // While the writer is held up, the queue takes one batch, however large, and then no more than it may hold.
+    let deadline = Instant::now() + DEADLINE;
+    let mut sent = 1;
+    loop {
+        let mut entries = vec![message(sent, 5_000)];
+        match store.offer(&mut entries) {
+            Taken::All => sent += 1,
+            Taken::Later => {
+                assert_eq!(entries.len(), 1);
+                break;
+            }
+        }
+        assert!(Instant::now() < deadline && sent < 10, "the queue has no bound");
+    }
+    drop(held);
+    assert_eq!(wait(&settled, sent as usize).len(), sent as usize);
+}
+
+#[test]
+fn one_directory_has_one_writer() {
+    let directory = TempDir::new().unwrap();
+    let (store, _settled) = open(&options(directory.path()));
+    let second = Store::open(&options(directory.path()), |_: &[Settled]| {});
+    assert!(matches!(second, Err(StoreError::InUse { .. })), "{second:?}");
+    drop(store);
+    drop(open(&options(directory.path())));
+}
+
+#[test]
+fn a_full_store_keeps_cursors_and_goes_on_when_there_is_room() {
+    let directory = TempDir::new().unwrap();
+    let full = Options { bytes_max: 512 << 10, ..options(directory.path()) };
+    let (store, settled) = open(&full);
+    block(store.create("c", Position::First)).unwrap();
+    let (mut safe, deadline) = (0, Instant::now() + DEADLINE);
+    offer_all(&store, vec![message(safe, 10_000)]);
+    while store.health() == Health::Well {
+        assert!(Instant::now() < deadline, "the store is never full");
+        if let Ok(settled) = settled.recv_timeout(Duration::from_millis(1)) {
+            assert!(settled.accepted);
+            safe += 1;
+            offer_all(&store, vec![message(safe, 10_000)]);
+        }
+    }
+    assert_eq!(store.health(), Health::NoRoom);
+    assert!(safe > 10 && settled.is_empty(), "{safe} events were safe when there was no room");
+    // A cursor is a change in place.
+    assert_eq!(block(store.acknowledge("c", Range { first: 1, last: 5 })).unwrap(), 5);
+    // It ends, and what was acknowledged is there; the rest never was.
+    drop(store);
+    let (store, _settled) = open(&Options { bytes_max: 64 << 20, ..full });
+    assert_eq!(all(&store).len(), safe as usize);
+    assert_eq!(store.consumers().unwrap()[0].backlog.cursor, 5);
+}
+
+#[test]
+fn files_that_are_not_ours_are_left_alone() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join(FILE);
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE theirs (a)").unwrap();
+    drop(other);
+    let refused = Store::open(&options(directory.path()), |_: &[Settled]| {}).unwrap_err();
+    assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");
+    fs::write(&path, vec![7_u8; 8_192]).unwrap();
+    let refused = Store::open(&options(directory.path()), |_: &[Settled]| {}).unwrap_err();
+    assert!(matches!(refused, StoreError::Damaged { .. }), "{refused}");
+    let aside = move_aside(directory.path()).unwrap();
+    assert_eq!(fs::read(aside.join(FILE)).unwrap(), vec![7_u8; 8_192]);
+    drop(open(&options(directory.path())));
+}
+
+#[test]
+fn damage_is_found_by_check() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    offer_all(&store, (0..200).map(|number| message(number, 500)).collect());
+    wait(&settled, 200);
+    assert_eq!(check(directory.path()).unwrap().damage, Vec::<String>::new());
+    let copy = directory.path().join("copy.sqlite");
+    backup(directory.path(), &copy).unwrap();
+    assert!(matches!(backup(directory.path(), &copy), Err(StoreError::Io { .. })), "a file is written over");
+    drop(store);
+    let elsewhere = TempDir::new().unwrap();
+    fs::rename(&copy, elsewhere.path().join(FILE)).unwrap();
+    assert_eq!(check(elsewhere.path()).unwrap(), check(directory.path()).unwrap());
+
+    // An event is missing.
+    let broken = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
+    broken.execute("DELETE FROM uplink WHERE seq = 77", []).unwrap();
+    drop(broken);
+    assert_eq!(check(directory.path()).unwrap().damage.len(), 2);
+}
+
+#[test]
+fn under_interval_it_survives_the_process_and_reaches_the_disk_in_time() {
+    let directory = TempDir::new().unwrap();
+    let every = Duration::from_millis(10);
+    let (store, settled) = open(&Options { durability: Durability::Interval(every), ..options(directory.path()) });
+    offer_all(&store, (0..10).map(|number| message(number, 1)).collect());
+    wait(&settled, 10);
+    assert_eq!(all(&after_crash(&directory).1).len(), 10);
+    // After a checkpoint the file alone holds it.
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let alone = TempDir::new().unwrap();
+        fs::copy(directory.path().join(FILE), alone.path().join(FILE)).unwrap();
+        if Reader::open(&alone.path().join(FILE)).is_ok_and(|reader| {
+            reader.range(Range { first: 1, last: 10 }, usize::MAX).is_ok_and(|events| events.len() == 10)
+        }) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the journal stays out of the file");
+        thread::yield_now();
+    }
+}

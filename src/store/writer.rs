@@ -1,0 +1,588 @@
+//! The one thread that writes.
+//!
+//! ```text
+//!             ┌──────────────▶ Waiting ─────── closed ──▶ (end)
+//!             │ settled           │ something came
+//!             │                   ▼                 no room
+//!             └──────────────  Writing ────────────────────▶ Full ──┐ requests are written from the reserve;
+//!                                 │ ▲                          │    │ the events are tried again each second
+//!                  the disk fails │ └──── there is room ───────┘◀───┘
+//!                                 ▼
+//!                              Failed: nothing is acknowledged any more
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+
+use super::error::{Fault, StoreError};
+use super::files::{Lock, Reserve};
+use super::progress::{Progress, Range};
+use super::queue::{Consumers, Request, Work};
+use super::record::{Entry, What};
+use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
+
+/// How long what nobody waits for may wait for company.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// While many wait, a group is gathered for so long before it is written.
+const GATHER: Duration = Duration::from_millis(2);
+/// So many events in the last group say that many wait.
+const MANY: usize = 16;
+/// How often a full disk is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Events that one group drops for their age or for want of room, beyond as many as it adds.
+const DROPPED_MAX: u64 = 4_096;
+
+/// What the table `uplink_state` says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    next: u64,
+    events: u64,
+    bytes: u64,
+}
+
+impl State {
+    /// Reads what there is.
+    pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Self, Consumers)> {
+        let state = connection.query_row("SELECT next, events, bytes FROM uplink_state", [], |row| {
+            Ok(Self { next: row.get(0)?, events: row.get(1)?, bytes: row.get(2)? })
+        })?;
+        let mut consumers = Consumers::new();
+        let mut statement = connection.prepare("SELECT name, cursor, missed FROM consumer")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let mut progress = Progress::at(row.get(1)?);
+            progress.missed = row.get(2)?;
+            consumers.insert(row.get::<_, String>(0)?.into(), progress);
+        }
+        let mut statement = connection.prepare("SELECT consumer, first, last FROM consumer_ahead")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(progress) = consumers.get_mut(&*row.get::<_, String>(0)?) {
+                progress.ahead.insert(row.get(1)?, row.get(2)?);
+            }
+        }
+        Ok((state, consumers))
+    }
+
+    /// The number of the latest event, 0 if there was none ever.
+    pub(super) fn last(&self) -> u64 {
+        self.next - 1
+    }
+
+    /// The number of the oldest event held.
+    pub(super) fn first(&self) -> u64 {
+        self.next - self.events
+    }
+}
+
+/// The writer's own.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    connection: Connection,
+    state: State,
+    /// As the file says. What readers hold of it is with the shared ones.
+    consumers: Consumers,
+    reserve: Reserve,
+    _lock: Lock,
+    retention_age_ms: i64,
+    retention_bytes: u64,
+    /// With [`Durability::Interval`]: when the journal was brought to the disk, and how often that is.
+    synced: Instant,
+    sync_every: Option<Duration>,
+    is_unsynced: bool,
+}
+
+/// What a group has done, to be true when it is committed.
+struct Group {
+    state: State,
+    /// By request.
+    results: Vec<Result<u64, StoreError>>,
+    /// Entries that are larger than all that may be held, by their place.
+    refused: Vec<usize>,
+    /// How many events retention dropped.
+    dropped: u64,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        connection: Connection,
+        state: State,
+        options: &Options,
+        reserve: Reserve,
+        lock: Lock,
+    ) -> Self {
+        let consumers = shared.consumers.lock().expect("no holder panics").clone();
+        let writer = Self {
+            consumers,
+            shared,
+            connection,
+            state,
+            reserve,
+            _lock: lock,
+            retention_age_ms: i64::try_from(options.retention_age.as_millis()).unwrap_or(i64::MAX),
+            retention_bytes: options.retention_bytes,
+            synced: Instant::now(),
+            sync_every: match options.durability {
+                Durability::Group => None,
+                Durability::Interval(every) => Some(every),
+            },
+            is_unsynced: false,
+        };
+        writer.tell();
+        writer
+    }
+
+    /// Works until the queue is closed and empty, or the disk fails.
+    pub(super) fn run(mut self, mut settle: impl Settle) {
+        let mut last_count = 0;
+        loop {
+            let mut work = self.shared.queue.take(PATIENCE.min(self.sync_every.unwrap_or(PATIENCE)));
+            if last_count >= MANY && !work.is_last {
+                let more = self.gather();
+                work.entries.extend(more.entries);
+                work.requests.extend(more.requests);
+                work.is_last |= more.is_last;
+            }
+            last_count = work.entries.len() + work.requests.len();
+            let is_last = work.is_last;
+            if self.write(work, &mut settle).is_err() || self.sync().is_err() {
+                return self.fail();
+            }
+            if is_last {
+                return self.end();
+            }
+        }
+    }
+
+    /// Many wait: a little later there are more, and one fsync serves them all.
+    fn gather(&self) -> Work {
+        std::thread::sleep(GATHER);
+        self.shared.queue.take(Duration::ZERO)
+    }
+
+    /// Writes all of it, waiting for room if need be. `Err`: the disk has failed.
+    fn write(&mut self, mut work: Work, settle: &mut impl Settle) -> Result<(), Fault> {
+        loop {
+            match self.commit(&work) {
+                Ok(group) => {
+                    if self.shared.health() == Health::NoRoom {
+                        self.recover();
+                    }
+                    self.finish(work, group, settle);
+                    return Ok(());
+                }
+                Err(error) if Fault::of(&error) == Fault::NoRoom => {
+                    self.note_no_room(&error);
+                    let Some(kept) = self.wait_for_room(work, settle)? else { return Ok(()) };
+                    work = kept;
+                }
+                Err(error) => {
+                    tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be written");
+                    return Err(Fault::of(&error));
+                }
+            }
+        }
+    }
+
+    /// The events wait; what is asked is written from the reserve. `None`: the end came first, and the events were
+    /// never acknowledged.
+    fn wait_for_room(&mut self, work: Work, settle: &mut impl Settle) -> Result<Option<Work>, Fault> {
+        let mut asked = Work { entries: Vec::new(), requests: work.requests, is_last: false };
+        let until = Instant::now() + RETRY;
+        loop {
+            match self.commit(&asked) {
+                Ok(group) => self.finish(asked, group, settle),
+                Err(error) if Fault::of(&error) == Fault::NoRoom => {
+                    for request in asked.requests {
+                        request.answer(Err(StoreError::sqlite(&self.shared.path, no_room())));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be written");
+                    return Err(Fault::of(&error));
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || work.is_last {
+                let is_over = work.is_last;
+                let kept = Work { entries: work.entries, requests: Vec::new(), is_last: work.is_last };
+                return Ok((!is_over).then_some(kept));
+            }
+            asked = self.shared.queue.take_requests(left);
+            if asked.is_last {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// One transaction for all of `work`. On an error nothing of it is done.
+    fn commit(&mut self, work: &Work) -> rusqlite::Result<Group> {
+        let done = self.try_commit(work);
+        if done.is_err() {
+            // What the group had changed in memory is as the file says again.
+            if let Ok((_, consumers)) = State::load(&self.connection) {
+                self.consumers = consumers;
+            }
+        }
+        done
+    }
+
+    fn try_commit(&mut self, work: &Work) -> rusqlite::Result<Group> {
+        let now_ms = unix_ms();
+        let mut group = Group { state: self.state, results: Vec::new(), refused: Vec::new(), dropped: 0 };
+        if work.entries.is_empty() && work.requests.is_empty() && !self.oldest_is_due(now_ms)? {
+            return Ok(group);
+        }
+        let began = Instant::now();
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        append(&transaction, &mut group, &work.entries, self.retention_bytes)?;
+        let kept = Kept { since_ms: now_ms.saturating_sub(self.retention_age_ms), bytes: self.retention_bytes };
+        trim(&transaction, &mut group, &mut self.consumers, kept, DROPPED_MAX + work.entries.len() as u64)?;
+        let State { next, events, bytes } = group.state;
+        transaction
+            .prepare_cached("UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3")?
+            .execute(params![next, events, bytes])?;
+        for request in &work.requests {
+            let result = apply(&transaction, group.state, &mut self.consumers, request, now_ms)?;
+            group.results.push(result);
+        }
+        transaction.commit()?;
+        let stats = &self.shared.stats;
+        stats.groups.fetch_add(1, Ordering::Relaxed);
+        stats.commit_micros.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
+        self.is_unsynced = self.sync_every.is_some();
+        Ok(group)
+    }
+
+    fn oldest_is_due(&self, now_ms: i64) -> rusqlite::Result<bool> {
+        if self.state.events == 0 {
+            return Ok(false);
+        }
+        let sql = "SELECT at FROM uplink WHERE seq = ?1";
+        let oldest: i64 = self.connection.prepare_cached(sql)?.query_row([self.state.first()], |row| row.get(0))?;
+        Ok(oldest < now_ms.saturating_sub(self.retention_age_ms))
+    }
+
+    /// With [`Durability::Interval`]: brings the journal to the disk when it is time.
+    fn sync(&mut self) -> Result<(), Fault> {
+        let is_due = self.sync_every.is_some_and(|every| self.synced.elapsed() >= every);
+        if !self.is_unsynced || !is_due {
+            return Ok(());
+        }
+        // A checkpoint synchronises the journal before it copies.
+        match self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            Ok(()) => {
+                (self.synced, self.is_unsynced) = (Instant::now(), false);
+                Ok(())
+            }
+            // Tried again with the next group: the journal itself is where it was.
+            Err(error) if Fault::of(&error) == Fault::NoRoom => Ok(()),
+            Err(error) => {
+                tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be synchronised");
+                Err(Fault::of(&error))
+            }
+        }
+    }
+
+    /// The group is safe: everybody is told.
+    fn finish(&mut self, work: Work, group: Group, settle: &mut impl Settle) {
+        let stats = &self.shared.stats;
+        let appended = group.state.next - self.state.next;
+        stats.appended.fetch_add(appended, Ordering::Relaxed);
+        stats.refused.fetch_add(group.refused.len() as u64, Ordering::Relaxed);
+        stats.dropped.fetch_add(group.dropped, Ordering::Relaxed);
+        self.state = group.state;
+        self.tell_consumers(&work.requests, &group.results);
+        // Before anybody is answered: what is acknowledged can be read.
+        self.tell();
+        let mut refused = group.refused.iter().copied().peekable();
+        let settled: Vec<_> = (0..)
+            .zip(&work.entries)
+            .filter_map(|(position, entry)| {
+                let accepted = refused.next_if_eq(&position).is_none();
+                entry.receipt.map(|receipt| Settled { worker: entry.worker, receipt, accepted })
+            })
+            .collect();
+        if !settled.is_empty() {
+            settle.settle(&settled);
+        }
+        for (request, result) in work.requests.into_iter().zip(group.results) {
+            request.answer(result);
+        }
+    }
+
+    /// Does to the consumers that readers share what was done to those of the file: what was handed out in the meantime
+    /// stays handed out.
+    fn tell_consumers(&self, requests: &[Request], results: &[Result<u64, StoreError>]) {
+        let mut consumers = self.shared.consumers.lock().expect("no holder panics");
+        for (request, result) in requests.iter().zip(results) {
+            let Ok(cursor) = *result else { continue };
+            match request {
+                Request::Create { name, .. } => {
+                    consumers.entry(name.clone()).or_insert_with(|| Progress::at(cursor));
+                }
+                Request::Acknowledge { name, range, .. } => {
+                    if let Some(progress) = consumers.get_mut(name) {
+                        progress.acknowledge(*range);
+                    }
+                }
+                Request::Seek { name, .. } => {
+                    if let Some(progress) = consumers.get_mut(name) {
+                        progress.seek(cursor);
+                    }
+                }
+                Request::Delete { name, .. } => drop(consumers.remove(name)),
+            }
+        }
+        let dropped = self.state.first() - 1;
+        for progress in consumers.values_mut() {
+            progress.drop_through(dropped);
+        }
+    }
+
+    /// Readers hear how far it has come.
+    fn tell(&self) {
+        let State { events, bytes, .. } = self.state;
+        self.shared.first.store(self.state.first(), Ordering::Release);
+        self.shared.stats.events.store(events, Ordering::Relaxed);
+        self.shared.stats.bytes.store(bytes, Ordering::Relaxed);
+        let last = self.state.last();
+        self.shared.head.send_if_modified(|head| std::mem::replace(&mut head.last, last) != last);
+    }
+
+    fn note_no_room(&self, error: &rusqlite::Error) {
+        self.shared.stats.no_room.fetch_add(1, Ordering::Relaxed);
+        if self.shared.health() == Health::Well {
+            self.shared.set_health(Health::NoRoom);
+            self.reserve.release();
+            tracing::error!(
+                path = %self.shared.path.display(), %error,
+                "no room for the store: events wait, and so do their publishers, until there is"
+            );
+        }
+    }
+
+    fn recover(&self) {
+        // The next full disk finds it, or finds it missing and does without.
+        if let Err(error) = self.reserve.restore() {
+            tracing::warn!(%error, "the store goes on, with no room kept for the next time that there is none");
+        }
+        self.shared.set_health(Health::Well);
+        tracing::info!(path = %self.shared.path.display(), "there is room for the store again");
+    }
+
+    fn end(self) {
+        self.shared.head.send_modify(|head| head.is_closed = true);
+        // The journal goes into the file, so that one file is all there is. It is as safe where it lies.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+
+    fn fail(self) {
+        self.shared.set_health(Health::Failed);
+        self.shared.queue.close();
+        self.shared.head.send_modify(|head| head.is_closed = true);
+        for request in self.shared.queue.take(Duration::ZERO).requests {
+            request.answer(Err(StoreError::Closed));
+        }
+    }
+}
+
+/// What retention keeps.
+#[derive(Clone, Copy)]
+struct Kept {
+    since_ms: i64,
+    bytes: u64,
+}
+
+fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], bytes_max: u64) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
+         cause, worker) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+    )?;
+    for (position, entry) in entries.iter().enumerate() {
+        let bytes = entry.bytes() as u64;
+        if bytes > bytes_max {
+            group.refused.push(position);
+            continue;
+        }
+        let (kind, message, facts, cause) = match &entry.what {
+            What::Connected(facts) => (0, None, Some(facts), None),
+            What::Disconnected(facts, cause) => (1, None, Some(facts), Some(cause)),
+            What::Message { topic, payload } => (2, Some((topic, payload)), None, None),
+        };
+        insert.execute(params![
+            group.state.next,
+            entry.at_ms,
+            kind,
+            entry.device,
+            message.map(|(topic, _)| topic),
+            message.map(|(_, payload)| &payload[..]),
+            facts.map(|facts| &facts.listener),
+            facts.map(|facts| facts.epoch as i64),
+            facts.map(|facts| facts.generation as i64),
+            facts.map(|facts| facts.sequence as i64),
+            facts.map(|facts| facts.last_heard_ms),
+            cause,
+            entry.worker.0,
+        ])?;
+        group.state.next += 1;
+        group.state.events += 1;
+        group.state.bytes += bytes;
+    }
+    Ok(())
+}
+
+/// Drops what is too old or too much, oldest first, at most `count` events: the rest goes with the next groups.
+fn trim(
+    transaction: &Transaction<'_>,
+    group: &mut Group,
+    consumers: &mut Consumers,
+    kept: Kept,
+    count: u64,
+) -> rusqlite::Result<()> {
+    let mut dropped = None;
+    {
+        // `length` of a BLOB does not read it.
+        let mut oldest = transaction.prepare_cached(
+            "SELECT seq, at, kind, length(CAST(device AS BLOB)) + ifnull(length(CAST(topic AS BLOB)), 0)
+                 + ifnull(length(payload), 0) + ifnull(length(CAST(listener AS BLOB)), 0)
+                 + ifnull(length(CAST(cause AS BLOB)), 0) + 48
+             FROM uplink ORDER BY seq LIMIT ?1",
+        )?;
+        let mut rows = oldest.query([count])?;
+        while let Some(row) = rows.next()? {
+            let at: i64 = row.get(1)?;
+            if at >= kept.since_ms && group.state.bytes <= kept.bytes {
+                break;
+            }
+            dropped = Some(row.get::<_, u64>(0)?);
+            group.state.bytes = group.state.bytes.saturating_sub(row.get(3)?);
+            group.state.events -= 1;
+            group.dropped += 1;
+        }
+    }
+    let Some(dropped) = dropped else { return Ok(()) };
+    transaction.prepare_cached("DELETE FROM uplink WHERE seq <= ?1")?.execute([dropped])?;
+    for (name, progress) in consumers.iter_mut().filter(|(_, progress)| progress.cursor < dropped) {
+        progress.drop_through(dropped);
+        store_progress(transaction, name, progress)?;
+    }
+    Ok(())
+}
+
+/// Does what is asked. The outer error is the disk's, the inner one the asker's.
+fn apply(
+    transaction: &Transaction<'_>,
+    state: State,
+    consumers: &mut Consumers,
+    request: &Request,
+    now_ms: i64,
+) -> rusqlite::Result<Result<u64, StoreError>> {
+    let last = state.last();
+    let no_consumer = |name: &str| Ok(Err(StoreError::NoConsumer(name.into())));
+    match request {
+        Request::Create { name, position, .. } => {
+            if let Some(known) = consumers.get(name) {
+                return Ok(Ok(known.cursor));
+            }
+            if consumers.len() >= CONSUMERS_MAX {
+                return Ok(Err(StoreError::TooManyConsumers(CONSUMERS_MAX)));
+            }
+            if let Err(error) = check_name(name) {
+                return Ok(Err(error));
+            }
+            let cursor = find(transaction, state, *position)?;
+            transaction.execute("INSERT INTO consumer VALUES (?1, ?2, 0, ?3, ?3)", params![name, cursor, now_ms])?;
+            consumers.insert(name.clone(), Progress::at(cursor));
+            Ok(Ok(cursor))
+        }
+        Request::Acknowledge { name, range, .. } => {
+            let Some(progress) = consumers.get_mut(name) else { return no_consumer(name) };
+            let Range { first, last: end } = *range;
+            if first == 0 || end < first || end > last {
+                let why = format!("events {first} to {end} cannot be acknowledged: there are events up to {last}");
+                return Ok(Err(StoreError::Position(why)));
+            }
+            progress.acknowledge(*range);
+            let cursor = progress.cursor;
+            transaction
+                .prepare_cached("UPDATE consumer SET seen = ?2 WHERE name = ?1")?
+                .execute(params![name, now_ms])?;
+            store_progress(transaction, name, progress)?;
+            Ok(Ok(cursor))
+        }
+        Request::Seek { name, position, .. } => {
+            if !consumers.contains_key(name) {
+                return no_consumer(name);
+            }
+            let cursor = find(transaction, state, *position)?;
+            let progress = consumers.get_mut(name).expect("it was just found");
+            progress.seek(cursor);
+            store_progress(transaction, name, progress)?;
+            Ok(Ok(cursor))
+        }
+        Request::Delete { name, .. } => {
+            let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
+            transaction.execute("DELETE FROM consumer WHERE name = ?1", [name])?;
+            transaction.execute("DELETE FROM consumer_ahead WHERE consumer = ?1", [name])?;
+            Ok(Ok(progress.cursor))
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), StoreError> {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(is_plain) {
+        let why =
+            format!("{name:?} is no name for a consumer: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.' are");
+        return Err(StoreError::Position(why));
+    }
+    Ok(())
+}
+
+/// The cursor of a consumer that goes on at `position`.
+fn find(transaction: &Transaction<'_>, state: State, position: Position) -> rusqlite::Result<u64> {
+    let (first, last) = (state.first(), state.last());
+    Ok(match position {
+        Position::First => first - 1,
+        Position::End => last,
+        Position::After(seq) => seq.clamp(first - 1, last),
+        Position::Time(at_ms) => {
+            // Times are nearly in order, and there is no index on them: this is rare, and reads what is held once.
+            let sql = "SELECT min(seq) FROM uplink WHERE at >= ?1";
+            let found: Option<u64> = transaction.query_row(sql, [at_ms], |row| row.get(0))?;
+            found.map_or(last, |seq| seq - 1)
+        }
+    })
+}
+
+fn store_progress(transaction: &Transaction<'_>, name: &str, progress: &Progress) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE consumer SET cursor = ?2, missed = ?3 WHERE name = ?1")?.execute(params![
+        name,
+        progress.cursor,
+        progress.missed
+    ])?;
+    transaction.prepare_cached("DELETE FROM consumer_ahead WHERE consumer = ?1")?.execute([name])?;
+    for (&first, &last) in &progress.ahead {
+        transaction
+            .prepare_cached("INSERT INTO consumer_ahead VALUES (?1, ?2, ?3)")?
+            .execute(params![name, first, last])?;
+    }
+    Ok(())
+}
+
+fn no_room() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None)
+}
+
+/// The time of day, in milliseconds since 1970; negative before.
+fn unix_ms() -> i64 {
+    match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
+    }
+}
