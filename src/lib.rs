@@ -5,8 +5,7 @@
 //! why it is so.
 //!
 //! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`wire`] reads and writes the bytes of our own
-//! formats. [`codec`] turns bytes into borrowed frames
-//! of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
+//! formats. [`codec`] turns bytes into borrowed frames of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
 //!
 //! **Tables.** [`config`] is what the operator wrote, checked, and the memory that it allows ([`config::budget`]).
 //! [`metrics`] has every counter, [`devices`] finds a slot by a device's name, and the [`wheel`] keeps one deadline for each
@@ -18,12 +17,13 @@
 //! **TLS.** [`tls::handshake`] has rustls behind one type; what is left of a connection afterwards is
 //! [`tls::record`], our own record layer over a few hundred bytes of plain data.
 //!
-//! **One core's share.** [`session`] keeps MQTT sessions, subscriptions and retained messages. [`connection`] is one
+//! **One core's share.** [`broker`] keeps MQTT sessions, subscriptions and retained messages. [`connection`] is one
 //! connection from its first byte to its last, and the only place where TLS and protocols meet. [`shard`] holds
 //! a core's connections and sessions, takeover, presence and expiry: it is handed bytes and the time, so a simulation
 //! drives it through hours in a second.
 //!
-//! **Threads.** [`worker`] has the poll, the sockets, the clock and the turn, and moves connections to their home.
+//! **Threads.** [`turn`] is the order in which an event loop does its work, over any [`turn::Io`]. [`worker`] runs it with
+//! the poll, the sockets, the clock, and moves connections to their home.
 //! [`control`] has what an event loop has no time for: HTTP, metrics, events, token checks.
 //!
 //! A module uses only those above it; `tests/tidy.rs` holds the table.
@@ -50,6 +50,7 @@ pub mod broker;
 
 pub mod connection;
 pub mod shard;
+pub mod turn;
 pub mod worker;
 
 pub mod store;

@@ -35,8 +35,9 @@ const TABLE: &[Row] = &[
     row("connection", &["time", "config", "metrics", "pool", "link", "tls", "codec", "broker"], &["bytes"]),
     row("shard", &["time", "config", "devices", "metrics", "wheel", "pool", "link", "tls", "codec", "broker", "connection"],
         &["slab", "bytes", "fastrand", "tracing"]),
-    row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"],
-        &["bytes", "mio", "socket2", "rustix", "hashbrown", "crossbeam_channel", "tracing", "zeroize"]),
+    row("turn", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"], &[]),
+    row("worker", &["time", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard", "turn"],
+        &["bytes", "mio", "socket2", "rustix", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
     row("store", &["link"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
     row("backbone", &["time", "config", "link"], &["tokio"]),
@@ -71,6 +72,7 @@ const DATA_PLANE: &[&str] = &[
     "broker",
     "connection",
     "shard",
+    "turn",
     "worker",
 ];
 

@@ -340,11 +340,16 @@ impl Shard {
     /// half-received than there is room for.
     pub fn unpack(&mut self, parcel: &[u8], now: Moment) -> Result<u32, BadParcel> {
         let generation = self.next_generation();
-        let mut connection = Connection::unpack(parcel, generation, now.tick())?;
-        let settings = self.settings.get(connection.listener().index()).ok_or(BadParcel)?;
-        if self.home.of(connection.device()) != self.worker || !connection.fits(settings) {
-            return Err(BadParcel);
-        }
+        let fits = |connection: &Connection| {
+            let settings = self.settings.get(connection.listener().index());
+            self.home.of(connection.device()) == self.worker
+                && settings.is_some_and(|settings| connection.fits(settings))
+        };
+        let unpacked = Connection::unpack(parcel, generation, now.tick());
+        let mut connection = unpacked
+            .and_then(|connection| if fits(&connection) { Ok(connection) } else { Err(BadParcel) })
+            .inspect_err(|error| tracing::error!(worker = self.worker.0, %error, "a moved connection was refused"))?;
+        let settings = &self.settings[connection.listener().index()];
         let deadline = now.tick().deadline_after(settings.hello_ticks);
         self.counters.add(Figure::MovesReceived, 1);
         // What its first home had to say goes out with the greeting.

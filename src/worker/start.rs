@@ -1,6 +1,5 @@
 //! Bringing the workers up, and their threads to an end.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -17,23 +16,22 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::Socket;
 
-use super::arrivals::{AddressRate, listen, reserve};
-use super::courier::{Courier, Received, pair};
 use super::descriptors::{close_left_behind, leave_shared_table};
-use super::drained::Drained;
-use super::outgoing::BATCH;
+use super::handoff::{HandoffChannel, Message, pair};
+use super::io::{WorkerIo, token};
+use super::listen::{Listener, listen, reserve};
 use super::policy::{Policy, PolicySwitch};
-use super::progress::Progress;
-use super::turn::EVENTS;
-use super::{Bounds, Lateness, Listener, Sockets, Todo, Worker, token};
+use super::sockets::Sockets;
+use super::uplink_batch::BATCH;
 use crate::broker;
 use crate::config::budget::descriptors_for_connections;
 use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
 use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
 use crate::metrics::Published;
-use crate::shard::{self, Shard, Transmit};
+use crate::shard::{self, Shard};
 use crate::time::Moment;
+use crate::turn::{self, Admission, AdmissionLimits, Turn};
 
 /// What the workers are made with.
 pub struct Setup<'a> {
@@ -109,12 +107,12 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let bells = make(count, "a worker's doorbell cannot be made", Doorbell::new)?;
     let bells: Vec<Arc<Doorbell>> = bells.into_iter().map(Arc::new).collect();
     let polls = make(count, "a worker's poll cannot be made", Poll::new)?;
-    let ways = make_ways(count)?;
+    let channels = make_channels(count)?;
     let held = Arc::new(AtomicU32::new(0));
 
     // What a worker takes along and this thread gives up.
     let mut left_behind: Vec<RawFd> = polls.iter().map(AsRawFd::as_raw_fd).collect();
-    left_behind.extend(ways.iter().flatten().flatten().map(AsRawFd::as_raw_fd));
+    left_behind.extend(channels.iter().flatten().flatten().map(AsRawFd::as_raw_fd));
 
     let exchange = Arc::new(Exchange::new(setup.config.workers));
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| bounded(limits.inbox_length)).unzip();
@@ -131,7 +129,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
         threads: Vec::new(),
     };
     let (report, reports) = bounded(count);
-    for (position, ((poll, ways), inbox)) in polls.into_iter().zip(ways).zip(inboxes).enumerate() {
+    for (position, ((poll, channels), inbox)) in polls.into_iter().zip(channels).zip(inboxes).enumerate() {
         let published = Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT));
         workers.published.push(Arc::clone(&published));
         let parts = Parts {
@@ -143,7 +141,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
             listen: workers.addresses.clone(),
             poll,
             bells: bells.clone(),
-            ways,
+            channels,
             inbox,
             mailboxes: mailboxes.clone(),
             exchange: Arc::clone(&exchange),
@@ -155,11 +153,11 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
         let thread = std::thread::Builder::new().name(format!("worker-{position}"));
         let thread = thread
             .spawn(move || match parts.build() {
-                Ok(worker) => {
+                Ok(turn) => {
                     // The receiver waits for every report.
                     let _ = report.send(Ok(()));
                     drop(report);
-                    worker.run();
+                    run(turn);
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));
@@ -202,16 +200,16 @@ fn make<T>(count: usize, what: &'static str, mut one: impl FnMut() -> io::Result
     (0..count).map(|_| one().map_err(|error| StartError::System(what, error))).collect()
 }
 
-/// The ways between each two workers: `ways[a][b]` is the end that worker `a` has of the one to `b`.
-fn make_ways(count: usize) -> Result<Vec<Vec<Option<OwnedFd>>>, StartError> {
-    let mut ways: Vec<Vec<Option<OwnedFd>>> = (0..count).map(|_| (0..count).map(|_| None).collect()).collect();
+/// The channels between each two workers: `channels[a][b]` is the end that worker `a` has of the one to `b`.
+fn make_channels(count: usize) -> Result<Vec<Vec<Option<OwnedFd>>>, StartError> {
+    let mut channels: Vec<Vec<Option<OwnedFd>>> = (0..count).map(|_| (0..count).map(|_| None).collect()).collect();
     for (one, other) in (0..count).flat_map(|one| (one + 1..count).map(move |other| (one, other))) {
         let (here, there) =
-            pair().map_err(|error| StartError::System("the way between two workers cannot be made", error))?;
-        ways[one][other] = Some(here);
-        ways[other][one] = Some(there);
+            pair().map_err(|error| StartError::System("the channel between two workers cannot be made", error))?;
+        channels[one][other] = Some(here);
+        channels[other][one] = Some(there);
     }
-    Ok(ways)
+    Ok(channels)
 }
 
 impl Workers {
@@ -252,7 +250,7 @@ struct Parts {
     listen: Vec<SocketAddr>,
     poll: Poll,
     bells: Vec<Arc<Doorbell>>,
-    ways: Vec<Option<OwnedFd>>,
+    channels: Vec<Option<OwnedFd>>,
     inbox: Receiver<Command>,
     mailboxes: Vec<Mailbox>,
     exchange: Arc<Exchange>,
@@ -263,11 +261,11 @@ struct Parts {
 
 impl Parts {
     /// Leaves the shared table and opens what belongs to this worker alone. Runs in the worker's thread.
-    fn build(self) -> Result<Worker, StartError> {
+    fn build(self) -> Result<Turn<WorkerIo>, StartError> {
         let system = |what: &'static str| move |error: io::Error| StartError::System(what, error);
         let mut keep: Vec<RawFd> = self.bells.iter().map(|bell| bell.as_fd().as_raw_fd()).collect();
         keep.push(self.poll.as_raw_fd());
-        keep.extend(self.ways.iter().flatten().map(AsRawFd::as_raw_fd));
+        keep.extend(self.channels.iter().flatten().map(AsRawFd::as_raw_fd));
         leave_shared_table(&keep).map_err(system("a worker cannot leave the shared descriptor table"))?;
         pin(self.id);
 
@@ -276,13 +274,14 @@ impl Parts {
         registry
             .register(&mut SourceFd(&bell.as_fd().as_raw_fd()), token::BELL, Interest::READABLE)
             .map_err(system("a worker's doorbell cannot be polled"))?;
-        let couriers: Vec<Option<Courier>> = self.ways.into_iter().map(|way| way.map(Courier::new)).collect();
-        for (worker, courier) in couriers.iter().enumerate() {
-            let Some(courier) = courier else { continue };
+        let channels: Vec<Option<HandoffChannel>> =
+            self.channels.into_iter().map(|channel| channel.map(HandoffChannel::new)).collect();
+        for (worker, channel) in channels.iter().enumerate() {
+            let Some(channel) = channel else { continue };
             let interest = Interest::READABLE | Interest::WRITABLE;
             registry
-                .register(&mut SourceFd(&courier.as_fd().as_raw_fd()), token::courier(worker), interest)
-                .map_err(system("the way between two workers cannot be polled"))?;
+                .register(&mut SourceFd(&channel.as_fd().as_raw_fd()), token::channel(worker), interest)
+                .map_err(system("the channel between two workers cannot be polled"))?;
         }
         let mut listeners = Vec::new();
         for (position, &address) in self.listen.iter().enumerate() {
@@ -294,11 +293,11 @@ impl Parts {
             registry
                 .register(&mut socket, token::listener(position), Interest::READABLE)
                 .map_err(system("a listener cannot be polled"))?;
-            listeners.push(Listener { id: ListenerId(position as u8), socket, ready: false, is_starved: false });
+            listeners.push(Listener { id: ListenerId(position as u8), socket, is_starved: false });
         }
 
-        // What the poll tells of besides connections: the doorbell, listeners, ways to other workers.
-        let others = 1 + listeners.len() + couriers.iter().flatten().count();
+        // The doorbell, listeners, channels to other workers.
+        let other_sources = 1 + listeners.len() + channels.iter().flatten().count();
         let table = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let sockets = descriptors_for_connections(self.home.workers(), listeners.len(), table);
         let policy = self.policy.current();
@@ -319,19 +318,19 @@ impl Parts {
             },
             now.tick(),
         );
-        Ok(Worker {
+        let bounds = turn::Bounds::default();
+        let admission = Admission::new(AdmissionLimits::new(limits, sockets as usize));
+        let io = WorkerIo {
             id: self.id,
             started: self.started,
             poll: self.poll,
-            events: Events::with_capacity(EVENTS),
-            shard,
+            events: Events::with_capacity(bounds.events),
             sockets: Sockets::default(),
+            sockets_max: sockets as usize,
             listeners,
-            address_rate: AddressRate::new(limits.connections_per_address),
-            bounds: Bounds::new(limits, sockets as usize),
             held: self.held,
-            couriers,
-            received: Received::new(),
+            channels,
+            message: Message::new(),
             inbox: self.inbox,
             mailboxes: self.mailboxes,
             policy: self.policy,
@@ -339,20 +338,23 @@ impl Parts {
             bell,
             uplink: self.uplink,
             published: self.published,
+        };
+        let setup = turn::Setup {
+            workers: self.home.workers(),
+            shard,
             input: Input::new(frame_bytes, limits.read_bytes),
-            transmit: Transmit::prepared(),
-            drained: Drained::new(now.tick(), others),
-            drained_until: now.tick(),
-            suspects: Vec::new(),
-            listings: VecDeque::new(),
-            broadcasts: Vec::new(),
-            todo: Todo::default(),
-            progress: Progress::new(usize::from(self.home.workers()), now),
-            lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
-            has_worked: false,
-            ending: None,
-        })
+            admission,
+            bounds,
+            other_sources,
+        };
+        Ok(Turn::new(setup, io))
     }
+}
+
+/// Turns until the gateway comes down.
+fn run(mut turn: Turn<WorkerIo>) {
+    while turn.turn() {}
+    turn.io().end();
 }
 
 /// Keeps the worker's thread on one core, so that its connections stay in that core's caches. With more workers than

@@ -4,21 +4,18 @@
 //! how many small runs there are (each with a seed of its own), `SIM_DEVICES` and `SIM_HOURS` how large the large one is.
 
 mod certificates;
-mod driver;
+mod gateway;
+mod io;
 mod network;
 mod peer;
 mod shadow;
 mod world;
 
-// The worker's own account of the drained time, which knows nothing else of the worker.
-#[path = "../../src/worker/drained.rs"]
-mod drained;
-use pulsegate::time;
-
 use std::time::{Duration, Instant};
 
 use certificates::Certificates;
-use driver::{Bounds, Sabotage};
+use io::{Faults, Sabotage};
+use pulsegate::turn::Bounds;
 use world::{Account, Plan, World};
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -59,9 +56,16 @@ fn small(seed: u64) -> Plan {
             handshakes: one_of(&[1, 16]) as usize,
             commands: one_of(&[8, 1_024]) as usize,
             deadlines: one_of(&[4, 1_024]) as usize,
+            ..Bounds::default()
+        },
+        faults: Faults {
             channel: one_of(&[64, 1_024]) as usize,
+            inbox: one_of(&[1, 20, 1_000]) as usize,
             short_writes: one_of(&[0, 2, 20]),
             home_full: one_of(&[0, 5]),
+            channel_full: one_of(&[0, 2, 20]),
+            interrupted: one_of(&[0, 5]),
+            stopped: one_of(&[0, 1_000, 20_000]),
             check_phases: true,
         },
         sabotage: Sabotage::None,
@@ -88,15 +92,15 @@ fn large(seed: u64, devices: u32, time: Duration) -> Plan {
         check_every: 2_000,
         uplink_length: 4_096,
         room: 4_000,
-        bounds: Bounds {
-            events: 256,
-            accepts: 64,
-            handshakes: 16,
-            commands: 1_024,
-            deadlines: 1_024,
+        bounds: Bounds::default(),
+        faults: Faults {
             channel: 16_384,
+            inbox: 1_000,
             short_writes: 20,
             home_full: 20,
+            channel_full: 50,
+            interrupted: 50,
+            stopped: 100_000,
             check_phases: false,
         },
         sabotage: Sabotage::None,
@@ -148,7 +152,8 @@ fn sabotaged(sabotage: Sabotage) -> Plan {
     plan.intervals = &[50, 100];
     plan.storm = 20;
     plan.room = 100_000;
-    plan.bounds = Bounds { events: 2, commands: 1_024, short_writes: 0, ..plan.bounds };
+    plan.bounds = Bounds { events: 2, commands: 1_024, ..plan.bounds };
+    plan.faults = Faults { short_writes: 0, stopped: 0, ..plan.faults };
     plan
 }
 
@@ -169,7 +174,7 @@ fn the_same_world_without_an_error_is_well() {
 #[test]
 #[should_panic(expected = "was expired")]
 fn expiry_on_a_clock_that_nobody_drained_is_caught() {
-    run(sabotaged(Sabotage::ExpireOnTheClock));
+    run(sabotaged(Sabotage::DeafPoll));
 }
 
 #[test]
@@ -182,6 +187,12 @@ fn a_slot_that_is_used_after_it_was_freed_is_caught() {
 #[should_panic(expected = "ACK")]
 fn a_lost_acknowledgement_is_caught() {
     run(sabotaged(Sabotage::LoseAnswers));
+}
+
+#[test]
+#[should_panic(expected = "turns and turns and does nothing")]
+fn a_loop_that_spins_is_caught() {
+    run(sabotaged(Sabotage::RepeatEdges));
 }
 
 #[test]

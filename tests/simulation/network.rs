@@ -4,18 +4,10 @@
 use std::collections::VecDeque;
 
 use pulsegate::time::Moment;
+use pulsegate::turn::Readiness;
 
 /// A socket, and so the peer behind it.
 pub type SocketId = u32;
-
-/// What a poll tells of a socket.
-#[derive(Clone, Copy, Default)]
-pub struct Readiness {
-    pub readable: bool,
-    pub writable: bool,
-    /// The peer has ended its side, or the connection is broken.
-    pub to_the_end: bool,
-}
 
 /// How a side of a stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +49,7 @@ struct Socket {
 }
 
 /// All sockets, and each worker's poll.
+#[derive(Default)]
 pub struct Network {
     sockets: Vec<Socket>,
     polls: Vec<VecDeque<(SocketId, u32)>>,
@@ -182,6 +175,8 @@ impl Network {
             socket.down_ended = Ended::InOrder;
             self.mark_dirty(id);
         }
+        // As a kernel does: a socket that was shut, however often, is told of as writable.
+        self.raise(id, Readiness { writable: true, ..Readiness::default() });
     }
 
     /// Closes the gateway's end. Over unread bytes that is a reset, and the peer loses what it has not taken.
@@ -205,6 +200,18 @@ impl Network {
         if !std::mem::replace(&mut self.sockets[id as usize].is_dirty, true) {
             self.dirty.push(id);
         }
+    }
+
+    // --- Planted errors ---------------------------------------------------------------------------------------------
+
+    /// What the peer has not taken is lost.
+    pub fn forget_unsent(&mut self, id: SocketId) {
+        self.sockets[id as usize].down = Vec::new();
+    }
+
+    /// A socket is told of as writable though nothing has changed.
+    pub fn repeat_event(&mut self, id: SocketId) {
+        self.raise(id, Readiness { writable: true, ..Readiness::default() });
     }
 
     // --- The peer's side --------------------------------------------------------------------------------------------

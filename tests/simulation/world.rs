@@ -1,23 +1,23 @@
 //! The virtual clock, the faults, and everybody who acts by it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsegate::broker;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
-use pulsegate::connection::{Input, ListenerSettings};
-use pulsegate::link::{Command, ConnectionId, Downlink, Exchange, Home, ListenerId, Receipt, Uplink, WorkerId};
+use pulsegate::connection::ListenerSettings;
+use pulsegate::link::{Command, ConnectionId, Downlink, ListenerId, Receipt, Uplink};
 use pulsegate::metrics::Figure;
-use pulsegate::shard::{self, Shard};
-use pulsegate::time::{Moment, Tick};
+use pulsegate::time::Moment;
 use pulsegate::tls::handshake::ClientTls;
+use pulsegate::turn::Bounds;
 
 use crate::certificates::Certificates;
-use crate::driver::{Bounds, Driver, Letter, Patience, Sabotage};
-use crate::network::{Ended, Network, SocketId};
+use crate::gateway::{Build, Gateway};
+use crate::io::{Faults, Patience, Sabotage};
+use crate::network::{Ended, SocketId};
 use crate::peer::{Fate, HEARTBEAT, PROBE, Peer, Reaction, Speaks};
 use crate::shadow::{Shadow, device_id};
 
@@ -62,6 +62,7 @@ pub struct Plan {
     /// Bytes that a socket takes before its peer reads.
     pub room: usize,
     pub bounds: Bounds,
+    pub faults: Faults,
     pub sabotage: Sabotage,
 }
 
@@ -79,24 +80,18 @@ enum Event {
 
 pub struct World {
     plan: Plan,
-    now: Moment,
+    gateway: Gateway,
     random: fastrand::Rng,
-    network: Network,
-    drivers: Vec<Driver>,
-    late_until: Vec<Moment>,
     backbone_stops_until: Moment,
     peers: Vec<Peer>,
     /// How many connections each device has begun.
     connects: Vec<u32>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
-    mail: BTreeMap<(u64, u64), (u16, Letter)>,
     /// Numbers what would otherwise be equal.
     serial: u64,
-    home: Home,
     client: ClientTls,
     handshakes_left: u32,
     shadow: Shadow,
-    is_calm: bool,
     steps: u64,
     pub account: Account,
     reactions: Vec<Reaction>,
@@ -106,6 +101,8 @@ pub struct World {
 #[derive(Clone, Debug, Default)]
 pub struct Account {
     pub steps: u64,
+    pub turns: u64,
+    pub idle_turns: u64,
     pub connections: u64,
     pub handshakes: u64,
     pub heartbeats: u64,
@@ -157,48 +154,28 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
 impl World {
     pub fn new(plan: Plan, certificates: &Certificates) -> Self {
         let mut random = fastrand::Rng::with_seed(plan.seed);
-        let mut key = [0; 16];
-        random.fill(&mut key);
-        let home = Home::new(key, plan.workers);
-        let settings = settings(&plan, certificates);
-        let limits = limits(&plan);
-        let exchange = Arc::new(Exchange::new(plan.workers));
-        let mut drivers = Vec::new();
-        for id in 0..plan.workers {
-            let setup = shard::Setup {
-                worker: WorkerId(id),
-                home,
-                settings: Arc::clone(&settings),
-                handshakes: limits.handshakes as usize,
-                uplink_length: limits.uplink_length,
-                seed: random.u64(..),
-                exchange: Arc::clone(&exchange),
-                sessions: broker::Bounds::of(&limits, plan.workers),
-            };
-            let patience = Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) };
-            let input = Input::new(limits.frame_bytes, limits.read_bytes);
-            let shard = Shard::new(setup, Tick(0));
-            drivers.push(Driver::new(id, shard, input, plan.bounds, patience, plan.sabotage, random.u64(..)));
-        }
+        let build = Build {
+            workers: plan.workers,
+            bounds: plan.bounds,
+            faults: plan.faults,
+            sabotage: plan.sabotage,
+            patience: Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) },
+            room: plan.room,
+        };
+        let gateway = Gateway::new(build, &settings(&plan, certificates), &limits(&plan), random.u64(..));
         let mut world = Self {
-            now: Moment::default(),
-            network: Network::new(plan.workers, plan.room),
-            late_until: vec![Moment::default(); plan.workers.into()],
+            gateway,
             backbone_stops_until: Moment::default(),
             peers: Vec::new(),
             connects: vec![0; plan.devices as usize],
             events: BinaryHeap::new(),
-            mail: BTreeMap::new(),
             serial: 0,
-            home,
             client: certificates.client.clone(),
             handshakes_left: plan.handshakes,
             shadow: Shadow::new(plan.workers),
-            is_calm: false,
             steps: 0,
             account: Account::default(),
             reactions: Vec::new(),
-            drivers,
             random,
             plan,
         };
@@ -212,18 +189,19 @@ impl World {
 
     /// The whole run: the storm and all that goes wrong, then calm, then the audit.
     pub fn run(mut self) -> Account {
-        while self.now.since(Moment::default()) < self.plan.time {
+        while self.gateway.now.since(Moment::default()) < self.plan.time {
             self.step();
         }
         // Nothing more goes wrong; what was dead is found, what is owed is paid.
-        self.is_calm = true;
-        self.late_until.fill(self.now);
-        self.backbone_stops_until = self.now;
+        self.gateway.calm_down();
+        self.backbone_stops_until = self.gateway.now;
         let longest = Duration::from_millis(u64::from(*self.plan.intervals.iter().max().expect("some")) * 100);
-        let rest =
-            self.now.plus(longest * 2 + TIMEOUT * (u32::from(RETRIES) + 3) + PATIENCE * 2 + Duration::from_mins(1));
+        let rest = self
+            .gateway
+            .now
+            .plus(longest * 2 + TIMEOUT * (u32::from(RETRIES) + 3) + PATIENCE * 2 + Duration::from_mins(1));
         self.plan.step = self.plan.step.max(Duration::from_millis(200));
-        while self.now < rest {
+        while self.gateway.now < rest {
             self.step();
         }
         // A world that was overloaded needs longer; as long as it goes on, it is no fault.
@@ -242,7 +220,7 @@ impl World {
 
     fn later(&mut self, after: Duration, event: Event) {
         self.serial += 1;
-        self.events.push(Reverse((self.now.plus(after).micros(), self.serial, event)));
+        self.events.push(Reverse((self.gateway.now.plus(after).micros(), self.serial, event)));
     }
 
     fn within(&mut self, time: Duration) -> Duration {
@@ -256,7 +234,7 @@ impl World {
     }
 
     fn one_in(&mut self, many: u32) -> bool {
-        many > 0 && !self.is_calm && self.random.u32(..many) == 0
+        many > 0 && !self.gateway.is_calm && self.random.u32(..many) == 0
     }
 
     // --- Time -------------------------------------------------------------------------------------------------------
@@ -264,78 +242,47 @@ impl World {
     fn step(&mut self) {
         self.steps += 1;
         let length = self.within(self.plan.step);
-        self.now = self.now.plus(length);
+        self.gateway.now = self.gateway.now.plus(length);
         if self.one_in(self.plan.jump) {
             let jump = self.within(JUMP);
-            self.now = self.now.plus(jump);
+            self.gateway.now = self.gateway.now.plus(jump);
         }
         if self.one_in(self.plan.late) {
-            let worker = self.random.usize(..self.drivers.len());
-            let late = self.within(Duration::from_secs(40));
-            self.late_until[worker] = self.now.plus(late);
+            self.gateway.delay_a_worker(Duration::from_secs(40));
         }
         if self.one_in(self.plan.backlog) {
             let stop = self.within(Duration::from_secs(20));
-            self.backbone_stops_until = self.now.plus(stop);
+            self.backbone_stops_until = self.gateway.now.plus(stop);
         }
         if self.one_in(self.plan.storm) {
             self.command_storm();
         }
         while let Some(&Reverse((at, _, event))) = self.events.peek()
-            && at <= self.now.micros()
+            && at <= self.gateway.now.micros()
         {
             self.events.pop();
             self.handle(event);
         }
-        while let Some(entry) = self.mail.first_entry()
-            && entry.key().0 <= self.now.micros()
-        {
-            let (worker, letter) = entry.remove();
-            self.drivers[usize::from(worker)].letters.push_back(letter);
+        self.gateway.turns();
+        for socket in std::mem::take(&mut self.gateway.moved) {
+            self.peers[socket as usize].has_moved = true;
         }
-        self.turns();
         self.backbone();
         self.tell_peers();
         if self.steps.is_multiple_of(self.plan.check_every) {
             self.account.checks += 1;
-            self.drivers.iter().for_each(|driver| driver.shard.check_invariants());
+            self.gateway.check_invariants();
         }
-    }
-
-    fn turns(&mut self) {
-        let first = self.random.usize(..self.drivers.len());
-        for offset in 0..self.drivers.len() {
-            let worker = (first + offset) % self.drivers.len();
-            for _ in 0..4 {
-                let driver = &mut self.drivers[worker];
-                if self.now < self.late_until[worker] || !driver.is_awake(&self.network, self.now) {
-                    break;
-                }
-                driver.turn(&mut self.network, self.now);
-                for (to, letter) in std::mem::take(&mut driver.outbox) {
-                    self.post(to, letter);
-                }
-            }
-        }
-    }
-
-    fn post(&mut self, to: WorkerId, letter: Letter) {
-        if let Letter::Parcel { origin: Some(_), socket, .. } = letter {
-            self.peers[socket as usize].has_moved = true;
-        }
-        self.serial += 1;
-        let after = self.sooner_or_later(Duration::from_secs(2));
-        self.mail.insert((self.now.plus(after).micros(), self.serial), (to.0, letter));
     }
 
     // --- The backbone -----------------------------------------------------------------------------------------------
 
     fn backbone(&mut self) {
-        if self.now < self.backbone_stops_until {
+        if self.gateway.now < self.backbone_stops_until {
             return;
         }
-        for worker in 0..self.drivers.len() {
-            while let Some(event) = self.drivers[worker].channel.pop_front() {
+        for worker in 0..self.gateway.workers() {
+            while let Some(event) = self.gateway.take_up(worker) {
                 self.take_up(worker, event);
             }
         }
@@ -351,9 +298,8 @@ impl World {
                     Receipt::Session(..) => unreachable!("no device here has a session"),
                 });
                 self.shadow.held(&mut self.peers, &message.device, &message.payload, id);
-                let commands = &mut self.drivers[worker].commands;
                 if let Some(receipt) = message.receipt {
-                    commands.push_back(Command::MessageSettled { receipt, accepted: true });
+                    self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
                 }
                 // A handle from long ago, for a slot that somebody has.
                 if self.random.u8(..) == 0 {
@@ -361,11 +307,9 @@ impl World {
                     let older = generation.wrapping_sub(self.random.u32(1..1_000));
                     let connection = ConnectionId { index, generation: older };
                     let receipt = Receipt::Connection(connection, 99);
-                    commands.push_back(Command::MessageSettled { receipt, accepted: true });
-                    commands.push_back(Command::TokenVerdict { connection, accepted: false });
-                    let letters = &mut self.drivers[worker].letters;
-                    letters.push_back(Letter::Verdict { origin: connection, is_taken: true });
-                    letters.push_back(Letter::Verdict { origin: connection, is_taken: false });
+                    self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
+                    self.gateway.command(worker, Command::TokenVerdict { connection, accepted: false });
+                    self.gateway.post_stale_acks(worker, connection);
                 }
             }
             Uplink::Sent { request, outcome } => self.shadow.answered(request, outcome),
@@ -381,9 +325,9 @@ impl World {
             let device = if self.random.u8(..4) == 0 { favourite } else { self.random.u32(..self.plan.devices) };
             let name: Box<str> = device_id(device).into();
             let kind = self.random.u8(..100);
-            let request = self.shadow.ask(device, kind < 90, self.now);
-            let worker = self.home.of(&name).index();
-            self.drivers[worker].commands.push_back(match kind {
+            let request = self.shadow.ask(device, kind < 90, self.gateway.now);
+            let worker = self.gateway.home.of(&name).index();
+            let command = match kind {
                 0..90 => Command::Send {
                     request,
                     device: name,
@@ -395,7 +339,8 @@ impl World {
                     self.shadow.disconnected.insert(device);
                     Command::Disconnect { request, device: name }
                 }
-            });
+            };
+            self.gateway.command(worker, command);
             self.account.commands += 1;
         }
     }
@@ -405,7 +350,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Connect(device) => {
-                if !self.is_calm {
+                if !self.gateway.is_calm {
                     self.connect(device);
                 }
             }
@@ -427,11 +372,11 @@ impl World {
             }),
             Event::Act(id) => self.with_live(id, Self::act),
             Event::Lose(id) => {
-                if self.peers[id as usize].fate == Fate::Live && !self.is_calm {
+                if self.peers[id as usize].fate == Fate::Live && !self.gateway.is_calm {
                     self.lose(id);
                 }
             }
-            Event::Bye(id) => self.network.end(id, Ended::InOrder),
+            Event::Bye(id) => self.gateway.network.end(id, Ended::InOrder),
         }
     }
 
@@ -449,13 +394,12 @@ impl World {
     fn connect(&mut self, device: u32) {
         self.connects[device as usize] += 1;
         self.account.connections += 1;
-        let id = self.network.connect(self.now);
+        let id = self.gateway.network.connect(self.gateway.now);
         assert_eq!(id as usize, self.peers.len());
         if self.random.u32(..self.plan.devices) < self.handshakes_left.min(self.plan.handshakes) {
             self.handshakes_left = self.handshakes_left.saturating_sub(1);
             self.peers.push(Peer::connecting(device, &self.client));
-            let worker = self.random.usize(..self.drivers.len());
-            self.drivers[worker].backlog.push_back((id, NATIVE));
+            self.gateway.connect(id, NATIVE);
         } else {
             self.arrive(id, device);
         }
@@ -479,7 +423,7 @@ impl World {
         let interval = self.interval();
         let (mut peer, records) = Peer::established(device, speaks, &mut self.random);
         if speaks == Speaks::Raw {
-            peer.welcomed = Some(self.now);
+            peer.welcomed = Some(self.gateway.now);
         }
         if listener == BEATING {
             peer.beats_every = Some(Duration::from_millis(u64::from(interval) * 90));
@@ -492,7 +436,7 @@ impl World {
         let name = device_id(device);
         let mut bytes = vec![1, listener.0, 1];
         bytes.extend_from_slice(&interval.to_be_bytes());
-        bytes.extend_from_slice(&self.now.tick().0.to_be_bytes());
+        bytes.extend_from_slice(&self.gateway.now.tick().0.to_be_bytes());
         bytes.push(name.len() as u8);
         bytes.extend_from_slice(name.as_bytes());
         for part in [&[][..], &came_along, &[]] {
@@ -501,14 +445,14 @@ impl World {
         }
         records.encode(&mut bytes);
         self.peers.push(peer);
-        self.post(self.home.of(&name), Letter::Parcel { origin: None, bytes, socket: id });
+        self.gateway.arrive(&name, bytes, id);
     }
 
     fn act(&mut self, id: SocketId) {
         let after = self.within(self.plan.act_every * 2);
         self.later(after, Event::Act(id));
         let peer = &mut self.peers[id as usize];
-        if self.is_calm || peer.welcomed.is_none() {
+        if self.gateway.is_calm || peer.welcomed.is_none() {
             return;
         }
         match self.random.u32(..1_000) {
@@ -539,7 +483,7 @@ impl World {
             let after = self.sooner_or_later(Duration::from_millis(500));
             self.later(after, Event::Pump(id));
         }
-        self.network.send(id, &piece, self.now);
+        self.gateway.network.send(id, &piece, self.gateway.now);
     }
 
     fn lose(&mut self, id: SocketId) {
@@ -551,17 +495,17 @@ impl World {
                 let last = std::mem::take(&mut peer.out);
                 peer.settle(Fate::Left);
                 if !peer.is_pumping {
-                    self.network.send(id, &last, self.now);
+                    self.gateway.network.send(id, &last, self.gateway.now);
                 }
-                self.network.end(id, Ended::InOrder);
+                self.gateway.network.end(id, Ended::InOrder);
             }
             1 => {
                 peer.settle(Fate::Left);
-                self.network.end(id, Ended::InOrder);
+                self.gateway.network.end(id, Ended::InOrder);
             }
             2 => {
                 peer.settle(Fate::Left);
-                self.network.end(id, Ended::ByReset);
+                self.gateway.network.end(id, Ended::ByReset);
             }
             _ => peer.settle(Fate::Vanished),
         }
@@ -574,7 +518,7 @@ impl World {
     }
 
     fn tell_peers(&mut self) {
-        for id in self.network.take_dirty() {
+        for id in self.gateway.network.take_dirty() {
             if self.peers[id as usize].fate != Fate::Vanished {
                 self.tell(id);
             }
@@ -582,11 +526,11 @@ impl World {
     }
 
     fn tell(&mut self, id: SocketId) {
-        let (bytes, ended) = self.network.take(id);
+        let (bytes, ended) = self.gateway.network.take(id);
         let mut reactions = std::mem::take(&mut self.reactions);
         let peer = &mut self.peers[id as usize];
         if peer.fate == Fate::Live {
-            peer.hear(&bytes, self.now, &mut reactions);
+            peer.hear(&bytes, self.gateway.now, &mut reactions);
             for reaction in reactions.drain(..) {
                 self.react(id, reaction);
             }
@@ -614,18 +558,21 @@ impl World {
     }
 
     /// Whether a peer's handshake was never begun in its time, and there were no places for it.
-    fn was_crowded_out(&self, id: SocketId) -> bool {
-        let peer = &self.peers[id as usize];
-        let waited = self.now.since(self.network.last_arrival(id));
-        let is_recent = |at: Moment| self.now.since(at) <= PATIENCE;
-        peer.is_unanswered()
-            && waited > PATIENCE / 2
-            && self.drivers.iter().any(|driver| driver.crowded_at.is_some_and(is_recent))
+    fn was_crowded_out(&mut self, id: SocketId) -> bool {
+        let now = self.gateway.now;
+        let waited = now.since(self.gateway.network.last_arrival(id));
+        let is_recent = |at: Moment| now.since(at) <= PATIENCE;
+        let mut crowded = false;
+        for worker in 0..self.gateway.workers() {
+            crowded |= self.gateway.io(worker).crowded_at.is_some_and(is_recent);
+        }
+        self.peers[id as usize].is_unanswered() && waited > PATIENCE / 2 && crowded
     }
 
     /// The gateway has ended its side: was there a reason?
     fn end_of_stream(&mut self, id: SocketId, ended: Ended) {
         let was_crowded_out = self.was_crowded_out(id);
+        let was_slow = (0..self.gateway.workers()).any(|worker| self.gateway.io(worker).slow.contains(&id));
         let peer = &mut self.peers[id as usize];
         let was_live = peer.fate == Fate::Live;
         let device = peer.device;
@@ -643,10 +590,10 @@ impl World {
             None if peer.speaks == Speaks::Raw && replaced => true,
             // Whoever does not read is told nothing; nor is whoever has waited for all its time behind the handshakes of
             // peers that had vanished: there is no TLS to tell it by.
-            None => self.drivers.iter().any(|driver| driver.slow.contains(&id)) || was_crowded_out,
+            None => was_slow || was_crowded_out,
             Some(CloseCode::TAKEN_OVER) => self.connects[device as usize] > 1,
             Some(CloseCode::REQUESTED) => self.shadow.disconnected.contains(&device),
-            Some(CloseCode::TRY_LATER) => peer.has_moved && self.plan.bounds.home_full > 0,
+            Some(CloseCode::TRY_LATER) => peer.has_moved && self.plan.faults.home_full > 0,
             Some(_) => false,
         };
         assert!(is_right, "peer {id} (device {device}) was ended for no reason of its own: {code:?}, {ended:?}");
@@ -668,7 +615,7 @@ impl World {
 
     /// Bytes that sockets have not taken.
     fn buffered(&mut self) -> u64 {
-        self.drivers.iter_mut().map(|driver| driver.shard.counters().figure(Figure::BufferedBytes)).sum()
+        self.gateway.figure(Figure::BufferedBytes)
     }
 
     // --- The end ----------------------------------------------------------------------------------------------------
@@ -677,26 +624,25 @@ impl World {
         self.shadow.audit(&self.peers);
         let healthy = self.peers.iter().filter(|peer| peer.is_healthy()).count();
         for (id, peer) in self.peers.iter().enumerate() {
-            let is_open = !self.network.is_closed(id as SocketId);
+            let is_open = !self.gateway.network.is_closed(id as SocketId);
             assert_eq!(is_open, peer.is_healthy(), "peer {id}'s socket: {peer}");
         }
-        let held: usize = self.drivers.iter().map(|driver| driver.shard.len()).sum();
+        let held = self.gateway.sum(|turn| turn.shard().len() as u64) as usize;
         assert_eq!(held, healthy, "connections are held that nobody has");
         let account = &mut self.account;
         account.steps = self.steps;
-        let mut ended = 0;
-        for driver in &mut self.drivers {
-            driver.shard.check_invariants();
-            let counters = driver.shard.counters();
-            ended += counters.closed().iter().sum::<u64>();
-            account.handshakes += counters.figure(Figure::HandshakesFull) + counters.figure(Figure::HandshakesResumed);
-            account.heartbeats += counters.figure(Figure::HeartbeatsSent);
-            account.messages += counters.figure(Figure::MessagesReceived);
-            account.dropped += counters.figure(Figure::MessagesDropped);
-            account.moves += counters.figure(Figure::MovesSent);
-            account.last_reads += counters.figure(Figure::LastReadsHeard);
-            account.expired += driver.expired;
-        }
+        self.gateway.check_invariants();
+        let ended = self.gateway.sum(|turn| turn.shard().counters().closed().iter().sum());
+        account.expired = self.gateway.sum(|turn| turn.io().expired);
+        account.turns = self.gateway.figure(Figure::Turns);
+        account.idle_turns = self.gateway.figure(Figure::IdleTurns);
+        account.handshakes =
+            self.gateway.figure(Figure::HandshakesFull) + self.gateway.figure(Figure::HandshakesResumed);
+        account.heartbeats = self.gateway.figure(Figure::HeartbeatsSent);
+        account.messages = self.gateway.figure(Figure::MessagesReceived);
+        account.dropped = self.gateway.figure(Figure::MessagesDropped);
+        account.moves = self.gateway.figure(Figure::MovesSent);
+        account.last_reads = self.gateway.figure(Figure::LastReadsHeard);
         assert_eq!(ended + healthy as u64, account.connections, "a connection has no reason, or two");
         assert_eq!(
             account.messages,

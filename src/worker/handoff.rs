@@ -4,23 +4,25 @@
 //! ```text
 //!   sender                                        receiver (the home)
 //!   deregisters the socket, packs the state
-//!   ── parcels + descriptors ───────────────────▶ takes both, registers the socket; the device lives here now
-//!   ◀───────────────────────────────── verdicts ──
+//!   ── images + descriptors ────────────────────▶ takes both, registers the socket; the device lives here now
+//!   ◀──────────────────────────────────── acks ──
 //!   taken: closes its copy.  refused: still has everything, and tells the peer itself
 //! ```
 //!
 //! One SOCK_SEQPACKET pair joins each two workers. A message is
 //!
 //! ```text
-//!   1 (parcels)   count u16   { index u32, generation u32, length u32, bytes … }  × count, with count descriptors
-//!   2 (verdicts)  count u16   { index u32, generation u32, taken u8 }             × count
+//!   1 (images)   count u16   { index u32, generation u32, length u32, bytes … }  × count, with count descriptors
+//!   2 (acks)     count u16   { index u32, generation u32, taken u8 }               × count
 //! ```
 //! in the byte order of the machine that both ends share; the handle is the sender's. A full receiving table drops
-//! descriptors silently (MSG_CTRUNC): parcels without one are refused, which is why there are verdicts at all.
+//! descriptors silently (MSG_CTRUNC): images without one are refused, which is why there are acks at all.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -32,22 +34,23 @@ use zeroize::Zeroize;
 
 use crate::config::budget::DESCRIPTORS_SPARE;
 use crate::link::ConnectionId;
+use crate::turn::{Handoff, HandoffAck};
 
 /// Connections in one message: for so many the home keeps places free. The kernel takes at most 253 descriptors.
-const PARCELS_MAX: usize = DESCRIPTORS_SPARE as usize;
-/// A message is closed when it has grown beyond this; a single parcel may be larger.
+const IMAGES_MAX: usize = DESCRIPTORS_SPARE as usize;
+/// A message is closed when it has grown beyond this; a single image may be larger.
 const MESSAGE_BYTES: usize = 64 << 10;
 /// The largest message.
 const RECEIVE_BYTES: usize = 512 << 10;
-/// The largest parcel: with all before it in its message it must fit into what is received. Whoever has said more than
-/// that behind HELLO, without waiting for an answer, is refused.
-const PARCEL_BYTES_MAX: usize = RECEIVE_BYTES - MESSAGE_BYTES - 64;
-const VERDICTS_MAX: usize = 1_024;
+/// The largest image: with all before it in its message it must fit into what is received. A peer that pipelined more
+/// than this behind HELLO is refused.
+const IMAGE_BYTES_MAX: usize = RECEIVE_BYTES - MESSAGE_BYTES - 64;
+const ACKS_MAX: usize = 1_024;
 
-const PARCELS: u8 = 1;
-const VERDICTS: u8 = 2;
+const IMAGES: u8 = 1;
+const ACKS: u8 = 2;
 
-/// The two ends of the way between two workers.
+/// The two ends of the channel between two workers.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (one, two) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -58,97 +61,78 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((one, two))
 }
 
-/// A connection that came over the way.
-pub(super) struct Parcel<'a> {
-    /// Its handle at the sender's, for the verdict.
-    pub origin: ConnectionId,
-    /// Its state.
-    pub bytes: &'a [u8],
-    /// Its socket; `None` when this worker's table is full.
-    pub socket: Option<OwnedFd>,
-}
-
-/// What the home says of a connection that this worker sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
-    /// The handle that the connection has, or had, at the sender's.
-    pub origin: ConnectionId,
-    /// Whether the home holds it now.
-    pub taken: bool,
-}
-
-/// One worker's end of the way to one other worker.
-pub(super) struct Courier {
+/// One worker's end of the channel to one other worker.
+pub(super) struct HandoffChannel {
     socket: OwnedFd,
     outgoing: VecDeque<ConnectionId>,
-    verdicts: VecDeque<Verdict>,
+    acks: VecDeque<HandoffAck>,
 }
 
-impl Courier {
+impl HandoffChannel {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, outgoing: VecDeque::new(), verdicts: VecDeque::new() }
+        Self { socket, outgoing: VecDeque::new(), acks: VecDeque::new() }
     }
 
-    /// Puts a connection on the way; it goes with the next [`Courier::send`].
+    /// Queues a connection; it goes with the next [`HandoffChannel::send`].
     pub(super) fn add(&mut self, id: ConnectionId) {
         self.outgoing.push_back(id);
     }
 
     /// Answers for a connection that came.
-    pub(super) fn answer(&mut self, verdict: Verdict) {
-        self.verdicts.push_back(verdict);
+    pub(super) fn acknowledge(&mut self, ack: HandoffAck) {
+        self.acks.push_back(ack);
     }
 
     /// Whether something waits to be sent.
     pub(super) fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty() || !self.verdicts.is_empty()
+        !self.outgoing.is_empty() || !self.acks.is_empty()
     }
 
-    /// Sends what waits, as far as the way takes it. `pack` appends a connection's state and lends its socket, or says
+    /// Sends what is queued, as far as the channel takes it. `pack` appends a connection's state and lends its socket, or says
     /// that it is gone. Connections that can never be sent are appended to `refused`.
     pub(super) fn send<'s>(
         &mut self,
         mut pack: impl FnMut(ConnectionId, &mut Vec<u8>) -> Option<BorrowedFd<'s>>,
         refused: &mut Vec<ConnectionId>,
     ) {
-        if self.send_verdicts() {
-            while !self.outgoing.is_empty() && self.send_parcels(&mut pack, refused) {}
+        if self.send_acks() {
+            while !self.outgoing.is_empty() && self.send_images(&mut pack, refused) {}
         }
     }
 
     /// `true`: all were sent.
-    fn send_verdicts(&mut self) -> bool {
-        while !self.verdicts.is_empty() {
-            let count = self.verdicts.len().min(VERDICTS_MAX);
-            let mut message = vec![VERDICTS];
+    fn send_acks(&mut self) -> bool {
+        while !self.acks.is_empty() {
+            let count = self.acks.len().min(ACKS_MAX);
+            let mut message = vec![ACKS];
             message.extend_from_slice(&(count as u16).to_ne_bytes());
-            for verdict in self.verdicts.iter().take(count) {
-                put_id(&mut message, verdict.origin);
-                message.push(u8::from(verdict.taken));
+            for ack in self.acks.iter().take(count) {
+                put_id(&mut message, ack.origin);
+                message.push(u8::from(ack.taken));
             }
             if self.send_message(&message, &[]).is_err() {
                 return false;
             }
-            self.verdicts.drain(..count);
+            self.acks.drain(..count);
         }
         true
     }
 
-    /// Sends one message of parcels. `true`: it went, or was given up; there may be more.
-    fn send_parcels<'s>(
+    /// Sends one message of images. `true`: it went, or was given up; there may be more.
+    fn send_images<'s>(
         &mut self,
         pack: &mut impl FnMut(ConnectionId, &mut Vec<u8>) -> Option<BorrowedFd<'s>>,
         refused: &mut Vec<ConnectionId>,
     ) -> bool {
         // Room for all but the largest from the start: a buffer that grows leaves keys behind in its former place.
         let mut message = Vec::with_capacity(2 * MESSAGE_BYTES);
-        message.extend_from_slice(&[PARCELS, 0, 0]);
+        message.extend_from_slice(&[IMAGES, 0, 0]);
         let mut packed = Vec::new();
         let mut too_large = Vec::new();
         let mut sockets = Vec::new();
         let mut looked_at = 0;
         for &id in &self.outgoing {
-            if packed.len() == PARCELS_MAX || message.len() > MESSAGE_BYTES {
+            if packed.len() == IMAGES_MAX || message.len() > MESSAGE_BYTES {
                 break;
             }
             looked_at += 1;
@@ -161,7 +145,7 @@ impl Courier {
                 continue;
             };
             let length = message.len() - body;
-            if length > PARCEL_BYTES_MAX {
+            if length > IMAGE_BYTES_MAX {
                 message.truncate(start);
                 too_large.push(id);
                 continue;
@@ -175,7 +159,7 @@ impl Courier {
         message.as_mut_slice().zeroize();
         match sent {
             Ok(()) => {}
-            // EAGAIN: the way is full. ETOOMANYREFS: too many descriptors are on their way. Both pass.
+            // EAGAIN: the channel is full. ETOOMANYREFS: too many descriptors are on their way. Both pass.
             Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS | Errno::NOMEM) => return false,
             Err(error) => {
                 tracing::warn!(%error, connections = packed.len(), "connections could not be moved to their home");
@@ -189,7 +173,7 @@ impl Courier {
     }
 
     fn send_message(&self, message: &[u8], sockets: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PARCELS_MAX))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(IMAGES_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !sockets.is_empty() {
             let fits = ancillary.push(SendAncillaryMessage::ScmRights(sockets));
@@ -200,15 +184,16 @@ impl Courier {
         Ok(())
     }
 
-    /// Receives one message into `buffer`. `false`: none is there.
+    /// Receives one message. `false`: none is there.
     ///
     /// # Errors
     /// The other worker is gone, or the message is none of ours: both mean that the process is coming down.
-    pub(super) fn receive(&mut self, buffer: &mut Received) -> io::Result<bool> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PARCELS_MAX))];
+    pub(super) fn receive(&mut self, message: &mut Message) -> io::Result<bool> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(IMAGES_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = match recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer.bytes)], &mut ancillary, flags) {
+        let mut into = [IoSliceMut::new(&mut message.bytes)];
+        let received = match recvmsg(&self.socket, &mut into, &mut ancillary, flags) {
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -216,78 +201,97 @@ impl Courier {
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        buffer.length = received.bytes;
-        buffer.sockets.clear();
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(sockets) = message {
-                buffer.sockets.extend(sockets);
+        message.sockets.clear();
+        for extra in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(sockets) = extra {
+                message.sockets.extend(sockets);
             }
         }
+        message.begin(received.bytes);
         Ok(true)
     }
 }
 
-impl AsFd for Courier {
+impl AsFd for HandoffChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
 /// One received message, in memory that serves every message of a worker in turn.
-#[derive(Default)]
-pub(super) struct Received {
+pub(super) struct Message {
     bytes: Box<[u8]>,
     length: usize,
+    /// What was taken out so far.
+    position: usize,
+    kind: u8,
+    /// How many are still to be taken out.
+    left: u16,
     sockets: VecDeque<OwnedFd>,
 }
 
-impl Received {
+impl Message {
     pub(super) fn new() -> Self {
         let mut bytes = vec![0; RECEIVE_BYTES].into_boxed_slice();
         // What all but the largest messages use is there before the first device is.
         bytes[..2 * MESSAGE_BYTES].fill(0xA5);
-        Self { bytes, length: 0, sockets: VecDeque::new() }
+        Self { bytes, length: 0, position: 0, kind: 0, left: 0, sockets: VecDeque::new() }
+    }
+
+    /// A message of so many bytes was received.
+    fn begin(&mut self, length: usize) {
+        (self.length, self.position) = (length, 0);
+        self.kind = self.take(1)[0];
+        self.left = u16::from_ne_bytes(self.take(2).try_into().expect("two bytes"));
+    }
+
+    /// What the message holds, one after the other. It comes from this program; a message that is not well-formed is our
+    /// own error.
+    pub(super) fn next(&mut self) -> Option<Handoff<TcpStream>> {
+        let Some(left) = self.left.checked_sub(1) else {
+            self.wipe();
+            return None;
+        };
+        self.left = left;
+        let origin = ConnectionId { index: self.number(), generation: self.number() };
+        Some(match self.kind {
+            IMAGES => {
+                let length = self.number() as usize;
+                let image = self.position..self.position + length;
+                self.position = image.end;
+                Handoff::Connection { origin, image, socket: self.sockets.pop_front().map(TcpStream::from) }
+            }
+            ACKS => Handoff::Ack(HandoffAck { origin, taken: self.take(1)[0] != 0 }),
+            kind => unreachable!("no worker sends messages of kind {kind}"),
+        })
+    }
+
+    /// The bytes of an image.
+    pub(super) fn bytes(&self, image: Range<usize>) -> &[u8] {
+        &self.bytes[image]
     }
 
     /// Forgets the message: it held keys.
-    pub(super) fn wipe(&mut self) {
+    fn wipe(&mut self) {
         self.bytes[..self.length].zeroize();
         self.length = 0;
     }
 
-    /// What the message holds. It comes from this program; a message that is not well-formed is our own error.
-    pub(super) fn read(&mut self) -> (Vec<Parcel<'_>>, Vec<Verdict>) {
-        let mut rest = &self.bytes[..self.length];
-        let mut take = |count: usize| {
-            let (taken, left) = rest.split_at(count);
-            rest = left;
-            taken
-        };
-        let kind = take(1)[0];
-        let count = u16::from_ne_bytes(take(2).try_into().expect("two bytes"));
-        let (mut parcels, mut verdicts) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let origin = ConnectionId { index: number(take(4)), generation: number(take(4)) };
-            match kind {
-                PARCELS => {
-                    let length = number(take(4)) as usize;
-                    parcels.push(Parcel { origin, bytes: take(length), socket: self.sockets.pop_front() });
-                }
-                VERDICTS => verdicts.push(Verdict { origin, taken: take(1)[0] != 0 }),
-                kind => unreachable!("no worker sends messages of kind {kind}"),
-            }
-        }
-        (parcels, verdicts)
+    fn take(&mut self, count: usize) -> &[u8] {
+        let taken = self.position..self.position + count;
+        self.position = taken.end;
+        assert!(taken.end <= self.length, "a message ends where its contents do");
+        &self.bytes[taken]
+    }
+
+    fn number(&mut self) -> u32 {
+        u32::from_ne_bytes(self.take(4).try_into().expect("four bytes"))
     }
 }
 
 fn put_id(message: &mut Vec<u8>, id: ConnectionId) {
     message.extend_from_slice(&id.index.to_ne_bytes());
     message.extend_from_slice(&id.generation.to_ne_bytes());
-}
-
-fn number(bytes: &[u8]) -> u32 {
-    u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
 }
 
 #[cfg(test)]
@@ -301,10 +305,35 @@ mod tests {
         ConnectionId { index, generation: index + 1_000 }
     }
 
+    /// Handle, image and socket of a connection that came.
+    type Arrived = (ConnectionId, Vec<u8>, File);
+
+    /// All that has arrived: connections and answers.
+    fn receive_all(channel: &mut HandoffChannel) -> (Vec<Arrived>, Vec<HandoffAck>) {
+        let mut message = Message::new();
+        let (mut connections, mut acks) = (Vec::new(), Vec::new());
+        while channel.receive(&mut message).unwrap() {
+            while let Some(handoff) = message.next() {
+                match handoff {
+                    Handoff::Connection { origin, image, socket } => {
+                        let file = File::from(OwnedFd::from(socket.unwrap()));
+                        connections.push((origin, message.bytes(image).to_vec(), file));
+                    }
+                    Handoff::Ack(ack) => acks.push(ack),
+                }
+            }
+            assert!(
+                message.bytes[..MESSAGE_BYTES].iter().all(|&byte| byte == 0 || byte == 0xA5),
+                "keys are left behind"
+            );
+        }
+        (connections, acks)
+    }
+
     #[test]
-    fn parcels_arrive_with_their_own_sockets_and_verdicts_come_back() {
+    fn images_arrive_with_their_own_sockets_and_acks_come_back() {
         let (one, two) = pair().unwrap();
-        let (mut sender, mut home) = (Courier::new(one), Courier::new(two));
+        let (mut sender, mut home) = (HandoffChannel::new(one), HandoffChannel::new(two));
         let files: Vec<File> = (0..200u32)
             .map(|n| {
                 let mut file = tempfile::tempfile().unwrap();
@@ -327,65 +356,51 @@ mod tests {
         );
         assert!(!sender.has_outgoing() && refused.is_empty());
 
-        let mut received = Received::new();
-        let mut seen = Vec::new();
-        while home.receive(&mut received).unwrap() {
-            let (parcels, verdicts) = received.read();
-            assert!(verdicts.is_empty());
-            for parcel in parcels {
-                assert_eq!(parcel.bytes, format!("state of {}", parcel.origin.index).as_bytes());
-                let mut file = File::from(parcel.socket.unwrap());
-                let mut content = [0; 4];
-                file.rewind().unwrap();
-                file.read_exact(&mut content).unwrap();
-                assert_eq!(u32::from_ne_bytes(content), parcel.origin.index);
-                home.answer(Verdict { origin: parcel.origin, taken: parcel.origin.index != 7 });
-                seen.push(parcel.origin);
-            }
+        let (mut connections, acks) = receive_all(&mut home);
+        assert!(acks.is_empty());
+        for (origin, image, file) in &mut connections {
+            assert_eq!(*image, format!("state of {}", origin.index).as_bytes());
+            let mut content = [0; 4];
+            file.rewind().unwrap();
+            file.read_exact(&mut content).unwrap();
+            assert_eq!(u32::from_ne_bytes(content), origin.index);
+            home.acknowledge(HandoffAck { origin: *origin, taken: origin.index != 7 });
         }
-        assert_eq!(seen, (0..200).filter(|n| n % 10 != 3).map(id).collect::<Vec<_>>());
+        let origins: Vec<_> = connections.iter().map(|(origin, ..)| *origin).collect();
+        assert_eq!(origins, (0..200).filter(|n| n % 10 != 3).map(id).collect::<Vec<_>>());
 
         home.send(|_, _| None, &mut refused);
-        let mut taken = 0;
-        while sender.receive(&mut received).unwrap() {
-            let (parcels, verdicts) = received.read();
-            assert!(parcels.is_empty());
-            assert!(verdicts.iter().all(|verdict| verdict.taken == (verdict.origin.index != 7)));
-            taken += verdicts.len();
-        }
-        assert_eq!(taken, 180);
+        let (connections, acks) = receive_all(&mut sender);
+        assert!(connections.is_empty() && acks.len() == 180);
+        assert!(acks.iter().all(|ack| ack.taken == (ack.origin.index != 7)));
     }
 
     #[test]
-    fn a_parcel_that_no_message_can_hold_is_refused_and_delays_nobody() {
+    fn an_image_that_no_message_can_hold_is_refused_and_delays_nobody() {
         let (one, two) = pair().unwrap();
-        let (mut sender, mut home) = (Courier::new(one), Courier::new(two));
+        let (mut sender, mut home) = (HandoffChannel::new(one), HandoffChannel::new(two));
         let file = tempfile::tempfile().unwrap();
         (0..3).for_each(|n| sender.add(id(n)));
         let mut refused = Vec::new();
         sender.send(
             |id, out| {
-                out.resize(out.len() + if id.index == 1 { PARCEL_BYTES_MAX + 1 } else { 100 }, 7);
+                out.resize(out.len() + if id.index == 1 { IMAGE_BYTES_MAX + 1 } else { 100 }, 7);
                 Some(file.as_fd())
             },
             &mut refused,
         );
         assert_eq!(refused, [id(1)]);
-        let mut received = Received::new();
-        let mut seen = Vec::new();
-        while home.receive(&mut received).unwrap() {
-            seen.extend(received.read().0.iter().map(|parcel| (parcel.origin, parcel.bytes.len())));
-        }
+        let seen: Vec<_> =
+            receive_all(&mut home).0.into_iter().map(|(origin, image, _)| (origin, image.len())).collect();
         assert_eq!(seen, [(id(0), 100), (id(2), 100)]);
     }
 
     #[test]
-    fn a_full_way_keeps_what_it_cannot_take_and_goes_on_later() {
+    fn a_full_channel_keeps_what_it_cannot_take_and_goes_on_later() {
         let (one, two) = pair().unwrap();
-        let (mut sender, mut home) = (Courier::new(one), Courier::new(two));
+        let (mut sender, mut home) = (HandoffChannel::new(one), HandoffChannel::new(two));
         let file = tempfile::tempfile().unwrap();
         (0..5_000).for_each(|n| sender.add(id(n)));
-        let mut received = Received::new();
         let (mut refused, mut seen, mut rounds) = (Vec::new(), 0, 0);
         while sender.has_outgoing() {
             sender.send(
@@ -395,12 +410,10 @@ mod tests {
                 },
                 &mut refused,
             );
-            while home.receive(&mut received).unwrap() {
-                seen += received.read().0.len();
-            }
+            seen += receive_all(&mut home).0.len();
             rounds += 1;
         }
         assert_eq!((seen, refused.len()), (5_000, 0));
-        assert!(rounds > 1, "the way was never full");
+        assert!(rounds > 1, "the channel was never full");
     }
 }

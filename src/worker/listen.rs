@@ -1,19 +1,14 @@
-//! New connections: one worker's listeners, and whether a connection is taken or refused before TLS.
-//!
-//! A connection is accepted as early as possible and refused at once when it must be. One that is left in the backlog
-//! would be served when its peer has long given up.
+//! Listening sockets, and what accept(2) means by its errors.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use hashbrown::HashMap;
 use mio::net::TcpListener;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::time::Moment;
+use crate::link::ListenerId;
 
 /// Connections that wait for `accept`; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4_096;
@@ -40,7 +35,7 @@ pub(super) fn reserve(address: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = new_socket(address)?;
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit it, which saves a call for each. A frame is one write; there is nothing to wait for.
+    // Attempt sockets inherit it, which saves a call for each. A frame is one write; there is nothing to wait for.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     socket.bind(&address.into())?;
@@ -55,8 +50,16 @@ fn new_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// One listener of one worker.
+pub(super) struct Listener {
+    pub id: ListenerId,
+    pub socket: TcpListener,
+    /// The last attempt to accept found no room: that is logged once.
+    pub is_starved: bool,
+}
+
 /// What came of one attempt to accept.
-pub(super) enum Accepted {
+pub(super) enum Attempt {
     /// A connection from this address.
     Stream(TcpStream, IpAddr),
     /// Nobody waits.
@@ -69,57 +72,19 @@ pub(super) enum Accepted {
 }
 
 /// Accepts one connection.
-pub(super) fn accept(listener: &TcpListener) -> Accepted {
+pub(super) fn accept(listener: &TcpListener) -> Attempt {
     match listener.accept() {
-        Ok((stream, peer)) => Accepted::Stream(stream.into(), peer.ip()),
+        Ok((stream, peer)) => Attempt::Stream(stream.into(), peer.ip()),
         Err(error) => not_accepted(error),
     }
 }
 
-/// What an error of accept(2) means for those who wait. It passes on what befell the peer on its way, too.
-fn not_accepted(error: io::Error) -> Accepted {
+/// What an error of accept(2) means for those who wait. It reports errors pending on the accepted socket, too.
+fn not_accepted(error: io::Error) -> Attempt {
     match Errno::from_io_error(&error) {
-        Some(Errno::AGAIN) => Accepted::Nobody,
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Accepted::NoRoom(error),
-        _ => Accepted::Failed(error),
-    }
-}
-
-/// New connections by address within the current second (`limits.connections_per_address`).
-pub(super) struct AddressRate {
-    per_second: u32,
-    counts: HashMap<IpAddr, u32>,
-    since: Moment,
-}
-
-/// At most so many addresses are told apart in one second; those beyond are not limited.
-const ADDRESSES_MAX: usize = 65_536;
-
-impl AddressRate {
-    pub(super) fn new(per_second: u32) -> Self {
-        Self { per_second, counts: HashMap::new(), since: Moment::default() }
-    }
-
-    /// Goes on with another bound.
-    pub(super) fn limit(&mut self, per_second: u32) {
-        self.per_second = per_second;
-    }
-
-    /// Whether one more connection from `address` is within the bound.
-    pub(super) fn admits(&mut self, address: IpAddr, now: Moment) -> bool {
-        if self.per_second == 0 {
-            return true;
-        }
-        if now.since(self.since) >= Duration::from_secs(1) {
-            self.counts.clear();
-            self.since = now;
-        }
-        if self.counts.len() >= ADDRESSES_MAX && !self.counts.contains_key(&address) {
-            return true;
-        }
-        let count = self.counts.entry(address).or_insert(0);
-        *count += 1;
-        *count <= self.per_second
+        Some(Errno::AGAIN) => Attempt::Nobody,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Attempt::NoRoom(error),
+        _ => Attempt::Failed(error),
     }
 }
 
@@ -128,27 +93,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_limited_each_on_its_own_for_a_second() {
-        let mut rate = AddressRate::new(2);
-        let (one, two) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
-        let at = Moment::from_micros;
-        assert_eq!([0, 1, 2].map(|n| rate.admits(one, at(n))), [true, true, false]);
-        assert!(rate.admits(two, at(3)));
-        assert!(!rate.admits(one, at(999_999)));
-        assert!(rate.admits(one, at(1_000_000)));
-        assert!((0..100).all(|n| AddressRate::new(0).admits(one, at(n))));
-    }
-
-    #[test]
     fn only_where_there_is_no_room_is_there_no_next_try() {
         let meant = |error: Errno| not_accepted(error.into());
-        assert!(matches!(meant(Errno::AGAIN), Accepted::Nobody));
+        assert!(matches!(meant(Errno::AGAIN), Attempt::Nobody));
         for error in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            assert!(matches!(meant(error), Accepted::NoRoom(_)), "{error}");
+            assert!(matches!(meant(error), Attempt::NoRoom(_)), "{error}");
         }
         // accept(2), "Error handling": errors of the network that are pending on the new socket.
         for error in [Errno::CONNABORTED, Errno::NETDOWN, Errno::PROTO, Errno::HOSTUNREACH, Errno::PERM, Errno::INTR] {
-            assert!(matches!(meant(error), Accepted::Failed(_)), "{error}");
+            assert!(matches!(meant(error), Attempt::Failed(_)), "{error}");
         }
     }
 
@@ -173,11 +126,11 @@ mod tests {
         // What it takes without reading is its own affair.
         peer.set_recv_buffer_size(4_096).unwrap();
         peer.connect(&bound.into()).unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         let mut accepted = loop {
             match accept(&listener) {
-                Accepted::Stream(stream, _) => break stream,
-                Accepted::Nobody if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                Attempt::Stream(stream, _) => break stream,
+                Attempt::Nobody if std::time::Instant::now() < deadline => std::thread::yield_now(),
                 _ => panic!("nobody came"),
             }
         };

@@ -1,0 +1,110 @@
+//! What other threads say, what it begins, and what is said to other shards.
+
+use super::{Drain, Io, Turn};
+use crate::link::{Command, Uplink, WorkerId};
+use crate::metrics::Figure;
+use crate::shard::{Broadcast, Listing};
+use crate::time::Moment;
+
+impl<I: Io> Turn<I> {
+    pub(super) fn receive_commands(&mut self, now: Moment) {
+        if !self.todo.commands {
+            // Nobody has rung since it was found empty.
+            return self.progress.note_inbox(now);
+        }
+        self.io.answer_bell();
+        for _ in 0..self.bounds.commands {
+            if self.shard.has_many_deliveries() {
+                // Its own work, which waits for nobody: the deliver phase of this turn makes room.
+                return;
+            }
+            let Some(command) = self.io.next_command() else {
+                self.todo.commands = false;
+                return self.progress.note_inbox(now);
+            };
+            self.has_worked = true;
+            self.progress.note_inbox(now);
+            self.shard.counters().add(Figure::Commands, 1);
+            self.handle_command(command, now);
+        }
+    }
+
+    fn handle_command(&mut self, command: Command, now: Moment) {
+        match command {
+            Command::Describe { request, device } => {
+                let description = self.shard.describe(&device, now).map(|mut description| {
+                    description.peer = self.io.peer(description.connection.index);
+                    Box::new(description)
+                });
+                self.shard.uplink().push(Uplink::Described { request, description });
+            }
+            Command::List { request, filter } => self.listings.push_back(Listing::new(request, filter)),
+            Command::Send { request, device, downlink, acknowledge } => {
+                self.shard.handle_send(request, &device, &downlink, acknowledge, now);
+            }
+            Command::Disconnect { request, device } => self.shard.handle_disconnect(request, &device, now),
+            Command::Broadcast { broadcast, prefix, downlink, per_second } => {
+                self.broadcasts.push(Broadcast::new(broadcast, prefix, downlink, per_second, now));
+            }
+            Command::CancelBroadcast { broadcast } => {
+                for cancelled in self.broadcasts.extract_if(.., |going| going.number() == broadcast) {
+                    self.shard.cancel_broadcast(&cancelled);
+                }
+            }
+            Command::Shutdown { window } => {
+                let connections = self.shard.len();
+                self.drain.get_or_insert(Drain::new(now, window, connections));
+            }
+            Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
+            Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
+            Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
+            Command::Peers(peers) => self.shard.handle_peers(peers),
+        }
+    }
+
+    pub(super) fn advance_listings(&mut self, now: Moment) {
+        let Some(listing) = self.listings.front_mut() else { return };
+        self.has_worked = true;
+        if !self.shard.advance_listing(listing, self.bounds.listed_slots) {
+            return;
+        }
+        let request = listing.request();
+        let mut devices = self.shard.finish_listing(listing, now);
+        for description in &mut devices {
+            description.peer = self.io.peer(description.connection.index);
+        }
+        self.shard.uplink().push(Uplink::Listed { request, devices });
+        self.listings.pop_front();
+    }
+
+    pub(super) fn advance_broadcasts(&mut self, now: Moment) {
+        self.has_worked |= !self.broadcasts.is_empty();
+        let (shard, slots) = (&mut self.shard, self.bounds.broadcast_slots);
+        self.broadcasts.retain_mut(|broadcast| !shard.advance_broadcast(broadcast, slots, now));
+    }
+
+    // --- Messages ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn deliver(&mut self, now: Moment) {
+        self.has_worked |= self.shard.has_deliveries();
+        self.shard.deliver(now);
+    }
+
+    /// What was published here and is wanted elsewhere goes there before its publisher is told anything.
+    pub(super) fn tell_peers(&mut self, now: Moment) {
+        for worker in (0..self.workers).map(WorkerId) {
+            let peers = self.shard.take_outgoing(worker);
+            if peers.is_empty() {
+                self.progress.note_outgoing(worker.index(), now);
+                continue;
+            }
+            match self.io.tell_peer(worker, peers) {
+                Ok(()) => {
+                    self.has_worked = true;
+                    self.progress.note_outgoing(worker.index(), now);
+                }
+                Err(peers) => self.shard.give_back_outgoing(worker, peers),
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What comes in from sockets: events sorted, new connections taken, live ones read before handshakes.
+
+use super::{Accepted, Event, Io, Load, ReadError, Turn};
+use crate::shard::Plan;
+use crate::time::{Moment, Tick};
+
+/// Whether there is more to be had where something was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    More,
+    Nothing,
+}
+
+impl<I: Io> Turn<I> {
+    /// `polled` is the time for which the poll's answer stands.
+    pub(super) fn sort_events(&mut self, polled: Moment) {
+        let count = self.events.len();
+        for event in self.events.drain(..) {
+            match event {
+                Event::Socket(slot, readiness) => {
+                    if readiness.writable {
+                        self.todo.writes.push(slot);
+                    }
+                    let to_the_end = readiness.to_the_end;
+                    if readiness.readable || to_the_end {
+                        match self.shard.plan_read(slot) {
+                            Plan::Read => self.todo.reads.push_back((slot, to_the_end)),
+                            Plan::ReadLater => self.todo.handshakes.push_back((slot, to_the_end)),
+                            Plan::Leave => {}
+                        }
+                    }
+                }
+                Event::Bell => self.todo.commands = true,
+                Event::Listener(position) => {
+                    // One that listens no more may have been told of in the same breath.
+                    if let Some(listener) = self.todo.listeners.get_mut(position) {
+                        listener.ready = true;
+                    }
+                }
+                Event::Handoff(worker) => self.todo.handoffs.push_back(worker),
+            }
+        }
+        self.drained_until = self.drained.handle_poll(polled.tick(), count, self.bounds.events, self.io.sockets());
+    }
+
+    /// Live connections first. What was left over from the last turn comes before what is new.
+    pub(super) fn read_live(&mut self, now: Moment) {
+        self.shard.take_ready(&mut self.todo.ready);
+        while let Some(slot) = self.todo.ready.pop_front() {
+            self.has_worked = true;
+            if self.shard.load_input(slot, &mut self.input) {
+                self.shard.handle_input(slot, &mut self.input, 0, now);
+                // Edge-triggered: readiness that was reported while it was not read is not repeated.
+                self.todo.reads.push_back((slot, true));
+            }
+        }
+        for _ in 0..self.todo.reads.len() {
+            let Some((slot, to_the_end)) = self.todo.reads.pop_front() else { break };
+            if self.read(slot, to_the_end, now) == Left::More {
+                self.todo.reads.push_back((slot, to_the_end));
+            }
+        }
+    }
+
+    /// Handshakes in progress before new ones.
+    pub(super) fn read_handshakes(&mut self, now: Moment) {
+        for _ in 0..self.bounds.handshakes {
+            let (slot, to_the_end) = match self.todo.handshakes.pop_front() {
+                Some(read) => read,
+                None => match self.shard.next_waiting() {
+                    Some(slot) => (slot, true),
+                    None => break,
+                },
+            };
+            if self.read(slot, to_the_end, now) == Left::More {
+                self.todo.reads.push_back((slot, to_the_end));
+            }
+        }
+    }
+
+    /// Reads one socket, up to the bound for one turn.
+    pub(super) fn read(&mut self, slot: u32, to_the_end: bool, now: Moment) -> Left {
+        if !self.shard.load_input(slot, &mut self.input) {
+            return Left::Nothing;
+        }
+        let space = self.input.space();
+        let room = space.len();
+        assert!(room > 0, "the scratch has room for a read behind whatever a connection can have saved");
+        match self.io.read(slot, space) {
+            Ok(0) => self.shard.handle_eof(slot, now),
+            Ok(count) => {
+                self.has_worked = true;
+                // Its own look at the clock: the process may have been stopped since the turn began, and what came in
+                // the meantime was not heard then. A device that sends nothing but its keep-alives would be expired for
+                // it.
+                let now = self.io.now();
+                self.input.filled(count);
+                self.shard.handle_input(slot, &mut self.input, count, now);
+                // A short read has emptied the socket; a second one would only say so, unless there is an end to be
+                // found.
+                return if count == room || to_the_end { Left::More } else { Left::Nothing };
+            }
+            Err(ReadError::WouldBlock) => {
+                self.shard.handle_nothing(slot);
+                return Left::Nothing;
+            }
+            Err(ReadError::Broken) => self.shard.handle_reset(slot, now),
+        }
+        self.has_worked = true;
+        Left::Nothing
+    }
+
+    // --- Policy -----------------------------------------------------------------------------------------------------
+
+    /// Before anybody is accepted: whoever comes after a change finds what was changed.
+    pub(super) fn take_policy(&mut self) {
+        let Some(policy) = self.io.take_policy() else { return };
+        self.has_worked = true;
+        self.admission.replace_limits(policy.admission);
+        self.shard.replace_settings(policy.settings, policy.handshakes);
+    }
+
+    // --- Arrivals ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn accept(&mut self, now: Moment) {
+        for position in 0..self.todo.listeners.len() {
+            let listener = &mut self.todo.listeners[position];
+            // Whoever is left in the backlog for want of room was announced once.
+            listener.ready |= listener.is_starved;
+            for _ in 0..self.bounds.accepts {
+                if !self.todo.listeners[position].ready {
+                    break;
+                }
+                self.accept_one(position, now);
+            }
+        }
+    }
+
+    /// A connection is accepted as early as possible and refused at once when it must be. One that is left in the
+    /// backlog would be served when its peer has long given up.
+    fn accept_one(&mut self, position: usize, now: Moment) {
+        let backlog = &mut self.todo.listeners[position];
+        let (socket, listener, address) = match self.io.accept(position) {
+            Accepted::Connection { socket, listener, address } => (socket, listener, address),
+            Accepted::Nobody => {
+                (backlog.ready, backlog.is_starved) = (false, false);
+                return;
+            }
+            Accepted::Failed => return,
+            Accepted::NoRoom => {
+                (backlog.ready, backlog.is_starved) = (false, true);
+                return;
+            }
+        };
+        backlog.is_starved = false;
+        self.has_worked = true;
+        let load = self.load(now);
+        let verdict = self.admission.at_accept(&load).and_then(|()| self.admission.at_address(address, now));
+        if let Err(refusal) = verdict {
+            self.io.refuse(socket);
+            self.shard.counters().count_refused(refusal as usize);
+            return;
+        }
+        let slot = self.shard.handle_accept(listener, now);
+        if self.io.admit(slot, socket).is_err() {
+            self.shard.handle_reset(slot, now);
+        }
+    }
+
+    /// How much there is to do here, for the question whether more may come.
+    fn load(&mut self, now: Moment) -> Load {
+        Load {
+            is_draining: self.drain.is_some(),
+            connections: self.io.connections(),
+            sockets: self.io.sockets(),
+            lateness: self.lateness.current,
+            waiting: self.shard.longest_waiting().map_or(0, |since| now.tick().since(since)),
+        }
+    }
+
+    // --- Deadlines --------------------------------------------------------------------------------------------------
+
+    /// Nobody is expired unheard (decision D5): deadlines run on the drained time, and a suspect is read once more.
+    pub(super) fn expire(&mut self, deadline: Option<Tick>, now: Moment) {
+        self.has_worked |= deadline.is_some_and(|deadline| !deadline.is_after(self.drained_until));
+        let mut suspects = std::mem::take(&mut self.suspects);
+        self.todo.deadlines =
+            self.shard.handle_deadlines(self.drained_until, now, self.bounds.deadlines, &mut suspects);
+        for slot in suspects.drain(..) {
+            if self.read(slot, false, now) == Left::More {
+                self.todo.reads.push_back((slot, false));
+            }
+            self.shard.settle_suspect(slot, now);
+        }
+        self.suspects = suspects;
+    }
+}

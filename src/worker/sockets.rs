@@ -1,0 +1,46 @@
+//! The sockets of one worker, by the slots of its shard.
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Four bytes each, and so the standard library's: mio's own are larger.
+#[derive(Default)]
+pub(super) struct Sockets {
+    slots: Vec<Option<TcpStream>>,
+    pub open: usize,
+}
+
+impl Sockets {
+    pub(super) fn get(&self, slot: u32) -> Option<&TcpStream> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(super) fn descriptor(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+        self.get(slot).map(AsFd::as_fd)
+    }
+
+    pub(super) fn peer(&self, slot: u32) -> Option<SocketAddr> {
+        self.get(slot)?.peer_addr().ok()
+    }
+
+    pub(super) fn insert(&mut self, slot: u32, socket: TcpStream) {
+        let position = slot as usize;
+        if position >= self.slots.len() {
+            self.slots.resize_with(position + 1, || None);
+        }
+        let previous = self.slots[position].replace(socket);
+        assert!(previous.is_none(), "slot {slot} had a socket already");
+        self.open += 1;
+    }
+
+    pub(super) fn remove(&mut self, slot: u32) -> Option<TcpStream> {
+        let socket = self.slots.get_mut(slot as usize)?.take()?;
+        self.open -= 1;
+        if self.open == 0 {
+            self.slots = Vec::new();
+        }
+        Some(socket)
+    }
+}
+
+const _: () = assert!(size_of::<Option<TcpStream>>() == 4);

@@ -1,0 +1,244 @@
+//! The gateway under simulation: the turns of its workers, what is on its way between them, and the clock.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pulsegate::broker;
+use pulsegate::config::Limits;
+use pulsegate::connection::{Input, ListenerSettings};
+use pulsegate::link::{Command, ConnectionId, Exchange, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::metrics::Figure;
+use pulsegate::shard::{self, Shard};
+use pulsegate::time::{Moment, Tick};
+use pulsegate::turn::{self, Admission, AdmissionLimits, Bounds, HandoffAck, Turn};
+
+use crate::io::{FROM_OUTSIDE, Faults, Patience, Sabotage, SimIo, WorkerMessage};
+use crate::network::{Network, SocketId};
+
+/// Turns in a row that move nothing, though something calls for them, at which a loop is found to spin.
+const IDLE_MAX: u32 = 100;
+/// The longest time for which the process is stopped within a turn.
+const STOP: Duration = Duration::from_mins(1);
+
+/// How a gateway is made, and what goes wrong in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    pub workers: u16,
+    pub bounds: Bounds,
+    pub faults: Faults,
+    pub sabotage: Sabotage,
+    pub patience: Patience,
+    /// Bytes that a socket takes before its peer reads.
+    pub room: usize,
+}
+
+pub struct Gateway {
+    pub now: Moment,
+    pub network: Network,
+    pub home: Home,
+    build: Build,
+    turns: Vec<Turn<SimIo>>,
+    slept_since: Vec<Moment>,
+    late_until: Vec<Moment>,
+    /// Turns in a row in which nothing moved, by worker.
+    idle: Vec<u32>,
+    /// What is on its way between workers: when it arrives, from whom, for whom.
+    mail: BTreeMap<(u64, u64), (WorkerId, WorkerId, WorkerMessage)>,
+    serial: u64,
+    random: fastrand::Rng,
+    /// Nothing more goes wrong.
+    pub is_calm: bool,
+    /// Sockets that were offered to another worker.
+    pub moved: Vec<SocketId>,
+}
+
+impl Gateway {
+    pub fn new(build: Build, settings: &Arc<[ListenerSettings]>, limits: &Limits, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut key = [0; 16];
+        random.fill(&mut key);
+        let home = Home::new(key, build.workers);
+        let exchange = Arc::new(Exchange::new(build.workers));
+        let turn = |id| {
+            let setup = shard::Setup {
+                worker: WorkerId(id),
+                home,
+                settings: Arc::clone(settings),
+                handshakes: limits.handshakes as usize,
+                uplink_length: limits.uplink_length,
+                seed: random.u64(..),
+                exchange: Arc::clone(&exchange),
+                sessions: broker::Bounds::of(limits, build.workers),
+            };
+            let frame_bytes = settings.iter().map(|settings| settings.frame_bytes).max().expect("listeners");
+            let setup = turn::Setup {
+                workers: build.workers,
+                shard: Shard::new(setup, Tick(0)),
+                input: Input::new(frame_bytes, limits.read_bytes),
+                admission: Admission::new(AdmissionLimits {
+                    connections: u32::MAX,
+                    sockets: usize::MAX,
+                    shed_lateness: Duration::MAX,
+                    waiting_ticks: u32::MAX,
+                    connections_per_address: 0,
+                }),
+                bounds: build.bounds,
+                other_sources: 2 + usize::from(build.workers),
+            };
+            Turn::new(setup, SimIo::new(id, &build, random.u64(..)))
+        };
+        let turns: Vec<_> = (0..build.workers).map(turn).collect();
+        Self {
+            now: Moment::default(),
+            network: Network::new(build.workers, build.room),
+            home,
+            build,
+            slept_since: vec![Moment::default(); turns.len()],
+            late_until: vec![Moment::default(); turns.len()],
+            idle: vec![0; turns.len()],
+            turns,
+            mail: BTreeMap::new(),
+            serial: 0,
+            random,
+            is_calm: false,
+            moved: Vec::new(),
+        }
+    }
+
+    pub fn workers(&self) -> usize {
+        self.turns.len()
+    }
+
+    pub fn io(&mut self, worker: usize) -> &mut SimIo {
+        self.turns[worker].io()
+    }
+
+    /// Sums what is known of each worker.
+    pub fn sum(&mut self, of: impl FnMut(&mut Turn<SimIo>) -> u64) -> u64 {
+        self.turns.iter_mut().map(of).sum()
+    }
+
+    pub fn figure(&mut self, figure: Figure) -> u64 {
+        self.sum(|turn| turn.shard().counters().figure(figure))
+    }
+
+    pub fn check_invariants(&mut self) {
+        self.turns.iter_mut().for_each(|turn| turn.shard().check_invariants());
+    }
+
+    /// What a worker has sent up, taken by the backbone.
+    pub fn take_up(&mut self, worker: usize) -> Option<Uplink> {
+        self.turns[worker].io().channel.pop_front()
+    }
+
+    pub fn command(&mut self, worker: usize, command: Command) {
+        self.turns[worker].io().command(command);
+    }
+
+    /// A connection that is accepted by some worker.
+    pub fn connect(&mut self, socket: SocketId, listener: ListenerId) {
+        let worker = self.random.usize(..self.turns.len());
+        self.turns[worker].io().arrive(socket, listener);
+    }
+
+    /// A connection whose handshake was somewhere else comes home, as one that is moved does.
+    pub fn arrive(&mut self, device: &str, bytes: Vec<u8>, socket: SocketId) {
+        let outside = WorkerId(self.build.workers);
+        let origin = ConnectionId { index: 0, generation: FROM_OUTSIDE };
+        self.post(outside, self.home.of(device), WorkerMessage::Image { origin, bytes, socket });
+    }
+
+    /// Answers for a connection that was never sent.
+    pub fn post_stale_acks(&mut self, worker: usize, origin: ConnectionId) {
+        for taken in [true, false] {
+            let from = WorkerId(worker as u16);
+            self.turns[worker].io().post(from, WorkerMessage::Ack(HandoffAck { origin, taken }));
+        }
+    }
+
+    /// A worker falls behind for a while.
+    pub fn delay_a_worker(&mut self, longest: Duration) {
+        let worker = self.random.usize(..self.turns.len());
+        let late = self.random.u64(..=longest.as_micros() as u64);
+        self.late_until[worker] = self.now.plus(Duration::from_micros(late));
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn calm_down(&mut self) {
+        self.is_calm = true;
+        self.late_until.fill(self.now);
+    }
+
+    /// Every worker turns as often as it would by now, or a few times.
+    pub fn turns(&mut self) {
+        while let Some(entry) = self.mail.first_entry()
+            && entry.key().0 <= self.now.micros()
+        {
+            let (from, to, message) = entry.remove();
+            self.turns[to.index()].io().post(from, message);
+        }
+        let first = self.random.usize(..self.turns.len());
+        for offset in 0..self.turns.len() {
+            let worker = (first + offset) % self.turns.len();
+            for _ in 0..4 {
+                if self.now < self.late_until[worker] || !self.is_awake(worker) {
+                    break;
+                }
+                self.turn(worker);
+            }
+        }
+    }
+
+    /// Whether the worker's poll would come back by now.
+    fn is_awake(&mut self, worker: usize) -> bool {
+        let turn = &mut self.turns[worker];
+        turn.io().now = self.slept_since[worker];
+        let timeout = turn.timeout();
+        let is_called = timeout.is_zero() || turn.io().has_events(&self.network);
+        if !is_called {
+            self.idle[worker] = 0;
+        }
+        is_called || self.now.since(self.slept_since[worker]) >= timeout
+    }
+
+    fn turn(&mut self, worker: usize) {
+        let stop =
+            (!self.is_calm && self.build.faults.stopped > 0 && self.random.u32(..self.build.faults.stopped) == 0)
+                .then(|| (self.random.u32(..6), self.sooner_or_later(STOP)));
+        let room = self.build.faults.inbox;
+        let inbox_room = self.turns.iter_mut().map(|turn| room.saturating_sub(turn.io().inbox_length())).collect();
+        let turn = &mut self.turns[worker];
+        let is_due = turn.shard().next_deadline().is_some_and(|deadline| !deadline.is_after(self.now.tick()));
+        let io = turn.io();
+        std::mem::swap(&mut io.network, &mut self.network);
+        (io.now, io.stop, io.inbox_room, io.has_moved) = (self.now, stop, inbox_room, is_due);
+        assert!(turn.turn(), "nobody has ended the gateway");
+        let io = turn.io();
+        std::mem::swap(&mut io.network, &mut self.network);
+        self.now = io.now;
+        self.slept_since[worker] = self.now;
+        self.idle[worker] = if io.has_moved { 0 } else { self.idle[worker] + 1 };
+        assert!(self.idle[worker] < IDLE_MAX, "worker {worker} turns and turns and does nothing");
+        self.moved.append(&mut io.moved);
+        let (outbox, said) = (std::mem::take(&mut io.outbox), std::mem::take(&mut io.said));
+        for (to, message) in outbox {
+            self.post(WorkerId(worker as u16), to, message);
+        }
+        for (to, peers) in said {
+            self.turns[to.index()].io().command(Command::Peers(peers));
+        }
+    }
+
+    fn post(&mut self, from: WorkerId, to: WorkerId, message: WorkerMessage) {
+        self.serial += 1;
+        let after = self.sooner_or_later(Duration::from_secs(2));
+        self.mail.insert((self.now.plus(after).micros(), self.serial), (from, to, message));
+    }
+
+    /// Evenly over the orders of magnitude: as likely within a millisecond as within the last half of the time.
+    fn sooner_or_later(&mut self, longest: Duration) -> Duration {
+        let exponent = self.random.f64() * (longest.as_micros() as f64).ln();
+        Duration::from_micros(exponent.exp() as u64)
+    }
+}

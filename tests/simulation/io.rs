@@ -1,0 +1,524 @@
+//! The world of one worker in memory: what its turn reads, writes and hears goes over sockets that are not real, and
+//! under a clock that the simulation owns. What it does with it is the turn's own.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::time::Duration;
+
+use pulsegate::link::{CloseReason, Command, ConnectionId, ListenerId, Peer, Uplink, WorkerId};
+use pulsegate::metrics::Counters;
+use pulsegate::shard::Shard;
+use pulsegate::time::Moment;
+use pulsegate::turn::{
+    Accepted, Broken, Closing, Event, Handoff, HandoffAck, Interrupted, Io, Phase, ReadError, Received,
+};
+
+use crate::gateway::Build;
+use crate::network::{Fault, Network, SocketId};
+
+/// The generation of connections that come from no worker.
+pub const FROM_OUTSIDE: u32 = u32::MAX;
+
+/// What goes wrong in a worker's world, "one in so many"; 0: never.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    /// Events that the way to the backbone holds.
+    pub channel: usize,
+    /// Messages that a worker's inbox holds, those of other shards alone.
+    pub inbox: usize,
+    /// Writes that are cut short.
+    pub short_writes: u32,
+    /// Moved connections for which their home has no place.
+    pub home_full: u32,
+    /// Turns in which the channels to other workers take nothing.
+    pub channel_full: u32,
+    /// Polls that a signal interrupts.
+    pub interrupted: u32,
+    /// Turns in which the process is stopped somewhere.
+    pub stopped: u32,
+    /// The shard's invariants are checked after every phase, not only when the world asks for it.
+    pub check_phases: bool,
+}
+
+/// An error that is planted into the world, to see whether the simulation notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    None,
+    /// The poll keeps back what it should tell, and last reads find nothing: deadlines run on a clock that nobody drained.
+    DeafPoll,
+    /// Slots are freed as soon as their connections end, and not at the end of the turn.
+    FreeEarly,
+    /// Now and then the backbone's answer to a message is lost.
+    LoseAnswers,
+    /// What a socket has not delivered is lost when it is shut.
+    ShutEarly,
+    /// A socket that was shut is told of as writable by every poll.
+    RepeatEdges,
+}
+
+/// What goes from worker to worker.
+pub enum WorkerMessage {
+    Image { origin: ConnectionId, bytes: Vec<u8>, socket: SocketId },
+    Ack(HandoffAck),
+}
+
+/// Silence after which a peer may be expired at the earliest: every probe unanswered for its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    pub micros: u64,
+}
+
+pub struct SimIo {
+    id: WorkerId,
+    /// Lent for each turn.
+    pub network: Network,
+    pub now: Moment,
+    /// After so many more looks at the clock the process is stopped for so long.
+    pub stop: Option<(u32, Duration)>,
+    /// Events of one poll.
+    room: usize,
+    faults: Faults,
+    patience: Patience,
+    sabotage: Sabotage,
+    random: fastrand::Rng,
+    phase: Phase,
+
+    sockets: Vec<Option<SocketId>>,
+    open: usize,
+    backlog: VecDeque<(SocketId, ListenerId)>,
+    is_announced: bool,
+
+    /// From each worker, and from outside.
+    mail: Vec<VecDeque<WorkerMessage>>,
+    mail_events: VecDeque<WorkerId>,
+    message: Option<WorkerMessage>,
+    image: Vec<u8>,
+    offered: Vec<(WorkerId, ConnectionId)>,
+    acks: Vec<(WorkerId, HandoffAck)>,
+    /// Sent in this turn.
+    pub outbox: Vec<(WorkerId, WorkerMessage)>,
+
+    inbox: VecDeque<Command>,
+    is_rung: bool,
+    /// How many more messages each worker's inbox takes in this turn.
+    pub inbox_room: Vec<usize>,
+    /// Said to other shards in this turn.
+    pub said: Vec<(WorkerId, Vec<Peer>)>,
+    pub channel: VecDeque<Uplink>,
+
+    /// Events of the shard that were looked at.
+    seen: usize,
+    /// The sockets of present devices.
+    devices: HashMap<Box<str>, SocketId>,
+    /// Whether anything was done since this was set to `false`.
+    pub has_moved: bool,
+    pub expired: u64,
+    /// Sockets whose peers did not read, or not all in the time that they had, before their connections ended.
+    pub slow: HashSet<SocketId>,
+    short: HashSet<SocketId>,
+    shut: Vec<SocketId>,
+    /// Sockets that were offered to another worker.
+    pub moved: Vec<SocketId>,
+    /// When somebody last waited for a handshake and there was no place.
+    pub crowded_at: Option<Moment>,
+}
+
+impl SimIo {
+    pub fn new(id: u16, build: &Build, seed: u64) -> Self {
+        Self {
+            id: WorkerId(id),
+            network: Network::default(),
+            now: Moment::default(),
+            stop: None,
+            room: build.bounds.events,
+            faults: build.faults,
+            patience: build.patience,
+            sabotage: build.sabotage,
+            random: fastrand::Rng::with_seed(seed),
+            phase: Phase::FlushEvents,
+            sockets: Vec::new(),
+            open: 0,
+            backlog: VecDeque::new(),
+            is_announced: false,
+            mail: (0..=build.workers).map(|_| VecDeque::new()).collect(),
+            mail_events: VecDeque::new(),
+            message: None,
+            image: Vec::new(),
+            offered: Vec::new(),
+            acks: Vec::new(),
+            outbox: Vec::new(),
+            inbox: VecDeque::new(),
+            is_rung: false,
+            inbox_room: Vec::new(),
+            said: Vec::new(),
+            channel: VecDeque::new(),
+            seen: 0,
+            devices: HashMap::new(),
+            has_moved: false,
+            expired: 0,
+            slow: HashSet::new(),
+            short: HashSet::new(),
+            shut: Vec::new(),
+            moved: Vec::new(),
+            crowded_at: None,
+        }
+    }
+
+    // --- For the world ----------------------------------------------------------------------------------------------
+
+    /// Somebody connects.
+    pub fn arrive(&mut self, socket: SocketId, listener: ListenerId) {
+        self.backlog.push_back((socket, listener));
+        self.is_announced = true;
+    }
+
+    /// A message from another worker, or from outside: under the number after the last worker's.
+    pub fn post(&mut self, from: WorkerId, message: WorkerMessage) {
+        self.mail[from.index()].push_back(message);
+        if !self.mail_events.contains(&from) {
+            self.mail_events.push_back(from);
+        }
+    }
+
+    /// Puts a command into the inbox and rings.
+    pub fn command(&mut self, command: Command) {
+        self.inbox.push_back(command);
+        self.is_rung = true;
+    }
+
+    /// How many commands wait.
+    pub fn inbox_length(&self) -> usize {
+        self.inbox.len()
+    }
+
+    /// Whether a poll would come back at once.
+    pub fn has_events(&self, network: &Network) -> bool {
+        self.is_announced || self.is_rung || !self.mail_events.is_empty() || network.has_events(self.id.0)
+    }
+
+    fn one_in(&mut self, many: u32) -> bool {
+        many > 0 && self.random.u32(..many) == 0
+    }
+
+    fn socket(&self, slot: u32) -> SocketId {
+        self.sockets[slot as usize].expect("whoever is there has a socket")
+    }
+
+    fn insert(&mut self, slot: u32, socket: SocketId) {
+        let position = slot as usize;
+        if position >= self.sockets.len() {
+            self.sockets.resize(position + 1, None);
+        }
+        assert!(self.sockets[position].replace(socket).is_none(), "slot {slot} had a socket already");
+        self.open += 1;
+    }
+
+    // --- What must be true within a turn ----------------------------------------------------------------------------
+
+    /// Looks at what the shard has said since it was looked at last.
+    fn look(&mut self, shard: &mut Shard) {
+        let events = std::mem::take(shard.uplink());
+        for event in &events[self.seen.min(events.len())..] {
+            match event {
+                Uplink::Connected(presence) => {
+                    if let Some(description) = shard.describe(&presence.device, self.now) {
+                        self.devices.insert(presence.device.clone(), self.socket(description.connection.index));
+                    }
+                }
+                Uplink::Disconnected(presence, reason) => {
+                    let socket = self.devices.remove(&presence.device);
+                    if *reason == CloseReason::Expired {
+                        self.judge_expired(socket.expect("whoever is expired was there"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.seen = events.len();
+        *shard.uplink() = events;
+    }
+
+    /// Decision D5, seen from outside: whoever is expired has nothing unread, and was silent for long enough.
+    fn judge_expired(&mut self, socket: SocketId) {
+        self.expired += 1;
+        assert_eq!(self.network.unread(socket), 0, "peer {socket} was expired unheard");
+        let silence = self.now.since(self.network.last_arrival(socket)).as_micros() as u64;
+        assert!(silence >= self.patience.micros, "peer {socket} was expired after {silence} µs of silence");
+    }
+
+    /// Slots are freed too early.
+    fn free(&mut self, shard: &mut Shard) {
+        while let Some(slot) = shard.next_closed() {
+            let why = if shard.reap(slot) { Closing::Moved } else { Closing::Ended };
+            self.close(slot, why);
+        }
+    }
+}
+
+impl Io for SimIo {
+    type Socket = SocketId;
+
+    fn now(&mut self) -> Moment {
+        if let Some((looks, length)) = self.stop {
+            self.stop = Some((looks.saturating_sub(1), length));
+            if looks == 0 {
+                self.stop = None;
+                self.now = self.now.plus(length);
+            }
+        }
+        self.now
+    }
+
+    fn poll(&mut self, _timeout: Duration, events: &mut Vec<Event>) -> Result<(), Interrupted> {
+        if self.one_in(self.faults.interrupted) {
+            return Err(Interrupted);
+        }
+        let mut room = self.room;
+        if self.sabotage == Sabotage::DeafPoll {
+            room = self.random.usize(..room);
+        }
+        if room > 0 && std::mem::take(&mut self.is_announced) {
+            events.push(Event::Listener(0));
+        }
+        if events.len() < room && std::mem::take(&mut self.is_rung) {
+            events.push(Event::Bell);
+        }
+        while events.len() < room
+            && let Some(from) = self.mail_events.pop_front()
+        {
+            events.push(Event::Handoff(from));
+        }
+        while events.len() < room
+            && let Some((slot, readiness)) = self.network.next_event(self.id.0)
+        {
+            events.push(Event::Socket(slot, readiness));
+        }
+        for &socket in &self.shut {
+            self.network.repeat_event(socket);
+        }
+        Ok(())
+    }
+
+    // --- Listeners --------------------------------------------------------------------------------------------------
+
+    fn listeners(&self) -> usize {
+        1
+    }
+
+    fn accept(&mut self, _position: usize) -> Accepted<SocketId> {
+        let Some((socket, listener)) = self.backlog.pop_front() else { return Accepted::Nobody };
+        self.has_moved = true;
+        Accepted::Connection { socket, listener, address: IpAddr::from([10, 0, 0, 1]) }
+    }
+
+    fn refuse(&mut self, socket: SocketId) {
+        self.network.close(socket);
+    }
+
+    fn close_listeners(&mut self) {
+        for (socket, _) in self.backlog.drain(..) {
+            self.network.close(socket);
+        }
+    }
+
+    // --- Sockets ----------------------------------------------------------------------------------------------------
+
+    fn connections(&self) -> u32 {
+        self.open as u32
+    }
+
+    fn sockets(&self) -> usize {
+        self.open
+    }
+
+    fn admit(&mut self, slot: u32, socket: SocketId) -> Result<(), Broken> {
+        self.insert(slot, socket);
+        self.network.register(socket, self.id.0, slot);
+        Ok(())
+    }
+
+    fn take_in(&mut self, slot: u32, socket: SocketId) -> Result<(), Broken> {
+        self.insert(slot, socket);
+        self.network.register(socket, self.id.0, slot);
+        Ok(())
+    }
+
+    fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError> {
+        if self.sabotage == Sabotage::DeafPoll && self.phase == Phase::Commands {
+            return Err(ReadError::WouldBlock);
+        }
+        match self.network.read(self.socket(slot), space) {
+            Ok(count) => {
+                self.has_moved = true;
+                Ok(count)
+            }
+            Err(Fault::WouldBlock) => Err(ReadError::WouldBlock),
+            Err(Fault::Broken) => Err(ReadError::Broken),
+        }
+    }
+
+    fn write(&mut self, slot: u32, bytes: &[u8]) -> Result<usize, Broken> {
+        let most = if self.one_in(self.faults.short_writes) { self.random.usize(..40) } else { usize::MAX };
+        let socket = self.socket(slot);
+        let count = self.network.write(socket, bytes, most).map_err(|_| Broken)?;
+        self.has_moved |= count > 0;
+        if count < bytes.len() {
+            self.short.insert(socket);
+        } else {
+            self.short.remove(&socket);
+        }
+        Ok(count)
+    }
+
+    fn shut_write(&mut self, slot: u32) {
+        let socket = self.socket(slot);
+        if self.sabotage == Sabotage::ShutEarly {
+            self.network.forget_unsent(socket);
+        }
+        self.network.shut_down_writing(socket);
+        if self.sabotage == Sabotage::RepeatEdges {
+            self.shut.push(socket);
+        }
+    }
+
+    fn close(&mut self, slot: u32, why: Closing) {
+        let socket = self.sockets[slot as usize].take().expect("whoever ends has a socket");
+        self.open -= 1;
+        self.has_moved = true;
+        self.shut.retain(|&shut| shut != socket);
+        if why == Closing::Ended {
+            if self.short.remove(&socket) {
+                self.slow.insert(socket);
+            }
+            self.network.close(socket);
+        }
+    }
+
+    fn peer(&self, slot: u32) -> Option<SocketAddr> {
+        self.sockets.get(slot as usize)?.map(|socket| ([10, 0, 0, 1], socket as u16).into())
+    }
+
+    // --- Handoff to other workers -----------------------------------------------------------------------------------
+
+    fn unregister(&mut self, slot: u32) -> Result<(), Broken> {
+        let socket = self.socket(slot);
+        self.network.deregister(socket);
+        self.moved.push(socket);
+        Ok(())
+    }
+
+    fn register(&mut self, slot: u32) -> Result<(), Broken> {
+        self.network.register(self.socket(slot), self.id.0, slot);
+        Ok(())
+    }
+
+    fn offer(&mut self, home: WorkerId, id: ConnectionId) -> Result<(), Broken> {
+        assert_ne!(home, self.id, "it is at home");
+        self.offered.push((home, id));
+        Ok(())
+    }
+
+    fn acknowledge(&mut self, worker: WorkerId, ack: HandoffAck) {
+        self.acks.push((worker, ack));
+    }
+
+    fn send_handoffs(&mut self, shard: &Shard, _refused: &mut Vec<ConnectionId>) {
+        if self.one_in(self.faults.channel_full) {
+            return;
+        }
+        let outside = self.mail.len() - 1;
+        let acks = self.acks.drain(..).filter(|(worker, _)| worker.index() != outside);
+        self.outbox.extend(acks.map(|(worker, ack)| (worker, WorkerMessage::Ack(ack))));
+        for (home, origin) in std::mem::take(&mut self.offered) {
+            if !shard.is_current(origin) {
+                continue;
+            }
+            self.has_moved = true;
+            let mut bytes = Vec::new();
+            shard.pack(origin, &mut bytes);
+            let socket = self.socket(origin.index);
+            self.outbox.push((home, WorkerMessage::Image { origin, bytes, socket }));
+        }
+    }
+
+    fn has_handoffs(&self) -> bool {
+        !self.offered.is_empty() || !self.acks.is_empty()
+    }
+
+    fn receive_handoffs(&mut self, from: WorkerId) -> Received {
+        self.message = self.mail[from.index()].pop_front();
+        self.has_moved |= self.message.is_some();
+        if self.message.is_some() { Received::Message } else { Received::Nothing }
+    }
+
+    fn next_handoff(&mut self) -> Option<Handoff<SocketId>> {
+        Some(match self.message.take()? {
+            WorkerMessage::Image { origin, bytes, socket } => {
+                self.image = bytes;
+                // Those from outside have no other worker to go back to.
+                let is_real = origin.generation != FROM_OUTSIDE;
+                let is_dropped = is_real && self.one_in(self.faults.home_full);
+                Handoff::Connection { origin, image: 0..self.image.len(), socket: (!is_dropped).then_some(socket) }
+            }
+            WorkerMessage::Ack(ack) => Handoff::Ack(ack),
+        })
+    }
+
+    fn image(&self, bytes: Range<usize>) -> &[u8] {
+        &self.image[bytes]
+    }
+
+    // --- Words with other threads -----------------------------------------------------------------------------------
+
+    fn answer_bell(&mut self) {}
+
+    fn next_command(&mut self) -> Option<Command> {
+        loop {
+            let command = self.inbox.pop_front()?;
+            self.has_moved = true;
+            let is_answer = matches!(command, Command::MessageSettled { .. });
+            if self.sabotage == Sabotage::LoseAnswers && is_answer && self.random.u32(..50) == 0 {
+                continue;
+            }
+            return Some(command);
+        }
+    }
+
+    fn tell_peer(&mut self, worker: WorkerId, peers: Vec<Peer>) -> Result<(), Vec<Peer>> {
+        let room = &mut self.inbox_room[worker.index()];
+        if *room == 0 {
+            return Err(peers);
+        }
+        *room -= 1;
+        self.has_moved = true;
+        self.said.push((worker, peers));
+        Ok(())
+    }
+
+    fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {
+        let count = events.len().min(self.faults.channel.saturating_sub(self.channel.len()));
+        self.has_moved |= count > 0;
+        self.channel.extend(events.drain(..count));
+        self.seen -= count;
+        events.is_empty()
+    }
+
+    fn publish(&mut self, _counters: &Counters) {}
+
+    fn between_phases(&mut self, phase: Phase, shard: &mut Shard) {
+        self.phase = phase;
+        if phase == Phase::ReadHandshakes && shard.longest_waiting().is_some() && !shard.has_waiting() {
+            self.crowded_at = Some(self.now);
+        }
+        if phase != Phase::FlushEvents {
+            self.look(shard);
+        }
+        if self.faults.check_phases {
+            shard.check_invariants();
+        }
+        if phase == Phase::Expire && self.sabotage == Sabotage::FreeEarly {
+            self.free(shard);
+        }
+    }
+}
