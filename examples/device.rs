@@ -54,7 +54,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         };
         // Full jitter: a random time within a span that doubles with each failure.
-        failures = if lasted { 0 } else { failures + 1 };
+        // A gateway that says when to come back has spread its devices itself.
+        failures = if lasted || !retry_after.is_zero() { 0 } else { failures + 1 };
         let span = SPAN_MAX.min(Duration::from_secs(1 << failures.min(16)));
         let wait = retry_after + span.mul_f64(fastrand::f64());
         println!("coming back in {:.1} s", wait.as_secs_f64());

@@ -287,7 +287,8 @@ def main():
 
         # Whoever held for a while begins anew; everybody else doubles the span, and takes a random point in it: a
         # fleet that lost its gateway at one moment must not come back at one moment.
-        failures = 0 if time.monotonic() >= options.steady_after else failures + 1
+        # A gateway that says when to come back has spread its devices itself.
+        failures = 0 if time.monotonic() >= options.steady_after or retry_after else failures + 1
         span = BACKOFF_LONGEST if hopeless else min(BACKOFF_LONGEST, 2.0 ** min(failures, 16))
         wait = retry_after + random.uniform(0, span)
         say(f"coming back in {wait:.1f} s")

@@ -52,7 +52,7 @@ fn settings() -> Arc<[ListenerSettings]> {
             listen: ([127, 0, 0, 1], 0).into(),
             protocol,
             tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
-            heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1 },
+            heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1, ..Heartbeat::default() },
             identity: Identity { from: IdentityFrom::Hello, token_file: tokens.then(|| "tokens".into()) },
         };
         let settings =

@@ -44,8 +44,12 @@ impl Gateway {
         let mut settings = Vec::new();
         for (position, listener) in config.listeners.iter_mut().enumerate() {
             listener.listen = "127.0.0.1:0".parse().unwrap();
-            listener.heartbeat =
-                Heartbeat { interval: Duration::from_secs(1), timeout: Duration::from_millis(500), retries: 1 };
+            listener.heartbeat = Heartbeat {
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_millis(500),
+                retries: 1,
+                ..Heartbeat::default()
+            };
             let options = ServerOptions {
                 certificates: &[(&certs.server.cert, &certs.server.key)],
                 client_auth: ClientAuth::Off,

@@ -161,6 +161,10 @@ impl fmt::Display for MemoryBudget {
         let whose = match self.memory.source {
             MemorySource::Machine => "of the machine",
             MemorySource::ControlGroup => "that the control group allows",
+            MemorySource::Unknown => {
+                let total = Bytes(self.total_bytes());
+                return write!(f, "  {:<14}{total:>40}  (how much there is, is not known: no /proc/meminfo)", "total");
+            }
         };
         let (total, memory) = (Bytes(self.total_bytes()), Bytes(self.memory.bytes));
         write!(f, "  {:<14}{total:>40}  of {memory} {whose}", "total")

@@ -37,6 +37,8 @@ pub enum MemorySource {
     Machine,
     /// A control group's bound, less than the machine has.
     ControlGroup,
+    /// Nobody's: /proc/meminfo cannot be read. Nothing is bounded by it.
+    Unknown,
 }
 
 impl Machine {
@@ -61,6 +63,7 @@ fn memory_under(root: &Path) -> Memory {
     let bytes = machine.unwrap_or(u64::MAX);
     match control_group_bound(root) {
         Some(bound) if bound < bytes => Memory { bytes: bound, source: MemorySource::ControlGroup },
+        _ if machine.is_none() => Memory { bytes, source: MemorySource::Unknown },
         _ => Memory { bytes, source: MemorySource::Machine },
     }
 }
@@ -128,6 +131,12 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         root
+    }
+
+    #[test]
+    fn without_proc_nothing_is_bounded_and_nothing_is_made_up() {
+        let root = machine(&[]);
+        assert_eq!(memory_under(root.path()), Memory { bytes: u64::MAX, source: MemorySource::Unknown });
     }
 
     const MEMINFO: (&str, &str) = ("proc/meminfo", "MemTotal:        1024 kB\nMemFree:          12 kB\n");

@@ -382,11 +382,18 @@ pub struct Heartbeat {
     pub timeout: Duration,
     /// Further probes after the first.
     pub retries: u8,
+    /// The longest interval that a native device may ask for; one that asks for more gets this. At least `interval`.
+    pub max: Duration,
 }
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self { interval: Duration::from_mins(1), timeout: Duration::from_secs(10), retries: 2 }
+        Self {
+            interval: Duration::from_mins(1),
+            timeout: Duration::from_secs(10),
+            retries: 2,
+            max: Duration::from_mins(10),
+        }
     }
 }
 

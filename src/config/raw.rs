@@ -172,6 +172,8 @@ pub struct RawHeartbeat {
     pub timeout: Option<String>,
     /// Further probes.
     pub retries: Option<i64>,
+    /// The longest interval that a device may ask for.
+    pub max: Option<String>,
 }
 
 /// `[listener.identity]`.

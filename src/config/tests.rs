@@ -29,7 +29,7 @@ impl Directory {
             fs::write(directory.path(name), "looked for, not into").unwrap();
         }
         fs::write(directory.path("admin.token"), "0123456789abcdef0123456789abcdef\n").unwrap();
-        fs::write(directory.path("short.token"), "secret\n").unwrap();
+        fs::write(directory.path("short.token"), "short-one\n").unwrap();
         fs::write(directory.path("empty.token"), " \n").unwrap();
         fs::write(directory.path("two.token"), "first second\n").unwrap();
         fs::write(directory.path("devices.tokens"), "# ours\nmeter-1:$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA\n")
@@ -203,7 +203,12 @@ fn durations_have_units_and_ranges() {
     refused(&heartbeat("timeout = \"2h\""), &["heartbeat.timeout: \"2h\" is out of range"]);
     refused(&heartbeat("retries = 16"), &["heartbeat.retries: 16 is out of range: write 0 to 15"]);
     let config = loaded(&heartbeat("interval = \"1m30s\"\ntimeout = \"100ms\"\nretries = 0")).config;
-    let expected = Heartbeat { interval: Duration::from_secs(90), timeout: Duration::from_millis(100), retries: 0 };
+    let expected = Heartbeat {
+        interval: Duration::from_secs(90),
+        timeout: Duration::from_millis(100),
+        retries: 0,
+        ..Heartbeat::default()
+    };
     assert_eq!(config.listeners[1].heartbeat, expected);
 }
 
@@ -409,6 +414,10 @@ fn an_admin_listener_that_others_reach_needs_a_token() {
     assert!(warnings.is_empty());
     let Loaded { warnings, .. } = loaded(&admin("token_file = \"short.token\""));
     assert!(warnings[0].contains("admin.token_file: the token is shorter"), "{warnings:?}");
+    let directory = Directory::new();
+    fs::write(directory.path("five.token"), "abcde\n").unwrap();
+    let error = directory.load(&admin("token_file = \"five.token\"")).unwrap_err().to_string();
+    assert!(error.contains("only 5 bytes and can be guessed"), "{error}");
 }
 
 #[test]

@@ -37,7 +37,12 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             protocol: Protocol::Native,
             tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
-            heartbeat: Heartbeat { interval: Duration::from_secs(10), timeout: Duration::from_secs(1), retries: 1 },
+            heartbeat: Heartbeat {
+                interval: Duration::from_secs(10),
+                timeout: Duration::from_secs(1),
+                retries: 1,
+                ..Heartbeat::default()
+            },
             identity: Identity { from: IdentityFrom::Hello, token_file: None },
         }
     }

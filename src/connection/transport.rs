@@ -17,8 +17,6 @@ use crate::tls::record::{Burst, Handled, Opened};
 
 /// The shortest heartbeat interval that a device may ask for, unless the operator's own is shorter.
 const WANTED_INTERVAL_MIN_MS: u32 = 1_000;
-/// The longest that a device may ask for: one hour.
-const WANTED_INTERVAL_MAX_MS: u32 = 3_600_000;
 /// Raw bytes go up in pieces of at most this size, so that one message never holds the uplink up.
 const RAW_CHUNK_BYTES: usize = 4_096;
 const TICK_MS: u32 = (TICK_MICROS / 1_000) as u32;
@@ -232,10 +230,9 @@ impl OpenConnection<'_, '_> {
             ));
         }
         if hello.heartbeat_ms != 0 {
-            let configured = self.settings.heartbeat.interval.as_millis() as u32;
-            let wanted = hello
-                .heartbeat_ms
-                .clamp(WANTED_INTERVAL_MIN_MS.min(configured), WANTED_INTERVAL_MAX_MS.max(configured));
+            let heartbeat = &self.settings.heartbeat;
+            let (configured, most) = (heartbeat.interval.as_millis() as u32, heartbeat.max.as_millis() as u32);
+            let wanted = hello.heartbeat_ms.clamp(WANTED_INTERVAL_MIN_MS.min(configured), most.max(configured));
             let ticks = ticks_ceil(Duration::from_millis(u64::from(wanted)));
             *self.interval = u16::try_from(ticks).unwrap_or(u16::MAX);
         }

@@ -1,5 +1,6 @@
 //! The configuration and every file that it names, read together and proven as a whole: what a start and a reload need.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -73,6 +74,9 @@ impl Source {
     /// All that is wrong with the files.
     pub fn prepare_files(&self, mut loaded: Loaded) -> Result<Prepared, Problems> {
         let seen = self.signature(&loaded.config, &[]);
+        if let Some(file) = loaded.config.admin.token_file.as_deref().filter(|file| is_readable_by_all(file)) {
+            loaded.warnings.push(readable_by_all(&Place::top("admin.token_file"), file));
+        }
         let mut materials = Vec::with_capacity(loaded.config.listeners.len());
         let mut problems = Vec::new();
         for (index, listener) in loaded.config.listeners.iter().enumerate() {
@@ -129,6 +133,11 @@ impl Source {
                 None
             }
         };
+        for (key, file) in secrets_of(listener) {
+            if is_readable_by_all(file) {
+                warnings.push(readable_by_all(&at(key), file));
+            }
+        }
         match tls {
             Some(tls) if problems.is_empty() => Ok(Material { tls, tls_digest, tokens, tokens_digest }),
             _ => Err(problems),
@@ -147,6 +156,22 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     files.sort_unstable();
     files.dedup();
     files
+}
+
+/// The files of a listener that hold secrets, with their keys in the configuration.
+fn secrets_of(listener: &Listener) -> impl Iterator<Item = (String, &Path)> {
+    let keys = listener.tls.certificates.iter().map(|files| files.key.as_path());
+    let keys = keys.map(|file| (key_of(&listener.tls, Some(file)), file));
+    keys.chain(listener.identity.token_file.as_deref().map(|file| (token_key(listener).to_owned(), file)))
+}
+
+fn readable_by_all(place: &Place, file: &Path) -> String {
+    format!("{place}: every user may read {}: take that from others (chmod o-rwx)", file.display())
+}
+
+fn is_readable_by_all(file: &Path) -> bool {
+    // One that cannot be looked at is told by whoever reads it.
+    std::fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 fn tls_files(listener: &Listener) -> impl Iterator<Item = &Path> {

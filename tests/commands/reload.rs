@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -47,7 +47,9 @@ fn write_tokens(site: &Site, devices: &[&str]) {
         command.args(["hash-token", device, "--memory", "64", "--token", device]);
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     };
-    fs::write(site.path().join("tokens"), devices.iter().map(line).collect::<String>()).unwrap();
+    let file = site.path().join("tokens");
+    fs::write(&file, devices.iter().map(line).collect::<String>()).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 #[track_caller]
@@ -200,6 +202,10 @@ fn the_command_tells_what_changed_what_does_not_and_all_that_is_wrong() {
     let wanted =
         ["changed: limits.hello_time", "holds after a restart: workers", "holds after a restart: limits.packet_bytes"];
     assert_eq!(lines, wanted);
+
+    fs::set_permissions(site.path().join("tokens"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (_, told, _) = gateway.run(&["reload"], b"");
+    assert!(told.contains("every user may read") && told.contains("identity.token_file"), "{told}");
 
     let wrong = changed.replace("hello_time = \"3s\"", "hello_time = \"soon\"\nhandshakes = 0");
     fs::write(&config, wrong.replace("protocol = \"native\"", "protocol = \"nativ\"")).unwrap();

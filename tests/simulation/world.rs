@@ -137,7 +137,12 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         listen: ([127, 0, 0, 1], 0).into(),
         protocol,
         tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
-        heartbeat: Heartbeat { interval: Duration::from_mins(1), timeout: TIMEOUT, retries: RETRIES },
+        heartbeat: Heartbeat {
+            interval: Duration::from_mins(1),
+            timeout: TIMEOUT,
+            retries: RETRIES,
+            ..Heartbeat::default()
+        },
         identity: Identity { from: IdentityFrom::Hello, token_file: None },
     };
     let raw = |probe: &[u8]| Raw { heartbeat: HEARTBEAT.to_vec(), reply: Vec::new(), probe: probe.to_vec() };

@@ -5,6 +5,8 @@ pub mod page;
 pub mod plot;
 pub mod table;
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -44,6 +46,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// When the run began, as RFC 3339.
+    pub fn started(&self) -> String {
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(self.started_unix_s)).to_string()
+    }
+
     /// What `latency_us` measures in this scenario.
     pub fn latency_is_of(&self) -> &'static str {
         match self.scenario {

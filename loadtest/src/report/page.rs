@@ -85,8 +85,9 @@ fn head(body: &mut String, report: &Report) {
     let commit = report.commit.as_deref().map_or("unknown", |commit| &commit[..commit.len().min(10)]);
     let _ = write!(
         body,
-        "<h1>{}<span class=\"badge {class}\">{word}</span></h1><p class=sub>{} {} · {} · commit {}</p>",
+        "<h1>{}<span class=\"badge {class}\">{word}</span></h1><p class=sub>{} · {} {} · {} · commit {}</p>",
         report.scenario,
+        report.started(),
         escaped(report.configuration["protocol"].as_str().unwrap_or("")),
         escaped(&report.target),
         escaped(&machine(&report.machine)),

@@ -12,6 +12,7 @@ pub fn render(report: &Report) -> String {
     let mut rows = Rows(String::new());
     let kind = format!("{} {}", report.configuration["protocol"].as_str().unwrap_or(""), report.target);
     rows.row("scenario", &format!("{} against {kind}", report.scenario));
+    rows.row("started", &report.started());
     let at = UNIX_EPOCH + Duration::from_secs(report.started_unix_s);
     let machine = &report.machine;
     rows.row(

@@ -183,17 +183,17 @@ fn heartbeat(
     is_probed: bool,
 ) -> Result<Heartbeat, Problem> {
     let default = Heartbeat::default();
-    let heartbeat = Heartbeat {
-        interval: values::duration(at.key("heartbeat.interval"), raw.interval.as_deref(), default.interval, HEARTBEAT)?,
-        timeout: values::duration(at.key("heartbeat.timeout"), raw.timeout.as_deref(), default.timeout, HEARTBEAT)?,
-        retries: values::integer(
-            at.key("heartbeat.retries"),
-            raw.retries,
-            i64::from(default.retries),
-            0..=RETRIES_MAX,
-            "retries",
-        )? as u8,
-    };
+    let interval =
+        values::duration(at.key("heartbeat.interval"), raw.interval.as_deref(), default.interval, HEARTBEAT)?;
+    let timeout = values::duration(at.key("heartbeat.timeout"), raw.timeout.as_deref(), default.timeout, HEARTBEAT)?;
+    let retries = i64::from(default.retries);
+    let retries = values::integer(at.key("heartbeat.retries"), raw.retries, retries, 0..=RETRIES_MAX, "retries")? as u8;
+    let max = values::duration(at.key("heartbeat.max"), raw.max.as_deref(), default.max, HEARTBEAT)?;
+    if raw.max.is_some() && max < interval {
+        let what = "it is shorter than heartbeat.interval, which devices get that ask for nothing";
+        return Err(Problem::new(at.key("heartbeat.max"), what, "write at least heartbeat.interval, or leave it out"));
+    }
+    let heartbeat = Heartbeat { interval, timeout, retries, max: max.max(interval) };
     if is_probed && heartbeat.interval > INTERVAL_NOTED {
         let text = "many load balancers cut connections that are idle for 60 s (some for 350 s): behind one of those, \
                     write \"55s\" or less";

@@ -25,6 +25,8 @@ pub const DATA_DIR: &str = "pulsegate-data";
 const ADMIN_LISTEN: &str = "127.0.0.1:7480";
 /// No admin token is shorter without a warning, in bytes.
 const TOKEN_BYTES_MIN: usize = 16;
+/// No admin token is shorter, in bytes.
+const TOKEN_BYTES_LEAST: usize = 8;
 /// A name in metrics and presence events is at most so long, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -202,6 +204,10 @@ fn admin_token(context: &mut Context<'_>, written: &str) -> Result<String, Probl
     }
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         let what = format!("{written} holds more than one word of visible ASCII");
+        return Err(Problem::new(place, what, remedy));
+    }
+    if token.len() < TOKEN_BYTES_LEAST {
+        let what = format!("the token in {written} has only {} bytes and can be guessed", token.len());
         return Err(Problem::new(place, what, remedy));
     }
     if token.len() < TOKEN_BYTES_MIN {

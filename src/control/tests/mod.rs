@@ -331,7 +331,12 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         listen: (Ipv4Addr::LOCALHOST, port).into(),
         protocol,
         tls: Tls { certificates: Vec::new(), client_ca: None, client_auth: ClientAuth::Off },
-        heartbeat: Heartbeat { interval: Duration::from_mins(1), timeout: Duration::from_secs(10), retries: 2 },
+        heartbeat: Heartbeat {
+            interval: Duration::from_mins(1),
+            timeout: Duration::from_secs(10),
+            retries: 2,
+            ..Heartbeat::default()
+        },
         identity: Identity { from: IdentityFrom::Hello, token_file },
     };
     Config {
