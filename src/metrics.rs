@@ -106,8 +106,12 @@ figures! {
     Published = Counter "pulsegate_mqtt_published" "",
     /// Messages sent to MQTT subscribers, each subscriber counted, those sent again not.
     Delivered = Counter "pulsegate_mqtt_delivered" "",
-    /// Messages for MQTT subscribers dropped because as many or as much waited for the subscriber as may.
+    /// Messages whose publishers wait until they are with everybody whom they are for, and messages of other workers that are dealt with here.
+    Unsettled = Gauge "pulsegate_mqtt_unsettled" "",
+    /// Messages for MQTT subscribers dropped because as many or as much waited for the subscriber as may, and it was away, stalled, or asked for no acknowledgement.
     DroppedQueueFull = Counter "pulsegate_mqtt_dropped_queue_full" "",
+    /// MQTT subscribers for whom publishers waited, and do no longer, because they took less than a window of messages in five seconds.
+    Stalled = Counter "pulsegate_mqtt_stalled" "",
     /// Messages for MQTT subscribers dropped because their expiry interval had passed.
     DroppedExpired = Counter "pulsegate_mqtt_dropped_expired" "",
     /// Messages for MQTT subscribers dropped because the subscriber takes no packet as long.
@@ -174,7 +178,7 @@ figures! {
     EventsDropped = Counter "pulsegate_backbone_events_dropped" "",
     /// Events that the backbone did not take.
     EventsRefused = Counter "pulsegate_backbone_events_refused" "",
-    /// Answers to workers given up because the worker's inbox stayed full.
+    /// Answers to workers that had ended.
     AnswersDropped = Counter "pulsegate_answers_dropped" "",
     /// Reloads that were taken.
     Reloads = Counter "pulsegate_reloads" "",

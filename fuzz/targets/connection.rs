@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    ConnectionId, Downlink, Exchange, Home, ListenerId, Peer, Publication, Receipt, SessionId, WorkerId,
+    Choice, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, Peer, Publication, Receipt, SessionId, WorkerId,
 };
 use pulsegate_fuzz::broker;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
@@ -259,19 +259,34 @@ impl Desk {
         let stranger = SessionId { worker: WorkerId(1), ..member };
         let peer = match what % 16 {
             0..4 => return self.shard.deliver(self.now),
-            4..7 => {
-                let receipt = Receipt::Session(member, u16::from(what) % 7);
-                return self.shard.handle_settled(receipt, which & 1 == 0, self.now);
-            }
-            7..10 => return self.shard.handle_publish(9, publication, self.now),
-            10 => Peer::Join { group, member: stranger, options, identifier, is_online: which & 32 != 0 },
+            // What other shards answer is asked for by number: what nobody asked for is a fault of ours, and panics.
+            4..7 => return self.answer_outgoing(which),
+            7..10 => return self.shard.handle_publish(9, publication),
+            10 => Peer::Join { group, member: stranger, options, identifier, is_online: which & 32 != 0, waits: 1 },
             11 => Peer::Leave { group, member: stranger },
-            12 => Peer::Chosen { group, member, publication: Arc::new(publication), options, identifier },
-            13 => Peer::Returned { group, member: stranger, publication: Arc::new(publication) },
-            14 => Peer::Published(Arc::new(publication)),
-            _ => return drop(self.shard.take_outgoing(WorkerId(1))),
+            12..15 => {
+                let choice = (what % 16 == 12).then(|| Box::new(Choice { group, member, options, identifier }));
+                let passed = Passed { publication: Arc::new(publication), token: identifier, choice };
+                return self.shard.handle_passed(WorkerId(1), vec![passed]);
+            }
+            _ => Peer::Joined { member, waits: identifier },
         };
-        self.shard.handle_peers(vec![peer]);
+        self.shard.handle_peers(WorkerId(1), vec![peer]);
+    }
+
+    /// The other shard takes what this one passes on, or sends it back, and returns the credit.
+    fn answer_outgoing(&mut self, which: u8) {
+        for passed in self.shard.take_outgoing(WorkerId(1)).passed {
+            let mut credit = [Credit::default(); 2];
+            credit[passed.class().index()] = Credit { messages: 1, bytes: passed.publication.bytes() };
+            let Passed { publication, token, choice } = passed;
+            let answer = match choice {
+                Some(choice) if which & 1 == 0 => Peer::Returned { token, choice, publication },
+                _ => Peer::Taken { token, is_refused: which & 2 == 0 },
+            };
+            let answer = (token != 0 || matches!(answer, Peer::Returned { .. })).then_some(answer);
+            self.shard.handle_peers(WorkerId(1), answer.into_iter().chain([Peer::Credit(credit)]).collect());
+        }
     }
 
     fn expire(&mut self, which: u8) {

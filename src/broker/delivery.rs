@@ -1,20 +1,23 @@
 //! From deliveries to bytes: what may go to a device now, what waits, what goes again, and what it acknowledges.
 //!
 //! A device is sent no more in one turn than its outbox could hold, so that a flood makes it wait, not end. What waits
-//! is bounded; what goes beyond the bound is dropped and counted, QoS 0 and above alike.
+//! is bounded. Beyond the bound a message with an acknowledgement waits unsettled for a device that takes what it is sent, and
+//! its publisher with it; for a device that is away, or stalled, and without an acknowledgement it is dropped and counted.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::inflight::{Answer, Delivery, Inflight, Receiving, Sending, WrongAck};
+use super::inflight::{Delivery, Enqueued, Inflight, QueueBound, Released, Sending, WrongAck};
+use super::lifecycle::{Session, Walk};
 use super::replay::Replays;
 use super::retained::{Position, Step};
-use super::{ALIASES_MAX, Broker, NOBODY, RoutedDelivery, Session, Walk};
+use super::settlement::{NOTHING, Part};
+use super::{ALIASES_MAX, Broker, RequestEnd};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
-use crate::link::SessionId;
 use crate::metrics::{Counters, Figure};
-use crate::time::Moment;
+use crate::time::{Moment, Tick};
 
 /// Looks at retained messages in one turn, all sessions together: at some 0.3 µs each.
 pub(super) const TURN_LOOKS: usize = 4_096;
@@ -46,6 +49,41 @@ pub struct SessionBatch {
     pub deliveries: Vec<Delivery>,
 }
 
+/// A delivery and whose it is.
+struct RoutedDelivery {
+    session: u32,
+    generation: u32,
+    delivery: Delivery,
+}
+
+/// What was routed and is not with its session yet, and the sessions that could be sent more.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    routed: VecDeque<RoutedDelivery>,
+    /// Sessions whose devices did not take all at once.
+    backlog: Vec<(u32, u32)>,
+    /// Sessions whose retained messages are to be looked up, in turns.
+    walks: VecDeque<(u32, u32)>,
+    /// Looks at retained messages that are left in this turn.
+    looks: usize,
+    turn: u32,
+}
+
+impl Deliveries {
+    pub(super) fn len(&self) -> usize {
+        self.routed.len()
+    }
+
+    /// Whether nothing is to be done.
+    pub(super) fn is_empty(&self) -> bool {
+        self.routed.is_empty() && self.backlog.is_empty() && self.walks.is_empty()
+    }
+
+    pub(super) fn push(&mut self, session: u32, generation: u32, delivery: Delivery) {
+        self.routed.push_back(RoutedDelivery { session, generation, delivery });
+    }
+}
+
 /// Why no more retained messages go to a session now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopped {
@@ -60,11 +98,12 @@ enum Stopped {
 /// How an attempt to send ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
-    Yes,
+    /// It was encoded.
+    Encoded,
     /// It has no room now.
-    Later,
+    NoRoom,
     /// It can never go on this connection: it is longer than the device takes.
-    Never,
+    TooLong,
 }
 
 impl Broker {
@@ -72,39 +111,39 @@ impl Broker {
 
     /// Begins a turn: every device may be sent as much as its outbox holds again.
     pub fn begin_turn(&mut self) {
-        self.turn = self.turn.wrapping_add(1);
-        self.looks = TURN_LOOKS;
-        self.retained.bury(&self.exchange);
+        self.deliveries.turn = self.deliveries.turn.wrapping_add(1);
+        self.deliveries.looks = TURN_LOOKS;
+        self.routing.retained.bury(&self.exchange);
     }
 
     /// Takes out at most `limit` deliveries, gathered by session in their order; and, without deliveries, the sessions whose
     /// devices had no room for all that there was, and those whose turn it is to look for retained messages.
     pub fn next_deliveries(&mut self, limit: usize) -> Vec<SessionBatch> {
         let mut batches: Vec<SessionBatch> = Vec::new();
-        for (session, generation) in std::mem::take(&mut self.backlog) {
-            if self.is_current(session, generation) {
-                self.all[session as usize].is_backlogged = false;
+        for (session, generation) in std::mem::take(&mut self.deliveries.backlog) {
+            if self.sessions.is_current(session, generation) {
+                self.sessions[session].is_backlogged = false;
                 batches.push(SessionBatch { session, generation, deliveries: Vec::new() });
             }
         }
         for _ in 0..TURN_LOOKS / SESSION_LOOKS {
-            let Some((session, generation)) = self.walks.pop_front() else { break };
-            if self.is_current(session, generation) {
-                self.all[session as usize].walk = Walk::Due;
+            let Some((session, generation)) = self.deliveries.walks.pop_front() else { break };
+            if self.sessions.is_current(session, generation) {
+                self.sessions[session].walk = Walk::Due;
                 batches.push(SessionBatch { session, generation, deliveries: Vec::new() });
             }
         }
-        let mut routed: Vec<RoutedDelivery> = self.deliveries.drain(..self.deliveries.len().min(limit)).collect();
-        if self.deliveries.is_empty() && self.deliveries.capacity() > limit {
-            self.deliveries.shrink_to(limit);
+        let routed = &mut self.deliveries.routed;
+        let mut now: Vec<RoutedDelivery> = routed.drain(..routed.len().min(limit)).collect();
+        if routed.is_empty() && routed.capacity() > limit {
+            routed.shrink_to(limit);
         }
-        routed.sort_by_key(|delivery| delivery.session);
-        for RoutedDelivery { session, generation, delivery } in routed {
-            if !self.is_current(session, generation) {
-                continue;
-            }
+        now.sort_by_key(|delivery| delivery.session);
+        for RoutedDelivery { session, generation, delivery } in now {
             match batches.last_mut() {
-                Some(batch) if batch.session == session && !batch.deliveries.is_empty() => {
+                Some(batch)
+                    if (batch.session, batch.generation) == (session, generation) && !batch.deliveries.is_empty() =>
+                {
                     batch.deliveries.push(delivery);
                 }
                 _ => batches.push(SessionBatch { session, generation, deliveries: vec![delivery] }),
@@ -116,18 +155,18 @@ impl Broker {
     /// The slot of a session's connection; `None` if its device is away, or the session is not the one that was meant.
     #[must_use]
     pub fn connection_of(&self, session: u32, generation: u32) -> Option<u32> {
-        let known = self.all.get(session as usize).filter(|known| known.generation == generation)?;
-        Some(known.connection).filter(|&connection| connection != NOBODY)
+        self.sessions.connection_of(session, generation)
     }
 
     /// Keeps deliveries for a device that is away, as far as they are to be acknowledged.
     pub fn keep(&mut self, batch: SessionBatch, now: Moment, counters: &mut Counters) {
-        if !self.is_current(batch.session, batch.generation) {
-            let requests = batch.deliveries.iter().map(|delivery| delivery.request);
-            return self.unanswered.extend(requests.filter(|&request| request != 0));
-        }
+        let is_current = self.sessions.is_current(batch.session, batch.generation);
         for delivery in batch.deliveries {
-            self.keep_one(batch.session, delivery, now, counters);
+            if is_current {
+                self.keep_one(batch.session, delivery, now, counters);
+            } else {
+                self.drop_delivery(&delivery);
+            }
         }
     }
 
@@ -138,22 +177,6 @@ impl Broker {
         }
     }
 
-    /// The backbone holds a message of this session, or will not. The connection to tell of it, if there is one.
-    pub fn handle_settled(&mut self, id: SessionId, packet: u16, accepted: bool) -> Option<u32> {
-        let session = self.resolve(id)?;
-        let known = &mut self.all[session as usize];
-        let inflight = known.inflight.as_mut()?;
-        inflight.settle(packet, if accepted { Reason::SUCCESS } else { Reason::QUOTA_EXCEEDED });
-        let connection = known.connection;
-        if connection != NOBODY {
-            return Some(connection);
-        }
-        // Nobody is there to be told: what QoS 2 was taken is answered when it comes again.
-        inflight.disconnect(|_| {});
-        self.shed_empty_inflight(session);
-        None
-    }
-
     // --- Writing to a device ----------------------------------------------------------------------------------------
 
     /// Sends what is in `deliveries`, and before it whatever of the session's older messages there is room for.
@@ -162,19 +185,19 @@ impl Broker {
         for delivery in deliveries {
             self.write_one(session, delivery, budget);
         }
-        self.shed_empty_inflight(session);
+        self.sessions.shed_empty_inflight(session);
     }
 
     fn write_one(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
-        let inflight = self.all[session as usize].inflight.as_deref();
+        let inflight = self.sessions[session].inflight.as_deref();
         let waits = inflight
             .is_some_and(|inflight| inflight.queued().0 > 0 || (delivery.qos > 0 && !inflight.may_send(maximum)));
         if waits {
-            return self.enqueue(session, delivery, budget.counters);
+            return self.enqueue(session, delivery, budget.now.tick(), budget.counters);
         }
         if let Err(delivery) = self.send_new(session, delivery, budget) {
-            self.enqueue(session, delivery, budget.counters);
+            self.enqueue(session, delivery, budget.now.tick(), budget.counters);
             self.wait_for_room(session, budget);
         }
     }
@@ -189,37 +212,37 @@ impl Broker {
     /// Sends again what a former connection left unacknowledged, then what waits, as far as there is room.
     fn send_waiting(&mut self, session: u32, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
-        while let Some(inflight) = self.all[session as usize].inflight.as_deref()
+        while let Some(inflight) = self.sessions[session].inflight.as_deref()
             && let Some(outbound) = inflight.next_to_resend()
         {
             let packet = outbound.packet;
             let sent = match &outbound.state {
                 Sending::Released => {
                     // [MQTT-4.4.0-1]
-                    let version = self.all[session as usize].profile.version;
+                    let version = self.sessions[session].profile.version;
                     let pubrel = Ack { packet_id: packet, reason: Reason::SUCCESS, properties: Properties::EMPTY };
                     Packet::Pubrel(pubrel).encode(version, budget.out);
-                    Sent::Yes
+                    Sent::Encoded
                 }
                 // The next acknowledgement makes room [v5 MQTT-3.3.4-9].
                 Sending::Sent(_) if !inflight.may_resend(maximum) => return,
                 Sending::Sent(delivery) => {
                     let delivery = Delivery::clone(delivery);
-                    encode(&mut self.all[session as usize], self.turn, &delivery, packet, true, budget)
+                    encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, true, budget)
                 }
             };
             match sent {
-                Sent::Yes => self.inflight(session).resent(),
-                Sent::Later => return self.wait_for_room(session, budget),
-                Sent::Never => {
+                Sent::Encoded => self.sessions.inflight(session).resent(),
+                Sent::NoRoom => return self.wait_for_room(session, budget),
+                Sent::TooLong => {
                     budget.counters.add(Figure::DroppedTooLarge, 1);
-                    let given_up = self.inflight(session).give_up();
-                    self.unanswered.extend(given_up.map(|outbound| outbound.request).filter(|&request| request != 0));
+                    let given_up = self.sessions.inflight(session).give_up();
+                    self.give_up_request(given_up.map_or(0, |outbound| outbound.request));
                 }
             }
         }
         loop {
-            let inflight = self.all[session as usize].inflight.as_deref_mut();
+            let inflight = self.sessions[session].inflight.as_deref_mut();
             let Some(inflight) = inflight else { return };
             let Some(next) = inflight.peek() else { return self.send_retained(session, budget) };
             if next.qos > 0 && !inflight.may_send(maximum) {
@@ -227,22 +250,23 @@ impl Broker {
             }
             let delivery = inflight.dequeue().expect("one was seen");
             if let Err(delivery) = self.send_new(session, delivery, budget) {
-                self.inflight(session).put_back(delivery);
+                self.sessions.inflight(session).put_back(delivery);
                 return self.wait_for_room(session, budget);
             }
+            self.admit_waiting(session);
         }
     }
 
     /// Sends what new subscriptions find retained, as far as there is room and as far as may be looked for it in one turn.
     /// What is kept is looked up when it goes, so that none is older than what went before it.
     fn send_retained(&mut self, session: u32, budget: &mut SendBudget) {
-        let inflight = self.all[session as usize].inflight.as_deref_mut();
+        let inflight = self.sessions[session].inflight.as_deref_mut();
         let Some(mut replays) = inflight.and_then(|inflight| inflight.replays.take()) else { return };
         let stopped = self.send_replays(session, &mut replays, budget);
         if replays.is_empty() {
             return;
         }
-        self.inflight(session).replays = Some(replays);
+        self.sessions.inflight(session).replays = Some(replays);
         match stopped {
             Stopped::Walk => self.note_walk(session),
             Stopped::Room => self.wait_for_room(session, budget),
@@ -257,7 +281,7 @@ impl Broker {
         let allowed = looks;
         let stopped = loop {
             let Some((filter, replay)) = replays.first() else { break Stopped::Window };
-            let inflight = self.all[session as usize].inflight.as_deref();
+            let inflight = self.sessions[session].inflight.as_deref();
             // Whoever may be sent nothing now needs no look.
             if replay.qos() > 0 && !inflight.is_none_or(|inflight| inflight.may_send(maximum)) {
                 break Stopped::Window;
@@ -265,7 +289,7 @@ impl Broker {
             if looks == 0 {
                 break Stopped::Walk;
             }
-            match self.retained.next_matching(filter, replay.arrivals(), replay.position(), &mut looks) {
+            match self.routing.retained.next_matching(filter, replay.arrivals(), replay.position(), &mut looks) {
                 Step::End => replays.finish(),
                 Step::Later(topic) => replays.set_position(Position::At(topic)),
                 Step::Found(publication) => {
@@ -278,29 +302,29 @@ impl Broker {
                 }
             }
         };
-        self.looks -= (allowed - looks).min(self.looks);
+        self.deliveries.looks -= (allowed - looks).min(self.deliveries.looks);
         stopped
     }
 
     /// How often this session may look at retained messages now. Those that wait for it take turns.
     fn looks_for(&mut self, session: u32) -> usize {
-        let walk = &mut self.all[session as usize].walk;
+        let walk = &mut self.sessions[session].walk;
         let may = match walk {
             Walk::Due => true,
             Walk::Waits => false,
-            Walk::None => self.walks.is_empty(),
+            Walk::None => self.deliveries.walks.is_empty(),
         };
         if *walk == Walk::Due {
             *walk = Walk::None;
         }
-        if may { self.looks.min(SESSION_LOOKS) } else { 0 }
+        if may { self.deliveries.looks.min(SESSION_LOOKS) } else { 0 }
     }
 
     fn note_walk(&mut self, session: u32) {
-        let known = &mut self.all[session as usize];
+        let known = &mut self.sessions[session];
         if known.walk != Walk::Waits {
             known.walk = Walk::Waits;
-            self.walks.push_back((session, known.generation));
+            self.deliveries.walks.push_back((session, known.generation));
         }
     }
 
@@ -309,61 +333,113 @@ impl Broker {
         if delivery.publication.is_expired(budget.now) {
             // [v5 MQTT-3.3.2-5]
             budget.counters.add(Figure::DroppedExpired, 1);
-            self.unanswered.extend(Some(delivery.request).filter(|&request| request != 0));
+            self.drop_delivery(&delivery);
             return Ok(());
         }
         let packet = if delivery.qos > 0 { self.next_packet(session) } else { 0 };
-        match encode(&mut self.all[session as usize], self.turn, &delivery, packet, false, budget) {
-            Sent::Yes => {
+        match encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, false, budget) {
+            Sent::Encoded => {
                 budget.counters.add(Figure::Delivered, 1);
+                let token = delivery.token;
                 if delivery.qos > 0 {
-                    self.inflight(session).begin(packet, delivery);
+                    self.sessions.inflight(session).begin(packet, Delivery { token: NOTHING, ..delivery });
                 }
+                self.settle(token, Part::Taken);
                 Ok(())
             }
-            Sent::Later => Err(delivery),
-            Sent::Never => {
+            Sent::NoRoom => Err(delivery),
+            Sent::TooLong => {
                 // As if it had been delivered [v5 MQTT-3.1.2-25].
                 budget.counters.add(Figure::DroppedTooLarge, 1);
-                self.unanswered.extend(Some(delivery.request).filter(|&request| request != 0));
+                self.drop_delivery(&delivery);
                 Ok(())
             }
         }
     }
 
-    fn enqueue(&mut self, session: u32, delivery: Delivery, counters: &mut Counters) {
-        let (messages, bytes) = (self.bounds.messages, self.bounds.bytes);
-        if let Err(delivery) = self.inflight(session).enqueue(delivery, messages, bytes) {
-            counters.add(Figure::DroppedQueueFull, 1);
-            self.unanswered.extend(Some(delivery.request).filter(|&request| request != 0));
+    /// Puts a message into the session's queue, or behind it where its publisher may wait for the device.
+    fn enqueue(&mut self, session: u32, delivery: Delivery, now: Tick, counters: &mut Counters) {
+        let bound = self.queue_bound();
+        let may_wait = self.sessions[session].is_online() && delivery.qos > 0;
+        match self.sessions.inflight(session).enqueue(delivery, &bound, may_wait) {
+            Ok(Enqueued::Kept(token)) => self.settle(token, Part::Taken),
+            Ok(Enqueued::FirstWaits) => {
+                self.sessions.inflight(session).begin_pace(now);
+                self.paces.watch(session, self.sessions[session].generation, now);
+            }
+            Ok(Enqueued::Waits) => {}
+            Err(delivery) => {
+                counters.add(Figure::DroppedQueueFull, 1);
+                self.drop_delivery(&delivery);
+            }
+        }
+    }
+
+    /// There is room in the queue: those that wait behind it come in, and are safe.
+    fn admit_waiting(&mut self, session: u32) {
+        let bound = self.queue_bound();
+        let mut settled = Vec::new();
+        if let Some(inflight) = self.sessions[session].inflight.as_deref_mut() {
+            inflight.admit_waiting(&bound, &mut settled);
+        }
+        for token in settled {
+            self.settle(token, Part::Taken);
+        }
+    }
+
+    fn queue_bound(&self) -> QueueBound {
+        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes }
+    }
+
+    /// A message goes nowhere: nobody waits for it any more. Whoever drops it has counted it.
+    fn drop_delivery(&mut self, delivery: &Delivery) {
+        self.give_up_request(delivery.request);
+        self.settle(delivery.token, Part::Taken);
+    }
+
+    fn give_up_request(&mut self, request: u64) {
+        if request != 0 {
+            self.requests.push((request, RequestEnd::Unacknowledged));
+        }
+    }
+
+    /// The connection has ended: whoever waited for what it was to be sent is told.
+    pub(super) fn release(&mut self, released: Released, counters: &mut Counters) {
+        counters.add(Figure::DroppedQueueFull, released.dropped as u64);
+        for request in released.requests {
+            self.give_up_request(request);
+        }
+        for token in released.tokens {
+            self.settle(token, Part::Taken);
         }
     }
 
     /// A message for a device that is away: kept if it is to be acknowledged.
     fn keep_one(&mut self, session: u32, delivery: Delivery, now: Moment, counters: &mut Counters) {
-        if delivery.request != 0 {
-            self.unanswered.push(delivery.request);
-        }
+        self.give_up_request(delivery.request);
+        let delivery = Delivery { request: 0, ..delivery };
         if delivery.qos > 0 && !delivery.publication.is_expired(now) {
-            self.enqueue(session, Delivery { request: 0, ..delivery }, counters);
+            self.enqueue(session, delivery, now.tick(), counters);
+        } else {
+            self.drop_delivery(&delivery);
         }
     }
 
     pub(super) fn note_backlog(&mut self, session: u32) {
-        let known = &mut self.all[session as usize];
+        let known = &mut self.sessions[session];
         if !known.is_backlogged && known.inflight.as_deref().is_some_and(Inflight::has_waiting) {
             known.is_backlogged = true;
-            self.backlog.push((session, known.generation));
+            self.deliveries.backlog.push((session, known.generation));
         }
     }
 
-    fn inflight_maximum(&self, session: u32) -> usize {
-        usize::from(self.all[session as usize].profile.receive_maximum.min(self.bounds.inflight))
+    pub(super) fn inflight_maximum(&self, session: u32) -> usize {
+        usize::from(self.sessions[session].profile.receive_maximum.min(self.bounds.inflight))
     }
 
     /// The next packet identifier: not 0, and not one in use [MQTT-2.2.1-3].
     fn next_packet(&mut self, session: u32) -> u16 {
-        let known = &mut self.all[session as usize];
+        let known = &mut self.sessions[session];
         loop {
             known.next_packet = known.next_packet.wrapping_add(1);
             let packet = known.next_packet;
@@ -380,7 +456,7 @@ impl Broker {
     /// # Errors
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> Result<bool, WrongAck> {
-        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let Some(request) = inflight.handle_puback(packet)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
@@ -400,7 +476,7 @@ impl Broker {
         failed: bool,
         confirmed: impl FnOnce(u64),
     ) -> Result<bool, WrongAck> {
-        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let Some(request) = inflight.handle_pubrec(packet, failed)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
@@ -414,94 +490,16 @@ impl Broker {
     /// # Errors
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
-        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
+        let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let done = inflight.handle_pubcomp(packet)?;
         self.after_acknowledgement(session);
         Ok(done)
     }
 
     fn after_acknowledgement(&mut self, session: u32) {
-        self.shed_empty_inflight(session);
+        self.sessions.shed_empty_inflight(session);
         self.note_backlog(session);
     }
-
-    // --- What the device publishes ------------------------------------------------------------------------------------
-
-    /// What is known of a message of the device with an acknowledgement: `None`: it is new.
-    #[must_use]
-    pub fn receiving(&self, session: u32, packet: u16, qos: u8) -> Option<Known> {
-        let inflight = self.all[session as usize].inflight.as_deref()?;
-        inflight.receiving(packet, qos).map(|state| match state {
-            Receiving::Received => Known::Answered,
-            Receiving::Waiting | Receiving::Settled(_) => Known::Waiting,
-        })
-    }
-
-    /// How many messages of the device came on this connection and are not done with (v5 4.9).
-    #[must_use]
-    pub fn received(&self, session: u32) -> usize {
-        self.all[session as usize].inflight.as_deref().map_or(0, Inflight::received)
-    }
-
-    /// A message that is known has come again. `true`: for the first time on this connection.
-    pub fn receive_again(&mut self, session: u32, packet: u16, qos: u8) -> bool {
-        self.inflight(session).receive_again(packet, qos)
-    }
-
-    /// A message with an acknowledgement has come from the device. `settled`: its answer is known already, since it is
-    /// safe or refused; it is given when it is its turn.
-    pub fn receive(&mut self, session: u32, packet: u16, qos: u8, settled: Option<Reason>) {
-        let inflight = self.inflight(session);
-        inflight.receive(packet, qos);
-        if let Some(reason) = settled {
-            inflight.settle(packet, reason);
-        }
-    }
-
-    /// The next answer that the device may be given.
-    pub fn next_answer(&mut self, session: u32) -> Option<Answer> {
-        let answer = self.all[session as usize].inflight.as_deref_mut()?.next_answer();
-        self.shed_empty_inflight(session);
-        answer
-    }
-
-    /// PUBREL. `Ok(false)`: no such message was received.
-    ///
-    /// # Errors
-    /// [`WrongAck`] if PUBREC was not said of the message.
-    pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
-        let Some(inflight) = self.all[session as usize].inflight.as_deref_mut() else { return Ok(false) };
-        let known = inflight.handle_pubrel(packet)?;
-        self.shed_empty_inflight(session);
-        Ok(known)
-    }
-
-    /// The device gives a topic a number, `1..=ALIASES_MAX` [v5 MQTT-3.3.2-10].
-    pub fn set_alias(&mut self, session: u32, alias: u16, topic: &str) {
-        debug_assert!((1..=ALIASES_MAX).contains(&alias));
-        let aliases = &mut self.inflight(session).aliases_in;
-        let place = usize::from(alias) - 1;
-        if aliases.len() <= place {
-            aliases.resize(place + 1, None);
-        }
-        aliases[place] = Some(topic.into());
-    }
-
-    /// The topic that the device gave a number.
-    #[must_use]
-    pub fn alias(&self, session: u32, alias: u16) -> Option<&str> {
-        let inflight = self.all[session as usize].inflight.as_deref()?;
-        inflight.aliases_in.get(usize::from(alias).checked_sub(1)?)?.as_deref()
-    }
-}
-
-/// What is known of a message that the device sends again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
-    /// It will be answered when it is safe.
-    Waiting,
-    /// It was answered, with PUBREC.
-    Answered,
 }
 
 /// Appends a PUBLISH, if there is room.
@@ -539,18 +537,18 @@ fn encode(
         length = outgoing.encoded_len(version);
     }
     if length > maximum {
-        return Sent::Never;
+        return Sent::TooLong;
     }
     // One always goes when nothing else is on its way, however long it is.
     if spent > 0 && spent + length > budget.turn_bytes {
-        return Sent::Later;
+        return Sent::NoRoom;
     }
     if is_new && outgoing.alias.is_some() {
         session.inflight.get_or_insert_default().aliases_out.push(publication.topic.clone());
     }
     outgoing.encode(version, budget.out);
     session.turn_bytes = (session.turn_bytes as usize + length).min(u32::MAX as usize) as u32;
-    Sent::Yes
+    Sent::Encoded
 }
 
 /// The number that the topic has on this connection, or gets. The first topics get them: devices have few.

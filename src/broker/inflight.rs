@@ -2,22 +2,30 @@
 //! topic aliases of the connection. Exists only while there is any of it.
 //!
 //! ```text
+//!  out:         waiting ──below the bound of the queue──▶ queue
 //!  out, QoS 1:  queue ──send──▶ Sent ──PUBACK──▶ done
 //!  out, QoS 2:  queue ──send──▶ Sent ──PUBREC──▶ Released ──PUBCOMP──▶ done
-//!  in,  QoS 1:  PUBLISH ──▶ Waiting ──the backbone holds it──▶ PUBACK, done
-//!  in,  QoS 2:  PUBLISH ──▶ Waiting ──the backbone holds it──▶ PUBREC, Received ──PUBREL──▶ PUBCOMP, done
+//!  in,  QoS 1:  PUBLISH ──▶ Waiting ──it is settled──▶ PUBACK, done
+//!  in,  QoS 2:  PUBLISH ──▶ Waiting ──it is settled──▶ PUBREC, received ──PUBREL──▶ PUBCOMP, done
 //!  in, refused: PUBLISH ──▶ Settled ──what came before it is answered──▶ PUBACK or PUBREC, done
 //! ```
 //!
 //! What is sent again after a reconnect is sent in the order in which it was first sent [v5 MQTT-4.4.0-1], and
 //! acknowledgements go out in the order of what they acknowledge [v5 MQTT-4.6.0-2, MQTT-4.6.0-3].
+//!
+//! The queue has a bound. For a device that is connected and takes what it is sent, messages beyond the bound *wait*: they lie
+//! behind the queue, in order, and are not settled, so that their publishers wait too (`settlement`). How many those can be is
+//! bounded by the publishers' windows and the credit of other shards.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::pace::Pace;
 use super::replay::Replays;
+use super::settlement::{NOTHING, Token};
 use crate::codec::mqtt::Reason;
 use crate::link::Publication;
+use crate::time::Tick;
 
 /// One message for one session: what its subscriptions have made of the publication.
 #[derive(Clone, Debug)]
@@ -32,6 +40,8 @@ pub struct Delivery {
     pub identifiers: Identifiers,
     /// The request of the API that waits for its acknowledgement; 0: none.
     pub request: u64,
+    /// The settlement that waits until it is safe; 0: none.
+    pub(super) token: Token,
 }
 
 /// Subscription Identifiers: nearly always none or one.
@@ -88,7 +98,7 @@ pub(super) enum Sending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongAck;
 
-/// A message from the device that is not done with.
+/// A message from the device that was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inbound {
     pub(super) packet: u16,
@@ -100,12 +110,10 @@ pub(super) struct Inbound {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
-    /// The backbone has not answered.
-    Waiting,
+    /// It is not safe yet: this settlement is open.
+    Waiting(Token),
     /// This is its answer, and one before it has not been answered.
     Settled(Reason),
-    /// PUBREC was sent: QoS 2 only. PUBREL is owed.
-    Received,
 }
 
 /// What the device is to be told of a message that it sent.
@@ -119,18 +127,80 @@ pub struct Answer {
     pub reason: Reason,
 }
 
+/// A SUBACK that is said when the homes of its shared subscriptions know of them.
+#[derive(Debug)]
+pub struct PendingSuback {
+    /// The number under which they answer.
+    pub(super) waits: u32,
+    /// How many have not answered.
+    pub(super) homes: usize,
+    /// The packet identifier of SUBSCRIBE.
+    pub packet: u16,
+    /// The reason codes.
+    pub codes: Vec<u8>,
+}
+
+/// The bound of a session's queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueBound {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+impl QueueBound {
+    fn admits(&self, messages: usize, bytes: usize, next: &Delivery) -> bool {
+        messages < self.messages && bytes + next.publication.bytes() <= self.bytes
+    }
+}
+
+/// Where a message has gone that could not be sent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Enqueued {
+    /// Into the queue: it is safe, and so is this settlement's part.
+    Kept(Token),
+    /// Behind the queue, and nothing was there before.
+    FirstWaits,
+    /// Behind the queue.
+    Waits,
+}
+
+/// Who has waited for something that will not be any more.
+#[derive(Debug, Default)]
+pub(super) struct Released {
+    /// Requests of the API.
+    pub(super) requests: Vec<u64>,
+    /// Settlements.
+    pub(super) tokens: Vec<Token>,
+    /// How many messages were dropped.
+    pub(super) dropped: usize,
+}
+
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Inflight {
     outbound: VecDeque<Outbound>,
     /// So many of `outbound`, from the front, were sent on this connection; the rest is to be sent again.
     sent: usize,
+    /// What waits to be sent: first those within the bound, then those whose publishers wait.
     queue: VecDeque<Delivery>,
-    queue_bytes: usize,
+    /// So many of `queue`, from the front, are within the bound.
+    kept: usize,
+    /// Bytes of those.
+    kept_bytes: usize,
+    /// How the device gets on, while publishers wait for it.
+    pace: Option<Pace>,
+    /// Nobody waits for the device until it has caught up.
+    is_stalled: bool,
+    /// A SUBACK that waits for the homes of groups.
+    suback: Option<Box<PendingSuback>>,
     /// Retained messages that new subscriptions are to get.
     pub(super) replays: Option<Box<Replays>>,
+    /// Messages of the device that have no answer yet, in order. Few: no more is read while there are many.
     inbound: VecDeque<Inbound>,
-    /// So many of `inbound` came on this connection.
+    /// Messages of QoS 2 for which PUBREC was sent and PUBREL is owed, by packet identifier. Maybe many. `true`: it came on
+    /// this connection.
+    answered: BTreeMap<u16, bool>,
+    /// So many of both came on this connection.
     received: usize,
     /// Topics that the device has given a number, by number less one.
     pub(super) aliases_in: Vec<Option<Box<str>>>,
@@ -143,7 +213,9 @@ impl Inflight {
         self.outbound.is_empty()
             && self.queue.is_empty()
             && self.replays.is_none()
+            && self.suback.is_none()
             && self.inbound.is_empty()
+            && self.answered.is_empty()
             && self.aliases_in.is_empty()
             && self.aliases_out.is_empty()
     }
@@ -154,8 +226,9 @@ impl Inflight {
         self.outbound.len()
     }
 
+    /// Messages that wait within the bound, and their bytes.
     pub(super) fn queued(&self) -> (usize, usize) {
-        (self.queue.len(), self.queue_bytes)
+        (self.kept, self.kept_bytes)
     }
 
     /// Whether another message with an acknowledgement may be sent while at most `maximum` are unacknowledged, and
@@ -253,15 +326,65 @@ impl Inflight {
 
     // --- The queue --------------------------------------------------------------------------------------------------
 
-    /// Puts a message behind those that wait. It comes back where they are at their bound.
-    pub(super) fn enqueue(&mut self, delivery: Delivery, messages: usize, bytes: usize) -> Result<(), Delivery> {
-        let size = delivery.publication.bytes();
-        if self.queue.len() >= messages || self.queue_bytes + size > bytes {
+    /// Puts a message behind those that wait, within the bound of so many `messages` and `bytes` or, where its publisher may
+    /// wait for it, beyond. It comes back where neither is possible.
+    pub(super) fn enqueue(
+        &mut self,
+        delivery: Delivery,
+        bound: &QueueBound,
+        may_wait: bool,
+    ) -> Result<Enqueued, Delivery> {
+        let is_first_beyond = self.kept == self.queue.len();
+        if is_first_beyond && bound.admits(self.kept, self.kept_bytes, &delivery) {
+            self.kept += 1;
+            self.kept_bytes += delivery.publication.bytes();
+            let token = delivery.token;
+            self.queue.push_back(Delivery { token: NOTHING, ..delivery });
+            return Ok(Enqueued::Kept(token));
+        }
+        let never_fits = bound.messages == 0 || delivery.publication.bytes() > bound.bytes;
+        if !may_wait || never_fits || self.is_stalled || delivery.token == NOTHING {
             return Err(delivery);
         }
-        self.queue_bytes += size;
         self.queue.push_back(delivery);
-        Ok(())
+        Ok(if is_first_beyond { Enqueued::FirstWaits } else { Enqueued::Waits })
+    }
+
+    /// Takes those that wait into the queue, as far as there is room within the bound. They are safe now: their settlements
+    /// are appended to `settled`.
+    pub(super) fn admit_waiting(&mut self, bound: &QueueBound, settled: &mut Vec<Token>) {
+        while let Some(next) = self.queue.get_mut(self.kept)
+            && bound.admits(self.kept, self.kept_bytes, next)
+        {
+            settled.push(std::mem::replace(&mut next.token, NOTHING));
+            self.kept_bytes += next.publication.bytes();
+            self.kept += 1;
+        }
+        if self.kept == self.queue.len() {
+            self.pace = None;
+        }
+        if self.kept <= bound.messages / 2 && self.kept_bytes <= bound.bytes / 2 {
+            self.is_stalled = false;
+        }
+    }
+
+    /// Drops those that wait beyond the bound. Returns how many; their settlements are appended to `settled`.
+    pub(super) fn drop_waiting(&mut self, settled: &mut Vec<Token>) -> usize {
+        let waiting = self.queue.split_off(self.kept);
+        settled.extend(waiting.iter().map(|delivery| delivery.token));
+        self.pace = None;
+        self.is_stalled = true;
+        waiting.len()
+    }
+
+    /// Whether publishers wait for this device, and how it gets on.
+    pub(super) fn pace(&self) -> Option<Pace> {
+        self.pace
+    }
+
+    /// Counts from now on what the device takes.
+    pub(super) fn begin_pace(&mut self, now: Tick) {
+        self.pace = Some(Pace { since: now, taken: 0 });
     }
 
     pub(super) fn peek(&self) -> Option<&Delivery> {
@@ -270,8 +393,12 @@ impl Inflight {
 
     /// The message that [`Inflight::dequeue`] gave out did not go after all.
     pub(super) fn put_back(&mut self, delivery: Delivery) {
-        self.queue_bytes += delivery.publication.bytes();
+        self.kept += 1;
+        self.kept_bytes += delivery.publication.bytes();
         self.queue.push_front(delivery);
+        if let Some(pace) = &mut self.pace {
+            pace.taken = pace.taken.saturating_sub(1);
+        }
     }
 
     /// Whether anything waits to be sent, or to be sent again.
@@ -280,8 +407,13 @@ impl Inflight {
     }
 
     pub(super) fn dequeue(&mut self) -> Option<Delivery> {
+        debug_assert!(self.kept > 0 || self.queue.is_empty(), "what waits is admitted before it goes");
         let delivery = self.queue.pop_front()?;
-        self.queue_bytes -= delivery.publication.bytes();
+        self.kept -= 1;
+        self.kept_bytes -= delivery.publication.bytes();
+        if let Some(pace) = &mut self.pace {
+            pace.taken += 1;
+        }
         Some(delivery)
     }
 
@@ -299,107 +431,145 @@ impl Inflight {
         self.received
     }
 
-    /// What is known of a message of the device.
-    pub(super) fn receiving(&self, packet: u16, qos: u8) -> Option<Receiving> {
-        self.inbound.iter().find(|inbound| inbound.packet == packet && inbound.qos == qos).map(|inbound| inbound.state)
+    /// How many messages of the device have no answer yet.
+    pub(super) fn unanswered(&self) -> usize {
+        self.inbound.len()
+    }
+
+    /// Whether a message of QoS 2 was answered with PUBREC.
+    pub(super) fn is_answered(&self, packet: u16) -> bool {
+        self.answered.contains_key(&packet)
+    }
+
+    /// Whether a message of the device waits for its answer.
+    pub(super) fn is_unanswered(&self, packet: u16, qos: u8) -> bool {
+        self.inbound.iter().any(|inbound| inbound.packet == packet && inbound.qos == qos)
     }
 
     /// A message has come.
-    pub(super) fn receive(&mut self, packet: u16, qos: u8) {
-        self.inbound.push_back(Inbound { packet, qos, state: Receiving::Waiting, is_of_connection: true });
+    pub(super) fn receive(&mut self, packet: u16, qos: u8, state: Receiving) {
+        self.inbound.push_back(Inbound { packet, qos, state, is_of_connection: true });
         self.received += 1;
     }
 
     /// A message that is known has come again. `true`: for the first time on this connection.
     pub(super) fn receive_again(&mut self, packet: u16, qos: u8) -> bool {
         let known = |inbound: &&mut Inbound| inbound.packet == packet && inbound.qos == qos;
-        let Some(inbound) = self.inbound.iter_mut().find(known) else { return false };
-        let is_first = !std::mem::replace(&mut inbound.is_of_connection, true);
+        let is_of_connection = match self.answered.get_mut(&packet) {
+            Some(is_of_connection) if qos == 2 => Some(is_of_connection),
+            _ => self.inbound.iter_mut().find(known).map(|inbound| &mut inbound.is_of_connection),
+        };
+        let is_first = is_of_connection.is_some_and(|known| !std::mem::replace(known, true));
         self.received += usize::from(is_first);
         is_first
     }
 
-    fn forget_inbound(&mut self, place: usize) {
-        let forgotten = self.inbound.remove(place);
-        self.received -= usize::from(forgotten.is_some_and(|inbound| inbound.is_of_connection));
-    }
-
-    /// This is the answer to a message that waits for one.
-    pub(super) fn settle(&mut self, packet: u16, reason: Reason) {
-        let waiting = |inbound: &&mut Inbound| inbound.packet == packet && inbound.state == Receiving::Waiting;
-        if let Some(inbound) = self.inbound.iter_mut().find(waiting) {
-            inbound.state = Receiving::Settled(reason);
-        }
+    /// This is the answer to a message that waits for one. `false`: nobody waits for it any more.
+    pub(super) fn settle(&mut self, packet: u16, token: Token, reason: Reason) -> bool {
+        let waiting = Receiving::Waiting(token);
+        let inbound = self.inbound.iter_mut().find(|inbound| inbound.packet == packet && inbound.state == waiting);
+        let Some(inbound) = inbound else { return false };
+        inbound.state = Receiving::Settled(reason);
+        true
     }
 
     /// The next answer that may be given: nothing before it is unanswered.
     pub(super) fn next_answer(&mut self) -> Option<Answer> {
-        let place = self.inbound.iter().position(|inbound| inbound.state != Receiving::Received)?;
-        let Inbound { packet, qos, state: Receiving::Settled(reason), .. } = self.inbound[place] else { return None };
+        let &Inbound { packet, qos, state: Receiving::Settled(reason), is_of_connection } = self.inbound.front()?
+        else {
+            return None;
+        };
+        self.inbound.pop_front();
         if qos == 2 && reason == Reason::SUCCESS {
-            self.inbound[place].state = Receiving::Received;
+            self.answered.insert(packet, is_of_connection);
         } else {
-            self.forget_inbound(place);
+            self.received -= usize::from(is_of_connection);
         }
         Some(Answer { packet, qos, reason })
     }
 
     /// PUBREL. `Ok(false)`: no such message was received.
     pub(super) fn handle_pubrel(&mut self, packet: u16) -> Result<bool, WrongAck> {
-        // A message of QoS 1 may use the identifier too, by the device's fault.
-        let named = |qos: Option<u8>| {
-            move |inbound: &Inbound| inbound.packet == packet && qos.is_none_or(|qos| inbound.qos == qos)
-        };
-        let Some(place) = self.inbound.iter().position(named(Some(2))) else {
-            return if self.inbound.iter().any(named(None)) { Err(WrongAck) } else { Ok(false) };
-        };
-        if self.inbound[place].state != Receiving::Received {
-            // PUBREC has not been said.
-            return Err(WrongAck);
+        if let Some(is_of_connection) = self.answered.remove(&packet) {
+            self.received -= usize::from(is_of_connection);
+            return Ok(true);
         }
-        self.forget_inbound(place);
-        Ok(true)
+        // PUBREC has not been said; or a message of QoS 1 uses the identifier, by the device's fault.
+        if self.inbound.iter().any(|inbound| inbound.packet == packet) { Err(WrongAck) } else { Ok(false) }
+    }
+
+    // --- SUBACK -----------------------------------------------------------------------------------------------------
+
+    /// A SUBACK that waits for the homes of groups. At most one: no more is read until it is said.
+    pub(super) fn hold_suback(&mut self, suback: PendingSuback) {
+        debug_assert!(self.suback.is_none());
+        self.suback = Some(Box::new(suback));
+    }
+
+    /// Whether a SUBACK waits.
+    pub(super) fn has_suback(&self) -> bool {
+        self.suback.is_some()
+    }
+
+    /// The home of one of its groups has answered. `true`: it may be said.
+    pub(super) fn handle_joined(&mut self, waits: u32) -> bool {
+        let Some(suback) = self.suback.as_deref_mut().filter(|suback| suback.waits == waits) else { return false };
+        suback.homes = suback.homes.saturating_sub(1);
+        suback.homes == 0
+    }
+
+    /// The SUBACK, if it may be said.
+    pub(super) fn take_suback(&mut self) -> Option<PendingSuback> {
+        self.suback.take_if(|suback| suback.homes == 0).map(|suback| *suback)
     }
 
     // --- The connection -----------------------------------------------------------------------------------------------
 
+    /// Nobody is there to be told what is safe by now: the device will send it again, and what was taken of QoS 2 is answered
+    /// then.
+    pub(super) fn forget_answered(&mut self) {
+        let taken = |inbound: &&Inbound| inbound.qos == 2 && inbound.state == Receiving::Settled(Reason::SUCCESS);
+        self.answered.extend(self.inbound.iter().filter(taken).map(|inbound| (inbound.packet, false)));
+        self.inbound.retain(|inbound| matches!(inbound.state, Receiving::Waiting(_)));
+    }
+
     /// The connection has ended. Whatever was sent is to be sent again; whatever the device will send again is
-    /// forgotten; aliases are the connection's. Requests of the API that waited are handed to `unanswered`.
-    pub(super) fn disconnect(&mut self, mut unanswered: impl FnMut(u64)) {
+    /// forgotten; aliases are the connection's. What waited beyond the bound is not kept for a device that is away. Whoever
+    /// waited for any of it is handed to `released`.
+    pub(super) fn disconnect(&mut self, released: &mut Released) {
         self.sent = 0;
         self.aliases_in = Vec::new();
         self.aliases_out = Vec::new();
+        self.suback = None;
+        self.forget_answered();
         self.inbound.retain(|inbound| inbound.qos == 2);
-        for inbound in &mut self.inbound {
-            // The device will send it again, and be answered then.
-            if inbound.state == Receiving::Settled(Reason::SUCCESS) {
-                inbound.state = Receiving::Received;
-            }
-        }
-        self.inbound.retain(|inbound| !matches!(inbound.state, Receiving::Settled(_)));
-        for inbound in &mut self.inbound {
-            inbound.is_of_connection = false;
-        }
         self.received = 0;
+        self.inbound.iter_mut().for_each(|inbound| inbound.is_of_connection = false);
+        self.answered.values_mut().for_each(|is_of_connection| *is_of_connection = false);
         for request in self.outbound.iter_mut().map(|outbound| &mut outbound.request) {
-            if *request != 0 {
-                unanswered(std::mem::take(request));
-            }
+            released.requests.extend(Some(std::mem::take(request)).filter(|&request| request != 0));
         }
         for delivery in &mut self.queue {
-            if delivery.request != 0 {
-                unanswered(std::mem::take(&mut delivery.request));
-            }
+            released.requests.extend(Some(std::mem::take(&mut delivery.request)).filter(|&request| request != 0));
         }
+        released.dropped += self.drop_waiting(&mut released.tokens);
+        self.is_stalled = false;
         // Those without an acknowledgement are for whoever is there.
         self.queue.retain(|delivery| delivery.qos > 0);
-        self.queue_bytes = self.queue.iter().map(|delivery| delivery.publication.bytes()).sum();
+        self.kept = self.queue.len();
+        self.kept_bytes = self.queue.iter().map(|delivery| delivery.publication.bytes()).sum();
     }
 
-    pub(super) fn check_invariants(&self) {
+    pub(super) fn check_invariants(&self, is_online: bool) {
         assert!(self.sent <= self.outbound.len());
-        assert_eq!(self.received, self.inbound.iter().filter(|inbound| inbound.is_of_connection).count());
-        assert_eq!(self.queue_bytes, self.queue.iter().map(|delivery| delivery.publication.bytes()).sum::<usize>());
+        let (kept, waiting) = (self.queue.iter().take(self.kept), self.queue.iter().skip(self.kept));
+        assert_eq!(self.kept_bytes, kept.clone().map(|delivery| delivery.publication.bytes()).sum::<usize>());
+        assert!(kept.clone().all(|delivery| delivery.token == NOTHING), "what is kept is settled");
+        assert!(waiting.clone().all(|delivery| delivery.token != NOTHING && delivery.qos > 0));
+        assert!(is_online || waiting.clone().count() == 0, "publishers wait for a device that is away");
+        assert_eq!(self.pace.is_some(), waiting.count() > 0, "whoever is waited for is watched");
+        let own = self.inbound.iter().filter(|inbound| inbound.is_of_connection).count();
+        assert_eq!(self.received, own + self.answered.values().filter(|is_of_connection| **is_of_connection).count());
         let mut packets: Vec<u16> = self.outbound.iter().map(|outbound| outbound.packet).collect();
         packets.sort_unstable();
         packets.dedup();
@@ -420,7 +590,14 @@ mod tests {
 
     fn delivery(qos: u8, request: u64) -> Delivery {
         let publication = Publication::plain("t", Bytes::from_static(b"12345"), qos);
-        Delivery { publication: Arc::new(publication), qos, retain: false, identifiers: Identifiers::None, request }
+        Delivery {
+            publication: Arc::new(publication),
+            qos,
+            retain: false,
+            identifiers: Identifiers::None,
+            request,
+            token: NOTHING,
+        }
     }
 
     #[test]
@@ -450,11 +627,11 @@ mod tests {
             (Ok(None), Ok(None)),
             "late, not wrong"
         );
-        inflight.receive(1, 1);
-        inflight.receive(2, 2);
+        inflight.receive(1, 1, Receiving::Waiting(1));
+        inflight.receive(2, 2, Receiving::Waiting(2));
         assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Err(WrongAck), Err(WrongAck)));
-        inflight.settle(1, Reason::SUCCESS);
-        inflight.settle(2, Reason::SUCCESS);
+        inflight.settle(1, 1, Reason::SUCCESS);
+        inflight.settle(2, 2, Reason::SUCCESS);
         assert_eq!(inflight.handle_pubrel(2), Err(WrongAck), "PUBREC has not been said");
         while inflight.next_answer().is_some() {}
         assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Ok(false), Ok(true)));
@@ -467,9 +644,9 @@ mod tests {
             inflight.begin(packet, delivery(2, u64::from(packet)));
         }
         assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(2)));
-        let mut unanswered = Vec::new();
-        inflight.disconnect(|request| unanswered.push(request));
-        assert_eq!(unanswered, [1, 3]);
+        let mut released = Released::default();
+        inflight.disconnect(&mut released);
+        assert_eq!(released.requests, [1, 3]);
         assert!(!inflight.may_send(10), "older messages come first");
         let mut order = Vec::new();
         while let Some(outbound) = inflight.next_to_resend() {
@@ -478,7 +655,7 @@ mod tests {
         }
         assert_eq!(order, [(1, false), (2, true), (3, false)]);
         assert!(inflight.may_send(10) && !inflight.may_send(3));
-        inflight.check_invariants();
+        inflight.check_invariants(false);
     }
 
     #[test]
@@ -488,11 +665,11 @@ mod tests {
             inflight.begin(packet, delivery(if packet == 1 { 1 } else { 2 }, 0));
         }
         assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
-        inflight.disconnect(|_| {});
+        inflight.disconnect(&mut Released::default());
         assert_eq!(inflight.handle_puback(1), Ok(Some(0)));
         assert_eq!(inflight.handle_pubcomp(2), Ok(true));
         assert_eq!(inflight.handle_pubrec(4, false), Ok(Some(0)));
-        inflight.check_invariants();
+        inflight.check_invariants(false);
         let mut again = Vec::new();
         while let Some(outbound) = inflight.next_to_resend() {
             again.push(outbound.packet);
@@ -500,7 +677,7 @@ mod tests {
         }
         assert_eq!(again, [3, 5], "PUBREL of 4 was said");
         assert_eq!(inflight.handle_pubcomp(4), Ok(true));
-        inflight.check_invariants();
+        inflight.check_invariants(false);
     }
 
     /// [v5 4.9]
@@ -508,35 +685,34 @@ mod tests {
     fn what_counts_against_the_receive_maximum_came_on_this_connection() {
         let mut inflight = Inflight::default();
         for packet in 1..=3 {
-            inflight.receive(packet, 2);
-            inflight.settle(packet, Reason::SUCCESS);
+            inflight.receive(packet, 2, Receiving::Settled(Reason::SUCCESS));
             assert!(inflight.next_answer().is_some());
         }
         assert_eq!(inflight.received(), 3);
-        inflight.disconnect(|_| {});
+        inflight.disconnect(&mut Released::default());
         assert_eq!(inflight.received(), 0);
         assert!(inflight.receive_again(2, 2) && !inflight.receive_again(2, 2));
         assert_eq!(inflight.received(), 1);
         assert_eq!((inflight.handle_pubrel(1), inflight.received()), (Ok(true), 1), "1 was of the last connection");
         assert_eq!((inflight.handle_pubrel(2), inflight.received()), (Ok(true), 0));
-        inflight.check_invariants();
+        inflight.check_invariants(false);
     }
 
     #[test]
     fn answers_keep_the_order_of_what_they_answer() {
         let mut inflight = Inflight::default();
         for (packet, qos) in [(1, 1), (2, 2), (3, 1)] {
-            inflight.receive(packet, qos);
+            inflight.receive(packet, qos, Receiving::Waiting(packet.into()));
         }
-        inflight.settle(3, Reason::SUCCESS);
-        inflight.settle(2, Reason::SUCCESS);
+        assert!(inflight.settle(3, 3, Reason::SUCCESS) && inflight.settle(2, 2, Reason::SUCCESS));
         assert_eq!(inflight.next_answer(), None);
-        inflight.settle(1, Reason::QUOTA_EXCEEDED);
+        assert!(!inflight.settle(1, 9, Reason::SUCCESS), "of another message under this number");
+        assert!(inflight.settle(1, 1, Reason::QUOTA_EXCEEDED));
         assert_eq!(inflight.next_answer(), Some(Answer { packet: 1, qos: 1, reason: Reason::QUOTA_EXCEEDED }));
         assert_eq!(inflight.next_answer(), Some(Answer { packet: 2, qos: 2, reason: Reason::SUCCESS }));
         assert_eq!(inflight.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
         assert_eq!(inflight.next_answer(), None);
-        assert_eq!(inflight.receiving(2, 2), Some(Receiving::Received));
+        assert!(inflight.is_answered(2) && !inflight.is_answered(1));
         assert_eq!((inflight.handle_pubrel(2), inflight.handle_pubrel(2)), (Ok(true), Ok(false)));
         assert!(inflight.is_empty());
     }
@@ -544,26 +720,61 @@ mod tests {
     #[test]
     fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
         let mut inflight = Inflight::default();
-        inflight.receive(1, 2);
-        inflight.receive(2, 2);
-        inflight.receive(3, 1);
-        inflight.settle(2, Reason::SUCCESS);
-        inflight.disconnect(|_| {});
-        assert_eq!(inflight.receiving(1, 2), Some(Receiving::Waiting));
-        assert_eq!(inflight.receiving(2, 2), Some(Receiving::Received));
-        assert_eq!(inflight.receiving(3, 1), None);
+        for (packet, qos) in [(1, 2), (2, 2), (3, 1)] {
+            inflight.receive(packet, qos, Receiving::Waiting(packet.into()));
+        }
+        inflight.settle(2, 2, Reason::SUCCESS);
+        inflight.disconnect(&mut Released::default());
+        assert!(inflight.is_unanswered(1, 2) && inflight.is_answered(2) && !inflight.is_unanswered(3, 1));
+    }
+
+    fn bound(messages: usize, bytes: usize) -> QueueBound {
+        QueueBound { messages, bytes }
     }
 
     #[test]
     fn the_queue_is_bounded_by_messages_and_by_bytes() {
         let mut inflight = Inflight::default();
-        assert!(inflight.enqueue(delivery(1, 0), 2, 100).is_ok());
-        assert!(inflight.enqueue(delivery(0, 0), 2, 11).is_err());
-        assert!(inflight.enqueue(delivery(0, 0), 2, 12).is_ok());
-        assert!(inflight.enqueue(delivery(1, 0), 2, 100).is_err());
+        assert!(inflight.enqueue(delivery(1, 0), &bound(2, 100), true).is_ok());
+        assert!(inflight.enqueue(delivery(0, 0), &bound(2, 11), true).is_err());
+        assert!(inflight.enqueue(delivery(0, 0), &bound(2, 12), true).is_ok());
+        assert!(inflight.enqueue(delivery(1, 0), &bound(2, 100), true).is_err(), "nobody waits to hear of it");
         assert_eq!(inflight.queued(), (2, 12));
-        inflight.disconnect(|_| {});
+        inflight.disconnect(&mut Released::default());
         assert_eq!(inflight.queued(), (1, 6));
         assert!(inflight.dequeue().is_some() && inflight.is_empty());
+    }
+
+    fn settled(token: Token) -> Delivery {
+        Delivery { token, ..delivery(1, 0) }
+    }
+
+    #[test]
+    fn publishers_wait_for_a_device_that_takes_what_it_is_sent() {
+        let (mut inflight, bound) = (Inflight::default(), bound(2, 100));
+        assert_eq!(inflight.enqueue(settled(1), &bound, true).unwrap(), Enqueued::Kept(1));
+        assert_eq!(inflight.enqueue(settled(2), &bound, true).unwrap(), Enqueued::Kept(2));
+        assert_eq!(inflight.enqueue(settled(3), &bound, true).unwrap(), Enqueued::FirstWaits);
+        inflight.begin_pace(Tick(0));
+        assert_eq!(inflight.enqueue(settled(4), &bound, true).unwrap(), Enqueued::Waits);
+        assert!(inflight.enqueue(settled(5), &bound, false).is_err());
+        let mut tokens = Vec::new();
+        assert!(inflight.dequeue().is_some());
+        inflight.admit_waiting(&bound, &mut tokens);
+        assert_eq!((tokens.as_slice(), inflight.queued()), (&[3][..], (2, 12)));
+        inflight.check_invariants(true);
+        assert_eq!(inflight.pace().unwrap().taken, 1);
+        // It stalls: nobody waits for it until it has caught up.
+        assert_eq!(inflight.drop_waiting(&mut tokens), 1);
+        assert_eq!(tokens, [3, 4]);
+        assert!(inflight.enqueue(settled(6), &bound, true).is_err());
+        assert!(inflight.dequeue().is_some());
+        inflight.admit_waiting(&bound, &mut tokens);
+        assert_eq!(inflight.enqueue(settled(7), &bound, true).unwrap(), Enqueued::Kept(7));
+        assert_eq!(inflight.enqueue(settled(8), &bound, true).unwrap(), Enqueued::FirstWaits);
+        let mut released = Released::default();
+        inflight.disconnect(&mut released);
+        assert_eq!((released.tokens.as_slice(), released.dropped), (&[8][..], 1));
+        inflight.check_invariants(false);
     }
 }

@@ -1,10 +1,17 @@
-//! Sessions coming, going and ending; wills.
+//! Sessions coming, going and ending: the table of them, and wills.
 
-use super::inflight::Inflight;
-use super::{Broker, NOBODY, Profile, Session};
-use crate::link::{ListenerId, Peer, Publication, SessionFacts};
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::inflight::{Inflight, Released};
+use super::{Broker, Profile};
+use crate::devices::Devices;
+use crate::link::{Home, ListenerId, Peer, Publication, SessionFacts, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::time::{Moment, Tick};
+use crate::wheel::Wheel;
 
 /// Ticks in a second.
 const TICKS_PER_SECOND: u32 = 10;
@@ -60,35 +67,291 @@ pub struct Attached {
     pub due_will: Option<DueWill>,
 }
 
+/// No connection.
+const NOBODY: u32 = u32::MAX;
+
+/// One session.
+pub(super) struct Session {
+    pub(super) profile: Profile,
+    pub(super) generation: u32,
+    /// The slot of its connection, or [`NOBODY`].
+    connection: u32,
+    pub(super) next_packet: u16,
+    /// Whether it is listed as one that could send more.
+    pub(super) is_backlogged: bool,
+    pub(super) walk: Walk,
+    /// Whether it is listed as one whose device can be told something.
+    pub(super) is_answerable: bool,
+    /// Whether its connection is not read until it is told something.
+    pub(super) is_held: bool,
+    /// Bytes that it has been sent in this turn: a device is sent no more at a time than its outbox could hold.
+    pub(super) turn_bytes: u32,
+    pub(super) turn: u32,
+    /// The device's id, while it is away: until then the connection has it.
+    device: Box<str>,
+    /// When the device went away.
+    away_since: Tick,
+    will: Option<Box<Will>>,
+    pub(super) inflight: Option<Box<Inflight>>,
+    pub(super) groups: Vec<Membership>,
+}
+
+const _: () = assert!(size_of::<Session>() <= 112);
+
+/// How a session stands among those whose retained messages are looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Walk {
+    /// Nothing is to be looked up, or the device takes nothing now.
+    #[default]
+    None,
+    /// It is listed among those that take turns.
+    Waits,
+    /// It is its turn.
+    Due,
+}
+
+/// A shared subscription as its member knows it.
+pub(super) struct Membership {
+    pub(super) group: Arc<str>,
+    pub(super) options: u8,
+    pub(super) identifier: u32,
+}
+
+/// The sessions of one shard, by slot.
+pub(super) struct Sessions {
+    worker: WorkerId,
+    home: Home,
+    all: Slab<Session>,
+    generations: u32,
+    /// By connection: the slot of its session, or [`NOBODY`].
+    attached: Vec<u32>,
+    /// Sessions of devices that are away.
+    away: Devices,
+    /// When something is due in a session whose device is away.
+    wheel: Wheel,
+    due: Vec<u32>,
+}
+
+impl Sessions {
+    pub(super) fn new(worker: WorkerId, home: Home, now: Tick) -> Self {
+        Self {
+            worker,
+            home,
+            all: Slab::new(),
+            generations: 0,
+            attached: Vec::new(),
+            away: Devices::default(),
+            wheel: Wheel::new(now),
+            due: Vec::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn count_away(&self) -> usize {
+        self.away.len()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Tick> {
+        self.wheel.next()
+    }
+
+    pub(super) fn of(&self, connection: u32) -> Option<u32> {
+        self.attached.get(connection as usize).copied().filter(|&session| session != NOBODY)
+    }
+
+    pub(super) fn id(&self, session: u32) -> SessionId {
+        SessionId { worker: self.worker, index: session, generation: self[session].generation }
+    }
+
+    /// A session that is not the one that was meant finds nothing.
+    pub(super) fn is_current(&self, session: u32, generation: u32) -> bool {
+        self.all.get(session as usize).is_some_and(|known| known.generation == generation)
+    }
+
+    pub(super) fn resolve(&self, id: SessionId) -> Option<u32> {
+        (id.worker == self.worker && self.is_current(id.index, id.generation)).then_some(id.index)
+    }
+
+    /// The slot of a session's connection, if it is the session that was meant and its device is there.
+    pub(super) fn connection_of(&self, session: u32, generation: u32) -> Option<u32> {
+        let known = self.all.get(session as usize).filter(|known| known.generation == generation)?;
+        Some(known.connection).filter(|_| known.is_online())
+    }
+
+    pub(super) fn inflight(&mut self, session: u32) -> &mut Inflight {
+        self[session].inflight.get_or_insert_default()
+    }
+
+    pub(super) fn shed_empty_inflight(&mut self, session: u32) {
+        let inflight = &mut self[session].inflight;
+        if inflight.as_ref().is_some_and(|inflight| inflight.is_empty()) {
+            *inflight = None;
+        }
+    }
+
+    fn begin(&mut self, profile: Profile) -> u32 {
+        self.generations = self.generations.wrapping_add(1);
+        let session = Session {
+            profile,
+            generation: self.generations,
+            connection: NOBODY,
+            next_packet: 0,
+            is_backlogged: false,
+            walk: Walk::None,
+            is_answerable: false,
+            is_held: false,
+            turn_bytes: 0,
+            turn: 0,
+            device: Box::default(),
+            away_since: Tick::default(),
+            will: None,
+            inflight: None,
+            groups: Vec::new(),
+        };
+        self.all.insert(session) as u32
+    }
+
+    fn attach(&mut self, session: u32, connection: u32) {
+        let slot = connection as usize;
+        if self.attached.len() <= slot {
+            self.attached.resize(slot + 1, NOBODY);
+        }
+        self.attached[slot] = session;
+        self[session].connection = connection;
+    }
+
+    fn detach(&mut self, connection: u32, device: &str, now: Tick) -> Option<u32> {
+        let session = self.of(connection)?;
+        self.attached[connection as usize] = NOBODY;
+        let known = &mut self[session];
+        known.connection = NOBODY;
+        known.is_held = false;
+        known.device = device.into();
+        known.away_since = now;
+        Some(session)
+    }
+
+    fn remove(&mut self, session: u32) {
+        self.wheel.cancel(session);
+        self.all.remove(session as usize);
+        if self.all.is_empty() {
+            // After a mass disconnect the memory goes back.
+            self.all = Slab::new();
+            self.attached = Vec::new();
+        }
+    }
+
+    pub(super) fn find_away(&self, device: &str) -> Option<u32> {
+        self.away.find(self.home.hash(device), |session| *self[session].device == *device)
+    }
+
+    fn enter_away(&mut self, session: u32) {
+        self.away.insert(self.home.hash(&self[session].device), session);
+        self.arm(session);
+    }
+
+    fn leave_away(&mut self, session: u32) {
+        self.away.remove(self.home.hash(&self[session].device), session);
+        self.wheel.cancel(session);
+    }
+
+    /// Arms the next thing that is due while the device is away.
+    fn arm(&mut self, session: u32) {
+        let known = &self[session];
+        let will = known.will.as_ref().map(|will| will.delay_s);
+        let expiry = Some(known.profile.expiry_s).filter(|&expiry_s| expiry_s != u32::MAX);
+        if let Some(first_s) = will.into_iter().chain(expiry).min() {
+            self.wheel.arm(session, known.away_for(first_s));
+        }
+    }
+
+    fn take_will(&mut self, session: u32, now: Moment) -> Option<DueWill> {
+        let publisher = self.id(session);
+        let known = &mut self[session];
+        let will = *known.will.take()?;
+        let mut publication = will.publication;
+        publication.publisher = Some(publisher);
+        publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
+        Some(DueWill { device: known.device.clone(), listener: known.profile.listener, publication })
+    }
+
+    pub(super) fn check_invariants(&self, is_device: impl Fn(u32) -> bool) {
+        let mut away = 0;
+        for (index, session) in &self.all {
+            let slot = index as u32;
+            if session.is_online() {
+                assert_eq!(self.of(session.connection), Some(slot), "session {index} and its connection disagree");
+                assert!(is_device(session.connection), "session {index} has a connection that is no device");
+                assert!(self.wheel.deadline(slot).is_none(), "session {index} is online and has a deadline");
+            } else {
+                away += 1;
+                assert!(!session.device.is_empty(), "session {index} is away and has no name");
+                assert_eq!(self.find_away(&session.device), Some(slot), "session {index} is away and cannot be found");
+            }
+            if let Some(inflight) = &session.inflight {
+                assert!(!inflight.is_empty(), "session {index} keeps an empty table of what is in flight");
+                inflight.check_invariants(session.is_online());
+            }
+        }
+        assert_eq!(away, self.away.len(), "somebody is listed as away who is not");
+        let attached = self.attached.iter().filter(|&&session| session != NOBODY).count();
+        assert_eq!(attached + away, self.all.len());
+    }
+}
+
+impl Index<u32> for Sessions {
+    type Output = Session;
+
+    fn index(&self, session: u32) -> &Session {
+        &self.all[session as usize]
+    }
+}
+
+impl IndexMut<u32> for Sessions {
+    fn index_mut(&mut self, session: u32) -> &mut Session {
+        &mut self.all[session as usize]
+    }
+}
+
+impl Session {
+    /// Whether its device is connected.
+    pub(super) fn is_online(&self) -> bool {
+        self.connection != NOBODY
+    }
+
+    /// When the device has been away for that long: with the first tick that begins after it, so never too early.
+    fn away_for(&self, seconds: u32) -> Tick {
+        self.away_since.deadline_after(seconds.saturating_mul(TICKS_PER_SECOND).min(DEADLINE_TICKS_MAX))
+    }
+}
+
 impl Broker {
     /// A device has connected: it goes on with its session, or begins one.
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
         let Arrival { connection, device, clean_start, profile, will } = arrival;
         debug_assert!(self.of(connection).is_none());
         let mut due_will = None;
-        let known = self.find_away(device);
+        let known = self.sessions.find_away(device);
         let session = match known {
             Some(session) if !clean_start => {
-                self.leave_away(session);
+                self.sessions.leave_away(session);
                 Some(session)
             }
             Some(session) => {
-                due_will = self.take_will(session, now);
-                self.leave_away(session);
+                due_will = self.sessions.take_will(session, now);
+                self.sessions.leave_away(session);
                 self.end(session);
                 None
             }
             None => None,
         };
         let was_present = session.is_some();
-        let session = session.unwrap_or_else(|| self.begin(profile));
-        let slot = connection as usize;
-        if self.attached.len() <= slot {
-            self.attached.resize(slot + 1, NOBODY);
-        }
-        self.attached[slot] = session;
-        let known = &mut self.all[session as usize];
-        known.connection = connection;
+        let session = session.unwrap_or_else(|| self.sessions.begin(profile));
+        self.sessions.attach(session, connection);
+        let known = &mut self.sessions[session];
         known.profile = profile;
         // A will of the last connection that was still to come is not: the device is back [v5 MQTT-3.1.3-9].
         known.will = will;
@@ -108,31 +371,28 @@ impl Broker {
         now: Moment,
         counters: &mut Counters,
     ) -> Option<DueWill> {
-        let session = self.of(connection)?;
-        self.attached[connection as usize] = NOBODY;
-        let unanswered = &mut self.unanswered;
-        let known = &mut self.all[session as usize];
-        known.connection = NOBODY;
-        known.device = device.into();
-        known.away_since = now.tick();
+        let session = self.sessions.detach(connection, device, now.tick())?;
+        let known = &mut self.sessions[session];
         if !with_will {
             known.will = None;
         }
+        let mut released = Released::default();
         if let Some(inflight) = &mut known.inflight {
-            inflight.disconnect(|request| unanswered.push(request));
+            inflight.disconnect(&mut released);
         }
-        self.shed_empty_inflight(session);
-        let known = &self.all[session as usize];
-        let ends = known.profile.expiry_s == 0 || self.away.len() >= self.bounds.away;
+        self.sessions.shed_empty_inflight(session);
+        self.release(released, counters);
+        let known = &self.sessions[session];
+        let ends = known.profile.expiry_s == 0 || self.sessions.count_away() >= self.bounds.away;
         let delay_s = known.will.as_ref().map_or(0, |will| will.delay_s);
-        let due_will = if ends || delay_s == 0 { self.take_will(session, now) } else { None };
+        let due_will = if ends || delay_s == 0 { self.sessions.take_will(session, now) } else { None };
         if ends {
-            if self.all[session as usize].profile.expiry_s != 0 {
+            if self.sessions[session].profile.expiry_s != 0 {
                 counters.add(Figure::SessionsDropped, 1);
             }
             self.end(session);
         } else {
-            self.enter_away(session);
+            self.sessions.enter_away(session);
             self.tell_groups(session, false);
         }
         due_will
@@ -140,22 +400,23 @@ impl Broker {
 
     /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
     pub fn set_expiry(&mut self, session: u32, expiry_s: u32) {
-        self.all[session as usize].profile.expiry_s = expiry_s;
+        self.sessions[session].profile.expiry_s = expiry_s;
     }
 
     /// The device has said goodbye: its will is forgotten [MQTT-3.14.4-3].
     pub fn forget_will(&mut self, session: u32) {
-        self.all[session as usize].will = None;
+        self.sessions[session].will = None;
     }
 
     /// Whether one more session may be kept while its device is away.
     #[must_use]
     pub fn may_keep_more(&self) -> bool {
-        self.away.len() < self.bounds.away
+        self.sessions.count_away() < self.bounds.away
     }
 
     /// Handles at most `limit` deadlines, up to `drained`, of sessions whose devices are away: wills that are due are appended to
-    /// `due_wills`, sessions that have expired end. `true`: more are due.
+    /// `due_wills`, sessions that have expired end. Devices that have taken too little for too long are waited for no longer.
+    /// `true`: more are due.
     pub fn handle_deadlines(
         &mut self,
         drained: Tick,
@@ -164,35 +425,36 @@ impl Broker {
         due_wills: &mut Vec<DueWill>,
         counters: &mut Counters,
     ) -> bool {
-        let mut due = std::mem::take(&mut self.due);
-        let more = self.wheel.expire(drained, limit, &mut due);
+        let mut due = std::mem::take(&mut self.sessions.due);
+        let more = self.sessions.wheel.expire(drained, limit, &mut due);
         for session in due.drain(..) {
-            let known = &self.all[session as usize];
-            debug_assert!(known.connection == NOBODY);
+            let known = &self.sessions[session];
+            debug_assert!(!known.is_online());
             let have_passed = |seconds| !known.away_for(seconds).is_after(drained);
             let expired = known.profile.expiry_s != u32::MAX && have_passed(known.profile.expiry_s);
             let will_due = known.will.as_ref().is_some_and(|will| have_passed(will.delay_s));
             if expired || will_due {
-                due_wills.extend(self.take_will(session, now));
+                due_wills.extend(self.sessions.take_will(session, now));
             }
             if expired {
                 counters.add(Figure::SessionsExpired, 1);
-                self.leave_away(session);
+                self.sessions.leave_away(session);
                 self.end(session);
             } else {
-                self.arm(session);
+                self.sessions.arm(session);
             }
         }
-        self.due = due;
+        self.sessions.due = due;
+        self.check_paces(drained, counters);
         more
     }
 
     /// What is known of a session, with its filters up to so many bytes of them.
     #[must_use]
     pub fn describe(&self, session: u32, filter_bytes: usize) -> SessionFacts {
-        let known = &self.all[session as usize];
+        let known = &self.sessions[session];
         let (queued, queued_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.queued());
-        let own = self.subscriptions.filters(session).map(|(filter, subscriber)| {
+        let own = self.routing.subscriptions.filters(session).map(|(filter, subscriber)| {
             let filter: Box<str> = filter.into();
             (filter, subscriber.qos())
         });
@@ -212,7 +474,7 @@ impl Broker {
             keep_alive_s: known.profile.keep_alive_s,
             expiry_s: known.profile.expiry_s,
             subscriptions: own.chain(shared).take_while(fits).collect(),
-            subscription_count: self.subscriptions.count(session) + known.groups.len(),
+            subscription_count: self.routing.subscriptions.count(session) + known.groups.len(),
             inflight: known.inflight.as_ref().map_or(0, |inflight| inflight.unacknowledged()),
             queued,
             queued_bytes,
@@ -221,104 +483,26 @@ impl Broker {
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
-    fn begin(&mut self, profile: Profile) -> u32 {
-        self.generations = self.generations.wrapping_add(1);
-        let session = Session {
-            profile,
-            generation: self.generations,
-            connection: NOBODY,
-            next_packet: 0,
-            is_backlogged: false,
-            walk: super::Walk::None,
-            turn_bytes: 0,
-            turn: 0,
-            device: Box::default(),
-            away_since: Tick::default(),
-            will: None,
-            inflight: None,
-            groups: Vec::new(),
-        };
-        self.all.insert(session) as u32
-    }
-
     /// The session is no more: its subscriptions and messages go with it.
     fn end(&mut self, session: u32) {
-        self.subscriptions.remove_all(session);
+        self.routing.subscriptions.remove_all(session);
         let member = self.id(session);
-        for membership in std::mem::take(&mut self.all[session as usize].groups) {
+        for membership in std::mem::take(&mut self.sessions[session].groups) {
             self.tell_group(Peer::Leave { group: membership.group, member });
         }
-        self.wheel.cancel(session);
-        self.all.remove(session as usize);
+        self.sessions.remove(session);
         self.note_wants();
-        if self.all.is_empty() {
-            // After a mass disconnect the memory goes back.
-            self.all = slab::Slab::new();
-            self.attached = Vec::new();
-        }
-    }
-
-    fn find_away(&self, device: &str) -> Option<u32> {
-        self.away.find(self.home.hash(device), |session| *self.all[session as usize].device == *device)
-    }
-
-    fn enter_away(&mut self, session: u32) {
-        self.away.insert(self.home.hash(&self.all[session as usize].device), session);
-        self.arm(session);
-    }
-
-    fn leave_away(&mut self, session: u32) {
-        self.away.remove(self.home.hash(&self.all[session as usize].device), session);
-        self.wheel.cancel(session);
-    }
-
-    /// Arms the next thing that is due while the device is away.
-    fn arm(&mut self, session: u32) {
-        let known = &self.all[session as usize];
-        let will = known.will.as_ref().map(|will| will.delay_s);
-        let expiry = Some(known.profile.expiry_s).filter(|&expiry_s| expiry_s != u32::MAX);
-        if let Some(first_s) = will.into_iter().chain(expiry).min() {
-            self.wheel.arm(session, known.away_for(first_s));
-        }
-    }
-
-    fn take_will(&mut self, session: u32, now: Moment) -> Option<DueWill> {
-        let publisher = self.id(session);
-        let known = &mut self.all[session as usize];
-        let will = *known.will.take()?;
-        let mut publication = will.publication;
-        publication.publisher = Some(publisher);
-        publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
-        Some(DueWill { device: known.device.clone(), listener: known.profile.listener, publication })
     }
 
     /// Tells the homes of the session's groups whether its device is there.
     fn tell_groups(&mut self, session: u32, is_online: bool) {
         let member = self.id(session);
-        let groups = std::mem::take(&mut self.all[session as usize].groups);
+        let groups = std::mem::take(&mut self.sessions[session].groups);
         for membership in &groups {
             let (options, identifier) = (membership.options, membership.identifier);
-            let group = std::sync::Arc::clone(&membership.group);
-            self.tell_group(Peer::Join { group, member, options, identifier, is_online });
+            let group = Arc::clone(&membership.group);
+            self.tell_group(Peer::Join { group, member, options, identifier, is_online, waits: 0 });
         }
-        self.all[session as usize].groups = groups;
-    }
-
-    pub(super) fn inflight(&mut self, session: u32) -> &mut Inflight {
-        self.all[session as usize].inflight.get_or_insert_default()
-    }
-
-    pub(super) fn shed_empty_inflight(&mut self, session: u32) {
-        let inflight = &mut self.all[session as usize].inflight;
-        if inflight.as_ref().is_some_and(|inflight| inflight.is_empty()) {
-            *inflight = None;
-        }
-    }
-}
-
-impl Session {
-    /// When the device has been away for that long: with the first tick that begins after it, so never too early.
-    fn away_for(&self, seconds: u32) -> Tick {
-        self.away_since.deadline_after(seconds.saturating_mul(TICKS_PER_SECOND).min(DEADLINE_TICKS_MAX))
+        self.sessions[session].groups = groups;
     }
 }

@@ -13,15 +13,27 @@
 //! only and never seals or sends: what a device is to get is encoded into a buffer that the connection lends. What
 //! other shards are to get is left in [`Broker::take_outgoing`]. Nothing here reads a clock.
 //!
-//! The parts: [`subscriptions`] (filters to sessions), [`retained`], `groups` (shared subscriptions), `inflight` (what is in
-//! flight), `replay` (retained messages for new subscriptions), `routing` (from a publication to deliveries), `delivery` (from deliveries to bytes), `lifecycle` (attach, detach, expiry).
+//! | field of [`Broker`] | what it holds | file |
+//! | --- | --- | --- |
+//! | `sessions` | the table: who there is, online or away, and when that ends | `lifecycle` |
+//! | `routing` | filters ([`subscriptions`]), groups of shared subscribers, [`retained`] messages | `routing`, `groups` |
+//! | `deliveries` | what was routed and is not with its session yet; sessions that could send more | `delivery` |
+//! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
+//! | `ways` | what goes to other shards, and the credit for it | `ways` |
+//!
+//! What is in flight between one session and its device is in the session (`inflight`); what its device publishes comes in
+//! by `inbound`. [`Broker`] itself is what needs more than one of them.
 
 mod delivery;
 mod groups;
+mod inbound;
 mod inflight;
 mod lifecycle;
+mod pace;
 mod replay;
 mod routing;
+mod settlement;
+mod ways;
 
 pub mod retained;
 pub mod subscriptions;
@@ -31,35 +43,36 @@ mod tests;
 
 use std::sync::Arc;
 
-use slab::Slab;
-
-pub use delivery::{Known, SendBudget, SessionBatch};
-pub use inflight::{Answer, Delivery, Identifiers, WrongAck};
+pub use delivery::{SendBudget, SessionBatch};
+pub use inbound::{Known, Ticket};
+pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, WrongAck};
 pub use lifecycle::{Arrival, Attached, DueWill, Will};
 pub use routing::{Granted, Unsubscribed};
 
 use crate::codec::mqtt::Version;
 use crate::config::Limits;
-use crate::devices::Devices;
-use crate::link::{Exchange, Home, ListenerId, Peer, SessionId, WorkerId};
+use crate::link::{Credit, Exchange, Home, ListenerId, Outgoing, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::pool::Pool;
 use crate::time::Tick;
-use crate::wheel::Wheel;
-use groups::Groups;
-use inflight::Inflight;
-use retained::Retained;
-use subscriptions::{Subscriber, Subscriptions};
+use delivery::Deliveries;
+use lifecycle::Sessions;
+use pace::Paces;
+use routing::Routing;
+use settlement::Settlements;
+use subscriptions::Subscriber;
+use ways::Ways;
 
 /// Topic aliases of one connection, each way.
 pub const ALIASES_MAX: u16 = 16;
 
-/// Deliveries that wait to be delivered, and things for one other shard that wait for its inbox, at which publishers are
-/// read no further.
+/// Deliveries that wait for their phase of the turn, and publications that wait to be settled, at which publishers are read no
+/// further.
 const CONGESTED_AT: usize = 8_192;
 
-/// No connection.
-const NOBODY: u32 = u32::MAX;
+/// What other shards may have in an inbox is one in so many bytes of the pool: half of the share of what is between shards
+/// ([`crate::pool::Class::Between`]). The other half is for what waits in the senders.
+const INBOX_PART: usize = 16;
 
 /// The bounds of one shard's sessions.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +93,8 @@ pub struct Bounds {
     pub retained_bytes: usize,
     /// The shard's pool of variable bytes.
     pub pool_bytes: usize,
+    /// Messages from all other shards that one shard has taken and not dealt with.
+    pub inbox_messages: usize,
 }
 
 impl Bounds {
@@ -95,6 +110,7 @@ impl Bounds {
             retained_messages: limits.retained_messages,
             retained_bytes: limits.retained_bytes,
             pool_bytes: limits.pool_bytes / usize::from(workers),
+            inbox_messages: limits.inbox_length,
         }
     }
 }
@@ -132,56 +148,6 @@ pub struct Profile {
     pub alias_maximum: u16,
 }
 
-/// One session.
-struct Session {
-    profile: Profile,
-    generation: u32,
-    /// The slot of its connection, or [`NOBODY`].
-    connection: u32,
-    next_packet: u16,
-    /// Whether it is listed in [`Broker::backlog`].
-    is_backlogged: bool,
-    walk: Walk,
-    /// Bytes that it has been sent in this turn: a device is sent no more at a time than its outbox could hold.
-    turn_bytes: u32,
-    turn: u32,
-    /// The device's id, while it is away: until then the connection has it.
-    device: Box<str>,
-    /// When the device went away.
-    away_since: Tick,
-    will: Option<Box<Will>>,
-    inflight: Option<Box<Inflight>>,
-    groups: Vec<Membership>,
-}
-
-const _: () = assert!(size_of::<Session>() <= 112);
-
-/// How a session stands among those whose retained messages are looked up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Walk {
-    /// Nothing is to be looked up, or the device takes nothing now.
-    #[default]
-    None,
-    /// It is listed in [`Broker::walks`].
-    Waits,
-    /// It is its turn.
-    Due,
-}
-
-/// A shared subscription as its member knows it.
-struct Membership {
-    group: Arc<str>,
-    options: u8,
-    identifier: u32,
-}
-
-/// A delivery and whose it is.
-struct RoutedDelivery {
-    session: u32,
-    generation: u32,
-    delivery: Delivery,
-}
-
 /// All MQTT state of one shard. See the head of this file.
 pub struct Broker {
     worker: WorkerId,
@@ -189,67 +155,53 @@ pub struct Broker {
     exchange: Arc<Exchange>,
     bounds: Bounds,
     pool: Arc<Pool>,
-
-    all: Slab<Session>,
-    generations: u32,
-    /// By connection: the slot of its session, or [`NOBODY`].
-    attached: Vec<u32>,
-    /// Sessions of devices that are away.
-    away: Devices,
-    /// When something is due in a session whose device is away.
-    wheel: Wheel,
-    due: Vec<u32>,
-
-    subscriptions: Subscriptions,
-    groups: Groups,
-    retained: Retained,
-
-    deliveries: std::collections::VecDeque<RoutedDelivery>,
-    /// Sessions whose devices did not take all at once.
-    backlog: Vec<(u32, u32)>,
-    /// Sessions whose retained messages are to be looked up, in turns.
-    walks: std::collections::VecDeque<(u32, u32)>,
-    /// Looks at retained messages that are left in this turn.
-    looks: usize,
-    /// How many SUBSCRIBE packets have come.
-    packets: u32,
-    /// By worker.
-    outgoing: Vec<Vec<Peer>>,
-    /// Requests of the API whose messages will not be acknowledged any more.
-    unanswered: Vec<u64>,
-    turn: u32,
+    sessions: Sessions,
+    routing: Routing,
+    deliveries: Deliveries,
+    settlements: Settlements,
+    ways: Ways,
+    paces: Paces,
+    /// Sessions whose devices can be told something: that a message of theirs is safe, or that they have subscribed.
+    answerable: Vec<(u32, u32)>,
+    /// Requests of the API that are answered: those whose messages will not be acknowledged any more, and publications.
+    requests: Vec<(u64, RequestEnd)>,
+    /// How many SUBSCRIBE packets have come: the number of the latest.
+    subscribes: u32,
     found: Vec<Subscriber>,
+}
+
+/// What became of a request of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestEnd {
+    /// The device will not acknowledge its message any more.
+    Unacknowledged,
+    /// What was to be published is with everybody whom it is for.
+    Published,
+    /// It was to be retained, and there is no room.
+    NotRetained,
 }
 
 impl Broker {
     /// No sessions yet.
     #[must_use]
     pub fn new(setup: Setup, now: Tick) -> Self {
-        let workers = setup.exchange.workers();
-        let (messages_max, bytes_max) = (setup.bounds.retained_messages, setup.bounds.retained_bytes);
+        let bounds = setup.bounds;
+        let inbox = Credit { messages: bounds.inbox_messages, bytes: bounds.pool_bytes / INBOX_PART };
         Self {
             worker: setup.worker,
             home: setup.home,
+            bounds,
+            sessions: Sessions::new(setup.worker, setup.home, now),
+            routing: Routing::new(setup.worker, setup.exchange.workers(), setup.key, &bounds),
+            deliveries: Deliveries::default(),
+            settlements: Settlements::default(),
+            ways: Ways::new(setup.exchange.workers(), inbox),
+            paces: Paces::default(),
             exchange: setup.exchange,
-            bounds: setup.bounds,
-            pool: Arc::new(Pool::new(setup.bounds.pool_bytes)),
-            all: Slab::new(),
-            generations: 0,
-            attached: Vec::new(),
-            away: Devices::default(),
-            wheel: Wheel::new(now),
-            due: Vec::new(),
-            subscriptions: Subscriptions::new(setup.key),
-            groups: Groups::new(setup.key.rotate_left(32)),
-            retained: Retained::new(setup.worker, workers, messages_max, bytes_max),
-            deliveries: std::collections::VecDeque::new(),
-            backlog: Vec::new(),
-            walks: std::collections::VecDeque::new(),
-            looks: 0,
-            packets: 0,
-            outgoing: (0..workers).map(|_| Vec::new()).collect(),
-            unanswered: Vec::new(),
-            turn: 0,
+            pool: Arc::new(Pool::new(bounds.pool_bytes)),
+            answerable: Vec::new(),
+            requests: Vec::new(),
+            subscribes: 0,
             found: Vec::new(),
         }
     }
@@ -271,116 +223,104 @@ impl Broker {
     /// The session of a connection.
     #[must_use]
     pub fn of(&self, connection: u32) -> Option<u32> {
-        self.attached.get(connection as usize).copied().filter(|&session| session != NOBODY)
+        self.sessions.of(connection)
     }
 
     /// A session's handle across shards.
     #[must_use]
     pub fn id(&self, session: u32) -> SessionId {
-        SessionId { worker: self.worker, index: session, generation: self.all[session as usize].generation }
+        self.sessions.id(session)
     }
 
     /// What the device has said of itself.
     #[must_use]
     pub fn profile(&self, session: u32) -> &Profile {
-        &self.all[session as usize].profile
+        &self.sessions[session].profile
     }
 
-    /// Whether so much waits to be delivered that publishers are to be read no further: their messages wait in their
-    /// sockets, and none is lost.
+    /// Whether so much waits that publishers are to be read no further: their messages wait in their sockets, and none is
+    /// lost.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.has_many_deliveries() || self.outgoing.iter().any(|peers| peers.len() >= CONGESTED_AT)
+        self.has_many_deliveries() || self.settlements.len() >= CONGESTED_AT || self.ways.is_congested()
     }
 
-    /// Whether so many deliveries wait to be delivered that no more should be made this turn. They wait for nobody but the
-    /// deliver phase.
+    /// Whether so many deliveries wait that no more should be made this turn. They wait for nobody but the deliver phase.
     #[must_use]
     pub fn has_many_deliveries(&self) -> bool {
         self.deliveries.len() >= CONGESTED_AT
     }
 
-    /// Whether deliveries wait to be delivered, or retained messages to be looked up.
+    /// Whether deliveries wait.
     #[must_use]
     pub fn has_deliveries(&self) -> bool {
-        !self.deliveries.is_empty() || !self.backlog.is_empty() || !self.walks.is_empty()
+        !self.deliveries.is_empty() || !self.answerable.is_empty() || !self.requests.is_empty()
     }
 
-    /// Whether anything waits for another shard.
+    /// What goes to this worker now, in order: all answers, and what there is credit for.
+    pub fn take_outgoing(&mut self, worker: WorkerId) -> Outgoing {
+        self.ways.take(worker)
+    }
+
+    /// Whether anything waits for credit of this worker.
     #[must_use]
-    pub fn has_outgoing(&self) -> bool {
-        self.outgoing.iter().any(|peers| !peers.is_empty())
+    pub fn waits_for(&self, worker: WorkerId) -> bool {
+        self.ways.waits_for(worker)
     }
 
-    /// What is to be said to this worker, in order; what it did not take is given back with
-    /// [`Broker::give_back_outgoing`].
-    pub fn take_outgoing(&mut self, worker: WorkerId) -> Vec<Peer> {
-        std::mem::take(&mut self.outgoing[worker.index()])
+    /// Requests of the API that are answered.
+    pub fn take_requests(&mut self) -> Vec<(u64, RequestEnd)> {
+        std::mem::take(&mut self.requests)
     }
 
-    /// The worker's inbox is full.
-    pub fn give_back_outgoing(&mut self, worker: WorkerId, mut peers: Vec<Peer>) {
-        let newer = &mut self.outgoing[worker.index()];
-        peers.append(newer);
-        *newer = peers;
+    /// Sessions whose devices can be told something, by slot and generation. [`Broker::next_answer`] and
+    /// [`Broker::take_suback`] say what.
+    pub fn take_answerable(&mut self) -> Vec<(u32, u32)> {
+        let all = std::mem::take(&mut self.answerable);
+        for &(session, generation) in &all {
+            if self.sessions.is_current(session, generation) {
+                self.sessions[session].is_answerable = false;
+            }
+        }
+        all
     }
 
-    /// Requests of the API whose messages will not be acknowledged any more.
-    pub fn take_unanswered(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.unanswered)
-    }
-
-    /// When a session has something due, if nothing happens before: never later than the earliest.
+    /// When something is due, if nothing happens before: never later than the earliest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.wheel.next()
-    }
-
-    /// A session that is not the one that was meant finds nothing.
-    fn is_current(&self, session: u32, generation: u32) -> bool {
-        self.all.get(session as usize).is_some_and(|known| known.generation == generation)
-    }
-
-    fn resolve(&self, id: SessionId) -> Option<u32> {
-        (id.worker == self.worker && self.is_current(id.index, id.generation)).then_some(id.index)
+        let ends = self.sessions.next_deadline();
+        match (ends, self.paces.next_deadline()) {
+            (Some(end), Some(pace)) if end.is_after(pace) => Some(pace),
+            (end, pace) => end.or(pace),
+        }
     }
 
     /// Sets the gauges.
     pub fn count(&self, counters: &mut Counters) {
-        counters.set(Figure::Sessions, self.all.len() as u64);
-        counters.set(Figure::SessionsAway, self.away.len() as u64);
-        counters.set(Figure::Subscriptions, self.subscriptions.len() as u64);
-        counters.set(Figure::RetainedMessages, self.retained.len() as u64);
+        counters.set(Figure::Sessions, self.sessions.len() as u64);
+        counters.set(Figure::SessionsAway, self.sessions.count_away() as u64);
+        counters.set(Figure::Subscriptions, self.routing.subscriptions.len() as u64);
+        counters.set(Figure::RetainedMessages, self.routing.retained.len() as u64);
+        counters.set(Figure::Unsettled, self.settlements.len() as u64);
         counters.set(Figure::PoolUsed, self.pool.used_in_all());
         let refused = self.pool.refused_in_all();
         counters.add(Figure::PoolRefused, refused - counters.figure(Figure::PoolRefused));
     }
 
+    fn note_answerable(&mut self, session: u32) {
+        let known = &mut self.sessions[session];
+        if !known.is_answerable {
+            known.is_answerable = true;
+            let generation = known.generation;
+            self.answerable.push((session, generation));
+        }
+    }
+
     /// Panics when the parts disagree. `is_device` says whether a slot holds a connected device. For tests.
     pub fn check_invariants(&self, is_device: impl Fn(u32) -> bool) {
-        self.subscriptions.check_invariants();
-        self.groups.check_invariants();
-        self.retained.check_invariants();
-        let mut away = 0;
-        for (index, session) in &self.all {
-            let slot = index as u32;
-            if session.connection == NOBODY {
-                away += 1;
-                assert!(!session.device.is_empty(), "session {index} is away and has no name");
-                let found = self.away.find(self.home.hash(&session.device), |other| other == slot);
-                assert!(found.is_some(), "session {index} is away and cannot be found");
-            } else {
-                assert_eq!(self.of(session.connection), Some(slot), "session {index} and its connection disagree");
-                assert!(is_device(session.connection), "session {index} has a connection that is no device");
-                assert!(self.wheel.deadline(slot).is_none(), "session {index} is online and has a deadline");
-            }
-            if let Some(inflight) = &session.inflight {
-                assert!(!inflight.is_empty(), "session {index} keeps an empty table of what is in flight");
-                inflight.check_invariants();
-            }
-        }
-        assert_eq!(away, self.away.len(), "somebody is listed as away who is not");
-        let attached = self.attached.iter().filter(|&&session| session != NOBODY).count();
-        assert_eq!(attached + away, self.all.len());
+        self.routing.check_invariants();
+        self.sessions.check_invariants(is_device);
+        self.settlements.check_invariants();
+        self.ways.check_invariants();
     }
 }

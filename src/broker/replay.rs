@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::inflight::{Delivery, Identifiers};
 use super::retained::Position;
+use super::settlement::NOTHING;
 use super::subscriptions::Subscriber;
 use crate::link::Publication;
 
@@ -51,6 +52,7 @@ impl Replay {
             retain: true,
             identifiers,
             request: 0,
+            token: NOTHING,
         }
     }
 }

@@ -2,21 +2,26 @@
 
 use std::sync::Arc;
 
-use super::groups::Member;
+use super::groups::{Groups, Member};
+use super::inbound::Ticket;
 use super::inflight::{Delivery, Identifiers};
-use super::retained::Set;
-use super::subscriptions::Subscriber;
-use super::{Broker, Membership, NOBODY, RoutedDelivery};
+use super::lifecycle::Membership;
+use super::retained::{Retained, Set};
+use super::settlement::{NOTHING, Owner, Part, Settled, Token};
+use super::subscriptions::{Subscriber, Subscriptions};
+use super::{Bounds, Broker, RequestEnd};
 use crate::codec::mqtt::subscribe::Options;
-use crate::codec::mqtt::topic;
-use crate::link::{Peer, Publication, SessionId, WorkerId};
+use crate::codec::mqtt::{Reason, topic};
+use crate::link::{Choice, Exchange, Passed, Peer, Publication, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 
 /// What became of one filter in SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granted {
     /// Subscribed; retained messages follow as far as they are wanted.
-    Yes,
+    Subscribed,
+    /// Subscribed when the home of the group has answered.
+    Joining,
     /// The session has as many subscriptions as it may.
     TooMany,
 }
@@ -25,42 +30,162 @@ pub enum Granted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsubscribed {
     /// It is gone.
-    Yes,
+    Removed,
     /// There was none.
     NoSuch,
+}
+
+/// Who wants what in one shard, and what is retained.
+pub(super) struct Routing {
+    pub(super) subscriptions: Subscriptions,
+    /// The groups whose home this shard is.
+    pub(super) groups: Groups,
+    pub(super) retained: Retained,
+}
+
+impl Routing {
+    pub(super) fn new(worker: WorkerId, workers: u16, key: u64, bounds: &Bounds) -> Self {
+        Self {
+            subscriptions: Subscriptions::new(key),
+            groups: Groups::new(key.rotate_left(32)),
+            retained: Retained::new(worker, workers, bounds.retained_messages, bounds.retained_bytes),
+        }
+    }
+
+    /// Keeps a retained message, or deletes its topic's. `false`: there is no room for it; nor is an older one kept then, which
+    /// would be told as the state of now.
+    fn retain(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> bool {
+        let set = self.retained.set(publication, exchange);
+        if set == Set::Full && !publication.payload.is_empty() {
+            self.retained.set(&Arc::new(publication.withdrawal()), exchange);
+        }
+        set != Set::Full
+    }
+
+    pub(super) fn check_invariants(&self) {
+        self.subscriptions.check_invariants();
+        self.groups.check_invariants();
+        self.retained.check_invariants();
+    }
 }
 
 impl Broker {
     // --- Publishing -------------------------------------------------------------------------------------------------
 
-    /// A message was published in this shard: it goes to every shard where anybody may want it.
-    pub fn publish(&mut self, mut publication: Publication, counters: &mut Counters) {
+    /// A message was published in this shard: it goes to every shard where anybody may want it. Whoever has the ticket is
+    /// told when all of them have taken it.
+    pub fn publish(&mut self, mut publication: Publication, ticket: Ticket, counters: &mut Counters) {
         counters.add(Figure::Published, 1);
         if publication.retain {
             publication.stamp = self.exchange.next_stamp(self.worker);
         }
         let publication = Arc::new(publication);
+        let token = match ticket.token() {
+            NOTHING if publication.retain => self.settlements.open(Owner::Nobody),
+            token => token,
+        };
+        if publication.retain && !publication.payload.is_empty() {
+            self.settlements.set_retained(token, &publication);
+        }
         for worker in (0..self.exchange.workers()).map(WorkerId) {
             if worker != self.worker && (publication.retain || self.exchange.wants(worker)) {
-                self.outgoing[worker.index()].push(Peer::Published(Arc::clone(&publication)));
+                self.settlements.add(token);
+                self.ways.pass(worker, Passed { publication: Arc::clone(&publication), token, choice: None });
             }
         }
-        self.route(&publication, counters);
+        let is_kept = self.route(&publication, token, counters);
+        self.settle(token, Part::retained(is_kept));
     }
 
-    /// Another shard has something to say.
-    pub fn handle_peer(&mut self, peer: Peer, counters: &mut Counters) {
+    /// Another shard passes on a message. Its credit comes back when the message is settled here, and so does the answer.
+    pub fn handle_passed(&mut self, from: WorkerId, passed: Passed, counters: &mut Counters) {
+        let (class, bytes) = (passed.class(), passed.publication.bytes());
+        let Passed { publication, token, choice } = passed;
+        let owner = Owner::Shard { worker: from, class, token, bytes };
+        let Some(choice) = choice else {
+            let token = self.settlements.open(owner);
+            let is_kept = self.route(&publication, token, counters);
+            return self.settle(token, Part::retained(is_kept));
+        };
+        let member = self.sessions.resolve(choice.member).filter(|&session| self.is_member(session, &choice.group));
+        if let Some(session) = member {
+            let token = self.settlements.open(owner);
+            self.deliver_shared(session, &publication, choice.options, choice.identifier, token);
+            self.settle(token, Part::Taken);
+        } else {
+            self.ways.free(from, class, bytes);
+            self.ways.answer(from, Peer::Returned { token, choice, publication });
+        }
+    }
+
+    /// Another shard answers, or says something about a group.
+    pub fn handle_peer(&mut self, from: WorkerId, peer: Peer) {
         match peer {
-            Peer::Published(publication) => self.route(&publication, counters),
-            Peer::Chosen { group, member, publication, options, identifier } => {
-                let known = self.resolve(member).filter(|&session| self.is_member(session, &group));
-                match known {
-                    Some(session) => self.deliver_shared(session, &publication, options, identifier),
-                    None => self.tell_group(Peer::Returned { group, member, publication }),
+            Peer::Credit(credit) => self.ways.handle_credit(from, credit),
+            Peer::Taken { token, is_refused } => self.settle(token, Part::retained(!is_refused)),
+            Peer::Withdraw { token, publication } => {
+                self.routing.retained.set(&publication, &self.exchange);
+                self.ways.answer(from, Peer::Taken { token, is_refused: false });
+            }
+            Peer::Joined { member, waits } => {
+                let Some(session) = self.sessions.resolve(member) else { return };
+                let inflight = self.sessions[session].inflight.as_deref_mut();
+                if inflight.is_some_and(|inflight| inflight.handle_joined(waits)) {
+                    self.note_answerable(session);
                 }
             }
             about_group => self.handle_group(about_group),
         }
+    }
+
+    /// One thing is done for which a settlement waits.
+    pub(super) fn settle(&mut self, token: Token, part: Part) {
+        let Some(settled) = self.settlements.done(token, part) else { return };
+        let Settled { owner, is_refused, withdraw } = settled;
+        match (owner, withdraw) {
+            (Owner::Shard { worker, class, token, bytes }, _) => {
+                self.ways.free(worker, class, bytes);
+                if token != NOTHING {
+                    self.ways.answer(worker, Peer::Taken { token, is_refused });
+                }
+            }
+            (owner, Some(publication)) => self.withdraw(owner, &publication),
+            (Owner::Publisher { session, packet }, None) => {
+                let reason = if is_refused { Reason::QUOTA_EXCEEDED } else { Reason::SUCCESS };
+                let Some(session) = self.sessions.resolve(session) else { return };
+                let is_online = self.sessions[session].is_online();
+                let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return };
+                if inflight.settle(packet, token, reason) {
+                    if is_online {
+                        self.note_answerable(session);
+                    } else {
+                        // Nobody is there to be told: what QoS 2 was taken is answered when it comes again.
+                        inflight.forget_answered();
+                        self.sessions.shed_empty_inflight(session);
+                    }
+                }
+            }
+            (Owner::Request(request), None) => {
+                let end = if is_refused { RequestEnd::NotRetained } else { RequestEnd::Published };
+                self.requests.push((request, end));
+            }
+            (Owner::Nobody, None) => {}
+        }
+    }
+
+    /// A retained message could not be kept by every shard: no shard keeps it, nor an older one, before its publisher is told
+    /// so. Otherwise some would tell newcomers one state, and some another.
+    fn withdraw(&mut self, owner: Owner, publication: &Arc<Publication>) {
+        let token = self.settlements.open(owner);
+        let deletion = Arc::new(publication.withdrawal());
+        for worker in (0..self.exchange.workers()).map(WorkerId) {
+            if worker != self.worker {
+                self.settlements.add(token);
+                self.ways.answer(worker, Peer::Withdraw { token, publication: Arc::clone(&deletion) });
+            }
+        }
+        self.routing.retained.set(&deletion, &self.exchange);
+        self.settle(token, Part::Refused);
     }
 
     /// Something said to one device on behalf of its owner, under a subscription that it has. `request`: waits for the
@@ -69,29 +194,28 @@ impl Broker {
         let mut identifiers = Identifiers::None;
         identifiers.push(subscriber.identifier);
         let qos = publication.qos.min(subscriber.qos());
-        self.push(session, Delivery { publication, qos, retain: false, identifiers, request });
+        self.push(session, Delivery { publication, qos, retain: false, identifiers, request, token: NOTHING });
     }
 
     /// The subscription under which a session would be told of a topic.
     #[must_use]
     pub fn subscription_for(&self, session: u32, topic: &str) -> Option<Subscriber> {
-        self.subscriptions.find(session, topic)
+        self.routing.subscriptions.find(session, topic)
     }
 
-    /// Keeps what is to be retained, and writes a delivery to every subscriber here.
-    fn route(&mut self, publication: &Arc<Publication>, counters: &mut Counters) {
-        if publication.retain && self.retained.set(publication, &self.exchange) == Set::Full {
-            counters.add(Figure::RetainedRefused, 1);
-        }
-        self.route_to_groups(publication);
+    /// Keeps what is to be retained, and makes a delivery for every subscriber here. `false`: it could not be retained.
+    fn route(&mut self, publication: &Arc<Publication>, token: Token, counters: &mut Counters) -> bool {
+        let is_kept = !publication.retain || self.routing.retain(publication, &self.exchange);
+        counters.add(Figure::RetainedRefused, u64::from(!is_kept));
+        self.route_to_groups(publication, token);
         let mut found = std::mem::take(&mut self.found);
         found.clear();
-        self.subscriptions.matching(&publication.topic, &mut found);
+        self.routing.subscriptions.matching(&publication.topic, &mut found);
         let publisher = publication.publisher.filter(|id| id.worker == self.worker);
         // No Local: not to the connection that published it [v5 MQTT-3.8.3-3].
         found.retain(|subscriber| {
             let no_local = subscriber.options & Options::NO_LOCAL != 0;
-            !(no_local && publisher.is_some_and(|id| self.resolve(id) == Some(subscriber.session)))
+            !(no_local && publisher.is_some_and(|id| self.sessions.resolve(id) == Some(subscriber.session)))
         });
         // Overlapping subscriptions make one delivery, under the highest QoS [v5 MQTT-3.3.4-2], and with all identifiers
         // [v5 MQTT-3.3.4-3, MQTT-3.3.4-4].
@@ -99,57 +223,65 @@ impl Broker {
             found.sort_by_key(|subscriber| subscriber.session);
         }
         for own in found.chunk_by(|one, other| one.session == other.session) {
-            self.push(own[0].session, merge(publication, own));
+            self.push(own[0].session, merge(publication, own, token));
         }
         self.found = found;
+        is_kept
     }
 
     fn push(&mut self, session: u32, delivery: Delivery) {
-        let generation = self.all[session as usize].generation;
-        self.deliveries.push_back(RoutedDelivery { session, generation, delivery });
+        self.settlements.add(delivery.token);
+        self.deliveries.push(session, self.sessions[session].generation, delivery);
     }
 
     // --- Shared subscriptions ---------------------------------------------------------------------------------------
 
-    fn route_to_groups(&mut self, publication: &Arc<Publication>) {
-        if self.groups.is_empty() {
+    fn route_to_groups(&mut self, publication: &Arc<Publication>, token: Token) {
+        if self.routing.groups.is_empty() {
             return;
         }
         let mut scratch = std::mem::take(&mut self.found);
         let mut chosen = Vec::new();
-        self.groups.choose(&publication.topic, &mut scratch, &mut chosen);
+        self.routing.groups.choose(&publication.topic, &mut scratch, &mut chosen);
         self.found = scratch;
         for (group, member) in chosen {
-            self.give_to_member(group, member, publication);
+            self.give_to_member(group, member, publication, token);
         }
     }
 
-    fn give_to_member(&mut self, group: Arc<str>, member: Member, publication: &Arc<Publication>) {
+    fn give_to_member(&mut self, group: Arc<str>, member: Member, publication: &Arc<Publication>, token: Token) {
         let Member { session, options, identifier, .. } = member;
-        let publication = Arc::clone(publication);
         if session.worker != self.worker {
-            let chosen = Peer::Chosen { group, member: session, publication, options, identifier };
-            return self.outgoing[session.worker.index()].push(chosen);
+            let choice = Some(Box::new(Choice { group, member: session, options, identifier }));
+            self.settlements.add(token);
+            return self.ways.pass(session.worker, Passed { publication: Arc::clone(publication), token, choice });
         }
-        match self.resolve(session) {
-            Some(index) => self.deliver_shared(index, &publication, options, identifier),
+        match self.sessions.resolve(session) {
+            Some(index) => self.deliver_shared(index, publication, options, identifier, token),
             None => debug_assert!(false, "a session has ended and its group was not told"),
         }
     }
 
-    fn deliver_shared(&mut self, session: u32, publication: &Arc<Publication>, options: u8, identifier: u32) {
-        let delivery = merge(publication, &[Subscriber { session, identifier, options }]);
+    fn deliver_shared(
+        &mut self,
+        session: u32,
+        publication: &Arc<Publication>,
+        options: u8,
+        identifier: u32,
+        token: Token,
+    ) {
+        let delivery = merge(publication, &[Subscriber { session, identifier, options }], token);
         self.push(session, delivery);
     }
 
     /// Says something to the home of the group that it is about.
     pub(super) fn tell_group(&mut self, peer: Peer) {
-        let (Peer::Join { group, .. } | Peer::Leave { group, .. } | Peer::Returned { group, .. }) = &peer else {
+        let (Peer::Join { group, .. } | Peer::Leave { group, .. }) = &peer else {
             unreachable!("not for a group's home")
         };
         let home = self.home.of(group);
         if home != self.worker {
-            return self.outgoing[home.index()].push(peer);
+            return self.ways.answer(home, peer);
         }
         self.handle_group(peer);
     }
@@ -157,31 +289,40 @@ impl Broker {
     /// At the home of the group that it is about.
     fn handle_group(&mut self, peer: Peer) {
         match peer {
-            Peer::Join { group, member, options, identifier, is_online } => {
+            Peer::Join { group, member, options, identifier, is_online, waits } => {
                 let Some((_, filter)) = topic::shared(&group) else { return };
-                self.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
-            }
-            Peer::Leave { group, member } => self.groups.leave(&group, member),
-            Peer::Returned { group, member, publication } => {
-                self.groups.leave(&group, member);
-                if let Some(next) = self.groups.choose_in(&group) {
-                    self.give_to_member(group, next, &publication);
+                self.routing.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
+                // Before it is answered: whoever publishes afterwards asks here.
+                self.note_wants();
+                if waits != 0 && member.worker != self.worker {
+                    self.ways.answer(member.worker, Peer::Joined { member, waits });
                 }
             }
-            Peer::Published(_) | Peer::Chosen { .. } => unreachable!("not for a group's home"),
+            Peer::Leave { group, member } => self.routing.groups.leave(&group, member),
+            Peer::Returned { token, choice, publication } => {
+                self.routing.groups.leave(&choice.group, choice.member);
+                if let Some(next) = self.routing.groups.choose_in(&choice.group) {
+                    self.give_to_member(Arc::clone(&choice.group), next, &publication, token);
+                }
+                self.settle(token, Part::Taken);
+            }
+            Peer::Credit(_) | Peer::Taken { .. } | Peer::Withdraw { .. } | Peer::Joined { .. } => {
+                unreachable!("not for a group's home")
+            }
         }
         self.note_wants();
     }
 
     fn is_member(&self, session: u32, group: &str) -> bool {
-        self.all[session as usize].groups.iter().any(|membership| *membership.group == *group)
+        self.sessions[session].groups.iter().any(|membership| *membership.group == *group)
     }
 
     // --- Subscribing ------------------------------------------------------------------------------------------------
 
-    /// A SUBSCRIBE has come: the filters that follow are one packet's.
-    pub fn begin_subscribe(&mut self) {
-        self.packets = self.packets.wrapping_add(1);
+    /// A SUBSCRIBE has come: the filters that follow are one packet's. The number under which homes of groups answer.
+    pub fn begin_subscribe(&mut self) -> u32 {
+        self.subscribes = self.subscribes.wrapping_add(1).max(1);
+        self.subscribes
     }
 
     /// One filter of SUBSCRIBE; it is valid and allowed. Retained messages that it wants follow.
@@ -193,25 +334,24 @@ impl Broker {
         }
         if topic::shared(filter).is_some() {
             // No retained messages for shared subscriptions (v5 4.8.2).
-            self.join(session, filter, options_byte, identifier);
-            return Granted::Yes;
+            return self.join(session, filter, options_byte, identifier);
         }
         let subscriber = Subscriber { session, identifier, options: options_byte };
-        let is_new = self.subscriptions.subscribe(filter, subscriber);
+        let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
         self.note_wants();
         // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11]. What an earlier packet has asked for is still owed.
         let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
-        if wants_retained && !self.retained.is_empty() {
-            let (arrivals, packet) = (self.retained.arrivals(), self.packets);
-            let replays = self.inflight(session).replays.get_or_insert_default();
+        if wants_retained && !self.routing.retained.is_empty() {
+            let (arrivals, packet) = (self.routing.retained.arrivals(), self.subscribes);
+            let replays = self.sessions.inflight(session).replays.get_or_insert_default();
             replays.add(filter, subscriber, arrivals, packet);
             self.note_backlog(session);
-        } else if let Some(inflight) = self.all[session as usize].inflight.as_deref_mut()
+        } else if let Some(inflight) = self.sessions[session].inflight.as_deref_mut()
             && let Some(replays) = inflight.replays.as_deref_mut()
         {
             replays.change(filter, subscriber);
         }
-        Granted::Yes
+        Granted::Subscribed
     }
 
     /// One filter of UNSUBSCRIBE.
@@ -220,40 +360,41 @@ impl Broker {
             self.leave(session, filter)
         } else {
             self.drop_replay(session, filter);
-            self.subscriptions.unsubscribe(session, filter)
+            self.routing.subscriptions.unsubscribe(session, filter)
         };
         self.note_wants();
-        if gone { Unsubscribed::Yes } else { Unsubscribed::NoSuch }
+        if gone { Unsubscribed::Removed } else { Unsubscribed::NoSuch }
     }
 
     /// Tells the other shards whether anything published is of interest here.
     pub(super) fn note_wants(&mut self) {
-        self.exchange.set_wants(self.worker, !self.subscriptions.is_empty() || !self.groups.is_empty());
+        let wants = !self.routing.subscriptions.is_empty() || !self.routing.groups.is_empty();
+        self.exchange.set_wants(self.worker, wants);
     }
 
     /// Retained messages that were on their way to a subscription are not any more.
     fn drop_replay(&mut self, session: u32, filter: &str) {
-        if let Some(inflight) = self.all[session as usize].inflight.as_deref_mut()
+        if let Some(inflight) = self.sessions[session].inflight.as_deref_mut()
             && let Some(replays) = inflight.replays.as_deref_mut()
         {
             replays.remove(filter);
             inflight.shed_replays();
-            self.shed_empty_inflight(session);
+            self.sessions.shed_empty_inflight(session);
         }
     }
 
     fn subscription_count(&self, session: u32) -> usize {
-        self.subscriptions.count(session) + self.all[session as usize].groups.len()
+        self.routing.subscriptions.count(session) + self.sessions[session].groups.len()
     }
 
     fn has_subscribed(&self, session: u32, filter: &str) -> bool {
-        self.is_member(session, filter) || self.subscriptions.has(session, filter)
+        self.is_member(session, filter) || self.routing.subscriptions.has(session, filter)
     }
 
-    fn join(&mut self, session: u32, filter: &str, options: u8, identifier: u32) {
+    fn join(&mut self, session: u32, filter: &str, options: u8, identifier: u32) -> Granted {
         let member = self.id(session);
-        let is_online = self.all[session as usize].connection != NOBODY;
-        let groups = &mut self.all[session as usize].groups;
+        let is_online = self.sessions[session].is_online();
+        let groups = &mut self.sessions[session].groups;
         let known = groups.iter().position(|membership| *membership.group == *filter);
         let place = known.unwrap_or_else(|| {
             groups.push(Membership { group: filter.into(), options, identifier });
@@ -261,12 +402,15 @@ impl Broker {
         });
         (groups[place].options, groups[place].identifier) = (options, identifier);
         let group = Arc::clone(&groups[place].group);
-        self.tell_group(Peer::Join { group, member, options, identifier, is_online });
+        let is_here = self.home.of(&group) == self.worker;
+        let waits = self.subscribes;
+        self.tell_group(Peer::Join { group, member, options, identifier, is_online, waits });
+        if is_here { Granted::Subscribed } else { Granted::Joining }
     }
 
     fn leave(&mut self, session: u32, filter: &str) -> bool {
         let member: SessionId = self.id(session);
-        let groups = &mut self.all[session as usize].groups;
+        let groups = &mut self.sessions[session].groups;
         let Some(place) = groups.iter().position(|membership| *membership.group == *filter) else { return false };
         let group = groups.swap_remove(place).group;
         self.tell_group(Peer::Leave { group, member });
@@ -275,7 +419,7 @@ impl Broker {
 }
 
 /// What the subscriptions of one session make of a publication.
-fn merge(publication: &Arc<Publication>, own: &[Subscriber]) -> Delivery {
+fn merge(publication: &Arc<Publication>, own: &[Subscriber], token: Token) -> Delivery {
     let mut identifiers = Identifiers::None;
     let mut granted = 0;
     let mut as_published = false;
@@ -291,5 +435,6 @@ fn merge(publication: &Arc<Publication>, own: &[Subscriber]) -> Delivery {
         retain: publication.retain && as_published,
         identifiers,
         request: 0,
+        token,
     }
 }

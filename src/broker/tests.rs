@@ -2,11 +2,13 @@
 //! go, are taken over and lose their connections at any step; sessions that expire and wills that wait; messages of every
 //! quality; late and split deliveries between shards. A seed replays a run.
 
+mod congestion;
 mod device;
 mod model;
 
 use super::*;
 use crate::codec::mqtt::{self, Options, Packet, QoS};
+use crate::link::{Class, Passed, Peer, Publication};
 use crate::time::Moment;
 use device::message_of;
 use model::{Tally, World};
@@ -36,16 +38,16 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         for number in 0..COUNT {
             let mut publication = world.publication(&format!("kept/{number:05}"), qos);
             publication.retain = true;
-            world.shards[worker].publish(publication, &mut world.counters);
+            world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
         }
         world.connect(0);
         let session = world.session_of(0).unwrap();
         let options = Options::plain(QoS::try_from(qos).unwrap());
-        assert_eq!(world.shards[worker].subscribe(session, "kept/#", options, 0), Granted::Yes);
+        assert_eq!(world.shards[worker].subscribe(session, "kept/#", options, 0), Granted::Subscribed);
         // One is replaced before its turn: what comes is the new one, once, as the live message that it is.
         let mut publication = world.publication("kept/01999", qos);
         publication.retain = true;
-        world.shards[worker].publish(publication, &mut world.counters);
+        world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
         let (mut kept, mut live) = (Vec::new(), Vec::new());
         for _ in 0..2 * COUNT {
             world.shards[worker].begin_turn();
@@ -121,10 +123,10 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
     let retain = |world: &mut World, topic: &str| {
         let mut publication = world.publication(topic, 0);
         publication.retain = true;
-        world.shards[worker].publish(publication, &mut world.counters);
+        world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
     };
     world.shards[worker].bounds.retained_messages = 2 * COUNT;
-    world.shards[worker].retained = retained::Retained::new(WorkerId(worker as u16), 3, 2 * COUNT, 1 << 24);
+    world.shards[worker].routing.retained = retained::Retained::new(WorkerId(worker as u16), 3, 2 * COUNT, 1 << 24);
     for number in 0..COUNT {
         retain(&mut world, &format!("s/{number:05}/s"));
     }
@@ -136,7 +138,7 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
     let shard = &mut world.shards[worker];
     shard.begin_subscribe();
     for _ in 0..100 {
-        assert_eq!(shard.subscribe(sessions[0], "+/+/none", Options::plain(QoS::AtMostOnce), 0), Granted::Yes);
+        assert_eq!(shard.subscribe(sessions[0], "+/+/none", Options::plain(QoS::AtMostOnce), 0), Granted::Subscribed);
     }
     let (mut turns, mut found_after) = (0, None);
     while world.shards[worker].has_deliveries() {
@@ -165,7 +167,7 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
     let worker = world.devices[0].worker;
     let mut publication = world.publication("r", 0);
     publication.retain = true;
-    world.shards[worker].publish(publication, &mut world.counters);
+    world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
     world.connect(0);
     let session = world.session_of(0).unwrap();
     let mut subscribe = |filters: &[&str], retain_handling| {
@@ -191,7 +193,7 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
     world.shards[worker].subscribe(session, "+", Options::plain(QoS::AtMostOnce), 0);
     world.shards[worker].unsubscribe(session, "+");
     assert_eq!(turn_of(&mut world, worker, &[session]), []);
-    assert!(world.shards[worker].all[session as usize].inflight.is_none());
+    assert!(world.shards[worker].sessions[session].inflight.is_none());
 }
 
 #[test]
@@ -210,10 +212,10 @@ fn description_of_a_session_shows_its_filters_up_to_a_bound_and_counts_all() {
 
 #[test]
 fn a_session_is_small() {
-    assert!(size_of::<Session>() <= 112);
+    assert!(size_of::<lifecycle::Session>() <= 112);
     let mut world = World::new(1);
     world.connect(1);
     let session = world.session_of(1).unwrap();
     let shard = &world.shards[world.devices[1].worker];
-    assert!(shard.all[session as usize].inflight.is_none(), "nothing is in flight, and nothing is kept for it");
+    assert!(shard.sessions[session].inflight.is_none(), "nothing is in flight, and nothing is kept for it");
 }

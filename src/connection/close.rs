@@ -77,6 +77,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::FrameTooLarge
         | CloseReason::TakenOver
         | CloseReason::HomeFull
+        | CloseReason::MessageRefused
         | CloseReason::Requested
         | CloseReason::Shutdown => true,
         // The peer is gone, was never there, or does not read.
@@ -106,6 +107,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::PeerClosed
         | CloseReason::PeerReset
         | CloseReason::SlowConsumer
+        | CloseReason::MessageRefused
         | CloseReason::HandshakeAbandoned
         | CloseReason::HandshakeTimeout
         | CloseReason::HandshakeFailed

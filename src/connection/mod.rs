@@ -108,6 +108,8 @@ pub enum Step {
     },
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
     Paused,
+    /// Messages of the device, or its SUBACK, wait: nothing more is read until the device has been told of them.
+    Held,
     /// It is over.
     End(Termination),
 }
@@ -398,8 +400,8 @@ impl Connection {
         self.is_device().then(|| self.liveness.last_heard().plus(self.schedule(settings).interval))
     }
 
-    /// Looks at what is in `input`, as far as one [`Step`]. After any step but [`Step::Wait`], [`Step::Paused`] and
-    /// [`Step::End`] the caller settles it and calls again: there may be more.
+    /// Looks at what is in `input`, as far as one [`Step`]. After any step but [`Step::Wait`], [`Step::Paused`],
+    /// [`Step::Held`] and [`Step::End`] the caller settles it and calls again: there may be more.
     pub fn handle_input(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
         match &mut self.state {
             State::Handshaking(_) => self.handle_handshake(input, settings, cx),

@@ -95,7 +95,7 @@ impl Bench {
                     self.token = Some(secret);
                     break;
                 }
-                Step::Paused => {
+                Step::Paused | Step::Held => {
                     self.connection.pause(&input);
                     self.input = input;
                     return;

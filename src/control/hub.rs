@@ -13,12 +13,11 @@ use super::State;
 use super::auth::tokens::TokenFile;
 use super::auth::verifier::{AuthRequest, Check, Verifier};
 use super::broadcasts::Share;
-use super::outbox::Outbox;
 use crate::backbone::Event;
 use crate::link::{Batch, CloseReason, Command, Message, Presence, Uplink, WorkerId};
 use crate::store::{self, Entry, Settled, Taken, What};
 
-/// How often a full mailbox is tried again.
+/// How often a full store is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(5);
 /// How long the last batches may take at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
@@ -27,21 +26,18 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Hub {
     state: Arc<State>,
     verifier: Verifier,
-    /// By worker.
-    outboxes: Vec<Outbox>,
     /// What the store has settled.
     settled: Receiver<Vec<Settled>>,
     /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
     entries: Vec<Entry>,
-    /// When the outboxes and the store are tried again; set while something waits for one of them.
+    /// When the store is tried again; set while something waits for it.
     retry_at: Option<Instant>,
 }
 
 impl Hub {
     /// A hub for the workers behind `state`; `settled` is what its store says.
     pub(super) fn new(state: Arc<State>, verifier: Verifier, settled: Receiver<Vec<Settled>>) -> Self {
-        let outboxes = state.mailboxes.iter().cloned().map(Outbox::new).collect();
-        Self { state, verifier, outboxes, settled, entries: Vec::new(), retry_at: None }
+        Self { state, verifier, settled, entries: Vec::new(), retry_at: None }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
@@ -202,32 +198,17 @@ impl Hub {
         self.send(asked.worker, Command::TokenVerdict { connection: asked.connection, accepted });
     }
 
+    /// Answers find no bound in a worker's inbox: there is one for each thing that the worker has asked, and it has asked no
+    /// more than it waits for.
     fn send(&mut self, worker: WorkerId, answer: Command) {
-        let dropped = self.outboxes[worker.index()].send(answer, Instant::now());
-        self.count_dropped(worker, dropped);
-        if !self.outboxes[worker.index()].is_empty() {
-            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_EVERY);
+        if self.state.mailboxes[worker.index()].answer(answer).is_err() {
+            self.state.counters.answers_dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn retry(&mut self) {
-        for worker in 0..self.outboxes.len() {
-            let dropped = self.outboxes[worker].retry(Instant::now());
-            self.count_dropped(WorkerId(worker as u16), dropped);
-        }
-        let waits = !self.outboxes.iter().all(Outbox::is_empty);
-        self.retry_at = waits.then(|| Instant::now() + RETRY_EVERY);
+        self.retry_at = None;
         self.offer_entries();
-    }
-
-    fn count_dropped(&self, worker: WorkerId, dropped: usize) {
-        // One line when a whole outbox is given up, or for each thousandth answer: never one for each.
-        if dropped > 0 {
-            let before = self.state.counters.answers_dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-            if dropped > 1 || before.is_multiple_of(1_000) {
-                tracing::warn!(%worker, dropped, "a worker's inbox stays full: answers to it were given up");
-            }
-        }
     }
 }
 

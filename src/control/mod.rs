@@ -20,7 +20,6 @@ mod broadcasts;
 mod exposition;
 mod front;
 mod hub;
-mod outbox;
 mod pending;
 mod policy;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{ConnectionId, Peer, Publication, Receipt};
+use super::{ConnectionId, Peer, Publication, Receipt, WorkerId};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
 /// bears again.
@@ -69,15 +69,20 @@ pub enum Command {
         per_second: u32,
     },
     /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::Uplink::Sent`] with
-    /// [`super::Outcome::Delivered`] when it is on its way.
+    /// [`super::Outcome::Delivered`] when every shard has taken it.
     Publish {
         /// The number that the answer carries.
         request: u64,
         /// What: `stamp` and `publisher` are not set yet.
         publication: Box<Publication>,
     },
-    /// What another shard has to say, in its order.
-    Peers(Vec<Peer>),
+    /// What another shard has to say, in its order. What it passes on has a lane of its own.
+    Peers {
+        /// Who says it.
+        from: WorkerId,
+        /// What.
+        answers: Vec<Peer>,
+    },
     /// Go no further with a broadcast; its last [`super::Uplink::Broadcast`] says how far it went.
     CancelBroadcast {
         /// The broadcast's number.

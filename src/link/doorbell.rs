@@ -1,14 +1,10 @@
-//! Waking a worker: a queue with a bell. However many senders push between two turns, the loop is woken once.
+//! Waking a worker: however many senders push between two turns, its loop is woken once.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_channel::{Sender, TrySendError};
 use rustix::event::{EventfdFlags, eventfd};
-
-use super::Command;
 
 /// Wakes one worker's event loop, at most once between two answers.
 ///
@@ -54,75 +50,5 @@ impl Doorbell {
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
-    }
-}
-
-/// The worker's inbox holds `limits.inbox_length` commands already; the command comes back.
-#[derive(Debug)]
-pub struct MailboxFull(pub Box<Command>);
-
-/// Where commands for one worker are put.
-#[derive(Clone, Debug)]
-pub struct Mailbox {
-    sender: Sender<Command>,
-    bell: Arc<Doorbell>,
-}
-
-impl Mailbox {
-    /// A mailbox into the queue behind `sender`, whose worker hears `bell`.
-    #[must_use]
-    pub fn new(sender: Sender<Command>, bell: Arc<Doorbell>) -> Self {
-        Self { sender, bell }
-    }
-
-    /// Wakes the worker without a command: something else that it looks at each turn has changed.
-    pub fn ring(&self) {
-        if let Err(error) = self.bell.ring() {
-            // Whatever it is rung for is there; the worker finds it on its next turn all the same.
-            tracing::warn!(%error, "a worker could not be woken");
-        }
-    }
-
-    /// Puts one command and rings. Never waits.
-    ///
-    /// # Errors
-    /// [`MailboxFull`] with the command when the queue is at its bound or the worker is gone.
-    pub fn send(&self, command: Command) -> Result<(), MailboxFull> {
-        match self.sender.try_send(command) {
-            Ok(()) => {
-                self.ring();
-                Ok(())
-            }
-            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
-                Err(MailboxFull(Box::new(command)))
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn many_pushes_ring_once_and_every_push_after_an_answer_rings_again() {
-        let bell = Arc::new(Doorbell::new().unwrap());
-        let (sender, receiver) = crossbeam_channel::bounded(3);
-        let mailbox = Mailbox::new(sender, Arc::clone(&bell));
-        let rings = || {
-            let mut count = [0; 8];
-            rustix::io::read(&*bell, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
-        };
-        for _ in 0..3 {
-            mailbox.send(Command::Shutdown { window: Duration::ZERO }).unwrap();
-        }
-        assert!(mailbox.send(Command::Shutdown { window: Duration::ZERO }).is_err());
-        assert_eq!(rings(), 1);
-        bell.answer();
-        assert_eq!(receiver.try_iter().count(), 3);
-        mailbox.send(Command::Shutdown { window: Duration::ZERO }).unwrap();
-        assert_eq!(rings(), 1);
     }
 }

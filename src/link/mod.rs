@@ -6,6 +6,7 @@
 pub mod command;
 pub mod doorbell;
 pub mod home;
+pub mod mailbox;
 pub mod peer;
 pub mod publication;
 pub mod reason;
@@ -14,9 +15,10 @@ pub mod uplink;
 use std::fmt;
 
 pub use command::{Command, DeviceFilter, Downlink};
-pub use doorbell::{Doorbell, Mailbox, MailboxFull};
+pub use doorbell::Doorbell;
 pub use home::Home;
-pub use peer::{Exchange, Peer};
+pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
+pub use peer::{Choice, Class, Credit, Exchange, Outgoing, Passed, Peer};
 pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
 pub use uplink::{Batch, Description, Message, Outcome, Presence, Receipt, SessionFacts, Uplink};

@@ -1,19 +1,113 @@
 //! What one shard tells another about published messages, and what all shards know of each other.
 //!
-//! A message goes from the shard of its publisher to each shard where anybody may want it, through the same inbox as
-//! commands, so that what one publisher said arrives in the order in which it was said. A group of shared subscribers
-//! has a home like a device has (the hash of its name): its home alone knows its members and chooses among them.
+//! There are two lanes from each shard to each other one.
+//!
+//! *Messages that are passed on* ([`Passed`]) need credit, which the receiving shard gives for each sender and each
+//! [`Class`]. Without credit they wait in the sender, whose publishers are then read no further. So a shard never has more
+//! in its inbox than it said that it would take, in number and in bytes.
+//!
+//! *Answers* ([`Peer`]) need none: each is asked for, by a message that had credit or by a device that waits, so that
+//! there are never more of them than were asked for. They are always taken, whatever else waits.
+//!
+//! docs/decisions/0012 shows why nobody can wait for himself in this.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Publication, SessionId, WorkerId};
 
-/// One thing said by a shard to another.
+/// What a message is passed on for. Each class has credit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It was published in the sending shard. What it causes in the receiving one may be passed on from there as
+    /// [`Class::Chosen`].
+    Published,
+    /// The sending shard is the home of a group and has chosen a member. It causes nothing to be passed on: its credit
+    /// always comes back.
+    Chosen,
+}
+
+impl Class {
+    /// Both, in the order of [`Class::index`].
+    pub const ALL: [Class; 2] = [Class::Published, Class::Chosen];
+
+    /// Its place in an array of both.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A message that one shard passes on to another, with credit.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// What.
+    pub publication: Arc<Publication>,
+    /// The sender's number for it, carried by [`Peer::Taken`]; 0: the sender does not ask.
+    pub token: u32,
+    /// For which member of which group; `None`: for whoever has subscribed ([`Class::Published`]).
+    pub choice: Option<Box<Choice>>,
+}
+
+impl Passed {
+    /// Whose credit it needs.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        if self.choice.is_some() { Class::Chosen } else { Class::Published }
+    }
+}
+
+/// A group's home has chosen this member.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The group, as `$share/NAME/FILTER`.
+    pub group: Arc<str>,
+    /// Who.
+    pub member: SessionId,
+    /// How it asked for it: the options byte of SUBSCRIBE.
+    pub options: u8,
+    /// Its Subscription Identifier; 0: none.
+    pub identifier: u32,
+}
+
+/// Messages and their bytes: credit that is given, or given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credit {
+    /// In number.
+    pub messages: usize,
+    /// In bytes, as [`Publication::bytes`] counts them.
+    pub bytes: usize,
+}
+
+/// One answer, or one thing about a group, said by a shard to another. Needs no credit.
 #[derive(Clone, Debug)]
 pub enum Peer {
-    /// A message was published: keep it if it is a retained one, and give it to whoever here has subscribed to it.
-    Published(Arc<Publication>),
+    /// So much of what was passed on has been dealt with: as much may come again, by class.
+    Credit([Credit; 2]),
+    /// A message that was passed on is safe: with everybody here whom it is for.
+    Taken {
+        /// The number with which it came.
+        token: u32,
+        /// It was to be retained and could not be.
+        is_refused: bool,
+    },
+    /// To a group's home: the member that was chosen is not there any more; choose another.
+    Returned {
+        /// The number with which the message came.
+        token: u32,
+        /// Who was chosen, and is not there.
+        choice: Box<Choice>,
+        /// What it did not get.
+        publication: Arc<Publication>,
+    },
+    /// A retained message could not be kept by every shard: nobody keeps it, nor an older one of its topic. Answered by
+    /// [`Peer::Taken`].
+    Withdraw {
+        /// The number that the answer carries.
+        token: u32,
+        /// What.
+        publication: Arc<Publication>,
+    },
     /// To a group's home: this session is a member from now on, or asks for it in another way than before.
     Join {
         /// The group, as `$share/NAME/FILTER`.
@@ -26,6 +120,15 @@ pub enum Peer {
         identifier: u32,
         /// Whether its device is connected: those are chosen first.
         is_online: bool,
+        /// The SUBSCRIBE that waits for [`Peer::Joined`]; 0: none does.
+        waits: u32,
+    },
+    /// From a group's home: whoever joined is a member.
+    Joined {
+        /// Who.
+        member: SessionId,
+        /// The SUBSCRIBE that waits.
+        waits: u32,
     },
     /// To a group's home: this session is no member any more.
     Leave {
@@ -34,28 +137,23 @@ pub enum Peer {
         /// Who.
         member: SessionId,
     },
-    /// From a group's home: this member was chosen for a message.
-    Chosen {
-        /// The group, as `$share/NAME/FILTER`.
-        group: Arc<str>,
-        /// Who.
-        member: SessionId,
-        /// What.
-        publication: Arc<Publication>,
-        /// How it asked for it: the options byte of SUBSCRIBE.
-        options: u8,
-        /// Its Subscription Identifier; 0: none.
-        identifier: u32,
-    },
-    /// To a group's home: that member is not there any more; choose another.
-    Returned {
-        /// The group, as `$share/NAME/FILTER`.
-        group: Arc<str>,
-        /// Who is not there.
-        member: SessionId,
-        /// What it did not get.
-        publication: Arc<Publication>,
-    },
+}
+
+/// Everything that one shard says to another at the end of a turn.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// What needs no credit, in order.
+    pub answers: Vec<Peer>,
+    /// What has credit, in order.
+    pub passed: Vec<Passed>,
+}
+
+impl Outgoing {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty() && self.passed.is_empty()
+    }
 }
 
 /// What all shards of the process share about messages: who wants any at all, and in which order retained ones were
@@ -109,9 +207,16 @@ impl Exchange {
         // Said before it is taken: whoever has a later stamp, or a message that carries one, sees this one or that one
         // is being given out (one order of all these operations: `SeqCst`).
         issued.store(ISSUING, Ordering::SeqCst);
-        let stamp = (self.stamps.fetch_add(1, Ordering::SeqCst) + 1) << STAMP_WORKER_BITS | u64::from(worker.0);
+        let stamp = (self.stamps.fetch_add(2, Ordering::SeqCst) + 2) << STAMP_WORKER_BITS | u64::from(worker.0);
         issued.store(stamp, Ordering::SeqCst);
         stamp
+    }
+
+    /// The place right behind a stamp, which is given to nobody else: a message is withdrawn in it, which deletes that and
+    /// older ones, and no later one.
+    #[must_use]
+    pub fn withdrawal_of(stamp: u64) -> u64 {
+        stamp + (1 << STAMP_WORKER_BITS)
     }
 
     /// Whom a stamp was given to.
@@ -147,6 +252,8 @@ mod tests {
         let exchange = Exchange::new(3);
         let stamps = [2, 0, 2].map(|worker| exchange.next_stamp(WorkerId(worker)));
         assert!(stamps.is_sorted() && stamps[0] > 0);
+        let behind = Exchange::withdrawal_of(stamps[0]);
+        assert!(stamps[0] < behind && behind < stamps[1] && Exchange::worker_of(behind) == WorkerId(2));
         assert_eq!(stamps.map(|stamp| Exchange::worker_of(stamp).0), [2, 0, 2]);
     }
 

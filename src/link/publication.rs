@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::WorkerId;
+use super::{Exchange, WorkerId};
 use crate::time::Moment;
 
 /// A handle to a session, across shards. A stale one finds nothing: slots are reused, generations are not (until 2^32
@@ -53,6 +53,14 @@ impl Publication {
             stamp: 0,
             publisher: None,
         }
+    }
+
+    /// Its withdrawal, where it was to be retained: a deletion in the place right behind it, which deletes it and older ones of
+    /// its topic, and no later one.
+    #[must_use]
+    pub fn withdrawal(&self) -> Self {
+        let stamp = Exchange::withdrawal_of(self.stamp);
+        Self { retain: true, stamp, ..Self::plain(self.topic.clone(), Bytes::new(), 0) }
     }
 
     /// What it counts as where messages are bounded by bytes.

@@ -70,6 +70,8 @@ labelled! {
         TakenOver = "taken_over",
         /// The peer did not read: its outbox reached `limits.outbox_bytes`.
         SlowConsumer = "slow_consumer",
+        /// A message of the device could not be kept, and its protocol (MQTT 3.1.1) has no word for that.
+        MessageRefused = "message_refused",
         /// The device's home worker had no place for it.
         HomeFull = "home_full",
         /// The owner asked for it.

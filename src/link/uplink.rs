@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, ListenerId, SessionId, WorkerId};
+use super::{CloseReason, ConnectionId, ListenerId, WorkerId};
 use crate::time::Moment;
 
 /// What one worker said in one turn, in the order in which it happened.
@@ -124,8 +124,8 @@ pub struct Message {
 pub enum Receipt {
     /// To the connection it came from, under the id that the device gave it.
     Connection(ConnectionId, u32),
-    /// To the session it came from, under its packet identifier: a session outlives its connection.
-    Session(SessionId, u16),
+    /// To the shard it came from, under the number that its settlement has there.
+    Publication(u32),
 }
 
 /// All that the gateway knows of one connected device.

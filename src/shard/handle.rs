@@ -110,6 +110,7 @@ impl Shard {
                     self.paused.push(self.id(index));
                     return;
                 }
+                Step::Held => return self.connections[index as usize].pause(input),
                 Step::End(termination) => return self.end(index, &termination, now),
             }
         }
@@ -275,7 +276,7 @@ impl Shard {
             Receipt::Connection(id, message) if accepted => self.handle_accepted(id, message, now),
             // The native protocol has no word for it: the device says it again when it has waited for long enough.
             Receipt::Connection(..) => {}
-            Receipt::Session(session, packet) => self.handle_session_settled(session, packet, accepted, now),
+            Receipt::Publication(number) => self.broker.handle_settled(number, accepted),
         }
     }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::Shard;
-use crate::broker::DueWill;
+use crate::broker::{DueWill, RequestEnd, Ticket};
 use crate::codec::mqtt::topic;
 use crate::config::Protocol;
 use crate::connection::Connection;
-use crate::link::{CloseReason, Downlink, Message, Outcome, Peer, Publication, SessionId, Uplink, WorkerId};
+use crate::link::{CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Peer, Publication, Uplink, WorkerId};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
@@ -34,10 +34,29 @@ impl Shard {
                 self.end(index, &termination, now);
             }
         }
-        for request in self.broker.take_unanswered() {
-            self.uplink.push(Uplink::Sent { request, outcome: Outcome::Unacknowledged });
-        }
+        self.answer(now);
         self.broker.count(&mut self.counters);
+    }
+
+    /// Tells requests of the API, and devices, what has become true.
+    fn answer(&mut self, now: Moment) {
+        for (request, end) in self.broker.take_requests() {
+            let outcome = match end {
+                RequestEnd::Unacknowledged => Outcome::Unacknowledged,
+                RequestEnd::Published => Outcome::Delivered,
+                RequestEnd::NotRetained => Outcome::Refused("there is no room for another retained message"),
+            };
+            self.uplink.push(Uplink::Sent { request, outcome });
+        }
+        for (session, generation) in self.broker.take_answerable() {
+            let Some(index) = self.broker.connection_of(session, generation) else { continue };
+            if let Err(termination) = self.with(index, now, Connection::handle_answerable) {
+                self.end(index, &termination, now);
+            } else if self.broker.take_held(session) {
+                self.connections[index as usize].resume();
+                self.ready.push(index);
+            }
+        }
     }
 
     /// Whether there is something to deliver.
@@ -58,35 +77,37 @@ impl Shard {
         self.broker.has_many_deliveries()
     }
 
-    /// What is to be said to another shard, in order; what it has no room for is given back.
-    pub fn take_outgoing(&mut self, worker: WorkerId) -> Vec<Peer> {
+    /// What goes to another shard now: all answers, and what there is credit for.
+    pub fn take_outgoing(&mut self, worker: WorkerId) -> Outgoing {
         self.broker.take_outgoing(worker)
     }
 
-    /// The other shard has no room.
-    pub fn give_back_outgoing(&mut self, worker: WorkerId, peers: Vec<Peer>) {
-        self.broker.give_back_outgoing(worker, peers);
-    }
-
-    /// Whether anything is to be said to another shard.
+    /// Whether anything waits for credit of another shard.
     #[must_use]
-    pub fn has_outgoing(&self) -> bool {
-        self.broker.has_outgoing()
+    pub fn waits_for(&self, worker: WorkerId) -> bool {
+        self.broker.waits_for(worker)
     }
 
     // --- Commands ---------------------------------------------------------------------------------------------------
 
     /// What another shard has to say.
-    pub fn handle_peers(&mut self, peers: Vec<Peer>) {
-        for peer in peers {
-            self.broker.handle_peer(peer, &mut self.counters);
+    pub fn handle_peers(&mut self, from: WorkerId, answers: Vec<Peer>) {
+        for answer in answers {
+            self.broker.handle_peer(from, answer);
         }
     }
 
-    /// The owner publishes a message.
+    /// What another shard passes on, with credit.
+    pub fn handle_passed(&mut self, from: WorkerId, passed: Vec<Passed>) {
+        for passed in passed {
+            self.broker.handle_passed(from, passed, &mut self.counters);
+        }
+    }
+
+    /// The owner publishes a message. The answer goes up when every shard has taken it.
     pub fn handle_publish(&mut self, request: u64, publication: Publication) {
-        self.broker.publish(publication, &mut self.counters);
-        self.uplink.push(Uplink::Sent { request, outcome: Outcome::Delivered });
+        let ticket = self.broker.request(request);
+        self.broker.publish(publication, ticket, &mut self.counters);
     }
 
     /// Says something to one device under a subscription of its own. `Delivered`: it is on its way, or waits for those
@@ -113,14 +134,6 @@ impl Shard {
     }
 
     // --- Sessions ---------------------------------------------------------------------------------------------------
-
-    /// The backbone holds a message of a session, or will not.
-    pub(super) fn handle_session_settled(&mut self, session: SessionId, packet: u16, accepted: bool, now: Moment) {
-        let Some(index) = self.broker.handle_settled(session, packet, accepted) else { return };
-        if let Err(termination) = self.with(index, now, Connection::handle_settled) {
-            self.end(index, &termination, now);
-        }
-    }
 
     /// A device's connection has ended: its session stays or ends, and its will is published, now or later.
     pub(super) fn detach_session(&mut self, index: u32, reason: CloseReason, now: Moment) {
@@ -155,7 +168,7 @@ impl Shard {
                 let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
                 self.uplink.push(Uplink::Message(Message { device, connection, topic, payload, receipt: None }));
             }
-            self.broker.publish(publication, &mut self.counters);
+            self.broker.publish(publication, Ticket::NOBODY, &mut self.counters);
         }
     }
 }

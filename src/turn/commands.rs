@@ -7,26 +7,42 @@ use crate::shard::{Broadcast, Listing};
 use crate::time::Moment;
 
 impl<I: Io> Turn<I> {
+    /// Empties the inbox (decision D12): all that was said, always, and of what other shards pass on as much as can be
+    /// delivered. That is never more than they were given credit for, and waits for nobody but this turn's deliver phase.
     pub(super) fn receive_commands(&mut self, now: Moment) {
         if !self.todo.commands {
             // Nobody has rung since it was found empty.
             return self.progress.note_inbox(now);
         }
         self.io.answer_bell();
+        self.has_worked = true;
+        let is_emptied = self.take_commands(now) && self.take_passed(now);
+        if is_emptied {
+            self.todo.commands = false;
+            self.progress.note_inbox(now);
+        }
+    }
+
+    /// `true`: none is left.
+    fn take_commands(&mut self, now: Moment) -> bool {
         for _ in 0..self.bounds.commands {
-            if self.shard.has_many_deliveries() {
-                // Its own work, which waits for nobody: the deliver phase of this turn makes room.
-                return;
-            }
-            let Some(command) = self.io.next_command() else {
-                self.todo.commands = false;
-                return self.progress.note_inbox(now);
-            };
-            self.has_worked = true;
+            let Some(command) = self.io.next_command() else { return true };
             self.progress.note_inbox(now);
             self.shard.counters().add(Figure::Commands, 1);
             self.handle_command(command, now);
         }
+        false
+    }
+
+    /// `true`: none is left.
+    fn take_passed(&mut self, now: Moment) -> bool {
+        while !self.shard.has_many_deliveries() {
+            let Some((from, passed)) = self.io.next_passed() else { return true };
+            self.progress.note_inbox(now);
+            self.shard.counters().add(Figure::Commands, 1);
+            self.shard.handle_passed(from, passed);
+        }
+        false
     }
 
     fn handle_command(&mut self, command: Command, now: Moment) {
@@ -58,7 +74,7 @@ impl<I: Io> Turn<I> {
             Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
-            Command::Peers(peers) => self.shard.handle_peers(peers),
+            Command::Peers { from, answers } => self.shard.handle_peers(from, answers),
         }
     }
 
@@ -90,20 +106,16 @@ impl<I: Io> Turn<I> {
         self.shard.deliver(now);
     }
 
-    /// What was published here and is wanted elsewhere goes there before its publisher is told anything.
+    /// What was published here and is wanted elsewhere goes there, as far as there is credit; and so do answers.
     pub(super) fn tell_peers(&mut self, now: Moment) {
         for worker in (0..self.workers).map(WorkerId) {
-            let peers = self.shard.take_outgoing(worker);
-            if peers.is_empty() {
+            let outgoing = self.shard.take_outgoing(worker);
+            if !outgoing.passed.is_empty() || !self.shard.waits_for(worker) {
                 self.progress.note_outgoing(worker.index(), now);
-                continue;
             }
-            match self.io.tell_peer(worker, peers) {
-                Ok(()) => {
-                    self.has_worked = true;
-                    self.progress.note_outgoing(worker.index(), now);
-                }
-                Err(peers) => self.shard.give_back_outgoing(worker, peers),
+            if !outgoing.is_empty() {
+                self.has_worked = true;
+                self.io.tell_peer(worker, outgoing);
             }
         }
     }

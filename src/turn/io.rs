@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{AdmissionLimits, Phase};
 use crate::connection::ListenerSettings;
-use crate::link::{Command, ConnectionId, ListenerId, Peer, Uplink, WorkerId};
+use crate::link::{Command, ConnectionId, ListenerId, Outgoing, Passed, Uplink, WorkerId};
 use crate::metrics::Counters;
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -113,11 +113,10 @@ pub trait Io {
     fn answer_bell(&mut self);
     /// The next command of the inbox.
     fn next_command(&mut self) -> Option<Command>;
-    /// Says something to another shard.
-    ///
-    /// # Errors
-    /// Its inbox is full; what was to be said comes back.
-    fn tell_peer(&mut self, worker: WorkerId, peers: Vec<Peer>) -> Result<(), Vec<Peer>>;
+    /// The next messages of the inbox that another shard passes on.
+    fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)>;
+    /// Says something to another shard, which always has room for it: it asked for it, or gave credit.
+    fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing);
     /// Sends events to the control plane from the front, as far as it takes them. `true`: all went.
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool;
     /// What holds from now on, if that has changed since it was asked for last.

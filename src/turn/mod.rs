@@ -51,7 +51,7 @@ pub struct Bounds {
     pub handshakes: usize,
     /// Messages received from one other worker.
     pub handoffs: usize,
-    /// Commands taken from the inbox.
+    /// Commands and answers taken from the inbox.
     pub commands: usize,
     /// Deadlines handled.
     pub deadlines: usize,
@@ -72,7 +72,7 @@ impl Default for Bounds {
             accepts: 64,
             handshakes: 16,
             handoffs: 8,
-            commands: 1_024,
+            commands: 16_384,
             deadlines: 1_024,
             listed_slots: 4_096,
             broadcast_slots: 256,
@@ -325,7 +325,6 @@ impl<I: Io> Turn<I> {
     /// Whether something waits for somebody who does not ring when it can go on.
     fn waits_for_others(&self) -> bool {
         self.todo.uplink
-            || self.shard.has_outgoing()
             || self.drain.is_some()
             || !self.broadcasts.is_empty()
             || self.todo.listeners.iter().any(|listener| listener.is_starved)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
@@ -17,7 +17,7 @@ use super::listen::{Attempt, Listener, accept};
 use super::policy::PolicySwitch;
 use super::sockets::Sockets;
 use super::uplink_batch::send_up;
-use crate::link::{Batch, Command, ConnectionId, Doorbell, Mailbox, Peer, Uplink, WorkerId};
+use crate::link::{Batch, Command, ConnectionId, Doorbell, Inbox, Mailbox, Outgoing, Passed, Uplink, WorkerId};
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -43,7 +43,7 @@ pub(super) struct WorkerIo {
     pub channels: Vec<Option<HandoffChannel>>,
     pub message: Message,
 
-    pub inbox: Receiver<Command>,
+    pub inbox: Inbox,
     /// The inboxes of all workers, by worker.
     pub mailboxes: Vec<Mailbox>,
     pub policy: PolicySwitch,
@@ -317,17 +317,15 @@ impl Io for WorkerIo {
     }
 
     fn next_command(&mut self) -> Option<Command> {
-        self.inbox.try_recv().ok()
+        self.inbox.commands.try_recv().ok()
     }
 
-    fn tell_peer(&mut self, worker: WorkerId, peers: Vec<Peer>) -> Result<(), Vec<Peer>> {
-        match self.mailboxes[worker.index()].send(Command::Peers(peers)) {
-            Ok(()) => Ok(()),
-            Err(full) => match *full.0 {
-                Command::Peers(peers) => Err(peers),
-                other => unreachable!("the mailbox gives back what it was given, not {other:?}"),
-            },
-        }
+    fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)> {
+        self.inbox.passed.try_recv().ok()
+    }
+
+    fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing) {
+        self.mailboxes[worker.index()].tell(self.id, outgoing);
     }
 
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {

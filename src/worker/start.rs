@@ -27,7 +27,9 @@ use crate::broker;
 use crate::config::budget::descriptors_for_connections;
 use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
-use crate::link::{Batch, CloseReason, Command, Doorbell, Exchange, Home, ListenerId, Mailbox, Refusal, WorkerId};
+use crate::link::{
+    Batch, CloseReason, Command, Doorbell, Exchange, Home, Inbox, ListenerId, Mailbox, Refusal, WorkerId, mailbox,
+};
 use crate::metrics::Published;
 use crate::shard::{self, Shard};
 use crate::time::Moment;
@@ -115,9 +117,8 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     left_behind.extend(channels.iter().flatten().flatten().map(AsRawFd::as_raw_fd));
 
     let exchange = Arc::new(Exchange::new(setup.config.workers));
-    let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| bounded(limits.inbox_length)).unzip();
-    let mailboxes: Vec<Mailbox> =
-        senders.into_iter().zip(&bells).map(|(sender, bell)| Mailbox::new(sender, Arc::clone(bell))).collect();
+    let (mailboxes, inboxes): (Vec<Mailbox>, Vec<Inbox>) =
+        bells.iter().map(|bell| mailbox(limits.inbox_length, Arc::clone(bell))).unzip();
     let policy = Policy { settings: Arc::clone(&setup.settings), limits: limits.clone() };
     let policy = PolicySwitch::new(policy, mailboxes.clone());
     let mut workers = Workers {
@@ -216,15 +217,8 @@ impl Workers {
     /// Ends every connection and every worker in order, the goodbyes spread over `window`, and waits for it.
     pub fn shut_down(&mut self, window: Duration) {
         for mailbox in &self.mailboxes {
-            let mut command = Command::Shutdown { window };
-            while let Err(full) = mailbox.send(command) {
-                if self.threads.iter().all(JoinHandle::is_finished) {
-                    break;
-                }
-                // The worker is emptying it.
-                std::thread::sleep(Duration::from_millis(1));
-                command = *full.0;
-            }
+            // One that is gone has ended already.
+            let _ = mailbox.answer(Command::Shutdown { window });
         }
         for thread in self.threads.drain(..) {
             if let Err(panic) = thread.join() {
@@ -251,7 +245,7 @@ struct Parts {
     poll: Poll,
     bells: Vec<Arc<Doorbell>>,
     channels: Vec<Option<OwnedFd>>,
-    inbox: Receiver<Command>,
+    inbox: Inbox,
     mailboxes: Vec<Mailbox>,
     exchange: Arc<Exchange>,
     uplink: Sender<Batch>,

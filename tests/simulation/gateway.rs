@@ -69,7 +69,10 @@ impl Gateway {
                 uplink_length: limits.uplink_length,
                 seed: random.u64(..),
                 exchange: Arc::clone(&exchange),
-                sessions: broker::Bounds::of(limits, build.workers),
+                sessions: broker::Bounds {
+                    inbox_messages: build.faults.inbox,
+                    ..broker::Bounds::of(limits, build.workers)
+                },
             };
             let frame_bytes = settings.iter().map(|settings| settings.frame_bytes).max().expect("listeners");
             let setup = turn::Setup {
@@ -206,13 +209,11 @@ impl Gateway {
         let stop =
             (!self.is_calm && self.build.faults.stopped > 0 && self.random.u32(..self.build.faults.stopped) == 0)
                 .then(|| (self.random.u32(..6), self.sooner_or_later(STOP)));
-        let room = self.build.faults.inbox;
-        let inbox_room = self.turns.iter_mut().map(|turn| room.saturating_sub(turn.io().inbox_length())).collect();
         let turn = &mut self.turns[worker];
         let is_due = turn.shard().next_deadline().is_some_and(|deadline| !deadline.is_after(self.now.tick()));
         let io = turn.io();
         std::mem::swap(&mut io.network, &mut self.network);
-        (io.now, io.stop, io.inbox_room, io.has_moved) = (self.now, stop, inbox_room, is_due);
+        (io.now, io.stop, io.has_moved) = (self.now, stop, is_due);
         assert!(turn.turn(), "nobody has ended the gateway");
         let io = turn.io();
         std::mem::swap(&mut io.network, &mut self.network);
@@ -225,8 +226,8 @@ impl Gateway {
         for (to, message) in outbox {
             self.post(WorkerId(worker as u16), to, message);
         }
-        for (to, peers) in said {
-            self.turns[to.index()].io().command(Command::Peers(peers));
+        for (to, outgoing) in said {
+            self.turns[to.index()].io().hear(WorkerId(worker as u16), outgoing);
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
-use pulsegate::link::{CloseReason, Command, ConnectionId, ListenerId, Peer, Uplink, WorkerId};
+use pulsegate::link::{CloseReason, Command, ConnectionId, ListenerId, Outgoing, Passed, Uplink, WorkerId};
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
 use pulsegate::time::Moment;
@@ -25,7 +25,7 @@ pub const FROM_OUTSIDE: u32 = u32::MAX;
 pub struct Faults {
     /// Events that the way to the backbone holds.
     pub channel: usize,
-    /// Messages that a worker's inbox holds, those of other shards alone.
+    /// Messages of other shards that a worker gives credit for (`limits.inbox_length`).
     pub inbox: usize,
     /// Writes that are cut short.
     pub short_writes: u32,
@@ -101,10 +101,9 @@ pub struct SimIo {
 
     inbox: VecDeque<Command>,
     is_rung: bool,
-    /// How many more messages each worker's inbox takes in this turn.
-    pub inbox_room: Vec<usize>,
+    passed: VecDeque<(WorkerId, Vec<Passed>)>,
     /// Said to other shards in this turn.
-    pub said: Vec<(WorkerId, Vec<Peer>)>,
+    pub said: Vec<(WorkerId, Outgoing)>,
     pub channel: VecDeque<Uplink>,
 
     /// Events of the shard that were looked at.
@@ -150,7 +149,7 @@ impl SimIo {
             outbox: Vec::new(),
             inbox: VecDeque::new(),
             is_rung: false,
-            inbox_room: Vec::new(),
+            passed: VecDeque::new(),
             said: Vec::new(),
             channel: VecDeque::new(),
             seen: 0,
@@ -187,9 +186,16 @@ impl SimIo {
         self.is_rung = true;
     }
 
-    /// How many commands wait.
-    pub fn inbox_length(&self) -> usize {
-        self.inbox.len()
+    /// What another shard says arrives.
+    pub fn hear(&mut self, from: WorkerId, outgoing: Outgoing) {
+        let Outgoing { answers, passed } = outgoing;
+        if !passed.is_empty() {
+            self.passed.push_back((from, passed));
+        }
+        if !answers.is_empty() {
+            self.inbox.push_back(Command::Peers { from, answers });
+        }
+        self.is_rung = true;
     }
 
     /// Whether a poll would come back at once.
@@ -485,15 +491,15 @@ impl Io for SimIo {
         }
     }
 
-    fn tell_peer(&mut self, worker: WorkerId, peers: Vec<Peer>) -> Result<(), Vec<Peer>> {
-        let room = &mut self.inbox_room[worker.index()];
-        if *room == 0 {
-            return Err(peers);
-        }
-        *room -= 1;
+    fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)> {
+        let passed = self.passed.pop_front()?;
         self.has_moved = true;
-        self.said.push((worker, peers));
-        Ok(())
+        Some(passed)
+    }
+
+    fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing) {
+        self.has_moved = true;
+        self.said.push((worker, outgoing));
     }
 
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {

@@ -300,7 +300,7 @@ impl World {
             Uplink::Message(message) => {
                 let id = message.receipt.map(|receipt| match receipt {
                     Receipt::Connection(_, id) => id,
-                    Receipt::Session(..) => unreachable!("no device here has a session"),
+                    Receipt::Publication(_) => unreachable!("no device here has a session"),
                 });
                 self.shadow.held(&mut self.peers, &message.device, &message.payload, id);
                 if let Some(receipt) = message.receipt {

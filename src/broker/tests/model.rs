@@ -75,8 +75,10 @@ pub struct World {
     drained: Vec<Tick>,
     /// By worker: wills that it publishes before it delivers, or in its next turn, which follows at once.
     due_wills: Vec<Vec<DueWill>>,
-    /// Between shards, by sender and receiver: in order, but late.
-    ways: HashMap<(u16, u16), VecDeque<Peer>>,
+    /// Between shards, by sender and receiver: two lanes, each in order, but late.
+    ways: HashMap<(u16, u16), (VecDeque<Peer>, VecDeque<Passed>)>,
+    /// Messages whose publishers wait to hear that they are safe.
+    unanswered: BTreeSet<u64>,
     pub devices: Vec<Device>,
     published: BTreeSet<u32>,
     slots: Vec<u32>,
@@ -97,6 +99,8 @@ impl World {
             retained_messages: 10_000,
             retained_bytes: 1 << 24,
             pool_bytes: 1 << 30,
+            // In every third world so few that messages wait for credit all the time.
+            inbox_messages: if seed.is_multiple_of(3) { 16 } else { 8_192 },
         };
         // In every other world the ticks wrap some time.
         let start = if seed.is_multiple_of(2) { 1 } else { u64::from(u32::MAX) - 500 };
@@ -118,6 +122,7 @@ impl World {
             drained: vec![now.tick(); usize::from(WORKERS)],
             due_wills: (0..WORKERS).map(|_| Vec::new()).collect(),
             ways: HashMap::new(),
+            unanswered: BTreeSet::new(),
             devices: (0..DEVICES).map(device).collect(),
             published: BTreeSet::new(),
             slots: vec![0; usize::from(WORKERS)],
@@ -202,22 +207,22 @@ impl World {
     fn subscribe(&mut self, number: usize) {
         let filter = FILTERS[self.random.usize(..FILTERS.len())];
         let qos = self.random.u8(..3);
-        let Some(session) = self.session_of(number) else { return };
         // Whether a message that is on its way meets the subscription is not told by anybody: it waits.
         self.settle();
+        let Some(session) = self.session_of(number) else { return };
         let options = Options::plain(QoS::try_from(qos).unwrap());
         let device = &mut self.devices[number];
-        assert_eq!(self.shards[device.worker].subscribe(session, filter, options, 0), Granted::Yes);
+        assert_eq!(self.shards[device.worker].subscribe(session, filter, options, 0), Granted::Subscribed);
         device.subscriptions.insert(filter, qos);
     }
 
     fn unsubscribe(&mut self, number: usize) {
         let filter = FILTERS[self.random.usize(..FILTERS.len())];
-        let Some(session) = self.session_of(number) else { return };
         self.settle();
+        let Some(session) = self.session_of(number) else { return };
         let device = &mut self.devices[number];
         let known = device.subscriptions.remove(filter).is_some();
-        let expected = if known { Unsubscribed::Yes } else { Unsubscribed::NoSuch };
+        let expected = if known { Unsubscribed::Removed } else { Unsubscribed::NoSuch };
         assert_eq!(self.shards[device.worker].unsubscribe(session, filter), expected, "{}", device.name);
     }
 
@@ -245,7 +250,12 @@ impl World {
         let message = message_of(&publication.payload);
         assert!(self.published.insert(message), "message {message} of seed {} is published twice", self.seed);
         self.devices.iter_mut().for_each(|device| device.note_published(message, &publication));
-        self.shards[worker].publish(publication, &mut self.counters);
+        let shard = &mut self.shards[worker];
+        let ticket = if publication.qos > 0 { shard.request(message.into()) } else { Ticket::NOBODY };
+        if publication.qos > 0 {
+            self.unanswered.insert(message.into());
+        }
+        shard.publish(publication, ticket, &mut self.counters);
     }
 
     /// The slot of the session of a device that is connected.
@@ -347,8 +357,7 @@ impl World {
                 self.tally.expired += 1;
             }
             let shard = &self.shards[worker];
-            let is_it = |session| *shard.all[session as usize].device == *device.name;
-            let is_known = shard.away.find(shard.home.hash(&device.name), is_it).is_some();
+            let is_known = shard.sessions.find_away(&device.name).is_some();
             assert_eq!(is_known, device.is_away(), "{}: whether there is a session still", device.name);
             self.tally.waited += u32::from(will.is_some());
             let due_will = given.remove(&*device.name);
@@ -362,6 +371,8 @@ impl World {
     /// Deliveries of one shard reach its devices; some devices lose their connection in the middle of it.
     fn deliver(&mut self, worker: usize) {
         self.publish_due_wills(worker);
+        self.hear_answers(worker);
+        self.shards[worker].take_answerable();
         self.shards[worker].begin_turn();
         for batch in self.shards[worker].next_deliveries(3) {
             let (session, generation) = (batch.session, batch.generation);
@@ -439,25 +450,77 @@ impl World {
         for from in 0..WORKERS {
             for to in (0..WORKERS).filter(|&to| to != from) {
                 let outgoing = self.shards[usize::from(from)].take_outgoing(WorkerId(to));
-                self.ways.entry((from, to)).or_default().extend(outgoing);
+                let way = self.ways.entry((from, to)).or_default();
+                way.0.extend(outgoing.answers);
+                way.1.extend(outgoing.passed);
             }
         }
     }
 
-    fn arrive(&mut self, from: u16, to: u16) {
-        let Some(peer) = self.ways.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return };
-        self.shards[usize::from(to)].handle_peer(peer, &mut self.counters);
+    /// One thing arrives, of either lane. `false`: nothing is on this way.
+    fn arrive(&mut self, from: u16, to: u16) -> bool {
+        let Some((answers, passed)) = self.ways.get_mut(&(from, to)) else { return false };
+        let shard = &mut self.shards[usize::from(to)];
+        let answers_first = self.random.bool();
+        if (answers_first || passed.is_empty())
+            && let Some(answer) = answers.pop_front()
+        {
+            shard.handle_peer(WorkerId(from), answer);
+        } else if let Some(passed) = passed.pop_front() {
+            shard.handle_passed(WorkerId(from), passed, &mut self.counters);
+        } else {
+            return false;
+        }
+        true
     }
 
-    /// Everything that is under way between shards arrives.
+    /// Everything that is under way between shards arrives. What waits for credit waits until somebody is delivered to.
     fn settle(&mut self) {
-        self.carry();
-        for from in 0..WORKERS {
-            for to in 0..WORKERS {
-                while self.ways.get(&(from, to)).is_some_and(|way| !way.is_empty()) {
-                    self.arrive(from, to);
+        for _ in 0..10_000 {
+            self.carry();
+            let mut is_quiet = true;
+            for from in 0..WORKERS {
+                for to in 0..WORKERS {
+                    while self.arrive(from, to) {
+                        is_quiet = false;
+                    }
                 }
             }
+            let waits = |shard: &Broker| (0..WORKERS).any(|worker| shard.waits_for(WorkerId(worker)));
+            if self.shards.iter().any(waits) {
+                (0..usize::from(WORKERS)).for_each(|worker| self.deliver(worker));
+            } else if is_quiet {
+                return;
+            }
+        }
+        panic!("seed {}: shards wait for each other", self.seed);
+    }
+
+    /// Publishers hear that their messages are safe: each once.
+    fn hear_answers(&mut self, worker: usize) {
+        for (request, end) in self.shards[worker].take_requests() {
+            assert_eq!(end, RequestEnd::Published);
+            assert!(self.unanswered.remove(&request), "seed {}: message {request} is answered twice", self.seed);
+        }
+    }
+
+    /// What one shard has of another's credit is on its way, is held there, has come free there, or comes back.
+    fn check_credit(&self, from: u16, to: u16) {
+        let used = self.shards[usize::from(from)].ways.used(WorkerId(to));
+        let there = &self.shards[usize::from(to)];
+        let (no_answers, no_passed) = (VecDeque::new(), VecDeque::new());
+        let passed = self.ways.get(&(from, to)).map_or(&no_passed, |way| &way.1);
+        let answers = self.ways.get(&(to, from)).map_or(&no_answers, |way| &way.0);
+        for class in Class::ALL {
+            let on_the_way = passed.iter().filter(|passed| passed.class() == class).count();
+            let comes_back: usize = answers
+                .iter()
+                .map(|answer| if let Peer::Credit(credit) = answer { credit[class.index()].messages } else { 0 })
+                .sum();
+            let held = there.settlements.held_for(WorkerId(from), class).messages;
+            let untold = there.ways.untold(WorkerId(from))[class.index()].messages;
+            let all = on_the_way + held + untold + comes_back;
+            assert_eq!(used[class.index()].messages, all, "seed {}: {class:?} from {from} to {to}", self.seed);
         }
     }
 
@@ -465,6 +528,12 @@ impl World {
         for (worker, shard) in self.shards.iter().enumerate() {
             let is_it = |device: &Device, slot| device.worker == worker && device.connection == Some(slot);
             shard.check_invariants(|slot| self.devices.iter().any(|device| is_it(device, slot)));
+        }
+        // It looks at everything that is open: now and then is often enough.
+        if self.tally.messages.is_multiple_of(16) {
+            for from in 0..WORKERS {
+                (0..WORKERS).filter(|&to| to != from).for_each(|to| self.check_credit(from, to));
+            }
         }
     }
 
@@ -514,7 +583,9 @@ impl World {
     }
 
     fn is_over(&self) -> bool {
-        self.shards.iter().all(|shard| !shard.has_deliveries() && !shard.has_outgoing())
+        self.shards.iter().all(|shard| !shard.has_deliveries())
+            && self.unanswered.is_empty()
+            && self.shards.iter().all(|shard| shard.settlements.len() == 0)
             && self.due_wills.iter().all(Vec::is_empty)
             && self.devices.iter().all(|device| device.owed.is_empty() && device.connection.is_some())
     }

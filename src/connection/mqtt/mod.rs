@@ -69,7 +69,7 @@ impl OpenConnection<'_, '_> {
             Packet::Pubrec(ack) => self.handle_pubrec(session, ack)?,
             Packet::Pubrel(ack) => self.handle_pubrel(session, ack)?,
             Packet::Pubcomp(ack) => self.handle_pubcomp(session, ack)?,
-            Packet::Subscribe(subscribe) => self.handle_subscribe(session, subscribe, mqtt)?,
+            Packet::Subscribe(subscribe) => return self.handle_subscribe(session, subscribe, mqtt),
             Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(session, unsubscribe),
             Packet::Pingreq => {
                 self.cx.counters.add(Figure::HeartbeatsReceived, 1);
@@ -207,7 +207,8 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::HomeFull | CloseReason::TokenUnanswered => Reason::SERVER_BUSY,
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => Reason::CLIENT_IDENTIFIER_NOT_VALID,
         CloseReason::TokenRejected => Reason::BAD_USER_NAME_OR_PASSWORD,
-        CloseReason::DeviceClosed
+        CloseReason::MessageRefused
+        | CloseReason::DeviceClosed
         | CloseReason::HelloTimeout
         | CloseReason::PeerClosed
         | CloseReason::PeerReset

@@ -19,15 +19,16 @@ impl Connection {
         self.as_open(settings, cx).send_deliveries(deliveries)
     }
 
-    /// Tells the device which of its messages are safe.
+    /// Tells the device which of its messages are safe, and that it has subscribed.
     ///
     /// # Errors
     /// The [`Termination`] of a connection whose keys can seal nothing more.
-    pub fn handle_settled(&mut self, settings: &ListenerSettings, cx: &mut Context) -> Result<(), Termination> {
+    pub fn handle_answerable(&mut self, settings: &ListenerSettings, cx: &mut Context) -> Result<(), Termination> {
         assert!(self.is_device());
         let mut open = self.as_open(settings, cx);
         if let Some(session) = open.session() {
-            open.encode_answers(session);
+            open.encode_answers(session)?;
+            open.say_suback(session);
         }
         open.seal_plain()
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::transport::OpenConnection;
 use super::super::{Step, Termination};
 use super::{PacketOutcome, broken};
-use crate::broker::{ALIASES_MAX, Known};
+use crate::broker::{ALIASES_MAX, Known, Ticket};
 use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Message, Publication, Receipt, Uplink};
@@ -34,33 +34,35 @@ impl OpenConnection<'_, '_> {
                 return Ok(PacketOutcome::Consumed);
             }
             self.check_receive_maximum(session, 1)?;
+            if self.cx.broker.hold(session) {
+                // As many of its messages as it may have in flight are not safe yet: it waits for their answers.
+                return Ok(PacketOutcome::Deferred(Step::Held));
+            }
         }
         if topic::level_count(&topic) > self.settings.topic_levels {
-            self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
-            return Ok(PacketOutcome::Consumed);
+            return self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
         }
         if !may(&mqtt.publish, self.device, &topic) {
             self.cx.counters.add(Figure::DroppedUnauthorized, 1);
-            self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
-            return Ok(PacketOutcome::Consumed);
+            return self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
         }
         let goes_up = mqtt.uplink.iter().any(|filter| topic::matches(filter, &topic));
         let is_full = goes_up && self.cx.uplink.len() >= self.cx.uplink_length;
         if is_full && publish.qos != QoS::AtMostOnce {
             return Ok(PacketOutcome::Deferred(Step::Paused));
         }
-        if publish.qos != QoS::AtMostOnce {
-            let settled = (!goes_up).then_some(Reason::SUCCESS);
-            self.cx.broker.receive(session, publish.packet_id, publish.qos as u8, settled);
-        }
+        let ticket = match publish.qos {
+            QoS::AtMostOnce => Ticket::NOBODY,
+            qos => self.cx.broker.receive(session, publish.packet_id, qos as u8),
+        };
         let publication = self.make_publication(session, topic, publish);
         if is_full {
             self.cx.counters.add(Figure::MessagesDropped, 1);
         } else if goes_up {
-            self.send_publication_up(session, &publication, publish);
+            self.send_publication_up(&publication, ticket);
         }
-        self.cx.broker.publish(publication, self.cx.counters);
-        self.encode_answers(session);
+        self.cx.broker.publish(publication, ticket, self.cx.counters);
+        self.encode_answers(session)?;
         Ok(PacketOutcome::Consumed)
     }
 
@@ -125,10 +127,10 @@ impl OpenConnection<'_, '_> {
         }
     }
 
-    fn send_publication_up(&mut self, session: u32, publication: &Publication, publish: &Publish) {
+    fn send_publication_up(&mut self, publication: &Publication, ticket: Ticket) {
         self.cx.counters.add(Figure::MessagesReceived, 1);
-        let receipt =
-            (publish.qos != QoS::AtMostOnce).then(|| Receipt::Session(self.cx.broker.id(session), publish.packet_id));
+        let wants_answer = ticket != Ticket::NOBODY;
+        let receipt = wants_answer.then(|| Receipt::Publication(self.cx.broker.expect_uplink(ticket)));
         self.cx.uplink.push(Uplink::Message(Message {
             device: self.device.clone(),
             connection: self.id,
@@ -139,27 +141,37 @@ impl OpenConnection<'_, '_> {
     }
 
     /// A message that is not taken. It is answered in its turn, like those that are [MQTT-4.6.0-2, MQTT-4.6.0-3].
-    fn refuse_publish(&mut self, session: u32, publish: &Publish, reason: Reason) {
+    fn refuse_publish(
+        &mut self,
+        session: u32,
+        publish: &Publish,
+        reason: Reason,
+    ) -> Result<PacketOutcome, Termination> {
         if publish.qos != QoS::AtMostOnce {
-            self.cx.broker.receive(session, publish.packet_id, publish.qos as u8, Some(reason));
-            self.encode_answers(session);
+            self.cx.broker.refuse(session, publish.packet_id, publish.qos as u8, reason);
+            self.encode_answers(session)?;
         }
+        Ok(PacketOutcome::Consumed)
     }
 
     /// Whatever may be answered by now, in its order.
-    pub(in crate::connection) fn encode_answers(&mut self, session: u32) {
+    pub(in crate::connection) fn encode_answers(&mut self, session: u32) -> Result<(), Termination> {
         while let Some(answer) = self.cx.broker.next_answer(session) {
             let is_v5 = self.cx.broker.profile(session).version == Version::V5;
             let reason = match answer.reason {
                 reason if is_v5 => reason,
-                // The backbone will not have it. Unanswered, it comes again with the device's next connection.
-                Reason::QUOTA_EXCEEDED => continue,
+                // It could not be kept, and v3.1.1 has no word for that: neither "safe" nor silence would be true.
+                Reason::QUOTA_EXCEEDED => {
+                    let what = "a message could not be kept, which MQTT 3.1.1 cannot be told";
+                    return Err(Termination::because(CloseReason::MessageRefused, what));
+                }
                 // It may not be published, and v3.1.1 has no word for that: acknowledged, lest it come again and again.
                 _ => Reason::SUCCESS,
             };
             self.cx.counters.add(Figure::MessagesAcknowledged, u64::from(answer.reason == Reason::SUCCESS));
             self.encode_ack(session, answer.packet, answer.qos, reason);
         }
+        Ok(())
     }
 
     fn encode_ack(&mut self, session: u32, packet_id: u16, qos: u8, reason: Reason) {

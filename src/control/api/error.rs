@@ -36,6 +36,8 @@ pub(super) enum ApiError {
     Offline(String),
     /// The device takes no such message; why.
     Refused { device: String, why: &'static str },
+    /// A message could not be retained; why.
+    NotRetained(&'static str),
     /// The device did not acknowledge in time.
     AckTimeout { device: String, waited: Duration },
     /// The device's connection ended, or too many newer messages came, before it acknowledged.
@@ -93,6 +95,7 @@ impl ApiError {
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ApiError::Refused { .. } | ApiError::NoStore | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ApiError::NotRetained(_) => StatusCode::INSUFFICIENT_STORAGE,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             ApiError::WorkerBusy { .. }
@@ -119,6 +122,7 @@ impl ApiError {
             ApiError::NoDevice(_) => "device_not_found",
             ApiError::Offline(_) => "device_offline",
             ApiError::Refused { .. } => "refused",
+            ApiError::NotRetained(_) => "not_retained",
             ApiError::AckTimeout { .. } => "ack_timeout",
             ApiError::Unacknowledged(_) => "unacknowledged",
             ApiError::NoBroadcast(_) => "broadcast_not_found",
@@ -161,6 +165,9 @@ impl fmt::Display for ApiError {
             ApiError::Unauthorized { presented: true } => f.write_str("the admin token is not right"),
             ApiError::NoDevice(device) | ApiError::Offline(device) => write!(f, "no device {device:?} is connected"),
             ApiError::Refused { device, why } => write!(f, "device {device:?} does not take it: {why}"),
+            ApiError::NotRetained(why) => {
+                write!(f, "it was not retained, and the topic has no retained message any more: {why}")
+            }
             ApiError::AckTimeout { device, waited } => {
                 let waited = humantime::format_duration(*waited);
                 write!(f, "device {device:?} did not acknowledge within {waited}; the message may have arrived")

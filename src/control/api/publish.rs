@@ -15,7 +15,7 @@ use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
 use crate::codec::mqtt::topic;
-use crate::link::{Command, Publication};
+use crate::link::{Command, Outcome, Publication};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +56,7 @@ pub(super) async fn publish(
     let deadline = Instant::now() + ANSWER_MAX;
     let ticket = ask(&state, &state.sent, worker, |request| Command::Publish { request, publication })?;
     match ticket.answer(deadline).await {
+        Some(Outcome::Refused(why)) => Err(ApiError::NotRetained(why)),
         Some(_) => Ok((StatusCode::ACCEPTED, Json(Published { outcome: "accepted" }))),
         None => Err(ApiError::WorkerBusy { worker: worker.index() }),
     }

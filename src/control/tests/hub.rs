@@ -68,7 +68,7 @@ fn a_message_is_acknowledged_when_the_backbone_holds_it() {
 }
 
 #[test]
-fn acknowledgements_wait_for_a_full_inbox_and_keep_their_order() {
+fn acknowledgements_find_no_bound_in_an_inbox_and_keep_their_order() {
     let stage = Stage::new(Plan { silent: Some(0), inbox: 4, ..Plan::default() });
     let count = 500;
     for first in (0..count).step_by(50) {

@@ -37,8 +37,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A mailbox of `capacity` commands, and its inbox.
 pub(super) fn mailbox(capacity: usize) -> (Mailbox, Receiver<Command>) {
-    let (sender, inbox) = bounded(capacity);
-    (Mailbox::new(sender, Arc::new(Doorbell::new().unwrap())), inbox)
+    let (mailbox, inbox) = crate::link::mailbox(capacity, Arc::new(Doorbell::new().unwrap()));
+    (mailbox, inbox.commands)
 }
 
 /// A control plane before played workers.

@@ -1,0 +1,176 @@
+//! What a publication waits for before its publisher is told that it is safe (decision D8).
+//!
+//! ```text
+//!   PUBLISH ──▶ opened ──▶ parts: each shard it is passed on to, each delivery here, the uplink
+//!                            │ every part is done
+//!                            ▼
+//!                          settled ──▶ PUBACK or PUBREC, the API's answer, or (in a shard that it was passed on to)
+//!                                      the sender's credit back and `Peer::Taken`
+//! ```
+//!
+//! A delivery is done when it is in its session's queue below the bound, or was sent, or was dropped by name. So a publisher
+//! waits for a subscriber that lives, within its own window.
+
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::link::{Class, Publication, SessionId, WorkerId};
+
+/// Names a settlement of this shard; 0 where nothing waits.
+pub(super) type Token = u32;
+
+/// Nothing waits for it.
+pub(super) const NOTHING: Token = 0;
+
+/// Who is told when a publication is settled.
+#[derive(Clone, Debug)]
+pub(super) enum Owner {
+    /// A device of this shard, under its packet identifier.
+    Publisher { session: SessionId, packet: u16 },
+    /// A request of the API.
+    Request(u64),
+    /// Nobody: a will, or a retained message with QoS 0.
+    Nobody,
+    /// The shard that passed it on: its credit comes back, and its own settlement has one part less.
+    Shard { worker: WorkerId, class: Class, token: Token, bytes: usize },
+}
+
+/// How one part of a settlement has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It is safe.
+    Taken,
+    /// It was to be retained, and there is no room.
+    NotRetained,
+    /// The backbone will not have it.
+    Refused,
+}
+
+impl Part {
+    /// A shard was to retain it, perhaps.
+    pub(super) fn retained(is_kept: bool) -> Self {
+        if is_kept { Part::Taken } else { Part::NotRetained }
+    }
+}
+
+#[derive(Debug)]
+struct Settlement {
+    owner: Owner,
+    /// What is not done yet.
+    parts: u32,
+    is_refused: bool,
+    is_retained: bool,
+    /// The message, where it is to be withdrawn should a shard not be able to retain it.
+    retained: Option<Arc<Publication>>,
+}
+
+/// A publication that is settled.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) owner: Owner,
+    /// It was to be retained and could not be, or the backbone will not have it.
+    pub(super) is_refused: bool,
+    /// The message, which is to be withdrawn everywhere before the owner is told.
+    pub(super) withdraw: Option<Arc<Publication>>,
+}
+
+/// The publications of one shard that wait for something.
+#[derive(Default)]
+pub(super) struct Settlements {
+    open: Slab<Settlement>,
+}
+
+impl Settlements {
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Opens one, with one part: that it is being published. [`Settlements::done`] ends that part too.
+    pub(super) fn open(&mut self, owner: Owner) -> Token {
+        self.open.insert(Settlement { owner, parts: 1, is_refused: false, is_retained: true, retained: None }) as Token
+            + 1
+    }
+
+    /// Remembers a message that is to be withdrawn should it be refused.
+    pub(super) fn set_retained(&mut self, token: Token, publication: &Arc<Publication>) {
+        if let Some(settlement) = self.get(token) {
+            settlement.retained = Some(Arc::clone(publication));
+        }
+    }
+
+    /// It waits for one thing more.
+    pub(super) fn add(&mut self, token: Token) {
+        if let Some(settlement) = self.get(token) {
+            settlement.parts += 1;
+        }
+    }
+
+    /// One thing is done. What is settled by it is given back, and is open no more.
+    pub(super) fn done(&mut self, token: Token, part: Part) -> Option<Settled> {
+        let settlement = self.get(token)?;
+        settlement.parts -= 1;
+        settlement.is_refused |= part != Part::Taken;
+        settlement.is_retained &= part != Part::NotRetained;
+        if settlement.parts > 0 {
+            return None;
+        }
+        let Settlement { owner, is_refused, is_retained, retained, .. } = self.open.remove(token as usize - 1);
+        if self.open.is_empty() && self.open.capacity() > 1_024 {
+            // After a storm the memory goes back.
+            self.open = Slab::new();
+        }
+        Some(Settled { owner, is_refused, withdraw: retained.filter(|_| !is_retained) })
+    }
+
+    fn get(&mut self, token: Token) -> Option<&mut Settlement> {
+        if token == NOTHING {
+            return None;
+        }
+        let settlement = self.open.get_mut(token as usize - 1);
+        Some(settlement.expect("nothing is done twice, and nothing is settled before all is done"))
+    }
+
+    /// What came from this worker in this class and is not settled: its credit is here.
+    #[cfg(test)]
+    pub(super) fn held_for(&self, from: WorkerId, of: Class) -> crate::link::Credit {
+        let mut held = crate::link::Credit::default();
+        for (_, settlement) in &self.open {
+            if let Owner::Shard { worker, class, bytes, .. } = settlement.owner
+                && (worker, class) == (from, of)
+            {
+                held.messages += 1;
+                held.bytes += bytes;
+            }
+        }
+        held
+    }
+
+    pub(super) fn check_invariants(&self) {
+        for (index, settlement) in &self.open {
+            assert!(settlement.parts > 0, "settlement {index} waits for nothing: {settlement:?}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_settled_with_its_last_part_and_refused_if_any_is() {
+        let mut settlements = Settlements::default();
+        let token = settlements.open(Owner::Request(7));
+        let other = settlements.open(Owner::Nobody);
+        settlements.add(token);
+        settlements.add(token);
+        assert!(settlements.done(token, Part::Taken).is_none());
+        assert!(settlements.done(token, Part::Refused).is_none());
+        let settled = settlements.done(token, Part::Taken).unwrap();
+        assert!(matches!(settled.owner, Owner::Request(7)) && settled.is_refused);
+        assert_eq!(settlements.len(), 1);
+        assert!(!settlements.done(other, Part::Taken).unwrap().is_refused);
+        assert!(settlements.done(NOTHING, Part::Taken).is_none());
+    }
+}
