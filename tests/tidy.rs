@@ -29,7 +29,7 @@ const TABLE: &[Row] = &[
     row("pool", &[], &[]),
     row("link", &["time"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
     row("codec", &[], &[]),
-    row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize"]),
+    row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "arc_swap", "base64"]),
     row("tls/certs", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
     row("broker", &["time", "config", "devices", "metrics", "wheel", "pool", "link", "codec"], &["slab", "hashbrown", "siphasher"]),
     row("connection", &["time", "config", "metrics", "pool", "link", "tls", "codec", "broker"], &["bytes"]),

@@ -225,6 +225,7 @@ impl Deployment {
             certificates: &files,
             client_auth: handshake::ClientAuth::Off,
             alpn: &[pulsegate::codec::native::ALPN],
+            ..ServerOptions::default()
         };
         let (tls, _) = ServerTls::load(&options).expect("certificates of our own");
         [ListenerSettings::new(ListenerId(0), listener, &config.limits, tls)].into()

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pulsegate::connection::ListenerSettings;
 use pulsegate::tls::handshake::{
-    ClientOptions, ClientResumption, ClientTls, Established, Handshake, Progress, Roots, ServerTls, Versions,
+    ClientOptions, ClientResumption, ClientTls, Established, Handshake, Progress, RecordWish, Roots, ServerTls,
+    Versions,
 };
 use pulsegate::tls::record::{Stage, next_record};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -127,7 +128,7 @@ fn by_us(tls: &ServerTls, client: &ClientTls) -> Duration {
     let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
     let mut client = Handshake::client(client, &mut to_server).expect("a client");
     let before = thread_cpu();
-    let mut server = Handshake::server(tls);
+    let mut server = Handshake::server(tls, RecordWish::default());
     assert!(!drive(&mut server, &to_server, &mut to_client), "the server waits for Finished");
     let mut spent = thread_cpu().saturating_sub(before);
     to_server.clear();

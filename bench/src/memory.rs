@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use pulsegate::connection::Connection;
 use pulsegate::time::Tick;
-use pulsegate::tls::handshake::Handshake;
+use pulsegate::tls::handshake::{Handshake, RecordWish};
 use pulsegate::wheel::Wheel;
 use rustls::ServerConnection;
 use tikv_jemalloc_ctl::thread;
@@ -197,7 +197,7 @@ fn beside(ours: f64) -> Table {
     let mut hello = Vec::new();
     theirs.client().write_tls(&mut hello).expect("a Vec takes everything");
     let mut answer = Vec::with_capacity(16_384);
-    let begin = || Handshake::server(&settings[0].tls);
+    let begin = || Handshake::server(&settings[0].tls, RecordWish::default());
     let (fresh, handshakes) = kept(|| (0..SAMPLES).map(|_| Box::new(begin())).collect::<Vec<_>>());
     drop(handshakes);
     let (answered, handshakes) = kept(|| {

@@ -43,7 +43,7 @@ fn settings() -> Arc<[ListenerSettings]> {
         let directory = std::env::temp_dir().join(format!("pulsegate-fuzz-{}", std::process::id()));
         let certs = development::ensure(&directory, &[], SystemTime::now()).expect("certificates");
         let pair = [(&*certs.server.cert, &*certs.server.key)];
-        let options = ServerOptions { certificates: &pair, client_auth: ClientAuth::Off, alpn: &[] };
+        let options = ServerOptions { certificates: &pair, client_auth: ClientAuth::Off, alpn: &[], ..ServerOptions::default() };
         let (tls, _) = ServerTls::load(&options).expect("a server's TLS");
         std::fs::remove_dir_all(&directory).expect("what was made just now");
         let raw = Raw { heartbeat: b"hb".to_vec(), reply: b"ok".to_vec(), probe: b"?".to_vec() };
@@ -51,7 +51,7 @@ fn settings() -> Arc<[ListenerSettings]> {
             name: "fuzz".into(),
             listen: ([127, 0, 0, 1], 0).into(),
             protocol,
-            tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
+            tls: config::Tls::default(),
             heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1, ..Heartbeat::default() },
             identity: Identity { from: IdentityFrom::Hello, token_file: tokens.then(|| "tokens".into()) },
         };

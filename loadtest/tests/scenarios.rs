@@ -54,6 +54,7 @@ impl Gateway {
                 certificates: &[(&certs.server.cert, &certs.server.key)],
                 client_auth: ClientAuth::Off,
                 alpn: &[],
+                ..ServerOptions::default()
             };
             let (tls, _) = ServerTls::load(&options).unwrap();
             settings.push(ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls));

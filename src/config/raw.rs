@@ -150,6 +150,40 @@ pub struct RawTls {
     pub client_ca: Option<String>,
     /// `off`, `optional` or `required`.
     pub client_auth: Option<String>,
+    /// An OCSP response for the first chain.
+    pub ocsp: Option<String>,
+    /// `[listener.tls.crl]`.
+    pub crl: Option<RawCrl>,
+    /// `close` or `keep`.
+    pub on_revoked: Option<String>,
+    /// `close` or `keep`.
+    pub on_expired: Option<String>,
+    /// `1.2`, `1.3`.
+    pub versions: Option<Vec<String>>,
+    /// The most plaintext in one record.
+    pub record_bytes: Option<i64>,
+    /// Whether sessions are resumed.
+    pub tickets: Option<bool>,
+    /// From the full handshake on.
+    pub ticket_lifetime: Option<String>,
+    /// A file of shared keys.
+    pub ticket_keys: Option<String>,
+    /// The longest that a connection lives.
+    pub max_connection_age: Option<String>,
+}
+
+/// `[listener.tls.crl]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCrl {
+    /// PEM files.
+    pub files: Vec<String>,
+    /// `refuse` or `accept`.
+    pub expired: Option<String>,
+    /// `refuse` or `accept`.
+    pub unknown: Option<String>,
+    /// `chain` or `leaf`.
+    pub depth: Option<String>,
 }
 
 /// One of `listener.tls.certificates`.
@@ -160,6 +194,8 @@ pub struct RawCertificate {
     pub cert: Option<String>,
     /// Its key.
     pub key: Option<String>,
+    /// An OCSP response.
+    pub ocsp: Option<String>,
 }
 
 /// `[listener.heartbeat]`.

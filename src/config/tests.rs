@@ -140,7 +140,7 @@ fn paths_are_relative_to_the_file() {
     );
     let config = directory.load(&text).unwrap().config;
     let tls = &config.listeners[0].tls;
-    let files = |cert, key| CertificateFiles { cert: directory.path(cert), key: directory.path(key) };
+    let files = |cert, key| CertificateFiles { cert: directory.path(cert), key: directory.path(key), ocsp: None };
     assert_eq!(tls.certificates, [files("server.pem", "server.key"), files("other.pem", "other.key")]);
     assert_eq!(config.listeners[0].identity.token_file, Some(directory.path("devices.tokens")));
     assert_eq!(config.data_dir, directory.path("pulsegate-data"));
@@ -304,7 +304,7 @@ fn certificates_are_looked_for() {
     );
     refused(&format!("{LISTENER}[listener.tls]\ncert = \"server.pem\"\n"), &["tls.key: it is missing: name the PEM"]);
     refused(&native("").replace("server.pem", "none.pem"), &[":6: ", "tls.cert: ", "none.pem cannot be read"]);
-    refused(&native("").replace("server.key", "."), &[":7: ", "tls.key: ", " is a directory: name a PEM file"]);
+    refused(&native("").replace("server.key", "."), &[":7: ", "tls.key: ", " is a directory: name a file"]);
     refused(&native("").replace("server.key", ""), &["tls.key: the path is empty: write a path"]);
     let further = native("certificates = [{ cert = \"other.pem\", key = \"none.key\" }]\n");
     refused(&further, &[":8: ", "tls.certificates[0].key: ", "none.key cannot be read"]);
@@ -584,4 +584,34 @@ fn every_key() -> Vec<String> {
         assert!(keys.len() > before, "{}", error.message());
     }
     keys
+}
+
+#[test]
+fn the_tls_table_has_versions_records_tickets_and_revocation_lists() {
+    let tls = |text: &str| loaded(&native(text)).config.listeners.remove(0).tls;
+    let plain = tls("");
+    assert_eq!((plain.versions, plain.record_bytes, plain.crl), (TlsVersions::Both, 4_096, None));
+    assert_eq!(plain.tickets, Some(Tickets { lifetime: Duration::from_hours(12), keys: None }));
+    assert_eq!((plain.on_revoked, plain.on_expired), (WhenOver::Close, WhenOver::Keep));
+    let old = tls("versions = [\"1.2\"]\ntickets = false\nrecord_bytes = 512\nmax_connection_age = \"1h\"\n");
+    assert_eq!((old.versions, old.record_bytes, old.tickets), (TlsVersions::Tls12, 512, None));
+    assert_eq!(old.max_connection_age, Some(Duration::from_hours(1)));
+    let client = "client_auth = \"required\"\nclient_ca = \"ca.pem\"\n";
+    let crl = |text: &str| native(&format!("{client}[listener.tls.crl]\n{text}"));
+    let loose = "files = [\"ca.pem\"]\nexpired = \"accept\"\nunknown = \"accept\"\ndepth = \"leaf\"\n";
+    let Some(crl_read) = loaded(&crl(loose)).config.listeners.remove(0).tls.crl else { panic!("it is there") };
+    assert_eq!((crl_read.accept_expired, crl_read.accept_unknown, crl_read.leaf_only), (true, true, true));
+    for (text, words) in [
+        (native("record_bytes = 1000\n"), "tls.record_bytes: 1000 is no size for records: write one of 512, "),
+        (native("versions = [\"1.1\"]\n"), "tls.versions: \"1.1\" is not known: write [\"1.2\", \"1.3\"]"),
+        (native("versions = []\n"), "tls.versions: nobody could connect"),
+        (native("ticket_lifetime = \"8d\"\n"), "tls.ticket_lifetime: \"8d\" is out of range"),
+        (native("ticket_keys = \"none.keys\"\n"), "tls.ticket_keys: "),
+        (native("on_revoked = \"warn\"\n"), "tls.on_revoked: \"warn\" is not known: write one of \"close\", \"keep\""),
+        (crl(""), "tls.crl.files: there is no list"),
+        (crl("files = [\"none.crl\"]\n"), "none.crl cannot be read"),
+        (crl("files = [\"ca.pem\"]\nexpired = \"maybe\"\n"), "tls.crl.expired: \"maybe\" is not known"),
+    ] {
+        refused(&text, &[words]);
+    }
 }

@@ -19,13 +19,16 @@ pub struct Termination {
     pub code: Option<u8>,
     /// The device was told already: there is no goodbye to be said.
     pub is_sent: bool,
+    /// Whether the last bytes said to the peer are waited for: see [`lingers`].
+    pub lingers: bool,
 }
 
 impl Termination {
     /// An end that its reason explains.
     #[must_use]
     pub const fn new(reason: CloseReason) -> Self {
-        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0, code: None, is_sent: false }
+        let lingers = lingers(reason);
+        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0, code: None, is_sent: false, lingers }
     }
 
     /// The same end with the reason code that an MQTT device is told.
@@ -38,6 +41,12 @@ impl Termination {
     #[must_use]
     pub fn already_sent(self) -> Self {
         Self { is_sent: true, ..self }
+    }
+
+    /// The same end of a peer that sends no more and still reads: what was said to it is waited for, whatever the reason.
+    #[must_use]
+    pub fn heard(self) -> Self {
+        Self { lingers: true, ..self }
     }
 
     /// The same end with advice when to come back, in milliseconds.
@@ -57,7 +66,7 @@ impl Termination {
     }
 }
 
-/// Whether the last bytes said to the peer are waited for. A socket closed over unread bytes answers with a reset, and
+/// Whether the last bytes said to the peer are waited for, as far as the reason tells. A socket closed over unread bytes answers with a reset, and
 /// the peer may never read why: so after every end of our own making the socket is shut for writing and read until the
 /// peer is done, for `limits.linger_time` at most.
 #[must_use]

@@ -36,7 +36,7 @@ impl Lab {
             name: "test".into(),
             listen: ([127, 0, 0, 1], 0).into(),
             protocol: Protocol::Native,
-            tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
+            tls: config::Tls::default(),
             heartbeat: Heartbeat {
                 interval: Duration::from_secs(10),
                 timeout: Duration::from_secs(1),
@@ -81,7 +81,13 @@ impl Lab {
             config::ClientAuth::Required => ClientAuth::Required(&self.authority.pem),
         };
         let alpn: &[&[u8]] = if listener.protocol == Protocol::Native { &[native::ALPN] } else { &[] };
-        let (tls, _) = ServerTls::load(&ServerOptions { certificates: &certificates, client_auth, alpn }).unwrap();
+        let (tls, _) = ServerTls::load(&ServerOptions {
+            certificates: &certificates,
+            client_auth,
+            alpn,
+            ..ServerOptions::default()
+        })
+        .unwrap();
         ListenerSettings::new(ListenerId(id), listener, &Self::limits(), tls)
     }
 

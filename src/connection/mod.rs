@@ -55,8 +55,8 @@ use crate::metrics::{Counters, Figure, Timing};
 use crate::pool::Pool;
 use crate::time::{Moment, Tick};
 use crate::tls::certs::PeerIdentity;
-use crate::tls::handshake::{Handshake, HandshakeError, Progress};
-use crate::tls::record::{FramingError, RecordLayer, Stage, next_record, plaintext_alert};
+use crate::tls::handshake::{Handshake, HandshakeError, Progress, RecordWish};
+use crate::tls::record::{FramingError, RecordLayer, Stage, next_record};
 
 /// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.
 const AWAITED_MAX: usize = 64;
@@ -362,7 +362,7 @@ impl Connection {
     pub fn begin_handshake(&mut self, settings: &ListenerSettings, now: Moment) {
         assert!(self.is_called());
         self.state = State::Handshaking(Box::new(Handshaking {
-            tls: Handshake::server(&settings.tls),
+            tls: Handshake::server(&settings.tls, RecordWish::default()),
             begun: false,
             started: now,
         }));
@@ -426,7 +426,7 @@ impl Connection {
                 Ok(Some(length)) => length,
                 Err(error) => {
                     if let Some(alert) = error.alert() {
-                        plaintext_alert(alert, cx.wire);
+                        handshaking.tls.refuse(alert, cx.wire);
                     }
                     let not_tls = error == FramingError::NotTls;
                     let reason = if not_tls { CloseReason::NotTls } else { CloseReason::HandshakeFailed };
@@ -439,7 +439,7 @@ impl Connection {
             match progress {
                 Ok(Progress::Continue) => {}
                 Ok(Progress::Done) => return self.finish_handshake(settings, cx),
-                Err(error) => return Step::End(handshake_termination(&error)),
+                Err(error) => return Step::End(handshake_termination(&error, handshaking.tls.refused_certificate())),
             }
         }
     }
@@ -452,7 +452,7 @@ impl Connection {
         cx.counters.observe(Timing::Handshake, cx.now.since(handshaking.started));
         let established = match handshaking.tls.finish(cx.wire) {
             Ok(established) => established,
-            Err(error) => return Step::End(handshake_termination(&error)),
+            Err(error) => return Step::End(handshake_termination(&error, None)),
         };
         let naming = match name_by_certificate(settings, established.peer.as_ref()) {
             Ok(Some(device)) => {
@@ -627,7 +627,7 @@ impl Connection {
             if matches!(self.state, State::Open { .. }) && !unheard {
                 self.as_open(settings, cx).send_close(termination);
             }
-            self.state = if lingers(termination.reason) { State::Lingering { shut: false } } else { State::Closed };
+            self.state = if termination.lingers { State::Lingering { shut: false } } else { State::Closed };
         }
         if let Some(buffers) = &mut self.buffers {
             buffers.saved = Saved::default();
@@ -718,13 +718,17 @@ fn refusal(downlink: &Downlink, message: u32, settings: &ListenerSettings) -> Op
     }
 }
 
-fn handshake_termination(error: &HandshakeError) -> Termination {
+/// `certificate`: which one was refused, in words.
+fn handshake_termination(error: &HandshakeError, certificate: Option<&str>) -> Termination {
     let reason = match error {
         HandshakeError::CertificateRejected(_) => CloseReason::CertificateRejected,
         HandshakeError::PeerClosed => CloseReason::HandshakeAbandoned,
         _ => CloseReason::HandshakeFailed,
     };
-    Termination::from_error(reason, error)
+    match certificate {
+        Some(certificate) => Termination::because(reason, format!("{error}: {certificate}")),
+        None => Termination::from_error(reason, error),
+    }
 }
 
 /// The id that the listener's rule finds in the client certificate. `None`: there is no rule, or (raw listeners) no

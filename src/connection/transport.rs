@@ -92,14 +92,14 @@ impl OpenConnection<'_, '_> {
 
     /// Opens the next record in place.
     pub(super) fn open_record(&mut self, input: &mut Input) -> Result<Record, Termination> {
-        let length = match self.tls.next_record(input.cipher(), self.cx.wire) {
+        let length = match self.tls.next_record_behind(input.cipher(), self.cx.plain, self.cx.wire) {
             Ok(None) => return Ok(Record::Partial),
             Ok(Some(length)) => length,
             Err(error) => return Err(Termination::from_error(CloseReason::TlsError, &error)),
         };
         let record = input.record(length);
         let start = record.as_ptr() as usize;
-        match self.tls.open(record, self.cx.wire) {
+        match self.tls.open_behind(record, self.cx.plain, self.cx.wire) {
             Ok(Opened::Data(plaintext)) => {
                 let offset = plaintext.as_ptr() as usize - start;
                 Ok(Record::Data { length, plaintext: offset..offset + plaintext.len() })
@@ -111,7 +111,8 @@ impl OpenConnection<'_, '_> {
                 input.skip_record(length);
                 Ok(Record::Nothing)
             }
-            Ok(Opened::CloseNotify) => Err(Termination::new(CloseReason::PeerClosed)),
+            // It sends no more, and may still read (RFC 8446 6.1): what is on its way to it arrives.
+            Ok(Opened::CloseNotify) => Err(Termination::new(CloseReason::PeerClosed).heard()),
             Err(error) => Err(Termination::from_error(CloseReason::TlsError, &error)),
         }
     }

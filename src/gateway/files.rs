@@ -8,10 +8,12 @@ use aws_lc_rs::digest::{Context, SHA256};
 use super::error::{GatewayError, Problems};
 use super::watch::Signature;
 use crate::codec::{mqtt, native};
-use crate::config::{self, ClientAuth, Config, Listener, Loaded, Machine, Place, Protocol, Tls};
+use crate::config::{
+    self, CertificateFiles, ClientAuth, Config, Listener, Loaded, Machine, Place, Protocol, Tls, TlsVersions,
+};
 use crate::control::auth::tokens::TokenFile;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
-use crate::tls::handshake::{self, ServerOptions, ServerTls, self_test};
+use crate::tls::handshake::{self, RevocationOptions, ServerOptions, ServerTls, TicketOptions, Versions, self_test};
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
@@ -176,8 +178,10 @@ fn is_readable_by_all(file: &Path) -> bool {
 
 fn tls_files(listener: &Listener) -> impl Iterator<Item = &Path> {
     let tls = &listener.tls;
-    let pairs = tls.certificates.iter().flat_map(|files| [files.cert.as_path(), files.key.as_path()]);
-    pairs.chain(tls.client_ca.as_deref())
+    let pairs = tls.certificates.iter().flat_map(|files| [Some(&files.cert), Some(&files.key), files.ocsp.as_ref()]);
+    let lists = tls.crl.iter().flat_map(|crl| &crl.files);
+    let ticket_keys = tls.tickets.as_ref().and_then(|tickets| tickets.keys.as_ref());
+    pairs.flatten().chain(&tls.client_ca).chain(lists).chain(ticket_keys).map(PathBuf::as_path)
 }
 
 fn tls_digest(listener: &Listener) -> Digest {
@@ -215,6 +219,23 @@ fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoa
     let tls = &listener.tls;
     let certificates: Vec<(&Path, &Path)> =
         tls.certificates.iter().map(|files| (files.cert.as_path(), files.key.as_path())).collect();
+    let with_staple = |(position, files): (usize, &'_ CertificateFiles)| Some((position, files.ocsp.clone()?));
+    let staples: Vec<_> = tls.certificates.iter().enumerate().filter_map(with_staple).collect();
+    let staples: Vec<_> = staples.iter().map(|(position, path)| (*position, path.as_path())).collect();
+    let lists: Vec<&Path> = tls.crl.iter().flat_map(|crl| &crl.files).map(PathBuf::as_path).collect();
+    let revocation = tls.crl.as_ref().map(|crl| RevocationOptions {
+        lists: &lists,
+        accept_expired: crl.accept_expired,
+        accept_unknown: crl.accept_unknown,
+        leaf_only: crl.leaf_only,
+    });
+    let versions = match tls.versions {
+        TlsVersions::Both => Versions::Both,
+        TlsVersions::Tls12 => Versions::Tls12,
+        TlsVersions::Tls13 => Versions::Tls13,
+    };
+    let tickets =
+        tls.tickets.as_ref().map(|tickets| TicketOptions { lifetime: tickets.lifetime, keys: tickets.keys.as_deref() });
     let client_auth = match (tls.client_auth, &tls.client_ca) {
         (ClientAuth::Off, _) => handshake::ClientAuth::Off,
         (ClientAuth::Optional, Some(authorities)) => handshake::ClientAuth::Optional(authorities),
@@ -226,17 +247,29 @@ fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoa
         Protocol::Raw(_) => &[],
         Protocol::Mqtt(_) => &[mqtt::ALPN],
     };
-    ServerTls::load(&ServerOptions { certificates: &certificates, client_auth, alpn })
+    ServerTls::load(&ServerOptions {
+        listener: &listener.name,
+        certificates: &certificates,
+        staples: &staples,
+        client_auth,
+        revocation,
+        alpn,
+        versions,
+        tickets,
+        record_bytes: tls.record_bytes,
+    })
 }
 
 /// The key of `[listener.tls]` that names this file.
 fn key_of(tls: &Tls, path: Option<&Path>) -> String {
     let names = |file: &Path| path == Some(file);
     for (index, files) in tls.certificates.iter().enumerate() {
-        let key = match (names(&files.cert), names(&files.key)) {
-            (true, _) => "cert",
-            (false, true) => "key",
-            (false, false) => continue,
+        let has_staple = files.ocsp.as_deref().is_some_and(names);
+        let key = match (names(&files.cert), names(&files.key), has_staple) {
+            (true, ..) => "cert",
+            (_, true, _) => "key",
+            (.., true) => "ocsp",
+            _ => continue,
         };
         // The first pair stands in the table itself, further ones in its list.
         return match index {
@@ -244,30 +277,54 @@ fn key_of(tls: &Tls, path: Option<&Path>) -> String {
             _ => format!("tls.certificates[{}].{key}", index - 1),
         };
     }
-    if tls.client_ca.as_deref().is_some_and(names) { "tls.client_ca".to_owned() } else { "tls".to_owned() }
+    let crl_names = tls.crl.as_ref().is_some_and(|crl| crl.files.iter().any(|file| names(file)));
+    let keys = tls.tickets.as_ref().and_then(|tickets| tickets.keys.as_deref());
+    match tls.client_ca.as_deref() {
+        Some(file) if names(file) => "tls.client_ca",
+        _ if crl_names => "tls.crl.files",
+        _ if keys.is_some_and(names) => "tls.ticket_keys",
+        _ => "tls",
+    }
+    .to_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::config::CertificateFiles;
+    use crate::config::{Crl, Tickets};
 
     use super::*;
 
     #[test]
     fn a_file_has_the_key_that_names_it() {
-        let files =
-            |name: &str| CertificateFiles { cert: format!("{name}.pem").into(), key: format!("{name}.key").into() };
+        let file = |name: &str, end: &str| format!("{name}.{end}").into();
+        let files = |name: &str| CertificateFiles {
+            cert: file(name, "pem"),
+            key: file(name, "key"),
+            ocsp: Some(file(name, "ocsp")),
+        };
+        let crl = Crl {
+            files: vec!["a.crl".into(), "b.crl".into()],
+            accept_expired: false,
+            accept_unknown: false,
+            leaf_only: false,
+        };
         let tls = Tls {
             certificates: vec![files("a"), files("b"), files("c")],
             client_ca: Some("ca.pem".into()),
             client_auth: ClientAuth::Optional,
+            crl: Some(crl),
+            tickets: Some(Tickets { keys: Some("tickets.keys".into()), ..Tickets::default() }),
+            ..Tls::default()
         };
         let key = |path: &str| key_of(&tls, Some(Path::new(path)));
         assert_eq!(key("a.pem"), "tls.cert");
         assert_eq!(key("a.key"), "tls.key");
         assert_eq!(key("b.pem"), "tls.certificates[0].cert");
         assert_eq!(key("c.key"), "tls.certificates[1].key");
+        assert_eq!(key("b.ocsp"), "tls.certificates[0].ocsp");
         assert_eq!(key("ca.pem"), "tls.client_ca");
+        assert_eq!(key("b.crl"), "tls.crl.files");
+        assert_eq!(key("tickets.keys"), "tls.ticket_keys");
         assert_eq!(key_of(&tls, None), "tls");
     }
 }

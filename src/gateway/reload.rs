@@ -184,6 +184,7 @@ impl Reloader {
                 // The very same: its tickets stay good.
                 tls = before.tls.clone();
             } else {
+                tls.keep_tickets(&before.tls);
                 to.changed.push(format!("listener {name:?}: tls"));
             }
             if tokens_digest != before.tokens_digest {

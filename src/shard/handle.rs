@@ -130,9 +130,15 @@ impl Shard {
     /// The peer has ended its side of the stream.
     pub fn handle_eof(&mut self, index: u32, now: Moment) {
         let connection = &self.connections[index as usize];
+        let has_unsent = !connection.unsent().is_empty();
+        if connection.is_lingering() && has_unsent {
+            // It still reads, as far as anybody knows: `handle_sent` looks again when it has got all.
+            return;
+        }
         let reason =
             if connection.facts().is_some() { CloseReason::PeerClosed } else { CloseReason::HandshakeAbandoned };
-        self.end(index, &Termination::new(reason), now);
+        let termination = Termination::new(reason);
+        self.end(index, &if has_unsent { termination.heard() } else { termination }, now);
     }
 
     /// The socket has failed: reset by the peer, or unreachable.
@@ -163,6 +169,10 @@ impl Shard {
         let connection = &mut self.connections[index as usize];
         connection.sent(count);
         if connection.unsent().is_empty() {
+            if connection.is_lingering() {
+                // The peer's end of the stream may have been seen before its last bytes were taken.
+                self.ready.push(index);
+            }
             self.broker.handle_drained(index);
         }
         // What a closed connection has left is counted no more, though it may still go before the socket does.

@@ -476,13 +476,38 @@ fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
     assert_eq!(desk.reap(), [index]);
 }
 
-/// The peer ends its stream and takes bytes in one turn.
+/// Its end of the stream is no reason to cut what is on its way to a peer in the middle of a record (RFC 8446 6.1).
+#[test]
+fn a_peer_that_sends_no_more_gets_what_was_unsent() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    desk.shard.handle_unsent(index, &[0; 100], desk.now);
+    desk.shard.handle_eof(index, desk.now);
+    assert_eq!(desk.closed(CloseReason::PeerClosed), 1);
+    assert!(desk.shard.connections[index as usize].is_lingering());
+    // However often the end is seen.
+    desk.shard.handle_eof(index, desk.now);
+    let left = desk.shard.unsent(index).len();
+    assert!(left >= 100 && !desk.shard.take_shutdown(index));
+    desk.shard.handle_sent(index, 60);
+    desk.shard.check_invariants();
+    desk.shard.handle_eof(index, desk.now);
+    assert!(desk.shard.connections[index as usize].is_lingering());
+    desk.shard.handle_sent(index, left - 60);
+    assert!(desk.shard.take_shutdown(index) && desk.shard.has_ready(), "it is looked at once more");
+    desk.shard.handle_eof(index, desk.now);
+    desk.shard.check_invariants();
+    assert_eq!((desk.closed(CloseReason::PeerClosed), desk.figure(Figure::BufferedBytes)), (1, 0));
+    assert_eq!(desk.reap(), [index]);
+}
+
+/// The peer's stream breaks, and it takes bytes, in one turn.
 #[test]
 fn bytes_that_leave_after_the_end_are_not_counted_twice() {
     let mut desk = Desk::new();
     let index = desk.connect("a");
     desk.shard.handle_unsent(index, &[0; 100], desk.now);
-    desk.shard.handle_eof(index, desk.now);
+    desk.shard.handle_reset(index, desk.now);
     assert_eq!(desk.figure(Figure::BufferedBytes), 0);
     assert_eq!(desk.shard.unsent(index).len(), 100);
     desk.shard.handle_sent(index, 60);

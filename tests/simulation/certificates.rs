@@ -34,7 +34,8 @@ impl Certificates {
         std::fs::write(&key_file, server_key.serialize_pem()).expect("a file");
 
         let pair = [(&*cert_file, &*key_file)];
-        let options = ServerOptions { certificates: &pair, client_auth: ClientAuth::Off, alpn: &[] };
+        let options =
+            ServerOptions { certificates: &pair, client_auth: ClientAuth::Off, alpn: &[], ..ServerOptions::default() };
         let (server, _) = ServerTls::load(&options).expect("a server's TLS");
         let client = ClientTls::load(&ClientOptions {
             roots: Roots::Der(root.der()),

@@ -136,7 +136,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         name: "simulated".into(),
         listen: ([127, 0, 0, 1], 0).into(),
         protocol,
-        tls: config::Tls { certificates: Vec::new(), client_ca: None, client_auth: config::ClientAuth::Off },
+        tls: config::Tls::default(),
         heartbeat: Heartbeat {
             interval: Duration::from_mins(1),
             timeout: TIMEOUT,

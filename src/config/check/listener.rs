@@ -1,17 +1,14 @@
 //! One `[[listener]]`.
 
-use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::at::At;
-use super::{CertificateFilesAre, Context, check_name, mqtt, unreadable, values};
+use super::{Context, check_name, mqtt, tls, values};
 use crate::config::error::{Place, Problem};
-use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawTls};
-use crate::config::{
-    CertificateFiles, ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
-};
+use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw};
+use crate::config::{ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 
 /// The range of heartbeat intervals and timeouts. A tick is the least; the most must fit 16 bits of ticks (6,553 s).
 const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
@@ -44,7 +41,7 @@ pub fn resolve(
         context.warn(&at.key("listen"), text);
     }
     let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, raw.mqtt, limits)?;
-    let tls = tls(context, &at, raw.tls)?;
+    let tls = tls::resolve(context, &at, raw.tls)?;
     if raw.heartbeat.is_some() && matches!(protocol, Protocol::Mqtt(_)) {
         let text = "it has no effect here: an MQTT device says in CONNECT how often it will be heard (its keep-alive; \
                     mqtt.keep_alive_max bounds it)";
@@ -104,75 +101,6 @@ fn raw_options(at: &At<'_>, raw: RawRaw, limits: &Limits) -> Result<Raw, Problem
         return Err(Problem::new(at.key("raw.reply"), "there is no raw.heartbeat to reply to", remedy));
     }
     Ok(options)
-}
-
-fn tls(context: &mut Context<'_>, at: &At<'_>, raw: Option<RawTls>) -> Result<Tls, Problem> {
-    let Some(raw) = raw else {
-        let remedy = "add [listener.tls] with cert and key (`pulsegate dev-certs DIR` makes a set to begin with)";
-        return Err(Problem::new(at.key("tls"), "it is missing, and there is no listening without TLS", remedy));
-    };
-    let mut certificates = vec![certificate(context, at, "tls", raw.cert, raw.key)?];
-    for (index, further) in raw.certificates.into_iter().enumerate() {
-        let table = format!("tls.certificates[{index}]");
-        certificates.push(certificate(context, at, &table, further.cert, further.key)?);
-    }
-    let client_auth = match raw.client_auth {
-        None => ClientAuth::Off,
-        Some(written) => values::word(
-            at.key("tls.client_auth"),
-            &written,
-            &[("off", ClientAuth::Off), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)],
-        )?,
-    };
-    let client_ca = match (client_auth, raw.client_ca) {
-        (ClientAuth::Off, Some(_)) => {
-            context.note(&at.key("tls.client_ca"), "it is not used, as tls.client_auth is off");
-            None
-        }
-        (ClientAuth::Off, None) => None,
-        (_, Some(written)) => Some(certificate_file(context, at.key("tls.client_ca"), &written)?),
-        (_, None) => {
-            let what = "it is missing, and tls.client_auth needs authorities to check client certificates against";
-            let remedy = "name a PEM file of CA certificates, or set tls.client_auth = \"off\"";
-            return Err(Problem::new(at.key("tls.client_ca"), what, remedy));
-        }
-    };
-    Ok(Tls { certificates, client_ca, client_auth })
-}
-
-fn certificate(
-    context: &Context<'_>,
-    at: &At<'_>,
-    table: &str,
-    cert: Option<String>,
-    key: Option<String>,
-) -> Result<CertificateFiles, Problem> {
-    let file = |name: &str, written: Option<String>, what: &str| {
-        let place = at.key(&format!("{table}.{name}"));
-        match written {
-            Some(written) => certificate_file(context, place, &written),
-            None => Err(Problem::new(place, "it is missing", format!("name the PEM file of the {what}"))),
-        }
-    };
-    Ok(CertificateFiles {
-        cert: file("cert", cert, "certificate chain, leaf first")?,
-        key: file("key", key, "certificate's private key")?,
-    })
-}
-
-fn certificate_file(context: &Context<'_>, place: Place, written: &str) -> Result<PathBuf, Problem> {
-    let path = context.path(place.clone(), written)?;
-    if context.certificate_files == CertificateFilesAre::MadeAtStart {
-        return Ok(path);
-    }
-    match File::open(&path).and_then(|file| file.metadata()) {
-        Ok(metadata) if metadata.is_dir() => {
-            let what = format!("{} is a directory", path.display());
-            Err(Problem::new(place, what, "name a PEM file"))
-        }
-        Ok(_) => Ok(path),
-        Err(error) => Err(unreadable(place, &path, &error)),
-    }
 }
 
 /// `is_probed`: the gateway sends the heartbeats.

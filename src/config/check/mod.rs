@@ -6,6 +6,7 @@ mod limits;
 mod listener;
 mod mqtt;
 mod store;
+mod tls;
 mod values;
 
 use std::fs;

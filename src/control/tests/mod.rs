@@ -24,7 +24,7 @@ use super::exposition::CONTENT_TYPE;
 use super::{Clock, Control, OpenStore, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
 use crate::backbone::{Held, What};
 use crate::config::{
-    self, Admin, ClientAuth, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
+    self, Admin, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
 };
 use crate::link::{
     Batch, CloseReason, Command, ConnectionId, Description, Doorbell, Home, ListenerId, Mailbox, Message, Outcome,
@@ -330,7 +330,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         name: name.into(),
         listen: (Ipv4Addr::LOCALHOST, port).into(),
         protocol,
-        tls: Tls { certificates: Vec::new(), client_ca: None, client_auth: ClientAuth::Off },
+        tls: Tls::default(),
         heartbeat: Heartbeat {
             interval: Duration::from_mins(1),
             timeout: Duration::from_secs(10),

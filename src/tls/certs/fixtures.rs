@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
-    PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize,
+    SanType, SerialNumber,
 };
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Chain;
 
@@ -80,6 +83,61 @@ impl Authority {
         write(&file("key"), &key.serialize_pem());
         (file("pem"), file("key"))
     }
+
+    /// The same for a device, whose certificate holds for `life` from now.
+    pub fn issue_for(&self, name: &str, life: Duration) -> (PathBuf, PathBuf) {
+        let key = Algorithm::EcdsaP256.generate();
+        let mut params = params(name, Time::Now);
+        params.not_after = params.not_before + DAY + life;
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        self.write_pair(name, &certificate.pem(), &key)
+    }
+
+    /// The same, signed by an authority in between that holds for `life` from now. The file has both certificates.
+    pub fn issue_through(&self, name: &str, life: Duration) -> (PathBuf, PathBuf) {
+        let between_key = Algorithm::EcdsaP256.generate();
+        let mut between = params(&format!("between for {name}"), Time::Now);
+        between.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        between.not_after = between.not_before + DAY + life;
+        let between_pem = between.signed_by(&between_key, &self.issuer).unwrap().pem();
+        let issuer = Issuer::new(between, between_key);
+        let key = Algorithm::EcdsaP256.generate();
+        let certificate = params(name, Time::Now).signed_by(&key, &issuer).unwrap();
+        self.write_pair(name, &(certificate.pem() + &between_pem), &key)
+    }
+
+    /// A revocation list of this authority that names these certificates and holds for a week, as a file `NAME.crl`.
+    pub fn revoke(&self, name: &str, certificates: &[&Path]) -> PathBuf {
+        let now = rcgen::date_time_ymd(1970, 1, 1) + SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let entry = |path: &&Path| {
+            let der = CertificateDer::from_pem_file(path).unwrap();
+            let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - Duration::from_mins(1),
+            next_update: now + 7 * DAY,
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: certificates.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let path = self.directory.path().join(format!("{name}.crl"));
+        write(&path, &list.signed_by(&self.issuer).unwrap().pem().unwrap());
+        path
+    }
+
+    fn write_pair(&self, name: &str, pem: &str, key: &KeyPair) -> (PathBuf, PathBuf) {
+        let file = |extension| self.directory.path().join(format!("{name}.{extension}"));
+        write(&file("pem"), pem);
+        write(&file("key"), &key.serialize_pem());
+        (file("pem"), file("key"))
+    }
 }
 
 fn write(path: &Path, text: &str) {
@@ -98,7 +156,8 @@ pub(in crate::tls) fn chain(algorithm: Algorithm, names: &[&str]) -> Chain {
     let certificate = params.self_signed(&key).unwrap().der().clone();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let certified = CertifiedKey::from_der(vec![certificate], key, &aws_lc_rs::default_provider()).unwrap();
-    Chain { certified: Arc::new(certified), dns_names: names.iter().map(|name| (*name).to_owned()).collect() }
+    let dns_names = names.iter().map(|name| (*name).to_owned()).collect();
+    Chain { certified: Arc::new(certified), dns_names, not_after: i64::MAX }
 }
 
 fn params(common_name: &str, time: Time) -> CertificateParams {

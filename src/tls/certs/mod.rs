@@ -1,10 +1,11 @@
 //! Certificates: `load` reads and checks what the operator gave, `choose` picks among several by server name,
-//! `leaf` reads the names in one, [`development`] makes a set to begin with.
+//! `leaf` reads the names in one, `revocation` the lists of those that hold no longer, [`development`] makes a set to begin with.
 //!
 //! Nothing here waits for the network, and private keys never leave this module but inside a signing key.
 
 mod leaf;
 mod load;
+mod revocation;
 
 mod choose;
 
@@ -13,9 +14,10 @@ pub mod development;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
-pub use leaf::PeerIdentity;
-pub use load::{LoadProblem, LoadWarning, TlsLoadError, Validity};
+pub use leaf::{CertificateFacts, CertificateMark, PeerIdentity};
+pub use load::{Dated, ENDS_SOON, LoadProblem, LoadWarning, TlsLoadError, Validity};
 
 pub(super) use choose::CertificateChooser;
-pub(super) use leaf::Leaf;
-pub(super) use load::{Chain, load_authorities, load_chain};
+pub(super) use leaf::{Leaf, describe};
+pub(super) use load::{Authorities, Chain, load_authorities, load_chain, load_staple};
+pub(super) use revocation::{RevocationLists, load_revocation_lists};

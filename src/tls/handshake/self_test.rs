@@ -10,10 +10,10 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signatur
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureAlgorithm, SignatureScheme};
 
-use super::secrets::CaptureTrafficSecrets;
+use super::scope::CaptureTrafficSecrets;
 use super::{
-    CertificateFault, ClientResumption, ClientTls, Established, Handshake, HandshakeError, Progress, ServerTls,
-    Versions,
+    CertificateFault, ClientResumption, ClientTls, Established, Handshake, HandshakeError, Progress, RecordWish,
+    ServerTls, Versions,
 };
 use crate::tls::certs::Chain;
 use crate::tls::record::{Opened, RecordLayer, Stage, next_record};
@@ -47,14 +47,16 @@ impl std::error::Error for SelfTestError {}
 /// # Errors
 /// [`SelfTestError`] about the first that fails.
 pub fn self_test(tls: &ServerTls) -> Result<(), SelfTestError> {
-    for (certificate, chain) in tls.chooser.chains().iter().enumerate() {
+    let policy = tls.policy();
+    for (certificate, chain) in policy.chooser.chains().iter().enumerate() {
         for (versions, version) in [(Versions::Tls13, "TLS 1.3"), (Versions::Tls12, "TLS 1.2")] {
             // Keys of the newest kinds have no place in TLS 1.2.
             let has_tls12 = matches!(
                 chain.certified.key.algorithm(),
                 SignatureAlgorithm::ECDSA | SignatureAlgorithm::RSA | SignatureAlgorithm::ED25519
             );
-            if versions == Versions::Tls12 && !has_tls12 {
+            let is_spoken = policy.versions == Versions::Both || policy.versions == versions;
+            if !is_spoken || versions == Versions::Tls12 && !has_tls12 {
                 continue;
             }
             let fault = |error| SelfTestError { certificate, version, error };
@@ -129,7 +131,7 @@ pub(super) fn hears(from: &mut RecordLayer, to: &mut RecordLayer, wire: &mut Vec
 
 fn shake_hands(server: &ServerTls, client: &ClientTls) -> Result<Trial, HandshakeError> {
     let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
-    let mut server = Handshake::server(server);
+    let mut server = Handshake::server(server, RecordWish::default());
     let mut client = Handshake::client(client, &mut to_server)?;
     // The server first: where both fail, its error is the cause and the client's is the alert about it.
     while !(server.is_done && client.is_done) {

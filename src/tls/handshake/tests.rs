@@ -1,13 +1,9 @@
 //! Both roles against each other, record by record, and against clients that we did not write.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::SanType;
-use rustls::pki_types::UnixTime;
-use rustls::time_provider::TimeProvider;
 
 use super::self_test::hears;
 use super::*;
@@ -17,6 +13,7 @@ use crate::tls::record::{Alert, Opened, RecordError, Stage, Version, next_record
 mod failures;
 mod interop;
 mod loading;
+mod resumption;
 
 const ALL_VERSIONS: [Versions; 2] = [Versions::Tls13, Versions::Tls12];
 
@@ -40,7 +37,7 @@ impl Lab {
 
     fn server(&self, client_auth: ClientAuth<'_>, alpn: &[&[u8]]) -> ServerTls {
         let certificates = [(&*self.server.0, &*self.server.1)];
-        let options = ServerOptions { certificates: &certificates, client_auth, alpn };
+        let options = ServerOptions { certificates: &certificates, client_auth, alpn, ..ServerOptions::default() };
         ServerTls::load(&options).unwrap().0
     }
 
@@ -111,7 +108,7 @@ impl Pair {
     fn new(server: &ServerTls, client: &ClientTls) -> Self {
         let mut inbox = Vec::new();
         let client = Handshake::client(client, &mut inbox).unwrap();
-        let server = End { handshake: Handshake::server(server), inbox, error: None };
+        let server = End { handshake: Handshake::server(server, RecordWish::default()), inbox, error: None };
         Self { server, client: End { handshake: client, inbox: Vec::new(), error: None } }
     }
 
@@ -267,41 +264,6 @@ fn a_ticket_is_not_waited_for_unless_wanted() {
     assert!(!talk(&server, &client).server.resumed);
 }
 
-#[derive(Debug)]
-struct LaterClock(AtomicU64);
-
-impl TimeProvider for LaterClock {
-    fn current_time(&self) -> Option<UnixTime> {
-        let later = Duration::from_secs(self.0.load(Ordering::Relaxed));
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + later))
-    }
-}
-
-#[test]
-fn a_certificate_that_expired_since_its_ticket_was_made_is_refused() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let (cert, key) = lab.client_certificate("pump-17", Time::Now);
-    for versions in ALL_VERSIONS {
-        let clock = Arc::new(LaterClock(AtomicU64::new(0)));
-        let mut server = lab.server(ClientAuth::Required(&lab.authority.pem), &[]);
-        Arc::get_mut(&mut server.config).unwrap().time_provider = clock.clone();
-        let mut options = lab.options(versions);
-        options.identity = Some((&cert, &key));
-        options.resumption = ClientResumption::AwaitTicket;
-        let client = ClientTls::load(&options).unwrap();
-        talk(&server, &client);
-        clock.0.store(60 * 86_400, Ordering::Relaxed);
-        let mut pair = Pair::new(&server, &client).run();
-        assert!(pair.server.handshake.is_done, "{versions:?}");
-        let mut alert = Vec::new();
-        let error = pair.server.handshake.finish(&mut alert).unwrap_err();
-        assert_eq!(error, HandshakeError::CertificateRejected(CertificateFault::Expired), "{versions:?}");
-        pair.client.inbox = alert;
-        pair.server = End { handshake: Handshake::server(&server), inbox: Vec::new(), error: None };
-        assert_eq!(pair.alert_to_client(), Alert::CertificateExpired as u8, "{versions:?}");
-    }
-}
-
 #[test]
 fn the_server_name_and_the_client_s_signature_schemes_choose_the_certificate() {
     let authority = Authority::new(Algorithm::EcdsaP256);
@@ -316,7 +278,12 @@ fn the_server_name_and_the_client_s_signature_schemes_choose_the_certificate() {
         issue("wild-rsa", Algorithm::Rsa2048, &["*.fleet.test"]),
     ];
     let certificates: Vec<_> = files.iter().map(|(cert, key)| (&**cert, &**key)).collect();
-    let options = ServerOptions { certificates: &certificates, client_auth: ClientAuth::Off, alpn: &[] };
+    let options = ServerOptions {
+        certificates: &certificates,
+        client_auth: ClientAuth::Off,
+        alpn: &[],
+        ..ServerOptions::default()
+    };
     let (server, warnings) = ServerTls::load(&options).unwrap();
     assert_eq!(warnings, []);
     // TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256: a client that can only do RSA.
@@ -352,7 +319,7 @@ fn the_server_name_and_the_client_s_signature_schemes_choose_the_certificate() {
         }
         assert_eq!(pair.client.error, None, "{name}");
         let shown = &pair.client.handshake.connection.peer_certificates().unwrap()[0];
-        assert_eq!(shown, &server.chooser.chains()[expected].certified.cert[0], "{name} {suites:x?}");
+        assert_eq!(shown, &server.policy().chooser.chains()[expected].certified.cert[0], "{name} {suites:x?}");
     }
 }
 
@@ -488,8 +455,9 @@ fn handshakes_that_take_turns_on_one_thread_keep_their_secrets_apart() {
 /// A server that sends no ticket, and a client that waits for one.
 fn ticketless() -> Pair {
     let lab = Lab::new(Algorithm::EcdsaP256);
-    let mut server = lab.server(ClientAuth::Off, &[]);
-    Arc::get_mut(&mut server.config).unwrap().send_tls13_tickets = 0;
+    let certificates = [(&*lab.server.0, &*lab.server.1)];
+    let options = ServerOptions { certificates: &certificates, tickets: None, ..ServerOptions::default() };
+    let server = ServerTls::load(&options).unwrap().0;
     let mut options = lab.options(Versions::Tls13);
     options.resumption = ClientResumption::AwaitTicket;
     let pair = Pair::new(&server, &ClientTls::load(&options).unwrap()).run();

@@ -12,6 +12,8 @@ use aws_lc_rs::aead::LessSafeKey;
 
 use super::error::{Alert, LEVEL_FATAL, LEVEL_WARNING, RecordError};
 use super::framing::{ContentType, PLAINTEXT_MAX, Stage, next_record};
+use super::keys::SEQUENCE_MAX;
+use super::shape::Shape;
 use super::suite::{Role, Version};
 use super::{EMPTY_RECORDS_MAX, KEY_UPDATES_MAX, RecordLayer, Status, WARNINGS_MAX, tls12, tls13};
 
@@ -23,6 +25,9 @@ const CLIENT_HELLO: u8 = 1;
 const HELLO_REQUEST: u8 = 0;
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
+
+/// What every KeyUpdate begins with: its type, and the length of its one byte.
+const KEY_UPDATE_HEAD: [u8; Shape::PARTIAL_MAX] = [KEY_UPDATE, 0, 0, 1];
 
 const UPDATE_NOT_REQUESTED: u8 = 0;
 const UPDATE_REQUESTED: u8 = 1;
@@ -47,6 +52,8 @@ pub enum Handled {
         /// It asked.
         requested: bool,
     },
+    /// A part of a handshake message; the rest is in the next record.
+    Fragment,
     /// A warning alert with this description.
     Warning(u8),
     /// The peer wished to renegotiate and was told no.
@@ -75,13 +82,27 @@ impl<'l> Burst<'l> {
     /// # Errors
     /// As [`Burst::open`].
     pub fn next_record(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<usize>, RecordError> {
+        self.next_record_behind(bytes, &mut Vec::new(), out)
+    }
+
+    /// The same as [`Burst::next_record`] for who has something to say that is not sealed yet: see
+    /// [`Burst::open_behind`].
+    ///
+    /// # Errors
+    /// As [`Burst::open`].
+    pub fn next_record_behind(
+        &mut self,
+        bytes: &[u8],
+        said: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<usize>, RecordError> {
         if self.layer.status.has(Status::FAILED) {
             return Err(RecordError::Closed);
         }
         if self.layer.status.has(Status::READ_CLOSED) {
             return Ok((!bytes.is_empty()).then_some(bytes.len()));
         }
-        next_record(bytes, Stage::Protected(self.layer.version())).map_err(|error| self.fail(error.into(), out))
+        next_record(bytes, Stage::Protected(self.layer.version())).map_err(|error| self.fail(error.into(), said, out))
     }
 
     /// Opens one whole record, header included, in place. Answers that the protocol demands are appended to `out`.
@@ -90,6 +111,21 @@ impl<'l> Burst<'l> {
     /// The connection is over: the fatal alert, if one is due, is in `out`, the keys are wiped, and every further
     /// call says [`RecordError::Closed`].
     pub fn open<'r>(&mut self, record: &'r mut [u8], out: &mut Vec<u8>) -> Result<Opened<'r>, RecordError> {
+        self.open_behind(record, &mut Vec::new(), out)
+    }
+
+    /// The same as [`Burst::open`] for who has something to say that is not sealed yet: should this record be a wrong
+    /// one, the answers to those before it are sealed in front of the alert that ends the connection, and `said` is
+    /// empty then.
+    ///
+    /// # Errors
+    /// As [`Burst::open`].
+    pub fn open_behind<'r>(
+        &mut self,
+        record: &'r mut [u8],
+        said: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<Opened<'r>, RecordError> {
         if self.layer.status.has(Status::FAILED) {
             return Err(RecordError::Closed);
         }
@@ -97,7 +133,7 @@ impl<'l> Burst<'l> {
         if self.layer.status.has(Status::READ_CLOSED) {
             return Ok(Opened::Handled(Handled::AfterClose));
         }
-        self.open_live(record, out).map_err(|error| self.fail(error, out))
+        self.open_live(record, out).map_err(|error| self.fail(error, said, out))
     }
 
     /// Seals application data into as many records as it needs, appended to `out`. Empty data needs none.
@@ -110,12 +146,13 @@ impl<'l> Burst<'l> {
         if !self.layer.can_seal() {
             return Err(RecordError::Closed);
         }
-        let records = plaintext.len().div_ceil(PLAINTEXT_MAX);
+        let limit = self.layer.shape.limit().bytes();
+        let records = plaintext.len().div_ceil(limit);
         if self.layer.version() == Version::Tls12 && self.data_records_left() < records as u64 {
             return Err(RecordError::KeyExhausted);
         }
         out.reserve(plaintext.len() + records * tls12::OVERHEAD.max(tls13::OVERHEAD));
-        for content in plaintext.chunks(PLAINTEXT_MAX) {
+        for content in plaintext.chunks(limit) {
             // RFC 8446 5.5: "there are cryptographic limits on the amount of plaintext which can be safely encrypted
             // under a given set of keys"; at ours we change them.
             if self.data_records_left() == 0 && !self.update_keys(false, out) {
@@ -175,8 +212,7 @@ impl<'l> Burst<'l> {
         if next_record(record, Stage::Protected(self.layer.version()))? != Some(record.len()) {
             return Err(RecordError::Decode);
         }
-        // RFC 8446 5.3: sequence numbers "MUST NOT wrap". The last one stays unused.
-        if self.layer.rx.sequence() == u64::MAX {
+        if self.layer.rx.sequence() == SEQUENCE_MAX {
             return Err(RecordError::SequenceExhausted);
         }
         let RecordLayer { rx: direction, suite, .. } = &*self.layer;
@@ -186,6 +222,10 @@ impl<'l> Burst<'l> {
             Version::Tls13 => tls13::open(key, direction, record)?,
         };
         self.layer.rx.advance();
+        // RFC 8446 5.1: between the parts of a handshake message "there MUST NOT be any other records".
+        if self.layer.shape.partial() > 0 && kind != ContentType::Handshake {
+            return Err(RecordError::UnexpectedMessage);
+        }
         match kind {
             ContentType::ApplicationData => self.handle_data(content),
             ContentType::Alert => self.handle_alert(content),
@@ -238,7 +278,14 @@ impl<'l> Burst<'l> {
 
     fn handle_handshake(&mut self, content: &[u8], out: &mut Vec<u8>) -> Result<Handled, RecordError> {
         check_not_empty(content)?;
-        let mut rest = content;
+        let mut joined = [0; Shape::PARTIAL_MAX + 1];
+        let mut rest = match self.layer.version() {
+            Version::Tls12 => content,
+            Version::Tls13 => match self.join_key_update(content, &mut joined)? {
+                Some(message) => message,
+                None => return Ok(Handled::Fragment),
+            },
+        };
         loop {
             let (kind, body) = split_message(&mut rest)?;
             let handled = match (self.layer.version(), kind, self.layer.role()) {
@@ -258,6 +305,36 @@ impl<'l> Burst<'l> {
                 return Ok(handled);
             }
         }
+    }
+
+    /// A KeyUpdate may come in parts (RFC 8446 5.1). All of its encoding but the last byte is known before it comes, so
+    /// that a count is all that has to be kept of it. None: more is to come. What is no KeyUpdate passes as it is.
+    fn join_key_update<'m>(
+        &mut self,
+        content: &'m [u8],
+        joined: &'m mut [u8; Shape::PARTIAL_MAX + 1],
+    ) -> Result<Option<&'m [u8]>, RecordError> {
+        let begun = self.layer.shape.partial();
+        if begun == 0 && (content[0] != KEY_UPDATE || content.len() > Shape::PARTIAL_MAX) {
+            return Ok(Some(content));
+        }
+        // RFC 8446 5.1: a message before a key change must end with its record.
+        let whole = begun + content.len();
+        if whole > joined.len() {
+            return Err(RecordError::UnexpectedMessage);
+        }
+        let head = whole.min(Shape::PARTIAL_MAX);
+        if !KEY_UPDATE_HEAD[begun..head].iter().eq(&content[..head - begun]) {
+            return Err(RecordError::Decode);
+        }
+        if whole < joined.len() {
+            self.layer.shape.set_partial(whole);
+            return Ok(None);
+        }
+        self.layer.shape.set_partial(0);
+        joined[..Shape::PARTIAL_MAX].copy_from_slice(&KEY_UPDATE_HEAD);
+        joined[Shape::PARTIAL_MAX] = content[content.len() - 1];
+        Ok(Some(joined))
     }
 
     fn handle_key_update(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<Handled, RecordError> {
@@ -291,9 +368,12 @@ impl<'l> Burst<'l> {
         Ok(Handled::RenegotiationRefused)
     }
 
-    /// Ends the connection over `error`, telling the peer.
-    fn fail(&mut self, error: RecordError, out: &mut Vec<u8>) -> RecordError {
+    /// Ends the connection over `error`, telling the peer, after the answers to what was right.
+    fn fail(&mut self, error: RecordError, said: &mut Vec<u8>, out: &mut Vec<u8>) -> RecordError {
         if let Some(alert) = error.alert() {
+            // A key that is used up seals no answers; the alert has a record of its own.
+            let _ = self.seal(said, out);
+            said.clear();
             self.seal_alert(alert, out);
         }
         self.end();

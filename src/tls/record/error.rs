@@ -133,8 +133,8 @@ pub enum RecordError {
     Version,
     /// The peer sent something that has no place after the handshake.
     UnexpectedMessage,
-    /// The peer spread a handshake message over several records. The RFCs allow it; nobody does it with messages of
-    /// this size, and to wait for the rest would cost every connection a buffer.
+    /// The peer spread a handshake message that is no KeyUpdate over several records. To wait for the rest would cost
+    /// every connection a buffer; a server has none to expect, and a client gets tickets that fit.
     Fragmented,
     /// The peer sent more than [`super::EMPTY_RECORDS_MAX`] empty records in a row.
     TooManyEmpty,

@@ -3,11 +3,11 @@
 //! The travelling form, all numbers big-endian, lengths as the suite has them:
 //!
 //! ```text
-//! | form 1 | suite 1 | status 1 | empty records 1 | key updates 1 |
+//! | form 1 | suite 1 | status 1 | empty records 1 | key updates 1 | shape 1 |
 //! | tx: secret 0, 32, 48 | key 16, 32 | iv 12 | sequence 8 |  rx: the same |
 //! ```
 //!
-//! That is 141 bytes (AES-128), 173 (ChaCha20) or 205 (AES-256) with TLS 1.3, and 77 or 109 with TLS 1.2.
+//! That is 142 bytes (AES-128), 174 (ChaCha20) or 206 (AES-256) with TLS 1.3, and 78 or 110 with TLS 1.2.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ use aws_lc_rs::aead::NONCE_LEN;
 use rustls::{CipherSuite, ConnectionTrafficSecrets, ExtractedSecrets};
 use zeroize::Zeroize;
 
-use super::keys::{Direction, DirectionSecrets, derive};
+use super::keys::{Direction, DirectionSecrets, SEQUENCE_MAX, derive};
 use super::suite::{Aead, Role, Suite, Version};
-use super::{EMPTY_RECORDS_MAX, KEY_UPDATES_MAX, RecordLayer, Status, WARNINGS_MAX};
+use super::{Alert, EMPTY_RECORDS_MAX, KEY_UPDATES_MAX, RecordLayer, Shape, Status, WARNINGS_MAX};
 
 /// The number of the travelling form. A reader refuses any other.
-const FORM: u8 = 1;
+const FORM: u8 = 2;
 
 /// The first generation of TLS 1.3 application traffic secrets, as a key log names them.
 #[derive(Clone, Copy)]
@@ -80,11 +80,19 @@ impl RecordLayer {
         Ok(RecordLayer::new(role, suite, &tx, &rx))
     }
 
+    /// The same connection, for who has [sent a message](Early::Message) under its key already.
+    #[must_use]
+    pub fn after_early_message(mut self) -> RecordLayer {
+        self.tx.advance();
+        self
+    }
+
     /// Appends the connection in its travelling form. These bytes are the connection's secrets: wipe them when they
     /// have been sent, and drop the connection here before it goes on there: two that seal under the same key and
     /// number betray it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&[FORM, self.suite as u8, self.status.0, self.empty_records, self.key_updates]);
+        out.extend_from_slice(&[FORM, self.suite as u8, self.status.0]);
+        out.extend_from_slice(&[self.empty_records, self.key_updates, self.shape.byte()]);
         for direction in [&self.tx, &self.rx] {
             out.extend_from_slice(direction.secret(self.suite));
             out.extend_from_slice(direction.key(self.suite));
@@ -97,8 +105,8 @@ impl RecordLayer {
     /// incomplete or of a form that this version does not know.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<(RecordLayer, usize)> {
-        let (&[form, suite, status, empty_records, key_updates], mut rest) = bytes.split_first_chunk()?;
-        let (suite, status) = (Suite::from_number(suite)?, Status(status));
+        let (&[form, suite, status, empty_records, key_updates, shape], mut rest) = bytes.split_first_chunk()?;
+        let (suite, status, shape) = (Suite::from_number(suite)?, Status(status), Shape::from_byte(shape)?);
         let counts_fit =
             status.warnings() <= WARNINGS_MAX && empty_records <= EMPTY_RECORDS_MAX && key_updates <= KEY_UPDATES_MAX;
         if form != FORM || !counts_fit {
@@ -113,9 +121,41 @@ impl RecordLayer {
             status,
             empty_records,
             key_updates,
+            shape,
         };
         Some((layer, bytes.len() - rest.len()))
     }
+}
+
+/// What a TLS 1.3 server says itself before rustls's connection is taken over: as soon as its Finished is said,
+/// everything that it sends is under its first application traffic secret (RFC 8446 section 7.1 and appendix A.2), and
+/// an alert in the clear is none.
+#[derive(Clone, Copy, Debug)]
+pub enum Early<'a> {
+    /// A fatal alert: the handshake has failed.
+    Alert(Alert),
+    /// A handshake message that fits into one record. The connection that is taken over then
+    /// [counts](RecordLayer::after_early_message) it.
+    Message(&'a [u8]),
+}
+
+/// Appends the one record that may come before the connection is taken over. False, and nothing done, when the suite or
+/// the secret is none of ours.
+pub fn seal_early(suite: CipherSuite, server_secret: &[u8], said: Early<'_>, out: &mut Vec<u8>) -> bool {
+    let suite = Suite::from_code(u16::from(suite)).filter(|suite| suite.version() == Version::Tls13);
+    let Some(suite) = suite.filter(|suite| suite.secret_len() == server_secret.len()) else { return false };
+    let (mut key, mut iv) = ([0; 32], [0; NONCE_LEN]);
+    let key = &mut key[..suite.key_len()];
+    derive(suite, server_secret, key, &mut iv);
+    let secrets = DirectionSecrets { secret: server_secret, key, iv: &iv, sequence: 0 };
+    let mut records = RecordLayer::new(Role::Server, suite, &secrets, &secrets);
+    match said {
+        Early::Alert(alert) => records.burst().alert(alert, out),
+        Early::Message(message) => records.burst().handshake_message(message, out),
+    }
+    key.zeroize();
+    iv.zeroize();
+    true
 }
 
 fn decode_direction<'a>(suite: Suite, rest: &mut &'a [u8]) -> Option<DirectionSecrets<'a>> {
@@ -123,7 +163,7 @@ fn decode_direction<'a>(suite: Suite, rest: &mut &'a [u8]) -> Option<DirectionSe
         secret: rest.split_off(..suite.secret_len())?,
         key: rest.split_off(..suite.key_len())?,
         iv: rest.split_off(..NONCE_LEN)?.try_into().ok()?,
-        sequence: u64::from_be_bytes(rest.split_off(..8)?.try_into().ok()?),
+        sequence: Some(u64::from_be_bytes(rest.split_off(..8)?.try_into().ok()?)).filter(|&at| at <= SEQUENCE_MAX)?,
     })
 }
 

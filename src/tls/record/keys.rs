@@ -8,6 +8,11 @@ use super::suite::Suite;
 
 const SECRET_MAX: usize = 48;
 const KEY_MAX: usize = 32;
+/// Seven bytes of a record's number are kept: nobody seals 2^56 records, and an eighth would cost every connection two.
+const SEQUENCE_BYTES: usize = 7;
+
+/// The last number: RFC 8446 5.3 says that they must not wrap. It stays unused.
+pub(super) const SEQUENCE_MAX: u64 = (1 << (8 * SEQUENCE_BYTES)) - 1;
 
 /// What protects one direction, as the handshake left it.
 #[derive(Clone, Copy)]
@@ -27,16 +32,16 @@ pub(super) struct Direction {
     secret: [u8; SECRET_MAX],
     key: [u8; KEY_MAX],
     pub(super) iv: [u8; NONCE_LEN],
-    /// Low half, high half: a `u64` would align the whole connection to 8.
-    sequence: [u32; 2],
+    sequence: [u8; SEQUENCE_BYTES],
 }
 
 impl Direction {
-    /// Panics when a length does not fit the suite.
+    /// Panics when a length does not fit the suite, and above [`SEQUENCE_MAX`].
     pub(super) fn new(suite: Suite, from: &DirectionSecrets<'_>) -> Self {
         assert_eq!(from.secret.len(), suite.secret_len(), "a traffic secret does not fit its suite");
         assert_eq!(from.key.len(), suite.key_len(), "a record key does not fit its suite");
-        let mut direction = Self { secret: [0; SECRET_MAX], key: [0; KEY_MAX], iv: *from.iv, sequence: [0; 2] };
+        let mut direction =
+            Self { secret: [0; SECRET_MAX], key: [0; KEY_MAX], iv: *from.iv, sequence: [0; SEQUENCE_BYTES] };
         direction.secret[..from.secret.len()].copy_from_slice(from.secret);
         direction.key[..from.key.len()].copy_from_slice(from.key);
         direction.set_sequence(from.sequence);
@@ -53,17 +58,19 @@ impl Direction {
 
     /// The next record's number.
     pub(super) fn sequence(&self) -> u64 {
-        u64::from(self.sequence[0]) | u64::from(self.sequence[1]) << 32
+        let mut bytes = [0; 8];
+        bytes[..SEQUENCE_BYTES].copy_from_slice(&self.sequence);
+        u64::from_le_bytes(bytes)
     }
 
     fn set_sequence(&mut self, sequence: u64) {
-        self.sequence = [sequence as u32, (sequence >> 32) as u32];
+        assert!(sequence <= SEQUENCE_MAX, "a record beyond the last number");
+        self.sequence.copy_from_slice(&sequence.to_le_bytes()[..SEQUENCE_BYTES]);
     }
 
     /// One record more. The caller has seen to it that there is a number left.
     pub(super) fn advance(&mut self) {
-        let next = self.sequence().checked_add(1).expect("a record was sealed or opened beyond the last number");
-        self.set_sequence(next);
+        self.set_sequence(self.sequence() + 1);
     }
 
     /// The next record's nonce (RFC 8446 5.3, RFC 7905 section 2): the iv with the number XORed into its end.
@@ -90,7 +97,7 @@ impl Direction {
         self.secret = next;
         next.zeroize();
         derive(suite, &self.secret[..secret_len], &mut self.key[..suite.key_len()], &mut self.iv);
-        self.sequence = [0; 2];
+        self.sequence = [0; SEQUENCE_BYTES];
     }
 }
 

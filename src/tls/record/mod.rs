@@ -1,4 +1,4 @@
-//! Our own TLS record layer: an established connection as 204 bytes of plain data.
+//! Our own TLS record layer: an established connection as 203 bytes of plain data.
 //!
 //! The handshake ends with keys, ivs, sequence numbers and (TLS 1.3) traffic secrets. That is all that a connection
 //! needs from then on, so it is all that is kept. To work on it a [`Burst`] is begun, which rebuilds the keys in the
@@ -6,9 +6,9 @@
 //!
 //! ```text
 //! RecordLayer
-//! | tx: secret 48 | key 32 | iv 12 | sequence 8 |   what we send
-//! | rx: secret 48 | key 32 | iv 12 | sequence 8 |   what the peer sends
-//! | suite 1 | status 1 | empty records 1 | key updates 1 |
+//! | tx: secret 48 | key 32 | iv 12 | sequence 7 |   what we send
+//! | rx: secret 48 | key 32 | iv 12 | sequence 7 |   what the peer sends
+//! | suite 1 | status 1 | empty records 1 | key updates 1 | shape 1 |
 //! ```
 //!
 //! It does all that is left of the protocol after the handshake: closure and error alerts, key updates, refusal of
@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod shape;
 mod suite;
 
 mod error;
@@ -42,11 +43,13 @@ use zeroize::Zeroize;
 pub use burst::{Burst, Handled, Opened};
 pub use error::{Alert, FramingError, RecordError};
 pub use framing::{HEADER_LEN, PLAINTEXT_MAX, RECORD_MAX, Stage, next_record, plaintext_alert};
-pub use handover::{HandoverError, TrafficSecrets};
+pub use handover::{Early, HandoverError, TrafficSecrets, seal_early};
 pub use keys::DirectionSecrets;
+pub use shape::RecordLimit;
 pub use suite::{Role, Suite, Version};
 
 use keys::Direction;
+use shape::Shape;
 
 /// Records without content that a peer may send in a row. They are legal (RFC 8446 5.1: "useful as a traffic analysis
 /// countermeasure") and cost us a decryption each.
@@ -68,9 +71,10 @@ pub struct RecordLayer {
     status: Status,
     empty_records: u8,
     key_updates: u8,
+    shape: Shape,
 }
 
-const _: () = assert!(size_of::<RecordLayer>() <= 204 && align_of::<RecordLayer>() == 4);
+const _: () = assert!(size_of::<RecordLayer>() <= 203 && align_of::<RecordLayer>() == 1);
 // The connection's state enum finds its niche in the suite.
 const _: () = assert!(size_of::<Option<RecordLayer>>() == size_of::<RecordLayer>());
 
@@ -85,7 +89,21 @@ impl RecordLayer {
             status: Status::new(role),
             empty_records: 0,
             key_updates: 0,
+            shape: Shape::new(RecordLimit::MAX),
         }
+    }
+
+    /// The same connection, whose data is sealed into records of at most this much plaintext.
+    #[must_use]
+    pub fn with_record_limit(mut self, limit: RecordLimit) -> Self {
+        self.shape.set_limit(limit);
+        self
+    }
+
+    /// How much plaintext one record of ours may carry.
+    #[must_use]
+    pub fn record_limit(&self) -> RecordLimit {
+        self.shape.limit()
     }
 
     /// Which end we are.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use aws_lc_rs::{aead, hkdf};
 
+use super::keys::SEQUENCE_MAX;
+
 /// Which end of the connection we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -166,7 +168,7 @@ impl Suite {
     pub(super) const fn records_per_key(self) -> u64 {
         match self.aead() {
             Aead::Aes128Gcm | Aead::Aes256Gcm => 1 << 24,
-            Aead::ChaCha20Poly1305 => u64::MAX,
+            Aead::ChaCha20Poly1305 => SEQUENCE_MAX,
         }
     }
 }

@@ -46,7 +46,7 @@ fn a_first_record_that_is_no_client_hello_is_answered_with_an_alert() {
         ("nothing", &[], Alert::DecodeError),
     ] {
         let mut out = Vec::new();
-        let error = Handshake::server(&tls).handle_record(bytes, &mut out).expect_err(what);
+        let error = Handshake::server(&tls, RecordWish::default()).handle_record(bytes, &mut out).expect_err(what);
         assert!(matches!(error, HandshakeError::Protocol(_)), "{what}: {error:?}");
         assert_eq!(plain_alert(&out), alert as u8, "{what}");
     }
@@ -55,7 +55,7 @@ fn a_first_record_that_is_no_client_hello_is_answered_with_an_alert() {
 /// Feeds one record to a new server: it goes on, or ends with an alert.
 fn check(tls: &ServerTls, record: &[u8], case: &str) {
     let mut out = Vec::new();
-    match Handshake::server(tls).handle_record(record, &mut out) {
+    match Handshake::server(tls, RecordWish::default()).handle_record(record, &mut out) {
         Ok(progress) => assert_eq!(progress, Progress::Continue, "{case}"),
         Err(HandshakeError::Internal(detail)) => panic!("{case}: {detail}"),
         // A changed content type may have made an alert of it.
@@ -134,7 +134,9 @@ fn old_client_hello(version: u16, suite: u16, scheme: u16) -> Vec<u8> {
 fn nothing_in_common_says_what() {
     let (lab, tls) = server();
     let mut out = Vec::new();
-    let error = Handshake::server(&tls).handle_record(&old_client_hello(0x0302, 0xc02b, 0x0403), &mut out).unwrap_err();
+    let error = Handshake::server(&tls, RecordWish::default())
+        .handle_record(&old_client_hello(0x0302, 0xc02b, 0x0403), &mut out)
+        .unwrap_err();
     assert_eq!(error, HandshakeError::NothingInCommon(Choice::Version));
     assert_eq!(plain_alert(&out), Alert::ProtocolVersion as u8);
     assert_eq!(error.to_string(), "the peer shares no protocol version with us");
@@ -149,7 +151,7 @@ fn nothing_in_common_says_what() {
     // The only way to sign is one that a P-256 key has not, in an otherwise fine suite.
     let hello = old_client_hello(0x0303, 0xc02b, 0x0503);
     out.clear();
-    let error = Handshake::server(&tls).handle_record(&hello, &mut out).unwrap_err();
+    let error = Handshake::server(&tls, RecordWish::default()).handle_record(&hello, &mut out).unwrap_err();
     assert_eq!(error, HandshakeError::NothingInCommon(Choice::SignatureScheme));
     assert_eq!(plain_alert(&out), Alert::HandshakeFailure as u8);
 
@@ -162,14 +164,15 @@ fn nothing_in_common_says_what() {
 fn an_alert_ends_the_handshake_and_warnings_are_bounded() {
     let (_lab, tls) = server();
     let mut out = Vec::new();
-    let refused = Handshake::server(&tls).handle_record(&record(21, &[2, 48]), &mut out).unwrap_err();
+    let refused =
+        Handshake::server(&tls, RecordWish::default()).handle_record(&record(21, &[2, 48]), &mut out).unwrap_err();
     assert_eq!(refused, HandshakeError::PeerAlert(48));
     assert_eq!(refused.to_string(), "the peer refused with alert 48 (UnknownCA)");
     // Within the handshake nothing vouches for a close_notify: it counts as any other warning.
-    let mut handshake = Handshake::server(&tls);
+    let mut handshake = Handshake::server(&tls, RecordWish::default());
     let warnings = (0..100).take_while(|_| handshake.handle_record(&record(21, &[1, 0]), &mut out).is_ok()).count();
     assert_eq!(warnings, 4);
-    assert!(out.is_empty());
+    assert_eq!(plain_alert(&out), Alert::DecodeError as u8);
 }
 
 #[test]
@@ -190,4 +193,57 @@ fn a_record_after_the_handshake_is_the_caller_s_mistake() {
     let (lab, tls) = server();
     let mut pair = Pair::new(&tls, &lab.client(None, Versions::Tls13)).run();
     let _ = pair.server.handshake.handle_record(&record(23, &[0; 40]), &mut Vec::new());
+}
+
+/// RFC 8446 section 6: after ServerHello a server's alerts are protected.
+#[test]
+fn what_is_no_record_behind_the_server_hello_draws_a_sealed_alert() {
+    let (lab, tls) = server();
+    for (versions, is_sealed) in [(Versions::Tls13, true), (Versions::Tls12, false)] {
+        let mut pair = Pair::new(&tls, &lab.client(None, versions));
+        pair.server.step(&mut pair.client.inbox);
+        let mut alert = Vec::new();
+        pair.server.handshake.refuse(Alert::RecordOverflow, &mut alert);
+        assert_eq!(alert[0], if is_sealed { 23 } else { 21 }, "{versions:?}");
+        if is_sealed {
+            // The client reads its way through the flight, and the alert with its own keys.
+            while pair.client.step(&mut pair.server.inbox) {}
+            let mut records = pair.client.handshake.finish(&mut Vec::new()).unwrap().records;
+            let told = records.burst().open(&mut alert, &mut Vec::new());
+            assert_eq!(told, Err(RecordError::PeerAlert(Alert::RecordOverflow as u8)));
+        } else {
+            assert_eq!(plain_alert(&alert), Alert::RecordOverflow as u8);
+        }
+    }
+}
+
+#[test]
+fn an_error_that_rustls_says_nothing_about_is_told_all_the_same() {
+    let (lab, tls) = server();
+    let mut pair = Pair::new(&tls, &lab.client(None, Versions::Tls13));
+    pair.server.step(&mut pair.client.inbox);
+    let mut out = Vec::new();
+    // Two records in one: nothing that a caller does, and nothing that reaches rustls.
+    let both = [record(23, &[0; 40]), record(23, &[0; 40])].concat();
+    let error = pair.server.handshake.handle_record(&both, &mut out).unwrap_err();
+    assert!(matches!(error, HandshakeError::Protocol(_)));
+    assert_eq!(out[0], 23, "sealed");
+}
+
+#[test]
+fn a_client_may_not_send_certificates_without_end() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let tls = lab.server(ClientAuth::Required(&lab.authority.pem), &[]);
+    let mut pair = Pair::new(&tls, &lab.client(None, Versions::Tls12));
+    pair.server.step(&mut pair.client.inbox);
+    // Certificate, of 64 KB, in records of 4 KB.
+    let mut message = vec![0; 65_000];
+    message[..4].copy_from_slice(&[11, 0, 0xfd, 0xe4]);
+    let mut out = Vec::new();
+    let taken = message
+        .chunks(4_096)
+        .take_while(|part| pair.server.handshake.handle_record(&record(22, part), &mut out).is_ok());
+    let taken = taken.count() * 4_096;
+    assert!(taken > FLIGHT_BYTES_MAX && taken <= HELLO_BYTES_MAX + FLIGHT_BYTES_MAX, "{taken}");
+    assert_eq!(plain_alert(&out), Alert::DecodeError as u8);
 }

@@ -8,16 +8,31 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::tls::certs::development::{self, DevelopmentCerts};
+use crate::tls::record::RECORD_MAX;
+
+/// Takes one connection, says hello and ends it when the peer does; whether it was a resumption.
+pub(super) fn serve_once(tls: &ServerTls, listener: &TcpListener) -> bool {
+    serve(tls, listener.accept().unwrap().0)
+}
 
 /// Answers one connection: `hello NAME of VERSION resumed BOOL` and then whatever is sent, until it is closed.
-fn serve(tls: &ServerTls, mut stream: TcpStream) {
+fn serve(tls: &ServerTls, mut stream: TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let (mut inbox, mut out) = (Vec::new(), Vec::new());
-    let mut handshake = Handshake::server(tls);
+    let wish = loop {
+        receive(&mut stream, &mut inbox);
+        match scan(&inbox) {
+            Hello::Whole(wish) => break wish,
+            Hello::Partial => {}
+            Hello::TooLong => panic!("a ClientHello that is too long"),
+        }
+    };
+    let mut handshake = Handshake::server(tls, wish);
     while !handshake.is_done {
         if let Some(length) = next_record(&inbox, Stage::Handshake).unwrap() {
             let record: Vec<u8> = inbox.drain(..length).collect();
             let handled = handshake.handle_record(&record, &mut out);
+            check_sizes(&out, wish);
             stream.write_all(&std::mem::take(&mut out)).unwrap();
             let _progress = handled.unwrap();
         } else {
@@ -29,6 +44,7 @@ fn serve(tls: &ServerTls, mut stream: TcpStream) {
     let greeting = format!("hello {name} of {} resumed {resumed}\n", records.version());
     records.burst().seal(greeting.as_bytes(), &mut out).unwrap();
     loop {
+        check_sizes(&out, wish);
         stream.write_all(&std::mem::take(&mut out)).unwrap();
         let Some(length) = records.burst().next_record(&inbox, &mut out).unwrap() else {
             receive(&mut stream, &mut inbox);
@@ -46,6 +62,17 @@ fn serve(tls: &ServerTls, mut stream: TcpStream) {
     records.burst().close_notify(&mut out);
     // The peer may be gone already; it has said its farewell.
     let _ = stream.write_all(&out);
+    resumed
+}
+
+/// No record is longer than the peer can take.
+fn check_sizes(mut out: &[u8], wish: RecordWish) {
+    // The most that protection adds: a nonce and a tag, or a content type and a tag.
+    let most = wish.limit(Version::Tls12).map_or(RECORD_MAX, |limit| limit.bytes() + HEADER_LEN + 24);
+    while let Some(length) = next_record(out, Stage::Handshake).unwrap() {
+        assert!(length <= most, "a record of {length} bytes, where {most} are right");
+        out = &out[length..];
+    }
 }
 
 fn receive(stream: &mut TcpStream, inbox: &mut Vec<u8>) {
@@ -71,7 +98,12 @@ impl Fixture {
     fn tls(&self) -> ServerTls {
         let (certs, ca) = (&self.certs, &*self.certs.authority.cert);
         let certificates = [(&*certs.server.cert, &*certs.server.key)];
-        let options = ServerOptions { certificates: &certificates, client_auth: ClientAuth::Optional(ca), alpn: &[] };
+        let options = ServerOptions {
+            certificates: &certificates,
+            client_auth: ClientAuth::Optional(ca),
+            alpn: &[],
+            ..ServerOptions::default()
+        };
         ServerTls::load(&options).unwrap().0
     }
 
@@ -114,6 +146,22 @@ fn openssl_verifies_us_and_is_understood() {
             command.args(identity);
             let printed = fixture.run(command, 1, b"over and out\n", 2);
             assert_eq!(printed, [format!("hello {peer} of {name} resumed false"), "over and out".to_owned()]);
+        }
+    }
+}
+
+#[test]
+fn openssl_that_can_take_little_is_sent_little_in_each_record() {
+    let fixture = Fixture::new();
+    let address = fixture.listener.local_addr().unwrap().to_string();
+    let line = "x".repeat(5_000);
+    for version in ["-tls1_3", "-tls1_2"] {
+        for size in ["512", "1024", "4096"] {
+            let mut command = Command::new("openssl");
+            command.args(["s_client", "-connect", &address, version, "-CAfile", "ca.pem", "-maxfraglen", size]);
+            command.args(["-servername", "localhost", "-quiet", "-no_ign_eof"]);
+            let printed = fixture.run(command, 1, format!("{line}\n").as_bytes(), 2);
+            assert_eq!(printed[1], line, "{version} {size}");
         }
     }
 }

@@ -1,10 +1,17 @@
 //! What an operator reads when something is wrong with the files, and that a trial handshake finds the rest.
 
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
+use rustls::time_provider::DefaultTimeProvider;
+
+use super::super::suites::server_provider;
 use super::*;
 use crate::tls::certs::{CertificateChooser, Chain, LoadProblem, TlsLoadError, Validity, fixtures};
 
 fn load(cert: &Path, key: &Path, client_auth: ClientAuth<'_>) -> Result<ServerTls, TlsLoadError> {
-    let options = ServerOptions { certificates: &[(cert, key)], client_auth, alpn: &[] };
+    let options = ServerOptions { certificates: &[(cert, key)], client_auth, alpn: &[], ..ServerOptions::default() };
     ServerTls::load(&options).map(|(tls, _)| tls)
 }
 
@@ -84,7 +91,12 @@ fn certificates_that_do_not_hold_now_are_loaded_with_a_warning() {
     let future = authority.issue("future", Algorithm::EcdsaP256, Time::Future, &[]);
     let now = authority.issue("now", Algorithm::EcdsaP256, Time::Now, &[]);
     let certificates = [(&*past.0, &*past.1), (&*now.0, &*now.1), (&*future.0, &*future.1)];
-    let options = ServerOptions { certificates: &certificates, client_auth: ClientAuth::Optional(&past.0), alpn: &[] };
+    let options = ServerOptions {
+        certificates: &certificates,
+        client_auth: ClientAuth::Optional(&past.0),
+        alpn: &[],
+        ..ServerOptions::default()
+    };
     let (_, warnings) = ServerTls::load(&options).unwrap();
     let found: Vec<_> = warnings.iter().map(|warning| (&*warning.path, warning.validity)).collect();
     assert!(matches!(found[0], (path, Validity::Expired(seconds)) if path == past.0 && seconds / 3_600 == 24));
@@ -106,27 +118,85 @@ fn the_self_test_passes_whatever_the_options() {
     let certificates: Vec<_> = files.iter().map(|(cert, key)| (&**cert, &**key)).collect();
     let ca = &*authority.pem;
     for client_auth in [ClientAuth::Off, ClientAuth::Optional(ca), ClientAuth::Required(ca)] {
-        let options = ServerOptions { certificates: &certificates, client_auth, alpn: &[b"pulsegate/1"] };
+        let options = ServerOptions {
+            certificates: &certificates,
+            client_auth,
+            alpn: &[b"pulsegate/1"],
+            ..ServerOptions::default()
+        };
         assert_eq!(self_test(&ServerTls::load(&options).unwrap().0), Ok(()));
     }
 }
 
 #[test]
 fn the_self_test_finds_a_key_that_signs_for_another_certificate() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let mut tls = lab.server(ClientAuth::Off, &[]);
     let (good, other) = (
         fixtures::chain(Algorithm::EcdsaP256, &["good.test"]),
         fixtures::chain(Algorithm::EcdsaP256, &["broken.test"]),
     );
     let mut broken = (*other.certified).clone();
     broken.key = good.certified.key.clone();
-    let broken = Chain { certified: Arc::new(broken), dns_names: other.dns_names };
-    tls.chooser = Arc::new(CertificateChooser::new(vec![good, broken]));
-    let chooser = Arc::clone(&tls.chooser);
-    Arc::get_mut(&mut tls.config).unwrap().cert_resolver = chooser;
-    let error = self_test(&tls).unwrap_err();
+    let broken = Chain { certified: Arc::new(broken), dns_names: other.dns_names, not_after: other.not_after };
+    let chooser = CertificateChooser::new(vec![good, broken]);
+    let (provider, clock) = (Arc::new(server_provider()), Arc::new(DefaultTimeProvider));
+    let policy = TlsPolicy::load(&ServerOptions::default(), chooser, provider, clock, &mut Vec::new()).unwrap();
+    let error = self_test(&ServerTls::of(policy)).unwrap_err();
     assert_eq!((error.certificate, error.version), (1, "TLS 1.3"));
     let text = error.to_string();
     assert!(text.starts_with("a trial handshake in TLS 1.3 with certificate 2 failed: "), "{text}");
+}
+
+#[test]
+fn a_chain_that_ends_soon_is_loaded_with_a_warning() {
+    let authority = Authority::new(Algorithm::EcdsaP256);
+    let soon = authority.issue_for("soon", Duration::from_hours(72));
+    let options = ServerOptions { certificates: &[(&soon.0, &soon.1)], ..ServerOptions::default() };
+    let (tls, warnings) = ServerTls::load(&options).unwrap();
+    let text = warnings[0].to_string();
+    assert!(text.contains("soon.pem: the certificate ends in ") && text.contains("renew it"), "{text}");
+    let left = tls.policy().chains_not_after().next().unwrap() - UnixTime::now().as_secs() as i64;
+    assert!((70 * 3_600..=72 * 3_600).contains(&left), "{left}");
+}
+
+#[test]
+fn an_unusable_revocation_list_or_ocsp_response_is_named_with_the_remedy() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let (cert, key) = (&*lab.server.0, &*lab.server.1);
+    let directory = lab.authority.directory.path();
+    let file = |name: &str, content: &[u8]| {
+        let path = directory.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let good = lab.authority.revoke("good", &[cert]);
+    let strange = Authority::new(Algorithm::EcdsaP256);
+    let strange_list = strange.revoke("strange", &[]);
+    let der = CertificateRevocationListDer::from_pem_file(&good).unwrap();
+    for (list, words) in [
+        (file("missing.crl", b"").parent().unwrap().join("none.crl"), "check the path"),
+        (file("empty.crl", b""), "holds no revocation list"),
+        (file("der.crl", &der), "is not a PEM file"),
+        (lab.authority.pem.clone(), "holds no revocation list"),
+        (file("bad.crl", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"), "revocation list 1 cannot"),
+        (strange_list, "is of none of the authorities"),
+    ] {
+        let lists = [&*list];
+        let revocation =
+            Some(RevocationOptions { lists: &lists, accept_expired: true, accept_unknown: false, leaf_only: false });
+        let options = ServerOptions {
+            certificates: &[(cert, key)],
+            client_auth: ClientAuth::Required(&lab.authority.pem),
+            revocation,
+            ..ServerOptions::default()
+        };
+        let error = ServerTls::load(&options).unwrap_err();
+        assert_eq!(error.path.as_deref(), Some(&*list), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    for (staple, words) in [(file("pem.ocsp", b"-----BEGIN"), "not an OCSP response"), (good, "not an OCSP response")] {
+        let options =
+            ServerOptions { certificates: &[(cert, key)], staples: &[(0, &staple)], ..ServerOptions::default() };
+        let error = ServerTls::load(&options).unwrap_err();
+        assert!(error.path.as_deref() == Some(&*staple) && error.to_string().contains(words), "{error}");
+    }
 }

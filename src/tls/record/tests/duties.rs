@@ -48,9 +48,9 @@ fn refused_by_both(suite: Suite, kind: ContentType, content: &[u8], error: Recor
 
 #[test]
 fn a_layer_is_small() {
-    assert_eq!(size_of::<RecordLayer>(), 204);
-    assert_eq!(align_of::<RecordLayer>(), 4);
-    assert_eq!(size_of::<Option<RecordLayer>>(), 204);
+    assert_eq!(size_of::<RecordLayer>(), 203);
+    assert_eq!(align_of::<RecordLayer>(), 1);
+    assert_eq!(size_of::<Option<RecordLayer>>(), 203);
 }
 
 #[test]
@@ -364,10 +364,113 @@ fn a_malformed_key_update_is_refused() {
 }
 
 #[test]
-fn fragments_of_handshake_messages_are_refused() {
-    for cut in 1..KEY_UPDATE_REQUEST.len() {
-        refused_by_both(TLS13, ContentType::Handshake, &KEY_UPDATE_REQUEST[..cut], RecordError::Fragmented);
+fn a_key_update_may_come_in_parts() {
+    // Every way to cut its five bytes.
+    for cuts in 0..16u8 {
+        let (mut client, mut server) = pair(TLS13);
+        let mut bytes = Vec::new();
+        let mut part = Vec::new();
+        for (place, &byte) in KEY_UPDATE_REQUEST.iter().enumerate() {
+            part.push(byte);
+            if place == 4 || cuts >> place & 1 == 1 {
+                bytes.extend(record(&mut client, ContentType::Handshake, &part));
+                part.clear();
+            }
+        }
+        client.tx.update(TLS13);
+        let mut answer = Vec::new();
+        let (events, error) = open_into(&mut server, &bytes, &mut answer);
+        assert_eq!(error, None, "{cuts:04b}");
+        let (last, parts) = events.split_last().unwrap();
+        assert_eq!(*last, Event::Handled(Handled::KeyUpdate { requested: true }), "{cuts:04b}");
+        assert!(parts.iter().all(|part| *part == Event::Handled(Handled::Fragment)));
+        assert_eq!(parts.len(), cuts.count_ones() as usize);
+        assert_eq!(open(&mut client, &answer), [Event::Handled(Handled::KeyUpdate { requested: false })]);
+        let bytes = data(&mut client, b"new key");
+        assert_eq!(open(&mut server, &bytes), [Event::Data(b"new key".to_vec())]);
     }
+}
+
+#[test]
+fn nothing_comes_between_the_parts_of_a_key_update_and_nothing_behind_them() {
+    for (kind, content, error) in [
+        (ContentType::ApplicationData, &b"data"[..], RecordError::UnexpectedMessage),
+        (ContentType::ApplicationData, b"", RecordError::UnexpectedMessage),
+        (ContentType::Alert, &[1, 90], RecordError::UnexpectedMessage),
+        (ContentType::Handshake, b"", RecordError::UnexpectedMessage),
+        (ContentType::Handshake, &[0, 1, 0, 24], RecordError::UnexpectedMessage),
+        (ContentType::Handshake, &[0, 2], RecordError::Decode),
+        (ContentType::Handshake, &[24], RecordError::Decode),
+        (ContentType::Handshake, &[0, 1, 2], RecordError::IllegalParameter),
+    ] {
+        let (mut client, mut server) = pair(TLS13);
+        let first = record(&mut client, ContentType::Handshake, &KEY_UPDATE[..2]);
+        assert_eq!(open(&mut server, &first), [Event::Handled(Handled::Fragment)]);
+        let bytes = record(&mut client, kind, content);
+        assert_refused(&mut client, &mut server, &bytes, error);
+    }
+}
+
+#[test]
+fn half_a_key_update_travels_with_its_connection() {
+    let (mut client, mut server) = pair(TLS13);
+    let bytes = record(&mut client, ContentType::Handshake, &KEY_UPDATE[..3]);
+    open(&mut server, &bytes);
+    let mut image = Vec::new();
+    server.encode(&mut image);
+    let (mut server, _) = RecordLayer::decode(&image).unwrap();
+    let bytes = record(&mut client, ContentType::Handshake, &KEY_UPDATE[3..]);
+    assert_eq!(open(&mut server, &bytes), [Event::Handled(Handled::KeyUpdate { requested: false })]);
+}
+
+#[test]
+fn no_record_is_longer_than_the_peer_can_take() {
+    for suite in [TLS13, TLS12] {
+        for (wish, bytes) in [(64, 64), (512, 512), (600, 512), (1_023, 1_023), (4_096, 4_096), (1 << 14, 1 << 14)] {
+            let (mut client, server) = pair(suite);
+            let mut server = server.with_record_limit(RecordLimit::at_most(wish));
+            let content = vec![7; 40_000];
+            let wire = data(&mut server, &content);
+            let mut got = Vec::new();
+            for event in open(&mut client, &wire) {
+                let Event::Data(part) = event else { panic!("{event:?}") };
+                assert!(part.len() <= bytes && !part.is_empty(), "{wish}: {}", part.len());
+                got.extend(part);
+            }
+            assert_eq!(got, content);
+            assert_eq!(server.record_limit().bytes(), bytes);
+        }
+    }
+}
+
+#[test]
+fn the_answers_to_what_was_right_leave_before_the_alert_about_what_was_not() {
+    for suite in [TLS13, TLS12] {
+        for damage in [true, false] {
+            let (mut client, mut server) = pair(suite);
+            let mut bytes = data(&mut client, b"wrong");
+            if damage {
+                *bytes.last_mut().unwrap() ^= 1;
+            } else {
+                bytes[0] = 99;
+            }
+            let (mut said, mut out) = (b"answer".to_vec(), Vec::new());
+            let mut burst = server.burst();
+            let opened = burst
+                .next_record_behind(&bytes, &mut said, &mut out)
+                .and_then(|length| burst.open_behind(&mut bytes[..length.unwrap()], &mut said, &mut out).map(|_| ()));
+            let error = opened.unwrap_err();
+            assert!(said.is_empty());
+            let (events, told) = open_into(&mut client, &out, &mut Vec::new());
+            assert_eq!(events, [Event::Data(b"answer".to_vec())]);
+            assert_eq!(told, Some(RecordError::PeerAlert(error.alert().unwrap() as u8)));
+            assert_dead(&mut server);
+        }
+    }
+}
+
+#[test]
+fn fragments_of_other_messages_are_refused() {
     let (mut client, mut server) = pair(TLS13);
     let bytes = record(&mut server, ContentType::Handshake, &[&TICKET[..], &TICKET[..6]].concat());
     assert_refused(&mut server, &mut client, &bytes, RecordError::Fragmented);

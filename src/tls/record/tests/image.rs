@@ -11,12 +11,12 @@ fn encoded(layer: &RecordLayer) -> Vec<u8> {
 #[test]
 fn the_form_has_the_sizes_that_were_promised() {
     for (suite, length) in [
-        (Suite::Tls13Aes128GcmSha256, 141),
-        (Suite::Tls13ChaCha20Poly1305Sha256, 173),
-        (Suite::Tls13Aes256GcmSha384, 205),
-        (Suite::EcdheRsaAes128GcmSha256, 77),
-        (Suite::EcdheEcdsaAes256GcmSha384, 109),
-        (Suite::EcdheEcdsaChaCha20Poly1305Sha256, 109),
+        (Suite::Tls13Aes128GcmSha256, 142),
+        (Suite::Tls13ChaCha20Poly1305Sha256, 174),
+        (Suite::Tls13Aes256GcmSha384, 206),
+        (Suite::EcdheRsaAes128GcmSha256, 78),
+        (Suite::EcdheEcdsaAes256GcmSha384, 110),
+        (Suite::EcdheEcdsaChaCha20Poly1305Sha256, 110),
     ] {
         assert_eq!(encoded(&pair(suite).0).len(), length);
     }
@@ -65,10 +65,11 @@ fn what_is_cut_short_or_unknown_is_not_decoded() {
             image[at] = value;
             RecordLayer::decode(&image).is_some()
         };
-        assert!(with(0, 1) && with(3, EMPTY_RECORDS_MAX) && with(4, KEY_UPDATES_MAX));
-        assert!(!with(0, 0) && !with(0, 2));
+        assert!(with(0, 2) && with(3, EMPTY_RECORDS_MAX) && with(4, KEY_UPDATES_MAX));
+        assert!(!with(0, 1) && !with(0, 3));
         assert!(!with(1, 0) && !with(1, 10) && !with(1, 255));
         assert!(with(2, WARNINGS_MAX << 5) && !with(2, (WARNINGS_MAX + 1) << 5));
         assert!(!with(3, EMPTY_RECORDS_MAX + 1) && !with(4, KEY_UPDATES_MAX + 1));
+        assert!(with(5, 0x4f) && !with(5, 0x50));
     }
 }

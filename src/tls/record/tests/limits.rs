@@ -1,6 +1,7 @@
 //! The end of a key's life, and of sequence numbers.
 
 use super::*;
+use crate::tls::record::keys::SEQUENCE_MAX;
 
 const GCM_LIMIT: u64 = 1 << 24;
 /// Records that data leaves to alerts.
@@ -66,7 +67,7 @@ fn no_key_seals_beyond_its_limit() {
 
 #[test]
 fn a_chacha20_key_lives_as_long_as_its_numbers() {
-    let end = u64::MAX - RESERVED;
+    let end = SEQUENCE_MAX - RESERVED;
     for &suite in Suite::ALL.iter().filter(|suite| suite.name().contains("CHACHA20")) {
         let (mut client, mut server) = pair_at(suite, end - 1, 0);
         let bytes = data(&mut client, b"one");
@@ -88,7 +89,7 @@ fn a_chacha20_key_lives_as_long_as_its_numbers() {
 #[test]
 fn a_peer_without_numbers_left_is_refused() {
     for &suite in Suite::ALL {
-        let (mut client, mut server) = pair_at(suite, 0, u64::MAX);
+        let (mut client, mut server) = pair_at(suite, 0, SEQUENCE_MAX);
         let mut out = Vec::new();
         let nonsense = [&[23, 3, 3, 0, 30][..], &[1; 30]].concat();
         assert_eq!(open_into(&mut client, &nonsense, &mut out), (vec![], Some(RecordError::SequenceExhausted)));

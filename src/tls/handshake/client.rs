@@ -1,4 +1,5 @@
-//! What a listener, or a client of the load harness, brings to every handshake: made once, shared by all connections.
+//! What a client brings to every handshake: made once, shared by all its connections. The load harness and the tests are
+//! clients.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,103 +8,12 @@ use std::time::SystemTime;
 use rustls::client::{ClientSessionMemoryCache, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
-use super::secrets::CaptureTrafficSecrets;
-use crate::tls::certs::{CertificateChooser, LoadProblem, LoadWarning, TlsLoadError, load_authorities, load_chain};
-
-/// What a listener shows and asks of its clients. Both versions, all suites, those that hash with SHA-256 first;
-/// X25519MLKEM768 is preferred.
-#[derive(Clone, Copy, Debug)]
-pub struct ServerOptions<'a> {
-    /// PEM files with a certificate chain (leaf first) and with the leaf's key. At least one pair; the client's
-    /// server name and signature schemes choose, in doubt the first.
-    pub certificates: &'a [(&'a Path, &'a Path)],
-    /// Whether client certificates are asked for.
-    pub client_auth: ClientAuth<'a>,
-    /// Application protocols, the preferred one first. A client that offers others only is refused; one that offers
-    /// none is not.
-    pub alpn: &'a [&'a [u8]],
-}
-
-/// Whether client certificates are asked for, and the PEM file with the authorities that they are checked against.
-#[derive(Clone, Copy, Debug)]
-pub enum ClientAuth<'a> {
-    /// Not asked for.
-    Off,
-    /// Asked for; one that is sent must be right.
-    Optional(&'a Path),
-    /// A connection without a right one is refused.
-    Required(&'a Path),
-}
-
-/// A listener's TLS. Cloning shares it.
-#[derive(Clone, Debug)]
-pub struct ServerTls {
-    pub(super) config: Arc<ServerConfig>,
-    pub(super) chooser: Arc<CertificateChooser>,
-}
-
-impl ServerTls {
-    /// Loads and checks everything. Tickets are good for the returned value only: after a reload, authorities that
-    /// are gone let nobody resume.
-    ///
-    /// # Errors
-    /// [`TlsLoadError`], with the file at fault. A certificate that is expired or not yet valid is a warning instead.
-    ///
-    /// # Panics
-    /// When there is no certificate, which the configuration has excluded.
-    pub fn load(options: &ServerOptions<'_>) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoadError> {
-        let now = SystemTime::now();
-        let mut provider = aws_lc_rs::default_provider();
-        provider.cipher_suites.sort_by_key(hash_bytes);
-        let provider = Arc::new(provider);
-        let mut warnings = Vec::new();
-        let mut chains = Vec::new();
-        for (cert, key) in options.certificates {
-            let (chain, warning) = load_chain(&provider, cert, key, now)?;
-            chains.push(chain);
-            warnings.extend(warning);
-        }
-        let chooser = Arc::new(CertificateChooser::new(chains));
-
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(inconsistent)?;
-        let builder = match options.client_auth {
-            ClientAuth::Off => builder.with_no_client_auth(),
-            ClientAuth::Optional(path) | ClientAuth::Required(path) => {
-                let (roots, warning) = load_authorities(path, now)?;
-                warnings.extend(warning);
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                let verifier = match options.client_auth {
-                    ClientAuth::Optional(_) => verifier.allow_unauthenticated(),
-                    _ => verifier,
-                };
-                let verifier = verifier
-                    .build()
-                    .map_err(|error| TlsLoadError::of_file(path, LoadProblem::Inconsistent(error.to_string())))?;
-                builder.with_client_cert_verifier(verifier)
-            }
-        };
-        let mut config = builder.with_cert_resolver(Arc::clone(&chooser) as Arc<_>);
-        config.alpn_protocols = options.alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        config.ignore_client_order = true;
-        // Resumption without memory: the client keeps the session, in a ticket. One is enough, as each resumed
-        // handshake brings the next. No early data: it can be replayed, and would be lost in the extraction.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.ticketer = aws_lc_rs::Ticketer::new().map_err(inconsistent)?;
-        config.send_tls13_tickets = 1;
-        config.max_tls13_tickets = 1;
-        config.max_early_data_size = 0;
-        config.enable_secret_extraction = true;
-        config.key_log = Arc::new(CaptureTrafficSecrets);
-        Ok((ServerTls { config: Arc::new(config), chooser }, warnings))
-    }
-}
+use super::scope::CaptureTrafficSecrets;
+use crate::tls::certs::{LoadProblem, TlsLoadError, load_authorities, load_chain};
 
 /// What a client brings: the load harness and the tests are clients, the gateway itself never is.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +46,7 @@ pub enum Roots<'a> {
     Der(&'a [u8]),
 }
 
-/// The protocol versions that a client offers.
+/// The protocol versions that a client offers, or a server takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Versions {
     /// TLS 1.2 and 1.3.
@@ -190,7 +100,7 @@ impl ClientTls {
             .map_err(|_| TlsLoadError::of_option(LoadProblem::BadServerName(options.server_name.to_owned())))?;
         let provider = Arc::new(restricted_provider(options)?);
         let roots = match options.roots {
-            Roots::Pem(path) => load_authorities(path, now)?.0,
+            Roots::Pem(path) => load_authorities(path, now)?.0.roots,
             Roots::Der(der) => {
                 let mut roots = RootCertStore::empty();
                 let added = roots.add(CertificateDer::from(der.to_vec()));
@@ -234,16 +144,6 @@ fn fresh_sessions(resumption: ClientResumption) -> Resumption {
     }
 }
 
-/// The length of a suite's hash. The key schedule of TLS 1.3 hashes some thirty times in a handshake; processors have
-/// instructions for SHA-256 and none for SHA-384, which costs a fifth of the whole handshake.
-fn hash_bytes(suite: &SupportedCipherSuite) -> usize {
-    let common = match suite {
-        SupportedCipherSuite::Tls12(suite) => &suite.common,
-        SupportedCipherSuite::Tls13(suite) => &suite.common,
-    };
-    common.hash_provider.output_len()
-}
-
 /// The provider with only the suites and groups that were asked for, in that order.
 fn restricted_provider(options: &ClientOptions<'_>) -> Result<CryptoProvider, TlsLoadError> {
     let unknown = |number: u16| TlsLoadError::of_option(LoadProblem::UnknownAlgorithm(number));
@@ -266,6 +166,6 @@ fn restricted_provider(options: &ClientOptions<'_>) -> Result<CryptoProvider, Tl
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn inconsistent(error: rustls::Error) -> TlsLoadError {
+pub(super) fn inconsistent(error: rustls::Error) -> TlsLoadError {
     TlsLoadError::of_option(LoadProblem::Inconsistent(error.to_string()))
 }

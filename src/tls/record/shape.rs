@@ -1,0 +1,114 @@
+//! How large our records are, and how much of a key update has come: one byte for both.
+//!
+//! ```text
+//! bit  7 6 5 4                             3 2 1 0
+//!      bytes of a fragmented KeyUpdate     place in the table of limits
+//! ```
+
+/// The most plaintext that one record of ours carries. What a peer wished for (RFC 6066 section 4, RFC 8449) or what
+/// the operator allows, rounded down to one of sixteen sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordLimit(u8);
+
+/// Powers of two, and one byte less of each: in TLS 1.3 the limit of RFC 8449 counts the content type too.
+const LIMITS: [u16; 16] =
+    [63, 64, 127, 128, 255, 256, 511, 512, 1_023, 1_024, 2_047, 2_048, 4_095, 4_096, 8_192, 16_384];
+
+impl RecordLimit {
+    /// What the protocol allows: 2^14 bytes.
+    pub const MAX: RecordLimit = RecordLimit(15);
+
+    /// The largest limit of at most `bytes`; the smallest there is for fewer than 63.
+    #[must_use]
+    pub const fn at_most(bytes: usize) -> RecordLimit {
+        let mut place = LIMITS.len() - 1;
+        while place > 0 && LIMITS[place] as usize > bytes {
+            place -= 1;
+        }
+        RecordLimit(place as u8)
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        LIMITS[self.0 as usize] as usize
+    }
+}
+
+/// See the head of this file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape(u8);
+
+impl Shape {
+    /// Bytes of a KeyUpdate that can wait for its last one.
+    pub const PARTIAL_MAX: usize = 4;
+
+    pub const fn new(limit: RecordLimit) -> Self {
+        Self(limit.0)
+    }
+
+    /// From the travelling form; none when the byte is none of ours.
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        if (byte >> 4) as usize <= Self::PARTIAL_MAX { Some(Self(byte)) } else { None }
+    }
+
+    pub const fn byte(self) -> u8 {
+        self.0
+    }
+
+    pub const fn limit(self) -> RecordLimit {
+        RecordLimit(self.0 & 0x0f)
+    }
+
+    pub const fn set_limit(&mut self, limit: RecordLimit) {
+        self.0 = self.0 & 0xf0 | limit.0;
+    }
+
+    /// How many bytes of a KeyUpdate have come; they can only be the first of its one encoding.
+    pub const fn partial(self) -> usize {
+        (self.0 >> 4) as usize
+    }
+
+    pub const fn set_partial(&mut self, bytes: usize) {
+        assert!(bytes <= Self::PARTIAL_MAX);
+        self.0 = self.0 & 0x0f | (bytes as u8) << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_the_largest_size_that_is_not_above_the_wish() {
+        for (wish, bytes) in [
+            (0, 63),
+            (63, 63),
+            (64, 64),
+            (511, 511),
+            (512, 512),
+            (1_000, 512),
+            (1_023, 1_023),
+            (4_097, 4_096),
+            (8_191, 4_096),
+            (16_384, 16_384),
+            (1 << 20, 16_384),
+        ] {
+            assert_eq!(RecordLimit::at_most(wish).bytes(), bytes, "{wish}");
+        }
+        assert_eq!(RecordLimit::at_most(1 << 14), RecordLimit::MAX);
+    }
+
+    #[test]
+    fn limit_and_partial_message_share_a_byte_and_do_not_touch() {
+        let mut shape = Shape::new(RecordLimit::at_most(512));
+        for partial in [1, 4, 0, 3] {
+            shape.set_partial(partial);
+            assert_eq!((shape.partial(), shape.limit().bytes()), (partial, 512));
+        }
+        shape.set_limit(RecordLimit::MAX);
+        assert_eq!((shape.partial(), shape.limit()), (3, RecordLimit::MAX));
+        assert_eq!(Shape::from_byte(shape.byte()), Some(shape));
+        assert_eq!(Shape::from_byte(0x50), None);
+    }
+}
