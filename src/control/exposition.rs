@@ -87,7 +87,7 @@ impl Scrape {
             ProcessFigure::MemoryAllocated => memory.allocated_bytes,
             ProcessFigure::MemoryResident => memory.resident_bytes,
             ProcessFigure::ProcessResident => memory.process_resident_bytes,
-            ProcessFigure::UplinkBatchesWaiting => Some(state.uplink.len() as u64),
+            ProcessFigure::UplinkBatchesWaiting => Some(state.uplink.events.len() as u64),
             ProcessFigure::TokensVerified => load(&state.counters.tokens_verified),
             ProcessFigure::TokensCached => load(&state.counters.tokens_cached),
             ProcessFigure::TokensRejected => load(&state.counters.tokens_rejected),

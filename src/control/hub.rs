@@ -14,7 +14,7 @@ use super::auth::tokens::TokenFile;
 use super::auth::verifier::{AuthRequest, Check, Verifier};
 use super::broadcasts::Share;
 use crate::backbone::Event;
-use crate::link::{Batch, CloseReason, Command, Message, Presence, Uplink, WorkerId};
+use crate::link::{Batch, CloseReason, Command, Message, Presence, Uplink, UplinkReceiver, WorkerId};
 use crate::store::{self, Entry, Settled, Taken, What};
 
 /// How often a full store is tried again.
@@ -42,7 +42,7 @@ impl Hub {
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>, token_files: &Receiver<Vec<Option<TokenFile>>>) {
-        let mut uplink = self.state.uplink.clone();
+        let UplinkReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
         let mut results = self.verifier.results().clone();
         let mut settled = self.settled.clone();
         let nothing = never();
@@ -51,6 +51,10 @@ impl Hub {
             // The store has no room: the workers keep what comes, and their publishers wait.
             let taken = if self.entries.is_empty() { &uplink } else { &nothing };
             select! {
+                recv(answers) -> batch => match batch {
+                    Ok(batch) => self.apply(batch),
+                    Err(_) => answers = never(),
+                },
                 recv(taken) -> batch => match batch {
                     Ok(batch) => self.apply(batch),
                     // Every worker is gone; only `stop` is left to wait for.

@@ -39,7 +39,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::backbone::Backbone;
 use crate::config::{self, Config};
-use crate::link::{Batch, Description, Home, Mailbox, Outcome};
+use crate::link::{Description, Home, Mailbox, Outcome, UplinkReceiver};
 use crate::metrics::Published;
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use crate::time::Moment;
@@ -81,7 +81,7 @@ pub struct Parts {
     /// Where each worker takes commands, by worker; as many as `home` counts.
     pub mailboxes: Vec<Mailbox>,
     /// What the workers say.
-    pub uplink: Receiver<Batch>,
+    pub uplink: UplinkReceiver,
     /// Each worker's counters, by worker; as many as `home` counts.
     pub published: Vec<Arc<Published>>,
     /// The addresses really listened on, by listener; as many as `config.listeners`.
@@ -352,7 +352,7 @@ struct State {
     clock: Clock,
     epoch: u64,
     log_lines_lost: Arc<AtomicU64>,
-    uplink: Receiver<Batch>,
+    uplink: UplinkReceiver,
     described: Pending<Option<Box<Description>>>,
     listed: Pending<Vec<Description>>,
     sent: Pending<Outcome>,

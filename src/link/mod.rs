@@ -11,6 +11,7 @@ pub mod peer;
 pub mod publication;
 pub mod reason;
 pub mod uplink;
+pub mod uplink_channel;
 
 use std::fmt;
 
@@ -22,6 +23,7 @@ pub use peer::{Choice, Class, Credit, Exchange, Outgoing, Passed, Peer};
 pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
 pub use uplink::{Batch, Description, Message, Outcome, Presence, Receipt, SessionFacts, Uplink};
+pub use uplink_channel::{UplinkReceiver, UplinkSender, uplink_channel};
 
 /// A worker, and so its shard: `0..workers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

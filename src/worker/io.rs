@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
@@ -16,8 +15,8 @@ use super::handoff::{HandoffChannel, Message};
 use super::listen::{Attempt, Listener, accept};
 use super::policy::PolicySwitch;
 use super::sockets::Sockets;
-use super::uplink_batch::send_up;
-use crate::link::{Batch, Command, ConnectionId, Doorbell, Inbox, Mailbox, Outgoing, Passed, Uplink, WorkerId};
+use super::uplink_batch::UplinkBatches;
+use crate::link::{Command, ConnectionId, Doorbell, Inbox, Mailbox, Outgoing, Passed, Uplink, WorkerId};
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -50,7 +49,7 @@ pub(super) struct WorkerIo {
     /// The generation of the policy that holds here.
     pub policy_taken: u64,
     pub bell: Arc<Doorbell>,
-    pub uplink: Sender<Batch>,
+    pub uplink: UplinkBatches,
     pub published: Arc<Published>,
 }
 
@@ -329,7 +328,7 @@ impl Io for WorkerIo {
     }
 
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {
-        send_up(self.id, events, &self.uplink)
+        self.uplink.send(events)
     }
 
     fn take_policy(&mut self) -> Option<NewPolicy> {

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::bounded;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use rustix::process::{Resource, getrlimit};
@@ -22,13 +22,14 @@ use super::io::{WorkerIo, token};
 use super::listen::{Listener, listen, reserve};
 use super::policy::{Policy, PolicySwitch};
 use super::sockets::Sockets;
-use super::uplink_batch::BATCH;
+use super::uplink_batch::{BATCH, UplinkBatches};
 use crate::broker;
 use crate::config::budget::descriptors_for_connections;
 use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
 use crate::link::{
-    Batch, CloseReason, Command, Doorbell, Exchange, Home, Inbox, ListenerId, Mailbox, Refusal, WorkerId, mailbox,
+    CloseReason, Command, Doorbell, Exchange, Home, Inbox, ListenerId, Mailbox, Refusal, UplinkReceiver, UplinkSender,
+    WorkerId, mailbox, uplink_channel,
 };
 use crate::metrics::Published;
 use crate::shard::{self, Shard};
@@ -58,7 +59,7 @@ pub struct Workers {
     /// Copies of their counters, by worker.
     pub published: Vec<Arc<Published>>,
     /// What they say.
-    pub uplink: Receiver<Batch>,
+    pub uplink: UplinkReceiver,
     /// Where they listen, by listener: as configured, with a real port.
     pub addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
@@ -105,7 +106,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let (_reserved, addresses) = reserve_all(setup.config)?;
 
     let batches = (limits.uplink_length / BATCH).max(4) * count;
-    let (uplink_sender, uplink) = bounded(batches);
+    let (uplink_sender, uplink) = uplink_channel(batches);
     let bells = make(count, "a worker's doorbell cannot be made", Doorbell::new)?;
     let bells: Vec<Arc<Doorbell>> = bells.into_iter().map(Arc::new).collect();
     let polls = make(count, "a worker's poll cannot be made", Poll::new)?;
@@ -248,7 +249,7 @@ struct Parts {
     inbox: Inbox,
     mailboxes: Vec<Mailbox>,
     exchange: Arc<Exchange>,
-    uplink: Sender<Batch>,
+    uplink: UplinkSender,
     published: Arc<Published>,
     held: Arc<AtomicU32>,
 }
@@ -330,7 +331,7 @@ impl Parts {
             policy: self.policy,
             policy_taken: 0,
             bell,
-            uplink: self.uplink,
+            uplink: UplinkBatches::new(self.id, self.uplink),
             published: self.published,
         };
         let setup = turn::Setup {

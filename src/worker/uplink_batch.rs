@@ -1,74 +1,139 @@
 //! The way up: what a shard has said, in batches, into a channel that may be full.
 
-use crossbeam_channel::Sender;
-
-use crate::link::{Batch, Uplink, WorkerId};
+use crate::link::{Batch, Uplink, UplinkSender, WorkerId};
 
 /// Events of one batch.
 pub(super) const BATCH: usize = 1_024;
 
-/// Sends `events` from the front, as far as the channel takes them. `true`: all went.
-pub(super) fn send_up(worker: WorkerId, events: &mut Vec<Uplink>, channel: &Sender<Batch>) -> bool {
-    while !events.is_empty() {
-        // Asked first, for to take a batch off the front and put it back moves everything behind it.
-        if channel.is_full() {
-            return false;
+/// One worker's way up.
+pub(super) struct UplinkBatches {
+    worker: WorkerId,
+    channel: UplinkSender,
+    /// How many of the events that wait at the front are known to be no answers.
+    looked_at: usize,
+}
+
+impl UplinkBatches {
+    pub(super) fn new(worker: WorkerId, channel: UplinkSender) -> Self {
+        Self { worker, channel, looked_at: 0 }
+    }
+
+    /// Sends `events` from the front, as far as the channel takes them, and all answers among them at once. `true`: all
+    /// went.
+    pub(super) fn send(&mut self, events: &mut Vec<Uplink>) -> bool {
+        self.send_answers(events);
+        while !events.is_empty() {
+            // Asked first, for to take a batch off the front and put it back moves everything behind it.
+            if self.channel.events.is_full() {
+                return false;
+            }
+            let rest = events.split_off(events.len().min(BATCH));
+            let events_of_batch = std::mem::replace(events, rest);
+            let sent = events_of_batch.len();
+            if let Err(full) = self.channel.events.try_send(Batch { worker: self.worker, events: events_of_batch }) {
+                // Another worker was quicker.
+                let mut back = full.into_inner().events;
+                back.append(events);
+                *events = back;
+                return false;
+            }
+            self.looked_at -= sent;
         }
-        let rest = events.split_off(events.len().min(BATCH));
-        let events_of_batch = std::mem::replace(events, rest);
-        if let Err(full) = channel.try_send(Batch { worker, events: events_of_batch }) {
-            // Another worker was quicker.
-            let mut back = full.into_inner().events;
-            back.append(events);
-            *events = back;
-            return false;
+        true
+    }
+
+    /// Answers overtake the events, which may have to wait here or before the store. Each event is looked at once.
+    fn send_answers(&mut self, events: &mut Vec<Uplink>) {
+        let answers: Vec<_> = events.extract_if(self.looked_at.., |event| event.is_answer()).collect();
+        self.looked_at = events.len();
+        if !answers.is_empty() {
+            // The control plane is gone only when the gateway ends, and then nobody waits.
+            let _ = self.channel.answers.send(Batch { worker: self.worker, events: answers });
         }
     }
-    true
 }
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::bounded;
+    use bytes::Bytes;
 
     use super::*;
-    use crate::link::Outcome;
+    use crate::link::{ConnectionId, Message, Outcome, uplink_channel};
 
-    fn said(requests: std::ops::Range<u64>) -> Vec<Uplink> {
-        requests.map(|request| Uplink::Sent { request, outcome: Outcome::Delivered }).collect()
+    fn message(number: u32) -> Uplink {
+        Uplink::Message(Message {
+            device: "d".into(),
+            connection: ConnectionId { index: 0, generation: 1 },
+            topic: "t".into(),
+            payload: Bytes::copy_from_slice(&number.to_be_bytes()),
+            receipt: None,
+        })
     }
 
-    fn requests(events: &[Uplink]) -> Vec<u64> {
-        let request = |event: &Uplink| match event {
-            Uplink::Sent { request, .. } => *request,
+    fn answer(request: u64) -> Uplink {
+        Uplink::Sent { request, outcome: Outcome::Delivered }
+    }
+
+    fn messages(numbers: std::ops::Range<u32>) -> Vec<Uplink> {
+        numbers.map(message).collect()
+    }
+
+    fn numbers(events: &[Uplink]) -> Vec<u32> {
+        let number = |event: &Uplink| match event {
+            Uplink::Message(message) => u32::from_be_bytes(message.payload[..].try_into().unwrap()),
             other => panic!("{other:?}"),
         };
-        events.iter().map(request).collect()
+        events.iter().map(number).collect()
     }
 
     #[test]
     fn what_the_channel_does_not_take_stays_in_order() {
-        let all = 3 * BATCH as u64 + 7;
-        let (channel, batches) = bounded(2);
-        let mut events = said(0..all);
+        let all = 3 * BATCH as u32 + 7;
+        let (sender, receiver) = uplink_channel(2);
+        let mut batches = UplinkBatches::new(WorkerId(1), sender);
+        let mut events = messages(0..all);
         let mut heard = Vec::new();
-        while !send_up(WorkerId(1), &mut events, &channel) {
-            let batch = batches.recv().unwrap();
+        while !batches.send(&mut events) {
+            let batch = receiver.events.recv().unwrap();
             assert_eq!((batch.worker, batch.events.len()), (WorkerId(1), BATCH));
-            heard.extend(requests(&batch.events));
+            heard.extend(numbers(&batch.events));
         }
-        heard.extend(batches.try_iter().flat_map(|batch| requests(&batch.events)));
+        heard.extend(receiver.events.try_iter().flat_map(|batch| numbers(&batch.events)));
         assert_eq!(heard, (0..all).collect::<Vec<_>>());
+        assert!(receiver.answers.is_empty());
+    }
+
+    #[test]
+    fn answers_overtake_events_and_each_event_is_looked_at_once() {
+        let (sender, receiver) = uplink_channel(1);
+        let mut batches = UplinkBatches::new(WorkerId(0), sender);
+        assert!(batches.send(&mut messages(0..1)));
+        let mut events = messages(1..4);
+        events.insert(1, answer(7));
+        assert!(!batches.send(&mut events));
+        events.extend([message(4), answer(8)]);
+        assert!(!batches.send(&mut events));
+        let requests: Vec<_> = receiver.answers.try_iter().flat_map(|batch| batch.events).collect();
+        assert!(matches!(requests[..], [Uplink::Sent { request: 7, .. }, Uplink::Sent { request: 8, .. }]));
+        assert_eq!(numbers(&events), [1, 2, 3, 4]);
+        // There is room: what waited goes, and whatever comes then is looked at anew.
+        receiver.events.recv().unwrap();
+        assert!(batches.send(&mut events));
+        let mut events = vec![answer(9), message(5)];
+        assert!(!batches.send(&mut events));
+        assert_eq!((receiver.answers.len(), numbers(&events)), (1, vec![5]));
     }
 
     /// A full channel meets a long queue turn after turn: looking at it must not cost a copy of the queue.
     #[test]
     fn a_full_channel_moves_nothing() {
-        let (channel, _batches) = bounded(1);
-        assert!(send_up(WorkerId(0), &mut said(0..1), &channel));
-        let mut events = said(0..10 * BATCH as u64);
+        let (sender, _receiver) = uplink_channel(1);
+        let mut batches = UplinkBatches::new(WorkerId(0), sender);
+        assert!(batches.send(&mut messages(0..1)));
+        let mut events = messages(0..10 * BATCH as u32);
         let before = (events.as_ptr(), events.capacity());
-        assert!(!send_up(WorkerId(0), &mut events, &channel));
+        assert!(!batches.send(&mut events));
         assert_eq!((events.as_ptr(), events.capacity(), events.len()), (before.0, before.1, 10 * BATCH));
+        assert_eq!(batches.looked_at, events.len());
     }
 }

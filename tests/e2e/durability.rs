@@ -207,6 +207,7 @@ fn a_full_disk_holds_publishers_up_and_nobody_else() {
     let order = json!({"consumer": "c", "last": 1});
     assert_eq!(gateway.post("/v1/uplink/ack", &order).1["cursor"], 1);
     let mut other = Device::welcomed(gateway.devices(), &tls, "meter-2");
+    assert!(gateway.device("meter-2").is_some(), "the API answers");
     other.send(&[Frame::Ping(b"there?")]);
     assert!(matches!(other.hear(), Event::Pong(_)));
 

@@ -82,7 +82,7 @@ impl Gateway {
     /// Takes what the worker has said, as the control plane would.
     pub(super) fn drain(&self) {
         if let Gateway::Here { workers, .. } = self {
-            while workers.uplink.try_recv().is_ok() {}
+            while workers.uplink.events.try_recv().is_ok() {}
         }
     }
 }
@@ -92,7 +92,7 @@ impl Drop for Gateway {
         match self {
             Gateway::Here { workers, .. } => {
                 // Their clients are gone by now, and what they still have to say fits in their uplink.
-                while workers.uplink.try_recv().is_ok() {}
+                while workers.uplink.events.try_recv().is_ok() {}
                 workers.shut_down(Duration::ZERO);
             }
             Gateway::Program { child, .. } => {

@@ -137,7 +137,7 @@ fn a_wrong_token_file_stops_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("devices.tokens");
     std::fs::write(&path, "meter:secret\n").unwrap();
-    let (_uplink, from_workers) = unbounded();
+    let (_uplink, from_workers) = uplink_channel(16);
     let config = Arc::new(config(None, Some(path), config::Backbone::default()));
     let (mailbox, _inbox) = mailbox(1);
     let started = Control::start(Parts {

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::{Value, json};
 
 use super::exposition::CONTENT_TYPE;
@@ -28,7 +28,7 @@ use crate::config::{
 };
 use crate::link::{
     Batch, CloseReason, Command, ConnectionId, Description, Doorbell, Home, ListenerId, Mailbox, Message, Outcome,
-    Presence, Publication, Receipt, Refusal, SessionFacts, Uplink, WorkerId,
+    Presence, Publication, Receipt, Refusal, SessionFacts, Uplink, UplinkSender, WorkerId, uplink_channel,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
 use crate::time::Moment;
@@ -44,7 +44,7 @@ pub(super) fn mailbox(capacity: usize) -> (Mailbox, Receiver<Command>) {
 /// A control plane before played workers.
 struct Stage {
     control: Control,
-    uplink: Sender<Batch>,
+    uplink: UplinkSender,
     published: Vec<Arc<Published>>,
     home: Home,
     /// The inboxes of workers that nobody plays.
@@ -111,7 +111,7 @@ impl Answer {
 impl Stage {
     fn new(plan: Plan) -> Stage {
         let home = Home::new([7; 16], plan.workers);
-        let (uplink, from_workers) = bounded(1_024);
+        let (uplink, from_workers) = uplink_channel(1_024);
         let mut stage = (Vec::new(), Vec::new());
         let (tell, told) = unbounded();
         for worker in (0..plan.workers).map(WorkerId) {
@@ -182,7 +182,7 @@ impl Stage {
     }
 
     fn say(&self, worker: u16, events: Vec<Uplink>) {
-        self.uplink.send_timeout(Batch { worker: WorkerId(worker), events }, DEADLINE).unwrap();
+        self.uplink.events.send_timeout(Batch { worker: WorkerId(worker), events }, DEADLINE).unwrap();
     }
 
     fn events(&self) -> Vec<Held> {
@@ -223,7 +223,7 @@ fn play_worker(
     worker: WorkerId,
     devices: &BTreeMap<String, Description>,
     inbox: &Receiver<Command>,
-    uplink: &Sender<Batch>,
+    uplink: &UplinkSender,
     tell: &Sender<String>,
 ) {
     let say = |text: String| drop(tell.send(text));
@@ -268,7 +268,7 @@ fn play_worker(
             }
             other => panic!("{other:?} is for other tests"),
         };
-        if uplink.send(Batch { worker, events: vec![answer] }).is_err() {
+        if uplink.events.send(Batch { worker, events: vec![answer] }).is_err() {
             return;
         }
     }
