@@ -1,6 +1,7 @@
 //! What can be asked for on the command line. The help texts are the first documentation that an operator meets.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -101,6 +102,11 @@ pub enum Command {
     ///
     /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
     DevCerts(DevCerts),
+    /// A private authority for a fleet: make it, issue, renew and revoke the certificates of devices
+    ///
+    /// Keep its directory on a machine that is no gateway: gateways need its ca.pem and ca.crl alone.
+    #[command(subcommand)]
+    Ca(Ca),
     /// Make a line for a listener's token file or password file: a name and the argon2id hash of its token or password
     ///
     /// The name is the device's id (token_file), or for MQTT the user's name (password_file). The token is read from stdin (one line) unless --token gives it, where other users of the machine could see it.
@@ -288,6 +294,75 @@ pub struct DevCerts {
     pub clients: Vec<String>,
 }
 
+/// `ca`.
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// Make an authority, and an empty revocation list
+    Init {
+        /// Where it lives; made if it does not exist
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Its name, which every certificate shows
+        #[arg(long, default_value = "Pulsegate fleet CA")]
+        name: String,
+        /// How long it holds
+        #[arg(long = "for", value_name = "DURATION", default_value = "20years", value_parser = duration)]
+        life: Duration,
+        /// How long the revocation list is good
+        #[arg(long = "crl-for", value_name = "DURATION", default_value = "30days", value_parser = duration)]
+        crl_life: Duration,
+    },
+    /// Make a certificate for a device; again, to renew it: the one before stays good until its end
+    Issue(CaIssue),
+    /// Revoke all good certificates of a device, or the one with this serial number, and make the revocation list anew
+    Revoke {
+        /// Where the authority lives
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The device's id, or a serial number as `openssl x509 -serial` shows it
+        #[arg(value_name = "ID")]
+        device: String,
+        /// How long the revocation list is good
+        #[arg(long = "crl-for", value_name = "DURATION", default_value = "30days", value_parser = duration)]
+        crl_life: Duration,
+    },
+    /// Make the revocation list anew, before the one that is out ends
+    Refresh {
+        /// Where the authority lives
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// How long the revocation list is good
+        #[arg(long = "crl-for", value_name = "DURATION", default_value = "30days", value_parser = duration)]
+        crl_life: Duration,
+    },
+    /// Show what was issued: good, ended or revoked; until when; serial number; device
+    List {
+        /// Where the authority lives
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Only what is good and ends within this
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        ends_within: Option<Duration>,
+    },
+}
+
+/// `ca issue`.
+#[derive(Args, Debug)]
+pub struct CaIssue {
+    /// Where the authority lives
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The device's id: common name, DNS name (where it is one) and urn:pulsegate:device:ID
+    #[arg(value_name = "ID")]
+    pub device: String,
+    /// How long it holds
+    #[arg(long = "for", value_name = "DURATION", default_value = "1year", value_parser = duration)]
+    pub life: Duration,
+    /// A signing request (PEM) of the device's, which then keeps its key to itself; its key alone is taken from it
+    #[arg(long, value_name = "FILE")]
+    pub csr: Option<PathBuf>,
+}
+
 /// `hash-token`.
 #[derive(Args, Debug)]
 pub struct HashToken {
@@ -326,6 +401,11 @@ fn device_id(text: &str) -> Result<String, String> {
         return Err("a name is not empty, does not begin with # and has no spaces around it".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Such as `30days`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write such as 30days or 1year"))
 }
 
 #[cfg(test)]

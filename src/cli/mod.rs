@@ -3,6 +3,7 @@
 
 mod allocator;
 mod arguments;
+mod ca;
 mod check_config;
 mod client;
 mod describe;
@@ -44,6 +45,7 @@ pub fn run() -> ExitCode {
         Command::Uplink(options) => client::uplink(&options),
         Command::Store(options) => store::store(&options),
         Command::DevCerts(options) => tools::dev_certs(&options),
+        Command::Ca(options) => ca::ca(&options),
         Command::HashToken(options) => tools::hash_token(&options),
     };
     match done {

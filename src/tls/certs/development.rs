@@ -217,7 +217,7 @@ impl Authority {
 }
 
 impl CertificatePair {
-    fn at(directory: &Path, name: &str) -> Self {
+    pub(super) fn at(directory: &Path, name: &str) -> Self {
         let file = |extension| directory.join(format!("{name}.{extension}"));
         Self { cert: file("pem"), key: file("key"), is_new: false }
     }
@@ -234,7 +234,7 @@ fn server_params() -> CertificateParams {
     params
 }
 
-fn client_params(id: &str) -> Result<CertificateParams, DevelopmentError> {
+pub(super) fn client_params(id: &str) -> Result<CertificateParams, DevelopmentError> {
     let mut params = params_named(id);
     if is_dns_name(id) {
         params.subject_alt_names.push(SanType::DnsName(id.try_into()?));
@@ -244,14 +244,14 @@ fn client_params(id: &str) -> Result<CertificateParams, DevelopmentError> {
     Ok(params)
 }
 
-fn params_named(common_name: &str) -> CertificateParams {
+pub(super) fn params_named(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
     params
 }
 
-fn set_validity(params: &mut CertificateParams, now: SystemTime, life: Duration, not_after_max: i64) {
+pub(super) fn set_validity(params: &mut CertificateParams, now: SystemTime, life: Duration, not_after_max: i64) {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let end = (now + life).min(Duration::from_secs(not_after_max.unsigned_abs()));
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
@@ -259,7 +259,7 @@ fn set_validity(params: &mut CertificateParams, now: SystemTime, life: Duration,
     params.not_after = epoch + end;
 }
 
-fn is_safe_id(id: &str) -> bool {
+pub(super) fn is_safe_id(id: &str) -> bool {
     id.len() <= ID_BYTES_MAX
         && id.starts_with(|first: char| first.is_ascii_alphanumeric())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
@@ -297,23 +297,28 @@ fn identifiers(certificate: &X509Certificate<'_>) -> KeyIdentifiers {
     found
 }
 
-fn read_key_pair(path: &Path) -> Option<KeyPair> {
+pub(super) fn read_key_pair(path: &Path) -> Option<KeyPair> {
     let pem = Zeroizing::new(std::fs::read_to_string(path).ok()?);
     KeyPair::from_pem(&pem).ok()
 }
 
-fn exists(path: &Path) -> Result<bool, DevelopmentError> {
+pub(super) fn exists(path: &Path) -> Result<bool, DevelopmentError> {
     path.try_exists().map_err(|error| DevelopmentError::Io(path.to_owned(), error))
 }
 
 /// Puts a key and its certificate in their places, new or in the place of old ones. Nothing is there before all of it
 /// is written out, so that a disk that is full leaves what there was. An end of power between the two leaves a pair
 /// that does not fit together, which the next call sees.
-fn put_pair(pair: &CertificatePair, key: &str, certificate: &str) -> Result<(), DevelopmentError> {
+pub(super) fn put_pair(pair: &CertificatePair, key: &str, certificate: &str) -> Result<(), DevelopmentError> {
     let fresh_key = Fresh::write(&pair.key, key, 0o600)?;
     let fresh_certificate = Fresh::write(&pair.cert, certificate, 0o644)?;
     fresh_key.put()?;
     fresh_certificate.put()
+}
+
+/// Puts one file in its place, new or in the place of an old one.
+pub(super) fn replace_file(place: &Path, text: &str, mode: u32) -> Result<(), DevelopmentError> {
+    Fresh::write(place, text, mode)?.put()
 }
 
 /// A file that is written and has no place yet. It is gone with this value unless it is put there.

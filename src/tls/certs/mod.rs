@@ -9,6 +9,7 @@ mod revocation;
 
 mod choose;
 
+pub mod authority;
 pub mod development;
 
 #[cfg(test)]

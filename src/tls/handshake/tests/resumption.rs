@@ -6,11 +6,13 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
 use super::*;
+use crate::tls::certs::authority::FleetAuthority;
 
 #[derive(Debug)]
 struct LaterClock(AtomicU64);
@@ -311,5 +313,42 @@ fn openssl_with_a_renewed_certificate_and_an_old_session_gets_in() {
             let was_resumed = ask_openssl(&server, &listener, &directory, &arguments);
             assert_eq!(was_resumed, resumed, "{version} {later}");
         }
+    }
+}
+
+#[test]
+fn a_fleet_s_authority_lets_in_whom_it_issued_for_and_not_whom_it_revoked() {
+    let lab = Lab::new(Algorithm::EcdsaP256);
+    let directory = tempfile::tempdir().unwrap();
+    let (path, now) = (directory.path(), SystemTime::now());
+    let (year, month) = (Duration::from_secs(365 * DAY), Duration::from_secs(30 * DAY));
+    let mut authority = FleetAuthority::create(path, "Fleet", 10 * year, month, now).unwrap();
+    let pump = authority.issue("pump-1", None, year, now).unwrap();
+    let (ca, list) = (path.join("ca.pem"), path.join("ca.crl"));
+    let lists = [&*list];
+    let options = ServerOptions {
+        client_auth: ClientAuth::Required(&ca),
+        revocation: Some(RevocationOptions {
+            lists: &lists,
+            accept_expired: false,
+            accept_unknown: false,
+            leaf_only: false,
+        }),
+        ..ServerOptions::default()
+    };
+    let clock = LaterClock::new();
+    let server = load(&lab, options, &clock);
+    for versions in ALL_VERSIONS {
+        let client = lab.client(Some(&(pump.cert.clone(), pump.key.clone())), versions);
+        let established = talk(&server, &client).server;
+        assert_eq!(established.peer.unwrap().common_name.as_deref(), Some("pump-1"));
+        assert_eq!(established.certificate.unwrap().serial_text(), authority.issued()[0].serial);
+    }
+    authority.revoke("pump-1", month, now).unwrap();
+    server.swap(&load(&lab, options, &clock));
+    for versions in ALL_VERSIONS {
+        let client = lab.client(Some(&(pump.cert.clone(), pump.key.clone())), versions);
+        let error = Pair::new(&server, &client).run().server.error;
+        assert_eq!(error, Some(HandshakeError::CertificateRejected(CertificateFault::Revoked)));
     }
 }
