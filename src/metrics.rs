@@ -58,6 +58,10 @@ figures! {
     HandshakesInFlight = Gauge "pulsegate_handshakes_in_flight" "",
     /// Connections whose ClientHello waits for a place among the handshakes in progress.
     HandshakesWaiting = Gauge "pulsegate_handshakes_waiting" "",
+    /// For how long the connection that has waited longest for a TLS handshake has, in milliseconds.
+    HandshakesLongestWait = Gauge "pulsegate_handshakes_longest_wait" "milliseconds",
+    /// TLS handshakes that were silent for longest, and gave way to others that waited.
+    HandshakesGaveWay = Counter "pulsegate_handshakes_gave_way" "",
     /// Bytes kept for connections because their sockets did not take them yet.
     BufferedBytes = Gauge "pulsegate_buffered" "bytes",
     /// Variable bytes taken from the pools: half packets, waiting messages, filters, wills and the like.

@@ -87,6 +87,9 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::TakenOver
         | CloseReason::HomeFull
         | CloseReason::MessageRefused
+        | CloseReason::CertificateRevoked
+        | CloseReason::CertificateExpired
+        | CloseReason::ConnectionAge
         | CloseReason::Requested
         | CloseReason::Shutdown => true,
         // The peer is gone, was never there, or does not read.
@@ -111,8 +114,10 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
         CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
         CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
-        CloseReason::TokenUnanswered | CloseReason::HomeFull => CloseCode::TRY_LATER,
-        CloseReason::Requested => CloseCode::REQUESTED,
+        CloseReason::TokenUnanswered | CloseReason::HomeFull | CloseReason::ConnectionAge => CloseCode::TRY_LATER,
+        CloseReason::Requested | CloseReason::CertificateRevoked | CloseReason::CertificateExpired => {
+            CloseCode::REQUESTED
+        }
         CloseReason::PeerClosed
         | CloseReason::PeerReset
         | CloseReason::SlowConsumer

@@ -1,6 +1,6 @@
 //! What the tests of connections and shards have in common: settings with real certificates, and a client in memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::link::{Exchange, Home, ListenerId, WorkerId};
 use crate::time::Tick;
 use crate::tls::certs::fixtures::{Algorithm, Authority, Time, dns};
 use crate::tls::handshake::{
-    ClientAuth, ClientOptions, ClientResumption, ClientTls, Handshake, HandshakeError, Progress, Roots, ServerOptions,
-    ServerTls, Versions,
+    ClientAuth, ClientOptions, ClientResumption, ClientTls, Handshake, HandshakeError, Progress, RevocationOptions,
+    Roots, ServerOptions, ServerTls, Versions,
 };
 use crate::tls::record::{Opened, RecordError, RecordLayer, Stage, next_record};
 
@@ -73,7 +73,31 @@ impl Lab {
         Broker::new(setup, Tick(0))
     }
 
+    /// A revocation list that names those of the clients' certificates.
+    pub fn revoke(&self, names: &[&str]) -> PathBuf {
+        let path = |name: &&str| self.authority.directory.path().join(format!("{name}.pem"));
+        let certificates: Vec<PathBuf> = names.iter().map(path).collect();
+        let certificates: Vec<&Path> = certificates.iter().map(PathBuf::as_path).collect();
+        self.authority.revoke("list", &certificates)
+    }
+
     pub fn settings(&self, id: u8, listener: &Listener) -> ListenerSettings {
+        self.settings_with(id, listener, None)
+    }
+
+    /// The same with a revocation list.
+    pub fn settings_with_lists(&self, id: u8, listener: &Listener, list: &Path) -> ListenerSettings {
+        self.settings_with(id, listener, Some(list))
+    }
+
+    fn settings_with(&self, id: u8, listener: &Listener, list: Option<&Path>) -> ListenerSettings {
+        let lists: Vec<&Path> = list.into_iter().collect();
+        let revocation = list.map(|_| RevocationOptions {
+            lists: &lists,
+            accept_expired: false,
+            accept_unknown: false,
+            leaf_only: false,
+        });
         let certificates = [(&*self.server.0, &*self.server.1)];
         let client_auth = match listener.tls.client_auth {
             config::ClientAuth::Off => ClientAuth::Off,
@@ -84,6 +108,7 @@ impl Lab {
         let (tls, _) = ServerTls::load(&ServerOptions {
             certificates: &certificates,
             client_auth,
+            revocation,
             alpn,
             ..ServerOptions::default()
         })

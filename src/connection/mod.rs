@@ -4,7 +4,8 @@
 //!  accept
 //!    ▼       bytes      a place          bytes
 //!  Accepted ─────▶ Waiting ────▶ Called ─────▶ Handshaking
-//!    ▲               none after all │               │ TLS established
+//!    ▲     none after all, or less │               │ TLS established
+//!    │     than a ClientHello      │               │
 //!    └──────────────────────────────┘               ▼
 //!                                           Open: Unnamed ──▶ Verifying (a token is checked elsewhere)
 //!                                                   │ HELLO or      │
@@ -25,6 +26,7 @@
 //! While idle it owns nothing on the heap but its device id; `tests` in this module prove it by size.
 
 mod close;
+mod handshake;
 mod input;
 mod liveness;
 mod mqtt;
@@ -38,6 +40,7 @@ pub(crate) mod lab;
 mod tests;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -54,9 +57,9 @@ use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
 use crate::pool::Pool;
 use crate::time::{Moment, Tick};
-use crate::tls::certs::PeerIdentity;
-use crate::tls::handshake::{Handshake, HandshakeError, Progress, RecordWish};
-use crate::tls::record::{FramingError, RecordLayer, Stage, next_record};
+use crate::tls::certs::CertificateMark;
+use crate::tls::record::RecordLayer;
+use handshake::Handshaking;
 
 /// Messages whose ACK is waited for on one connection; a further one gives up on the oldest.
 const AWAITED_MAX: usize = 64;
@@ -96,6 +99,10 @@ pub enum Step {
     Established {
         /// Whether the handshake was a resumption.
         resumed: bool,
+        /// For how long the peer was silent at the most.
+        silence: Duration,
+        /// What is kept of the client's certificate.
+        certificate: Option<CertificateMark>,
     },
     /// The device is known (its id is set); it may move, then be registered.
     Named,
@@ -167,14 +174,6 @@ enum Phase {
 enum Naming {
     Rule(IdentityFrom),
     Generated,
-}
-
-/// A handshake in progress: the only large thing a connection ever owns (about 9.5 KB with rustls's own).
-struct Handshaking {
-    tls: Handshake,
-    /// A record was handled: whoever it is speaks TLS.
-    begun: bool,
-    started: Moment,
 }
 
 #[derive(Default)]
@@ -358,14 +357,10 @@ impl Connection {
         self.state = State::Accepted;
     }
 
-    /// Begins the TLS handshake: the connection has a place among them and there are bytes to look at.
-    pub fn begin_handshake(&mut self, settings: &ListenerSettings, now: Moment) {
-        assert!(self.is_called());
-        self.state = State::Handshaking(Box::new(Handshaking {
-            tls: Handshake::server(&settings.tls, RecordWish::default()),
-            begun: false,
-            started: now,
-        }));
+    /// Whether it keeps something half-received.
+    #[must_use]
+    pub fn has_saved(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| !buffers.saved.is_empty())
     }
 
     /// Loads what was half-received into the worker's scratch, before a read.
@@ -415,62 +410,6 @@ impl Connection {
                 unreachable!("a handshake begins before bytes are handled")
             }
         }
-    }
-
-    fn handle_handshake(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
-        let State::Handshaking(handshaking) = &mut self.state else { unreachable!("asked by the state") };
-        loop {
-            let stage = if handshaking.begun { Stage::Handshake } else { Stage::First };
-            let length = match next_record(input.cipher(), stage) {
-                Ok(None) => return Step::Wait,
-                Ok(Some(length)) => length,
-                Err(error) => {
-                    if let Some(alert) = error.alert() {
-                        handshaking.tls.refuse(alert, cx.wire);
-                    }
-                    let not_tls = error == FramingError::NotTls;
-                    let reason = if not_tls { CloseReason::NotTls } else { CloseReason::HandshakeFailed };
-                    return Step::End(Termination::from_error(reason, &error));
-                }
-            };
-            handshaking.begun = true;
-            let progress = handshaking.tls.handle_record(input.record(length), cx.wire);
-            input.skip_record(length);
-            match progress {
-                Ok(Progress::Continue) => {}
-                Ok(Progress::Done) => return self.finish_handshake(settings, cx),
-                Err(error) => return Step::End(handshake_termination(&error, handshaking.tls.refused_certificate())),
-            }
-        }
-    }
-
-    /// Decision D1: from here on the connection is plain data, and rustls is gone.
-    fn finish_handshake(&mut self, settings: &ListenerSettings, cx: &mut Context) -> Step {
-        let State::Handshaking(handshaking) = std::mem::replace(&mut self.state, State::Accepted) else {
-            unreachable!("asked by the state")
-        };
-        cx.counters.observe(Timing::Handshake, cx.now.since(handshaking.started));
-        let established = match handshaking.tls.finish(cx.wire) {
-            Ok(established) => established,
-            Err(error) => return Step::End(handshake_termination(&error, None)),
-        };
-        let naming = match name_by_certificate(settings, established.peer.as_ref()) {
-            Ok(Some(device)) => {
-                self.device = device;
-                Naming::Rule(settings.identity)
-            }
-            Ok(None) if settings.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
-            // CONNECT is to come: where the certificate was to name the device and does not, it is refused in MQTT's words.
-            Ok(None) | Err(_) if matches!(settings.protocol, Protocol::Mqtt(_)) => Naming::Rule(settings.identity),
-            Ok(None) => Naming::Generated,
-            Err(termination) => {
-                // TLS stands, so the refusal can be said within it.
-                self.open(established.records, Naming::Rule(settings.identity), settings);
-                return Step::End(termination);
-            }
-        };
-        self.open(established.records, naming, settings);
-        Step::Established { resumed: established.resumed }
     }
 
     fn open(&mut self, records: RecordLayer, naming: Naming, settings: &ListenerSettings) {
@@ -715,45 +654,5 @@ fn refusal(downlink: &Downlink, message: u32, settings: &ListenerSettings) -> Op
         }
         Protocol::Raw(_) if message != 0 => Some("the raw protocol has no acknowledgements"),
         Protocol::Native | Protocol::Raw(_) | Protocol::Mqtt(_) => None,
-    }
-}
-
-/// `certificate`: which one was refused, in words.
-fn handshake_termination(error: &HandshakeError, certificate: Option<&str>) -> Termination {
-    let reason = match error {
-        HandshakeError::CertificateRejected(_) => CloseReason::CertificateRejected,
-        HandshakeError::PeerClosed => CloseReason::HandshakeAbandoned,
-        _ => CloseReason::HandshakeFailed,
-    };
-    match certificate {
-        Some(certificate) => Termination::because(reason, format!("{error}: {certificate}")),
-        None => Termination::from_error(reason, error),
-    }
-}
-
-/// The id that the listener's rule finds in the client certificate. `None`: there is no rule, or (raw listeners) no
-/// certificate.
-fn name_by_certificate(
-    settings: &ListenerSettings,
-    peer: Option<&PeerIdentity>,
-) -> Result<Option<Box<str>>, Termination> {
-    let name = match (settings.identity, peer) {
-        (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
-        (_, None) if matches!(settings.protocol, Protocol::Raw(_)) => return Ok(None),
-        (_, None) => None,
-        (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
-        (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),
-        (IdentityFrom::CertSanUri, Some(peer)) => peer.uris.first().map(|name| &**name),
-    };
-    match name {
-        Some(name) if native::is_id(name) => Ok(Some(name.into())),
-        Some(_) => Err(Termination::because(
-            CloseReason::IdentityMissing,
-            "the name in the client certificate is not a device id: 1 to 128 bytes without control characters",
-        )),
-        None => Err(Termination::because(
-            CloseReason::IdentityMissing,
-            format!("no client certificate with a name for the rule {}", settings.identity.label()),
-        )),
     }
 }

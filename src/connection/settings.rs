@@ -1,7 +1,7 @@
 //! What the configuration says of a listener's connections, in the units in which they need it.
 
 use super::Schedule;
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol};
+use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, WhenOver};
 use crate::link::ListenerId;
 use crate::time::ticks_ceil;
 use crate::tls::handshake::ServerTls;
@@ -17,6 +17,12 @@ pub struct ListenerSettings {
     pub protocol: Protocol,
     /// Certificates and all else that a handshake needs.
     pub tls: ServerTls,
+    /// What becomes of a connection whose certificate was revoked.
+    pub on_revoked: WhenOver,
+    /// What becomes of a connection whose certificate has ended.
+    pub on_expired: WhenOver,
+    /// The longest that a connection lives, in ticks.
+    pub max_age_ticks: Option<u32>,
     /// Where ids come from.
     pub identity: IdentityFrom,
     /// Whether HELLO must carry a token.
@@ -69,6 +75,9 @@ impl ListenerSettings {
             listener: id,
             protocol: listener.protocol.clone(),
             tls,
+            on_revoked: listener.tls.on_revoked,
+            on_expired: listener.tls.on_expired,
+            max_age_ticks: listener.tls.max_connection_age.map(ticks_ceil),
             identity: listener.identity.from,
             tokens: listener.identity.token_file.is_some(),
             heartbeat,

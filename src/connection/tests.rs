@@ -34,7 +34,6 @@ impl Bench {
         let mut connection = Connection::accept(ListenerId(0), 1, now.tick());
         connection.begin_waiting();
         connection.call();
-        connection.begin_handshake(&settings, now);
         Self {
             connection,
             settings,
@@ -80,6 +79,13 @@ impl Bench {
             self.input.filled(count);
             bytes = &bytes[count..];
             let _ = self.connection.handle_heard(self.now, &self.settings, &mut self.counters);
+            if self.connection.is_called() && !self.connection.begin_handshake(&self.input, &self.settings, self.now) {
+                // Less than a ClientHello: it waits for more, and comes to its turn again.
+                self.connection.save(&self.input);
+                self.connection.begin_waiting();
+                self.connection.call();
+                continue;
+            }
             self.handle_input();
         }
     }

@@ -50,6 +50,12 @@ labelled! {
         NotTls = "not_tls",
         /// The client certificate was missing, untrusted, expired or unusable.
         CertificateRejected = "certificate_rejected",
+        /// The client certificate of a live connection was revoked (`tls.on_revoked`).
+        CertificateRevoked = "certificate_revoked",
+        /// The client certificate of a live connection has ended (`tls.on_expired`).
+        CertificateExpired = "certificate_expired",
+        /// The connection was as old as one may become (`tls.max_connection_age`).
+        ConnectionAge = "connection_age",
         /// The client certificate holds no name under the listener's identity rule.
         IdentityMissing = "identity_missing",
         /// HELLO named another device than the client certificate does.

@@ -1,8 +1,9 @@
 //! What happens to a shard: bytes, ends, deadlines, commands, arrivals.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::{Plan, Shard};
+use super::{Plan, Shard, Sweep};
 use crate::connection::{BadParcel, Connection, Due, Input, Step, Termination};
 use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Uplink};
 use crate::metrics::Figure;
@@ -27,7 +28,8 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(index as usize) else { return Plan::Leave };
         if connection.is_accepted() {
             connection.begin_waiting();
-            self.waiting.push_back(ConnectionId { index, generation: connection.generation() });
+            let id = ConnectionId { index, generation: connection.generation() };
+            self.places.wait(id);
             self.counters.add(Figure::HandshakesWaiting, 1);
             Plan::Leave
         } else if !connection.wants_read() {
@@ -43,7 +45,7 @@ impl Shard {
     /// finds out whether the peer is still there before anything is spent on it.
     pub fn next_waiting(&mut self) -> Option<u32> {
         while self.handshakes() < self.handshakes_max {
-            let id = self.waiting.pop_front()?;
+            let id = self.places.next()?;
             if self.is_current(id) && self.connections[id.index as usize].is_waiting() {
                 self.connections[id.index as usize].call();
                 return Some(id.index);
@@ -55,7 +57,7 @@ impl Shard {
     /// Whether [`Shard::next_waiting`] would find somebody.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty() && self.handshakes() < self.handshakes_max
+        self.places.has_waiting() && self.handshakes() < self.handshakes_max
     }
 
     /// Loads what a connection has half-received, before its socket is read. `false`: it is not to be read at all. A
@@ -83,17 +85,27 @@ impl Shard {
         }
         if connection.is_called() {
             assert!(received > 0, "a handshake begins with bytes");
-            self.begin_handshake(index, now);
+            if !self.begin_handshake(index, input, now) {
+                return self.connections[index as usize].save(input);
+            }
         }
         loop {
             let handshaking = self.connections[index as usize].is_handshaking();
             let step = self.with(index, now, |connection, settings, cx| connection.handle_input(input, settings, cx));
             if handshaking && !self.connections[index as usize].is_handshaking() {
                 self.counters.subtract(Figure::HandshakesInFlight, 1);
+                let silence = match step {
+                    Step::Established { silence, .. } => Some(silence),
+                    _ => None,
+                };
+                self.places.end(index, silence);
             }
             match step {
                 Step::Wait => break,
-                Step::Established { resumed } => self.handle_established(index, resumed, now),
+                Step::Established { resumed, certificate, .. } => {
+                    self.sweep.set_mark(index, certificate);
+                    self.handle_established(index, resumed, now);
+                }
                 Step::Named => {
                     if !self.settle(index, now) {
                         break;
@@ -188,6 +200,8 @@ impl Shard {
     /// [settled](Shard::settle_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
         self.probed.clear();
+        self.make_way(now);
+        self.sweep(now);
         let more_sessions = self.handle_session_deadlines(drained, now, limit);
         let mut due = std::mem::take(&mut self.due);
         let more = self.wheel.expire(drained, limit, &mut due);
@@ -356,6 +370,7 @@ impl Shard {
             self.home.of(connection.device()) == self.worker
                 && settings.is_some_and(|settings| connection.fits(settings))
         };
+        let (parcel, mark) = Sweep::unpack(parcel).unwrap_or_default();
         let unpacked = Connection::unpack(parcel, generation, now.tick());
         let mut connection = unpacked
             .and_then(|connection| if fits(&connection) { Ok(connection) } else { Err(BadParcel) })
@@ -366,6 +381,7 @@ impl Shard {
         // What its first home had to say goes out with the greeting.
         let unsent = connection.take_unsent();
         let index = self.insert(connection, deadline);
+        self.sweep.set_mark(index, mark);
         let mark = self.transmit.mark();
         self.transmit.wire().extend_from_slice(&unsent);
         self.transmit.assign(index, mark);
@@ -402,17 +418,45 @@ impl Shard {
 
     // --- The life of one connection ---------------------------------------------------------------------------------
 
-    fn begin_handshake(&mut self, index: u32, now: Moment) {
+    /// False: what came is less than a ClientHello, and no place is taken for it.
+    fn begin_handshake(&mut self, index: u32, input: &Input, now: Moment) -> bool {
         let connection = &mut self.connections[index as usize];
         self.counters.subtract(Figure::HandshakesWaiting, 1);
-        connection.begin_handshake(&self.settings[connection.listener().index()], now);
+        if !connection.begin_handshake(input, &self.settings[connection.listener().index()], now) {
+            return false;
+        }
         self.counters.add(Figure::HandshakesInFlight, 1);
+        self.places.begin(ConnectionId { index, generation: connection.generation() }, now);
+        true
+    }
+
+    /// The address of a peer whose handshake has not begun.
+    pub fn note_peer(&mut self, index: u32, address: IpAddr) {
+        self.places.note_peer(index, address);
+    }
+
+    /// All places are taken and somebody waits: those that have been silent for longest give way.
+    fn make_way(&mut self, now: Moment) {
+        while self.places.has_waiting() && self.handshakes() >= self.handshakes_max {
+            let connections = &self.connections;
+            let heard = |id: ConnectionId| {
+                let connection = connections.get(id.index as usize)?;
+                if connection.generation() == id.generation { connection.heard_in_handshake() } else { None }
+            };
+            let Some((id, silence)) = self.places.gives_way(now, heard) else { break };
+            self.counters.add(Figure::HandshakesGaveWay, 1);
+            let detail = format!("silent for {} ms while others waited for a place", silence.as_millis());
+            self.end(id.index, &Termination::because(CloseReason::HandshakeTimeout, detail), now);
+        }
+        let waits = self.longest_waiting().map_or(0, |since| now.tick().since(since));
+        self.counters.set(Figure::HandshakesLongestWait, 100 * u64::from(waits));
     }
 
     fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {
         self.counters.add(if resumed { Figure::HandshakesResumed } else { Figure::HandshakesFull }, 1);
         let deadline = now.tick().deadline_after(self.settings_of(index).hello_ticks);
         self.wheel.arm(index, deadline);
+        self.places.forget(index);
     }
 
     /// The device is known: it goes home, or is registered here. `true`: it is here.
@@ -528,6 +572,7 @@ impl Shard {
             self.uplink.push(Uplink::Disconnected(presence, reason));
         } else if connection.is_handshaking() {
             self.counters.subtract(Figure::HandshakesInFlight, 1);
+            self.places.end(index, None);
         }
     }
 }

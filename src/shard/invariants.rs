@@ -32,7 +32,7 @@ impl Shard {
             }
             let queued = |id: &&crate::link::ConnectionId| id.index == slot && id.generation == connection.generation();
             if connection.is_waiting() {
-                assert_eq!(self.waiting.iter().filter(queued).count(), 1, "slot {index} must wait exactly once");
+                assert_eq!(self.places.waiting().filter(queued).count(), 1, "slot {index} must wait exactly once");
             }
             if connection.is_paused() {
                 assert_eq!(self.paused.iter().filter(queued).count(), 1, "slot {index} must be paused exactly once");

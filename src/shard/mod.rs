@@ -11,6 +11,8 @@ mod downlink;
 mod handle;
 mod invariants;
 mod mqtt;
+mod places;
+mod sweep;
 mod transmit;
 
 #[cfg(test)]
@@ -31,6 +33,8 @@ use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
 pub use downlink::Broadcast;
+use places::Places;
+use sweep::Sweep;
 pub use transmit::Transmit;
 
 /// What a shard is made with.
@@ -79,8 +83,10 @@ pub struct Shard {
     /// Wills to be published.
     due_wills: Vec<DueWill>,
 
-    /// Connections with bytes to read whose handshake has not begun, first come first served.
-    waiting: VecDeque<ConnectionId>,
+    /// Who has a place among the handshakes, and who waits for one.
+    places: Places,
+    /// Which connections hold no longer.
+    sweep: Sweep,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
     /// Connections to be looked at again this turn or the next, though no event says so.
@@ -140,7 +146,8 @@ impl Shard {
             messages: 0,
             broker,
             due_wills: Vec::new(),
-            waiting: VecDeque::new(),
+            places: Places::new(setup.handshakes),
+            sweep: Sweep::default(),
             paused: Vec::new(),
             ready: Vec::new(),
             closed: Vec::new(),
@@ -160,7 +167,9 @@ impl Shard {
     pub fn replace_settings(&mut self, settings: Arc<[ListenerSettings]>, handshakes: usize) {
         assert_eq!(settings.len(), self.settings.len());
         self.settings = settings;
+        self.sweep.begin();
         self.handshakes_max = handshakes;
+        self.places.set_max(handshakes);
         self.handshakes_max_ever = self.handshakes_max_ever.max(handshakes);
     }
 
@@ -201,10 +210,9 @@ impl Shard {
     /// When the shard has something to do if nothing happens before: never later than its earliest deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        match (self.wheel.next(), self.broker.next_deadline()) {
-            (Some(one), Some(other)) => Some(if one.is_after(other) { other } else { one }),
-            (one, other) => one.or(other),
-        }
+        let look = if self.handshakes() < self.handshakes_max { None } else { self.places.next_look() };
+        let all = [self.wheel.next(), self.broker.next_deadline(), look, self.sweep.next()].into_iter().flatten();
+        all.reduce(|one, other| if one.is_after(other) { other } else { one })
     }
 
     /// The figures of this shard and of its worker.
@@ -219,14 +227,14 @@ impl Shard {
 
     /// When the connection that has waited longest for a handshake was accepted.
     pub fn longest_waiting(&mut self) -> Option<Tick> {
-        while let Some(&id) = self.waiting.front() {
-            if self.is_current(id) {
-                return Some(self.connections[id.index as usize].connected_at());
-            }
-            // It has ended while it waited.
-            self.waiting.pop_front();
-        }
-        None
+        let connections = &self.connections;
+        // One that has ended while it waited is gone.
+        let is_gone = |id: ConnectionId| {
+            connections.get(id.index as usize).is_none_or(|one| one.generation() != id.generation || one.is_closed())
+        };
+        let first = &self.connections[self.places.first_waiting(is_gone)?.index as usize];
+        // One that has sent a part of its ClientHello before waited for its own bytes, and not for us.
+        (!first.has_saved()).then(|| first.connected_at())
     }
 
     // --- What is left behind ----------------------------------------------------------------------------------------
@@ -241,7 +249,7 @@ impl Shard {
     /// Whether there are connections to be looked at though no event says so.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || self.sweep.is_underway()
     }
 
     /// Takes out the connections to be looked at though no event says so.
@@ -264,6 +272,7 @@ impl Shard {
     pub fn pack(&self, id: ConnectionId, out: &mut Vec<u8>) {
         assert!(self.is_current(id));
         self.connections[id.index as usize].pack(out);
+        self.sweep.pack(id.index, out);
     }
 
     /// The next slot whose socket is to be closed; it must be [reaped](Shard::reap).
@@ -276,10 +285,13 @@ impl Shard {
         let connection = self.connections.remove(index as usize);
         assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
         self.counters.subtract(Figure::Connections, 1);
+        self.places.forget(index);
+        self.sweep.set_mark(index, None);
         if self.connections.is_empty() {
             // After a mass disconnect the memory goes back.
             self.connections = Slab::new();
             self.slots = 0;
+            self.sweep.forget_all();
         }
         connection.is_moved()
     }

@@ -1,6 +1,8 @@
 //! A shard without sockets: clients in memory, and a desk that does by hand what the worker's turn does.
 
 mod desk;
+mod places;
+mod sweep;
 
 use std::time::Duration;
 

@@ -162,6 +162,7 @@ impl<I: Io> Turn<I> {
             return;
         }
         let slot = self.shard.handle_accept(listener, now);
+        self.shard.note_peer(slot, address);
         if self.io.admit(slot, socket).is_err() {
             self.shard.handle_reset(slot, now);
         }

@@ -204,6 +204,8 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::ProtocolError => Reason::PROTOCOL_ERROR,
         CloseReason::FrameTooLarge => Reason::PACKET_TOO_LARGE,
         CloseReason::Requested => Reason::ADMINISTRATIVE_ACTION,
+        CloseReason::CertificateRevoked | CloseReason::CertificateExpired => Reason::NOT_AUTHORIZED,
+        CloseReason::ConnectionAge => Reason::MAXIMUM_CONNECT_TIME,
         CloseReason::HomeFull | CloseReason::TokenUnanswered => Reason::SERVER_BUSY,
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => Reason::CLIENT_IDENTIFIER_NOT_VALID,
         CloseReason::TokenRejected => Reason::BAD_USER_NAME_OR_PASSWORD,

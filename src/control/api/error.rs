@@ -62,6 +62,8 @@ pub(super) enum ApiError {
     ApiBusy,
     /// A worker's loop is late.
     Overloaded { worker: usize, late_ms: u64 },
+    /// Newcomers wait for their handshakes.
+    Crowded { worker: usize, waited_ms: u64 },
     /// An event loop does not turn any more, or has not for long.
     Stuck { worker: usize, silent_s: u64 },
     /// What is configured is wrong; a line for each thing.
@@ -104,6 +106,7 @@ impl ApiError {
             | ApiError::TooManyReaders
             | ApiError::Store(_)
             | ApiError::Overloaded { .. }
+            | ApiError::Crowded { .. }
             | ApiError::Stuck { .. }
             | ApiError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -134,7 +137,7 @@ impl ApiError {
             ApiError::Store(_) => "store_failed",
             ApiError::WorkerBusy { .. } => "worker_busy",
             ApiError::ApiBusy => "api_busy",
-            ApiError::Overloaded { .. } => "overloaded",
+            ApiError::Overloaded { .. } | ApiError::Crowded { .. } => "overloaded",
             ApiError::Stuck { .. } => "stuck",
             ApiError::NotReloaded(_) => "not_reloaded",
             ApiError::ShuttingDown => "shutting_down",
@@ -183,6 +186,9 @@ impl fmt::Display for ApiError {
             ApiError::TooManyReaders => write!(f, "{READERS_MAX} readers follow the events already; try again"),
             ApiError::WorkerBusy { worker } => write!(f, "worker {worker} did not answer in time; try again"),
             ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
+            ApiError::Crowded { worker, waited_ms } => {
+                write!(f, "worker {worker} lets newcomers wait {waited_ms} ms for their handshakes")
+            }
             ApiError::Overloaded { worker, late_ms } => {
                 write!(f, "the event loop of worker {worker} was late by {late_ms} ms in the last ten seconds")
             }

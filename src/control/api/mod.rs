@@ -37,6 +37,8 @@ use error::ApiError;
 /// Whether the process lives.
 const HEALTHZ: &str = "/healthz";
 /// Whether new devices should be sent here.
+/// A gateway whose newcomers wait for longer than this should get no new devices for now.
+const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
@@ -119,6 +121,10 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
         let late_micros = counters.figure(Figure::LoopLateness);
         if u128::from(late_micros) > shed_micros {
             return Err(ApiError::Overloaded { worker, late_ms: late_micros / 1_000 });
+        }
+        let waited_ms = counters.figure(Figure::HandshakesLongestWait);
+        if waited_ms > CROWDED_MS {
+            return Err(ApiError::Crowded { worker, waited_ms });
         }
     }
     Ok("ready\n")

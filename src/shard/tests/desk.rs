@@ -29,7 +29,12 @@ impl Desk {
     /// The desks of `workers` shards of one gateway.
     pub fn of(workers: u16) -> Vec<Self> {
         let lab = Lab::new();
-        let settings: Arc<[ListenerSettings]> = [lab.settings(0, &Lab::native()), lab.settings(1, &Lab::raw())].into();
+        Self::with(workers, &lab, vec![lab.settings(0, &Lab::native()), lab.settings(1, &Lab::raw())])
+    }
+
+    /// The same with these listeners.
+    pub fn with(workers: u16, lab: &Lab, settings: Vec<ListenerSettings>) -> Vec<Self> {
+        let settings: Arc<[ListenerSettings]> = settings.into();
         let home = Home::new([3; 16], workers);
         let exchange = Arc::new(Exchange::new(workers));
         let desk = |worker| {

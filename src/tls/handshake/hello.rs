@@ -97,7 +97,7 @@ fn partial(rest: &[u8], gathered: &[u8]) -> Hello {
     let mut head = gathered.iter().chain(begun).copied();
     match (head.next(), head.next(), head.next(), head.next()) {
         (Some(CLIENT_HELLO), Some(high), Some(middle), Some(low))
-            if u32::from_be_bytes([0, high, middle, low]) as usize > HELLO_BYTES_MAX =>
+            if u32::from_be_bytes([0, high, middle, low]) as usize + 4 > HELLO_BYTES_MAX =>
         {
             Hello::TooLong
         }

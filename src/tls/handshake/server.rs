@@ -274,6 +274,12 @@ impl TlsPolicy {
         self.revocation.revokes(mark)
     }
 
+    /// Whether a client certificate with this mark has ended.
+    #[must_use]
+    pub fn is_over(&self, mark: &CertificateMark) -> bool {
+        self.clock.current_time().is_some_and(|now| now.as_secs() > u64::from(mark.not_after))
+    }
+
     /// How many certificates the revocation lists name.
     #[must_use]
     pub fn revoked(&self) -> usize {

@@ -1,0 +1,175 @@
+//! The handshake of a connection: from a whole ClientHello to plain data, or to the reason why not.
+
+use std::time::Duration;
+
+use super::{Connection, Context, Input, ListenerSettings, Naming, State, Step, Termination};
+use crate::codec::native;
+use crate::config::{IdentityFrom, Protocol};
+use crate::link::CloseReason;
+use crate::metrics::Timing;
+use crate::time::Moment;
+use crate::tls::certs::{CertificateFacts, PeerIdentity};
+use crate::tls::handshake::{Handshake, HandshakeError, Hello, Progress, RecordWish, scan};
+use crate::tls::record::{Alert, FramingError, Stage, next_record};
+
+/// A handshake in progress: the only large thing a connection ever owns (about 9.5 KB with rustls's own).
+pub(super) struct Handshaking {
+    tls: Handshake,
+    /// A record was handled: whoever it is speaks TLS.
+    begun: bool,
+    started: Moment,
+    /// When the peer was heard.
+    heard: Moment,
+    /// For how long it was silent at the most.
+    silence: Duration,
+    /// What is wrong with its ClientHello as a whole, if so.
+    refusal: Option<(Alert, &'static str)>,
+}
+
+impl Connection {
+    /// Begins the TLS handshake, if a whole ClientHello is there to begin it with: the connection has a place among them.
+    /// False: it goes on waiting for bytes, and what there is of them is all that it holds.
+    pub fn begin_handshake(&mut self, input: &Input, settings: &ListenerSettings, now: Moment) -> bool {
+        assert!(self.is_called());
+        let (wish, refusal) = match scan(input.cipher()) {
+            Hello::Partial => {
+                self.state = State::Accepted;
+                return false;
+            }
+            Hello::Whole(wish) if wish.is_illegal() => {
+                (wish, Some((Alert::IllegalParameter, "the client asks for records of a forbidden size")))
+            }
+            Hello::Whole(wish) => (wish, None),
+            Hello::TooLong => {
+                (RecordWish::default(), Some((Alert::DecodeError, "the ClientHello is longer than 16 KB")))
+            }
+        };
+        self.state = State::Handshaking(Box::new(Handshaking {
+            tls: Handshake::server(&settings.tls, wish),
+            begun: false,
+            started: now,
+            heard: now,
+            silence: Duration::ZERO,
+            refusal,
+        }));
+        true
+    }
+
+    /// When the peer was heard in its handshake; none when it is in none.
+    #[must_use]
+    pub fn heard_in_handshake(&self) -> Option<Moment> {
+        match &self.state {
+            State::Handshaking(handshaking) => Some(handshaking.heard),
+            _ => None,
+        }
+    }
+
+    pub(super) fn handle_handshake(
+        &mut self,
+        input: &mut Input,
+        settings: &ListenerSettings,
+        cx: &mut Context,
+    ) -> Step {
+        let State::Handshaking(handshaking) = &mut self.state else { unreachable!("asked by the state") };
+        handshaking.silence = handshaking.silence.max(cx.now.since(handshaking.heard));
+        handshaking.heard = cx.now;
+        if let Some((alert, what)) = handshaking.refusal {
+            handshaking.tls.refuse(alert, cx.wire);
+            return Step::End(Termination::because(CloseReason::HandshakeFailed, what));
+        }
+        loop {
+            let stage = if handshaking.begun { Stage::Handshake } else { Stage::First };
+            let length = match next_record(input.cipher(), stage) {
+                Ok(None) => return Step::Wait,
+                Ok(Some(length)) => length,
+                Err(error) => {
+                    if let Some(alert) = error.alert() {
+                        handshaking.tls.refuse(alert, cx.wire);
+                    }
+                    let not_tls = error == FramingError::NotTls;
+                    let reason = if not_tls { CloseReason::NotTls } else { CloseReason::HandshakeFailed };
+                    return Step::End(Termination::from_error(reason, &error));
+                }
+            };
+            handshaking.begun = true;
+            let progress = handshaking.tls.handle_record(input.record(length), cx.wire);
+            input.skip_record(length);
+            match progress {
+                Ok(Progress::Continue) => {}
+                Ok(Progress::Done) => return self.finish_handshake(settings, cx),
+                Err(error) => return Step::End(handshake_termination(&error, handshaking.tls.refused_certificate())),
+            }
+        }
+    }
+
+    /// Decision D1: from here on the connection is plain data, and rustls is gone.
+    fn finish_handshake(&mut self, settings: &ListenerSettings, cx: &mut Context) -> Step {
+        let State::Handshaking(handshaking) = std::mem::replace(&mut self.state, State::Accepted) else {
+            unreachable!("asked by the state")
+        };
+        cx.counters.observe(Timing::Handshake, cx.now.since(handshaking.started));
+        let silence = handshaking.silence;
+        let established = match handshaking.tls.finish(cx.wire) {
+            Ok(established) => established,
+            Err(error) => return Step::End(handshake_termination(&error, None)),
+        };
+        let naming = match name_by_certificate(settings, established.peer.as_ref()) {
+            Ok(Some(device)) => {
+                self.device = device;
+                Naming::Rule(settings.identity)
+            }
+            Ok(None) if settings.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
+            // CONNECT is to come: where the certificate was to name the device and does not, it is refused in MQTT's words.
+            Ok(None) | Err(_) if matches!(settings.protocol, Protocol::Mqtt(_)) => Naming::Rule(settings.identity),
+            Ok(None) => Naming::Generated,
+            Err(termination) => {
+                // TLS stands, so the refusal can be said within it.
+                self.open(established.records, Naming::Rule(settings.identity), settings);
+                return Step::End(termination);
+            }
+        };
+        self.open(established.records, naming, settings);
+        let certificate = established.certificate.as_ref().map(CertificateFacts::mark);
+        Step::Established { resumed: established.resumed, silence, certificate }
+    }
+}
+
+/// `certificate`: which one was refused, in words.
+fn handshake_termination(error: &HandshakeError, certificate: Option<&str>) -> Termination {
+    let reason = match error {
+        HandshakeError::CertificateRejected(_) => CloseReason::CertificateRejected,
+        HandshakeError::PeerClosed => CloseReason::HandshakeAbandoned,
+        _ => CloseReason::HandshakeFailed,
+    };
+    match certificate {
+        Some(certificate) => Termination::because(reason, format!("{error}: {certificate}")),
+        None => Termination::from_error(reason, error),
+    }
+}
+
+/// The id that the listener's rule finds in the client certificate. `None`: there is no rule, or (raw listeners) no
+/// certificate.
+fn name_by_certificate(
+    settings: &ListenerSettings,
+    peer: Option<&PeerIdentity>,
+) -> Result<Option<Box<str>>, Termination> {
+    let name = match (settings.identity, peer) {
+        (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
+        (_, None) if matches!(settings.protocol, Protocol::Raw(_)) => return Ok(None),
+        (_, None) => None,
+        (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
+        (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),
+        (IdentityFrom::CertSanUri, Some(peer)) => peer.uris.first().map(|name| &**name),
+    };
+    match name {
+        Some(name) if native::is_id(name) => Ok(Some(name.into())),
+        Some(_) => Err(Termination::because(
+            CloseReason::IdentityMissing,
+            "the name in the client certificate is not a device id: 1 to 128 bytes without control characters",
+        )),
+        None => Err(Termination::because(
+            CloseReason::IdentityMissing,
+            format!("no client certificate with a name for the rule {}", settings.identity.label()),
+        )),
+    }
+}
