@@ -17,14 +17,16 @@
 //! **TLS.** [`tls::handshake`] has rustls behind one type; what is left of a connection afterwards is
 //! [`tls::record`], our own record layer over a few hundred bytes of plain data.
 //!
-//! **One core's share.** [`broker`] keeps MQTT sessions, subscriptions and retained messages. [`connection`] is one
-//! connection from its first byte to its last, and the only place where TLS and protocols meet. [`shard`] holds
-//! a core's connections and sessions, takeover, presence and expiry: it is handed bytes and the time, so a simulation
-//! drives it through hours in a second.
+//! **One core's share.** [`pool`] counts its variable bytes, with a share for each class. [`broker`] keeps MQTT sessions,
+//! subscriptions and retained messages. [`connection`] is one connection from its first byte to its last, and the only
+//! place where TLS and protocols meet. [`shard`] holds a core's connections and sessions, takeover, presence and expiry: it
+//! is handed bytes and the time, so a simulation drives it through hours in a second.
 //!
 //! **Threads.** [`turn`] is the order in which an event loop does its work, over any [`turn::Io`]. [`worker`] runs it with
-//! the poll, the sockets, the clock, and moves connections to their home.
-//! [`control`] has what an event loop has no time for: HTTP, metrics, events, token checks.
+//! the poll, the sockets, the clock, and moves connections to their home. [`store`] puts what must survive the process on
+//! the disk, [`backbone`] keeps the latest events for those who follow them. [`control`] has what an event loop has no time
+//! for: HTTP, metrics, events, token checks. [`gateway`] starts all of it, changes its configuration under live
+//! connections, and ends it.
 //!
 //! A module uses only those above it; `tests/tidy.rs` holds the table.
 

@@ -458,6 +458,49 @@ fn links(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
+/// The Rust files and directories of modules that a document names in backquotes, with their lines: `shard/tests`, `x/y.rs`.
+fn named_paths(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..).zip(text.lines()).flat_map(|(number, line)| {
+        let quoted = line.split('`').skip(1).step_by(2);
+        let is_path = |name: &&str| {
+            let plain = name.chars().all(|c| is_word(c) || "/.-".contains(c)) && !name.ends_with('/');
+            let in_module =
+                TABLE.iter().any(|row| name.strip_prefix(row.path).is_some_and(|rest| rest.starts_with('/')));
+            let is_file = Path::new(name).extension().is_some_and(|extension| extension == "rs") && name.contains('/');
+            plain && (is_file || in_module)
+        };
+        quoted.filter(is_path).map(move |name| (number, name))
+    })
+}
+
+/// (k) What a document names is there: seen from the root, or from where its module would be.
+fn check_named_paths(file: &str, text: &str, exists: impl Fn(&Path) -> bool, found: &mut Vec<Violation>) {
+    for (line, name) in named_paths(text) {
+        let file_of = |directory: &str| exists(&Path::new(directory).join(name));
+        let module_of = |directory: &str| exists(&Path::new(directory).join(format!("{name}.rs")));
+        if !["", "src", "tests"].into_iter().any(|directory| file_of(directory) || module_of(directory)) {
+            let rule = format!("`{name}` is not there");
+            found.push(Violation { file: file.into(), line, rule, remedy: "name the module as it is called today" });
+        }
+    }
+}
+
+/// (l) Whoever opens the map finds every module, and whoever opens the index every decision.
+fn check_indexes(documents: &[(String, String)], pages: &[String], found: &mut Vec<Violation>) {
+    let mut require = |file: &str, what: &str, remedy| {
+        let text = documents.iter().find(|(name, _)| name == file).map_or("", |(_, text)| text);
+        if !text.contains(what) {
+            found.push(Violation { file: file.into(), line: 1, rule: format!("lacks {what}"), remedy });
+        }
+    };
+    for row in TABLE.iter().filter(|row| !row.path.contains(['/', '.'])) {
+        require("docs/ARCHITECTURE.md", &format!("| `{}`", row.path), "give the module a row in Where things live");
+    }
+    for page in pages.iter().filter(|page| page.as_str() != "README.md") {
+        require("docs/decisions/README.md", &format!("({page})"), "give the decision a row in the index");
+    }
+}
+
 /// (j) A link leads somewhere: what it names is there, seen from the document's directory.
 fn check_links(file: &str, text: &str, exists: impl Fn(&Path) -> bool, found: &mut Vec<Violation>) {
     let directory = Path::new(file).parent().unwrap();
@@ -550,7 +593,11 @@ fn the_house_is_tidy() {
     for (file, text) in &documents {
         check_document(file, text, &mut found);
         check_links(file, text, |path| root.join(path).exists(), &mut found);
+        if file != "CHANGELOG.md" {
+            check_named_paths(file, text, |path| root.join(path).exists(), &mut found);
+        }
     }
+    check_indexes(&documents, &pages, &mut found);
     assert!(texts.len() > 20 && !documents.is_empty() && outside.contains("rustls"), "the walk lost its way");
     let report: Vec<String> = found.iter().map(Violation::to_string).collect();
     assert!(report.is_empty(), "{} violations\n{}", report.len(), report.join("\n"));
@@ -667,4 +714,19 @@ fn citations_and_links_lead_somewhere() {
     );
     let rules: Vec<String> = found.iter().map(|found| format!("{}: {}", found.line, found.rule)).collect();
     assert_eq!(rules, ["2: decision D6 has no page", "2: the link to j.md leads nowhere"]);
+}
+
+#[test]
+fn documents_name_what_is_there() {
+    let exists = |path: &Path| ["src/shard/tests.rs", "tests/e2e", "src/x/y.rs"].map(Path::new).contains(&path);
+    let mut found = Vec::new();
+    let text = "`shard/tests` `x/y.rs` `src/x/y.rs` `cargo x/y` `shard` `Up::x`\n`shard/mqtt`, `worker/gone.rs`";
+    check_named_paths("docs/X.md", text, exists, &mut found);
+    let rules: Vec<String> = found.iter().map(|found| format!("{}: {}", found.line, found.rule)).collect();
+    assert_eq!(rules, ["2: `shard/mqtt` is not there", "2: `worker/gone.rs` is not there"]);
+
+    let mut found = Vec::new();
+    check_indexes(&[], &["README.md".into(), "0001-x.md".into()], &mut found);
+    assert!(found.iter().any(|found| found.rule == "lacks (0001-x.md)"));
+    assert!(found.iter().any(|found| found.rule == "lacks | `shard`"));
 }
