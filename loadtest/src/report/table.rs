@@ -1,9 +1,6 @@
 //! The result for people at a terminal.
 
 use std::fmt::Write;
-use std::time::{Duration, UNIX_EPOCH};
-
-use humantime::format_rfc3339_seconds;
 
 use super::{Percentiles, Report, shown};
 
@@ -12,13 +9,8 @@ pub fn render(report: &Report) -> String {
     let mut rows = Rows(String::new());
     let kind = format!("{} {}", report.configuration["protocol"].as_str().unwrap_or(""), report.target);
     rows.row("scenario", &format!("{} against {kind}", report.scenario));
-    rows.row("started", &report.started());
-    let at = UNIX_EPOCH + Duration::from_secs(report.started_unix_s);
     let machine = &report.machine;
-    rows.row(
-        "begun",
-        &format!("{}, {} cores, load {}", format_rfc3339_seconds(at), machine.cores, machine.load_average),
-    );
+    rows.row("started", &format!("{}, {} cores, load {}", report.started(), machine.cores, machine.load_average));
     let connections = &report.connections;
     rows.row(
         "connections",
