@@ -4,6 +4,8 @@
 
 #[path = "../src/codec/mod.rs"]
 pub mod codec;
+#[path = "../src/wire.rs"]
+pub mod wire;
 
 #[cfg(feature = "gateway")]
 #[path = "../src/config/mod.rs"]

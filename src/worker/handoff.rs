@@ -15,7 +15,7 @@
 //!   1 (images)   count u16   { index u32, generation u32, length u32, bytes … }  × count, with count descriptors
 //!   2 (acks)     count u16   { index u32, generation u32, taken u8 }               × count
 //! ```
-//! in the byte order of the machine that both ends share; the handle is the sender's. A full receiving table drops
+//! big-endian (`wire`); the handle is the sender's. A full receiving table drops
 //! descriptors silently (MSG_CTRUNC): images without one are refused, which is why there are acks at all.
 
 use std::collections::VecDeque;
@@ -35,6 +35,7 @@ use zeroize::Zeroize;
 use crate::config::budget::DESCRIPTORS_SPARE;
 use crate::link::ConnectionId;
 use crate::turn::{Handoff, HandoffAck};
+use crate::wire::{Reader, WireError, Writer};
 
 /// Connections in one message: for so many the home keeps places free. The kernel takes at most 253 descriptors.
 const IMAGES_MAX: usize = DESCRIPTORS_SPARE as usize;
@@ -105,7 +106,7 @@ impl HandoffChannel {
         while !self.acks.is_empty() {
             let count = self.acks.len().min(ACKS_MAX);
             let mut message = vec![ACKS];
-            message.extend_from_slice(&(count as u16).to_ne_bytes());
+            message.extend_from_slice(&(count as u16).to_be_bytes());
             for ack in self.acks.iter().take(count) {
                 put_id(&mut message, ack.origin);
                 message.push(u8::from(ack.taken));
@@ -150,11 +151,11 @@ impl HandoffChannel {
                 too_large.push(id);
                 continue;
             }
-            message[body - 4..body].copy_from_slice(&(length as u32).to_ne_bytes());
+            message[body - 4..body].copy_from_slice(&(length as u32).to_be_bytes());
             packed.push(id);
             sockets.push(socket);
         }
-        message[1..3].copy_from_slice(&(packed.len() as u16).to_ne_bytes());
+        message[1..3].copy_from_slice(&(packed.len() as u16).to_be_bytes());
         let sent = if packed.is_empty() { Ok(()) } else { self.send_message(&message, &sockets) };
         message.as_mut_slice().zeroize();
         match sent {
@@ -241,8 +242,8 @@ impl Message {
     /// A message of so many bytes was received.
     fn begin(&mut self, length: usize) {
         (self.length, self.position) = (length, 0);
-        self.kind = self.take(1)[0];
-        self.left = u16::from_ne_bytes(self.take(2).try_into().expect("two bytes"));
+        self.kind = self.read(Reader::u8);
+        self.left = self.read(Reader::u16);
     }
 
     /// What the message holds, one after the other. It comes from this program; a message that is not well-formed is our
@@ -253,15 +254,15 @@ impl Message {
             return None;
         };
         self.left = left;
-        let origin = ConnectionId { index: self.number(), generation: self.number() };
+        let origin = ConnectionId { index: self.read(Reader::u32), generation: self.read(Reader::u32) };
         Some(match self.kind {
             IMAGES => {
-                let length = self.number() as usize;
+                let length = self.read(Reader::u32) as usize;
                 let image = self.position..self.position + length;
                 self.position = image.end;
                 Handoff::Connection { origin, image, socket: self.sockets.pop_front().map(TcpStream::from) }
             }
-            ACKS => Handoff::Ack(HandoffAck { origin, taken: self.take(1)[0] != 0 }),
+            ACKS => Handoff::Ack(HandoffAck { origin, taken: self.read(Reader::flag) }),
             kind => unreachable!("no worker sends messages of kind {kind}"),
         })
     }
@@ -277,21 +278,19 @@ impl Message {
         self.length = 0;
     }
 
-    fn take(&mut self, count: usize) -> &[u8] {
-        let taken = self.position..self.position + count;
-        self.position = taken.end;
-        assert!(taken.end <= self.length, "a message ends where its contents do");
-        &self.bytes[taken]
-    }
-
-    fn number(&mut self) -> u32 {
-        u32::from_ne_bytes(self.take(4).try_into().expect("four bytes"))
+    /// One field, behind those that were taken out.
+    fn read<'m, T>(&'m mut self, field: impl FnOnce(&mut Reader<'m>) -> Result<T, WireError>) -> T {
+        let mut reader = Reader::new(&self.bytes[self.position..self.length]);
+        let value = field(&mut reader).expect("a message of this program is well-formed");
+        self.position = self.length - reader.len();
+        value
     }
 }
 
 fn put_id(message: &mut Vec<u8>, id: ConnectionId) {
-    message.extend_from_slice(&id.index.to_ne_bytes());
-    message.extend_from_slice(&id.generation.to_ne_bytes());
+    let mut writer = Writer::new(message);
+    writer.u32(id.index);
+    writer.u32(id.generation);
 }
 
 #[cfg(test)]
@@ -337,7 +336,7 @@ mod tests {
         let files: Vec<File> = (0..200u32)
             .map(|n| {
                 let mut file = tempfile::tempfile().unwrap();
-                file.write_all(&n.to_ne_bytes()).unwrap();
+                file.write_all(&n.to_be_bytes()).unwrap();
                 file
             })
             .collect();

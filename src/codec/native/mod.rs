@@ -29,6 +29,8 @@ mod tests;
 pub use close::CloseCode;
 pub use error::Error;
 
+use crate::wire::Reader;
+
 /// The protocol's name in ALPN.
 pub const ALPN: &[u8] = b"pulsegate/1";
 /// The version that HELLO and WELCOME carry.
@@ -283,7 +285,7 @@ impl<'a> Frame<'a> {
     }
 
     fn parse(kind: Type, body: &'a [u8]) -> Result<Frame<'a>, Error> {
-        let mut fields = Fields { frame: kind.name(), rest: body };
+        let mut fields = Fields { frame: kind.name(), rest: Reader::new(body) };
         let frame = match kind {
             Type::Hello => {
                 fields.version()?;
@@ -339,39 +341,35 @@ pub fn is_id(name: &str) -> bool {
     (1..=ID_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
-/// What is left of a body, read front to back.
+/// What is left of a body, read front to back: errors say of which frame.
 struct Fields<'a> {
     frame: &'static str,
-    rest: &'a [u8],
+    rest: Reader<'a>,
 }
 
 impl<'a> Fields<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(Error::Short { frame: self.frame })?;
-        self.rest = rest;
-        Ok(*taken)
+    fn short(&self) -> Error {
+        Error::Short { frame: self.frame }
     }
 
     fn u8(&mut self) -> Result<u8, Error> {
-        self.array().map(u8::from_be_bytes)
+        self.rest.u8().map_err(|_| self.short())
     }
 
     fn u16(&mut self) -> Result<u16, Error> {
-        self.array().map(u16::from_be_bytes)
+        self.rest.u16().map_err(|_| self.short())
     }
 
     fn u32(&mut self) -> Result<u32, Error> {
-        self.array().map(u32::from_be_bytes)
+        self.rest.u32().map_err(|_| self.short())
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], Error> {
-        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Error::Short { frame: self.frame })?;
-        self.rest = rest;
-        Ok(taken)
+        self.rest.take(length).map_err(|_| self.short())
     }
 
     fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.rest)
+        self.rest.take_all()
     }
 
     fn version(&mut self) -> Result<(), Error> {
