@@ -76,6 +76,22 @@ const NODE_BYTES: usize = size_of::<Node>() + size_of::<u32>() + 28;
 const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<Place>());
 
 /// The filters of one shard. See the head of this file.
+///
+/// ```
+/// use pulsegate::broker::subscriptions::{Subscriber, Subscriptions};
+///
+/// let mut subscriptions = Subscriptions::new(0x5EED); // keys the hashes
+/// subscriptions.subscribe("site/+/power", Subscriber { session: 7, identifier: 0, options: 1 });
+/// subscriptions.subscribe("site/#", Subscriber { session: 9, identifier: 3, options: 0 });
+///
+/// let mut found = Vec::new();
+/// subscriptions.matching("site/4/power", &mut found);
+/// found.sort_by_key(|subscriber| subscriber.session);
+/// assert_eq!(found.iter().map(|subscriber| subscriber.session).collect::<Vec<_>>(), [7, 9]);
+///
+/// subscriptions.remove_all(7);
+/// assert_eq!(subscriptions.len(), 1);
+/// ```
 pub struct Subscriptions {
     nodes: Slab<Node>,
     edges: HashTable<u32>,
