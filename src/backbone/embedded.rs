@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_never_is_refused_and_drops_nothing() {
+    fn an_event_larger_than_the_ring_is_refused_and_drops_nothing() {
         let backbone = backbone(100, 262_144);
         accept(&backbone, 0, 10).unwrap();
         let refused = accept(&backbone, 1, 262_144).unwrap_err();

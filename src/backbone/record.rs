@@ -25,11 +25,11 @@ const NO_CAUSE: u8 = u8::MAX;
 pub struct Event<'a> {
     /// The device's home worker.
     pub worker: WorkerId,
-    /// Who.
+    /// The id of the device.
     pub device: &'a str,
     /// When; to a millisecond once it was held.
     pub at: Moment,
-    /// What.
+    /// What happened to it.
     pub what: What<'a>,
 }
 
@@ -44,7 +44,7 @@ pub enum What<'a> {
     Message {
         /// Under which topic.
         topic: &'a str,
-        /// What.
+        /// The payload: opaque bytes.
         payload: &'a [u8],
     },
 }

@@ -32,7 +32,7 @@ pub struct SendBudget<'a> {
     pub unsent: usize,
     /// Bytes that the device may be sent in one turn.
     pub turn_bytes: usize,
-    /// When.
+    /// The time of this call.
     pub now: Moment,
     /// The shard's figures.
     pub counters: &'a mut Counters,

@@ -30,7 +30,7 @@ use crate::time::Tick;
 /// One message for one session: what its subscriptions have made of the publication.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// What.
+    /// The published message, shared by all who get it.
     pub publication: Arc<Publication>,
     /// The quality of service of this delivery.
     pub qos: u8,
@@ -47,10 +47,10 @@ pub struct Delivery {
 /// Subscription Identifiers: nearly always none or one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Identifiers {
-    /// None.
+    /// No subscription that matched has one.
     #[default]
     None,
-    /// One.
+    /// Exactly one has.
     One([u32; 1]),
     /// More: overlapping subscriptions.
     Many(Vec<u32>),

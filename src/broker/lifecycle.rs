@@ -33,11 +33,11 @@ pub struct Will {
 /// A will that is to be published now, and whose.
 #[derive(Debug)]
 pub struct DueWill {
-    /// Whose.
+    /// The id of the device that left it.
     pub device: Box<str>,
     /// Through which listener the device had come.
     pub listener: ListenerId,
-    /// What.
+    /// The message, ready to be published.
     pub publication: Publication,
 }
 

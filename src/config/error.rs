@@ -12,7 +12,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error of the system.
         error: io::Error,
     },
     /// The file is not TOML, holds a key that does not exist, or a value of the wrong type.
@@ -103,7 +103,7 @@ impl std::error::Error for ConfigError {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key.
-    pub place: Place,
+    pub place: ConfigKey,
     /// What is wrong, as a clause.
     pub what: String,
     /// What to write instead, as a clause in the imperative.
@@ -112,7 +112,7 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with the key at `place`.
-    pub(super) fn new(place: Place, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(super) fn new(place: ConfigKey, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { place, what: what.into(), remedy: remedy.into() }
     }
 }
@@ -125,12 +125,12 @@ impl fmt::Display for Problem {
 
 /// A key of the configuration: `limits.connections`, or `heartbeat.interval` of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ConfigKey {
     listener: Option<(usize, String)>,
     key: String,
 }
 
-impl Place {
+impl ConfigKey {
     /// A key outside the listeners, dotted.
     pub fn top(key: impl Into<String>) -> Self {
         Self { listener: None, key: key.into() }
@@ -157,7 +157,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ConfigKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some((index, name)) = &self.listener {
             write!(f, "listener[{index}]")?;

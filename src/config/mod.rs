@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use budget::{MemoryBudget, memory_budget};
-pub use error::{ConfigError, Place, Problem};
+pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 
@@ -270,11 +270,11 @@ pub struct Listener {
     pub listen: SocketAddr,
     /// What is spoken within TLS.
     pub protocol: Protocol,
-    /// Certificates.
+    /// Certificates, and whether clients must have one.
     pub tls: Tls,
-    /// Liveness.
+    /// How silence is probed and judged; not used by MQTT, whose devices bring their keep-alive.
     pub heartbeat: Heartbeat,
-    /// Naming.
+    /// Where device ids come from.
     pub identity: Identity,
 }
 

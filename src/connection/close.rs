@@ -9,7 +9,7 @@ use crate::link::CloseReason;
 /// The end of a connection: its one reason, and what can be said about it to the peer and to the log.
 #[derive(Clone, Debug)]
 pub struct Termination {
-    /// Why.
+    /// The cause, as metrics, logs and events name it.
     pub reason: CloseReason,
     /// In words; may be empty.
     pub detail: Cow<'static, str>,

@@ -70,7 +70,7 @@ const LOOK_TICKS: u32 = 36_000;
 pub struct Context<'a> {
     /// The connection's slot.
     pub index: u32,
-    /// When.
+    /// The time of this call.
     pub now: Moment,
     /// Bytes for the socket, appended.
     pub wire: &'a mut Vec<u8>,
@@ -588,7 +588,7 @@ impl Connection {
         }
     }
 
-    /// Its home holds it: no word, no trace.
+    /// Its home holds it: dropped here without notifying the peer, and without an event.
     pub fn forget(&mut self) {
         assert!(self.is_moving());
         self.state = State::Moved;

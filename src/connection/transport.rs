@@ -208,7 +208,7 @@ impl OpenConnection<'_, '_> {
             }
             (Phase::Device, Frame::Message(message)) => return Ok(self.handle_message(message)),
             (Phase::Device, Frame::Ack(message)) => self.handle_ack(*message),
-            // That the device was heard is all that a PONG says.
+            // PONG only refreshes liveness, which has happened already.
             (Phase::Device, Frame::Pong(_)) => {}
             (phase, frame) => {
                 let when = if phase == Phase::Unnamed { "before HELLO" } else { "after HELLO" };

@@ -1,4 +1,4 @@
-//! The door of the HTTP API: how many connections may stand in it, and for how long without a word.
+//! The listener of the HTTP API: its connection limit, and its idle timeout.
 
 use std::future::Future;
 use std::io;

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::{fmt, fs};
 
-use crate::config::{ConfigError, Place};
+use crate::config::{ConfigError, ConfigKey};
 use crate::tls::certs::development::DevelopmentError;
 
 /// One thing that is wrong. Its text is one line.
@@ -13,7 +13,7 @@ pub enum GatewayError {
     /// The configuration is wrong.
     Config(ConfigError),
     /// A file that a listener names cannot be used: the configuration file if there is one, the key, and why.
-    File(Option<PathBuf>, Place, Box<dyn Error + Send + Sync>),
+    File(Option<PathBuf>, ConfigKey, Box<dyn Error + Send + Sync>),
     /// Development certificates could not be made.
     Development(DevelopmentError),
     /// The system, or another program, is in the way.

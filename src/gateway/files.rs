@@ -9,7 +9,7 @@ use super::error::{GatewayError, Problems};
 use super::watch::Signature;
 use crate::codec::{mqtt, native};
 use crate::config::{
-    self, CertificateFiles, ClientAuth, Config, Listener, Loaded, Machine, Place, Protocol, Tls, TlsVersions,
+    self, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Protocol, Tls, TlsVersions,
 };
 use crate::control::auth::tokens::TokenFile;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
@@ -77,7 +77,7 @@ impl Source {
     pub fn prepare_files(&self, mut loaded: Loaded) -> Result<Prepared, Problems> {
         let seen = self.signature(&loaded.config, &[]);
         if let Some(file) = loaded.config.admin.token_file.as_deref().filter(|file| is_readable_by_all(file)) {
-            loaded.warnings.push(readable_by_all(&Place::top("admin.token_file"), file));
+            loaded.warnings.push(readable_by_all(&ConfigKey::top("admin.token_file"), file));
         }
         let mut materials = Vec::with_capacity(loaded.config.listeners.len());
         let mut problems = Vec::new();
@@ -107,7 +107,7 @@ impl Source {
         warnings: &mut Vec<String>,
     ) -> Result<Material, Vec<GatewayError>> {
         let mut problems = Vec::new();
-        let at = |key: String| Place::of_listener(index, &listener.name, key);
+        let at = |key: String| ConfigKey::of_listener(index, &listener.name, key);
         let mut refuse = |place, error: Box<dyn std::error::Error + Send + Sync>| {
             problems.push(GatewayError::File(self.file.clone(), place, error));
         };
@@ -167,7 +167,7 @@ fn secrets_of(listener: &Listener) -> impl Iterator<Item = (String, &Path)> {
     keys.chain(listener.identity.token_file.as_deref().map(|file| (token_key(listener).to_owned(), file)))
 }
 
-fn readable_by_all(place: &Place, file: &Path) -> String {
+fn readable_by_all(place: &ConfigKey, file: &Path) -> String {
     format!("{place}: every user may read {}: take that from others (chmod o-rwx)", file.display())
 }
 

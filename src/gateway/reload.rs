@@ -217,7 +217,7 @@ impl Reloader {
 /// The tokens of a listener that stays as it was: from its file, which must still be right.
 fn kept_tokens(config: &Config, index: usize) -> Result<Option<TokenFile>, Problems> {
     let listener = &config.listeners[index];
-    let place = crate::config::Place::of_listener(index, &listener.name, super::files::token_key(listener));
+    let place = crate::config::ConfigKey::of_listener(index, &listener.name, super::files::token_key(listener));
     let load = |file: &PathBuf| TokenFile::load(file);
     let tokens = listener.identity.token_file.as_ref().map(load).transpose();
     tokens.map_err(|error| GatewayError::File(None, place, error.to_string().into()).into())

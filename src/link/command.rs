@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{ConnectionId, Peer, Publication, Receipt, WorkerId};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
-/// bears again.
+/// carries.
 #[derive(Clone, Debug)]
 pub enum Command {
     /// The answer to [`super::Uplink::VerifyToken`].
@@ -44,7 +44,7 @@ pub enum Command {
         request: u64,
         /// The device; this worker is its home.
         device: Box<str>,
-        /// What.
+        /// The message for the device.
         downlink: Downlink,
         /// Whether the device is asked to acknowledge it, and the answer waits for that.
         acknowledge: bool,
@@ -63,7 +63,7 @@ pub enum Command {
         broadcast: u64,
         /// Only devices whose ids begin so; empty for all.
         prefix: Box<str>,
-        /// What.
+        /// The message for the device.
         downlink: Downlink,
         /// At most so many devices of this shard in one second, at least 1.
         per_second: u32,
@@ -80,7 +80,7 @@ pub enum Command {
     Peers {
         /// Who says it.
         from: WorkerId,
-        /// What.
+        /// Answers, credit, and words about groups.
         answers: Vec<Peer>,
     },
     /// Go no further with a broadcast; its last [`super::Uplink::Broadcast`] says how far it went.
@@ -100,7 +100,7 @@ pub enum Command {
 pub struct Downlink {
     /// Under which topic; not used where the protocol has none.
     pub topic: Box<str>,
-    /// What.
+    /// The payload: opaque bytes.
     pub payload: Bytes,
 }
 

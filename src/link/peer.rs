@@ -41,7 +41,7 @@ impl Class {
 /// A message that one shard passes on to another, with credit.
 #[derive(Clone, Debug)]
 pub struct Passed {
-    /// What.
+    /// The published message, shared by all who get it.
     pub publication: Arc<Publication>,
     /// The sender's number for it, carried by [`Peer::Taken`]; 0: the sender does not ask.
     pub token: u32,
@@ -62,7 +62,7 @@ impl Passed {
 pub struct Choice {
     /// The group, as `$share/NAME/FILTER`.
     pub group: Arc<str>,
-    /// Who.
+    /// The session of the member.
     pub member: SessionId,
     /// How it asked for it: the options byte of SUBSCRIBE.
     pub options: u8,
@@ -105,14 +105,14 @@ pub enum Peer {
     Withdraw {
         /// The number that the answer carries.
         token: u32,
-        /// What.
+        /// The published message, shared by all who get it.
         publication: Arc<Publication>,
     },
     /// To a group's home: this session is a member from now on, or asks for it in another way than before.
     Join {
         /// The group, as `$share/NAME/FILTER`.
         group: Arc<str>,
-        /// Who.
+        /// The session of the member.
         member: SessionId,
         /// How: the options byte of SUBSCRIBE.
         options: u8,
@@ -125,7 +125,7 @@ pub enum Peer {
     },
     /// From a group's home: whoever joined is a member.
     Joined {
-        /// Who.
+        /// The session of the member.
         member: SessionId,
         /// The SUBSCRIBE that waits.
         waits: u32,
@@ -134,7 +134,7 @@ pub enum Peer {
     Leave {
         /// The group, as `$share/NAME/FILTER`.
         group: Arc<str>,
-        /// Who.
+        /// The session of the member.
         member: SessionId,
     },
 }

@@ -23,7 +23,7 @@ pub struct SessionId {
 pub struct Publication {
     /// Under which topic: a valid topic name.
     pub topic: Box<str>,
-    /// What.
+    /// The payload: opaque bytes.
     pub payload: Bytes,
     /// The quality of service with which it was published: 0, 1 or 2.
     pub qos: u8,

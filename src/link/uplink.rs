@@ -90,7 +90,7 @@ pub enum Outcome {
 /// leaves it.
 #[derive(Clone, Debug)]
 pub struct Presence {
-    /// Who.
+    /// The id of the device.
     pub device: Box<str>,
     /// Through which listener.
     pub listener: ListenerId,
@@ -113,7 +113,7 @@ pub struct Message {
     pub connection: ConnectionId,
     /// Under which topic; empty where the protocol has none.
     pub topic: Box<str>,
-    /// What.
+    /// The payload: opaque bytes.
     pub payload: Bytes,
     /// To whom to say that the backbone holds it, if anybody wants to hear it.
     pub receipt: Option<Receipt>,

@@ -50,8 +50,8 @@ impl Transmit {
         }
     }
 
-    /// The connection in slot `index` has said its last: the flush comes by, even where there are no bytes, and ends
-    /// the socket's side of the stream.
+    /// The connection in slot `index` will send nothing more: the flush phase visits it, even where there are no bytes,
+    /// and shuts the socket down for writing.
     pub(super) fn end(&mut self, index: u32) {
         let end = self.bytes.len();
         if self.segments.last().is_none_or(|last| last.index != index) {

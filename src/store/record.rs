@@ -16,7 +16,7 @@ pub struct Entry {
     pub worker: WorkerId,
     /// Which device.
     pub device: Box<str>,
-    /// What.
+    /// What happened to it.
     pub what: What,
     /// To whom to say that it is safe, if anybody waits for that.
     pub receipt: Option<Receipt>,
@@ -33,7 +33,7 @@ pub enum What {
     Message {
         /// Under which topic; empty where the protocol has none.
         topic: Box<str>,
-        /// What.
+        /// The payload: opaque bytes.
         payload: Bytes,
     },
 }

@@ -25,7 +25,7 @@ pub struct Outgoing<'a> {
     pub subscription_identifiers: &'a [u32],
     /// Encoded properties: see [`Properties::forwardable`](super::Properties::forwardable).
     pub forwarded: &'a [u8],
-    /// What.
+    /// The payload: opaque bytes.
     pub payload: &'a [u8],
 }
 

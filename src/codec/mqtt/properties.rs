@@ -154,7 +154,7 @@ macro_rules! getters {
 }
 
 impl<'a> Properties<'a> {
-    /// None.
+    /// No properties at all.
     pub const EMPTY: Properties<'static> = Properties { raw: &[] };
 
     /// Whether there are none.

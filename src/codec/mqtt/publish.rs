@@ -22,7 +22,7 @@ pub struct Publish<'a> {
     pub packet_id: u16,
     /// None in v3.1.1.
     pub properties: Properties<'a>,
-    /// What.
+    /// The payload: opaque bytes.
     pub payload: &'a [u8],
 }
 

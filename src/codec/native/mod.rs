@@ -165,14 +165,14 @@ pub struct Message<'a> {
     pub id: u32,
     /// At most [`TOPIC_MAX`] bytes without control characters; may be empty.
     pub topic: &'a str,
-    /// Opaque.
+    /// Opaque bytes, passed on as they are.
     pub payload: &'a [u8],
 }
 
 /// The end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Close<'a> {
-    /// Why.
+    /// The cause, as a code.
     pub code: CloseCode,
     /// Do not come back sooner than this, in milliseconds; 0: no advice.
     pub retry_after_ms: u32,

@@ -1,6 +1,6 @@
 //! Which listener is looked at, for the keys that its checks name.
 
-use crate::config::error::Place;
+use crate::config::error::ConfigKey;
 
 /// One `[[listener]]`, by its place in the file and its name (empty while it has none).
 pub(super) struct At<'a> {
@@ -14,7 +14,7 @@ impl<'a> At<'a> {
     }
 
     /// A key of this listener, dotted.
-    pub(super) fn key(&self, key: &str) -> Place {
-        Place::of_listener(self.index, self.name, key)
+    pub(super) fn key(&self, key: &str) -> ConfigKey {
+        ConfigKey::of_listener(self.index, self.name, key)
     }
 }

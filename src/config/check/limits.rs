@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::values;
 use crate::config::Limits;
-use crate::config::error::{Place, Problem};
+use crate::config::error::{ConfigKey, Problem};
 use crate::config::machine::Machine;
 use crate::config::raw::RawLimits;
 
@@ -111,8 +111,8 @@ fn of_sessions(raw: &RawLimits, default: &Limits) -> Result<Limits, Problem> {
     })
 }
 
-fn place(key: &str) -> Place {
-    Place::top(format!("limits.{key}"))
+fn place(key: &str) -> ConfigKey {
+    ConfigKey::top(format!("limits.{key}"))
 }
 
 fn count(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::at::At;
 use super::{Context, check_name, mqtt, tls, values};
-use crate::config::error::{Place, Problem};
+use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw};
 use crate::config::{ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 
@@ -180,7 +180,7 @@ fn identity(
     Ok(Identity { from, token_file })
 }
 
-fn identity_from(place: Place, written: &str, protocol: &Protocol) -> Result<IdentityFrom, Problem> {
+fn identity_from(place: ConfigKey, written: &str, protocol: &Protocol) -> Result<IdentityFrom, Problem> {
     use IdentityFrom::{CertCn, CertSanDns, CertSanUri, ClientId, Hello, Username};
     let rules = [Hello, ClientId, Username, CertCn, CertSanDns, CertSanUri].map(|rule| (rule.label(), rule));
     let from = values::word(place.clone(), written, &rules)?;
@@ -245,7 +245,7 @@ fn secrets(
 }
 
 /// A file of secrets must be there and name somebody; its lines are the control plane's to judge.
-fn secret_file(context: &Context<'_>, place: Place, written: &str) -> Result<PathBuf, Problem> {
+fn secret_file(context: &Context<'_>, place: ConfigKey, written: &str) -> Result<PathBuf, Problem> {
     let text = context.text(place.clone(), written)?;
     if text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#')) {
         let what = format!("{written} names nobody, so that nobody could connect");

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::budget::{self, MemoryBudget, connections_by_descriptors};
-use super::error::{Place, Problem};
+use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
 use super::raw::{RawAdmin, RawBackbone, RawConfig, RawListener};
 use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
@@ -52,16 +52,16 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn warn(&mut self, place: &Place, text: &str) {
+    fn warn(&mut self, place: &ConfigKey, text: &str) {
         self.warnings.push(format!("{place}: {text}"));
     }
 
-    fn note(&mut self, place: &Place, text: &str) {
+    fn note(&mut self, place: &ConfigKey, text: &str) {
         self.notes.push(format!("{place}: {text}"));
     }
 
     /// A path as written, relative to the file.
-    fn path(&self, place: Place, written: &str) -> Result<PathBuf, Problem> {
+    fn path(&self, place: ConfigKey, written: &str) -> Result<PathBuf, Problem> {
         if written.is_empty() {
             return Err(Problem::new(place, "the path is empty", "write a path, or leave the key out"));
         }
@@ -69,13 +69,13 @@ impl Context<'_> {
     }
 
     /// The text of a file that must have one.
-    fn text(&self, place: Place, written: &str) -> Result<String, Problem> {
+    fn text(&self, place: ConfigKey, written: &str) -> Result<String, Problem> {
         let path = self.path(place.clone(), written)?;
         fs::read_to_string(&path).map_err(|error| unreadable(place, &path, &error))
     }
 }
 
-fn unreadable(place: Place, path: &Path, error: &std::io::Error) -> Problem {
+fn unreadable(place: ConfigKey, path: &Path, error: &std::io::Error) -> Problem {
     let what = format!("{} cannot be read: {error}", path.display());
     Problem::new(place, what, "name a file that the gateway may read (relative paths start at the configuration file)")
 }
@@ -92,10 +92,10 @@ pub fn resolve(
     let mut problems = Vec::new();
     let connections_written = raw.limits.connections.is_some();
     let window = raw.drain.window.as_deref();
-    let window = values::duration(Place::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW);
+    let window = values::duration(ConfigKey::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW);
     let head = (
         kept(node(raw.node, machine), &mut problems),
-        kept(context.path(Place::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR)), &mut problems),
+        kept(context.path(ConfigKey::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR)), &mut problems),
         kept(workers(raw.workers, machine), &mut problems),
         kept(admin(&mut context, raw.admin), &mut problems),
         kept(limits::resolve(&raw.limits, machine), &mut problems),
@@ -138,11 +138,11 @@ fn listeners(
 ) -> Vec<Listener> {
     if raw.is_empty() {
         let remedy = "add a [[listener]] with name, listen, protocol and [listener.tls]";
-        problems.push(Problem::new(Place::top("listener"), "there is none", remedy));
+        problems.push(Problem::new(ConfigKey::top("listener"), "there is none", remedy));
     }
     if raw.len() > MAX_LISTENERS {
         let what = format!("there are {}", raw.len());
-        problems.push(Problem::new(Place::top("listener"), what, format!("write at most {MAX_LISTENERS}")));
+        problems.push(Problem::new(ConfigKey::top("listener"), what, format!("write at most {MAX_LISTENERS}")));
     }
     let mut listeners = Vec::with_capacity(raw.len());
     for (index, raw) in raw.into_iter().enumerate().take(MAX_LISTENERS) {
@@ -157,12 +157,12 @@ fn listeners(
 
 fn node(written: Option<String>, machine: &Machine) -> Result<String, Problem> {
     let Some(node) = written else { return Ok(machine.hostname.clone()) };
-    check_name(Place::top("node"), &node)?;
+    check_name(ConfigKey::top("node"), &node)?;
     Ok(node)
 }
 
 /// Names become metric labels, log fields and parts of presence events.
-fn check_name(place: Place, name: &str) -> Result<(), Problem> {
+fn check_name(place: ConfigKey, name: &str) -> Result<(), Problem> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
         let remedy = format!("write 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes or underscores");
@@ -172,7 +172,7 @@ fn check_name(place: Place, name: &str) -> Result<(), Problem> {
 }
 
 fn workers(written: Option<i64>, machine: &Machine) -> Result<u16, Problem> {
-    let place = Place::top("workers");
+    let place = ConfigKey::top("workers");
     match values::integer(place, written, 0, 0..=i64::from(MAX_WORKERS), "workers (0: one per core)")? {
         0 => Ok(machine.cores.clamp(1, MAX_WORKERS)),
         workers => Ok(workers as u16),
@@ -181,7 +181,7 @@ fn workers(written: Option<i64>, machine: &Machine) -> Result<u16, Problem> {
 
 fn admin(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin, Problem> {
     let listen =
-        values::address(Place::top("admin.listen"), raw.listen.as_deref().unwrap_or(ADMIN_LISTEN), ADMIN_LISTEN)?;
+        values::address(ConfigKey::top("admin.listen"), raw.listen.as_deref().unwrap_or(ADMIN_LISTEN), ADMIN_LISTEN)?;
     let token_file = raw.token_file.as_deref().map(|written| context.base.join(written));
     let token = match raw.token_file {
         Some(written) => Some(admin_token(context, &written)?),
@@ -189,14 +189,14 @@ fn admin(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin, Problem> {
         None => {
             let what = format!("{listen} can be reached from other machines and nothing protects it");
             let remedy = "set admin.token_file to a file with a long random token, or listen on 127.0.0.1";
-            return Err(Problem::new(Place::top("admin.listen"), what, remedy));
+            return Err(Problem::new(ConfigKey::top("admin.listen"), what, remedy));
         }
     };
     Ok(Admin { listen, token, token_file })
 }
 
 fn admin_token(context: &mut Context<'_>, written: &str) -> Result<String, Problem> {
-    let place = Place::top("admin.token_file");
+    let place = ConfigKey::top("admin.token_file");
     let text = context.text(place.clone(), written)?;
     let token = text.trim();
     let remedy = "write one line with a long random token into it (openssl rand -hex 32)";
@@ -219,7 +219,7 @@ fn admin_token(context: &mut Context<'_>, written: &str) -> Result<String, Probl
 
 fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
     let default = Backbone::default();
-    let place = |key: &str| Place::top(format!("backbone.{key}"));
+    let place = |key: &str| ConfigKey::top(format!("backbone.{key}"));
     let events = values::integer(place("events"), raw.events, default.events as i64, 16..=16_777_216, "events")?;
     let bytes = values::integer(place("bytes"), raw.bytes, default.bytes as i64, 262_144..=17_179_869_184, "bytes")?;
     Ok(Backbone { events: events as usize, bytes: bytes as usize })
@@ -232,7 +232,7 @@ fn unlike_the_others(
     others: &[Listener],
     admin: Option<&Admin>,
 ) -> Result<(), Problem> {
-    let place = |key: &str| Place::of_listener(index, &listener.name, key);
+    let place = |key: &str| ConfigKey::of_listener(index, &listener.name, key);
     for other in others {
         if other.name == listener.name {
             let remedy = "give each listener its own name";
@@ -254,7 +254,7 @@ fn unlike_the_others(
 
 /// More connections than the workers' descriptor tables hold can never be there: the limit becomes what is true.
 fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(), Problem> {
-    let place = Place::top("limits.connections");
+    let place = ConfigKey::top("limits.connections");
     let descriptors = context.machine.descriptors;
     let wanted = config.limits.connections;
     let listeners = config.listeners.len();
@@ -299,7 +299,7 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
 
 /// A limit that was written must fit; the default becomes what does.
 fn fit_memory(context: &mut Context<'_>, config: &mut Config, written: bool) -> Result<(), Problem> {
-    let place = Place::top("limits.connections");
+    let place = ConfigKey::top("limits.connections");
     let memory = context.machine.memory;
     let budget = budget_of(config, context.machine);
     if !budget.is_exceeded() {

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Place, Problem, values};
+use super::{ConfigKey, Problem, values};
 use crate::config::raw::{RawStore, RawUplink};
 use crate::config::{Durability, Store, Uplink};
 
@@ -16,7 +16,7 @@ const RETENTION_BYTES: RangeInclusive<i64> = 1 << 20..=1 << 43;
 /// `[store]`.
 pub fn store(raw: &RawStore) -> Result<Store, Problem> {
     let default = Store::default();
-    let place = |key: &str| Place::top(format!("store.{key}"));
+    let place = |key: &str| ConfigKey::top(format!("store.{key}"));
     let durability = match &raw.durability {
         None => default.durability,
         Some(written) => values::word(place("durability"), written, &Durability::WORDS)?,
@@ -36,7 +36,7 @@ pub fn store(raw: &RawStore) -> Result<Store, Problem> {
 /// `[uplink]`. What is kept has to fit into the store, with what a database takes beside its content.
 pub fn uplink(raw: &RawUplink, store: &Store) -> Result<Uplink, Problem> {
     let default = Uplink::default();
-    let place = |key: &str| Place::top(format!("uplink.{key}"));
+    let place = |key: &str| ConfigKey::top(format!("uplink.{key}"));
     let retention = values::duration(place("retention"), raw.retention.as_deref(), default.retention, RETENTION)?;
     let most = store.bytes / 3 * 2;
     // Unless it is written, it is what fits.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::at::At;
 use super::{CertificateFilesAre, Context, unreadable, values};
-use crate::config::error::{Place, Problem};
+use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawCertificate, RawCrl, RawTls};
 use crate::config::{CertificateFiles, ClientAuth, Crl, Tickets, Tls, TlsVersions, WhenOver};
 
@@ -181,7 +181,7 @@ fn certificate(
 }
 
 /// A file that must be there, unless it is yet to be made.
-fn file(context: &Context<'_>, place: Place, written: &str) -> Result<PathBuf, Problem> {
+fn file(context: &Context<'_>, place: ConfigKey, written: &str) -> Result<PathBuf, Problem> {
     let path = context.path(place.clone(), written)?;
     if context.certificate_files == CertificateFilesAre::MadeAtStart {
         return Ok(path);

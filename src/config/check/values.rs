@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::config::error::{Place, Problem};
+use crate::config::error::{ConfigKey, Problem};
 
 /// An integer within `range`, or `default` where none is written.
 pub fn integer(
-    place: Place,
+    place: ConfigKey,
     written: Option<i64>,
     default: i64,
     range: RangeInclusive<i64>,
@@ -25,7 +25,7 @@ pub fn integer(
 
 /// A duration within `range`, or `default` where none is written.
 pub fn duration(
-    place: Place,
+    place: ConfigKey,
     written: Option<&str>,
     default: Duration,
     range: RangeInclusive<Duration>,
@@ -44,7 +44,7 @@ pub fn duration(
 }
 
 /// A listening address.
-pub fn address(place: Place, written: &str, example: &str) -> Result<SocketAddr, Problem> {
+pub fn address(place: ConfigKey, written: &str, example: &str) -> Result<SocketAddr, Problem> {
     written.parse().map_err(|_| {
         let remedy = format!("write an IP address and a port, such as \"{example}\" or \"[::]:7443\"");
         Problem::new(place, format!("{written:?} is not an address"), remedy)
@@ -60,7 +60,7 @@ pub fn addresses_collide(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 /// One of a few words.
-pub fn word<T: Copy>(place: Place, written: &str, words: &[(&str, T)]) -> Result<T, Problem> {
+pub fn word<T: Copy>(place: ConfigKey, written: &str, words: &[(&str, T)]) -> Result<T, Problem> {
     if let Some(&(_, value)) = words.iter().find(|(word, _)| *word == written) {
         return Ok(value);
     }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! An unknown device costs the hash of another and is then rejected, so that the time of an answer does not tell which
-//! ids exist. Its queue is short and comes second: who guesses ids delays other guessers. A connection whose token is
+//! ids exist. Its queue is short and comes second, so that brute-force attempts wait for each other. A connection whose token is
 //! not verified within `limits.hello_time` is closed by its worker; a job older than that is not worth its hash and is
 //! skipped. No token is ever called wrong because of load.
 
