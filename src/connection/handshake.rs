@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Connection, Context, Input, ListenerSettings, Naming, State, Step, Termination};
-use crate::codec::native;
-use crate::config::{IdentityFrom, Protocol};
+use super::{Connection, Context, Input, ListenerSettings, Naming, State, Step, Termination, protocol};
 use crate::link::CloseReason;
 use crate::metrics::Timing;
 use crate::time::Moment;
-use crate::tls::certs::{CertificateFacts, PeerIdentity};
+use crate::tls::certs::CertificateFacts;
 use crate::tls::handshake::{Handshake, HandshakeError, Hello, Progress, RecordWish, scan};
 use crate::tls::record::{Alert, FramingError, Stage, next_record};
 
@@ -113,21 +111,15 @@ impl Connection {
             Ok(established) => established,
             Err(error) => return Step::End(handshake_termination(&error, None)),
         };
-        let naming = match name_by_certificate(settings, established.peer.as_ref()) {
-            Ok(Some(device)) => {
-                self.device = device;
-                Naming::Rule(settings.identity)
-            }
-            Ok(None) if settings.protocol == Protocol::Native => Naming::Rule(IdentityFrom::Hello),
-            // CONNECT is to come: where the certificate was to name the device and does not, it is refused in MQTT's words.
-            Ok(None) | Err(_) if matches!(settings.protocol, Protocol::Mqtt(_)) => Naming::Rule(settings.identity),
-            Ok(None) => Naming::Generated,
+        let (device, naming) = match protocol::first_name(settings, established.peer.as_ref()) {
+            Ok(named) => named,
             Err(termination) => {
                 // TLS stands, so the refusal can be said within it.
                 self.open(established.records, Naming::Rule(settings.identity), settings);
                 return Step::End(termination);
             }
         };
+        self.device = device;
         self.open(established.records, naming, settings);
         let certificate = established.certificate.as_ref().map(CertificateFacts::mark);
         Step::Established { resumed: established.resumed, silence, certificate }
@@ -144,32 +136,5 @@ fn handshake_termination(error: &HandshakeError, certificate: Option<&str>) -> T
     match certificate {
         Some(certificate) => Termination::because(reason, format!("{error}: {certificate}")),
         None => Termination::from_error(reason, error),
-    }
-}
-
-/// The id that the listener's rule finds in the client certificate. `None`: there is no rule, or (raw listeners) no
-/// certificate.
-fn name_by_certificate(
-    settings: &ListenerSettings,
-    peer: Option<&PeerIdentity>,
-) -> Result<Option<Box<str>>, Termination> {
-    let name = match (settings.identity, peer) {
-        (IdentityFrom::Hello | IdentityFrom::ClientId | IdentityFrom::Username, _) => return Ok(None),
-        (_, None) if matches!(settings.protocol, Protocol::Raw(_)) => return Ok(None),
-        (_, None) => None,
-        (IdentityFrom::CertCn, Some(peer)) => peer.common_name.as_deref(),
-        (IdentityFrom::CertSanDns, Some(peer)) => peer.dns_names.first().map(|name| &**name),
-        (IdentityFrom::CertSanUri, Some(peer)) => peer.uris.first().map(|name| &**name),
-    };
-    match name {
-        Some(name) if native::is_id(name) => Ok(Some(name.into())),
-        Some(_) => Err(Termination::because(
-            CloseReason::IdentityMissing,
-            "the name in the client certificate is not a device id: 1 to 128 bytes without control characters",
-        )),
-        None => Err(Termination::because(
-            CloseReason::IdentityMissing,
-            format!("no client certificate with a name for the rule {}", settings.identity.label()),
-        )),
     }
 }

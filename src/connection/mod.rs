@@ -30,7 +30,11 @@ mod handshake;
 mod input;
 mod liveness;
 mod mqtt;
+mod naming;
+mod native;
 mod parcel;
+mod protocol;
+mod raw;
 mod settings;
 mod transport;
 
@@ -43,6 +47,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
+use naming::Naming;
 
 pub use close::{Termination, lingers};
 pub use input::{Input, Saved};
@@ -51,8 +56,6 @@ pub use parcel::BadParcel;
 pub use settings::ListenerSettings;
 
 use crate::broker::{Broker, DueWill};
-use crate::codec::native;
-use crate::config::{IdentityFrom, Protocol};
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
 use crate::pool::Pool;
@@ -167,13 +170,6 @@ enum Phase {
     Verifying,
     Moving,
     Device,
-}
-
-/// How the device's id was learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Naming {
-    Rule(IdentityFrom),
-    Generated,
 }
 
 #[derive(Default)]
@@ -330,11 +326,7 @@ impl Connection {
     #[must_use]
     pub fn facts(&self) -> Option<(&'static str, &'static str, &'static str)> {
         let State::Open { records, naming, .. } = &self.state else { return None };
-        let identity = match naming {
-            Naming::Rule(from) => from.label(),
-            Naming::Generated => "generated",
-        };
-        Some((records.version().name(), records.suite_name(), identity))
+        Some((records.version().name(), records.suite_name(), naming.label()))
     }
 
     // --- What happens to it -----------------------------------------------------------------------------------------
@@ -456,9 +448,7 @@ impl Connection {
         self.generation = generation;
         let tick = cx.now.tick();
         self.liveness = Liveness::new(tick);
-        if settings.protocol == Protocol::Native {
-            self.as_open(settings, cx).send_welcome()?;
-        }
+        self.as_open(settings, cx).send_welcome()?;
         let schedule = self.schedule(settings);
         Ok(if schedule.is_endless() { tick.plus(LOOK_TICKS) } else { schedule.first_deadline(tick, jitter) })
     }
@@ -524,7 +514,7 @@ impl Connection {
         cx: &mut Context,
     ) -> Result<Outcome, Termination> {
         assert!(self.is_device());
-        if let Some(why) = refusal(downlink, message, settings) {
+        if let Some(why) = protocol::refusal(downlink, message, settings) {
             return Ok(Outcome::Refused(why));
         }
         if message != 0 {
@@ -627,7 +617,7 @@ impl Connection {
 
     fn schedule(&self, settings: &ListenerSettings) -> Schedule {
         let State::Open { interval, .. } = self.state else { unreachable!("only a device has a schedule") };
-        settings.schedule(interval)
+        protocol::schedule(settings, interval)
     }
 
     fn set_phase(&mut self, next: Phase) {
@@ -639,20 +629,5 @@ impl Connection {
         if self.buffers.as_ref().is_some_and(|buffers| buffers.is_empty()) {
             self.buffers = None;
         }
-    }
-}
-
-/// Why a device cannot be told this, if so.
-fn refusal(downlink: &Downlink, message: u32, settings: &ListenerSettings) -> Option<&'static str> {
-    match settings.protocol {
-        Protocol::Native if downlink.topic.len() > native::TOPIC_MAX => Some("the topic is longer than 255 bytes"),
-        Protocol::Native if downlink.topic.chars().any(char::is_control) => Some("the topic has control characters"),
-        Protocol::Native
-            if native::MESSAGE_OVERHEAD + downlink.topic.len() + downlink.payload.len() > native::BODY_MAX =>
-        {
-            Some("topic and payload are longer than a frame")
-        }
-        Protocol::Raw(_) if message != 0 => Some("the raw protocol has no acknowledgements"),
-        Protocol::Native | Protocol::Raw(_) | Protocol::Mqtt(_) => None,
     }
 }

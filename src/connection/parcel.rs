@@ -7,9 +7,8 @@
 //! Integers are big-endian. Both ends are this program, but not always this process: nothing in it is trusted to be
 //! well-formed.
 
-use super::{Buffers, Connection, ListenerSettings, Liveness, Naming, Phase, Saved, State};
+use super::{Buffers, Connection, ListenerSettings, Liveness, Naming, Phase, Saved, State, protocol};
 use crate::codec::native;
-use crate::config::{IdentityFrom, Protocol};
 use crate::link::ListenerId;
 use crate::time::Tick;
 use crate::tls::record::{PLAINTEXT_MAX, RECORD_MAX, RecordLayer};
@@ -36,7 +35,7 @@ impl Connection {
         };
         out.push(VERSION);
         out.push(self.listener.0);
-        out.push(naming_code(*naming));
+        out.push(naming.code());
         out.extend_from_slice(&interval.to_be_bytes());
         out.extend_from_slice(&self.connected_at.0.to_be_bytes());
         out.push(self.device.len() as u8);
@@ -60,7 +59,7 @@ impl Connection {
             return Err(BadParcel);
         }
         let listener = ListenerId(rest.u8()?);
-        let naming = naming_from(rest.u8()?)?;
+        let naming = Naming::from_code(rest.u8()?).ok_or(BadParcel)?;
         let interval = u16::from_be_bytes(rest.array()?);
         let connected_at = Tick(u32::from_be_bytes(rest.array()?));
         let length = usize::from(rest.u8()?);
@@ -91,7 +90,7 @@ impl Connection {
     #[must_use]
     pub fn fits(&self, settings: &ListenerSettings) -> bool {
         let State::Open { interval, .. } = self.state else { return false };
-        if interval == 0 && !matches!(settings.protocol, Protocol::Mqtt(_)) {
+        if interval == 0 && !protocol::may_have_no_interval(settings) {
             return false;
         }
         let plain_max = native::HEADER_BYTES + settings.frame_bytes + PLAINTEXT_MAX;
@@ -99,31 +98,6 @@ impl Connection {
             buffers.saved.plain.len() <= plain_max && buffers.saved.cipher.len() <= RECORD_MAX + settings.read_bytes
         })
     }
-}
-
-const fn naming_code(naming: Naming) -> u8 {
-    match naming {
-        Naming::Generated => 0,
-        Naming::Rule(IdentityFrom::Hello) => 1,
-        Naming::Rule(IdentityFrom::CertCn) => 2,
-        Naming::Rule(IdentityFrom::CertSanDns) => 3,
-        Naming::Rule(IdentityFrom::CertSanUri) => 4,
-        Naming::Rule(IdentityFrom::ClientId) => 5,
-        Naming::Rule(IdentityFrom::Username) => 6,
-    }
-}
-
-const fn naming_from(code: u8) -> Result<Naming, BadParcel> {
-    Ok(match code {
-        0 => Naming::Generated,
-        1 => Naming::Rule(IdentityFrom::Hello),
-        2 => Naming::Rule(IdentityFrom::CertCn),
-        3 => Naming::Rule(IdentityFrom::CertSanDns),
-        4 => Naming::Rule(IdentityFrom::CertSanUri),
-        5 => Naming::Rule(IdentityFrom::ClientId),
-        6 => Naming::Rule(IdentityFrom::Username),
-        _ => return Err(BadParcel),
-    })
 }
 
 /// What is left to read of a parcel.

@@ -1,13 +1,10 @@
 //! What the configuration says of a listener's connections, in the units in which they need it.
 
-use super::Schedule;
+use super::{Schedule, protocol};
 use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, WhenOver};
 use crate::link::ListenerId;
 use crate::time::ticks_ceil;
 use crate::tls::handshake::ServerTls;
-
-/// Ticks of silence allowed for each second of MQTT's keep-alive.
-const KEEP_ALIVE_TICKS: u32 = 15;
 
 /// What holds for every connection of one listener, from the configuration.
 pub struct ListenerSettings {
@@ -54,23 +51,14 @@ impl ListenerSettings {
     #[must_use]
     pub fn new(id: ListenerId, listener: &Listener, limits: &Limits, tls: ServerTls) -> Self {
         let heartbeat = listener.heartbeat;
-        let probes = match &listener.protocol {
-            Protocol::Native => true,
-            Protocol::Raw(raw) => !raw.probe.is_empty(),
-            Protocol::Mqtt(_) => false,
-        };
         let schedule = Schedule {
             interval: ticks_ceil(heartbeat.interval),
             timeout: ticks_ceil(heartbeat.timeout),
             retries: heartbeat.retries,
-            probes,
+            probes: protocol::has_probes(&listener.protocol),
         };
         assert!(u16::try_from(schedule.interval).is_ok(), "the configuration bounds intervals");
-        let (frame_bytes, outbox_bytes) = match &listener.protocol {
-            Protocol::Native | Protocol::Raw(_) => (limits.frame_bytes, limits.outbox_bytes),
-            // One packet may always be sent to a device that has taken everything before it.
-            Protocol::Mqtt(_) => (limits.packet_bytes, limits.outbox_bytes + limits.packet_bytes),
-        };
+        let (frame_bytes, outbox_bytes) = protocol::bounds(&listener.protocol, limits);
         Self {
             listener: id,
             protocol: listener.protocol.clone(),
@@ -90,18 +78,6 @@ impl ListenerSettings {
             outbox_bytes,
             turn_bytes: limits.outbox_bytes / 2,
             topic_levels: limits.topic_levels,
-        }
-    }
-
-    /// The schedule of a connection with its own interval: ticks; of MQTT the keep-alive in seconds.
-    pub(super) fn schedule(&self, interval: u16) -> Schedule {
-        match self.protocol {
-            Protocol::Native | Protocol::Raw(_) => Schedule { interval: u32::from(interval), ..self.schedule },
-            // One and a half times the keep-alive [v5 MQTT-3.1.2-22, v3.1.1 MQTT-3.1.2-24].
-            Protocol::Mqtt(_) => {
-                let interval = u32::from(interval) * KEEP_ALIVE_TICKS;
-                Schedule { interval, timeout: 0, retries: 0, probes: false }
-            }
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::lab::{Client, End, Lab, Said};
 use super::*;
-use crate::codec::native::{CloseCode, Frame, Hello};
-use crate::config::{ClientAuth, Identity, IdentityFrom, Limits};
+use crate::codec::native::{self, CloseCode, Frame, Hello};
+use crate::config::{ClientAuth, Identity, IdentityFrom, Limits, Protocol};
 use crate::link::Refusal;
 use crate::time::TICK_MICROS;
 use crate::tls::handshake::Versions;

@@ -13,7 +13,7 @@ mod outbound;
 mod publish;
 mod subscribe;
 
-use super::transport::{OpenConnection, Record};
+use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step, Termination};
 use crate::broker::WrongAck;
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
@@ -30,21 +30,15 @@ enum PacketOutcome {
 }
 
 impl OpenConnection<'_, '_> {
-    pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Step, Termination> {
+    pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Progress, Termination> {
         loop {
-            loop {
-                let version = self.session().map(|session| self.cx.broker.profile(session).version);
-                let decoded = mqtt::decode(input.plain(), version, self.settings.frame_bytes);
-                let Some((packet, length)) = decoded.map_err(|error| self.refuse_bytes(&error))? else { break };
-                match self.handle_packet(&packet, mqtt)? {
-                    PacketOutcome::Consumed => input.consume_plain(length),
-                    PacketOutcome::Deferred(step) => return Ok(step),
-                }
-            }
-            match self.open_record(input)? {
-                Record::Partial => return Ok(Step::Wait),
-                Record::Nothing => {}
-                Record::Data { length, plaintext } => input.keep_plaintext(length, plaintext),
+            let version = self.session().map(|session| self.cx.broker.profile(session).version);
+            let decoded = mqtt::decode(input.plain(), version, self.settings.frame_bytes);
+            let packet = decoded.map_err(|error| self.refuse_bytes(&error))?;
+            let Some((packet, length)) = packet else { return Ok(Progress::NeedsMore) };
+            match self.handle_packet(&packet, mqtt)? {
+                PacketOutcome::Consumed => input.consume_plain(length),
+                PacketOutcome::Deferred(step) => return Ok(Progress::Do(step)),
             }
         }
     }
@@ -154,7 +148,7 @@ impl OpenConnection<'_, '_> {
         Termination::new(CloseReason::DeviceClosed)
     }
 
-    /// DISCONNECT with a reason, in v5; CONNACK to one that was not greeted yet. Then nothing more is said.
+    /// DISCONNECT with a reason, in v5; CONNACK to one that was not greeted yet.
     pub(super) fn encode_disconnect(&mut self, termination: &Termination) {
         let Some(session) = self.session() else { return self.refuse_waiting(termination) };
         let profile = *self.cx.broker.profile(session);
@@ -174,7 +168,7 @@ impl OpenConnection<'_, '_> {
         Termination::from_error(reason, error).with_code(error.reason.0)
     }
 
-    /// Says one packet, unless it is longer than the device takes [v5 MQTT-3.1.2-24].
+    /// Encodes one packet, unless it is longer than the device takes [v5 MQTT-3.1.2-24].
     fn encode(&mut self, session: u32, packet: &Packet) {
         let profile = self.cx.broker.profile(session);
         let (version, start) = (profile.version, self.cx.plain.len());

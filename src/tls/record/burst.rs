@@ -11,7 +11,7 @@
 use aws_lc_rs::aead::LessSafeKey;
 
 use super::error::{Alert, LEVEL_FATAL, LEVEL_WARNING, RecordError};
-use super::framing::{ContentType, PLAINTEXT_MAX, Stage, next_record};
+use super::framing::{ContentType, HEADER_LEN, PLAINTEXT_MAX, Stage, next_record};
 use super::keys::SEQUENCE_MAX;
 use super::shape::Shape;
 use super::suite::{Role, Version};
@@ -134,6 +134,15 @@ impl<'l> Burst<'l> {
             return Ok(Opened::Handled(Handled::AfterClose));
         }
         self.open_live(record, out).map_err(|error| self.fail(error, said, out))
+    }
+
+    /// Where what [`Burst::open`] hands out begins in a record: behind the header, and the nonce where the record has one.
+    #[must_use]
+    pub fn content_start(&self) -> usize {
+        match self.layer.version() {
+            Version::Tls12 => HEADER_LEN + tls12::explicit_len(self.layer.suite),
+            Version::Tls13 => HEADER_LEN,
+        }
     }
 
     /// Seals application data into as many records as it needs, appended to `out`. Empty data needs none.

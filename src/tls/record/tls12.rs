@@ -72,7 +72,7 @@ pub(super) fn open<'r>(
     Ok((kind, content))
 }
 
-const fn explicit_len(suite: Suite) -> usize {
+pub(super) const fn explicit_len(suite: Suite) -> usize {
     if suite.has_explicit_nonce() { EXPLICIT_LEN } else { 0 }
 }
 

@@ -1,0 +1,44 @@
+//! The raw protocol within an open connection: opaque bytes, and heartbeats that are known by their record.
+
+use super::transport::{OpenConnection, Progress};
+use super::{Input, Phase, Step};
+use crate::codec::raw::{self, Payload};
+use crate::config;
+use crate::metrics::Figure;
+
+/// Raw bytes go up in pieces of at most this size, so that one message never holds the uplink up.
+const RAW_CHUNK_BYTES: usize = 4_096;
+
+impl OpenConnection<'_, '_> {
+    /// The plaintext that is there is one record's: a record is taken as a whole before the next is opened.
+    pub(super) fn handle_raw(&mut self, input: &mut Input, raw: &config::Raw) -> Progress {
+        if *self.phase == Phase::Unnamed {
+            return Progress::Do(Step::Named);
+        }
+        if self.cx.uplink.len() >= self.cx.uplink_length {
+            // Raw bytes cannot be dropped without breaking the protocol above: they wait in the socket.
+            return Progress::Do(Step::Paused);
+        }
+        let length = input.plain().len();
+        if length > 0 {
+            self.handle_raw_bytes(input.plain(), raw);
+            input.consume_plain(length);
+        }
+        Progress::NeedsMore
+    }
+
+    fn handle_raw_bytes(&mut self, bytes: &[u8], raw: &config::Raw) {
+        match raw::classify(&raw.heartbeat, bytes) {
+            Payload::Heartbeats(count) => {
+                self.cx.counters.add(Figure::HeartbeatsReceived, count as u64);
+                // One for all of them: otherwise a record of short heartbeats would make megabytes of long replies.
+                self.cx.plain.extend_from_slice(&raw.reply);
+            }
+            Payload::Data(bytes) => {
+                for chunk in raw::chunks(bytes, RAW_CHUNK_BYTES) {
+                    self.send_up("", chunk, None);
+                }
+            }
+        }
+    }
+}
