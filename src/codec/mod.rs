@@ -4,3 +4,4 @@ pub mod mqtt;
 pub mod native;
 pub mod proxy;
 pub mod raw;
+pub mod websocket;

@@ -18,6 +18,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::codec::{mqtt, native};
+
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
@@ -270,12 +272,51 @@ pub struct Listener {
     pub listen: SocketAddr,
     /// What is spoken within TLS.
     pub protocol: Protocol,
+    /// What carries it there.
+    pub transport: Transport,
     /// Certificates, and whether clients must have one.
     pub tls: Tls,
     /// How silence is probed and judged; not used by MQTT, whose devices bring their keep-alive.
     pub heartbeat: Heartbeat,
     /// Where device ids come from.
     pub identity: Identity,
+}
+
+impl Listener {
+    /// The protocols that are agreed on by ALPN; a client may offer none. Empty: whatever a client offers.
+    #[must_use]
+    pub const fn alpn(&self) -> &'static [&'static [u8]] {
+        match (&self.transport, &self.protocol) {
+            (Transport::WebSocket(_), _) => &[b"http/1.1"],
+            (Transport::Tls, Protocol::Native) => &[native::ALPN],
+            (Transport::Tls, Protocol::Raw(_)) => &[],
+            (Transport::Tls, Protocol::Mqtt(_)) => &[mqtt::ALPN],
+        }
+    }
+}
+
+/// What carries the device protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TLS alone.
+    Tls,
+    /// WebSocket within TLS.
+    WebSocket(WebSocket),
+}
+
+/// `[listener.websocket]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebSocket {
+    /// The path that is asked for.
+    pub path: String,
+    /// The origins of pages whose browsers may connect; empty: any.
+    pub origins: Vec<String>,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self { path: "/mqtt".to_owned(), origins: Vec::new() }
+    }
 }
 
 /// What is spoken within TLS.
@@ -285,7 +326,7 @@ pub enum Protocol {
     Native,
     /// Opaque bytes.
     Raw(Raw),
-    /// MQTT 3.1.1 and 5.0, as each CONNECT says.
+    /// MQTT 3.1, 3.1.1 and 5.0, as each CONNECT says.
     Mqtt(Mqtt),
 }
 

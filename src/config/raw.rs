@@ -124,6 +124,10 @@ pub struct RawListener {
     pub listen: Option<String>,
     /// `native`, `raw` or `mqtt`.
     pub protocol: Option<String>,
+    /// `tls` or `websocket`.
+    pub transport: Option<String>,
+    /// `[listener.websocket]`.
+    pub websocket: Option<RawWebSocket>,
     /// `[listener.tls]`.
     pub tls: Option<RawTls>,
     /// `[listener.heartbeat]`.
@@ -238,6 +242,16 @@ pub struct RawMqtt {
     pub publish: Option<Vec<String>>,
     /// What they may subscribe to.
     pub subscribe: Option<Vec<String>>,
+}
+
+/// `[listener.websocket]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawWebSocket {
+    /// The path that is asked for.
+    pub path: Option<String>,
+    /// The origins of pages whose browsers may connect.
+    pub origins: Option<Vec<String>>,
 }
 
 /// `[listener.raw]`.

@@ -277,10 +277,36 @@ fn a_gateway_needs_listeners_with_all_they_need() {
 }
 
 #[test]
-fn protocols_to_come_are_told_apart_from_unknown_ones() {
+fn protocols_are_told_apart_from_transports_and_from_what_is_unknown() {
     let text = LISTENER.replace("native", "websocket");
-    refused(&text, &[":4: ", "protocol: \"websocket\" is not supported by this version: write \"native\","]);
+    refused(&text, &[":4: ", "protocol: \"websocket\" is a transport", "write protocol = \"mqtt\" and transport ="]);
     refused(&LISTENER.replace("native", "telnet"), &["protocol: \"telnet\" is not known: write \"native\", \"raw\""]);
+}
+
+#[test]
+fn a_websocket_has_a_path_and_origins_and_carries_what_has_packets_of_its_own() {
+    let over = |tables: &str| third("").replace("protocol =", "transport = \"websocket\"\nprotocol =") + tables;
+    let transport = |text: &str| loaded(text).config.listeners[0].transport.clone();
+    assert_eq!(transport(&third("")), Transport::Tls);
+    assert_eq!(transport(&over("")), Transport::WebSocket(WebSocket::default()));
+    let written =
+        over("[listener.websocket]\npath = \"/fleet\"\norigins = [\"https://fleet.example:8443\", \"null\"]\n");
+    let origins = vec!["https://fleet.example:8443".to_owned(), "null".to_owned()];
+    assert_eq!(transport(&written), Transport::WebSocket(WebSocket { path: "/fleet".to_owned(), origins }));
+    refused(&over("[listener.websocket]\npath = \"fleet\"\n"), &["websocket.path: \"fleet\" is no path: write a path"]);
+    for origin in ["fleet.example", "https://", "https://fleet.example/", "https://*.example", "*"] {
+        let text = over(&format!("[listener.websocket]\norigins = [{origin:?}]\n"));
+        refused(&text, &["websocket.origins: ", "is no origin: write scheme, host and port"]);
+    }
+    let raw = format!("{}{TLS}", RAW.replace("protocol =", "transport = \"websocket\"\nprotocol ="));
+    refused(
+        &raw,
+        &["transport: raw devices are known by their TLS records", "write protocol = \"mqtt\" or \"native\""],
+    );
+    refused(
+        &third("").replace("protocol =", "transport = \"quic\"\nprotocol ="),
+        &["transport: \"quic\" is not known"],
+    );
 }
 
 #[test]
@@ -537,7 +563,7 @@ fn the_documented_reference_is_the_defaults() {
         .map(|block| block.split("```").next().unwrap())
         .find(|block| block.contains("data_dir"))
         .expect("docs/OPERATING.md has lost its reference");
-    let (written, least) = (loaded(reference).config, loaded(&format!("{}{}", second(""), third(""))).config);
+    let (written, least) = (loaded(reference).config, loaded(&least_of_each()).config);
     let shape = |mut config: Config| {
         // What must be written has no default; the directories of the two files differ.
         config.data_dir = config.data_dir.file_name().unwrap().into();
@@ -557,6 +583,13 @@ fn the_documented_reference_is_the_defaults() {
     }
 }
 
+/// The listeners of the reference with nothing but what has no default.
+fn least_of_each() -> String {
+    let browsers = third("").replace("\"mqtt\"\nlisten", "\"browsers\"\nlisten").replace("8883", "8884");
+    let over = browsers.replace("protocol =", "transport = \"websocket\"\nprotocol =");
+    format!("{}{}{over}", second(""), third(""))
+}
+
 /// The keys of every table, as the parser lists them when it meets one that it does not know.
 fn every_key() -> Vec<String> {
     let listener = |table: &str| format!("[[listener]]\n[listener.{table}]\n");
@@ -574,6 +607,7 @@ fn every_key() -> Vec<String> {
         listener("identity"),
         listener("raw"),
         listener("mqtt"),
+        listener("websocket"),
     ];
     let mut keys = Vec::new();
     for table in tables {

@@ -97,15 +97,21 @@ impl Input {
 
     /// The record of `length` bytes is done with; `plaintext`, a range of [`Input::record`], is kept for the frames.
     pub fn keep_plaintext(&mut self, length: usize, plaintext: Range<usize>) {
-        let from = self.cipher.start + plaintext.start..self.cipher.start + plaintext.end;
+        self.gather(plaintext);
+        self.skip_record(length);
+    }
+
+    /// Keeps a part of [`Input::record`] for the frames. The record is not done with.
+    pub fn gather(&mut self, part: Range<usize>) {
+        let from = self.cipher.start + part.start..self.cipher.start + part.end;
         if self.plain.is_empty() {
             self.plain = 0..0;
         }
-        assert!(self.plain.end <= self.cipher.start);
+        // Parts are gathered in their order: what lies behind is not overwritten.
+        assert!(self.plain.end <= from.start);
         let kept = from.len();
         self.bytes.copy_within(from, self.plain.end);
         self.plain.end += kept;
-        self.skip_record(length);
     }
 
     /// The record of `length` bytes is done with.

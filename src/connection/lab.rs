@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::ListenerSettings;
 use crate::broker::{self, Broker};
 use crate::codec::native::{self, CloseCode, Frame, Hello, Message, Welcome};
-use crate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
+use crate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport};
 use crate::link::{Exchange, Home, ListenerId, WorkerId};
 use crate::time::Tick;
 use crate::tls::certs::fixtures::{Algorithm, Authority, Time, dns};
@@ -36,6 +36,7 @@ impl Lab {
             name: "test".into(),
             listen: ([127, 0, 0, 1], 0).into(),
             protocol: Protocol::Native,
+            transport: Transport::Tls,
             tls: config::Tls::default(),
             heartbeat: Heartbeat {
                 interval: Duration::from_secs(10),
@@ -104,7 +105,7 @@ impl Lab {
             config::ClientAuth::Optional => ClientAuth::Optional(&self.authority.pem),
             config::ClientAuth::Required => ClientAuth::Required(&self.authority.pem),
         };
-        let alpn: &[&[u8]] = if listener.protocol == Protocol::Native { &[native::ALPN] } else { &[] };
+        let alpn = listener.alpn();
         let (tls, _) = ServerTls::load(&ServerOptions {
             certificates: &certificates,
             client_auth,

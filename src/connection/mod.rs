@@ -37,6 +37,7 @@ mod protocol;
 mod raw;
 mod settings;
 mod transport;
+mod websocket;
 
 #[cfg(test)]
 pub(crate) mod lab;
@@ -48,6 +49,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use naming::Naming;
+use websocket::Carrier;
 
 pub use close::{Termination, lingers};
 pub use input::{Input, Saved};
@@ -56,6 +58,7 @@ pub use parcel::BadParcel;
 pub use settings::ListenerSettings;
 
 use crate::broker::{Broker, DueWill};
+use crate::codec::websocket::Decoder;
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
 use crate::pool::Pool;
@@ -136,6 +139,7 @@ pub struct Connection {
     generation: u32,
     connected_at: Tick,
     listener: ListenerId,
+    carrier: Carrier,
 }
 
 const _: () = assert!(size_of::<Connection>() <= 256);
@@ -179,6 +183,8 @@ struct Buffers {
     /// Messages that the device has been asked to acknowledge, oldest first.
     awaited: VecDeque<Awaited>,
     paused: bool,
+    /// A WebSocket message that has begun and has not ended.
+    frames: Option<Box<Decoder>>,
 }
 
 /// Somebody waits for the device's ACK.
@@ -189,7 +195,11 @@ struct Awaited {
 
 impl Buffers {
     fn is_empty(&self) -> bool {
-        self.saved.is_empty() && self.unsent.is_empty() && self.awaited.is_empty() && !self.paused
+        self.saved.is_empty()
+            && self.unsent.is_empty()
+            && self.awaited.is_empty()
+            && !self.paused
+            && self.frames.is_none()
     }
 }
 
@@ -205,6 +215,7 @@ impl Connection {
             generation,
             connected_at: now,
             listener,
+            carrier: Carrier::Plain,
         }
     }
 
@@ -406,6 +417,7 @@ impl Connection {
 
     fn open(&mut self, records: RecordLayer, naming: Naming, settings: &ListenerSettings) {
         let interval = settings.schedule.interval as u16;
+        self.carrier = if settings.websocket.is_some() { Carrier::Upgrading } else { Carrier::Plain };
         self.state = State::Open { records, phase: Phase::Unnamed, naming, interval };
     }
 
@@ -561,6 +573,7 @@ impl Connection {
         if let Some(buffers) = &mut self.buffers {
             buffers.saved = Saved::default();
             buffers.paused = false;
+            buffers.frames = None;
             for awaited in buffers.awaited.drain(..) {
                 cx.uplink.push(Uplink::Sent { request: awaited.request, outcome: Outcome::Unacknowledged });
             }

@@ -1,19 +1,21 @@
 //! A named connection as bytes: what travels beside its descriptor when it moves to its home.
 //!
 //! ```text
-//!   version  listener  naming  interval  connected_at  device    saved plain  saved cipher  unsent    record layer
-//!     u8        u8       u8      u16         u32       u8 + …    u32 + …      u32 + …       u32 + …   (tls::record)
+//!   version  listener  naming  carrier  interval  connected_at  device   saved plain  saved cipher  unsent   frames   record layer
+//!     u8        u8       u8      u8       u16         u32       u8 + …   u32 + …      u32 + …       u32 + …  u32 + …  (tls::record)
 //! ```
 //! Integers are big-endian. Both ends are this program, but not always this process: nothing in it is trusted to be
 //! well-formed.
 
+use super::websocket::Carrier;
 use super::{Buffers, Connection, ListenerSettings, Liveness, Naming, Phase, Saved, State, protocol};
 use crate::codec::native;
+use crate::codec::websocket::Decoder;
 use crate::link::ListenerId;
 use crate::time::Tick;
 use crate::tls::record::{PLAINTEXT_MAX, RECORD_MAX, RecordLayer};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The bytes are no parcel of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +38,18 @@ impl Connection {
         out.push(VERSION);
         out.push(self.listener.0);
         out.push(naming.code());
+        out.push(self.carrier.code());
         out.extend_from_slice(&interval.to_be_bytes());
         out.extend_from_slice(&self.connected_at.0.to_be_bytes());
         out.push(self.device.len() as u8);
         out.extend_from_slice(self.device.as_bytes());
         let none = Buffers::default();
         let buffers = self.buffers.as_deref().unwrap_or(&none);
-        for bytes in [&buffers.saved.plain, &buffers.saved.cipher, &buffers.unsent] {
+        let mut frames = Vec::new();
+        if let Some(decoder) = &buffers.frames {
+            decoder.encode(&mut frames);
+        }
+        for bytes in [&buffers.saved.plain, &buffers.saved.cipher, &buffers.unsent, &frames] {
             out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
             out.extend_from_slice(bytes);
         }
@@ -60,6 +67,7 @@ impl Connection {
         }
         let listener = ListenerId(rest.u8()?);
         let naming = Naming::from_code(rest.u8()?).ok_or(BadParcel)?;
+        let carrier = Carrier::from_code(rest.u8()?).ok_or(BadParcel)?;
         let interval = u16::from_be_bytes(rest.array()?);
         let connected_at = Tick(u32::from_be_bytes(rest.array()?));
         let length = usize::from(rest.u8()?);
@@ -69,11 +77,15 @@ impl Connection {
         }
         let saved = Saved { plain: rest.sized()?.to_vec(), cipher: rest.sized()?.to_vec() };
         let unsent = rest.sized()?.to_vec();
+        let frames = match rest.sized()? {
+            [] => None,
+            bytes => Some(Box::new(Decoder::decode(bytes).ok_or(BadParcel)?)),
+        };
         let (records, used) = RecordLayer::decode(rest.0).ok_or(BadParcel)?;
         if used != rest.0.len() {
             return Err(BadParcel);
         }
-        let buffers = Buffers { saved, unsent, ..Buffers::default() };
+        let buffers = Buffers { saved, unsent, frames, ..Buffers::default() };
         Ok(Self {
             state: State::Open { records, phase: Phase::Unnamed, naming, interval },
             device: device.into(),
@@ -82,6 +94,7 @@ impl Connection {
             generation,
             connected_at,
             listener,
+            carrier,
         })
     }
 
@@ -90,6 +103,12 @@ impl Connection {
     #[must_use]
     pub fn fits(&self, settings: &ListenerSettings) -> bool {
         let State::Open { interval, .. } = self.state else { return false };
+        // A connection is named, and so moves, behind its upgrade.
+        let expected = if settings.websocket.is_some() { Carrier::Frames } else { Carrier::Plain };
+        let has_frames = self.buffers.as_ref().is_some_and(|buffers| buffers.frames.is_some());
+        if self.carrier != expected || (has_frames && self.carrier == Carrier::Plain) {
+            return false;
+        }
         if interval == 0 && !protocol::may_have_no_interval(settings) {
             return false;
         }

@@ -3,6 +3,7 @@
 use super::liveness::Schedule;
 use super::naming::{Naming, name_by_certificate};
 use super::transport::{OpenConnection, Progress};
+use super::websocket::Carrier;
 use super::{Input, ListenerSettings, Termination, native};
 use crate::codec::native::Frame;
 use crate::config::{IdentityFrom, Limits, Protocol};
@@ -30,6 +31,16 @@ pub(super) fn bounds(protocol: &Protocol, limits: &Limits) -> (usize, usize) {
         Protocol::Native | Protocol::Raw(_) => (limits.frame_bytes, limits.outbox_bytes),
         // One packet may always be sent to a device that has taken everything before it.
         Protocol::Mqtt(_) => (limits.packet_bytes, limits.outbox_bytes + limits.packet_bytes),
+    }
+}
+
+/// The WebSocket subprotocols under which it is spoken, the preferred one first.
+pub(super) const fn subprotocols(protocol: &Protocol) -> &'static [&'static str] {
+    match protocol {
+        Protocol::Native => &["pulsegate"],
+        Protocol::Mqtt(_) => &["mqtt", "mqttv3.1"],
+        // The configuration has none over WebSocket: nothing tells its records apart there.
+        Protocol::Raw(_) => &[],
     }
 }
 
@@ -118,16 +129,18 @@ impl OpenConnection<'_, '_> {
         self.seal_plain()
     }
 
-    /// The protocol's own goodbye where it has one, then close_notify. A layer that has failed sends nothing more: its alert
+    /// The protocol's own goodbye where it has one, then the carrier's and close_notify. A layer that has failed sends nothing more: its alert
     /// is already on its way.
     pub(super) fn send_close(&mut self, termination: &Termination) {
         match self.settings.protocol {
+            // The protocol has not begun.
+            _ if *self.carrier == Carrier::Upgrading => {}
             Protocol::Native => self.encode_close(termination),
             Protocol::Mqtt(_) if !termination.is_sent => self.encode_disconnect(termination),
             Protocol::Raw(_) | Protocol::Mqtt(_) => {}
         }
         // A layer that cannot seal any more has nothing to be added to it.
         let _ = self.seal_plain();
-        self.tls.close_notify(self.cx.wire);
+        self.close_carrier(termination);
     }
 }

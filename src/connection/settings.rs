@@ -1,7 +1,7 @@
 //! What the configuration says of a listener's connections, in the units in which they need it.
 
 use super::{Schedule, protocol};
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, WhenOver};
+use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, Transport, WebSocket, WhenOver};
 use crate::link::ListenerId;
 use crate::time::ticks_ceil;
 use crate::tls::handshake::ServerTls;
@@ -12,6 +12,8 @@ pub struct ListenerSettings {
     pub listener: ListenerId,
     /// What is spoken.
     pub protocol: Protocol,
+    /// The WebSocket that it is spoken over, if it is.
+    pub websocket: Option<WebSocket>,
     /// Certificates and all else that a handshake needs.
     pub tls: ServerTls,
     /// What becomes of a connection whose certificate was revoked.
@@ -62,6 +64,10 @@ impl ListenerSettings {
         Self {
             listener: id,
             protocol: listener.protocol.clone(),
+            websocket: match &listener.transport {
+                Transport::Tls => None,
+                Transport::WebSocket(websocket) => Some(websocket.clone()),
+            },
             tls,
             on_revoked: listener.tls.on_revoked,
             on_expired: listener.tls.on_expired,

@@ -3,7 +3,7 @@
 use super::lab::{Client, End, Lab, Said};
 use super::*;
 use crate::codec::native::{self, CloseCode, Frame, Hello};
-use crate::config::{ClientAuth, Identity, IdentityFrom, Limits, Protocol};
+use crate::config::{ClientAuth, Identity, IdentityFrom, Limits};
 use crate::link::Refusal;
 use crate::time::TICK_MICROS;
 use crate::tls::handshake::Versions;
@@ -525,9 +525,10 @@ fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
         changed[place] = byte;
         unpack(&changed)
     };
-    assert_eq!(with(0, 2), Err(BadParcel), "another version");
+    assert_eq!(with(0, parcel[0] + 1), Err(BadParcel), "another version");
     assert_eq!(with(2, 7), Err(BadParcel), "another way to be named");
-    assert_eq!(with(10, b'\n'), Err(BadParcel), "an id with a control character");
+    assert_eq!(with(3, 4), Err(BadParcel), "another carrier");
+    assert_eq!(with(11, b'\n'), Err(BadParcel), "an id with a control character");
     parcel.push(0);
     assert_eq!(Connection::unpack(&parcel, 1, Tick(0)).map(|_| ()), Err(BadParcel), "something behind it");
 }

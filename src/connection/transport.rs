@@ -8,7 +8,9 @@
 
 use std::ops::Range;
 
+use super::websocket::{self, Carrier};
 use super::{Buffers, Connection, Context, Input, ListenerSettings, Naming, Phase, State, Step, Termination};
+use crate::codec::websocket::{Decoder, Kind, encode_header};
 use crate::link::{CloseReason, ConnectionId};
 use crate::metrics::Figure;
 use crate::tls::record::{Burst, Handled, Opened};
@@ -16,9 +18,10 @@ use crate::tls::record::{Burst, Handled, Opened};
 /// An open connection taken apart for the length of one call, so that the keys that the record layer rebuilds are kept
 /// for all of its records.
 pub(super) struct OpenConnection<'c, 'x> {
-    pub(super) tls: Burst<'c>,
+    tls: Burst<'c>,
     pub(super) phase: &'c mut Phase,
     pub(super) naming: &'c mut Naming,
+    pub(super) carrier: &'c mut Carrier,
     pub(super) interval: &'c mut u16,
     pub(super) device: &'c mut Box<str>,
     pub(super) buffers: Option<&'c mut Buffers>,
@@ -30,10 +33,14 @@ pub(super) struct OpenConnection<'c, 'x> {
 impl Connection {
     /// Handles everything in `input`: records, and the frames within them.
     pub(super) fn handle_open(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
+        let mut frames = self.buffers.as_mut().and_then(|buffers| buffers.frames.take());
         let mut open = self.as_open(settings, cx);
-        let step = open.handle_records(input);
+        let step = open.handle_records(input, &mut frames);
         // Answers to what was understood go out even when what came after it ends the connection.
         let sealed = open.seal_plain();
+        if frames.is_some() {
+            self.buffers.get_or_insert_default().frames = frames;
+        }
         match step.and_then(|step| sealed.map(|()| step)) {
             Ok(step) => step,
             Err(termination) => Step::End(termination),
@@ -55,6 +62,7 @@ impl Connection {
             tls: records.burst(),
             phase,
             naming,
+            carrier: &mut self.carrier,
             interval,
             device: &mut self.device,
             buffers: self.buffers.as_deref_mut(),
@@ -84,16 +92,34 @@ pub(super) enum Progress {
 }
 
 impl OpenConnection<'_, '_> {
-    /// The one loop from records to protocol bytes.
-    fn handle_records(&mut self, input: &mut Input) -> Result<Step, Termination> {
+    /// The one loop from records to protocol bytes. `frames`: a WebSocket message that has begun.
+    fn handle_records(&mut self, input: &mut Input, frames: &mut Option<Box<Decoder>>) -> Result<Step, Termination> {
+        let mut is_closing = false;
         loop {
-            if let Progress::Do(step) = self.handle_plaintext(input)? {
+            if *self.carrier != Carrier::Upgrading
+                && let Progress::Do(step) = self.handle_plaintext(input)?
+            {
                 return Ok(step);
             }
-            match self.open_record(input)? {
+            if is_closing {
+                return Err(Termination::new(CloseReason::PeerClosed));
+            }
+            let (length, plaintext) = match self.open_record(input)? {
                 Record::Partial => return Ok(Step::Wait),
-                Record::Nothing => {}
-                Record::Data { length, plaintext } => input.keep_plaintext(length, plaintext),
+                Record::Nothing => continue,
+                Record::Data { length, plaintext } => (length, plaintext),
+            };
+            match *self.carrier {
+                Carrier::Plain => input.keep_plaintext(length, plaintext),
+                Carrier::Upgrading => {
+                    input.keep_plaintext(length, plaintext);
+                    self.handle_upgrade(input)?;
+                }
+                Carrier::Frames => {
+                    is_closing = self.handle_frames(input, plaintext, frames)?;
+                    input.skip_record(length);
+                }
+                Carrier::Closed => input.skip_record(length),
             }
         }
     }
@@ -126,8 +152,28 @@ impl OpenConnection<'_, '_> {
         if self.cx.plain.is_empty() {
             return Ok(());
         }
+        match *self.carrier {
+            Carrier::Plain | Carrier::Upgrading => {}
+            Carrier::Frames => {
+                let mut header = Vec::with_capacity(10);
+                encode_header(Kind::Binary, self.cx.plain.len(), &mut header);
+                self.cx.plain.splice(0..0, header);
+            }
+            Carrier::Closed => self.cx.plain.clear(),
+        }
+        self.seal_bare()
+    }
+
+    /// Seals what is no protocol bytes: WebSocket's own.
+    pub(super) fn seal_bare(&mut self) -> Result<(), Termination> {
         let sealed = self.tls.seal(self.cx.plain, self.cx.wire);
         self.cx.plain.clear();
         sealed.map_err(|error| Termination::from_error(CloseReason::TlsError, &error))
+    }
+
+    /// The carrier's own goodbye where it has one, then close_notify.
+    pub(super) fn close_carrier(&mut self, termination: &Termination) {
+        self.encode_websocket_close(websocket::close_code(termination.reason));
+        self.tls.close_notify(self.cx.wire);
     }
 }

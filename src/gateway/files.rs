@@ -7,7 +7,6 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use super::error::{GatewayError, Problems};
 use super::watch::Signature;
-use crate::codec::{mqtt, native};
 use crate::config::{
     self, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Protocol, Tls, TlsVersions,
 };
@@ -242,11 +241,7 @@ fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoa
         (ClientAuth::Required, Some(authorities)) => handshake::ClientAuth::Required(authorities),
         (_, None) => unreachable!("the configuration demands authorities where client certificates are asked for"),
     };
-    let alpn: &[&[u8]] = match listener.protocol {
-        Protocol::Native => &[native::ALPN],
-        Protocol::Raw(_) => &[],
-        Protocol::Mqtt(_) => &[mqtt::ALPN],
-    };
+    let alpn = listener.alpn();
     ServerTls::load(&ServerOptions {
         listener: &listener.name,
         certificates: &certificates,

@@ -11,6 +11,7 @@ mod script;
 mod standstill;
 mod stock;
 mod storm;
+mod websocket;
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::start;
 use crate::support::{Gateway, Program, SOON, Site, hold_for, wait_until};
+use crate::websocket;
 
 /// A battery takes some seconds, most of them its own waiting.
 const BATTERY: Duration = Duration::from_secs(80);
@@ -97,11 +98,22 @@ fn a_client_that_was_stopped_is_gone_after_one_and_a_half_keep_alives_and_its_wi
 fn paho_does_all_that_a_fleet_does_in_both_versions() {
     let site = Site::new();
     let gateway = start(&site);
-    let port = gateway.address("mqtt").port().to_string();
+    paho(&site, &gateway, "mqtt", &[]);
+}
+
+#[test]
+fn paho_does_it_over_websocket() {
+    let site = Site::new();
+    let gateway = site.start("workers = 2\n", &[websocket::listener("[]")]);
+    paho(&site, &gateway, "ws", &["/mqtt"]);
+}
+
+fn paho(site: &Site, gateway: &Gateway, listener: &str, path: &[&str]) {
+    let port = gateway.address(listener).port().to_string();
     for version in ["3", "5"] {
         let mut command = Command::new("python3");
         command.current_dir(site.directory()).env("PYTHONPATH", installed().join("python"));
-        command.arg(client("battery.py")).args([&port, "certs/ca.pem", version]);
+        command.arg(client("battery.py")).args([&port, "certs/ca.pem", version]).args(path);
         let mut battery = Program::start(command);
         expect_within(&mut battery, "done", BATTERY);
         finish(battery);
@@ -115,11 +127,22 @@ fn paho_does_all_that_a_fleet_does_in_both_versions() {
 fn mqtt_js_does_all_that_a_fleet_does_in_both_versions() {
     let site = Site::new();
     let gateway = start(&site);
-    let port = gateway.address("mqtt").port().to_string();
+    mqtt_js(&site, &gateway, "mqtt", &[]);
+}
+
+#[test]
+fn mqtt_js_does_it_over_websocket() {
+    let site = Site::new();
+    let gateway = site.start("workers = 2\n", &[websocket::listener("[]")]);
+    mqtt_js(&site, &gateway, "ws", &["/mqtt"]);
+}
+
+fn mqtt_js(site: &Site, gateway: &Gateway, listener: &str, path: &[&str]) {
+    let port = gateway.address(listener).port().to_string();
     for version in ["4", "5"] {
         let mut command = Command::new("node");
         command.current_dir(site.directory()).arg(client("battery.mjs"));
-        command.args([&port, "certs/ca.pem", version]).arg(installed().join("node"));
+        command.args([&port, "certs/ca.pem", version]).arg(installed().join("node")).args(path);
         let mut battery = Program::start(command);
         expect_within(&mut battery, "done", BATTERY);
         finish(battery);

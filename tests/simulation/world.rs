@@ -136,6 +136,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         name: "simulated".into(),
         listen: ([127, 0, 0, 1], 0).into(),
         protocol,
+        transport: config::Transport::Tls,
         tls: config::Tls::default(),
         heartbeat: Heartbeat {
             interval: Duration::from_mins(1),

@@ -7,8 +7,10 @@ use std::time::Duration;
 use super::at::At;
 use super::{Context, check_name, mqtt, tls, values};
 use crate::config::error::{ConfigKey, Problem};
-use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw};
-use crate::config::{ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
+use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawWebSocket};
+use crate::config::{
+    ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport, WebSocket,
+};
 
 /// The range of heartbeat intervals and timeouts. A tick is the least; the most must fit 16 bits of ticks (6,553 s).
 const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
@@ -41,6 +43,7 @@ pub fn resolve(
         context.warn(&at.key("listen"), text);
     }
     let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, raw.mqtt, limits)?;
+    let transport = transport(context, &at, raw.transport.as_deref(), raw.websocket, &protocol)?;
     let tls = tls::resolve(context, &at, raw.tls)?;
     if raw.heartbeat.is_some() && matches!(protocol, Protocol::Mqtt(_)) {
         let text = "it has no effect here: an MQTT device says in CONNECT how often it will be heard (its keep-alive; \
@@ -50,7 +53,7 @@ pub fn resolve(
     let is_probed = !matches!(protocol, Protocol::Mqtt(_));
     let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
-    Ok(Listener { name, listen, protocol, tls, heartbeat, identity })
+    Ok(Listener { name, listen, protocol, transport, tls, heartbeat, identity })
 }
 
 fn protocol(
@@ -73,12 +76,64 @@ fn protocol(
         Some("native") => Ok(Protocol::Native),
         Some("raw") => raw_options(at, raw.unwrap_or_default(), limits).map(Protocol::Raw),
         Some("mqtt") => mqtt::resolve(context, at, options.unwrap_or_default()).map(Protocol::Mqtt),
-        Some(later @ "websocket") => {
-            Err(Problem::new(place, format!("{later:?} is not supported by this version"), remedy))
+        Some("websocket") => {
+            let remedy = "write protocol = \"mqtt\" and transport = \"websocket\"";
+            Err(Problem::new(place, "\"websocket\" is a transport, and carries a protocol", remedy))
         }
         Some(other) => Err(Problem::new(place, format!("{other:?} is not known"), remedy)),
         None => Err(Problem::new(place, "it is missing", remedy)),
     }
+}
+
+fn transport(
+    context: &mut Context<'_>,
+    at: &At<'_>,
+    written: Option<&str>,
+    options: Option<RawWebSocket>,
+    protocol: &Protocol,
+) -> Result<Transport, Problem> {
+    if options.is_some() && written != Some("websocket") {
+        let text = "it is for listeners with transport = \"websocket\" and has no effect here";
+        context.warn(&at.key("websocket"), text);
+    }
+    match (written, protocol) {
+        (None | Some("tls"), _) => Ok(Transport::Tls),
+        (Some("websocket"), Protocol::Native | Protocol::Mqtt(_)) => {
+            websocket(at, options.unwrap_or_default()).map(Transport::WebSocket)
+        }
+        (Some("websocket"), Protocol::Raw(_)) => {
+            let what = "raw devices are known by their TLS records, which a WebSocket does not keep";
+            Err(Problem::new(at.key("transport"), what, "write protocol = \"mqtt\" or \"native\""))
+        }
+        (Some(other), _) => {
+            let remedy = "write \"tls\" or \"websocket\"";
+            Err(Problem::new(at.key("transport"), format!("{other:?} is not known"), remedy))
+        }
+    }
+}
+
+fn websocket(at: &At<'_>, raw: RawWebSocket) -> Result<WebSocket, Problem> {
+    let default = WebSocket::default();
+    let path = raw.path.unwrap_or(default.path);
+    if !path.starts_with('/') || path.contains(['?', '#', ' ']) || path.chars().any(char::is_control) {
+        let what = format!("{path:?} is no path");
+        return Err(Problem::new(at.key("websocket.path"), what, "write a path, such as \"/mqtt\""));
+    }
+    let origins = raw.origins.unwrap_or(default.origins);
+    if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
+        let remedy = "write scheme, host and port if it is not the scheme's own, such as \"https://fleet.example\"";
+        return Err(Problem::new(at.key("websocket.origins"), format!("{wrong:?} is no origin"), remedy));
+    }
+    Ok(WebSocket { path, origins })
+}
+
+/// As browsers say it (RFC 6454 6.2): no path, not even a slash.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return text == "null" };
+    !scheme.is_empty()
+        && !host.is_empty()
+        && !host.contains(['/', '?', '#', ' ', '*'])
+        && !text.contains(char::is_control)
 }
 
 fn raw_options(at: &At<'_>, raw: RawRaw, limits: &Limits) -> Result<Raw, Problem> {

@@ -330,6 +330,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         name: name.into(),
         listen: (Ipv4Addr::LOCALHOST, port).into(),
         protocol,
+        transport: config::Transport::Tls,
         tls: Tls::default(),
         heartbeat: Heartbeat {
             interval: Duration::from_mins(1),

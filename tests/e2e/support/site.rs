@@ -44,6 +44,12 @@ impl Listener {
         }
     }
 
+    /// Any further key of the listener itself, with its value as it is written.
+    pub fn key(mut self, key: &str, value: &str) -> Self {
+        let _ = writeln!(self.head, "{key} = {value}");
+        self
+    }
+
     /// Asks for client certificates: `optional` or `required`.
     pub fn client_auth(mut self, mode: &str) -> Self {
         let _ = write!(self.tls, "client_ca = \"certs/ca.pem\"\nclient_auth = {mode:?}\n");

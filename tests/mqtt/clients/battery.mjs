@@ -1,12 +1,13 @@
 // mqtt.js through what a fleet does: QoS 0, 1 and 2, a retained message, a will, a session across a reconnect, a shared
 // subscription. Prints `done` when all of it held.
 //
-//     node battery.mjs PORT CA VERSION MODULES          VERSION: 4 (3.1.1) or 5; MODULES: where node_modules lies
+//     node battery.mjs PORT CA VERSION MODULES [PATH]          VERSION: 4 (3.1.1) or 5; MODULES: where node_modules lies;
+//     PATH: over WebSocket
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
-const [port, ca, version, modules] = process.argv.slice(2);
+const [port, ca, version, modules, path] = process.argv.slice(2);
 const mqtt = createRequire(`${modules}/`)("mqtt");
 const protocolVersion = Number(version);
 const base = `node${version}`;
@@ -15,7 +16,7 @@ setTimeout(() => { console.error("not in time"); process.exit(1); }, 60_000).unr
 async function client(name, { clean = true, will } = {}) {
     const properties = protocolVersion === 5 ? { sessionExpiryInterval: clean ? 0 : 600 } : undefined;
     const connected = mqtt.connect({
-        protocol: "mqtts", host: "localhost", port: Number(port), ca: readFileSync(ca), protocolVersion, properties,
+        protocol: path ? "wss" : "mqtts", path, host: "localhost", port: Number(port), ca: readFileSync(ca), protocolVersion, properties,
         clientId: `${name}-node-${version}`, clean, will, reconnectPeriod: 0,
     });
     const heard = [];

@@ -1,7 +1,7 @@
 """paho-mqtt through everything that a fleet does: QoS 0, 1 and 2 both ways, retained messages, a will, a session across a
 reconnect, a shared subscription. Prints `done` when all of it held.
 
-    battery.py PORT CA VERSION          VERSION: 3 or 5
+    battery.py PORT CA VERSION [PATH]          VERSION: 3 or 5; PATH: over WebSocket
 """
 
 import queue
@@ -13,6 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 PORT, CA, VERSION = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+PATH = sys.argv[4] if len(sys.argv) > 4 else None
 PROTOCOL = {"3": mqtt.MQTTv311, "5": mqtt.MQTTv5}[VERSION]
 WITHIN = 10
 BASE = f"battery{VERSION}"
@@ -24,9 +25,13 @@ class Client:
     def __init__(self, name, clean=True, will=None):
         self.heard, self.connected, self.subscribed = queue.Queue(), queue.Queue(), queue.Queue()
         arguments = {} if PROTOCOL == mqtt.MQTTv5 else {"clean_session": clean}
+        if PATH:
+            arguments["transport"] = "websockets"
         self.client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id=f"{name}-{VERSION}", protocol=PROTOCOL, **arguments
         )
+        if PATH:
+            self.client.ws_set_options(path=PATH)
         self.client.tls_set_context(ssl.create_default_context(cafile=CA))
         self.client.on_message = lambda _client, _data, message: self.heard.put(message)
         self.client.on_connect = lambda _client, _data, flags, reason, _properties: self.connected.put((flags, reason))
