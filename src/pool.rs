@@ -23,7 +23,7 @@
 //! | class | at the bound |
 //! | --- | --- |
 //! | `Unauthenticated` | the connection ends: it is asked to come back |
-//! | `Received` | the socket is read no further while others hold much; the connection ends if it alone is too large |
+//! | `Received` | the connection ends: it is asked to come back |
 //! | `Unsent` | the connection ends as a slow consumer, before its `outbox_bytes` |
 //! | `Queues` | the message is dropped for this session and counted, or its publisher waits |
 //! | `Filters` | SUBACK 0x97 (3.1.1: 0x80) |

@@ -213,6 +213,8 @@ pub struct Limits {
     pub linger_time: Duration,
     /// The longest MQTT packet taken from a device, its fixed header included, in bytes (Maximum Packet Size).
     pub packet_bytes: usize,
+    /// The longest CONNECT taken, of whoever it may be; at most `packet_bytes`.
+    pub connect_bytes: usize,
     /// MQTT sessions kept while their devices are away.
     pub sessions: u32,
     /// QoS 1 and 2 messages in flight at a time in one session, each way (Receive Maximum).
@@ -250,6 +252,7 @@ impl Default for Limits {
             shed_lateness: Duration::from_secs(2),
             linger_time: Duration::from_secs(2),
             packet_bytes: 262_144,
+            connect_bytes: 65_536,
             sessions: 100_000,
             session_inflight: 64,
             session_messages: 1_000,

@@ -103,6 +103,7 @@ pub struct RawLimits {
     pub shed_lateness: Option<String>,
     pub linger_time: Option<String>,
     pub packet_bytes: Option<i64>,
+    pub connect_bytes: Option<i64>,
     pub sessions: Option<i64>,
     pub session_inflight: Option<i64>,
     pub session_messages: Option<i64>,

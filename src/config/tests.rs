@@ -230,6 +230,7 @@ fn every_limit_has_a_range() {
         ("linger_time", "\"1h\""),
         ("packet_bytes", "1023"),
         ("packet_bytes", "16777217"),
+        ("connect_bytes", "1023"),
         ("sessions", "-1"),
         ("session_inflight", "0"),
         ("session_inflight", "65536"),

@@ -90,6 +90,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::CertificateRevoked
         | CloseReason::CertificateExpired
         | CloseReason::ConnectionAge
+        | CloseReason::PoolFull
         | CloseReason::Requested
         | CloseReason::Shutdown => true,
         // The peer is gone, was never there, or does not read.
@@ -114,7 +115,9 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
         CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
         CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
-        CloseReason::TokenUnanswered | CloseReason::HomeFull | CloseReason::ConnectionAge => CloseCode::TRY_LATER,
+        CloseReason::TokenUnanswered | CloseReason::HomeFull | CloseReason::PoolFull | CloseReason::ConnectionAge => {
+            CloseCode::TRY_LATER
+        }
         CloseReason::Requested | CloseReason::CertificateRevoked | CloseReason::CertificateExpired => {
             CloseCode::REQUESTED
         }

@@ -61,7 +61,7 @@ use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
 use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
-use crate::pool::Pool;
+use crate::pool::{ALLOCATION_BYTES, Class, Pool};
 use crate::time::{Moment, Tick};
 use crate::tls::certs::CertificateMark;
 use crate::tls::record::RecordLayer;
@@ -185,6 +185,23 @@ struct Buffers {
     paused: bool,
     /// A WebSocket message that has begun and has not ended.
     frames: Option<Box<Decoder>>,
+}
+
+/// What a connection keeps on the heap for its peer: bytes of the pool, and of which class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Of what is half-received: before it is a device, or as one.
+    pub class: Class,
+    /// Half records, half packets and half messages.
+    pub received: usize,
+    /// Bytes that the socket did not take.
+    pub unsent: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { class: Class::Unauthenticated, received: 0, unsent: 0 }
+    }
 }
 
 /// Somebody waits for the device's ACK.
@@ -325,6 +342,18 @@ impl Connection {
             State::Called | State::Handshaking(_) | State::Lingering { .. } => true,
             State::Open { phase, .. } => !matches!(phase, Phase::Verifying | Phase::Moving) && !self.is_paused(),
         }
+    }
+
+    /// What it keeps of its peer's bytes and for it; `None`: nothing.
+    #[must_use]
+    pub fn kept(&self) -> Option<Kept> {
+        let buffers = self.buffers.as_deref()?;
+        let class = if self.is_device() { Class::Received } else { Class::Unauthenticated };
+        let piece = |bytes: usize| if bytes > 0 { bytes + ALLOCATION_BYTES } else { 0 };
+        let frames = if buffers.frames.is_some() { piece(size_of::<Decoder>()) } else { 0 };
+        let saved = &buffers.saved;
+        let received = piece(saved.plain.capacity()) + piece(saved.cipher.capacity()) + frames;
+        Some(Kept { class, received, unsent: piece(buffers.unsent.capacity()) })
     }
 
     /// Bytes that it keeps on the heap besides its id (a handshake's own aside).
@@ -623,6 +652,9 @@ impl Connection {
     pub fn sent(&mut self, count: usize) {
         let buffers = self.buffers.as_mut().expect("bytes were sent, so there were some");
         buffers.unsent.drain(..count);
+        if buffers.unsent.is_empty() {
+            buffers.unsent = Vec::new();
+        }
         self.shed_empty_buffers();
     }
 

@@ -38,6 +38,8 @@ pub struct ListenerSettings {
     pub linger_ticks: u32,
     /// The longest frame body taken; of MQTT the longest packet.
     pub frame_bytes: usize,
+    /// The longest CONNECT taken.
+    pub connect_bytes: usize,
     /// The most bytes read at a time.
     pub read_bytes: usize,
     /// The most unsent bytes kept.
@@ -80,6 +82,7 @@ impl ListenerSettings {
             hello_ticks: ticks_ceil(limits.hello_time),
             linger_ticks: ticks_ceil(limits.linger_time),
             frame_bytes,
+            connect_bytes: limits.connect_bytes.min(frame_bytes),
             read_bytes: limits.read_bytes,
             outbox_bytes,
             turn_bytes: limits.outbox_bytes / 2,

@@ -383,6 +383,7 @@ fn each_end_is_told_in_its_own_way() {
         (Reason::HelloTimeout, Some(CloseCode::HELLO_TIMEOUT)),
         (Reason::TokenUnanswered, Some(CloseCode::TRY_LATER)),
         (Reason::HomeFull, Some(CloseCode::TRY_LATER)),
+        (Reason::PoolFull, Some(CloseCode::TRY_LATER)),
         (Reason::Requested, Some(CloseCode::REQUESTED)),
         (Reason::PeerClosed, None),
     ] {

@@ -80,6 +80,8 @@ labelled! {
         MessageRefused = "message_refused",
         /// The device's home worker had no place for it.
         HomeFull = "home_full",
+        /// What it had half-sent had no room in `limits.pool_bytes`.
+        PoolFull = "pool_full",
         /// The owner asked for it.
         Requested = "requested",
         /// The gateway ended.

@@ -120,13 +120,14 @@ impl Shard {
                 Step::Paused => {
                     self.connections[index as usize].pause(input);
                     self.paused.push(self.id(index));
-                    return;
+                    return self.account_or_end(index, now);
                 }
                 Step::Held => return self.connections[index as usize].pause(input),
                 Step::End(termination) => return self.end(index, &termination, now),
             }
         }
         self.connections[index as usize].save(input);
+        self.account_or_end(index, now);
         self.publish_due_wills();
     }
 
@@ -170,7 +171,10 @@ impl Shard {
         }
         let kept = connection.keep_unsent(bytes);
         self.counters.add(Figure::BufferedBytes, bytes.len() as u64);
-        if kept > bound {
+        if self.account(index).is_err() {
+            let detail = "so many bytes are unsent, of this connection or of all, that limits.pool_bytes has no room";
+            self.end(index, &Termination::because(CloseReason::SlowConsumer, detail), now);
+        } else if kept > bound {
             let detail = format!("{kept} bytes unsent, limits.outbox_bytes is {bound}");
             self.end(index, &Termination::because(CloseReason::SlowConsumer, detail), now);
         }
@@ -180,6 +184,8 @@ impl Shard {
     pub fn handle_sent(&mut self, index: u32, count: usize) {
         let connection = &mut self.connections[index as usize];
         connection.sent(count);
+        self.account_anyway(index);
+        let connection = &self.connections[index as usize];
         if connection.unsent().is_empty() {
             if connection.is_lingering() {
                 // The peer's end of the stream may have been seen before its last bytes were taken.
@@ -382,6 +388,7 @@ impl Shard {
         let unsent = connection.take_unsent();
         let index = self.insert(connection, deadline);
         self.sweep.set_mark(index, mark);
+        self.account_anyway(index);
         let mark = self.transmit.mark();
         self.transmit.wire().extend_from_slice(&unsent);
         self.transmit.assign(index, mark);
@@ -498,6 +505,8 @@ impl Shard {
         let jitter = self.random.u32(..);
         let begun =
             self.with(index, now, |connection, settings, cx| connection.begin_device(generation, settings, jitter, cx));
+        // What it had half-received is a device's from now on.
+        self.account_anyway(index);
         let presence = self.presence(index, now);
         self.uplink.push(Uplink::Connected(presence));
         match begun {
@@ -541,6 +550,7 @@ impl Shard {
         }
         let before = self.connections[index as usize].unsent().len();
         self.with(index, now, |connection, settings, cx| connection.end(termination, settings, cx));
+        self.account_anyway(index);
         if was_device {
             // Not before: until its goodbye is said, the session knows how.
             self.detach_session(index, termination.reason, now);
@@ -556,6 +566,16 @@ impl Shard {
             self.transmit.end(index);
             // What arrived while it was not read was reported once.
             self.ready.push(index);
+        }
+    }
+
+    /// Accounts for what a connection has half-received. If the pool has no room for it, it is asked to come back.
+    fn account_or_end(&mut self, index: u32, now: Moment) {
+        if self.account(index).is_err() {
+            let retry_after = self.random.u32(TRY_LATER_MS);
+            let detail = "what it has half-sent has no room in limits.pool_bytes";
+            let termination = Termination::because(CloseReason::PoolFull, detail).with_retry_after(retry_after);
+            self.end(index, &termination, now);
         }
     }
 

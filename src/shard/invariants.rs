@@ -38,6 +38,7 @@ impl Shard {
                 assert_eq!(self.paused.iter().filter(queued).count(), 1, "slot {index} must be paused exactly once");
             }
         }
+        self.check_kept();
         self.broker.check_invariants(|slot| self.connections.get(slot as usize).is_some_and(Connection::is_device));
         assert_eq!(self.closed.len(), closed, "a slot is to be reaped that is not closed, or twice");
         assert_eq!(self.devices.len(), devices, "the device table holds somebody who is not there");

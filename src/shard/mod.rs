@@ -10,6 +10,7 @@ mod describe;
 mod downlink;
 mod handle;
 mod invariants;
+mod kept;
 mod mqtt;
 mod places;
 mod sweep;
@@ -18,13 +19,13 @@ mod transmit;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use slab::Slab;
 
 use crate::broker::{self, Broker, DueWill};
-use crate::connection::{Connection, Context, ListenerSettings};
+use crate::connection::{Connection, Context, Kept, ListenerSettings};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
@@ -102,6 +103,8 @@ pub struct Shard {
     probed: Vec<u32>,
     counters: Counters,
     pool: Arc<Pool>,
+    /// What was taken from it for each connection that keeps anything.
+    kept: HashMap<u32, Kept>,
 }
 
 /// Whether a socket should be read now.
@@ -159,6 +162,7 @@ impl Shard {
             probed: Vec::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             pool,
+            kept: HashMap::new(),
         }
     }
 
@@ -283,6 +287,7 @@ impl Shard {
     /// Frees a slot. The only place where that happens. `true`: its connection lives on at its home.
     pub fn reap(&mut self, index: u32) -> bool {
         let connection = self.connections.remove(index as usize);
+        self.account_anyway(index);
         assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
         self.counters.subtract(Figure::Connections, 1);
         self.places.forget(index);

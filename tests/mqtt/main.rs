@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use script::Stage;
-use support::{Gateway, Listener, Site};
+use support::{Device, Gateway, Listener, SOON, Site, wait_until};
 
 /// Rows played at a time: most of a row's time is waiting.
 const AT_A_TIME: usize = 16;
@@ -81,6 +81,39 @@ fn a_certificate_without_a_name_is_told_in_connack() {
     Stage::new(&listeners, &tls, 1).play(row).unwrap();
     gateway.expect_closed("identity_missing", 2);
     gateway.wait_until_empty();
+}
+
+/// Whoever sends half a CONNECT and waits has a share of memory with all who have not logged in: they have it among
+/// themselves, and devices come and go. When they are gone it is all there again.
+#[test]
+fn half_packets_of_strangers_have_a_share_and_no_more() {
+    const STRANGERS: usize = 100;
+    let site = Site::new();
+    let listener = Listener::new("mqtt", "mqtt");
+    // A share of 32 KiB for each worker, of which a stranger who comes first may have 4.
+    let gateway = site.start("workers = 2\n[limits]\npool_bytes = 1048576\nconnect_bytes = 8192\n", &[listener]);
+    let tls = site.tls_with(None, |options| options.alpn = &[b"mqtt"]);
+    let stranger = |bytes: usize| {
+        let mut stranger = Device::raw(gateway.address("mqtt"), &tls).expect("the gateway takes connections");
+        let remaining = bytes + 1_000;
+        let header = [0x10, remaining as u8 | 0x80, (remaining >> 7) as u8];
+        stranger.send_plain(&[&header[..], &vec![0; bytes]].concat());
+        stranger
+    };
+    let strangers: Vec<Device> = (0..STRANGERS).map(|_| stranger(2_000)).collect();
+    wait_until("some are told to come back", SOON, || gateway.closed("pool_full") > 0);
+    let held = gateway.metric("pulsegate_pool_used");
+    assert!((2_000..65_536).contains(&held), "{held} bytes are held");
+    // Longer than any CONNECT may be: refused by its header.
+    let _too_long = stranger(8_000);
+    gateway.expect_closed("frame_too_large", 1);
+    let listeners = [("mqtt", gateway.address("mqtt"))].into();
+    Stage::new(&listeners, &tls, 1)
+        .play("a > 10 0F 0004 4D51; a > 5454 04 02 003C 0003 61 2D 31; a < [k4]; a -")
+        .unwrap();
+    drop(strangers);
+    gateway.wait_until_empty();
+    gateway.expect_metric("pulsegate_pool_used", 0);
 }
 
 /// A row that is wrong must be found.

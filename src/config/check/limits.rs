@@ -80,6 +80,7 @@ fn of_sessions(raw: &RawLimits, default: &Limits) -> Result<Limits, Problem> {
     let inflight = u32::from(default.session_inflight);
     Ok(Limits {
         packet_bytes: size("packet_bytes", raw.packet_bytes, default.packet_bytes, 1_024..=16_777_216, "bytes")?,
+        connect_bytes: size("connect_bytes", raw.connect_bytes, default.connect_bytes, 1_024..=16_777_216, "bytes")?,
         sessions: count("sessions", raw.sessions, default.sessions, 0..=100_000_000, "sessions")?,
         session_inflight: count("session_inflight", raw.session_inflight, inflight, 1..=65_535, "messages")? as u16,
         session_messages: size(

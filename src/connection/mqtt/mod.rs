@@ -33,7 +33,8 @@ impl OpenConnection<'_, '_> {
     pub(super) fn handle_mqtt(&mut self, input: &mut Input, mqtt: &Mqtt) -> Result<Progress, Termination> {
         loop {
             let version = self.session().map(|session| self.cx.broker.profile(session).version);
-            let decoded = mqtt::decode(input.plain(), version, self.settings.frame_bytes);
+            let longest = if version.is_some() { self.settings.frame_bytes } else { self.settings.connect_bytes };
+            let decoded = mqtt::decode(input.plain(), version, longest);
             let packet = decoded.map_err(|error| self.refuse_bytes(&error))?;
             let Some((packet, length)) = packet else { return Ok(Progress::NeedsMore) };
             match self.handle_packet(&packet, mqtt)? {
@@ -200,7 +201,7 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::Requested => Reason::ADMINISTRATIVE_ACTION,
         CloseReason::CertificateRevoked | CloseReason::CertificateExpired => Reason::NOT_AUTHORIZED,
         CloseReason::ConnectionAge => Reason::MAXIMUM_CONNECT_TIME,
-        CloseReason::HomeFull | CloseReason::TokenUnanswered => Reason::SERVER_BUSY,
+        CloseReason::HomeFull | CloseReason::PoolFull | CloseReason::TokenUnanswered => Reason::SERVER_BUSY,
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => Reason::CLIENT_IDENTIFIER_NOT_VALID,
         CloseReason::TokenRejected => Reason::BAD_USER_NAME_OR_PASSWORD,
         CloseReason::MessageRefused
