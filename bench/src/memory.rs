@@ -100,7 +100,7 @@ fn causes(devices: u32) -> Causes {
             let (_, server) = record_pair(SUITE, &mut random);
             scratch.clear();
             parcel(&device_id(number), &server, &mut scratch);
-            connections.push(Connection::unpack(&scratch, number, Tick(0)).ok());
+            connections.push(Connection::unpack(&scratch[1..], number, Tick(0)).ok());
         }
         assert!(connections.iter().all(Option::is_some));
         connections

@@ -52,6 +52,7 @@ fn settings() -> Arc<[ListenerSettings]> {
             listen: ([127, 0, 0, 1], 0).into(),
             protocol,
             transport: config::Transport::Tls,
+            proxy_protocol: Vec::new(),
             tls: config::Tls::default(),
             heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1, ..Heartbeat::default() },
             identity: Identity { from: IdentityFrom::Hello, token_file: tokens.then(|| "tokens".into()) },

@@ -10,6 +10,7 @@ mod raw;
 mod check;
 mod error;
 mod locate;
+mod network;
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
+pub use network::Network;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
 /// relative to that file).
@@ -277,6 +279,8 @@ pub struct Listener {
     pub protocol: Protocol,
     /// What carries it there.
     pub transport: Transport,
+    /// Networks of proxies that say, by the PROXY protocol, whose connections they bring.
+    pub proxy_protocol: Vec<Network>,
     /// Certificates, and whether clients must have one.
     pub tls: Tls,
     /// How silence is probed and judged; not used by MQTT, whose devices bring their keep-alive.

@@ -127,6 +127,8 @@ pub struct RawListener {
     pub protocol: Option<String>,
     /// `tls` or `websocket`.
     pub transport: Option<String>,
+    /// Networks of proxies.
+    pub proxy_protocol: Option<Vec<String>>,
     /// `[listener.websocket]`.
     pub websocket: Option<RawWebSocket>,
     /// `[listener.tls]`.

@@ -311,6 +311,19 @@ fn a_websocket_has_a_path_and_origins_and_carries_what_has_packets_of_its_own() 
 }
 
 #[test]
+fn proxies_are_networks() {
+    let behind = |networks: &str| native("").replace("protocol =", &format!("proxy_protocol = {networks}\nprotocol ="));
+    let Loaded { config, warnings, .. } = loaded(&behind("[\"10.0.0.0/8\", \"::1\"]"));
+    let written: Vec<String> = config.listeners[0].proxy_protocol.iter().map(ToString::to_string).collect();
+    assert_eq!((written, warnings.len()), (vec!["10.0.0.0/8".to_owned(), "::1/128".to_owned()], 0));
+    refused(
+        &behind("[\"10.0.0.1/8\"]"),
+        &["proxy_protocol: \"10.0.0.1/8\" is no network: write an address, or one with"],
+    );
+    assert!(loaded(&behind("[\"0.0.0.0/0\"]")).warnings[0].contains("everybody may say"));
+}
+
+#[test]
 fn names_and_addresses_are_unique() {
     let twice = |second: String| format!("{}{second}", native(""));
     let namesake = native("").replace("7443", "7444");

@@ -99,6 +99,9 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::Expired
         | CloseReason::HandshakeAbandoned
         | CloseReason::HandshakeTimeout
+        | CloseReason::ProxyHeader
+        | CloseReason::ProxyCheck
+        | CloseReason::AddressRefused
         | CloseReason::SlowConsumer => false,
     }
 }
@@ -129,6 +132,9 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         | CloseReason::HandshakeTimeout
         | CloseReason::HandshakeFailed
         | CloseReason::NotTls
+        | CloseReason::ProxyHeader
+        | CloseReason::ProxyCheck
+        | CloseReason::AddressRefused
         | CloseReason::CertificateRejected
         | CloseReason::TlsError => return None,
     })

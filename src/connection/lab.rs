@@ -37,6 +37,7 @@ impl Lab {
             listen: ([127, 0, 0, 1], 0).into(),
             protocol: Protocol::Native,
             transport: Transport::Tls,
+            proxy_protocol: Vec::new(),
             tls: config::Tls::default(),
             heartbeat: Heartbeat {
                 interval: Duration::from_secs(10),

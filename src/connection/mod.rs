@@ -1,7 +1,7 @@
 //! One device connection from its first byte to its last: the only place where TLS and the device protocols meet.
 //!
 //! ```text
-//!  accept
+//!  accept (and, behind a proxy, whose connection it is: announced.rs)
 //!    ▼       bytes      a place          bytes
 //!  Accepted ─────▶ Waiting ────▶ Called ─────▶ Handshaking
 //!    ▲     none after all, or less │               │ TLS established
@@ -25,6 +25,7 @@
 //! out into the caller's buffers, and everything that concerns more than this connection is a [`Step`] for the shard.
 //! While idle it owns nothing on the heap but its device id; `tests` in this module prove it by size.
 
+mod announced;
 mod close;
 mod handshake;
 mod input;
@@ -47,10 +48,12 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use announced::Announcement;
 use bytes::Bytes;
 use naming::Naming;
 use websocket::Carrier;
 
+pub use announced::{Announced, Announcing};
 pub use close::{Termination, lingers};
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
@@ -140,6 +143,7 @@ pub struct Connection {
     connected_at: Tick,
     listener: ListenerId,
     carrier: Carrier,
+    announcement: Announcement,
 }
 
 const _: () = assert!(size_of::<Connection>() <= 256);
@@ -233,6 +237,7 @@ impl Connection {
             connected_at: now,
             listener,
             carrier: Carrier::Plain,
+            announcement: Announcement::Complete,
         }
     }
 

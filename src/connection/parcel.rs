@@ -7,6 +7,7 @@
 //! Integers are big-endian. Both ends are this program, but not always this process: nothing in it is trusted to be
 //! well-formed.
 
+use super::announced::Announcement;
 use super::websocket::Carrier;
 use super::{Buffers, Connection, ListenerSettings, Liveness, Naming, Phase, Saved, State, protocol};
 use crate::codec::native;
@@ -95,6 +96,7 @@ impl Connection {
             connected_at,
             listener,
             carrier,
+            announcement: Announcement::Complete,
         })
     }
 

@@ -1,7 +1,7 @@
 //! What the configuration says of a listener's connections, in the units in which they need it.
 
 use super::{Schedule, protocol};
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, Transport, WebSocket, WhenOver};
+use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Network, Protocol, Transport, WebSocket, WhenOver};
 use crate::link::ListenerId;
 use crate::time::ticks_ceil;
 use crate::tls::handshake::ServerTls;
@@ -10,6 +10,8 @@ use crate::tls::handshake::ServerTls;
 pub struct ListenerSettings {
     /// Which listener.
     pub listener: ListenerId,
+    /// Networks of proxies that announce whose connections they bring.
+    pub proxies: Vec<Network>,
     /// What is spoken.
     pub protocol: Protocol,
     /// The WebSocket that it is spoken over, if it is.
@@ -65,6 +67,7 @@ impl ListenerSettings {
         let (frame_bytes, outbox_bytes) = protocol::bounds(&listener.protocol, limits);
         Self {
             listener: id,
+            proxies: listener.proxy_protocol.clone(),
             protocol: listener.protocol.clone(),
             websocket: match &listener.transport {
                 Transport::Tls => None,

@@ -102,7 +102,11 @@ impl OpenConnection<'_, '_> {
                 return Ok(step);
             }
             if is_closing {
-                return Err(Termination::new(CloseReason::PeerClosed));
+                return Err(Termination::new(CloseReason::PeerClosed).heard());
+            }
+            if *self.carrier != Carrier::Plain {
+                // What is sealed in front of an alert, should the next record be a wrong one, is in frames already.
+                self.seal_plain()?;
             }
             let (length, plaintext) = match self.open_record(input)? {
                 Record::Partial => return Ok(Step::Wait),

@@ -72,9 +72,8 @@ impl OpenConnection<'_, '_> {
 
     /// The subprotocol that is spoken with whoever asks, if they may have it. `behind`: so many bytes follow the request.
     fn grant(&self, request: &Request, behind: usize) -> Result<&'static str, Refusal> {
-        let Some(websocket) = &self.settings.websocket else {
-            unreachable!("a listener without WebSocket has no upgrade")
-        };
+        // It may have been taken out of the configuration since TLS was established.
+        let websocket = self.settings.websocket.as_ref().ok_or(Refusal::NotFound)?;
         if behind > 0 {
             return Err(Refusal::BadRequest(
                 "there are bytes behind the request before it was answered [RFC 6455 4.1]",

@@ -74,7 +74,8 @@ macro_rules! merge {
 fn merge_limits(to: &mut Difference, fresh: &Limits) {
     merge! {
         to, fresh;
-        live: connections handshakes handshake_time hello_time linger_time connections_per_address shed_lateness;
+        live: connections handshakes handshake_time hello_time linger_time connections_per_address shed_lateness
+            connect_bytes;
         stays: read_bytes frame_bytes outbox_bytes inbox_length uplink_length packet_bytes sessions session_inflight
             session_messages session_bytes session_subscriptions topic_levels retained_messages retained_bytes pool_bytes
     }
@@ -93,6 +94,11 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
         to.needs_restart.push(format!("listener {name:?}: protocol"));
         return None;
     }
+    // Connections that are open were begun as what it was.
+    if std::mem::discriminant(&listener.transport) != std::mem::discriminant(&fresh.transport) {
+        to.needs_restart.push(format!("listener {name:?}: transport"));
+        return None;
+    }
     if listener.listen != fresh.listen {
         to.needs_restart.push(format!("listener {name:?}: listen"));
     }
@@ -102,6 +108,8 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
         }
     };
     changes(listener.protocol.label(), listener.protocol == fresh.protocol);
+    changes("websocket", listener.transport == fresh.transport);
+    changes("proxy_protocol", listener.proxy_protocol == fresh.proxy_protocol);
     changes("heartbeat", listener.heartbeat == fresh.heartbeat);
     changes("identity.from", listener.identity.from == fresh.identity.from);
     *listener = Listener { listen: listener.listen, ..fresh.clone() };

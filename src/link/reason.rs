@@ -48,6 +48,12 @@ labelled! {
         HandshakeFailed = "handshake_failed",
         /// The first bytes were not a TLS record.
         NotTls = "not_tls",
+        /// A trusted proxy did not say, as the PROXY protocol has it, whose connection it brings.
+        ProxyHeader = "proxy_header",
+        /// A trusted proxy looked whether somebody is here.
+        ProxyCheck = "proxy_check",
+        /// The address that a proxy announced may open no more connections now.
+        AddressRefused = "address_refused",
         /// The client certificate was missing, untrusted, expired or unusable.
         CertificateRejected = "certificate_rejected",
         /// The client certificate of a live connection was revoked (`tls.on_revoked`).

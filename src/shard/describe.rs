@@ -67,7 +67,7 @@ impl Shard {
             worker: self.worker,
             state: if liveness.is_probed() { "probed" } else { "heard" },
             listener: connection.listener(),
-            peer: None,
+            peer: self.address(index),
             tls_version,
             tls_suite,
             identity,

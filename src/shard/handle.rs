@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use super::announced::take_address;
 use super::{Plan, Shard, Sweep};
-use crate::connection::{BadParcel, Connection, Due, Input, Step, Termination};
+use crate::connection::{Announcing, BadParcel, Connection, Due, Input, Step, Termination};
 use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
@@ -85,8 +86,8 @@ impl Shard {
         }
         if connection.is_called() {
             assert!(received > 0, "a handshake begins with bytes");
-            if !self.begin_handshake(index, input, now) {
-                return self.connections[index as usize].save(input);
+            if !self.begin(index, input, now) {
+                return;
             }
         }
         loop {
@@ -148,8 +149,7 @@ impl Shard {
             // It still reads, as far as anybody knows: `handle_sent` looks again when it has got all.
             return;
         }
-        let reason =
-            if connection.facts().is_some() { CloseReason::PeerClosed } else { CloseReason::HandshakeAbandoned };
+        let reason = if connection.facts().is_some() { CloseReason::PeerClosed } else { left_early(connection) };
         let termination = Termination::new(reason);
         self.end(index, &if has_unsent { termination.heard() } else { termination }, now);
     }
@@ -157,8 +157,7 @@ impl Shard {
     /// The socket has failed: reset by the peer, or unreachable.
     pub fn handle_reset(&mut self, index: u32, now: Moment) {
         let connection = &self.connections[index as usize];
-        let reason =
-            if connection.facts().is_some() { CloseReason::PeerReset } else { CloseReason::HandshakeAbandoned };
+        let reason = if connection.facts().is_some() { CloseReason::PeerReset } else { left_early(connection) };
         self.end(index, &Termination::new(reason), now);
     }
 
@@ -377,9 +376,11 @@ impl Shard {
                 && settings.is_some_and(|settings| connection.fits(settings))
         };
         let (parcel, mark) = Sweep::unpack(parcel).unwrap_or_default();
-        let unpacked = Connection::unpack(parcel, generation, now.tick());
-        let mut connection = unpacked
-            .and_then(|connection| if fits(&connection) { Ok(connection) } else { Err(BadParcel) })
+        let unpacked = take_address(parcel).ok_or(BadParcel).and_then(|(address, parcel)| {
+            Connection::unpack(parcel, generation, now.tick()).map(|connection| (address, connection))
+        });
+        let (address, mut connection) = unpacked
+            .and_then(|unpacked| if fits(&unpacked.1) { Ok(unpacked) } else { Err(BadParcel) })
             .inspect_err(|error| tracing::error!(worker = self.worker.0, %error, "a moved connection was refused"))?;
         let settings = &self.settings[connection.listener().index()];
         let deadline = now.tick().deadline_after(settings.hello_ticks);
@@ -389,6 +390,9 @@ impl Shard {
         let index = self.insert(connection, deadline);
         self.sweep.set_mark(index, mark);
         self.account_anyway(index);
+        if let Some(address) = address {
+            self.addresses.insert(index, address);
+        }
         let mark = self.transmit.mark();
         self.transmit.wire().extend_from_slice(&unsent);
         self.transmit.assign(index, mark);
@@ -435,6 +439,28 @@ impl Shard {
         self.counters.add(Figure::HandshakesInFlight, 1);
         self.places.begin(ConnectionId { index, generation: connection.generation() }, now);
         true
+    }
+
+    /// The first bytes that are looked at: what a proxy says, and the ClientHello. False: there is nothing more to do with them now.
+    fn begin(&mut self, index: u32, input: &mut Input, now: Moment) -> bool {
+        match self.connections[index as usize].handle_announcement(input) {
+            Announcing::Wrong(termination) => {
+                self.end(index, &termination, now);
+                return false;
+            }
+            Announcing::Partial => self.counters.subtract(Figure::HandshakesWaiting, 1),
+            Announcing::Complete(announced) => {
+                if let Some(announced) = announced {
+                    self.handle_announced(index, &announced);
+                }
+                if self.begin_handshake(index, input, now) {
+                    return true;
+                }
+            }
+        }
+        self.connections[index as usize].save(input);
+        self.account_or_end(index, now);
+        false
     }
 
     /// The address of a peer whose handshake has not begun.
@@ -595,4 +621,9 @@ impl Shard {
             self.places.end(index, None);
         }
     }
+}
+
+/// Why a connection ends whose peer leaves before TLS stands. A proxy that looks whether somebody is here does just that.
+fn left_early(connection: &Connection) -> CloseReason {
+    if connection.is_proxy_check() { CloseReason::ProxyCheck } else { CloseReason::HandshakeAbandoned }
 }

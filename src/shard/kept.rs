@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::Shard;
-use crate::connection::Kept;
+use crate::connection::{Connection, Kept};
 use crate::pool::{Class, Full};
 
 /// Accounts for which there is room when there are none.
@@ -51,7 +51,7 @@ impl Shard {
 
     /// What was taken for the connection in this slot, and what it keeps. Nobody keeps nothing.
     fn accounts(&self, index: u32) -> (Kept, Kept) {
-        let now = self.connections.get(index as usize).and_then(|connection| connection.kept()).unwrap_or_default();
+        let now = self.connections.get(index as usize).and_then(Connection::kept).unwrap_or_default();
         let before = if self.kept.is_empty() { None } else { self.kept.get(&index).copied() };
         (before.unwrap_or(Kept { class: now.class, ..Kept::default() }), now)
     }

@@ -6,6 +6,7 @@
 //! move ([`Shard::next_move`]), and what goes up ([`Shard::uplink`]). A slot is freed in one place only
 //! ([`Shard::reap`]), at the end of a turn, so that no event of the same turn can find a stranger in it.
 
+mod announced;
 mod describe;
 mod downlink;
 mod handle;
@@ -20,6 +21,7 @@ mod transmit;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use slab::Slab;
@@ -105,6 +107,10 @@ pub struct Shard {
     pool: Arc<Pool>,
     /// What was taken from it for each connection that keeps anything.
     kept: HashMap<u32, Kept>,
+    /// Addresses of devices behind proxies.
+    addresses: HashMap<u32, SocketAddr>,
+    /// Connections that a proxy has announced and nobody has admitted yet.
+    announced: VecDeque<ConnectionId>,
 }
 
 /// Whether a socket should be read now.
@@ -163,6 +169,8 @@ impl Shard {
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             pool,
             kept: HashMap::new(),
+            addresses: HashMap::new(),
+            announced: VecDeque::new(),
         }
     }
 
@@ -275,6 +283,7 @@ impl Shard {
     /// Appends a moving connection as bytes.
     pub fn pack(&self, id: ConnectionId, out: &mut Vec<u8>) {
         assert!(self.is_current(id));
+        self.pack_address(id.index, out);
         self.connections[id.index as usize].pack(out);
         self.sweep.pack(id.index, out);
     }
@@ -288,6 +297,9 @@ impl Shard {
     pub fn reap(&mut self, index: u32) -> bool {
         let connection = self.connections.remove(index as usize);
         self.account_anyway(index);
+        if !self.addresses.is_empty() {
+            self.addresses.remove(&index);
+        }
         assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
         self.counters.subtract(Figure::Connections, 1);
         self.places.forget(index);

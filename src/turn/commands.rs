@@ -49,7 +49,7 @@ impl<I: Io> Turn<I> {
         match command {
             Command::Describe { request, device } => {
                 let description = self.shard.describe(&device, now).map(|mut description| {
-                    description.peer = self.io.peer(description.connection.index);
+                    description.peer = description.peer.or_else(|| self.io.peer(description.connection.index));
                     Box::new(description)
                 });
                 self.shard.uplink().push(Uplink::Described { request, description });
@@ -87,7 +87,7 @@ impl<I: Io> Turn<I> {
         let request = listing.request();
         let mut devices = self.shard.finish_listing(listing, now);
         for description in &mut devices {
-            description.peer = self.io.peer(description.connection.index);
+            description.peer = description.peer.or_else(|| self.io.peer(description.connection.index));
         }
         self.shard.uplink().push(Uplink::Listed { request, devices });
         self.listings.pop_front();

@@ -243,6 +243,7 @@ impl<I: Io> Turn<I> {
         self.read_live(woken);
         self.end_phase(Phase::ReadLive);
         self.read_handshakes(woken);
+        self.admit_announced(woken);
         self.end_phase(Phase::ReadHandshakes);
         // Never before what was read: a device does not leave before it came.
         let now = self.io.now();

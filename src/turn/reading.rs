@@ -78,6 +78,15 @@ impl<I: Io> Turn<I> {
         }
     }
 
+    /// Decides about connections that proxies have announced.
+    pub(super) fn admit_announced(&mut self, now: Moment) {
+        while let Some((slot, address)) = self.shard.next_announced() {
+            if let Err(refusal) = self.admission.at_address(address, now) {
+                self.shard.refuse(slot, refusal, now);
+            }
+        }
+    }
+
     /// Reads one socket, up to the bound for one turn.
     pub(super) fn read(&mut self, slot: u32, to_the_end: bool, now: Moment) -> Left {
         if !self.shard.load_input(slot, &mut self.input) {
@@ -155,14 +164,22 @@ impl<I: Io> Turn<I> {
         backlog.is_starved = false;
         self.has_worked = true;
         let load = self.load(now);
-        let verdict = self.admission.at_accept(&load).and_then(|()| self.admission.at_address(address, now));
+        let is_proxy = self.shard.is_proxy(listener, address);
+        let verdict = self.admission.at_accept(&load).and_then(|()| {
+            // Behind a proxy it is asked when that has said the device's address.
+            if is_proxy { Ok(()) } else { self.admission.at_address(address, now) }
+        });
         if let Err(refusal) = verdict {
             self.io.refuse(socket);
             self.shard.counters().count_refused(refusal as usize);
             return;
         }
         let slot = self.shard.handle_accept(listener, now);
-        self.shard.note_peer(slot, address);
+        if is_proxy {
+            self.shard.expect_announcement(slot);
+        } else {
+            self.shard.note_peer(slot, address);
+        }
         if self.io.admit(slot, socket).is_err() {
             self.shard.handle_reset(slot, now);
         }

@@ -102,7 +102,7 @@ fn half_packets_of_strangers_have_a_share_and_no_more() {
     };
     let strangers: Vec<Device> = (0..STRANGERS).map(|_| stranger(2_000)).collect();
     wait_until("some are told to come back", SOON, || gateway.closed("pool_full") > 0);
-    let held = gateway.metric("pulsegate_pool_used");
+    let held = gateway.metric("pulsegate_pool_used_bytes");
     assert!((2_000..65_536).contains(&held), "{held} bytes are held");
     // Longer than any CONNECT may be: refused by its header.
     let _too_long = stranger(8_000);
@@ -113,7 +113,7 @@ fn half_packets_of_strangers_have_a_share_and_no_more() {
         .unwrap();
     drop(strangers);
     gateway.wait_until_empty();
-    gateway.expect_metric("pulsegate_pool_used", 0);
+    gateway.expect_metric("pulsegate_pool_used_bytes", 0);
 }
 
 /// A row that is wrong must be found.

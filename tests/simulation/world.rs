@@ -137,6 +137,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         listen: ([127, 0, 0, 1], 0).into(),
         protocol,
         transport: config::Transport::Tls,
+        proxy_protocol: Vec::new(),
         tls: config::Tls::default(),
         heartbeat: Heartbeat {
             interval: Duration::from_mins(1),
@@ -440,12 +441,13 @@ impl World {
         }
         let came_along: Vec<u8> = peer.out.drain(..self.random.usize(..=peer.out.len())).collect();
         let name = device_id(device);
-        let mut bytes = vec![1, listener.0, 1];
+        // No announced address, the version, named by HELLO, carried by TLS alone.
+        let mut bytes = vec![0, 2, listener.0, 1, 0];
         bytes.extend_from_slice(&interval.to_be_bytes());
         bytes.extend_from_slice(&self.gateway.now.tick().0.to_be_bytes());
         bytes.push(name.len() as u8);
         bytes.extend_from_slice(name.as_bytes());
-        for part in [&[][..], &came_along, &[]] {
+        for part in [&[][..], &came_along, &[], &[]] {
             bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
             bytes.extend_from_slice(part);
         }

@@ -9,7 +9,7 @@ use super::{Context, check_name, mqtt, tls, values};
 use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawWebSocket};
 use crate::config::{
-    ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport, WebSocket,
+    ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Network, Protocol, Raw, Transport, WebSocket,
 };
 
 /// The range of heartbeat intervals and timeouts. A tick is the least; the most must fit 16 bits of ticks (6,553 s).
@@ -44,6 +44,7 @@ pub fn resolve(
     }
     let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, raw.mqtt, limits)?;
     let transport = transport(context, &at, raw.transport.as_deref(), raw.websocket, &protocol)?;
+    let proxy_protocol = proxy_protocol(context, &at, raw.proxy_protocol)?;
     let tls = tls::resolve(context, &at, raw.tls)?;
     if raw.heartbeat.is_some() && matches!(protocol, Protocol::Mqtt(_)) {
         let text = "it has no effect here: an MQTT device says in CONNECT how often it will be heard (its keep-alive; \
@@ -53,7 +54,7 @@ pub fn resolve(
     let is_probed = !matches!(protocol, Protocol::Mqtt(_));
     let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
-    Ok(Listener { name, listen, protocol, transport, tls, heartbeat, identity })
+    Ok(Listener { name, listen, protocol, transport, proxy_protocol, tls, heartbeat, identity })
 }
 
 fn protocol(
@@ -110,6 +111,28 @@ fn transport(
             Err(Problem::new(at.key("transport"), format!("{other:?} is not known"), remedy))
         }
     }
+}
+
+/// Networks of proxies.
+fn proxy_protocol(
+    context: &mut Context<'_>,
+    at: &At<'_>,
+    written: Option<Vec<String>>,
+) -> Result<Vec<Network>, Problem> {
+    let mut networks = Vec::new();
+    for text in written.unwrap_or_default() {
+        let Ok(network) = text.parse::<Network>() else {
+            let what = format!("{text:?} is no network");
+            let remedy = "write an address, or one with the bits that count and no others, such as \"10.0.0.0/8\"";
+            return Err(Problem::new(at.key("proxy_protocol"), what, remedy));
+        };
+        if network.is_everybody() {
+            let text = "everybody may say which address they come from";
+            context.warn(&at.key("proxy_protocol"), text);
+        }
+        networks.push(network);
+    }
+    Ok(networks)
 }
 
 fn websocket(at: &At<'_>, raw: RawWebSocket) -> Result<WebSocket, Problem> {

@@ -214,6 +214,9 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         | CloseReason::HandshakeTimeout
         | CloseReason::HandshakeFailed
         | CloseReason::NotTls
+        | CloseReason::ProxyHeader
+        | CloseReason::ProxyCheck
+        | CloseReason::AddressRefused
         | CloseReason::CertificateRejected
         | CloseReason::TlsError => return None,
     })

@@ -331,6 +331,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         listen: (Ipv4Addr::LOCALHOST, port).into(),
         protocol,
         transport: config::Transport::Tls,
+        proxy_protocol: Vec::new(),
         tls: Tls::default(),
         heartbeat: Heartbeat {
             interval: Duration::from_mins(1),

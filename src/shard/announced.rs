@@ -1,0 +1,98 @@
+//! Connections that come through proxies: whose they are, and whether those may come.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::Shard;
+use crate::connection::{Announced, Termination};
+use crate::link::{CloseReason, ListenerId, Refusal};
+use crate::time::Moment;
+
+impl Shard {
+    /// Whether a peer at this address is a proxy that this listener trusts. Whoever it is must announce each connection; its
+    /// own address says nothing of the device.
+    #[must_use]
+    pub fn is_proxy(&self, listener: ListenerId, address: IpAddr) -> bool {
+        self.settings[listener.index()].proxies.iter().any(|network| network.contains(address))
+    }
+
+    /// The connection that was just accepted comes from such a proxy.
+    pub fn expect_announcement(&mut self, index: u32) {
+        self.connections[index as usize].expect_announcement();
+    }
+
+    pub(super) fn handle_announced(&mut self, index: u32, announced: &Announced) {
+        let id = self.id(index);
+        tracing::debug!(
+            worker = self.worker.0,
+            connection = %id,
+            source = announced.source.map(tracing::field::display),
+            destination = announced.destination.map(tracing::field::display),
+            authority = announced.authority.as_deref(),
+            common_name = announced.common_name.as_deref(),
+            alpn = announced.alpn.as_deref().map(|alpn| tracing::field::display(alpn.escape_ascii())),
+            "a proxy announced a connection",
+        );
+        if let Some(source) = announced.source {
+            self.addresses.insert(index, source);
+            self.note_peer(index, source.ip());
+        }
+        self.announced.push_back(id);
+    }
+
+    /// The next connection that a proxy has announced in this turn, and the device's address. It goes on unless it is
+    /// [refused](Shard::refuse).
+    pub fn next_announced(&mut self) -> Option<(u32, IpAddr)> {
+        loop {
+            let id = self.announced.pop_front()?;
+            if self.is_current(id)
+                && let Some(address) = self.address(id.index)
+            {
+                return Some((id.index, address.ip()));
+            }
+        }
+    }
+
+    /// An announced connection may not be.
+    pub fn refuse(&mut self, index: u32, refusal: Refusal, now: Moment) {
+        self.counters.count_refused(refusal as usize);
+        self.end(index, &Termination::because(CloseReason::AddressRefused, refusal.label()), now);
+    }
+
+    /// The address of the device that a proxy has announced; `None`: the socket's own is the device's.
+    pub(super) fn address(&self, index: u32) -> Option<SocketAddr> {
+        if self.addresses.is_empty() { None } else { self.addresses.get(&index).copied() }
+    }
+
+    /// Puts an announced address in front of a connection that moves; [`take_address`] takes it off.
+    pub(super) fn pack_address(&self, index: u32, out: &mut Vec<u8>) {
+        match self.address(index) {
+            None => out.push(0),
+            Some(address) => {
+                match address.ip() {
+                    IpAddr::V4(ip) => {
+                        out.push(4);
+                        out.extend_from_slice(&ip.octets());
+                    }
+                    IpAddr::V6(ip) => {
+                        out.push(6);
+                        out.extend_from_slice(&ip.octets());
+                    }
+                }
+                out.extend_from_slice(&address.port().to_be_bytes());
+            }
+        }
+    }
+}
+
+/// The announced address in front of a moved connection, and the connection; `None`: these are not such bytes.
+pub(super) fn take_address(parcel: &[u8]) -> Option<(Option<SocketAddr>, &[u8])> {
+    let (&kind, rest) = parcel.split_first()?;
+    let (ip, rest) = match kind {
+        0 => return Some((None, rest)),
+        4 => rest.split_first_chunk::<4>().map(|(octets, rest)| (IpAddr::from(*octets), rest))?,
+        6 => rest.split_first_chunk::<16>().map(|(octets, rest)| (IpAddr::from(*octets), rest))?,
+        _ => return None,
+    };
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    Some((Some(SocketAddr::new(ip, u16::from_be_bytes(*port))), rest))
+}
