@@ -262,6 +262,12 @@ impl Broker {
         self.ways.take(worker)
     }
 
+    /// How many things would go to this worker now.
+    #[must_use]
+    pub fn outgoing(&self, worker: WorkerId) -> usize {
+        self.ways.ready(worker)
+    }
+
     /// Whether anything waits for credit of this worker.
     #[must_use]
     pub fn waits_for(&self, worker: WorkerId) -> bool {

@@ -101,16 +101,26 @@ impl Ways {
         free.bytes += bytes;
     }
 
+    /// How many things would go to this worker now: answers, and messages that have credit.
+    pub(super) fn ready(&self, worker: WorkerId) -> usize {
+        let way = &self.all[worker.index()];
+        let windows = way.waiting.iter().zip(&way.windows);
+        let passed: usize = windows.map(|(waiting, window)| if window.is_open() { waiting.len() } else { 0 }).sum();
+        way.answers.len() + passed + usize::from(way.free.iter().any(|free| self.is_told(free)))
+    }
+
+    /// Whether so much credit has come free that it is told: a quarter of either, since either may be what the other shard is
+    /// short of.
+    fn is_told(&self, free: &Credit) -> bool {
+        free.messages >= self.max.messages.div_ceil(TOLD_AT) || free.bytes >= self.max.bytes.div_ceil(TOLD_AT)
+    }
+
     /// What goes to this worker now.
     pub(super) fn take(&mut self, worker: WorkerId) -> Outgoing {
-        let max = self.max;
+        let is_told = self.all[worker.index()].free.iter().any(|free| self.is_told(free));
         let way = &mut self.all[worker.index()];
         let mut outgoing = Outgoing { answers: std::mem::take(&mut way.answers), passed: Vec::new() };
-        // A quarter of either, since either may be what the other shard is short of.
-        let is_due = |free: &Credit| {
-            free.messages >= max.messages.div_ceil(TOLD_AT) || free.bytes >= max.bytes.div_ceil(TOLD_AT)
-        };
-        if way.free.iter().any(is_due) {
+        if is_told {
             outgoing.answers.push(Peer::Credit(std::mem::take(&mut way.free)));
         }
         for (waiting, window) in way.waiting.iter_mut().zip(&mut way.windows) {

@@ -82,6 +82,12 @@ impl Shard {
         self.broker.take_outgoing(worker)
     }
 
+    /// How many things would go to another shard now.
+    #[must_use]
+    pub fn outgoing(&self, worker: WorkerId) -> usize {
+        self.broker.outgoing(worker)
+    }
+
     /// Whether anything waits for credit of another shard.
     #[must_use]
     pub fn waits_for(&self, worker: WorkerId) -> bool {

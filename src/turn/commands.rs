@@ -1,10 +1,13 @@
 //! What other threads say, what it begins, and what is said to other shards.
 
-use super::{Drain, Io, Turn};
+use super::{Drain, Io, TOLD_AFTER, Turn};
 use crate::link::{Command, Uplink, WorkerId};
 use crate::metrics::Figure;
 use crate::shard::{Broadcast, Listing};
 use crate::time::Moment;
+
+/// As many things for another worker go at once, however soon after the last.
+const TOLD_AT_ONCE: usize = 64;
 
 impl<I: Io> Turn<I> {
     /// Empties the inbox (decision D12): all that was said, always, and of what other shards pass on as much as can be
@@ -106,15 +109,26 @@ impl<I: Io> Turn<I> {
         self.shard.deliver(now);
     }
 
-    /// What was published here and is wanted elsewhere goes there, as far as there is credit; and so do answers.
+    /// What was published here and is wanted elsewhere goes there, as far as there is credit; and so do answers. At once, if
+    /// that worker was told nothing for a while; else a little later, together with what comes until then: waking it for each
+    /// message would cost more than the message.
     pub(super) fn tell_peers(&mut self, now: Moment) {
+        self.todo.peers = None;
         for worker in (0..self.workers).map(WorkerId) {
-            let outgoing = self.shard.take_outgoing(worker);
-            if !outgoing.passed.is_empty() || !self.shard.waits_for(worker) {
+            let ready = self.shard.outgoing(worker);
+            let told = &mut self.told[worker.index()];
+            if ready > 0 && ready < TOLD_AT_ONCE && now.since(*told) < TOLD_AFTER {
+                let at = told.plus(TOLD_AFTER);
+                self.todo.peers = Some(self.todo.peers.map_or(at, |earlier| earlier.min(at)));
+                continue;
+            }
+            if ready > 0 || !self.shard.waits_for(worker) {
                 self.progress.note_outgoing(worker.index(), now);
             }
-            if !outgoing.is_empty() {
+            if ready > 0 {
+                *told = now;
                 self.has_worked = true;
+                let outgoing = self.shard.take_outgoing(worker);
                 self.io.tell_peer(worker, outgoing);
             }
         }

@@ -37,6 +37,8 @@ use progress::Progress;
 pub const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// The longest sleep while something waits for somebody who does not ring.
 const RETRY: Duration = Duration::from_millis(5);
+/// Another worker that was told nothing for so long is told at once. Short beside the way to a device, long beside a turn.
+const TOLD_AFTER: Duration = Duration::from_micros(500);
 const LATENESS_WINDOW: Duration = Duration::from_secs(10);
 
 /// How much of each kind one turn does at most. What is left over is done by the next.
@@ -147,6 +149,8 @@ pub struct Turn<I: Io> {
     broadcasts: Vec<Broadcast>,
     todo: Todo,
     progress: Progress,
+    /// By worker: when it was told something last.
+    told: Vec<Moment>,
     lateness: Lateness,
     /// This turn has found something to do. One that has not is counted: it should not have been.
     has_worked: bool,
@@ -171,6 +175,8 @@ struct Todo {
     commands: bool,
     deadlines: bool,
     uplink: bool,
+    /// When something for other shards goes that was left for a little later, together with what comes until then.
+    peers: Option<Moment>,
 }
 
 /// What is known of those who wait to be accepted.
@@ -211,6 +217,7 @@ impl<I: Io> Turn<I> {
             broadcasts: Vec::new(),
             todo,
             progress: Progress::new(usize::from(setup.workers), now),
+            told: vec![Moment::default(); usize::from(setup.workers)],
             lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
             has_worked: false,
             drain: None,
@@ -301,6 +308,7 @@ impl<I: Io> Turn<I> {
         }
         let longest = if self.waits_for_others() { RETRY } else { SLEEP_MAX };
         let now = self.io.now();
+        let longest = self.todo.peers.map_or(longest, |at| at.since(now).min(longest));
         match deadline {
             None => longest,
             Some(deadline) => deadline.start_near(now).since(now).min(longest),

@@ -136,9 +136,15 @@ impl Io for WorkerIo {
     }
 
     fn poll(&mut self, timeout: Duration, events: &mut Vec<Event>) -> Result<(), Interrupted> {
-        match self.poll.poll(&mut self.events, Some(timeout)) {
+        let timeout = if timeout.is_zero() || self.bell.doze() { timeout } else { Duration::ZERO };
+        let polled = self.poll.poll(&mut self.events, Some(timeout));
+        if self.bell.wake() {
+            events.push(Event::Bell);
+        }
+        match polled {
             Ok(()) => {
-                events.extend(self.events.iter().map(event));
+                // The bell's own event says only that it was rung, which is known.
+                events.extend(self.events.iter().map(event).filter(|event| *event != Event::Bell));
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => Err(Interrupted),
