@@ -68,8 +68,8 @@ figures! {
     PoolUsed = Gauge "pulsegate_pool_used" "bytes",
     /// Refusals because a share of a pool was taken, or its holder had its part of it.
     PoolRefused = Counter "pulsegate_pool_refused" "",
-    /// How late the event loop was at its worst in the last ten seconds, in microseconds.
-    LoopLateness = Gauge "pulsegate_loop_lateness" "microseconds",
+    /// How late the event loop was at its worst in the last ten seconds.
+    LoopLateness = Gauge "pulsegate_loop_lateness" "seconds",
     /// When the event loop last got on with its inbox and with what waits for other workers, or found nothing there, in seconds since the gateway started: an idle one looks every five seconds.
     LatestProgress = Gauge "pulsegate_latest_progress" "seconds",
     /// Connections accepted by the listener.
@@ -174,7 +174,7 @@ figures! {
     TokensCached = Counter "pulsegate_tokens_cached" "",
     /// Device tokens found wrong, or of an unknown device.
     TokensRejected = Counter "pulsegate_tokens_rejected" "",
-    /// Device tokens not judged in time for their connection.
+    /// Device tokens not checked: too many waited, or their address had sent too many wrong ones.
     TokensUnanswered = Counter "pulsegate_tokens_unanswered" "",
     /// Events that the backbone took.
     EventsAccepted = Counter "pulsegate_backbone_events_accepted" "",
@@ -259,6 +259,17 @@ impl Timing {
             Timing::RoundTrip => "From a heartbeat sent to its device heard; first probes only.",
             Timing::Handshake => "From the first bytes to the end of the TLS handshake.",
             Timing::Turn => "One turn of the event loop, without its wait for events.",
+        }
+    }
+}
+
+impl Figure {
+    /// How many of what is counted make one of the unit: Prometheus wants whole base units, a loop is late by microseconds.
+    #[must_use]
+    pub const fn per_unit(self) -> u64 {
+        match self {
+            Figure::LoopLateness => 1_000_000,
+            _ => 1,
         }
     }
 }

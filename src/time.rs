@@ -3,7 +3,7 @@
 //! The worker reads the one clock; everything below it is handed a [`Moment`] or a [`Tick`]. That is what lets a
 //! simulation drive a whole shard through hours in a second.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Microseconds in one tick.
 pub const TICK_MICROS: u64 = 100_000;
@@ -97,6 +97,58 @@ pub fn ticks_ceil(duration: Duration) -> u32 {
     u32::try_from(ticks).unwrap_or(u32::MAX).min(i32::MAX as u32)
 }
 
+/// The bridge between moments and the time of day, as a value: what the clock on the wall shows at moment zero, by its latest
+/// reading. Whoever reads clocks makes one (`control::Clock`); it is made anew when the wall's clock was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// Microseconds since 1970 at moment zero; negative before.
+    zero: i64,
+}
+
+impl Timeline {
+    /// The bridge on which the time of day is `at` at this moment.
+    #[must_use]
+    pub fn anchored(moment: Moment, at: SystemTime) -> Self {
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        let at = match at.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => micros(since),
+            Err(before) => -micros(before.duration()),
+        };
+        Self { zero: at.saturating_sub_unsigned(moment.0) }
+    }
+
+    /// The bridge with this many microseconds since 1970 at moment zero.
+    #[must_use]
+    pub const fn from_unix_micros(zero: i64) -> Self {
+        Self { zero }
+    }
+
+    /// Microseconds since 1970 at moment zero.
+    #[must_use]
+    pub const fn unix_micros(self) -> i64 {
+        self.zero
+    }
+
+    /// The time of day at a moment, in milliseconds since 1970; negative before.
+    #[must_use]
+    pub const fn unix_millis_at(self, moment: Moment) -> i64 {
+        self.zero.saturating_add_unsigned(moment.0).div_euclid(1_000)
+    }
+
+    /// The moment at which the clock shows so many milliseconds since 1970; moment zero for all that was before it.
+    #[must_use]
+    pub const fn moment_of(self, unix_millis: i64) -> Moment {
+        let micros = unix_millis.saturating_mul(1_000).saturating_sub(self.zero);
+        Moment(if micros < 0 { 0 } else { micros as u64 })
+    }
+
+    /// How far the two show the same moment apart.
+    #[must_use]
+    pub const fn distance(self, other: Timeline) -> Duration {
+        Duration::from_micros(self.zero.abs_diff(other.zero))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +189,24 @@ mod tests {
         assert_eq!(ticks_ceil(Duration::from_millis(100)), 1);
         assert_eq!(ticks_ceil(Duration::from_millis(101)), 2);
         assert_eq!(ticks_ceil(Duration::MAX), i32::MAX as u32);
+    }
+
+    #[test]
+    fn a_timeline_joins_moments_to_the_time_of_day() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+        let started = Moment::from_micros(5_000_000);
+        let timeline = Timeline::anchored(started, at);
+        assert_eq!(timeline.unix_millis_at(started), 1_700_000_000_123);
+        assert_eq!(timeline.unix_millis_at(Moment::default()), 1_699_999_995_123);
+        assert_eq!(timeline.moment_of(1_700_000_001_123), Moment::from_micros(6_000_000));
+        assert_eq!(timeline.moment_of(-1), Moment::default());
+        assert_eq!(Timeline::from_unix_micros(timeline.unix_micros()), timeline);
+        // A device's clock may stand before 1970, or anywhere.
+        let early = Timeline::anchored(started, SystemTime::UNIX_EPOCH - Duration::from_mins(1));
+        assert_eq!(early.unix_millis_at(started), -60_000);
+        assert_eq!(early.moment_of(-60_000), started);
+        let late = Timeline::from_unix_micros(i64::MAX);
+        assert_eq!(late.unix_millis_at(started), i64::MAX / 1_000);
+        assert_eq!(timeline.distance(early), early.distance(timeline));
     }
 }

@@ -22,7 +22,7 @@ const ANY: &[&str] = &["*"];
 const TABLE: &[Row] = &[
     row("time", &[], &[]),
     row("wire", &[], &[]),
-    row("config", &["time", "codec"], &["serde", "toml", "humantime"]),
+    row("config", &["time", "codec"], &["serde", "toml", "humantime", "zeroize"]),
     row("metrics", &[], &[]),
     row("devices", &[], &["hashbrown"]),
     row("wheel", &["time"], &[]),
@@ -43,7 +43,7 @@ const TABLE: &[Row] = &[
     row("backbone", &["time", "config", "link"], &["tokio"]),
     row("control", &["link", "config", "metrics", "time", "codec", "store", "backbone"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
-          "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64"]),
+          "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64", "http_body"]),
     row("gateway", &["link", "config", "metrics", "time", "codec", "tls", "connection", "worker", "control", "store"],
         &["aws_lc_rs", "crossbeam_channel", "rustix", "humantime", "serde_json", "tracing", "zeroize"]),
     row("lib.rs", ANY, &[]),

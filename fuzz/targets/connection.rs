@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    Choice, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, Peer, Publication, Receipt, SessionId, WorkerId,
+    AuthAnswer, Choice, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, Peer, Publication, Receipt, SessionId, WorkerId,
 };
 use pulsegate_fuzz::broker;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
@@ -223,14 +223,14 @@ impl Desk {
             18 => {
                 if let Some(slot) = slot {
                     let id = self.shard.id(slot);
-                    self.shard.handle_verdict(id, which > 127, self.now);
+                    self.shard.handle_authenticated(id, [AuthAnswer::Rejected, AuthAnswer::Accepted][usize::from(which > 127)], self.now);
                     self.shard.handle_settled(Receipt::Connection(id, 7), true, self.now);
                     self.seen.push(id);
                 }
             }
             _ => {
                 if let Some(&id) = self.seen.get(usize::from(which)) {
-                    self.shard.handle_verdict(id, true, self.now);
+                    self.shard.handle_authenticated(id, AuthAnswer::Accepted, self.now);
                     self.shard.handle_settled(Receipt::Connection(id, 7), true, self.now);
                     if !self.shard.is_current(id) {
                         self.shard.handle_moved(id);

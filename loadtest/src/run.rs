@@ -288,7 +288,7 @@ impl Run {
         self.report.expiry.r#false = Some(counts.get(Count::FalselyExpired));
         if let Some(metrics) = &end.metrics {
             self.detail("server_devices", metrics.sum("pulsegate_devices", ""));
-            self.detail("server_loop_lateness_us", metrics.greatest("pulsegate_loop_lateness_microseconds"));
+            self.detail("server_loop_lateness_us", metrics.greatest("pulsegate_loop_lateness_seconds") * 1e6);
         }
         counts
     }

@@ -69,7 +69,7 @@ impl Gateway {
             uplink: workers.uplink.clone(),
             published: workers.published.clone(),
             listeners: workers.addresses.clone(),
-            clock: Clock { started: setup.started, started_at: SystemTime::now() },
+            clock: Clock::new(setup.started),
             epoch: 1,
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
             log_lines_lost: Arc::default(),

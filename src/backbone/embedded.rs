@@ -356,14 +356,21 @@ mod tests {
         assert_eq!(backbone.ring.lock().unwrap().bytes, 0);
         for number in 0..15_000 {
             let device = format!("device-{number:05}");
-            let facts =
-                Facts { listener: ListenerId(0), generation: number, sequence: number, last_heard: Moment::default() };
+            let facts = Facts {
+                listener: ListenerId(0),
+                generation: number,
+                sequence: number,
+                last_heard: Moment::default(),
+                peer: Some(([192, 0, 2, 7], 40_000).into()),
+                identity: "hello",
+                detail: "",
+            };
             let what = What::Connected(facts);
             let at = Moment::from_micros(number * 1_000);
             backbone.accept(&Event { worker: WorkerId(0), device: &device, at, what }).unwrap();
         }
         let bytes = backbone.ring.lock().unwrap().bytes;
-        assert!(bytes < 15_000 * 30, "{} bytes each", bytes / 15_000);
+        assert!(bytes < 15_000 * 44, "{} bytes each", bytes / 15_000);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod record;
 use std::fmt;
 
 pub use embedded::{Backbone, Head, Held, Slice};
-pub use record::{Event, Facts, Kind, What};
+pub use record::{DETAIL_BYTES_MAX, Event, Facts, Kind, What};
 
 /// Why the backbone did not take an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

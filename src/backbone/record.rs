@@ -3,12 +3,14 @@
 //! ```text
 //!           ┌── kind: 0 connected, 1 disconnected, 2 message
 //! record    kind u8 | worker | at | device length | device | …
-//! presence  … listener u8 | cause u8 | generation | sequence | last heard, before at
+//! presence  … listener u8 | cause u8 | generation | sequence | last heard, before at | peer | identity | detail
 //! message   … topic length | topic | payload: the rest
 //! ```
 //!
-//! Numbers without a width are LEB128, times are milliseconds: a presence event of a device with a twelve-byte id takes
-//! 27 bytes. Records never leave the process, so a wrong one is our own error and panics.
+//! Numbers without a width are LEB128, texts have their length before them, times are milliseconds; a peer is its family (0:
+//! unknown, 4, 6), its address and its port. A presence event of a device with a twelve-byte id takes some 40 bytes. Records never leave the process, so a wrong one is our own error and panics.
+
+use std::net::{IpAddr, SocketAddr};
 
 use crate::link::{CloseReason, ListenerId, Message, Presence, WorkerId};
 use crate::time::Moment;
@@ -16,6 +18,8 @@ use crate::time::Moment;
 const CONNECTED: u8 = 0;
 const DISCONNECTED: u8 = 1;
 const MESSAGE: u8 = 2;
+/// Of what is said of an end, so much is kept.
+pub const DETAIL_BYTES_MAX: usize = 200;
 /// The cause of an event that has none.
 const NO_CAUSE: u8 = u8::MAX;
 
@@ -37,9 +41,9 @@ pub struct Event<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What<'a> {
     /// A device came.
-    Connected(Facts),
+    Connected(Facts<'a>),
     /// A device went, and why.
-    Disconnected(Facts, CloseReason),
+    Disconnected(Facts<'a>, CloseReason),
     /// A device said something.
     Message {
         /// Under which topic.
@@ -51,7 +55,7 @@ pub enum What<'a> {
 
 /// What belongs to a presence event besides who and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct Facts<'a> {
     /// Through which listener.
     pub listener: ListenerId,
     /// Which of the device's connections.
@@ -60,6 +64,12 @@ pub struct Facts {
     pub sequence: u64,
     /// When the device was last heard; never after the event.
     pub last_heard: Moment,
+    /// From where it came, if that is known.
+    pub peer: Option<SocketAddr>,
+    /// How its id was learned.
+    pub identity: &'a str,
+    /// What can be said of its end besides the cause; at most [`DETAIL_BYTES_MAX`].
+    pub detail: &'a str,
 }
 
 /// The kinds of events, by the word that names them outside.
@@ -163,10 +173,11 @@ impl<'a> Event<'a> {
     }
 }
 
-impl Facts {
-    fn of(presence: &Presence) -> Self {
-        let &Presence { listener, generation, sequence, last_heard, .. } = presence;
-        Self { listener, generation, sequence, last_heard }
+impl<'a> Facts<'a> {
+    fn of(presence: &'a Presence) -> Self {
+        let &Presence { listener, generation, sequence, last_heard, ref facts, .. } = presence;
+        let detail = shortened(&facts.detail);
+        Self { listener, generation, sequence, last_heard, peer: facts.peer, identity: facts.identity, detail }
     }
 
     fn encode(&self, cause: u8, at: u64, out: &mut Vec<u8>) {
@@ -174,15 +185,55 @@ impl Facts {
         put(out, self.generation);
         put(out, self.sequence);
         put(out, at.saturating_sub(self.last_heard.micros() / 1_000));
+        put_peer(out, self.peer);
+        put_text(out, self.identity);
+        put_text(out, self.detail);
     }
 
-    fn decode(rest: &mut &[u8], at: u64) -> (Self, u8) {
+    fn decode(rest: &mut &'a [u8], at: u64) -> (Self, u8) {
         let fixed = take(rest, 2);
         let (listener, cause) = (ListenerId(fixed[0]), fixed[1]);
         let (generation, sequence) = (get(rest), get(rest));
         let last_heard = Moment::from_micros((at - get(rest)) * 1_000);
-        (Self { listener, generation, sequence, last_heard }, cause)
+        let peer = take_peer(rest);
+        let (identity, detail) = (take_text(rest), take_text(rest));
+        (Self { listener, generation, sequence, last_heard, peer, identity, detail }, cause)
     }
+}
+
+/// The beginning of a detail, to a whole character.
+fn shortened(detail: &str) -> &str {
+    &detail[..detail.floor_char_boundary(DETAIL_BYTES_MAX)]
+}
+
+fn put_peer(out: &mut Vec<u8>, peer: Option<SocketAddr>) {
+    match peer {
+        None => return out.push(0),
+        Some(SocketAddr::V4(peer)) => {
+            out.push(4);
+            out.extend_from_slice(&peer.ip().octets());
+        }
+        Some(SocketAddr::V6(peer)) => {
+            out.push(6);
+            out.extend_from_slice(&peer.ip().octets());
+        }
+    }
+    out.extend_from_slice(&peer.map_or(0, |peer| peer.port()).to_be_bytes());
+}
+
+fn take_peer(rest: &mut &[u8]) -> Option<SocketAddr> {
+    let ip: IpAddr = match take(rest, 1)[0] {
+        0 => return None,
+        4 => <[u8; 4]>::try_from(take(rest, 4)).expect("four bytes were taken").into(),
+        _ => <[u8; 16]>::try_from(take(rest, 16)).expect("sixteen bytes were taken").into(),
+    };
+    let port = take(rest, 2);
+    Some((ip, u16::from_be_bytes([port[0], port[1]])).into())
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// Appends a number: seven bits a byte, the lowest first, the top bit where more follow.
@@ -229,10 +280,14 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_what_was_said() {
-        let facts = |last_heard| Facts { listener: ListenerId(63), generation: 1 << 40, sequence: 300, last_heard };
+        let facts = |last_heard, peer: &str, detail| {
+            let (generation, identity, peer) = (1 << 40, "cert-cn", peer.parse().ok());
+            Facts { listener: ListenerId(63), generation, sequence: 300, last_heard, peer, identity, detail }
+        };
         let events = [
-            What::Connected(facts(millis(0))),
-            What::Disconnected(facts(millis(86_400_000)), CloseReason::Shutdown),
+            What::Connected(facts(millis(0), "", "")),
+            What::Connected(facts(millis(0), "192.0.2.7:40000", "")),
+            What::Disconnected(facts(millis(86_400_000), "[2001:db8::7]:1", "wörtlich"), CloseReason::Shutdown),
             What::Message { topic: "", payload: b"" },
             What::Message { topic: "zähler/1", payload: &[0, 0xff, 0x80] },
         ]
@@ -242,6 +297,14 @@ mod tests {
             event.encode(&mut record);
             assert_eq!(Event::decode(&record), event);
         }
+    }
+
+    #[test]
+    fn a_long_detail_is_cut_at_a_whole_character() {
+        assert_eq!(shortened("short"), "short");
+        let long = "é".repeat(DETAIL_BYTES_MAX);
+        assert_eq!(shortened(&long).len(), DETAIL_BYTES_MAX);
+        assert_eq!(shortened(&format!("x{long}")).len(), DETAIL_BYTES_MAX - 1);
     }
 
     #[test]
@@ -256,11 +319,14 @@ mod tests {
 
     #[test]
     fn presence_is_small() {
-        let facts = Facts { listener: ListenerId(0), generation: 12_000, sequence: 12_000, last_heard: millis(99_990) };
+        let (last_heard, peer) = (millis(99_990), "192.0.2.7:40000".parse().ok());
+        let (identity, detail) = ("hello", "");
+        let facts =
+            Facts { listener: ListenerId(0), generation: 12_000, sequence: 12_000, last_heard, peer, identity, detail };
         let what = What::Connected(facts);
         let event = Event { worker: WorkerId(1), device: "device-12345", at: millis(100_000), what };
         let mut record = Vec::new();
         event.encode(&mut record);
-        assert!(record.len() <= 27, "{}", record.len());
+        assert!(record.len() <= 41, "{}", record.len());
     }
 }

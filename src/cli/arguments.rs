@@ -75,6 +75,11 @@ pub enum Command {
     CheckConfig(CheckConfig),
     /// List the devices that are connected to a running gateway
     Devices(Devices),
+    /// Tell why a device went, or does not come in: the latest ends of its connections
+    ///
+    /// With what the reason means, what to look at, and what to do (docs/REASONS.md). The gateway remembers the latest 16 ends of
+    /// a device, of 32,768 in all, since it was started.
+    Why(Why),
     /// Say something to a connected device
     ///
     /// Prints `delivered` when it is on its way, or with --ack `acknowledged` when the device has confirmed it.
@@ -158,6 +163,16 @@ pub struct Gateway {
     /// A file with the admin token, where the gateway demands one
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+}
+
+/// `why`.
+#[derive(Args, Debug)]
+pub struct Why {
+    /// The device's id
+    pub device: String,
+    /// Which gateway is asked
+    #[command(flatten)]
+    pub gateway: Gateway,
 }
 
 /// `devices`.

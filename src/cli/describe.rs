@@ -22,7 +22,7 @@ pub fn in_effect(loaded: &Loaded, bound: &[SocketAddr], admin: SocketAddr) -> St
             line("", open);
         }
     }
-    let token = if config.admin.token.is_some() { ", bearer token required" } else { "" };
+    let token = if config.admin.tokens.is_empty() { "" } else { ", bearer token required" };
     line("admin", &format!("http://{admin}{token}"));
     line("connections", &format!("at most {}", Thousands(u64::from(config.limits.connections))));
     line("workers", &config.workers.to_string());

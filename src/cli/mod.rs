@@ -38,6 +38,7 @@ pub fn run() -> ExitCode {
         Command::Serve(options) => return serve::serve(&options),
         Command::CheckConfig(options) => check_config::check_config(&options),
         Command::Devices(options) => client::devices(&options),
+        Command::Why(options) => client::why(&options),
         Command::Send(options) => client::send(&options),
         Command::Publish(options) => client::publish(&options),
         Command::Reload(options) => client::reload(&options),

@@ -57,7 +57,7 @@ fn device_line(loaded: &Loaded, bound: &[SocketAddr], development: Option<&Devel
 }
 
 fn overview_line(loaded: &Loaded, admin: SocketAddr) -> String {
-    let token = if loaded.config.admin.token.is_some() { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
+    let token = if loaded.config.admin.tokens.is_empty() { "" } else { " -H \"Authorization: Bearer $TOKEN\"" };
     format!("curl{token} http://{}/v1/overview", reachable(admin))
 }
 
@@ -81,7 +81,7 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use pulsegate::config::machine::{Machine, Memory, MemorySource};
-    use pulsegate::config::{Mqtt, built_in};
+    use pulsegate::config::{AdminToken, Mqtt, Role, Secret, built_in};
     use pulsegate::tls::certs::development::CertificatePair;
 
     use super::*;
@@ -164,7 +164,8 @@ mod tests {
         assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn pulsegate/1 </dev/null");
         loaded.config.listeners[0].protocol = Protocol::Mqtt(Mqtt::default());
         assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn mqtt </dev/null");
-        loaded.config.admin.token = Some("secret".to_owned());
+        let secret = Secret::new("secret".to_owned());
+        loaded.config.admin.tokens = vec![AdminToken { name: "admin".to_owned(), role: Role::Admin, secret }];
         let overview = overview_line(&loaded, loaded.config.admin.listen);
         assert!(overview.contains("Bearer $TOKEN") && !overview.contains("secret"));
         loaded.warnings.push("limits.connections: something".to_owned());

@@ -6,6 +6,7 @@ pub mod machine;
 
 mod load;
 mod raw;
+mod secret;
 
 mod check;
 mod error;
@@ -26,6 +27,7 @@ pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 pub use network::Network;
+pub use secret::Secret;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
 /// relative to that file).
@@ -76,10 +78,50 @@ pub const MAX_WORKERS: u16 = 64;
 pub struct Admin {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// The bearer token that requests must carry; always present when `listen` is not a loopback address.
-    pub token: Option<String>,
-    /// The file that it was read from.
-    pub token_file: Option<PathBuf>,
+    /// The bearer tokens of which requests must carry one; some when `listen` is not a loopback address. Names and secrets
+    /// are unique.
+    pub tokens: Vec<AdminToken>,
+    /// The files that they were read from.
+    pub token_files: Vec<PathBuf>,
+    /// Names under which the API answers besides addresses, loopback names and the node's name.
+    pub hosts: Vec<String>,
+}
+
+/// One bearer token of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminToken {
+    /// Who holds it, for the log.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// The token.
+    pub secret: Secret,
+}
+
+/// What a token of the API allows; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// To look, at metrics and messages too.
+    Read,
+    /// To say something to devices, to publish, and to end connections.
+    Command,
+    /// To change the gateway itself.
+    Admin,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 3] = [Role::Read, Role::Command, Role::Admin];
+
+    /// The word used in the configuration, the API and the log.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Role::Read => "read",
+            Role::Command => "command",
+            Role::Admin => "admin",
+        }
+    }
 }
 
 /// `[drain]`: how the gateway ends in order.

@@ -41,6 +41,23 @@ pub struct RawAdmin {
     pub listen: Option<String>,
     /// A file that holds the bearer token.
     pub token_file: Option<String>,
+    /// `[[admin.token]]`.
+    #[serde(rename = "token")]
+    pub tokens: Vec<RawAdminToken>,
+    /// Names under which the API answers.
+    pub hosts: Vec<String>,
+}
+
+/// `[[admin.token]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdminToken {
+    /// Who holds it.
+    pub name: Option<String>,
+    /// `read`, `command` or `admin`.
+    pub role: Option<String>,
+    /// A file that holds it.
+    pub file: Option<String>,
 }
 
 /// `[drain]`.

@@ -30,6 +30,7 @@ impl Directory {
         }
         fs::write(directory.path("admin.token"), "0123456789abcdef0123456789abcdef\n").unwrap();
         fs::write(directory.path("short.token"), "short-one\n").unwrap();
+        fs::write(directory.path("other.token"), "abcdef0123456789abcdef0123456789\n").unwrap();
         fs::write(directory.path("empty.token"), " \n").unwrap();
         fs::write(directory.path("two.token"), "first second\n").unwrap();
         fs::write(directory.path("devices.tokens"), "# ours\nmeter-1:$argon2id$v=19$m=8,t=1,p=1$c2FsdA$aGFzaA\n")
@@ -104,7 +105,7 @@ fn the_least_file_gets_every_default() {
     assert_eq!((config.node.as_str(), config.workers), ("edge-1", 4));
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.admin.listen, "127.0.0.1:7480".parse::<SocketAddr>().unwrap());
-    assert_eq!(config.admin.token, None);
+    assert_eq!(config.admin.tokens, []);
     assert!(config.data_dir.ends_with("pulsegate-data") && config.data_dir.is_absolute());
     let [listener] = &*config.listeners else { panic!("{:?}", config.listeners) };
     assert_eq!(listener.protocol, Protocol::Native);
@@ -449,8 +450,17 @@ fn an_admin_listener_that_others_reach_needs_a_token() {
     refused(&admin("token_file = \"empty.token\""), &["admin.token_file: empty.token is empty", "openssl rand"]);
     refused(&admin("token_file = \"two.token\""), &["admin.token_file: two.token holds more than one word"]);
     refused(&admin("listen = \"localhost:7480\""), &["admin.listen: \"localhost:7480\" is not an address"]);
+    for host in ["", "http://gate.example", "gate.example:80", "gäte"] {
+        refused(&admin(&format!("hosts = [{host:?}]")), &[":2: admin.hosts: ", "is not the name of a host"]);
+    }
+    let loaded_hosts = loaded(&admin("hosts = [\"gate.example\", \"pulsegate\"]")).config.admin.hosts;
+    assert_eq!(loaded_hosts, ["gate.example", "pulsegate"]);
     let Loaded { config, warnings, .. } = loaded(&admin("listen = \"[::]:7480\"\ntoken_file = \"admin.token\""));
-    assert_eq!(config.admin.token.as_deref(), Some("0123456789abcdef0123456789abcdef"));
+    let [token] = &config.admin.tokens[..] else { panic!("{:?}", config.admin.tokens) };
+    assert_eq!(
+        (&*token.name, token.role, token.secret.reveal()),
+        ("admin", Role::Admin, "0123456789abcdef0123456789abcdef")
+    );
     assert!(warnings.is_empty());
     let Loaded { warnings, .. } = loaded(&admin("token_file = \"short.token\""));
     assert!(warnings[0].contains("admin.token_file: the token is shorter"), "{warnings:?}");
@@ -458,6 +468,32 @@ fn an_admin_listener_that_others_reach_needs_a_token() {
     fs::write(directory.path("five.token"), "abcde\n").unwrap();
     let error = directory.load(&admin("token_file = \"five.token\"")).unwrap_err().to_string();
     assert!(error.contains("only 5 bytes and can be guessed"), "{error}");
+    refused(
+        &admin("listen = \"[::]:7480\"\ntoken_file = \"short.token\""),
+        &["admin.token_file: the token is shorter"],
+    );
+}
+
+#[test]
+fn tokens_of_the_api_have_names_and_roles() {
+    let tokens = |lines: &str| format!("[admin]\nlisten = \"[::]:7480\"\n{lines}{}", native(""));
+    let token = |name: &str, role: &str, file: &str| {
+        format!("[[admin.token]]\nname = {name:?}\nrole = {role:?}\nfile = {file:?}\n")
+    };
+    let prometheus = token("prometheus", "read", "admin.token");
+    let Loaded { config, .. } = loaded(&tokens(&format!("{prometheus}{}", token("shift", "command", "other.token"))));
+    let shown: Vec<_> = config.admin.tokens.iter().map(|token| (&*token.name, token.role)).collect();
+    assert_eq!(shown, [("prometheus", Role::Read), ("shift", Role::Command)]);
+    assert!(!format!("{config:?}").contains("0123456789abcdef"), "no secret is printed");
+
+    refused(&tokens(&token("a b", "read", "admin.token")), &["admin.token[0].name: \"a b\" is not a name"]);
+    refused(&tokens(&token("a", "write", "admin.token")), &["admin.token[0].role: ", "\"command\""]);
+    refused(&tokens(&token("a", "read", "none")), &["admin.token[0].file: ", "none cannot be read"]);
+    refused(&tokens("[[admin.token]]\nname = \"a\"\nrole = \"read\"\n"), &["admin.token[0].file: it is missing"]);
+    let twice = format!("{prometheus}{}", token("prometheus", "read", "other.token"));
+    refused(&tokens(&twice), &["admin.token[1].name: ", "is the name of another token"]);
+    let same = format!("{prometheus}{}", token("b", "admin", "admin.token"));
+    refused(&tokens(&same), &["admin.token[1].file: the file holds the secret of another token"]);
 }
 
 #[test]
@@ -590,7 +626,7 @@ fn the_documented_reference_is_the_defaults() {
     for key in every_key() {
         let documented = reference.lines().map(|line| {
             let line = line.trim_start_matches(['#', ' ', '[']);
-            line.strip_prefix("listener.").unwrap_or(line)
+            line.strip_prefix("listener.").or_else(|| line.strip_prefix("admin.")).unwrap_or(line)
         });
         let mut named = documented.filter_map(|line| line.strip_prefix(&*key));
         assert!(named.any(|rest| rest.starts_with([' ', ']', '.'])), "{key} is not in the reference");

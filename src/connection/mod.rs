@@ -462,7 +462,7 @@ impl Connection {
     }
 
     /// The check of its token has ended. On `true` the next step of its input is [`Step::Named`].
-    pub fn handle_verdict(&mut self, accepted: bool) -> Step {
+    pub fn handle_authenticated(&mut self, accepted: bool) -> Step {
         assert!(self.is_verifying());
         if accepted {
             self.set_phase(Phase::Unnamed);

@@ -299,7 +299,7 @@ fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello:
     }
     if let Some(token) = bench.token.take() {
         assert!(bench.connection.is_verifying() && !bench.connection.wants_read());
-        match bench.connection.handle_verdict(&*token == b"right") {
+        match bench.connection.handle_authenticated(&*token == b"right") {
             Step::Named => bench.named(),
             Step::End(termination) => bench.end(termination),
             step => panic!("{step:?}"),

@@ -1,6 +1,7 @@
-//! `/metrics`: the published counters and the process's own figures as OpenMetrics 1.0 text, made at each scrape.
+//! `/metrics`: the published counters and the process's own figures, made at each scrape, as OpenMetrics 1.0 or as the
+//! Prometheus text format 0.0.4, whichever the scraper prefers.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,15 +21,74 @@ use crate::metrics::{
 };
 use crate::store::{Backlog, Health, Stats, Store};
 
-/// What the format is called in HTTP.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// The Prometheus text format 0.0.4, which every tool reads.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What it is called in HTTP.
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Format::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// The format that a request prefers, by its Accept headers: OpenMetrics only where it is asked for by name and
+    /// nothing is preferred to it.
+    pub(super) fn preferred<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
+        let (mut open_metrics, mut text) = (0.0, 0.0);
+        for range in accept.flat_map(|value| value.split(',')) {
+            let mut parts = range.split(';').map(str::trim);
+            let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1.0), |q| q.parse::<f32>().ok());
+            let weight = weight.unwrap_or(0.0);
+            match kind.as_str() {
+                "application/openmetrics-text" => open_metrics = weight.max(open_metrics),
+                "text/plain" | "text/*" | "*/*" => text = weight.max(text),
+                _ => {}
+            }
+        }
+        if open_metrics > 0.0 && open_metrics >= text { Format::OpenMetrics } else { Format::Text }
+    }
+}
 
 /// Every metric of the gateway.
-pub(super) fn encode(state: &State) -> String {
+pub(super) fn encode(state: &State, format: Format) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape::new(state)));
     let mut text = String::new();
     text::encode(&mut text, &registry).expect("a string takes everything");
+    match format {
+        Format::OpenMetrics => text,
+        Format::Text => to_text_format(&text),
+    }
+}
+
+/// OpenMetrics as the text format 0.0.4: a family has the name of its samples, there are no units and no type `info`.
+fn to_text_format(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = "";
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|family| family.split_once(' ')) {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", "counter"),
+                "info" => ("_info", "gauge"),
+                other => ("", other),
+            };
+            let _ = writeln!(text, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}");
+        } else if !line.starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
     text
 }
 
@@ -123,7 +183,11 @@ impl Scrape {
         let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), kind)?;
         for (worker, counters) in self.counters.iter().enumerate() {
             let labels = [("worker", worker.to_string())];
-            encode_value(&mut metric.encode_family(&labels)?, figure.kind(), counters.figure(figure))?;
+            let mut sample = metric.encode_family(&labels)?;
+            match figure.per_unit() {
+                1 => encode_value(&mut sample, figure.kind(), counters.figure(figure))?,
+                per_unit => sample.encode_gauge(&(counters.figure(figure) as f64 / per_unit as f64))?,
+            }
         }
         Ok(())
     }
@@ -237,4 +301,45 @@ fn encode_histogram(metric: &mut MetricEncoder<'_>, histogram: &Histogram) -> fm
     let buckets: Vec<(f64, u64)> = bounds.zip(histogram.counts).collect();
     let sum = histogram.sum_micros as f64 / 1e6;
     metric.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scraper_gets_what_it_prefers() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
+                          text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, expected) in [
+            (&[][..], Format::Text),
+            (&["*/*"], Format::Text),
+            (&["text/html, */*; q=0.1"], Format::Text),
+            (&[prometheus], Format::OpenMetrics),
+            (&["application/openmetrics-text"], Format::OpenMetrics),
+            (&["text/plain", "Application/OpenMetrics-Text; version=1.0.0"], Format::OpenMetrics),
+            (&["application/openmetrics-text;q=0.2, text/plain;q=0.7"], Format::Text),
+            (&["application/openmetrics-text;q=0"], Format::Text),
+            (&["application/openmetrics-text;q=x"], Format::Text),
+            (
+                &["application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;q=0.6,text/plain;q=0.5"],
+                Format::Text,
+            ),
+        ] {
+            assert_eq!(Format::preferred(accept.iter().copied()), expected, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn families_of_the_text_format_have_the_names_of_their_samples() {
+        let open_metrics = "# HELP a_build What it is.\n# TYPE a_build info\na_build_info{version=\"1\"} 1\n\
+                            # HELP a_bytes Bytes, in all.\n# TYPE a_bytes counter\n# UNIT a_bytes bytes\na_bytes_total{w=\"0\"} 7\n\
+                            # HELP a_now Now.\n# TYPE a_now gauge\na_now 3\n# EOF\n";
+        assert_eq!(
+            to_text_format(open_metrics),
+            "# HELP a_build_info What it is.\n# TYPE a_build_info gauge\na_build_info{version=\"1\"} 1\n\
+             # HELP a_bytes_total Bytes, in all.\n# TYPE a_bytes_total counter\na_bytes_total{w=\"0\"} 7\n\
+             # HELP a_now Now.\n# TYPE a_now gauge\na_now 3\n"
+        );
+    }
 }

@@ -3,6 +3,8 @@
 //! One thread, batch after batch, event after event: what one worker said in one order is seen in that order. It never
 //! waits for a worker, for a hash or for a reader of events.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,10 +13,10 @@ use crossbeam_channel::{Receiver, at, never, select};
 
 use super::State;
 use super::auth::tokens::TokenFile;
-use super::auth::verifier::{AuthRequest, Check, Verifier};
+use super::auth::verifier::{Answer, AuthRequest, Verifier};
 use super::broadcasts::Share;
 use crate::backbone::Event;
-use crate::link::{Batch, CloseReason, Command, Message, Presence, Uplink, UplinkReceiver, WorkerId};
+use crate::link::{Batch, CloseReason, Command, Message, NotAdmitted, Presence, Uplink, UplinkReceiver, WorkerId};
 use crate::store::{self, Entry, Settled, Taken, What};
 
 /// How often a full store is tried again.
@@ -43,7 +45,7 @@ impl Hub {
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>, token_files: &Receiver<Vec<Option<TokenFile>>>) {
         let UplinkReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
-        let mut results = self.verifier.results().clone();
+        let results = self.verifier.results().clone();
         let mut settled = self.settled.clone();
         let nothing = never();
         loop {
@@ -62,14 +64,13 @@ impl Hub {
                 },
                 recv(results) -> result => {
                     let result = result.expect("the token thread ended before its owner");
-                    let (asked, accepted) = self.verifier.settle(&result);
-                    self.tell(asked, accepted);
+                    let answers = self.verifier.settle(result, Instant::now());
+                    self.tell(answers);
                 }
                 recv(token_files) -> files => {
                     // Its sender goes with the one of `stop`, which is then about to be seen.
                     if let Ok(files) = files {
-                        self.verifier = self.verifier.with_files(files);
-                        results = self.verifier.results().clone();
+                        self.verifier.replace_files(files);
                     }
                 }
                 recv(settled) -> all => match all {
@@ -111,22 +112,25 @@ impl Hub {
     fn apply_event(&mut self, worker: WorkerId, event: Uplink) {
         match event {
             Uplink::Connected(presence) => {
-                log_presence(&presence, "connected");
+                self.log_presence(&presence, "connected");
                 self.offer(&Event::connected(worker, &presence));
                 self.store_presence(worker, presence, None);
             }
             Uplink::Disconnected(presence, reason) => {
-                log_presence(&presence, reason.label());
+                self.log_presence(&presence, reason.label());
+                self.state.history.add_disconnected(&presence, reason);
                 self.offer(&Event::disconnected(worker, &presence, reason));
                 self.store_presence(worker, presence, Some(reason));
             }
+            Uplink::NotAdmitted(end) => {
+                self.log_not_admitted(&end);
+                self.state.history.add_not_admitted(&end);
+            }
             Uplink::Message(message) => self.apply_message(worker, message),
-            Uplink::VerifyToken { connection, listener, device, token } => {
-                let asked = AuthRequest { worker, connection, listener };
-                let check = self.verifier.check(asked, &device, token, Instant::now());
-                if let Check::Settled(accepted) = check {
-                    self.tell(asked, accepted);
-                }
+            Uplink::VerifyToken { connection, listener, device, token, peer } => {
+                let asked = AuthRequest { worker, connection, listener, peer };
+                let answers = self.verifier.check(asked, &device, token, Instant::now());
+                self.tell(answers);
             }
             Uplink::Described { request, description } => self.state.described.resolve(request, description),
             Uplink::Listed { request, devices } => self.state.listed.resolve(request, devices),
@@ -198,8 +202,10 @@ impl Hub {
         }
     }
 
-    fn tell(&mut self, asked: AuthRequest, accepted: bool) {
-        self.send(asked.worker, Command::TokenVerdict { connection: asked.connection, accepted });
+    fn tell(&mut self, answers: Vec<Answer>) {
+        for (asked, answer) in answers {
+            self.send(asked.worker, Command::Authenticated { connection: asked.connection, answer });
+        }
     }
 
     /// Answers find no bound in a worker's inbox: there is one for each thing that the worker has asked, and it has asked no
@@ -214,9 +220,30 @@ impl Hub {
         self.retry_at = None;
         self.offer_entries();
     }
+
+    fn log_presence(&self, presence: &Presence, cause: &str) {
+        let Presence { device, generation, sequence, facts, listener, .. } = presence;
+        let listener = &*self.state.config.listeners[listener.index()].name;
+        let (peer, identity, detail) = (Shown(facts.peer), facts.identity, &*facts.detail);
+        tracing::debug!(%device, generation, sequence, cause, %peer, listener, identity, detail, "presence");
+    }
+
+    fn log_not_admitted(&self, end: &NotAdmitted) {
+        let NotAdmitted { device, listener, reason, facts, .. } = end;
+        let listener = &*self.state.config.listeners[listener.index()].name;
+        let (peer, identity, detail) = (Shown(facts.peer), facts.identity, &*facts.detail);
+        tracing::debug!(%device, %reason, %peer, listener, identity, detail, "not admitted");
+    }
 }
 
-fn log_presence(presence: &Presence, cause: &str) {
-    let Presence { device, generation, sequence, .. } = presence;
-    tracing::debug!(%device, generation, sequence, cause, "presence");
+/// An address in the log.
+struct Shown(Option<SocketAddr>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(peer) => peer.fmt(f),
+            None => f.write_str("unknown"),
+        }
+    }
 }

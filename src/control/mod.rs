@@ -5,7 +5,7 @@
 //!              Batch                              ┌▶ backbone (the latest events)
 //! worker ──────────────▶ thread "hub" ────────────┼▶ pending requests of the API
 //!    ▲  │                  ▲     │                └▶ thread "tokens" ─┐
-//!    │  │                  └─────│──────────── verdicts ──────────────┘
+//!    │  │                  └─────│──────────── results ───────────────┘
 //!    │  │        Command         │
 //!    └──│──── mailbox ◀──────────┴──── thread "control": HTTP API, metrics
 //!       └── published counters ───────────▲
@@ -15,13 +15,17 @@
 //! Nothing here may make an event loop wait: commands are tried, never pushed.
 
 mod api;
+mod api_listener;
 pub mod auth;
 mod broadcasts;
+mod clock;
+pub mod epoch;
 mod exposition;
-mod front;
+mod history;
 mod hub;
 mod pending;
 mod policy;
+mod reasons;
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +35,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 use std::{io, panic};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -42,11 +46,12 @@ use crate::config::{self, Config};
 use crate::link::{Description, Home, Mailbox, Outcome, UplinkReceiver};
 use crate::metrics::Published;
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
-use crate::time::Moment;
+use api_listener::{ApiListener, ApiPeer, Bounds};
 use auth::tokens::TokenFile;
 use auth::verifier::Verifier;
 use broadcasts::Broadcasts;
-use front::Front;
+pub use clock::Clock;
+use history::History;
 use hub::Hub;
 use pending::Pending;
 pub use policy::{ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
@@ -56,14 +61,18 @@ use policy::{Current, RELOADS_WAITING_MAX};
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// Connections that the API holds at a time.
 const CONNECTIONS_MAX: usize = 256;
-/// How long one of them may stay without a byte. Longer than a scrape interval, so that scrapers keep theirs.
+/// How long one of them may take for the head of a request.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+/// How long one of them may stay without a byte otherwise. Longer than a scrape interval, so that scrapers keep theirs.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 /// Requests answered at a time; further ones are told to come again. Probes of life are exempt.
 const REQUESTS_MAX: usize = 64;
 /// Messages to devices under way at a time, each of which may wait for its device.
 const SENDS_MAX: usize = 128;
-/// Readers that follow the events at a time. Together with the requests fewer than connections: probes find a place.
+/// Readers that follow the events at a time. Together with requests and sends fewer than
+/// connections: one that waits for its next request can always give way to a probe.
 const READERS_MAX: usize = 32;
+const _: () = assert!(REQUESTS_MAX + SENDS_MAX + READERS_MAX < CONNECTIONS_MAX);
 
 /// Threads that read the store's file at a time.
 const STORE_READERS: usize = 4;
@@ -86,7 +95,7 @@ pub struct Parts {
     pub published: Vec<Arc<Published>>,
     /// The addresses really listened on, by listener; as many as `config.listeners`.
     pub listeners: Vec<SocketAddr>,
-    /// When the gateway started.
+    /// When the gateway started, and the time of day.
     pub clock: Clock,
     /// Which life of this gateway it is; grows with each start.
     pub epoch: u64,
@@ -143,41 +152,6 @@ impl OpenStore {
     }
 }
 
-/// When the gateway started, on both clocks: what joins a [`Moment`] to the time of day.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    /// On the clock that only goes forward: moment zero.
-    pub started: Instant,
-    /// On the clock on the wall.
-    pub started_at: SystemTime,
-}
-
-impl Clock {
-    /// A moment as RFC 3339 in UTC, to the millisecond.
-    fn format(&self, moment: Moment) -> String {
-        let at = self.started_at + Duration::from_micros(moment.micros());
-        humantime::format_rfc3339_millis(at).to_string()
-    }
-
-    /// The moment that it is.
-    fn now(&self) -> Moment {
-        Moment::from_micros(self.uptime().as_micros() as u64)
-    }
-
-    /// A moment as Unix time in milliseconds; negative before 1970.
-    fn unix_ms(&self, moment: Moment) -> i64 {
-        let at = self.started_at + Duration::from_micros(moment.micros());
-        match at.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
-            Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
-        }
-    }
-
-    fn uptime(&self) -> Duration {
-        self.started.elapsed()
-    }
-}
-
 /// The running control plane.
 pub struct Control {
     state: Arc<State>,
@@ -226,6 +200,7 @@ impl Control {
             listed: Pending::default(),
             sent: Pending::default(),
             broadcasts: Broadcasts::new(workers),
+            history: History::default(),
             counters,
             requests: Semaphore::new(REQUESTS_MAX),
             sends: Semaphore::new(SENDS_MAX),
@@ -240,7 +215,8 @@ impl Control {
             // Only reading the store waits for the disk.
             .max_blocking_threads(STORE_READERS)
             .build()?;
-        let front = runtime.block_on(async { Front::new(parts.admin, CONNECTIONS_MAX, IDLE_MAX) })?;
+        let bounds = Bounds { connections: CONNECTIONS_MAX, head_time: HEAD_MAX, idle_time: IDLE_MAX };
+        let listener = runtime.block_on(async { ApiListener::new(parts.admin, bounds) })?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (token_files, newer_files) = crossbeam_channel::unbounded();
@@ -249,7 +225,7 @@ impl Control {
         let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &newer_files))?;
         let api = {
             let state = state.clone();
-            let serve = move || runtime.block_on(serve(front, state, api_stopped));
+            let serve = move || runtime.block_on(serve(listener, state, api_stopped));
             thread::Builder::new().name("control".into()).spawn(serve)?
         };
         Ok(Control { state, admin_addr, stop_hub, token_files, reload_requests, stop_api, hub, api })
@@ -317,7 +293,7 @@ fn token_files(config: &Config) -> io::Result<Vec<Option<TokenFile>>> {
 }
 
 /// Serves the API until `stopped` says so and the requests in progress are answered, or the grace is over.
-async fn serve(front: Front, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
+async fn serve(listener: ApiListener, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
     let mut grace_started = stopped.clone();
     // An error means that the sender is gone, which is a shutdown too.
     let signal = async move { drop(stopped.wait_for(|&stop| stop).await) };
@@ -325,7 +301,8 @@ async fn serve(front: Front, state: Arc<State>, mut stopped: watch::Receiver<boo
         drop(grace_started.wait_for(|&stop| stop).await);
         tokio::time::sleep(SHUTDOWN_GRACE).await;
     };
-    let server = axum::serve(front, api::router(state)).with_graceful_shutdown(signal);
+    let routes = api::router(state).into_make_service_with_connect_info::<ApiPeer>();
+    let server = axum::serve(listener, routes).with_graceful_shutdown(signal);
     tokio::select! {
         ended = server => log_end(ended),
         () = grace => tracing::debug!("requests in progress were cut off at shutdown"),
@@ -357,6 +334,7 @@ struct State {
     listed: Pending<Vec<Description>>,
     sent: Pending<Outcome>,
     broadcasts: Broadcasts,
+    history: History,
     backbone: Backbone,
     store: Option<Store>,
     counters: Arc<ProcessCounters>,

@@ -29,7 +29,8 @@ pub(super) struct Current {
 impl Current {
     /// What `config` says.
     pub(super) fn new(config: Arc<Config>) -> io::Result<Self> {
-        let bearer = config.admin.token.as_deref().map(BearerAuth::new).transpose()?;
+        let tokens = &config.admin.tokens;
+        let bearer = if tokens.is_empty() { None } else { Some(BearerAuth::new(tokens)?) };
         Ok(Self { config, bearer })
     }
 }

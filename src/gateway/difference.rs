@@ -35,9 +35,13 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
     stays("backbone", running.backbone == fresh.backbone);
     stays("store", running.store == fresh.store);
     stays("uplink", running.uplink == fresh.uplink);
-    if running.admin.token != fresh.admin.token {
+    if running.admin.hosts != fresh.admin.hosts {
+        to.changed.push("admin.hosts".to_owned());
+        to.config.admin.hosts.clone_from(&fresh.admin.hosts);
+    }
+    if running.admin.tokens != fresh.admin.tokens {
         to.changed.push("admin.token_file".to_owned());
-        to.config.admin.token.clone_from(&fresh.admin.token);
+        to.config.admin.tokens.clone_from(&fresh.admin.tokens);
     }
     if running.drain != fresh.drain {
         to.changed.push("drain".to_owned());

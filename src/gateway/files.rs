@@ -75,7 +75,7 @@ impl Source {
     /// All that is wrong with the files.
     pub fn prepare_files(&self, mut loaded: Loaded) -> Result<Prepared, Problems> {
         let seen = self.signature(&loaded.config, &[]);
-        if let Some(file) = loaded.config.admin.token_file.as_deref().filter(|file| is_readable_by_all(file)) {
+        for file in loaded.config.admin.token_files.iter().filter(|file| is_readable_by_all(file)) {
             loaded.warnings.push(readable_by_all(&ConfigKey::top("admin.token_file"), file));
         }
         let mut materials = Vec::with_capacity(loaded.config.listeners.len());
@@ -149,7 +149,7 @@ impl Source {
 /// Every file that a configuration names and that is read again by a reload.
 pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    files.extend(config.admin.token_file.clone());
+    files.extend(config.admin.token_files.clone());
     for listener in &config.listeners {
         files.extend(tls_files(listener).map(Path::to_owned));
         files.extend(listener.identity.token_file.clone());

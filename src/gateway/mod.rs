@@ -24,7 +24,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::config::{Config, DEVELOPMENT_CERTIFICATES};
 use crate::connection::ListenerSettings;
-use crate::control::{Clock, Control, OpenStore, Parts, ReloadRequest};
+use crate::control::{Clock, Control, OpenStore, Parts, ReloadRequest, epoch};
 use crate::link::{Home, ListenerId};
 use crate::metrics::Published;
 use crate::store::{self, StoreError};
@@ -56,20 +56,18 @@ impl Gateway {
     pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
         let Prepared { loaded, materials, seen } = prepared;
         let config = Arc::new(loaded.config);
-        let clock = Clock { started: Instant::now(), started_at: SystemTime::now() };
-        let since_1970 = clock.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let started = Instant::now();
+        let (epoch, unkept) = epoch::next(&config.data_dir, SystemTime::now());
+        if let Some(error) = unkept {
+            tracing::warn!(%error, data_dir = %config.data_dir.display(), "the epoch is not kept: with a clock set back it goes back");
+        }
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
         // Before anything listens: whoever is answered may rely on it.
         let store = open_store(&config, accept_data_loss)?;
         let running = Running::begin(Arc::clone(&config), materials);
         let home = Home::new(random()?, config.workers);
-        let setup = Setup {
-            config: &config,
-            settings: running.settings(),
-            home,
-            started: clock.started,
-            seed: u64::from_ne_bytes(random()?),
-        };
+        let setup =
+            Setup { config: &config, settings: running.settings(), home, started, seed: u64::from_ne_bytes(random()?) };
         let workers = worker::start(&setup).map_err(|error| not_started(&error))?;
         let control = Control::start(Parts {
             config,
@@ -78,8 +76,8 @@ impl Gateway {
             uplink: workers.uplink.clone(),
             published: workers.published.clone(),
             listeners: workers.addresses.clone(),
-            clock,
-            epoch: since_1970.as_millis() as u64,
+            clock: Clock::new(started),
+            epoch,
             admin,
             log_lines_lost: log.lost(),
             store,

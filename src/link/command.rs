@@ -11,11 +11,11 @@ use super::{ConnectionId, Peer, Publication, Receipt, WorkerId};
 #[derive(Clone, Debug)]
 pub enum Command {
     /// The answer to [`super::Uplink::VerifyToken`].
-    TokenVerdict {
-        /// The connection whose HELLO waits.
+    Authenticated {
+        /// The connection whose HELLO or CONNECT waits.
         connection: ConnectionId,
-        /// Whether its token is right.
-        accepted: bool,
+        /// What was found.
+        answer: AuthAnswer,
     },
     /// The backbone holds a message, or will not; the device may be told so.
     MessageSettled {
@@ -93,6 +93,17 @@ pub enum Command {
         /// Over how long the goodbyes are spread.
         window: Duration,
     },
+}
+
+/// What became of a check of who a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthAnswer {
+    /// It is who it says.
+    Accepted,
+    /// Its proof is wrong.
+    Rejected,
+    /// Nobody had the time to find out: it may come again later. Never said of a proof that was looked at.
+    Busy,
 }
 
 /// Something for a device. Its payload is shared, not copied, on its way to many.

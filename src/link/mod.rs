@@ -15,14 +15,16 @@ pub mod uplink_channel;
 
 use std::fmt;
 
-pub use command::{Command, DeviceFilter, Downlink};
+pub use command::{AuthAnswer, Command, DeviceFilter, Downlink};
 pub use doorbell::Doorbell;
 pub use home::Home;
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
 pub use peer::{Choice, Class, Credit, Exchange, Outgoing, Passed, Peer};
 pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
-pub use uplink::{Batch, Description, Message, Outcome, Presence, Receipt, SessionFacts, Uplink};
+pub use uplink::{
+    Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, Uplink,
+};
 pub use uplink_channel::{UplinkReceiver, UplinkSender, uplink_channel};
 
 /// A worker, and so its shard: `0..workers`.

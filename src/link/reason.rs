@@ -70,7 +70,7 @@ labelled! {
         TokenRejected = "token_rejected",
         /// The device did not name itself within `limits.hello_time`.
         HelloTimeout = "hello_timeout",
-        /// The device's token was not judged within `limits.hello_time`: too many waited.
+        /// The device's token was not checked: too many waited, or its address had sent too many wrong ones.
         TokenUnanswered = "token_unanswered",
         /// A record broke the TLS protocol or could not be authenticated, or the peer sent a fatal alert.
         TlsError = "tls_error",

@@ -1,6 +1,7 @@
 //! What a worker says: batches of events, one a turn at most.
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,9 +25,11 @@ pub enum Uplink {
     Connected(Presence),
     /// A device is gone. Exactly one for each [`Uplink::Connected`], with the same generation.
     Disconnected(Presence, CloseReason),
+    /// A connection ended that had not become a device: for whoever asks why a device does not come in.
+    NotAdmitted(Box<NotAdmitted>),
     /// A device said something for the backend.
     Message(Message),
-    /// A HELLO carried a token that somebody with time must check; answered by `Command::TokenVerdict`.
+    /// A HELLO carried a token that somebody with time must check; answered by `Command::Authenticated`.
     VerifyToken {
         /// The connection that waits.
         connection: ConnectionId,
@@ -36,6 +39,8 @@ pub enum Uplink {
         device: Box<str>,
         /// What it offers as proof.
         token: Bytes,
+        /// From where it comes: nobody is to keep others out. The shard leaves it out, the worker fills it in.
+        peer: Option<IpAddr>,
     },
     /// The answer to `Command::Describe`.
     Described {
@@ -102,6 +107,40 @@ pub struct Presence {
     pub at: Moment,
     /// When the device was last heard, to a tick.
     pub last_heard: Moment,
+    /// Its connection.
+    pub facts: Box<ConnectionFacts>,
+}
+
+/// What is known of a connection that begins or ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionFacts {
+    /// Which.
+    pub connection: ConnectionId,
+    /// From where. The shard leaves it out, the worker fills it in; unknown only when the kernel does not know any more.
+    pub peer: Option<SocketAddr>,
+    /// How the id was learned, by the label of the rule; empty before the TLS handshake was complete.
+    pub identity: &'static str,
+    /// `TLSv1.2` or `TLSv1.3`; empty before the TLS handshake was complete.
+    pub tls_version: &'static str,
+    /// Since when it was there, to a tick.
+    pub connected_at: Moment,
+    /// What can be said of its end besides the reason, in words; may be empty.
+    pub detail: Cow<'static, str>,
+}
+
+/// The end of a connection that was no device.
+#[derive(Clone, Debug)]
+pub struct NotAdmitted {
+    /// Who it says that it is; empty where it had not come to that.
+    pub device: Box<str>,
+    /// Through which listener.
+    pub listener: ListenerId,
+    /// Why.
+    pub reason: CloseReason,
+    /// When.
+    pub at: Moment,
+    /// Its connection.
+    pub facts: ConnectionFacts,
 }
 
 /// Something that a device said for the backend.

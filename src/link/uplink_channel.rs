@@ -39,7 +39,7 @@ impl Uplink {
     #[must_use]
     pub fn is_answer(&self) -> bool {
         match self {
-            Uplink::Connected(_) | Uplink::Disconnected(..) | Uplink::Message(_) => false,
+            Uplink::Connected(_) | Uplink::Disconnected(..) | Uplink::NotAdmitted(_) | Uplink::Message(_) => false,
             Uplink::VerifyToken { .. }
             | Uplink::Described { .. }
             | Uplink::Listed { .. }

@@ -1,12 +1,17 @@
 //! What happens to a shard: bytes, ends, deadlines, commands, arrivals.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+
+use bytes::Bytes;
 
 use super::announced::take_address;
 use super::{Plan, Shard, Sweep};
 use crate::connection::{Announcing, BadParcel, Connection, Due, Input, Step, Termination};
-use crate::link::{CloseReason, ConnectionId, ListenerId, Presence, Receipt, Uplink};
+use crate::link::{
+    AuthAnswer, CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink,
+};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
@@ -113,9 +118,7 @@ impl Shard {
                     }
                 }
                 Step::Verify { name, secret } => {
-                    let connection = self.id(index);
-                    let listener = self.connections[index as usize].listener();
-                    self.uplink.push(Uplink::VerifyToken { connection, listener, device: name, token: secret });
+                    self.ask_to_verify(index, name, secret);
                     break;
                 }
                 Step::Paused => {
@@ -234,9 +237,7 @@ impl Shard {
             let again = now.tick().deadline_after(self.settings_of(index).hello_ticks);
             self.wheel.arm(index, again);
         } else if connection.is_verifying() {
-            // It has done its part. Those before it will be known by then, and cost no hash any more.
-            let retry_after = self.random.u32(TRY_LATER_MS);
-            self.end(index, &Termination::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
+            self.end_unanswered(index, now);
         } else if connection.facts().is_some() {
             self.end(index, &Termination::new(CloseReason::HelloTimeout), now);
         } else {
@@ -282,14 +283,31 @@ impl Shard {
         }
     }
 
+    /// Somebody with time is to find out whether the device is who it says.
+    fn ask_to_verify(&mut self, index: u32, device: Box<str>, token: Bytes) {
+        let (connection, listener) = (self.id(index), self.connections[index as usize].listener());
+        let peer = self.address(index).map(|address| address.ip());
+        self.uplink.push(Uplink::VerifyToken { connection, listener, device, token, peer });
+    }
+
+    /// Nobody had the time to find out who a device is. It has done its part: it may come again, when those before it are
+    /// known and cost no hash any more.
+    fn end_unanswered(&mut self, index: u32, now: Moment) {
+        let retry_after = self.random.u32(TRY_LATER_MS);
+        self.end(index, &Termination::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
+    }
+
     // --- Commands ---------------------------------------------------------------------------------------------------
 
-    /// The check of a HELLO's token has ended.
-    pub fn handle_verdict(&mut self, id: ConnectionId, accepted: bool, now: Moment) {
+    /// The check of who a device is has ended.
+    pub fn handle_authenticated(&mut self, id: ConnectionId, answer: AuthAnswer, now: Moment) {
         if !self.is_current(id) || !self.connections[id.index as usize].is_verifying() {
             return;
         }
-        match self.connections[id.index as usize].handle_verdict(accepted) {
+        if answer == AuthAnswer::Busy {
+            return self.end_unanswered(id.index, now);
+        }
+        match self.connections[id.index as usize].handle_authenticated(answer == AuthAnswer::Accepted) {
             Step::End(termination) => self.end(id.index, &termination, now),
             _ => {
                 if self.settle(id.index, now) {
@@ -533,7 +551,7 @@ impl Shard {
             self.with(index, now, |connection, settings, cx| connection.begin_device(generation, settings, jitter, cx));
         // What it had half-received is a device's from now on.
         self.account_anyway(index);
-        let presence = self.presence(index, now);
+        let presence = self.presence(index, Cow::Borrowed(""), now);
         self.uplink.push(Uplink::Connected(presence));
         match begun {
             Ok(deadline) => self.wheel.arm(index, deadline),
@@ -541,7 +559,7 @@ impl Shard {
         }
     }
 
-    fn presence(&mut self, index: u32, now: Moment) -> Presence {
+    fn presence(&mut self, index: u32, detail: Cow<'static, str>, now: Moment) -> Presence {
         self.sequence += 1;
         let connection = &self.connections[index as usize];
         Presence {
@@ -551,6 +569,20 @@ impl Shard {
             sequence: self.sequence,
             at: now,
             last_heard: connection.liveness().last_heard().start_near(now),
+            facts: Box::new(self.connection_facts(index, detail, now)),
+        }
+    }
+
+    fn connection_facts(&self, index: u32, detail: Cow<'static, str>, now: Moment) -> ConnectionFacts {
+        let connection = &self.connections[index as usize];
+        let (tls_version, _, identity) = connection.facts().unwrap_or_default();
+        ConnectionFacts {
+            connection: self.id(index),
+            peer: self.address(index),
+            identity,
+            tls_version,
+            connected_at: connection.connected_at().start_near(now),
+            detail,
         }
     }
 
@@ -567,12 +599,13 @@ impl Shard {
             tracing::debug!(
                 worker = self.worker.0,
                 connection = %self.id(index),
+                listener = connection.listener().0,
                 device = connection.device(),
                 reason = termination.reason.label(),
                 detail = &*termination.detail,
                 "connection ended",
             );
-            self.leave_state(index, termination.reason, now);
+            self.leave_state(index, termination, now);
         }
         let before = self.connections[index as usize].unsent().len();
         self.with(index, now, |connection, settings, cx| connection.end(termination, settings, cx));
@@ -605,8 +638,25 @@ impl Shard {
         }
     }
 
+    /// Says that a connection did not become a device. Of those that had not even said who they are nothing is said while the
+    /// uplink is full: scanners do not keep devices' messages waiting.
+    fn tell_not_admitted(&mut self, index: u32, reason: CloseReason, detail: Cow<'static, str>, now: Moment) {
+        let connection = &self.connections[index as usize];
+        if connection.device().is_empty() && self.uplink.len() >= self.uplink_length {
+            return;
+        }
+        let (device, listener) = (connection.device().into(), connection.listener());
+        let facts = self.connection_facts(index, detail, now);
+        self.uplink.push(Uplink::NotAdmitted(Box::new(NotAdmitted { device, listener, reason, at: now, facts })));
+    }
+
     /// Takes an ending connection out of whatever its state has put it into.
-    fn leave_state(&mut self, index: u32, reason: CloseReason, now: Moment) {
+    fn leave_state(&mut self, index: u32, termination: &Termination, now: Moment) {
+        let Termination { reason, detail, .. } = termination;
+        let connection = &self.connections[index as usize];
+        if !connection.is_device() {
+            self.tell_not_admitted(index, *reason, detail.clone(), now);
+        }
         let connection = &self.connections[index as usize];
         if connection.is_waiting() || connection.is_called() {
             self.counters.subtract(Figure::HandshakesWaiting, 1);
@@ -614,8 +664,8 @@ impl Shard {
             let hash = self.home.hash(connection.device());
             self.devices.remove(hash, index);
             self.counters.subtract(Figure::Devices, 1);
-            let presence = self.presence(index, now);
-            self.uplink.push(Uplink::Disconnected(presence, reason));
+            let presence = self.presence(index, detail.clone(), now);
+            self.uplink.push(Uplink::Disconnected(presence, *reason));
         } else if connection.is_handshaking() {
             self.counters.subtract(Figure::HandshakesInFlight, 1);
             self.places.end(index, None);

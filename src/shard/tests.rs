@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::codec::native::CloseCode;
 use crate::connection::lab::{End, Lab, Said};
-use crate::link::{DeviceFilter, Downlink, ListenerId, Outcome, Receipt};
+use crate::link::{AuthAnswer, DeviceFilter, Downlink, ListenerId, Outcome, Receipt};
 use desk::Desk;
 
 const NATIVE: ListenerId = ListenerId(0);
@@ -353,7 +353,9 @@ fn a_connection_that_its_home_refuses_is_told_from_here() {
     here.flush();
     let told = here.client(index).frames();
     assert!(matches!(&told[..], [Said::Close(CloseCode::TRY_LATER, 5_000..=15_000, _)]), "{told:?}");
-    assert!(here.take_uplink().is_empty(), "it never was a device");
+    let uplink = here.take_uplink();
+    let [Uplink::NotAdmitted(end)] = &uplink[..] else { panic!("it never was a device: {uplink:?}") };
+    assert!(end.device.starts_with("device-") && end.reason == CloseReason::HomeFull, "{end:?}");
     here.shard.handle_move_refused(moving, here.now);
     here.shard.handle_moved(moving);
     here.shard.check_invariants();
@@ -529,7 +531,7 @@ fn commands_with_stale_handles_do_nothing() {
     assert_eq!(desk.connect("b"), index);
     desk.client(index).frames();
     desk.shard.handle_settled(Receipt::Connection(stale, 1), true, desk.now);
-    desk.shard.handle_verdict(stale, false, desk.now);
+    desk.shard.handle_authenticated(stale, AuthAnswer::Rejected, desk.now);
     desk.shard.handle_moved(stale);
     desk.shard.handle_move_refused(stale, desk.now);
     desk.flush();

@@ -74,7 +74,7 @@ impl<I: Io> Turn<I> {
                 let connections = self.shard.len();
                 self.drain.get_or_insert(Drain::new(now, window, connections));
             }
-            Command::TokenVerdict { connection, accepted } => self.shard.handle_verdict(connection, accepted, now),
+            Command::Authenticated { connection, answer } => self.shard.handle_authenticated(connection, answer, now),
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             Command::Peers { from, answers } => self.shard.handle_peers(from, answers),

@@ -24,7 +24,7 @@ pub use io::{
 };
 
 use crate::connection::Input;
-use crate::link::WorkerId;
+use crate::link::{Uplink, WorkerId};
 use crate::metrics::{Figure, Timing};
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
 use crate::time::{Moment, Tick};
@@ -154,6 +154,8 @@ pub struct Turn<I: Io> {
     lateness: Lateness,
     /// This turn has found something to do. One that has not is counted: it should not have been.
     has_worked: bool,
+    /// Events at the front of the uplink that have their addresses: nobody took them yet.
+    addressed: usize,
     drain: Option<Drain>,
 }
 
@@ -220,6 +222,7 @@ impl<I: Io> Turn<I> {
             told: vec![Moment::default(); usize::from(setup.workers)],
             lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
             has_worked: false,
+            addressed: 0,
             drain: None,
         }
     }
@@ -271,6 +274,7 @@ impl<I: Io> Turn<I> {
         self.end_phase(Phase::Flush);
         self.move_away(now);
         self.end_phase(Phase::MoveAway);
+        self.add_addresses();
         self.reap();
         self.end_phase(Phase::Reap);
         self.flush_events(woken);
@@ -364,9 +368,32 @@ impl<I: Io> Turn<I> {
         }
     }
 
+    /// Says from where those come of whom something is said, where no proxy has said it. Their sockets are here until they are reaped.
+    fn add_addresses(&mut self) {
+        // What was not taken before has its addresses.
+        let newer = self.shard.uplink().len().saturating_sub(self.addressed);
+        for event in self.shard.uplink().iter_mut().rev().take(newer) {
+            match event {
+                Uplink::VerifyToken { connection, peer, .. } => {
+                    *peer = peer.or_else(|| self.io.peer(connection.index).map(|address| address.ip()));
+                }
+                Uplink::Connected(presence) | Uplink::Disconnected(presence, _) => {
+                    let facts = &mut presence.facts;
+                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
+                }
+                Uplink::NotAdmitted(end) => {
+                    let facts = &mut end.facts;
+                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn flush_events(&mut self, woken: Moment) {
         self.has_worked |= self.drain.is_some();
         self.todo.uplink = !self.io.send_up(self.shard.uplink());
+        self.addressed = self.shard.uplink().len();
         self.shard.resume_paused();
         let turn = self.io.now().since(woken);
         self.lateness.current = turn;

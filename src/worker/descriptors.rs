@@ -2,7 +2,10 @@
 //! table that nobody shares. This is the one module that speaks to the kernel without a safe wrapper.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+
+use socket2::SockAddr;
 
 /// Leaves the process's shared descriptor table: from here on this thread has a table of its own, which holds standard
 /// input, output and error, and the descriptors of `keep` under the numbers that they had.
@@ -46,12 +49,55 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The address of a socket's peer, also of one that has reset the connection: getpeername(2) knows it no more then,
+/// SO_PEERNAME does until the socket is closed.
+pub(super) fn peer_of(socket: &TcpStream) -> Option<SocketAddr> {
+    // The option refuses a buffer that is longer than the address.
+    let lengths = [size_of::<libc::sockaddr_in6>(), size_of::<libc::sockaddr_in>()];
+    lengths.into_iter().find_map(|length| peer_name(socket, length as libc::socklen_t))
+}
+
+#[expect(unsafe_code, reason = "the socket option has no safe wrapper")]
+fn peer_name(socket: &TcpStream, bytes: libc::socklen_t) -> Option<SocketAddr> {
+    // SAFETY: the kernel writes `bytes` at most, which is less than what there is to hold them, and the whole address.
+    let named = unsafe {
+        SockAddr::try_init(|address, length| {
+            *length = bytes;
+            match libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERNAME, address.cast(), length) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
+    };
+    named.ok()?.1.as_socket()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::os::fd::AsRawFd;
 
     use super::*;
+
+    #[test]
+    fn the_address_of_a_peer_outlives_its_reset() {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(local) else {
+                assert!(local.starts_with('['), "a machine without IPv6");
+                continue;
+            };
+            let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let address = peer.local_addr().unwrap();
+            let (mut socket, _) = listener.accept().unwrap();
+            assert_eq!(peer_of(&socket), Some(address));
+            socket2::SockRef::from(&peer).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            drop(peer);
+            let ended = std::io::Read::read(&mut socket, &mut [0]).unwrap_err();
+            assert_eq!(ended.kind(), io::ErrorKind::ConnectionReset);
+            assert!(socket.peer_addr().is_err());
+            assert_eq!(peer_of(&socket), Some(address));
+        }
+    }
 
     #[test]
     fn a_thread_that_left_keeps_what_it_named_and_nothing_of_others() {

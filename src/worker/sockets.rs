@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::descriptors;
+
 /// Four bytes each, and so the standard library's: mio's own are larger.
 #[derive(Default)]
 pub(super) struct Sockets {
@@ -20,7 +22,7 @@ impl Sockets {
     }
 
     pub(super) fn peer(&self, slot: u32) -> Option<SocketAddr> {
-        self.get(slot)?.peer_addr().ok()
+        self.get(slot).and_then(descriptors::peer_of)
     }
 
     pub(super) fn insert(&mut self, slot: u32, socket: TcpStream) {

@@ -23,3 +23,4 @@ mod slow;
 mod stalled;
 mod takeover;
 mod vanishing;
+mod why;

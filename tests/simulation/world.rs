@@ -8,7 +8,7 @@ use std::time::Duration;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::ListenerSettings;
-use pulsegate::link::{Command, ConnectionId, Downlink, ListenerId, Receipt, Uplink};
+use pulsegate::link::{AuthAnswer, Command, ConnectionId, Downlink, ListenerId, Receipt, Uplink};
 use pulsegate::metrics::Figure;
 use pulsegate::time::Moment;
 use pulsegate::tls::handshake::ClientTls;
@@ -315,12 +315,14 @@ impl World {
                     let connection = ConnectionId { index, generation: older };
                     let receipt = Receipt::Connection(connection, 99);
                     self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
-                    self.gateway.command(worker, Command::TokenVerdict { connection, accepted: false });
+                    self.gateway.command(worker, Command::Authenticated { connection, answer: AuthAnswer::Rejected });
                     self.gateway.post_stale_acks(worker, connection);
                 }
             }
             Uplink::Sent { request, outcome } => self.shadow.answered(request, outcome),
             Uplink::Described { request, description } => self.shadow.describe(request, description.is_some()),
+            // Counted by its reason; the shadow knows devices.
+            Uplink::NotAdmitted(_) => {}
             other => unreachable!("nobody asked for {other:?}"),
         }
     }

@@ -3,6 +3,7 @@
 mod table;
 mod uplink;
 mod watch;
+mod why;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,6 +20,7 @@ use super::arguments::{Devices, Gateway, Publish, Reload, Send};
 use super::{CliError, print};
 pub use uplink::uplink;
 pub use watch::watch;
+pub use why::why;
 
 /// How long a connection to the gateway may take.
 const CONNECT: Duration = Duration::from_secs(5);

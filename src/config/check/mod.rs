@@ -1,6 +1,7 @@
 //! From what was written to what is true. Each check names its key and what to write instead; the first problem found
 //! ends the work on its section, what is merely doubtful is collected.
 
+mod admin;
 mod at;
 mod limits;
 mod listener;
@@ -17,17 +18,11 @@ use std::time::Duration;
 use super::budget::{self, MemoryBudget, connections_by_descriptors};
 use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
-use super::raw::{RawAdmin, RawBackbone, RawConfig, RawListener};
+use super::raw::{RawBackbone, RawConfig, RawListener};
 use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
-/// Where the control plane listens, unless written.
-const ADMIN_LISTEN: &str = "127.0.0.1:7480";
-/// No admin token is shorter without a warning, in bytes.
-const TOKEN_BYTES_MIN: usize = 16;
-/// No admin token is shorter, in bytes.
-const TOKEN_BYTES_LEAST: usize = 8;
 /// A name in metrics and presence events is at most so long, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -97,7 +92,7 @@ pub fn resolve(
         kept(node(raw.node, machine), &mut problems),
         kept(context.path(ConfigKey::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR)), &mut problems),
         kept(workers(raw.workers, machine), &mut problems),
-        kept(admin(&mut context, raw.admin), &mut problems),
+        kept(admin::resolve(&mut context, raw.admin), &mut problems),
         kept(limits::resolve(&raw.limits, machine), &mut problems),
         kept(window, &mut problems),
         kept(backbone(&raw.backbone), &mut problems),
@@ -177,44 +172,6 @@ fn workers(written: Option<i64>, machine: &Machine) -> Result<u16, Problem> {
         0 => Ok(machine.cores.clamp(1, MAX_WORKERS)),
         workers => Ok(workers as u16),
     }
-}
-
-fn admin(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin, Problem> {
-    let listen =
-        values::address(ConfigKey::top("admin.listen"), raw.listen.as_deref().unwrap_or(ADMIN_LISTEN), ADMIN_LISTEN)?;
-    let token_file = raw.token_file.as_deref().map(|written| context.base.join(written));
-    let token = match raw.token_file {
-        Some(written) => Some(admin_token(context, &written)?),
-        None if listen.ip().is_loopback() => None,
-        None => {
-            let what = format!("{listen} can be reached from other machines and nothing protects it");
-            let remedy = "set admin.token_file to a file with a long random token, or listen on 127.0.0.1";
-            return Err(Problem::new(ConfigKey::top("admin.listen"), what, remedy));
-        }
-    };
-    Ok(Admin { listen, token, token_file })
-}
-
-fn admin_token(context: &mut Context<'_>, written: &str) -> Result<String, Problem> {
-    let place = ConfigKey::top("admin.token_file");
-    let text = context.text(place.clone(), written)?;
-    let token = text.trim();
-    let remedy = "write one line with a long random token into it (openssl rand -hex 32)";
-    if token.is_empty() {
-        return Err(Problem::new(place, format!("{written} is empty"), remedy));
-    }
-    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let what = format!("{written} holds more than one word of visible ASCII");
-        return Err(Problem::new(place, what, remedy));
-    }
-    if token.len() < TOKEN_BYTES_LEAST {
-        let what = format!("the token in {written} has only {} bytes and can be guessed", token.len());
-        return Err(Problem::new(place, what, remedy));
-    }
-    if token.len() < TOKEN_BYTES_MIN {
-        context.warn(&place, &format!("the token is shorter than {TOKEN_BYTES_MIN} bytes and could be guessed"));
-    }
-    Ok(token.to_owned())
 }
 
 fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {

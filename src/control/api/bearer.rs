@@ -1,4 +1,4 @@
-//! The bearer token of the API (RFC 6750, header form only).
+//! The bearer tokens of the API (RFC 6750, header form only), and what the role of each allows.
 
 use std::io;
 use std::sync::Arc;
@@ -6,49 +6,84 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use axum::extract::{Request, State as Shared};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 use super::{State, is_probe};
+use crate::config::{AdminToken, Role};
 
-/// The admin token as a digest under a key of this process: comparing takes the same time wherever a guess goes wrong,
-/// and however long it is the token's length stays hidden.
+/// The tokens as digests under a key of this process: comparing takes the same time wherever a guess goes wrong, and
+/// however long it is the tokens' lengths stay hidden.
 pub(in crate::control) struct BearerAuth {
     key: hmac::Key,
+    tokens: Vec<Known>,
+}
+
+struct Known {
+    name: String,
+    role: Role,
     digest: hmac::Tag,
 }
 
 impl BearerAuth {
-    /// A gate that `token` opens.
-    pub(in crate::control) fn new(token: &str) -> io::Result<BearerAuth> {
+    /// For these tokens.
+    pub(in crate::control) fn new(tokens: &[AdminToken]) -> io::Result<BearerAuth> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| io::Error::other("the system gives no random key"))?;
-        let digest = hmac::sign(&key, token.as_bytes());
-        Ok(BearerAuth { key, digest })
+        let tokens = tokens
+            .iter()
+            .map(|token| Known {
+                name: token.name.clone(),
+                role: token.role,
+                digest: hmac::sign(&key, token.secret.reveal().as_bytes()),
+            })
+            .collect();
+        Ok(BearerAuth { key, tokens })
     }
 
-    fn accepts(&self, token: &[u8]) -> bool {
-        hmac::verify(&self.key, token, self.digest.as_ref()).is_ok()
+    /// Whose token it is. All are compared, so that the time does not tell which was nearly right.
+    fn find(&self, token: &[u8]) -> Option<&Known> {
+        let is_right = |known: &Known| hmac::verify(&self.key, token, known.digest.as_ref()).is_ok();
+        self.tokens.iter().fold(None, |found, known| if is_right(known) { Some(known) } else { found })
     }
 }
 
-/// Lets a request pass when no token is demanded, when it carries the right one, or when it only asks for signs of
-/// life.
+/// Lets a request pass when no token is demanded, when it carries one whose role allows it, or when it only asks for signs
+/// of life. Whatever changes something is logged with the name of who asked, never with a token.
 pub(super) async fn demand_token(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
-    if let Some(wanted) = &state.current().bearer
+    let current = state.current();
+    if let Some(auth) = &current.bearer
         && !is_probe(&request)
     {
-        match bearer(request.headers()) {
-            None => return ApiError::Unauthorized { presented: false }.into_response(),
-            Some(token) if !wanted.accepts(token) => {
-                return ApiError::Unauthorized { presented: true }.into_response();
-            }
-            Some(_) => {}
+        let Some(token) = bearer(request.headers()) else {
+            return ApiError::Unauthorized { presented: false }.into_response();
+        };
+        let Some(known) = auth.find(token) else {
+            return ApiError::Unauthorized { presented: true }.into_response();
+        };
+        let (method, path) = (request.method(), request.uri().path());
+        let needed = needed(method, path);
+        if known.role < needed {
+            tracing::warn!(token = known.name, role = known.role.label(), %method, path, "a token's role does not allow this");
+            return ApiError::Forbidden { role: known.role, needed }.into_response();
+        }
+        if needed > Role::Read {
+            tracing::info!(token = known.name, %method, path, "asked over the API");
         }
     }
     next.run(request).await
+}
+
+/// The least role that may ask this: whoever reads changes nothing, devices are commanded under paths of their own, and all
+/// else is about the gateway itself.
+fn needed(method: &Method, path: &str) -> Role {
+    if [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
+        return Role::Read;
+    }
+    let commands = ["/v1/devices/", "/v1/publish", "/v1/broadcast"];
+    if commands.iter().any(|start| path.starts_with(start)) { Role::Command } else { Role::Admin }
 }
 
 /// The token of a request with exactly one `Authorization: Bearer`.

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::config::Role;
 use crate::control::READERS_MAX;
 use crate::control::broadcasts::RUNNING_MAX;
 
@@ -28,6 +29,10 @@ pub(super) enum ApiError {
     MediaType,
     /// The body, or what it carries, is too long; how.
     TooLarge(String),
+    /// The token's role does not allow this.
+    Forbidden { role: Role, needed: Role },
+    /// The request was sent to a name under which the API does not answer; empty: to none.
+    Host(String),
     /// A bearer token is demanded; whether a wrong one came.
     Unauthorized { presented: bool },
     /// The device is not connected.
@@ -100,6 +105,8 @@ impl ApiError {
             ApiError::NotRetained(_) => StatusCode::INSUFFICIENT_STORAGE,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            ApiError::Forbidden { .. } => StatusCode::FORBIDDEN,
+            ApiError::Host(_) => StatusCode::MISDIRECTED_REQUEST,
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
             | ApiError::TooManyBroadcasts
@@ -122,6 +129,8 @@ impl ApiError {
             ApiError::MediaType => "unsupported_media_type",
             ApiError::TooLarge(_) => "too_large",
             ApiError::Unauthorized { .. } => "unauthorized",
+            ApiError::Forbidden { .. } => "forbidden",
+            ApiError::Host(_) => "host_not_allowed",
             ApiError::NoDevice(_) => "device_not_found",
             ApiError::Offline(_) => "device_offline",
             ApiError::Refused { .. } => "refused",
@@ -162,6 +171,13 @@ impl fmt::Display for ApiError {
             ),
             ApiError::NoConsumer(name) => write!(f, "no consumer {name:?} is known"),
             ApiError::MediaType => f.write_str("send JSON, and say so: Content-Type: application/json"),
+            ApiError::Forbidden { role, needed } => {
+                write!(f, "a token with the role {:?} may not do this: it needs {:?}", role.label(), needed.label())
+            }
+            ApiError::Host(host) if host.is_empty() => f.write_str("the request needs exactly one Host header"),
+            ApiError::Host(host) => {
+                write!(f, "the API does not answer under the name {host:?}: use its address, or add it to admin.hosts")
+            }
             ApiError::Unauthorized { presented: false } => {
                 f.write_str("send the admin token: Authorization: Bearer TOKEN")
             }

@@ -221,14 +221,19 @@ struct Presence<'a> {
     sequence: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
+    /// More of the cause, in words, where there is more.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    detail: &'a str,
     last_heard: String,
     listener: &'a str,
+    peer: Option<String>,
+    identity: &'a str,
     worker: u16,
     at: String,
 }
 
 impl<'a> Presence<'a> {
-    fn new(state: &'a State, event: &Event<'a>, facts: &Facts, cause: Option<&'static str>) -> Self {
+    fn new(state: &'a State, event: &Event<'a>, facts: &Facts<'a>, cause: Option<&'static str>) -> Self {
         Self {
             kind: event.kind().label(),
             device: event.device,
@@ -237,8 +242,11 @@ impl<'a> Presence<'a> {
             generation: facts.generation,
             sequence: facts.sequence,
             cause,
+            detail: facts.detail,
             last_heard: state.clock.format(facts.last_heard),
             listener: &state.config.listeners[facts.listener.index()].name,
+            peer: facts.peer.map(|peer| peer.to_string()),
+            identity: facts.identity,
             worker: event.worker.0,
             at: state.clock.format(event.at),
         }

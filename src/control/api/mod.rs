@@ -2,9 +2,11 @@
 //! error is JSON.
 
 pub(super) mod bearer;
+mod host;
 mod overview;
 
 mod devices;
+mod history;
 mod messages;
 mod publish;
 mod reload;
@@ -23,12 +25,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State as Shared};
-use axum::http::{Method, header};
+use axum::body::Body;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State as Shared};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 
+use super::api_listener::ApiPeer;
 use super::{STUCK_AFTER, State, exposition};
 use crate::metrics::Figure;
 use crate::store::Health;
@@ -42,7 +46,7 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 19] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 20] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -50,6 +54,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 19] {
         ("/v1/overview", get(overview::overview)),
         ("/v1/devices", get(devices::list)),
         ("/v1/devices/{id}", get(devices::describe)),
+        ("/v1/devices/{id}/history", get(history::history)),
         ("/v1/devices/{id}/messages", post(messages::send)),
         ("/v1/devices/{id}/connection", delete(messages::disconnect)),
         ("/v1/publish", post(publish::publish)),
@@ -75,12 +80,20 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::Method })
         .layer(middleware::from_fn_with_state(state.clone(), bound_requests))
         .layer(middleware::from_fn_with_state(state.clone(), bearer::demand_token))
+        .layer(middleware::from_fn_with_state(state.clone(), host::demand_host))
+        .layer(middleware::from_fn(note_progress))
         .with_state(state)
 }
 
 /// Probes of life come from machines that carry no secrets, and must be answered when everything else is too much.
 fn is_probe(request: &Request) -> bool {
     [HEALTHZ, READYZ].contains(&request.uri().path())
+}
+
+/// Tells the connection that a request is in progress, until its answer has been handed over.
+async fn note_progress(ConnectInfo(peer): ConnectInfo<ApiPeer>, request: Request, next: Next) -> Response {
+    let in_progress = peer.begin_request();
+    next.run(request).await.map(|body| Body::new(in_progress.until_taken(body)))
 }
 
 async fn bound_requests(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
@@ -130,6 +143,9 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
     Ok("ready\n")
 }
 
-async fn metrics(Shared(state): Shared<Arc<State>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::encode(&state))
+async fn metrics(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = exposition::Format::preferred(accept);
+    let headers = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
+    (headers, exposition::encode(&state, format))
 }

@@ -27,14 +27,14 @@ pub const SALT_BYTES_MIN: usize = 8;
 pub const HASH_BYTES_MIN: usize = 16;
 
 /// A token file, read and checked.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TokenFile {
     index: HashMap<Box<str>, u32>,
     entries: Vec<Entry>,
 }
 
 /// One device's hash and what it costs to compute.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Entry {
     params: Params,
     salt: Box<[u8]>,
@@ -85,8 +85,19 @@ impl TokenFile {
         }
     }
 
+    /// The places of the devices whose hashes are the same as in an `older` file, and their places there.
+    pub(in crate::control) fn unchanged_since<'a>(
+        &'a self,
+        older: &'a TokenFile,
+    ) -> impl Iterator<Item = (u32, u32)> + 'a {
+        self.index.iter().filter_map(|(device, &place)| {
+            let old_place = older.find(device)?;
+            (self.entries[place as usize] == older.entries[old_place as usize]).then_some((place, old_place))
+        })
+    }
+
     fn parse(text: &str) -> Result<TokenFile, Fault> {
-        let mut file = TokenFile { index: HashMap::new(), entries: Vec::new() };
+        let mut file = TokenFile::default();
         let mut lines: Vec<usize> = Vec::new();
         for (line, text) in (1..).zip(text.lines()) {
             let text = text.trim();

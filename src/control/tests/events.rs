@@ -95,6 +95,7 @@ fn a_follower_sees_what_happens_in_order() {
     let gone = Presence {
         last_heard: Moment::from_micros(61_250_000),
         at: Moment::from_micros(90_001_999),
+        facts: Box::new(facts("silent")),
         ..presence("d", 3)
     };
     let bytes = Message {
@@ -115,7 +116,7 @@ fn a_follower_sees_what_happens_in_order() {
         json!({
             "kind": "connected", "device": "d", "node": "edge-1", "epoch": 42, "generation": 1, "sequence": 2,
             "last_heard": "2023-11-14T22:13:20.000Z", "listener": "devices", "worker": 1,
-            "at": "2023-11-14T22:13:20.000Z",
+            "peer": "192.0.2.7:40000", "identity": "hello", "at": "2023-11-14T22:13:20.000Z",
         })
     );
     assert_eq!((payload_of(&seen[1]), &seen[1].data["topic"]), (7, &json!("t")));
@@ -125,8 +126,8 @@ fn a_follower_sees_what_happens_in_order() {
         seen[3].data,
         json!({
             "kind": "disconnected", "device": "d", "node": "edge-1", "epoch": 42, "generation": 1, "sequence": 3,
-            "cause": "expired", "last_heard": "2023-11-14T22:14:21.250Z", "listener": "devices", "worker": 1,
-            "at": "2023-11-14T22:14:50.001Z",
+            "cause": "expired", "detail": "silent", "last_heard": "2023-11-14T22:14:21.250Z", "listener": "devices",
+            "worker": 1, "peer": "192.0.2.7:40000", "identity": "hello", "at": "2023-11-14T22:14:50.001Z",
         })
     );
 }

@@ -84,24 +84,24 @@ fn acknowledgements_find_no_bound_in_an_inbox_and_keep_their_order() {
 }
 
 #[test]
-fn tokens_are_judged_and_the_verdict_goes_to_the_asking_worker() {
+fn tokens_are_checked_and_the_answer_goes_to_the_asking_worker() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("devices.tokens");
     std::fs::write(&path, line_for("meter", b"right")).unwrap();
     let stage = Stage::new(Plan { silent: Some(2), token_file: Some(path), ..Plan::default() });
-    let judge = |index, device: &str, token: &'static [u8]| {
+    let check = |index, device: &str, token: &'static [u8]| {
         let (device, token) = (device.into(), Bytes::from_static(token));
         let listener = ListenerId(0);
-        stage.say(2, vec![Uplink::VerifyToken { connection: connection(index), listener, device, token }]);
+        stage.say(2, vec![Uplink::VerifyToken { connection: connection(index), listener, device, token, peer: None }]);
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-            Command::TokenVerdict { connection: to, accepted } if to == connection(index) => accepted,
+            Command::Authenticated { connection: to, answer } if to == connection(index) => answer,
             other => panic!("{other:?}"),
         }
     };
-    assert!(judge(1, "meter", b"right"));
-    assert!(judge(2, "meter", b"right"));
-    assert!(!judge(3, "meter", b"wrong"));
-    assert!(!judge(4, "nobody", b"right"));
+    assert_eq!(check(1, "meter", b"right"), AuthAnswer::Accepted);
+    assert_eq!(check(2, "meter", b"right"), AuthAnswer::Accepted);
+    assert_eq!(check(3, "meter", b"wrong"), AuthAnswer::Rejected);
+    assert_eq!(check(4, "nobody", b"right"), AuthAnswer::Rejected);
     let text = stage.get("/metrics").text;
     for line in ["pulsegate_tokens_verified_total 1", "pulsegate_tokens_cached_total 1"] {
         assert!(text.lines().any(|found| found == line), "{line}");
@@ -113,23 +113,25 @@ fn tokens_are_judged_and_the_verdict_goes_to_the_asking_worker() {
 fn shutdown_does_not_hash_all_tokens_that_wait() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("devices.tokens");
-    let slow = "meter:$argon2id$v=19$m=16384,t=4,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Njc4OTA\n";
-    std::fs::write(&path, slow).unwrap();
-    let stage = Stage::new(Plan { silent: Some(0), token_file: Some(path), ..Plan::default() });
+    let slow = "$argon2id$v=19$m=16384,t=4,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Njc4OTA\n";
     let waiting = 400;
+    let lines: Vec<_> = (0..waiting).map(|index| format!("meter-{index}:{slow}")).collect();
+    std::fs::write(&path, lines.concat()).unwrap();
+    let stage = Stage::new(Plan { silent: Some(0), token_file: Some(path), ..Plan::default() });
     let ask = |index| Uplink::VerifyToken {
         connection: connection(index),
         listener: ListenerId(0),
-        device: "meter".into(),
+        device: format!("meter-{index}").into(),
         token: Bytes::from_static(b"wrong"),
+        peer: None,
     };
     stage.say(0, (0..waiting).map(ask).collect());
-    let verdict = stage.silent[0].recv_timeout(DEADLINE).unwrap();
-    assert!(matches!(verdict, Command::TokenVerdict { accepted: false, .. }), "{verdict:?}");
+    let answer = stage.silent[0].recv_timeout(DEADLINE).unwrap();
+    assert!(matches!(answer, Command::Authenticated { answer: AuthAnswer::Rejected, .. }), "{answer:?}");
     let counters = stage.control.state.counters.clone();
     stage.control.shutdown();
-    let judged = counters.tokens_rejected.load(Ordering::Relaxed);
-    assert!(judged < u64::from(waiting) / 2, "{judged} tokens were judged");
+    let checked = counters.tokens_rejected.load(Ordering::Relaxed);
+    assert!(checked < u64::from(waiting) / 2, "{checked} tokens were checked");
 }
 
 #[test]
@@ -147,7 +149,7 @@ fn a_wrong_token_file_stops_the_start() {
         mailboxes: vec![mailbox],
         uplink: from_workers,
         published: vec![Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT))],
-        clock: Clock { started: Instant::now(), started_at: SystemTime::now() },
+        clock: Clock::new(Instant::now()),
         epoch: 1,
         admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
         log_lines_lost: Arc::default(),

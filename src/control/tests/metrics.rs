@@ -35,8 +35,8 @@ fn the_exposition_is_well_formed_and_complete() {
             counters.observe(Timing::RoundTrip, Duration::from_micros(micros));
         }
     });
-    let answer = stage.get("/metrics");
-    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, CONTENT_TYPE));
+    let answer = stage.request("GET", "/metrics", &[("accept", "application/openmetrics-text; version=1.0.0")]);
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, Format::OpenMetrics.content_type()));
     let text = answer.text;
     assert!(text.ends_with("# EOF\n"));
 
@@ -96,6 +96,17 @@ fn the_exposition_is_well_formed_and_complete() {
     has("pulsegate_heartbeat_round_trip_seconds_count{worker=\"2\"} 5");
     has("pulsegate_heartbeat_round_trip_seconds_sum{worker=\"2\"} 99.00083");
     has(&format!("pulsegate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
+
+    // The same samples in the format that every tool reads.
+    let plain = stage.get("/metrics");
+    assert_eq!(plain.headers["content-type"], Format::Text.content_type());
+    let names = |text: &str| -> Vec<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
+    };
+    assert_eq!(names(&plain.text), names(&text));
+    assert!(plain.text.contains("# TYPE pulsegate_build_info gauge\n"));
+    assert!(!plain.text.contains("# EOF") && !plain.text.contains("# UNIT"));
 }
 
 #[test]

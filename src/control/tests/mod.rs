@@ -3,6 +3,7 @@
 mod commands;
 mod devices;
 mod events;
+mod history;
 mod hub;
 mod metrics;
 mod openapi;
@@ -20,15 +21,17 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::{Value, json};
 
-use super::exposition::CONTENT_TYPE;
-use super::{Clock, Control, OpenStore, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
+use super::exposition::Format;
+use super::{CONNECTIONS_MAX, Clock, Control, HEAD_MAX, OpenStore, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
 use crate::backbone::{Held, What};
 use crate::config::{
-    self, Admin, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Tls,
+    self, Admin, AdminToken, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Role,
+    Secret, Tls,
 };
 use crate::link::{
-    Batch, CloseReason, Command, ConnectionId, Description, Doorbell, Home, ListenerId, Mailbox, Message, Outcome,
-    Presence, Publication, Receipt, Refusal, SessionFacts, Uplink, UplinkSender, WorkerId, uplink_channel,
+    AuthAnswer, Batch, CloseReason, Command, ConnectionFacts, ConnectionId, Description, Doorbell, Home, ListenerId,
+    Mailbox, Message, NotAdmitted, Outcome, Presence, Publication, Receipt, Refusal, SessionFacts, Uplink,
+    UplinkSender, WorkerId, uplink_channel,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
 use crate::time::Moment;
@@ -64,6 +67,10 @@ struct Plan {
     silent: Option<u16>,
     devices: Vec<String>,
     admin_token: Option<&'static str>,
+    /// Further tokens.
+    tokens: Vec<AdminToken>,
+    /// `admin.hosts`.
+    hosts: Vec<String>,
     token_file: Option<PathBuf>,
     backbone: config::Backbone,
     /// Where there is a store, if there is one.
@@ -80,6 +87,8 @@ impl Default for Plan {
             silent: None,
             devices: Vec::new(),
             admin_token: None,
+            tokens: Vec::new(),
+            hosts: vec!["gate.example".to_owned()],
             token_file: None,
             backbone,
             store: None,
@@ -133,6 +142,8 @@ impl Stage {
             Some(directory) => config.data_dir = directory,
             None => config.store.durability = config::Durability::Memory,
         }
+        config.admin.hosts = plan.hosts;
+        config.admin.tokens.extend(plan.tokens);
         let config = Arc::new(config);
         let store = OpenStore::open(&config).unwrap();
         let control = Control::start(Parts {
@@ -142,10 +153,9 @@ impl Stage {
             mailboxes: stage.0,
             uplink: from_workers,
             published: published.clone(),
-            clock: Clock {
-                started: Instant::now().checked_sub(plan.uptime).unwrap(),
-                started_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
-            },
+            clock: Clock::with_wall(Instant::now().checked_sub(plan.uptime).unwrap(), |moment| {
+                SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + moment.since(Moment::default())
+            }),
             epoch: 42,
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
             log_lines_lost: Arc::default(),
@@ -325,6 +335,10 @@ fn connection(index: u32) -> ConnectionId {
     ConnectionId { index, generation: 9 }
 }
 
+fn admin_token(name: &str, role: Role, secret: &str) -> AdminToken {
+    AdminToken { name: name.to_owned(), role, secret: Secret::new(secret.to_owned()) }
+}
+
 fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Backbone) -> Config {
     let listener = |name: &str, port, protocol, token_file| Listener {
         name: name.into(),
@@ -341,11 +355,12 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         },
         identity: Identity { from: IdentityFrom::Hello, token_file },
     };
+    let tokens = token.map(|token| admin_token("admin", Role::Admin, token)).into_iter().collect();
     Config {
         node: "edge-1".into(),
         data_dir: "pulsegate-data".into(),
         workers: 3,
-        admin: Admin { listen: (Ipv4Addr::LOCALHOST, 0).into(), token: token.map(str::to_owned), token_file: None },
+        admin: Admin { listen: (Ipv4Addr::LOCALHOST, 0).into(), tokens, token_files: Vec::new(), hosts: Vec::new() },
         limits: Limits {
             connections: 1_000,
             handshakes: 10,
@@ -381,6 +396,18 @@ fn presence(device: &str, sequence: u64) -> Presence {
         sequence,
         at: Moment::default(),
         last_heard: Moment::default(),
+        facts: Box::new(facts("")),
+    }
+}
+
+fn facts(detail: &'static str) -> ConnectionFacts {
+    ConnectionFacts {
+        connection: connection(1),
+        peer: Some(([192, 0, 2, 7], 40_000).into()),
+        identity: "hello",
+        tls_version: "TLSv1.3",
+        connected_at: Moment::default(),
+        detail: detail.into(),
     }
 }
 

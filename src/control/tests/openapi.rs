@@ -14,14 +14,18 @@ pub(super) fn check_answer(method: &str, path: &str, answer: &Answer) {
     let path = path.split('?').next().unwrap();
     let code = || -> String { answer.json()["error"]["code"].as_str().unwrap().to_owned() };
     let Some((template, operations)) = find_path(path) else {
-        assert!([401, 404].contains(&answer.status), "{method} {path} is not described: {}", answer.status);
-        assert!(["unauthorized", "not_found"].contains(&&*code()));
+        assert!([401, 403, 404, 421].contains(&answer.status), "{method} {path} is not described: {}", answer.status);
+        assert!(["unauthorized", "forbidden", "not_found", "host_not_allowed"].contains(&&*code()));
         return;
     };
     let verb = if method == "HEAD" { "get".to_owned() } else { method.to_lowercase() };
     let operation = &operations[verb];
     if operation.is_null() {
-        assert!([401, 405].contains(&answer.status), "{method} {template} is not described: {}", answer.status);
+        assert!(
+            [401, 403, 405, 421].contains(&answer.status),
+            "{method} {template} is not described: {}",
+            answer.status
+        );
         return;
     }
     let response = resolve(&operation["responses"][answer.status.to_string()]);

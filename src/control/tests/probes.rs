@@ -128,3 +128,105 @@ fn a_token_opens_everything_and_probes_need_none() {
     // Who has no token learns nothing of which paths and methods exist.
     assert_eq!(stage.request("DELETE", "/v1/overview", &[]).status, 401);
 }
+
+#[test]
+fn a_host_of_somebody_else_is_not_answered() {
+    let stage = Stage::new(Plan::default());
+    let ask = |path: &str, host: &str| stage.request("GET", path, &[("host", host)]);
+    for own in [
+        "127.0.0.1:7480",
+        "localhost",
+        "LOCALHOST:1",
+        "a.localhost",
+        "[::1]:80",
+        "edge-1",
+        "gate.example:7480",
+        "gate.example.",
+    ] {
+        assert_eq!(ask("/v1/overview", own).status, 200, "{own}");
+        assert_eq!(ask("/metrics", own).status, 200, "{own}");
+    }
+    for other in [
+        "rebound.example",
+        "rebound.example:7480",
+        "localhost.rebound.example",
+        "xlocalhost",
+        "edge-1.example",
+        "127.0.0.1.nip.io",
+    ] {
+        for path in ["/v1/overview", "/metrics", "/v1/events", "/v1/openapi.json", "/nowhere"] {
+            let answer = ask(path, other);
+            assert_eq!((answer.error().0, answer.error().1.as_str()), (421, "host_not_allowed"), "{other} {path}");
+        }
+        assert_eq!(ask("/healthz", other).status, 200, "signs of life are told under any name");
+        assert_eq!(ask("/readyz", other).status, 200);
+    }
+    // A page in a browser has no token: with one, names are checked only where names are written.
+    let guarded = Stage::new(Plan { admin_token: Some("sesame"), hosts: Vec::new(), ..Plan::default() });
+    let ask = |token: &str| {
+        let headers = [("host", "gateway.internal"), ("authorization", token)];
+        guarded.request("GET", "/v1/overview", &headers).status
+    };
+    assert_eq!((ask("Bearer sesame"), ask("Bearer other")), (200, 401));
+}
+
+#[test]
+fn a_probe_is_answered_however_many_connections_say_nothing() {
+    let stage = Stage::new(Plan { admin_token: Some("sesame"), ..Plan::default() });
+    let held = || -> Vec<_> {
+        let connect = |_| std::net::TcpStream::connect(stage.control.admin_addr()).unwrap();
+        (0..CONNECTIONS_MAX + 20).map(connect).collect()
+    };
+    let mut silent = held();
+    // Before any time-out has passed, and again behind heads that are never whole.
+    assert_eq!(stage.get("/healthz").status, 200);
+    for stream in &mut silent {
+        let _ = std::io::Write::write_all(stream, b"GET /healthz HTTP/1.1\r\nX: ");
+    }
+    let _more = held();
+    let fresh = ureq::Agent::config_builder().timeout_global(Some(HEAD_MAX / 2)).build().new_agent();
+    assert_eq!(request(&fresh, stage.control.admin_addr(), "GET", "/healthz", &[], "").status, 200);
+}
+
+#[test]
+fn a_role_allows_what_it_says_and_no_more() {
+    let tokens = vec![admin_token("prometheus", Role::Read, "look"), admin_token("shift", Role::Command, "speak")];
+    let devices = vec!["meter-1".to_owned()];
+    let stage = Stage::new(Plan { admin_token: Some("sesame"), tokens, devices, ..Plan::default() });
+    let ask = |token: &str, method: &str, path: &str, body: &str| {
+        let bearer = format!("Bearer {token}");
+        stage.send(method, path, &[("authorization", &bearer), ("content-type", "application/json")], body).status
+    };
+    for token in ["look", "speak", "sesame"] {
+        for path in ["/v1/overview", "/metrics", "/v1/devices", "/v1/devices/meter-1", "/v1/devices/meter-1/history"] {
+            assert_eq!(ask(token, "GET", path, ""), 200, "{token} {path}");
+        }
+    }
+    let commands = [
+        ("POST", "/v1/devices/meter-1/messages", r#"{"payload":"x"}"#, 200),
+        ("POST", "/v1/publish", r#"{"topic":"t","payload":"x"}"#, 202),
+        ("POST", "/v1/broadcast", r#"{"payload":"x"}"#, 202),
+        ("DELETE", "/v1/devices/meter-1/connection", "", 204),
+    ];
+    for (method, path, body, status) in commands {
+        assert_eq!(ask("look", method, path, body), 403, "{path}");
+        assert_eq!(ask("speak", method, path, body), status, "{path}");
+        assert_eq!(ask("sesame", method, path, body), status, "{path}");
+    }
+    // What is about the gateway itself, whatever comes to be there.
+    assert_eq!(ask("speak", "POST", "/v1/overview", ""), 403);
+    assert_eq!(ask("sesame", "POST", "/v1/overview", ""), 405);
+    assert_eq!(ask("other", "GET", "/v1/overview", ""), 401);
+
+    // Replaced while it runs.
+    let policy = stage.control.policy();
+    let replace = |tokens: Vec<AdminToken>| {
+        let mut config = Config::clone(&policy.config());
+        config.admin.tokens = tokens;
+        policy.replace(Arc::new(config), vec![None, None]).unwrap();
+    };
+    replace(vec![admin_token("new", Role::Read, "fresh")]);
+    assert_eq!(["sesame", "look", "fresh"].map(|token| ask(token, "GET", "/v1/overview", "")), [401, 401, 200]);
+    replace(Vec::new());
+    assert_eq!(stage.get("/v1/overview").status, 200);
+}
