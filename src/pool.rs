@@ -30,8 +30,12 @@
 //! | `Wills` | CONNACK 0x97 (3.1.1: 3) |
 //! | `Between` | publishers' sockets are read no further; a deletion that needs a tombstone is refused with 0x97 |
 //!
+//! A [`Charge`] is what somebody holds of one class, for things whose size changes: it follows that, and gives back what is left
+//! when it is dropped.
+//!
 //! What is taken must be a bound of what is allocated: capacities, not lengths, and [`ALLOCATION_BYTES`] for each piece.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What an allocation costs beyond its bytes, on average: the allocator rounds up.
@@ -124,13 +128,21 @@ impl Pool {
     /// # Errors
     /// [`Full`]; then nothing was taken, and the refusal was counted.
     pub fn try_take(&self, class: Class, bytes: usize, held: usize) -> Result<(), Full> {
-        let account = &self.accounts[class as usize];
-        if (held + bytes) as u64 > self.largest(class) {
-            account.refused.fetch_add(1, Ordering::Relaxed);
+        if !self.may_take(class, bytes, held) {
             return Err(Full);
         }
-        account.used.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.take_anyway(class, bytes);
         Ok(())
+    }
+
+    /// Whether somebody who has `held` so many of this class may take `bytes`. A refusal is counted.
+    #[must_use]
+    pub fn may_take(&self, class: Class, bytes: usize, held: usize) -> bool {
+        let may = (held + bytes) as u64 <= self.largest(class);
+        if !may {
+            self.accounts[class as usize].refused.fetch_add(1, Ordering::Relaxed);
+        }
+        may
     }
 
     /// Takes `bytes` that are there already and cannot be refused, such as those of a connection that has come home. What
@@ -180,6 +192,44 @@ impl Pool {
     #[must_use]
     pub fn refused_in_all(&self) -> u64 {
         Class::ALL.iter().map(|&class| self.refused(class)).sum()
+    }
+}
+
+/// What somebody holds of one class. Whatever is left is given back when it is dropped, by whatever way.
+#[derive(Debug)]
+pub struct Charge {
+    pool: Arc<Pool>,
+    class: Class,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Nothing yet.
+    #[must_use]
+    pub fn none(pool: &Arc<Pool>, class: Class) -> Self {
+        Self { pool: Arc::clone(pool), class, bytes: 0 }
+    }
+
+    /// How many bytes it is.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// It is so many bytes now. Nothing is refused: whoever lets it grow has looked at [`Pool::largest`] before.
+    pub fn set(&mut self, bytes: usize) {
+        if bytes > self.bytes {
+            self.pool.take_anyway(self.class, bytes - self.bytes);
+        } else if bytes < self.bytes {
+            self.pool.give(self.class, self.bytes - bytes);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
@@ -233,6 +283,18 @@ mod tests {
         assert_eq!(pool.try_take(CLASS, 1, 0), Err(Full));
         pool.give(CLASS, 1 << 20);
         assert_eq!(pool.try_take(CLASS, 1, 0), Ok(()));
+    }
+
+    #[test]
+    fn charge_follows_what_is_held_and_ends_with_it() {
+        let pool = Arc::new(Pool::new(1 << 20));
+        let mut charge = Charge::none(&pool, CLASS);
+        for bytes in [100, 1_000, 10, 10] {
+            charge.set(bytes);
+            assert_eq!((pool.used(CLASS), charge.bytes()), (bytes as u64, bytes));
+        }
+        drop(charge);
+        assert_eq!(pool.used(CLASS), 0);
     }
 
     #[test]

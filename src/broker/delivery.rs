@@ -11,12 +11,13 @@ use std::time::Duration;
 use super::inflight::{Delivery, Enqueued, Inflight, QueueBound, Released, Sending, WrongAck};
 use super::lifecycle::{Session, Walk};
 use super::replay::Replays;
-use super::retained::{Position, Step};
+use super::retained::{BURIED_IN_A_TURN, Position, Step};
 use super::settlement::{NOTHING, Part};
 use super::{ALIASES_MAX, Broker, RequestEnd};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
 use crate::metrics::{Counters, Figure};
+use crate::pool::Class;
 use crate::time::{Moment, Tick};
 
 /// Looks at retained messages in one turn, all sessions together: at some 0.3 µs each.
@@ -111,9 +112,11 @@ impl Broker {
 
     /// Begins a turn: every device may be sent as much as its outbox holds again.
     pub fn begin_turn(&mut self) {
+        self.advance_matching();
+        self.advance_ends();
         self.deliveries.turn = self.deliveries.turn.wrapping_add(1);
         self.deliveries.looks = TURN_LOOKS;
-        self.routing.retained.bury(&self.exchange);
+        self.routing.retained.bury(&self.exchange, BURIED_IN_A_TURN);
     }
 
     /// Takes out at most `limit` deliveries, gathered by session in their order; and, without deliveries, the sessions whose
@@ -167,6 +170,9 @@ impl Broker {
             } else {
                 self.drop_delivery(&delivery);
             }
+        }
+        if is_current {
+            self.sessions.shed_empty_inflight(batch.session);
         }
     }
 
@@ -359,7 +365,7 @@ impl Broker {
 
     /// Puts a message into the session's queue, or behind it where its publisher may wait for the device.
     fn enqueue(&mut self, session: u32, delivery: Delivery, now: Tick, counters: &mut Counters) {
-        let bound = self.queue_bound();
+        let bound = self.queue_bound(session);
         let may_wait = self.sessions[session].is_online() && delivery.qos > 0;
         match self.sessions.inflight(session).enqueue(delivery, &bound, may_wait) {
             Ok(Enqueued::Kept(token)) => self.settle(token, Part::Taken),
@@ -377,7 +383,7 @@ impl Broker {
 
     /// There is room in the queue: those that wait behind it come in, and are safe.
     fn admit_waiting(&mut self, session: u32) {
-        let bound = self.queue_bound();
+        let bound = self.queue_bound(session);
         let mut settled = Vec::new();
         if let Some(inflight) = self.sessions[session].inflight.as_deref_mut() {
             inflight.admit_waiting(&bound, &mut settled);
@@ -387,8 +393,15 @@ impl Broker {
         }
     }
 
-    fn queue_bound(&self) -> QueueBound {
-        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes }
+    /// What may wait in a session now: what the configuration says, and no more than the pool has for one holder.
+    fn queue_bound(&self, session: u32) -> QueueBound {
+        let inflight = self.sessions[session].inflight.as_deref();
+        let (_, queued) = inflight.map_or((0, 0), Inflight::queued);
+        // Beside what waits: what is in flight, and what each message takes beside its bytes.
+        let others = inflight.map_or(0, Inflight::charged).saturating_sub(queued);
+        let room = (self.pool.largest(Class::Queues) as usize).saturating_sub(others);
+        let is_online = self.sessions[session].is_online();
+        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes, room, is_online }
     }
 
     /// A message goes nowhere: nobody waits for it any more. Whoever drops it has counted it.
@@ -434,7 +447,13 @@ impl Broker {
     }
 
     pub(super) fn inflight_maximum(&self, session: u32) -> usize {
-        usize::from(self.sessions[session].profile.receive_maximum.min(self.bounds.inflight))
+        let known = &self.sessions[session];
+        let charged = known.inflight.as_deref().map_or(0, Inflight::charged);
+        if charged as u64 > self.pool.largest(Class::Queues) {
+            // It has its part of the pool: one after the other, so that it goes on.
+            return 1;
+        }
+        usize::from(known.profile.receive_maximum.min(self.bounds.inflight))
     }
 
     /// The next packet identifier: not 0, and not one in use [MQTT-2.2.1-3].

@@ -25,6 +25,7 @@ use super::replay::Replays;
 use super::settlement::{NOTHING, Token};
 use crate::codec::mqtt::Reason;
 use crate::link::Publication;
+use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::Tick;
 
 /// One message for one session: what its subscriptions have made of the publication.
@@ -86,6 +87,15 @@ pub(super) struct Outbound {
     pub(super) request: u64,
 }
 
+impl Outbound {
+    fn bytes(&self) -> usize {
+        match &self.state {
+            Sending::Sent(delivery) => delivery.publication.bytes(),
+            Sending::Released => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Sending {
     /// Sent, once or more often; PUBACK or PUBREC is owed.
@@ -145,11 +155,17 @@ pub struct PendingSuback {
 pub(super) struct QueueBound {
     pub(super) messages: usize,
     pub(super) bytes: usize,
+    /// What the pool has for this session by now, in bytes.
+    pub(super) room: usize,
+    /// Whether its device is there. One message always may wait for it then, so that it goes on when the pool is full.
+    pub(super) is_online: bool,
 }
 
 impl QueueBound {
     fn admits(&self, messages: usize, bytes: usize, next: &Delivery) -> bool {
-        messages < self.messages && bytes + next.publication.bytes() <= self.bytes
+        let bytes = bytes + next.publication.bytes();
+        let has_room = bytes <= self.room || (messages == 0 && self.is_online);
+        messages < self.messages && bytes <= self.bytes && has_room
     }
 }
 
@@ -179,6 +195,10 @@ pub(super) struct Released {
 #[derive(Debug, Default)]
 pub(super) struct Inflight {
     outbound: VecDeque<Outbound>,
+    /// Bytes of the messages in it.
+    outbound_bytes: usize,
+    /// What all of it takes of the shard's pool, as of the latest [`Inflight::account`].
+    charge: Option<Charge>,
     /// So many of `outbound`, from the front, were sent on this connection; the rest is to be sent again.
     sent: usize,
     /// What waits to be sent: first those within the bound, then those whose publishers wait.
@@ -220,6 +240,29 @@ impl Inflight {
             && self.aliases_out.is_empty()
     }
 
+    /// What all of it takes, in bytes: messages that others share are counted here too.
+    fn bytes(&self) -> usize {
+        let entries = self.outbound.len() + self.queue.len() + self.inbound.len() + self.answered.len();
+        let aliases_in = self.aliases_in.iter().flatten().map(|topic| topic.len() + ALLOCATION_BYTES);
+        let aliases_out = self.aliases_out.iter().map(|topic| topic.len() + ALLOCATION_BYTES);
+        size_of::<Self>()
+            + self.outbound_bytes
+            + self.kept_bytes
+            + entries * (size_of::<Delivery>() + ALLOCATION_BYTES)
+            + aliases_in.chain(aliases_out).sum::<usize>()
+    }
+
+    /// The pool is told what it takes by now.
+    pub(super) fn account(&mut self, pool: &Arc<Pool>) {
+        let bytes = self.bytes();
+        self.charge.get_or_insert_with(|| Charge::none(pool, Class::Queues)).set(bytes);
+    }
+
+    /// What the pool was told.
+    pub(super) fn charged(&self) -> usize {
+        self.charge.as_ref().map_or(0, Charge::bytes)
+    }
+
     // --- Out --------------------------------------------------------------------------------------------------------
 
     pub(super) fn unacknowledged(&self) -> usize {
@@ -252,6 +295,7 @@ impl Inflight {
     pub(super) fn begin(&mut self, packet: u16, delivery: Delivery) {
         debug_assert!(self.sent == self.outbound.len() && !self.uses(packet));
         let request = delivery.request;
+        self.outbound_bytes += delivery.publication.bytes();
         self.outbound.push_back(Outbound { packet, state: Sending::Sent(Box::new(delivery)), request });
         self.sent += 1;
     }
@@ -268,7 +312,9 @@ impl Inflight {
 
     /// Forgets the message that [`Inflight::next_to_resend`] names: it can never be sent on this connection.
     pub(super) fn give_up(&mut self) -> Option<Outbound> {
-        self.outbound.remove(self.sent)
+        let given_up = self.outbound.remove(self.sent)?;
+        self.outbound_bytes -= given_up.bytes();
+        Some(given_up)
     }
 
     /// Where the message is. One that was sent on a former connection counts: a device may acknowledge it before it has
@@ -279,7 +325,9 @@ impl Inflight {
 
     fn finish(&mut self, place: usize) -> u64 {
         self.sent -= usize::from(place < self.sent);
-        self.outbound.remove(place).map_or(0, |outbound| outbound.request)
+        let Some(finished) = self.outbound.remove(place) else { return 0 };
+        self.outbound_bytes -= finished.bytes();
+        finished.request
     }
 
     /// PUBACK. The request that waits for it (0: none); `Ok(None)`: no such message is in flight.
@@ -305,6 +353,7 @@ impl Inflight {
             return Ok(Some(self.finish(place)));
         }
         let mut outbound = self.outbound.remove(place).expect("the place was found");
+        self.outbound_bytes -= outbound.bytes();
         outbound.state = Sending::Released;
         let request = std::mem::take(&mut outbound.request);
         // PUBREL goes now: nothing of it is left to be sent again on this connection.
@@ -562,6 +611,7 @@ impl Inflight {
 
     pub(super) fn check_invariants(&self, is_online: bool) {
         assert!(self.sent <= self.outbound.len());
+        assert_eq!(self.outbound_bytes, self.outbound.iter().map(Outbound::bytes).sum::<usize>());
         let (kept, waiting) = (self.queue.iter().take(self.kept), self.queue.iter().skip(self.kept));
         assert_eq!(self.kept_bytes, kept.clone().map(|delivery| delivery.publication.bytes()).sum::<usize>());
         assert!(kept.clone().all(|delivery| delivery.token == NOTHING), "what is kept is settled");
@@ -583,198 +633,4 @@ impl Inflight {
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-
-    fn delivery(qos: u8, request: u64) -> Delivery {
-        let publication = Publication::plain("t", Bytes::from_static(b"12345"), qos);
-        Delivery {
-            publication: Arc::new(publication),
-            qos,
-            retain: false,
-            identifiers: Identifiers::None,
-            request,
-            token: NOTHING,
-        }
-    }
-
-    #[test]
-    fn qos_2_out_is_released_once_and_a_request_is_answered_by_the_first_word() {
-        let mut inflight = Inflight::default();
-        inflight.begin(7, delivery(2, 99));
-        assert_eq!(inflight.handle_pubrec(7, false), Ok(Some(99)));
-        assert_eq!(inflight.handle_pubrec(7, false), Ok(Some(0)));
-        assert_eq!((inflight.handle_pubcomp(7), inflight.handle_pubcomp(7)), (Ok(true), Ok(false)));
-        assert!(inflight.is_empty());
-        inflight.begin(8, delivery(2, 0));
-        assert_eq!(inflight.handle_pubrec(8, true), Ok(Some(0)));
-        assert!(inflight.is_empty());
-    }
-
-    #[test]
-    fn an_acknowledgement_that_a_message_does_not_wait_for_is_wrong() {
-        let mut inflight = Inflight::default();
-        inflight.begin(1, delivery(1, 0));
-        inflight.begin(2, delivery(2, 0));
-        assert_eq!((inflight.handle_pubrec(1, false), inflight.handle_pubcomp(1)), (Err(WrongAck), Err(WrongAck)));
-        assert_eq!((inflight.handle_puback(2), inflight.handle_pubcomp(2)), (Err(WrongAck), Err(WrongAck)));
-        assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
-        assert_eq!((inflight.handle_puback(2), inflight.handle_pubrec(2, true)), (Err(WrongAck), Err(WrongAck)));
-        assert_eq!(
-            (inflight.handle_puback(9), inflight.handle_pubrec(9, false)),
-            (Ok(None), Ok(None)),
-            "late, not wrong"
-        );
-        inflight.receive(1, 1, Receiving::Waiting(1));
-        inflight.receive(2, 2, Receiving::Waiting(2));
-        assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Err(WrongAck), Err(WrongAck)));
-        inflight.settle(1, 1, Reason::SUCCESS);
-        inflight.settle(2, 2, Reason::SUCCESS);
-        assert_eq!(inflight.handle_pubrel(2), Err(WrongAck), "PUBREC has not been said");
-        while inflight.next_answer().is_some() {}
-        assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Ok(false), Ok(true)));
-    }
-
-    #[test]
-    fn after_a_reconnect_everything_goes_again_in_its_order() {
-        let mut inflight = Inflight::default();
-        for packet in 1..=3 {
-            inflight.begin(packet, delivery(2, u64::from(packet)));
-        }
-        assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(2)));
-        let mut released = Released::default();
-        inflight.disconnect(&mut released);
-        assert_eq!(released.requests, [1, 3]);
-        assert!(!inflight.may_send(10), "older messages come first");
-        let mut order = Vec::new();
-        while let Some(outbound) = inflight.next_to_resend() {
-            order.push((outbound.packet, matches!(outbound.state, Sending::Released)));
-            inflight.resent();
-        }
-        assert_eq!(order, [(1, false), (2, true), (3, false)]);
-        assert!(inflight.may_send(10) && !inflight.may_send(3));
-        inflight.check_invariants(false);
-    }
-
-    #[test]
-    fn what_a_former_connection_sent_may_be_acknowledged_before_it_comes_again() {
-        let mut inflight = Inflight::default();
-        for packet in 1..=5 {
-            inflight.begin(packet, delivery(if packet == 1 { 1 } else { 2 }, 0));
-        }
-        assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
-        inflight.disconnect(&mut Released::default());
-        assert_eq!(inflight.handle_puback(1), Ok(Some(0)));
-        assert_eq!(inflight.handle_pubcomp(2), Ok(true));
-        assert_eq!(inflight.handle_pubrec(4, false), Ok(Some(0)));
-        inflight.check_invariants(false);
-        let mut again = Vec::new();
-        while let Some(outbound) = inflight.next_to_resend() {
-            again.push(outbound.packet);
-            inflight.resent();
-        }
-        assert_eq!(again, [3, 5], "PUBREL of 4 was said");
-        assert_eq!(inflight.handle_pubcomp(4), Ok(true));
-        inflight.check_invariants(false);
-    }
-
-    /// [v5 4.9]
-    #[test]
-    fn what_counts_against_the_receive_maximum_came_on_this_connection() {
-        let mut inflight = Inflight::default();
-        for packet in 1..=3 {
-            inflight.receive(packet, 2, Receiving::Settled(Reason::SUCCESS));
-            assert!(inflight.next_answer().is_some());
-        }
-        assert_eq!(inflight.received(), 3);
-        inflight.disconnect(&mut Released::default());
-        assert_eq!(inflight.received(), 0);
-        assert!(inflight.receive_again(2, 2) && !inflight.receive_again(2, 2));
-        assert_eq!(inflight.received(), 1);
-        assert_eq!((inflight.handle_pubrel(1), inflight.received()), (Ok(true), 1), "1 was of the last connection");
-        assert_eq!((inflight.handle_pubrel(2), inflight.received()), (Ok(true), 0));
-        inflight.check_invariants(false);
-    }
-
-    #[test]
-    fn answers_keep_the_order_of_what_they_answer() {
-        let mut inflight = Inflight::default();
-        for (packet, qos) in [(1, 1), (2, 2), (3, 1)] {
-            inflight.receive(packet, qos, Receiving::Waiting(packet.into()));
-        }
-        assert!(inflight.settle(3, 3, Reason::SUCCESS) && inflight.settle(2, 2, Reason::SUCCESS));
-        assert_eq!(inflight.next_answer(), None);
-        assert!(!inflight.settle(1, 9, Reason::SUCCESS), "of another message under this number");
-        assert!(inflight.settle(1, 1, Reason::QUOTA_EXCEEDED));
-        assert_eq!(inflight.next_answer(), Some(Answer { packet: 1, qos: 1, reason: Reason::QUOTA_EXCEEDED }));
-        assert_eq!(inflight.next_answer(), Some(Answer { packet: 2, qos: 2, reason: Reason::SUCCESS }));
-        assert_eq!(inflight.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
-        assert_eq!(inflight.next_answer(), None);
-        assert!(inflight.is_answered(2) && !inflight.is_answered(1));
-        assert_eq!((inflight.handle_pubrel(2), inflight.handle_pubrel(2)), (Ok(true), Ok(false)));
-        assert!(inflight.is_empty());
-    }
-
-    #[test]
-    fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
-        let mut inflight = Inflight::default();
-        for (packet, qos) in [(1, 2), (2, 2), (3, 1)] {
-            inflight.receive(packet, qos, Receiving::Waiting(packet.into()));
-        }
-        inflight.settle(2, 2, Reason::SUCCESS);
-        inflight.disconnect(&mut Released::default());
-        assert!(inflight.is_unanswered(1, 2) && inflight.is_answered(2) && !inflight.is_unanswered(3, 1));
-    }
-
-    fn bound(messages: usize, bytes: usize) -> QueueBound {
-        QueueBound { messages, bytes }
-    }
-
-    #[test]
-    fn the_queue_is_bounded_by_messages_and_by_bytes() {
-        let mut inflight = Inflight::default();
-        assert!(inflight.enqueue(delivery(1, 0), &bound(2, 100), true).is_ok());
-        assert!(inflight.enqueue(delivery(0, 0), &bound(2, 11), true).is_err());
-        assert!(inflight.enqueue(delivery(0, 0), &bound(2, 12), true).is_ok());
-        assert!(inflight.enqueue(delivery(1, 0), &bound(2, 100), true).is_err(), "nobody waits to hear of it");
-        assert_eq!(inflight.queued(), (2, 12));
-        inflight.disconnect(&mut Released::default());
-        assert_eq!(inflight.queued(), (1, 6));
-        assert!(inflight.dequeue().is_some() && inflight.is_empty());
-    }
-
-    fn settled(token: Token) -> Delivery {
-        Delivery { token, ..delivery(1, 0) }
-    }
-
-    #[test]
-    fn publishers_wait_for_a_device_that_takes_what_it_is_sent() {
-        let (mut inflight, bound) = (Inflight::default(), bound(2, 100));
-        assert_eq!(inflight.enqueue(settled(1), &bound, true).unwrap(), Enqueued::Kept(1));
-        assert_eq!(inflight.enqueue(settled(2), &bound, true).unwrap(), Enqueued::Kept(2));
-        assert_eq!(inflight.enqueue(settled(3), &bound, true).unwrap(), Enqueued::FirstWaits);
-        inflight.begin_pace(Tick(0));
-        assert_eq!(inflight.enqueue(settled(4), &bound, true).unwrap(), Enqueued::Waits);
-        assert!(inflight.enqueue(settled(5), &bound, false).is_err());
-        let mut tokens = Vec::new();
-        assert!(inflight.dequeue().is_some());
-        inflight.admit_waiting(&bound, &mut tokens);
-        assert_eq!((tokens.as_slice(), inflight.queued()), (&[3][..], (2, 12)));
-        inflight.check_invariants(true);
-        assert_eq!(inflight.pace().unwrap().taken, 1);
-        // It stalls: nobody waits for it until it has caught up.
-        assert_eq!(inflight.drop_waiting(&mut tokens), 1);
-        assert_eq!(tokens, [3, 4]);
-        assert!(inflight.enqueue(settled(6), &bound, true).is_err());
-        assert!(inflight.dequeue().is_some());
-        inflight.admit_waiting(&bound, &mut tokens);
-        assert_eq!(inflight.enqueue(settled(7), &bound, true).unwrap(), Enqueued::Kept(7));
-        assert_eq!(inflight.enqueue(settled(8), &bound, true).unwrap(), Enqueued::FirstWaits);
-        let mut released = Released::default();
-        inflight.disconnect(&mut released);
-        assert_eq!((released.tokens.as_slice(), released.dropped), (&[8][..], 1));
-        inflight.check_invariants(false);
-    }
-}
+mod tests;

@@ -7,14 +7,20 @@ use slab::Slab;
 
 use super::inflight::{Inflight, Released};
 use super::{Broker, Profile};
+use crate::config::budget::WILL_BYTES;
 use crate::devices::Devices;
 use crate::link::{Home, ListenerId, Peer, Publication, SessionFacts, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
+use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 
 /// Ticks in a second.
 const TICKS_PER_SECOND: u32 = 10;
+/// Subscriptions of a session that are removed when it ends; the others go in the next turns.
+const SESSION_SUBSCRIPTIONS_ENDED: usize = 256;
+/// Subscriptions removed in one turn of sessions that have ended.
+const SUBSCRIPTIONS_ENDED: usize = 4_096;
 /// The longest wait, in ticks (3.4 years), since ticks that are compared must lie near each other. The configuration
 /// lets no session be kept for longer.
 const DEADLINE_TICKS_MAX: u32 = 1 << 30;
@@ -28,6 +34,22 @@ pub struct Will {
     pub expiry_s: Option<u32>,
     /// How long after the end it is published, in seconds, if the device has not come back.
     pub delay_s: u32,
+}
+
+/// A will as its session keeps it.
+struct KeptWill {
+    will: Will,
+    /// What it takes of the shard's pool.
+    charge: Charge,
+}
+
+impl Will {
+    /// What keeping it takes of the pool, in bytes: a short one is part of its session in the memory budget.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let whole = size_of::<KeptWill>() + self.publication.bytes() + 4 * ALLOCATION_BYTES;
+        whole.saturating_sub(WILL_BYTES as usize)
+    }
 }
 
 /// A will that is to be published now, and whose.
@@ -69,12 +91,14 @@ pub struct Attached {
 
 /// No connection.
 const NOBODY: u32 = u32::MAX;
+/// No connection any more: the session has ended.
+const RETIRED: u32 = NOBODY - 1;
 
 /// One session.
 pub(super) struct Session {
     pub(super) profile: Profile,
     pub(super) generation: u32,
-    /// The slot of its connection, or [`NOBODY`].
+    /// The slot of its connection, or [`NOBODY`], or [`RETIRED`].
     connection: u32,
     pub(super) next_packet: u16,
     /// Whether it is listed as one that could send more.
@@ -91,7 +115,7 @@ pub(super) struct Session {
     device: Box<str>,
     /// When the device went away.
     away_since: Tick,
-    will: Option<Box<Will>>,
+    will: Option<Box<KeptWill>>,
     pub(super) inflight: Option<Box<Inflight>>,
     pub(super) groups: Vec<Membership>,
 }
@@ -130,10 +154,12 @@ pub(super) struct Sessions {
     /// When something is due in a session whose device is away.
     wheel: Wheel,
     due: Vec<u32>,
+    retired: usize,
+    pool: Arc<Pool>,
 }
 
 impl Sessions {
-    pub(super) fn new(worker: WorkerId, home: Home, now: Tick) -> Self {
+    pub(super) fn new(worker: WorkerId, home: Home, pool: Arc<Pool>, now: Tick) -> Self {
         Self {
             worker,
             home,
@@ -143,11 +169,13 @@ impl Sessions {
             away: Devices::default(),
             wheel: Wheel::new(now),
             due: Vec::new(),
+            retired: 0,
+            pool,
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.all.len()
+        self.all.len() - self.retired
     }
 
     pub(super) fn count_away(&self) -> usize {
@@ -185,10 +213,13 @@ impl Sessions {
         self[session].inflight.get_or_insert_default()
     }
 
+    /// Something in flight has changed: what is empty goes, and the pool is told of what is not.
     pub(super) fn shed_empty_inflight(&mut self, session: u32) {
-        let inflight = &mut self[session].inflight;
-        if inflight.as_ref().is_some_and(|inflight| inflight.is_empty()) {
-            *inflight = None;
+        let inflight = &mut self.all[session as usize].inflight;
+        match inflight {
+            Some(known) if known.is_empty() => *inflight = None,
+            Some(known) => known.account(&self.pool),
+            None => {}
         }
     }
 
@@ -234,9 +265,22 @@ impl Sessions {
         Some(session)
     }
 
+    /// The session has ended, and its slot is not free yet: no handle finds it any more.
+    fn retire(&mut self, session: u32) {
+        self.wheel.cancel(session);
+        self.generations = self.generations.wrapping_add(1);
+        self.retired += 1;
+        let generation = self.generations;
+        let known = &mut self[session];
+        known.generation = generation;
+        known.connection = RETIRED;
+        (known.will, known.inflight, known.device) = (None, None, Box::default());
+    }
+
     fn remove(&mut self, session: u32) {
         self.wheel.cancel(session);
-        self.all.remove(session as usize);
+        let removed = self.all.remove(session as usize);
+        self.retired -= usize::from(removed.is_retired());
         if self.all.is_empty() {
             // After a mass disconnect the memory goes back.
             self.all = Slab::new();
@@ -261,7 +305,7 @@ impl Sessions {
     /// Arms the next thing that is due while the device is away.
     fn arm(&mut self, session: u32) {
         let known = &self[session];
-        let will = known.will.as_ref().map(|will| will.delay_s);
+        let will = known.will.as_ref().map(|kept| kept.will.delay_s);
         let expiry = Some(known.profile.expiry_s).filter(|&expiry_s| expiry_s != u32::MAX);
         if let Some(first_s) = will.into_iter().chain(expiry).min() {
             self.wheel.arm(session, known.away_for(first_s));
@@ -271,7 +315,8 @@ impl Sessions {
     fn take_will(&mut self, session: u32, now: Moment) -> Option<DueWill> {
         let publisher = self.id(session);
         let known = &mut self[session];
-        let will = *known.will.take()?;
+        let KeptWill { will, charge } = *known.will.take()?;
+        drop(charge);
         let mut publication = will.publication;
         publication.publisher = Some(publisher);
         publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
@@ -282,6 +327,10 @@ impl Sessions {
         let mut away = 0;
         for (index, session) in &self.all {
             let slot = index as u32;
+            if session.is_retired() {
+                assert!(!session.is_online() && session.groups.is_empty() && session.inflight.is_none());
+                continue;
+            }
             if session.is_online() {
                 assert_eq!(self.of(session.connection), Some(slot), "session {index} and its connection disagree");
                 assert!(is_device(session.connection), "session {index} has a connection that is no device");
@@ -298,7 +347,11 @@ impl Sessions {
         }
         assert_eq!(away, self.away.len(), "somebody is listed as away who is not");
         let attached = self.attached.iter().filter(|&&session| session != NOBODY).count();
-        assert_eq!(attached + away, self.all.len());
+        assert_eq!(attached + away, self.len());
+        let charged = self.all.iter().filter_map(|(_, session)| session.inflight.as_deref()).map(Inflight::charged);
+        assert_eq!(self.pool.used(Class::Queues), charged.sum::<usize>() as u64);
+        let wills = self.all.iter().filter_map(|(_, session)| session.will.as_deref()).map(|kept| kept.charge.bytes());
+        assert_eq!(self.pool.used(Class::Wills), wills.sum::<usize>() as u64);
     }
 }
 
@@ -319,7 +372,12 @@ impl IndexMut<u32> for Sessions {
 impl Session {
     /// Whether its device is connected.
     pub(super) fn is_online(&self) -> bool {
-        self.connection != NOBODY
+        self.connection < RETIRED
+    }
+
+    /// Whether it has ended, and its slot is kept until its subscriptions are removed.
+    pub(super) fn is_retired(&self) -> bool {
+        self.connection == RETIRED
     }
 
     /// When the device has been away for that long: with the first tick that begins after it, so never too early.
@@ -354,7 +412,11 @@ impl Broker {
         let known = &mut self.sessions[session];
         known.profile = profile;
         // A will of the last connection that was still to come is not: the device is back [v5 MQTT-3.1.3-9].
-        known.will = will;
+        known.will = will.map(|will| {
+            let mut charge = Charge::none(&self.pool, Class::Wills);
+            charge.set(will.bytes());
+            Box::new(KeptWill { will: *will, charge })
+        });
         known.device = Box::default();
         self.tell_groups(session, true);
         self.note_backlog(session);
@@ -384,7 +446,7 @@ impl Broker {
         self.release(released, counters);
         let known = &self.sessions[session];
         let ends = known.profile.expiry_s == 0 || self.sessions.count_away() >= self.bounds.away;
-        let delay_s = known.will.as_ref().map_or(0, |will| will.delay_s);
+        let delay_s = known.will.as_ref().map_or(0, |kept| kept.will.delay_s);
         let due_will = if ends || delay_s == 0 { self.sessions.take_will(session, now) } else { None };
         if ends {
             if self.sessions[session].profile.expiry_s != 0 {
@@ -396,6 +458,13 @@ impl Broker {
             self.tell_groups(session, false);
         }
         due_will
+    }
+
+    /// Whether the pool has room for a will.
+    #[must_use]
+    pub fn has_room_for(&self, will: &Will) -> bool {
+        let bytes = will.bytes();
+        bytes == 0 || self.pool.may_take(Class::Wills, bytes, 0)
     }
 
     /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
@@ -432,7 +501,7 @@ impl Broker {
             debug_assert!(!known.is_online());
             let have_passed = |seconds| !known.away_for(seconds).is_after(drained);
             let expired = known.profile.expiry_s != u32::MAX && have_passed(known.profile.expiry_s);
-            let will_due = known.will.as_ref().is_some_and(|will| have_passed(will.delay_s));
+            let will_due = known.will.as_ref().is_some_and(|kept| have_passed(kept.will.delay_s));
             if expired || will_due {
                 due_wills.extend(self.sessions.take_will(session, now));
             }
@@ -485,13 +554,36 @@ impl Broker {
 
     /// The session is no more: its subscriptions and messages go with it.
     fn end(&mut self, session: u32) {
-        self.routing.subscriptions.remove_all(session);
         let member = self.id(session);
         for membership in std::mem::take(&mut self.sessions[session].groups) {
+            self.routing.note_left(&membership.group);
             self.tell_group(Peer::Leave { group: membership.group, member });
         }
-        self.sessions.remove(session);
+        if self.routing.subscriptions.remove_some(session, SESSION_SUBSCRIPTIONS_ENDED) {
+            self.sessions.remove(session);
+        } else {
+            self.sessions.retire(session);
+            self.ends.push_back(session);
+        }
         self.note_wants();
+    }
+
+    /// Goes on with the ends of sessions that had many subscriptions.
+    pub(super) fn advance_ends(&mut self) {
+        let mut left = SUBSCRIPTIONS_ENDED;
+        while left > 0
+            && let Some(&session) = self.ends.front()
+        {
+            let before = self.routing.subscriptions.len();
+            if self.routing.subscriptions.remove_some(session, left) {
+                self.ends.pop_front();
+                self.sessions.remove(session);
+            }
+            left = left.saturating_sub((before - self.routing.subscriptions.len()).max(1));
+        }
+        if left < SUBSCRIPTIONS_ENDED {
+            self.note_wants();
+        }
     }
 
     /// Tells the homes of the session's groups whether its device is there.

@@ -18,6 +18,7 @@
 //! | `sessions` | the table: who there is, online or away, and when that ends | `lifecycle` |
 //! | `routing` | filters ([`subscriptions`]), groups of shared subscribers, [`retained`] messages | `routing`, `groups` |
 //! | `deliveries` | what was routed and is not with its session yet; sessions that could send more | `delivery` |
+//! | `matching` | publications whose subscribers are not all found yet | `matching` |
 //! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
 //!
@@ -29,6 +30,7 @@ mod groups;
 mod inbound;
 mod inflight;
 mod lifecycle;
+mod matching;
 mod pace;
 mod replay;
 mod routing;
@@ -41,6 +43,7 @@ pub mod subscriptions;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use delivery::{SendBudget, SessionBatch};
@@ -57,6 +60,7 @@ use crate::pool::Pool;
 use crate::time::Tick;
 use delivery::Deliveries;
 use lifecycle::Sessions;
+use matching::Matching;
 use pace::Paces;
 use routing::Routing;
 use settlement::Settlements;
@@ -167,7 +171,10 @@ pub struct Broker {
     requests: Vec<(u64, RequestEnd)>,
     /// How many SUBSCRIBE packets have come: the number of the latest.
     subscribes: u32,
+    matching: Matching,
     found: Vec<Subscriber>,
+    /// Sessions that have ended and whose subscriptions are still to be removed.
+    ends: VecDeque<u32>,
 }
 
 /// What became of a request of the API.
@@ -186,23 +193,26 @@ impl Broker {
     #[must_use]
     pub fn new(setup: Setup, now: Tick) -> Self {
         let bounds = setup.bounds;
+        let pool = Arc::new(Pool::new(bounds.pool_bytes));
         let inbox = Credit { messages: bounds.inbox_messages, bytes: bounds.pool_bytes / INBOX_PART };
         Self {
             worker: setup.worker,
             home: setup.home,
             bounds,
-            sessions: Sessions::new(setup.worker, setup.home, now),
-            routing: Routing::new(setup.worker, setup.exchange.workers(), setup.key, &bounds),
+            sessions: Sessions::new(setup.worker, setup.home, Arc::clone(&pool), now),
+            routing: Routing::new(setup.worker, setup.exchange.workers(), setup.key, &bounds, &pool),
             deliveries: Deliveries::default(),
             settlements: Settlements::default(),
             ways: Ways::new(setup.exchange.workers(), inbox),
             paces: Paces::default(),
             exchange: setup.exchange,
-            pool: Arc::new(Pool::new(bounds.pool_bytes)),
+            pool,
             answerable: Vec::new(),
             requests: Vec::new(),
             subscribes: 0,
+            matching: Matching::new(),
             found: Vec::new(),
+            ends: VecDeque::new(),
         }
     }
 
@@ -242,7 +252,10 @@ impl Broker {
     /// lost.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.has_many_deliveries() || self.settlements.len() >= CONGESTED_AT || self.ways.is_congested()
+        self.has_many_deliveries()
+            || self.settlements.len() >= CONGESTED_AT
+            || self.ways.is_congested()
+            || self.matching.is_congested()
     }
 
     /// Whether so many deliveries wait that no more should be made this turn. They wait for nobody but the deliver phase.
@@ -251,10 +264,14 @@ impl Broker {
         self.deliveries.len() >= CONGESTED_AT
     }
 
-    /// Whether deliveries wait.
+    /// Whether deliveries wait, or what is done a part in each turn: matching, and what is left of sessions that have ended.
     #[must_use]
     pub fn has_deliveries(&self) -> bool {
-        !self.deliveries.is_empty() || !self.answerable.is_empty() || !self.requests.is_empty()
+        !self.deliveries.is_empty()
+            || !self.answerable.is_empty()
+            || !self.requests.is_empty()
+            || !self.matching.is_empty()
+            || !self.ends.is_empty()
     }
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.

@@ -34,8 +34,10 @@ const LOOK_BYTES: usize = 256;
 const TOMBSTONES_MAX: usize = 65_536;
 /// Bytes of them at most.
 const TOMBSTONE_BYTES_MAX: usize = 16 << 20;
-/// Tombstones looked at for each message that comes: more than one, so that they go faster than they come.
+/// Tombstones forgotten for each message that comes: more than one, so that they go faster than they come.
 const BURIED_AT_ONCE: usize = 4;
+/// Tombstones forgotten in one turn in which nothing comes.
+pub(super) const BURIED_IN_A_TURN: usize = 1_024;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +201,7 @@ impl Retained {
         // Not before: it may be the last message that a tombstone was there for.
         let from = Exchange::worker_of(stamp).index();
         self.heard[from] = self.heard[from].max(stamp);
-        self.bury(exchange);
+        self.bury(exchange, BURIED_AT_ONCE);
         match (is_stale, publication.payload.is_empty()) {
             (true, _) => Set::Stale,
             (false, true) => self.delete(publication, exchange),
@@ -242,9 +244,9 @@ impl Retained {
         Set::Deleted
     }
 
-    /// Forgets tombstones before which nothing is on its way any more.
-    pub fn bury(&mut self, exchange: &Exchange) {
-        for _ in 0..BURIED_AT_ONCE {
+    /// Forgets at most `limit` tombstones before which nothing is on its way any more.
+    pub fn bury(&mut self, exchange: &Exchange, limit: usize) {
+        for _ in 0..limit {
             let Some(oldest) = self.graves.front() else { return };
             if exchange.may_be_behind(oldest.stamp, self.worker, &self.heard) {
                 return;

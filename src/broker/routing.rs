@@ -6,14 +6,25 @@ use super::groups::{Groups, Member};
 use super::inbound::Ticket;
 use super::inflight::{Delivery, Identifiers};
 use super::lifecycle::Membership;
+use super::matching::merge;
 use super::retained::{Retained, Set};
 use super::settlement::{NOTHING, Owner, Part, Settled, Token};
 use super::subscriptions::{Subscriber, Subscriptions};
 use super::{Bounds, Broker, RequestEnd};
 use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{Reason, topic};
+use crate::config::budget::FILTER_BYTES;
 use crate::link::{Choice, Exchange, Passed, Peer, Publication, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
+use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
+
+/// The first filter of a session is part of it in the memory budget, where it is no longer than this.
+const FIRST_FILTER_BYTES: usize = 256;
+
+/// What a member of a group keeps of it beside its place, in bytes.
+const fn membership_bytes(group: &str) -> usize {
+    group.len() + size_of::<Membership>() + ALLOCATION_BYTES
+}
 
 /// What became of one filter in SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +52,20 @@ pub(super) struct Routing {
     /// The groups whose home this shard is.
     pub(super) groups: Groups,
     pub(super) retained: Retained,
+    /// What filters take of the shard's pool.
+    charge: Charge,
+    /// Bytes of the names of groups in the sessions that are members.
+    membership_bytes: usize,
 }
 
 impl Routing {
-    pub(super) fn new(worker: WorkerId, workers: u16, key: u64, bounds: &Bounds) -> Self {
+    pub(super) fn new(worker: WorkerId, workers: u16, key: u64, bounds: &Bounds, pool: &Arc<Pool>) -> Self {
         Self {
             subscriptions: Subscriptions::new(key),
             groups: Groups::new(key.rotate_left(32)),
             retained: Retained::new(worker, workers, bounds.retained_messages, bounds.retained_bytes),
+            charge: Charge::none(pool, Class::Filters),
+            membership_bytes: 0,
         }
     }
 
@@ -60,6 +77,17 @@ impl Routing {
             self.retained.set(&Arc::new(publication.withdrawal()), exchange);
         }
         set != Set::Full
+    }
+
+    /// The pool is told what filters take by now, beyond one short one for each of so many `sessions`: those are part of the
+    /// sessions in the memory budget.
+    pub(super) fn account(&mut self, sessions: usize) {
+        let bytes = self.subscriptions.bytes() + self.groups.bytes() + self.membership_bytes;
+        self.charge.set(bytes.saturating_sub(sessions * FILTER_BYTES as usize));
+    }
+
+    pub(super) fn note_left(&mut self, group: &str) {
+        self.membership_bytes -= membership_bytes(group);
     }
 
     pub(super) fn check_invariants(&self) {
@@ -203,53 +231,29 @@ impl Broker {
         self.routing.subscriptions.find(session, topic)
     }
 
-    /// Keeps what is to be retained, and makes a delivery for every subscriber here. `false`: it could not be retained.
+    /// Keeps what is to be retained, and makes a delivery for every subscriber here, perhaps not in this turn: then the settlement
+    /// has one part more. `false`: it could not be retained.
     fn route(&mut self, publication: &Arc<Publication>, token: Token, counters: &mut Counters) -> bool {
         let is_kept = !publication.retain || self.routing.retain(publication, &self.exchange);
         counters.add(Figure::RetainedRefused, u64::from(!is_kept));
-        self.route_to_groups(publication, token);
-        let mut found = std::mem::take(&mut self.found);
-        found.clear();
-        self.routing.subscriptions.matching(&publication.topic, &mut found);
-        let publisher = publication.publisher.filter(|id| id.worker == self.worker);
-        // No Local: not to the connection that published it [v5 MQTT-3.8.3-3].
-        found.retain(|subscriber| {
-            let no_local = subscriber.options & Options::NO_LOCAL != 0;
-            !(no_local && publisher.is_some_and(|id| self.sessions.resolve(id) == Some(subscriber.session)))
-        });
-        // Overlapping subscriptions make one delivery, under the highest QoS [v5 MQTT-3.3.4-2], and with all identifiers
-        // [v5 MQTT-3.3.4-3, MQTT-3.3.4-4].
-        if found.len() > 1 {
-            found.sort_by_key(|subscriber| subscriber.session);
-        }
-        for own in found.chunk_by(|one, other| one.session == other.session) {
-            self.push(own[0].session, merge(publication, own, token));
-        }
-        self.found = found;
+        self.match_publication(publication, token);
         is_kept
     }
 
-    fn push(&mut self, session: u32, delivery: Delivery) {
+    pub(super) fn push(&mut self, session: u32, delivery: Delivery) {
         self.settlements.add(delivery.token);
         self.deliveries.push(session, self.sessions[session].generation, delivery);
     }
 
     // --- Shared subscriptions ---------------------------------------------------------------------------------------
 
-    fn route_to_groups(&mut self, publication: &Arc<Publication>, token: Token) {
-        if self.routing.groups.is_empty() {
-            return;
-        }
-        let mut scratch = std::mem::take(&mut self.found);
-        let mut chosen = Vec::new();
-        self.routing.groups.choose(&publication.topic, &mut scratch, &mut chosen);
-        self.found = scratch;
-        for (group, member) in chosen {
-            self.give_to_member(group, member, publication, token);
-        }
-    }
-
-    fn give_to_member(&mut self, group: Arc<str>, member: Member, publication: &Arc<Publication>, token: Token) {
+    pub(super) fn give_to_member(
+        &mut self,
+        group: Arc<str>,
+        member: Member,
+        publication: &Arc<Publication>,
+        token: Token,
+    ) {
         let Member { session, options, identifier, .. } = member;
         if session.worker != self.worker {
             let choice = Some(Box::new(Choice { group, member: session, options, identifier }));
@@ -270,8 +274,10 @@ impl Broker {
         identifier: u32,
         token: Token,
     ) {
-        let delivery = merge(publication, &[Subscriber { session, identifier, options }], token);
-        self.push(session, delivery);
+        let subscriber = Subscriber { session, identifier, options };
+        if let Some(delivery) = merge(publication, std::iter::once(subscriber), token) {
+            self.push(session, delivery);
+        }
     }
 
     /// Says something to the home of the group that it is about.
@@ -329,7 +335,7 @@ impl Broker {
     pub fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32) -> Granted {
         let options_byte = options.to_byte();
         let is_known = self.has_subscribed(session, filter);
-        if !is_known && self.subscription_count(session) >= self.bounds.subscriptions {
+        if !is_known && !self.has_room_for_filter(session, filter) {
             return Granted::TooMany;
         }
         if topic::shared(filter).is_some() {
@@ -366,8 +372,9 @@ impl Broker {
         if gone { Unsubscribed::Removed } else { Unsubscribed::NoSuch }
     }
 
-    /// Tells the other shards whether anything published is of interest here.
+    /// Filters have changed: tells the other shards whether anything published is of interest here, and the pool what they take.
     pub(super) fn note_wants(&mut self) {
+        self.routing.account(self.sessions.len());
         let wants = !self.routing.subscriptions.is_empty() || !self.routing.groups.is_empty();
         self.exchange.set_wants(self.worker, wants);
     }
@@ -381,6 +388,16 @@ impl Broker {
             inflight.shed_replays();
             self.sessions.shed_empty_inflight(session);
         }
+    }
+
+    /// Whether a session may have one more subscription: by number, and by what the pool has room for.
+    fn has_room_for_filter(&self, session: u32, filter: &str) -> bool {
+        let count = self.subscription_count(session);
+        let bytes = Subscriptions::bytes_of(filter) + topic::shared(filter).map_or(0, |_| membership_bytes(filter));
+        let shared: usize = self.sessions[session].groups.iter().map(|own| membership_bytes(&own.group)).sum();
+        let held = self.routing.subscriptions.bytes_held(session) + shared;
+        let is_in_session = count == 0 && filter.len() <= FIRST_FILTER_BYTES;
+        count < self.bounds.subscriptions && (is_in_session || self.pool.may_take(Class::Filters, bytes, held))
     }
 
     fn subscription_count(&self, session: u32) -> usize {
@@ -398,6 +415,7 @@ impl Broker {
         let known = groups.iter().position(|membership| *membership.group == *filter);
         let place = known.unwrap_or_else(|| {
             groups.push(Membership { group: filter.into(), options, identifier });
+            self.routing.membership_bytes += membership_bytes(filter);
             groups.len() - 1
         });
         (groups[place].options, groups[place].identifier) = (options, identifier);
@@ -413,28 +431,8 @@ impl Broker {
         let groups = &mut self.sessions[session].groups;
         let Some(place) = groups.iter().position(|membership| *membership.group == *filter) else { return false };
         let group = groups.swap_remove(place).group;
+        self.routing.note_left(&group);
         self.tell_group(Peer::Leave { group, member });
         true
-    }
-}
-
-/// What the subscriptions of one session make of a publication.
-fn merge(publication: &Arc<Publication>, own: &[Subscriber], token: Token) -> Delivery {
-    let mut identifiers = Identifiers::None;
-    let mut granted = 0;
-    let mut as_published = false;
-    for subscriber in own {
-        granted = granted.max(subscriber.qos());
-        as_published |= subscriber.options & Options::RETAIN_AS_PUBLISHED != 0;
-        identifiers.push(subscriber.identifier);
-    }
-    Delivery {
-        publication: Arc::clone(publication),
-        qos: publication.qos.min(granted),
-        // [v5 MQTT-3.3.1-12, MQTT-3.3.1-13]; in v3.1.1 never [v3.1.1 MQTT-3.3.1-9].
-        retain: publication.retain && as_published,
-        identifiers,
-        request: 0,
-        token,
     }
 }

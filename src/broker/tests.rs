@@ -196,6 +196,187 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
     assert!(world.shards[worker].sessions[session].inflight.is_none());
 }
 
+/// As many filters as a binary tree has leaves, all of which a topic may come to; three sessions.
+#[test]
+fn publication_through_many_filters_goes_on_in_later_turns_and_holds_up_no_other() {
+    const LEVELS: usize = 12;
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    let on_it: Vec<usize> = (0..world.devices.len()).filter(|&device| world.devices[device].worker == worker).collect();
+    let sessions: Vec<u32> = on_it[..2]
+        .iter()
+        .map(|&device| {
+            world.connect(device);
+            world.session_of(device).unwrap()
+        })
+        .collect();
+    world.shards[worker].bounds.subscriptions = 1 << LEVELS;
+    let options = Options::plain(QoS::AtMostOnce);
+    for number in 0..1 << LEVELS {
+        let levels: Vec<&str> = (0..LEVELS).map(|bit| if number >> bit & 1 == 1 { "+" } else { "a" }).collect();
+        let filter = format!("{}/z", levels.join("/"));
+        assert_eq!(world.shards[worker].subscribe(sessions[0], &filter, options, 0), Granted::Subscribed);
+    }
+    world.shards[worker].subscribe(sessions[1], "#", options, 0);
+    let deep = format!("{}z", "a/".repeat(LEVELS));
+    let publish = |world: &mut World, topic: &str| {
+        let mut publication = world.publication(topic, 1);
+        publication.publisher = Some(world.shards[worker].id(sessions[0]));
+        let shard = &mut world.shards[worker];
+        let ticket = shard.request(u64::from(message_of(&publication.payload)));
+        shard.publish(publication, ticket, &mut world.counters);
+    };
+    publish(&mut world, &deep);
+    publish(&mut world, "other");
+    publish(&mut world, &deep);
+    assert!(world.shards[worker].is_matching(sessions[0]) && !world.shards[worker].is_matching(sessions[1]));
+    let (mut sent, mut answered, mut turns) = (Vec::new(), Vec::new(), 0);
+    while world.shards[worker].has_deliveries() {
+        let (now, counters) = (world.now, &mut world.counters);
+        let shard = &mut world.shards[worker];
+        shard.begin_turn();
+        for batch in shard.next_deliveries(1_000) {
+            let topics = batch.deliveries.iter().map(|delivery| delivery.publication.topic.to_string());
+            sent.extend(topics.map(|topic| (turns, batch.session, topic)));
+            let mut out = Vec::new();
+            let budget = &mut SendBudget { out: &mut out, unsent: 0, turn_bytes: 1 << 20, now, counters };
+            shard.write(batch.session, batch.deliveries, budget);
+        }
+        answered.extend(shard.take_requests().into_iter().map(|(request, _)| (turns, request)));
+        turns += 1;
+    }
+    world.shards[worker].check_invariants(|_| true);
+    let least = (1 << LEVELS) / matching::PUBLICATION_VISITS;
+    assert!(turns >= 2 * least, "{turns} turns");
+    // The other topic goes at once; each subscriber gets all of them once, in their order.
+    assert_eq!(sent[0], (0, sessions[1], "other".to_owned()));
+    for session in sessions {
+        let got: Vec<&str> =
+            sent.iter().filter(|sent| sent.1 == session && sent.2 != "other").map(|sent| &*sent.2).collect();
+        assert_eq!(got, [&deep, &deep]);
+    }
+    // Who published is told when all is done, and not before.
+    assert_eq!(answered.iter().map(|(_, request)| *request).collect::<Vec<_>>(), [2, 1, 3]);
+    assert!(answered[0].0 == 0 && answered[1].0 + 1 >= least && answered[2].0 > answered[1].0);
+    assert!(!world.shards[worker].is_matching(on_it[0] as u32));
+}
+
+#[test]
+fn session_with_many_subscriptions_ends_in_steps_and_gets_nothing_meanwhile() {
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    world.connect(0);
+    let session = world.session_of(0).unwrap();
+    world.shards[worker].bounds.subscriptions = 100_000;
+    for number in 0..20_000 {
+        world.shards[worker].subscribe(session, &format!("{number}/#"), Options::plain(QoS::AtMostOnce), 0);
+    }
+    let (now, counters) = (world.now, &mut world.counters);
+    let shard = &mut world.shards[worker];
+    shard.set_expiry(session, 0);
+    let connection = (0..100).find(|&connection| shard.of(connection) == Some(session)).unwrap();
+    shard.detach(connection, "gone", false, now, counters);
+    let mut turns = 0;
+    while shard.has_deliveries() {
+        for number in [0, 19_999] {
+            let publication = crate::link::Publication::plain(format!("{number}/x"), bytes::Bytes::new(), 0);
+            shard.publish(publication, Ticket::NOBODY, counters);
+        }
+        assert!(turns == 0 || shard.sessions.len() == 0);
+        shard.begin_turn();
+        assert!(shard.next_deliveries(100).is_empty());
+        turns += 1;
+    }
+    assert!((4..8).contains(&turns), "{turns} turns");
+    shard.check_invariants(|_| true);
+    assert!(shard.routing.subscriptions.is_empty());
+}
+
+/// Far more is published to devices that are away than the pool has for what waits, and far more is subscribed to.
+#[test]
+fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
+    use crate::pool::Class as Part;
+
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    let (now, counters) = (world.now, &mut world.counters);
+    let shard = &mut world.shards[worker];
+    let bounds = Bounds { pool_bytes: 1 << 20, subscriptions: 100_000, ..*shard.bounds() };
+    let setup = Setup {
+        worker: WorkerId(worker as u16),
+        home: shard.home,
+        exchange: Arc::clone(&shard.exchange),
+        bounds,
+        key: 1,
+    };
+    *shard = Broker::new(setup, now.tick());
+    let pool = Arc::clone(shard.pool());
+    let profile = Profile {
+        version: Version::V5,
+        listener: ListenerId(0),
+        keep_alive_s: 0,
+        expiry_s: u32::MAX,
+        receive_maximum: 10,
+        packet_maximum: u32::MAX,
+        alias_maximum: 0,
+    };
+    let options = Options::plain(QoS::AtLeastOnce);
+    let attach = |shard: &mut Broker, connection: u32| {
+        let device = format!("{connection}");
+        shard.attach(Arrival { connection, device: &device, clean_start: true, profile, will: None }, now).session
+    };
+    // One that subscribes without end gets its part, and another's filter is refused none of its own.
+    let greedy = attach(shard, 0);
+    let granted = (0..100_000)
+        .take_while(|number| shard.subscribe(greedy, &format!("x/{number:0100}"), options, 0) == Granted::Subscribed);
+    assert!((10..1_000).contains(&granted.count()) && pool.used(Part::Filters) <= pool.share(Part::Filters));
+    let devices: Vec<u32> = (1..20).map(|connection| attach(shard, connection)).collect();
+    for &session in &devices {
+        assert_eq!(shard.subscribe(session, "all", options, 0), Granted::Subscribed);
+    }
+    for connection in 0..20 {
+        shard.detach(connection, &format!("{connection}"), false, now, counters);
+    }
+    for _ in 0..500 {
+        let publication = crate::link::Publication::plain("all", bytes::Bytes::from(vec![0; 2_000]), 1);
+        shard.publish(publication, Ticket::NOBODY, counters);
+        shard.begin_turn();
+        for batch in shard.next_deliveries(1_000) {
+            shard.keep(batch, now, counters);
+        }
+    }
+    shard.check_invariants(|_| false);
+    assert!(pool.used(Part::Queues) <= pool.share(Part::Queues), "{} bytes", pool.used(Part::Queues));
+    assert!(counters.figure(Figure::DroppedQueueFull) > 1_000);
+    for &session in &devices {
+        let (queued, _) = shard.sessions[session].inflight.as_deref().unwrap().queued();
+        assert!((1..=100).contains(&queued), "{queued} messages wait in one session");
+    }
+    // Wills: a short one is part of its session, a long one must find room.
+    let will = |bytes: usize| {
+        let publication = crate::link::Publication::plain("w", bytes::Bytes::from(vec![0; bytes]), 1);
+        Will { publication, expiry_s: None, delay_s: 0 }
+    };
+    assert!(shard.has_room_for(&will(30)) && shard.has_room_for(&will(4_000)) && !shard.has_room_for(&will(100_000)));
+    // All of it comes back.
+    for device in 0..20 {
+        let device = format!("{device}");
+        let arrival =
+            Arrival { connection: 1, device: &device, clean_start: true, profile, will: Some(Box::new(will(4_000))) };
+        assert!(!shard.attach(arrival, now).was_present);
+        let session = shard.of(1).unwrap();
+        assert!(pool.used(Part::Wills) > 3_000);
+        shard.set_expiry(session, 0);
+        shard.detach(1, &device, false, now, counters);
+    }
+    while shard.has_deliveries() {
+        shard.begin_turn();
+        shard.next_deliveries(1_000);
+    }
+    shard.check_invariants(|_| false);
+    assert_eq!(pool.used_in_all(), 0);
+}
+
 #[test]
 fn description_of_a_session_shows_its_filters_up_to_a_bound_and_counts_all() {
     let mut world = World::new(7);

@@ -32,6 +32,10 @@ pub const UPLINK_ENTRY_BYTES: u64 = 136;
 pub const CONTROL_BYTES: u64 = 16 << 20;
 /// The MQTT session of a connected device, with one subscription to a filter of its own.
 pub const SESSION_BYTES: u64 = 280;
+/// Of that, the filter with its subscription.
+pub const FILTER_BYTES: u64 = 168;
+/// The will of a connected device; what a longer one takes beyond that comes out of the pool.
+pub const WILL_BYTES: u64 = 320;
 /// The same while its device is away: the device's id and its place in a table are then the session's own.
 pub const AWAY_SESSION_BYTES: u64 = SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTRY_BYTES + WHEEL_ENTRY_BYTES;
 /// A retained message beyond its topic, properties and payload, once for all workers.
@@ -43,6 +47,8 @@ pub const KERNEL_BYTES: u64 = 4_040;
 
 /// The line of the budget for the sessions of connected devices.
 const SESSIONS: &str = "sessions";
+/// The line of the budget for their wills.
+const WILLS: &str = "wills";
 
 /// Places that a worker keeps free in its descriptor table for connections that come home: so many come in one message.
 pub const DESCRIPTORS_SPARE: u64 = 64;
@@ -109,6 +115,7 @@ pub fn memory_budget(
         let retained = limits.retained_messages as u64;
         items.extend([
             item(SESSIONS, connections, SESSION_BYTES),
+            item(WILLS, connections, WILL_BYTES),
             item("away sessions", u64::from(limits.sessions), AWAY_SESSION_BYTES),
             // The messages are shared among the workers; each has a table of its own.
             item("retained", 1, limits.retained_bytes as u64 + retained * RETAINED_BYTES),
@@ -141,7 +148,8 @@ impl MemoryBudget {
     /// The most connections that would fit, were everything else as it is.
     #[must_use]
     pub fn connections_that_fit(&self) -> u32 {
-        let session = self.items.iter().find(|item| item.what == SESSIONS).map_or(0, |item| item.each);
+        let of_sessions = self.items.iter().filter(|item| [SESSIONS, WILLS].contains(&item.what));
+        let session: u64 = of_sessions.map(|item| item.each).sum();
         let per_connection = IDLE_BYTES + session + KERNEL_BYTES;
         let fixed = self.total_bytes().saturating_sub(self.kernel.count.saturating_mul(per_connection));
         let fit = self.memory.bytes.saturating_sub(fixed) / per_connection;
@@ -261,7 +269,7 @@ mod tests {
             |with_mqtt| memory_budget(&limits, 4, Backbone::default(), &Store::default(), with_mqtt, memory(8 * GIB));
         let more = budget(true).user_bytes() - budget(false).user_bytes();
         let retained = (64 << 20) + 100_000 * 208 + 4 * 100_000 * 28;
-        assert_eq!(more, 100_000 * 280 + 50_000 * (280 + 65) + retained);
+        assert_eq!(more, 100_000 * (280 + 320) + 50_000 * (280 + 65) + retained);
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn order_of_arrival_from_three_shards_does_not_matter() {
             let left = retained.get("t").map(|publication| publication.payload.clone());
             assert_eq!(left.unwrap_or_default(), payloads[2], "{order:?}");
             assert_eq!(retained.len(), usize::from(!payloads[2].is_empty()));
-            retained.bury(&exchange);
+            retained.bury(&exchange, 10);
             assert_eq!(retained.tombstones(), (0, 0), "{order:?}: nothing is on its way, and something is remembered");
         }
     }

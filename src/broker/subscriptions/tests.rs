@@ -18,7 +18,7 @@ fn the_tree_finds_what_a_list_finds() {
         let levels: Vec<&str> = (0..depth).map(|_| choice[random.usize(..choice.len())]).collect();
         levels.join("/")
     };
-    for step in 0..20_000 {
+    for step in 0..8_000 {
         let filter = make(&mut random, &levels);
         let session = random.u32(..12);
         match random.u8(..10) {
@@ -42,7 +42,7 @@ fn the_tree_finds_what_a_list_finds() {
             }
             _ => {}
         }
-        if step % 50 == 0 {
+        if step % 200 == 0 {
             tree.check_invariants();
         }
         let name = make(&mut random, &levels[..4]);

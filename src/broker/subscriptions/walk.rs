@@ -17,6 +17,15 @@ pub struct Walk {
     pub(super) branches: Vec<Branch>,
 }
 
+impl Walk {
+    /// It begins anew, for another name. One that waits must be gone on with.
+    pub fn clear(&mut self) {
+        debug_assert!(!self.waits);
+        self.has_begun = false;
+        self.branches.clear();
+    }
+}
+
 /// A node that matches the topic name up to the level at `at`; behind its end, the whole name. What is below it was not
 /// looked at yet.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +48,9 @@ impl Subscriptions {
     /// Goes on with a walk, by so many visits, and appends every subscription that matches. A session with several is there
     /// several times. `true`: it has come to its end; until then it must be gone on with.
     pub fn advance(&mut self, name: &str, walk: &mut Walk, visits: &mut usize, found: &mut Vec<Subscriber>) -> bool {
+        if self.is_empty() && !walk.waits {
+            return true;
+        }
         let mut budget = *visits;
         let mut subscribers_found = 0;
         let is_done = self.visit(name, walk, &mut budget, |node| {
@@ -104,16 +116,31 @@ impl Subscriptions {
 }
 
 fn compare(label: &str, name: &str, mut at: usize) -> Matched {
-    for level in label.split('/') {
-        if level == "#" {
+    let mut label = label;
+    loop {
+        // Levels without wildcards are compared as one, and most labels have no others.
+        let literal = label.bytes().position(|byte| byte == b'+' || byte == b'#').unwrap_or(label.len());
+        let Some(rest) = name.get(at..) else {
+            return if label == "#" { Matched::All } else { Matched::No };
+        };
+        let (levels, wildcard) = label.split_at(literal);
+        if wildcard.is_empty() {
+            let is_same = rest.strip_prefix(levels).is_some_and(|more| more.is_empty() || more.starts_with('/'));
+            return if is_same { Matched::To(at + levels.len() + 1) } else { Matched::No };
+        }
+        if !rest.starts_with(levels) {
+            // "a/#" matches "a" too (4.7.1.2).
+            let is_parent = wildcard == "#" && levels.strip_suffix('/') == Some(rest);
+            return if is_parent { Matched::All } else { Matched::No };
+        }
+        if wildcard == "#" {
             return Matched::All;
         }
-        let Some(rest) = name.get(at..) else { return Matched::No };
-        let own = super::first_level(rest);
-        if level != "+" && level != own {
-            return Matched::No;
+        at += levels.len();
+        at += super::first_level(&name[at..]).len() + 1;
+        match wildcard.strip_prefix("+/") {
+            Some(more) => label = more,
+            None => return Matched::To(at),
         }
-        at += own.len() + 1;
     }
-    Matched::To(at)
 }

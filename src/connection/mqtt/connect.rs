@@ -142,6 +142,14 @@ impl OpenConnection<'_, '_> {
             alias_maximum: properties.topic_alias_maximum().unwrap_or(0),
         };
         let will = connect.will.as_ref().map(|will| Box::new(make_will(will)));
+        if will.as_ref().is_some_and(|will| !self.cx.broker.has_room_for(will)) {
+            return Err(self.refuse(
+                connect.version,
+                Reason::QUOTA_EXCEEDED,
+                CloseReason::PoolFull,
+                "there is no room for its will (limits.pool_bytes)",
+            ));
+        }
         let arrival =
             Arrival { connection: self.id.index, device: self.device, clean_start: connect.clean_start, profile, will };
         let attached = self.cx.broker.attach(arrival, self.cx.now);

@@ -23,7 +23,7 @@ impl OpenConnection<'_, '_> {
         if publish.properties.subscription_identifier().is_some() {
             return Err(broken("a device sends a Subscription Identifier", "v5 MQTT-3.3.4-6"));
         }
-        if self.cx.broker.is_congested() {
+        if self.cx.broker.is_congested() || self.cx.broker.is_matching(session) {
             // What others are to get waits already: this device waits too, in its socket.
             return Ok(PacketOutcome::Deferred(Step::Paused));
         }
