@@ -478,6 +478,8 @@ impl Shard {
         }
         self.connections[index as usize].save(input);
         self.account_or_end(index, now);
+        // Once more in its turn: what else the poll has told of, an end of the stream too, is not told again.
+        self.plan_read(index);
         false
     }
 
