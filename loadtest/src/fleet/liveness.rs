@@ -64,9 +64,10 @@ pub enum Verdict {
 }
 
 impl Watch {
-    /// A device that was told `terms`.
-    pub fn new(terms: Terms, now: Micros) -> Self {
-        Self { last_sent: now, terms, pings: 0 }
+    /// The device was told `terms`. Its last byte is older than that: the server heard it before it answered.
+    pub fn handle_terms(&mut self, terms: Terms) {
+        self.terms = terms;
+        self.pings = 0;
     }
 
     /// The device sent something.
@@ -108,8 +109,9 @@ mod tests {
     const TERMS: Terms = Terms { interval_ms: 60_000, timeout_ms: 10_000, retries: 2, probes: true };
 
     fn pinged(times: u8) -> Watch {
-        let mut watch = Watch::new(TERMS, 0);
+        let mut watch = Watch::default();
         watch.handle_sent(100 * SECOND);
+        watch.handle_terms(TERMS);
         (0..times).for_each(|_| watch.handle_ping());
         watch
     }
@@ -135,9 +137,21 @@ mod tests {
         assert_eq!(watch.deadline(), 281 * SECOND + 3 * TICK);
     }
 
+    /// HELLO was heard a while before WELCOME is read: who falls silent in between is owed nothing for that while.
+    #[test]
+    fn the_last_byte_counts_and_not_the_answer_to_it() {
+        let mut watch = Watch::default();
+        watch.handle_sent(SECOND);
+        watch.handle_terms(Terms { probes: false, ..TERMS });
+        assert_eq!(watch.judge(91 * SECOND), Verdict::Late(0));
+        assert_eq!(watch.judge(91 * SECOND - 1), Verdict::False);
+    }
+
     #[test]
     fn without_probes_silence_alone_counts() {
-        let watch = Watch::new(Terms { probes: false, ..TERMS }, 7 * SECOND);
+        let mut watch = Watch::default();
+        watch.handle_sent(7 * SECOND);
+        watch.handle_terms(Terms { probes: false, ..TERMS });
         assert_eq!(watch.deadline(), 97 * SECOND + TICK);
         assert_eq!(watch.judge(97 * SECOND + 2 * TICK), Verdict::Late(TICK));
         assert_eq!(watch.judge(96 * SECOND), Verdict::False);

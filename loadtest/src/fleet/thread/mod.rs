@@ -33,7 +33,7 @@ use rustix::time::{
 
 use super::counts::{Count, Counts, Findings, Published};
 use super::device::{Device, Failure, Link, Output, ReadMode};
-use super::liveness::{Terms, Watch};
+use super::liveness::Terms;
 use super::protocol::{Greeting, Received};
 use super::{Churn, ComeBack, FleetOptions, Listening, Order, Publishing};
 use crate::clock::{Clock, Micros, TICK_MICROS, micros, start_of, tick, tick_from};
@@ -485,7 +485,7 @@ impl FleetThread {
         let device = &mut self.devices[index as usize];
         device.failures = 0;
         if !self.options.protocol.has_terms() {
-            device.watch = Watch::new(self.options.terms, self.now);
+            device.watch.handle_terms(self.options.terms);
             self.note_bound(self.options.terms);
         }
         let device = &mut self.devices[index as usize];
@@ -507,7 +507,7 @@ impl FleetThread {
             let device = &mut self.devices[index as usize];
             match self.out.received[at] {
                 Received::Welcome(terms) => {
-                    device.watch = Watch::new(terms, self.now);
+                    device.watch.handle_terms(terms);
                     self.note_bound(terms);
                 }
                 Received::Subscribed | Received::Data => {}
