@@ -10,12 +10,16 @@ use socket2::SockAddr;
 /// Leaves the process's shared descriptor table: from here on this thread has a table of its own, which holds standard
 /// input, output and error, and the descriptors of `keep` under the numbers that they had.
 ///
+/// Signals are left to the others, from before it leaves: a handler tells of a signal by writing to a descriptor of the
+/// shared table, whose number is somebody else's here, be it a device's socket.
+///
 /// The numbers of `keep` must be open. Everything else is closed *in this table only*; the shared table is untouched, so
 /// owners of descriptors in other threads notice nothing.
 ///
 /// # Errors
 /// What close_range(2) says: kernels before 5.9 have no such call.
 pub fn leave_shared_table(keep: &[RawFd]) -> io::Result<()> {
+    block_signals()?;
     let mut keep: Vec<u32> = keep.iter().map(|&number| number as u32).filter(|&number| number > 2).collect();
     keep.sort_unstable();
     keep.dedup();
@@ -39,6 +43,26 @@ pub(super) fn close_left_behind(numbers: &[RawFd]) -> io::Result<()> {
         close_range(number as u32, number as u32, 0)?;
     }
     Ok(())
+}
+
+/// Signals that the thread raises itself by what it does: they cannot be left to anybody.
+const OWN_SIGNALS: [libc::c_int; 6] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT];
+
+/// Leaves every signal to the process's other threads, but for those that the thread raises itself.
+#[expect(unsafe_code, reason = "the calls have no safe wrapper")]
+fn block_signals() -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the set that the other two are given; all pointers are to this frame or null where
+    // null is allowed, and blocking signals in the calling thread touches no memory of anybody's.
+    let error = unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        for signal in OWN_SIGNALS {
+            libc::sigdelset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 #[expect(unsafe_code, reason = "the system call has no safe wrapper")]
@@ -78,6 +102,29 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
+
+    /// `SigBlk:` of proc_pid_status(5): a bit for each signal, the first for signal 1.
+    fn blocked() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn a_thread_that_left_takes_no_signals_but_its_own() {
+        let before = blocked();
+        std::thread::spawn(|| {
+            leave_shared_table(&[]).unwrap();
+            let is_blocked = |signal: libc::c_int| blocked() & (1 << (signal - 1)) != 0;
+            assert!(
+                [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGUSR1, libc::SIGALRM].map(is_blocked) == [true; 5]
+            );
+            assert!(OWN_SIGNALS.map(is_blocked) == [false; 6]);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(blocked(), before, "in that thread alone");
+    }
 
     #[test]
     fn the_address_of_a_peer_outlives_its_reset() {
