@@ -138,13 +138,16 @@ impl Desk {
 
     fn arrive(&mut self, which: u8, bytes: &[u8]) {
         let (server, client) = layers();
-        let mut parcel = vec![1, which % 4, 1, 0, 50, 0, 0, 0, 0];
+        // No address; version 2, listener, named by HELLO, TLS alone, interval, connected at the beginning.
+        let mut parcel = vec![0, 2, which % 4, 1, 0, 0, 50, 0, 0, 0, 0];
         parcel.extend_from_slice(&[1, b'a' + which / 4 % 4]);
-        for part in [&bytes[..bytes.len() / 2], &[], &bytes[bytes.len() / 2..]] {
+        for part in [&bytes[..bytes.len() / 2], &[], &bytes[bytes.len() / 2..], &[]] {
             parcel.extend_from_slice(&(part.len() as u32).to_be_bytes());
             parcel.extend_from_slice(part);
         }
         server.encode(&mut parcel);
+        // No client certificate.
+        parcel.extend_from_slice(&[0; 20]);
         if let Ok(slot) = self.shard.unpack(&parcel, self.now) {
             self.peers.insert(slot, client);
             self.shard.handle_arrival(slot, self.now);
