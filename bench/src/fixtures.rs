@@ -64,10 +64,12 @@ impl Secrets {
     }
 }
 
+/// What stands behind a moved connection: the mark of its client certificate.
+pub const MARK_BYTES: usize = 20;
+
 /// A named connection in its travelling form, as `connection::parcel` draws it: nothing half-received, nothing unsent.
 pub fn parcel(device: &str, records: &RecordLayer, out: &mut Vec<u8>) {
     const NO_ADDRESS: u8 = 0;
-    const NO_CERTIFICATE: [u8; 20] = [0; 20];
     const VERSION: u8 = 2;
     const NAMED_BY_HELLO: u8 = 1;
     const TLS_ALONE: u8 = 0;
@@ -78,7 +80,8 @@ pub fn parcel(device: &str, records: &RecordLayer, out: &mut Vec<u8>) {
     out.extend_from_slice(device.as_bytes());
     out.extend_from_slice(&[0; 4 * 4]);
     records.encode(out);
-    out.extend_from_slice(&NO_CERTIFICATE);
+    // No client certificate.
+    out.extend_from_slice(&[0; MARK_BYTES]);
 }
 
 /// The id of the device with this number; all are equally long.

@@ -12,7 +12,7 @@ use rustls::ServerConnection;
 use tikv_jemalloc_ctl::thread;
 
 use crate::arguments::Arguments;
-use crate::fixtures::{Deployment, INTERVAL_SECONDS, Rustls, SUITE, device_id, parcel, record_pair};
+use crate::fixtures::{Deployment, INTERVAL_SECONDS, MARK_BYTES, Rustls, SUITE, device_id, parcel, record_pair};
 use crate::fleet::Host;
 use crate::report::{Column, Table, Unit, ratio};
 
@@ -100,7 +100,9 @@ fn causes(devices: u32) -> Causes {
             let (_, server) = record_pair(SUITE, &mut random);
             scratch.clear();
             parcel(&device_id(number), &server, &mut scratch);
-            connections.push(Connection::unpack(&scratch[1..], number, Tick(0)).ok());
+            // Without the address in front and the mark behind, which are the shard's.
+            let connection = &scratch[1..scratch.len() - MARK_BYTES];
+            connections.push(Connection::unpack(connection, number, Tick(0)).ok());
         }
         assert!(connections.iter().all(Option::is_some));
         connections

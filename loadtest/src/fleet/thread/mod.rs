@@ -186,15 +186,17 @@ impl FleetThread {
         let deadline = self.wheel.next().map(start_of);
         let next = self.set_timer(deadline)?;
         let wait = if next.is_some_and(|at| at <= self.clock.now()) { Duration::ZERO } else { PUBLISH };
-        match self.poll.poll(events, Some(wait)) {
+        // Orders that came before this thread sleeps must not be slept over.
+        let wait = if wait.is_zero() || self.bell.doze() { wait } else { Duration::ZERO };
+        let polled = self.poll.poll(events, Some(wait));
+        let is_rung = self.bell.wake();
+        match polled {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
         self.now = self.clock.now();
         let mut late = deadline.map_or(0, |at| self.now.saturating_sub(at));
-        let is_rung = events.iter().any(|event| event.token() == BELL);
         if is_rung {
-            self.bell.answer();
             self.take_orders();
         }
         for event in events.iter().filter(|event| event.token() != BELL && event.token() != TIMER) {
