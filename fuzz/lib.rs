@@ -23,6 +23,9 @@ pub mod link;
 #[path = "../src/metrics.rs"]
 pub mod metrics;
 #[cfg(feature = "gateway")]
+#[path = "../src/pool.rs"]
+pub mod pool;
+#[cfg(feature = "gateway")]
 #[path = "../src/broker/mod.rs"]
 pub mod broker;
 #[cfg(feature = "gateway")]

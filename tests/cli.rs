@@ -99,7 +99,7 @@ fn a_wrong_configuration_exits_with_1_and_one_line() {
     wrong(["connections = 1000", "conections = 1000"], &[":2: limits.conections: unknown field"]);
     wrong(
         ["\"native\"", "\"websocket\""],
-        &[":6: ", "protocol: \"websocket\" is not supported by this version: write "],
+        &[":6: ", "protocol: \"websocket\" is a transport, and carries a protocol: write "],
     );
     wrong(
         ["certs/server.key", "certs/none.key"],

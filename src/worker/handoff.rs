@@ -362,7 +362,7 @@ mod tests {
             let mut content = [0; 4];
             file.rewind().unwrap();
             file.read_exact(&mut content).unwrap();
-            assert_eq!(u32::from_ne_bytes(content), origin.index);
+            assert_eq!(u32::from_be_bytes(content), origin.index);
             home.acknowledge(HandoffAck { origin: *origin, taken: origin.index != 7 });
         }
         let origins: Vec<_> = connections.iter().map(|(origin, ..)| *origin).collect();

@@ -107,7 +107,10 @@ fn a_second_gateway_on_the_same_port_says_what_is_wrong() {
     let text = std::fs::read_to_string(site.path("pulsegate.toml")).unwrap();
     // The admin address, which comes first, stays free.
     let (head, listener) = text.split_once("[[listener]]").unwrap();
-    site.write("pulsegate.toml", &format!("{head}[[listener]]{}", listener.replace("127.0.0.1:0", &address)));
+    site.write(
+        "pulsegate.toml",
+        &format!("data_dir = \"second\"\n{head}[[listener]]{}", listener.replace("127.0.0.1:0", &address)),
+    );
     let second = Gateway::command(site.directory()).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let errors = String::from_utf8(second.stderr).unwrap();

@@ -97,7 +97,7 @@ fn an_idle_peer_costs_no_turns_in_any_state() {
     }
     expect_quiet(&gateway, "closing, by MQTT's own words");
     let mut impatient = Device::connect(native, &tls).unwrap();
-    impatient.send(&[Frame::Ping(b"before HELLO")]);
+    impatient.send(&[Frame::Ping(b"too soon")]);
     devices.push(told_to_the_end(impatient));
     expect_quiet(&gateway, "told that it has no name");
 
