@@ -62,6 +62,11 @@ struct Causes {
     ids: f64,
 }
 
+/// The connection alone: the address in front and the mark behind are the shard's.
+fn unpacked(parcel: &[u8], number: u32) -> Option<Connection> {
+    Connection::unpack(&parcel[1..parcel.len() - MARK_BYTES], number, Tick(0)).ok()
+}
+
 /// Fills a shard, then each of its parts alone, the way the shard fills them.
 fn causes(devices: u32) -> Causes {
     let deployment = Deployment::new(7_443, 7_480, INTERVAL_SECONDS);
@@ -100,9 +105,7 @@ fn causes(devices: u32) -> Causes {
             let (_, server) = record_pair(SUITE, &mut random);
             scratch.clear();
             parcel(&device_id(number), &server, &mut scratch);
-            // Without the address in front and the mark behind, which are the shard's.
-            let connection = &scratch[1..scratch.len() - MARK_BYTES];
-            connections.push(Connection::unpack(connection, number, Tick(0)).ok());
+            connections.push(unpacked(&scratch, number));
         }
         assert!(connections.iter().all(Option::is_some));
         connections

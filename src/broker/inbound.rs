@@ -67,6 +67,12 @@ impl Broker {
         is_held
     }
 
+    /// Whether the device is held, and is read again when [`Broker::take_held`] says so.
+    #[must_use]
+    pub fn is_held(&self, session: u32) -> bool {
+        self.sessions[session].is_held
+    }
+
     fn must_hold(&self, session: u32) -> bool {
         let most = usize::from(self.bounds.inflight);
         let inflight = self.sessions[session].inflight.as_deref();

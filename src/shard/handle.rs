@@ -126,7 +126,10 @@ impl Shard {
                     self.paused.push(self.id(index));
                     return self.account_or_end(index, now);
                 }
-                Step::Held => return self.connections[index as usize].pause(input),
+                Step::Held => {
+                    self.connections[index as usize].pause(input);
+                    return self.account_or_end(index, now);
+                }
                 Step::End(termination) => return self.end(index, &termination, now),
             }
         }

@@ -258,7 +258,7 @@ fn whoever_finds_no_room_waits_and_is_taken_when_there_is_some() {
     let gateway = site.start("workers = 1", &[native()]);
     let tls = site.tls();
     let mut before = Device::welcomed(gateway.devices(), &tls, "before");
-    let usual = gateway.limit_descriptors(Some(8));
+    let usual = gateway.limit_descriptors(Some(3));
     let waiting = [dial(gateway.devices()).unwrap(), dial(gateway.devices()).unwrap()];
     wait_until("there is no room", SOON, || !gateway.logged(NO_ROOM).is_empty());
     before.send(&[Frame::Ping(b"still")]);

@@ -454,6 +454,8 @@ impl World {
             bytes.extend_from_slice(part);
         }
         records.encode(&mut bytes);
+        // No client certificate.
+        bytes.extend_from_slice(&[0; 20]);
         self.peers.push(peer);
         self.gateway.arrive(&name, bytes, id);
     }
