@@ -158,6 +158,9 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
     .into()
 }
 
+/// No handshake gives way to another before its peer was silent for so long.
+const SILENCE_MIN: Duration = Duration::from_millis(500);
+
 impl World {
     pub fn new(plan: Plan, certificates: &Certificates) -> Self {
         let mut random = fastrand::Rng::with_seed(plan.seed);
@@ -569,7 +572,8 @@ impl World {
         }
     }
 
-    /// Whether a peer's handshake was never begun in its time, and there were no places for it.
+    /// Whether a peer's handshake was not finished while there were too few places: the longest silent gives way
+    /// (decision D17), from half a second on.
     fn was_crowded_out(&mut self, id: SocketId) -> bool {
         let now = self.gateway.now;
         let waited = now.since(self.gateway.network.last_arrival(id));
@@ -578,7 +582,7 @@ impl World {
         for worker in 0..self.gateway.workers() {
             crowded |= self.gateway.io(worker).crowded_at.is_some_and(is_recent);
         }
-        self.peers[id as usize].is_unanswered() && waited > PATIENCE / 2 && crowded
+        self.peers[id as usize].is_unanswered() && waited >= SILENCE_MIN && crowded
     }
 
     /// The gateway has ended its side: was there a reason?
