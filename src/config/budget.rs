@@ -30,6 +30,10 @@ pub const INBOX_ENTRY_BYTES: u64 = 88;
 pub const UPLINK_ENTRY_BYTES: u64 = 136;
 /// The control plane, certificates, the program's own data.
 pub const CONTROL_BYTES: u64 = 16 << 20;
+/// How many ends of connections are remembered.
+pub const ENDS_MAX: u64 = 32_768;
+/// What one end takes with its texts, at most.
+pub const END_BYTES: u64 = 400;
 /// The MQTT session of a connected device, with one subscription to a filter of its own.
 pub const SESSION_BYTES: u64 = 280;
 /// Of that, the filter with its subscription.
@@ -109,6 +113,7 @@ pub fn memory_budget(
         item("events", 1, backbone.bytes as u64),
         item("pool", 1, limits.pool_bytes as u64),
         item("store", 1, store.memory_bytes()),
+        item("ends", ENDS_MAX, END_BYTES),
         item("control plane", 1, CONTROL_BYTES),
     ];
     if with_mqtt {
@@ -256,6 +261,7 @@ mod tests {
             + 4 * (8_192 * 88 + 65_536 * 136)
             + 2 * (16 << 20)
             + (256 << 20)
+            + 32_768 * 400
             + store;
         assert_eq!(budget.user_bytes(), user);
         assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);

@@ -9,11 +9,12 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use crate::backbone::DETAIL_BYTES_MAX;
+use crate::config::budget;
 use crate::link::{CloseReason, ConnectionFacts, ListenerId, NotAdmitted, Presence};
 use crate::time::Moment;
 
-/// Ends remembered.
-const ENDS_MAX: usize = 32_768;
+/// Ends remembered: a line of the memory budget.
+const ENDS_MAX: usize = budget::ENDS_MAX as usize;
 /// Of these, of one device.
 const ENDS_PER_DEVICE_MAX: usize = 16;
 

@@ -1,7 +1,7 @@
 //! A gateway in a process of its own, its API, native devices, and other programs.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -15,6 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 /// By when something must have happened that should happen at once. Generous: machines are busy.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -248,11 +249,19 @@ pub struct Device {
 
 impl Device {
     pub fn over(address: SocketAddr, authority: &Path, alpn: Option<&[u8]>) -> Self {
+        Self::over_from(Ipv4Addr::LOCALHOST, address, authority, alpn)
+    }
+
+    /// The same, from another address of the loopback network: a stranger to whoever counts by address.
+    pub fn over_from(source: Ipv4Addr, address: SocketAddr, authority: &Path, alpn: Option<&[u8]>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
         let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
-        let socket = TcpStream::connect(address).unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let socket = TcpStream::from(socket);
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(SOON)).unwrap();
         let tls = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
