@@ -11,6 +11,7 @@ use pulsegate::link::{Command, ConnectionId, Exchange, Home, ListenerId, Uplink,
 use pulsegate::metrics::Figure;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
+use pulsegate::tls::record::RecordLayer;
 use pulsegate::turn::{self, Admission, AdmissionLimits, Bounds, HandoffAck, Turn};
 
 use crate::io::{FROM_OUTSIDE, Faults, Patience, Sabotage, SimIo, WorkerMessage};
@@ -18,6 +19,8 @@ use crate::network::{Network, SocketId};
 
 /// Turns in a row that move nothing, though something calls for them, at which a loop is found to spin.
 const IDLE_MAX: u32 = 100;
+/// What an image says of a client certificate, at its end.
+const CERTIFICATE_MARK_BYTES: usize = 20;
 /// The longest time for which the process is stopped within a turn.
 const STOP: Duration = Duration::from_mins(1);
 
@@ -33,6 +36,17 @@ pub struct Build {
     pub room: usize,
 }
 
+/// What an image of a connection begins with.
+#[derive(Clone, Copy)]
+pub struct ImageHead<'a> {
+    pub listener: ListenerId,
+    /// How it was named, by its code.
+    pub naming: u8,
+    /// Ticks of silence before a probe.
+    pub interval: u16,
+    pub device: &'a str,
+}
+
 pub struct Gateway {
     pub now: Moment,
     pub network: Network,
@@ -43,6 +57,8 @@ pub struct Gateway {
     late_until: Vec<Moment>,
     /// Turns in a row in which nothing moved, by worker.
     idle: Vec<u32>,
+    /// Workers that have ended.
+    over: Vec<bool>,
     /// What is on its way between workers: when it arrives, from whom, for whom.
     mail: BTreeMap<(u64, u64), (WorkerId, WorkerId, WorkerMessage)>,
     serial: u64,
@@ -100,6 +116,7 @@ impl Gateway {
             slept_since: vec![Moment::default(); turns.len()],
             late_until: vec![Moment::default(); turns.len()],
             idle: vec![0; turns.len()],
+            over: vec![false; turns.len()],
             turns,
             mail: BTreeMap::new(),
             serial: 0,
@@ -152,12 +169,35 @@ impl Gateway {
         self.post(outside, self.home.of(device), WorkerMessage::Image { origin, bytes, socket });
     }
 
+    /// The image of a named connection that no worker has sent: what it carries is as `Shard::pack` writes it.
+    pub fn image(&self, head: ImageHead, plain: &[u8], cipher: &[u8], records: &RecordLayer) -> Vec<u8> {
+        // No announced address, the version, the listener, how it was named, carried by TLS alone.
+        let mut bytes = vec![0, 2, head.listener.0, head.naming, 0];
+        bytes.extend_from_slice(&head.interval.to_be_bytes());
+        bytes.extend_from_slice(&self.now.tick().0.to_be_bytes());
+        bytes.push(head.device.len() as u8);
+        bytes.extend_from_slice(head.device.as_bytes());
+        for part in [plain, cipher, &[], &[]] {
+            bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(part);
+        }
+        records.encode(&mut bytes);
+        // It has no certificate.
+        bytes.extend_from_slice(&[0; CERTIFICATE_MARK_BYTES]);
+        bytes
+    }
+
     /// Answers for a connection that was never sent.
     pub fn post_stale_acks(&mut self, worker: usize, origin: ConnectionId) {
         for taken in [true, false] {
             let from = WorkerId(worker as u16);
             self.turns[worker].io().post(from, WorkerMessage::Ack(HandoffAck { origin, taken }));
         }
+    }
+
+    /// Whether every worker has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.iter().all(|&over| over)
     }
 
     /// A worker falls behind for a while.
@@ -185,7 +225,7 @@ impl Gateway {
         for offset in 0..self.turns.len() {
             let worker = (first + offset) % self.turns.len();
             for _ in 0..4 {
-                if self.now < self.late_until[worker] || !self.is_awake(worker) {
+                if self.over[worker] || self.now < self.late_until[worker] || !self.is_awake(worker) {
                     break;
                 }
                 self.turn(worker);
@@ -214,7 +254,7 @@ impl Gateway {
         let io = turn.io();
         std::mem::swap(&mut io.network, &mut self.network);
         (io.now, io.stop, io.has_moved) = (self.now, stop, is_due);
-        assert!(turn.turn(), "nobody has ended the gateway");
+        self.over[worker] = !turn.turn();
         let io = turn.io();
         std::mem::swap(&mut io.network, &mut self.network);
         self.now = io.now;

@@ -53,6 +53,10 @@ pub enum Sabotage {
     LoseAnswers,
     /// What a socket has not delivered is lost when it is shut.
     ShutEarly,
+    /// Reads stop halfway, and nobody tells of the rest.
+    ShortReads,
+    /// Now and then what is said to another shard is lost.
+    LosePeers,
     /// A socket that was shut is told of as writable by every poll.
     RepeatEdges,
 }
@@ -83,6 +87,9 @@ pub struct SimIo {
     sabotage: Sabotage,
     random: fastrand::Rng,
     phase: Phase,
+    /// How many phases have passed in all, and what arrives in which.
+    pub point: u32,
+    pub script: VecDeque<(u32, SocketId, Vec<u8>)>,
 
     sockets: Vec<Option<SocketId>>,
     open: usize,
@@ -136,6 +143,8 @@ impl SimIo {
             sabotage: build.sabotage,
             random: fastrand::Rng::with_seed(seed),
             phase: Phase::FlushEvents,
+            point: 0,
+            script: VecDeque::new(),
             sockets: Vec::new(),
             open: 0,
             backlog: VecDeque::new(),
@@ -354,7 +363,12 @@ impl Io for SimIo {
         if self.sabotage == Sabotage::DeafPoll && self.phase == Phase::Commands {
             return Err(ReadError::WouldBlock);
         }
-        match self.network.read(self.socket(slot), space) {
+        let socket = self.socket(slot);
+        let room = match self.sabotage {
+            Sabotage::ShortReads => space.len().min(self.network.unread(socket).div_ceil(2)),
+            _ => space.len(),
+        };
+        match self.network.read(socket, &mut space[..room]) {
             Ok(count) => {
                 self.has_moved = true;
                 Ok(count)
@@ -484,7 +498,7 @@ impl Io for SimIo {
             let command = self.inbox.pop_front()?;
             self.has_moved = true;
             let is_answer = matches!(command, Command::MessageSettled { .. });
-            if self.sabotage == Sabotage::LoseAnswers && is_answer && self.random.u32(..50) == 0 {
+            if self.sabotage == Sabotage::LoseAnswers && is_answer && self.random.u32(..10) == 0 {
                 continue;
             }
             return Some(command);
@@ -499,7 +513,9 @@ impl Io for SimIo {
 
     fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing) {
         self.has_moved = true;
-        self.said.push((worker, outgoing));
+        if self.sabotage != Sabotage::LosePeers || self.random.u32(..50) != 0 {
+            self.said.push((worker, outgoing));
+        }
     }
 
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {
@@ -514,6 +530,10 @@ impl Io for SimIo {
 
     fn between_phases(&mut self, phase: Phase, shard: &mut Shard) {
         self.phase = phase;
+        self.point += 1;
+        while let Some((_, socket, bytes)) = self.script.pop_front_if(|(at, ..)| *at <= self.point) {
+            self.network.send(socket, &bytes, self.now);
+        }
         if phase == Phase::ReadHandshakes && shard.longest_waiting().is_some() && !shard.has_waiting() {
             self.crowded_at = Some(self.now);
         }

@@ -1,11 +1,16 @@
 //! Shards under a virtual clock: model devices, faults drawn from a seed, and a shadow of what must be true.
 //!
+//! `world` has native and raw devices, `mqtt` has those of MQTT, `arrivals` every order of a few words. All drive the turn
+//! of the program itself.
+//!
 //! A run prints its seed; `SIM_SEED=… cargo test --release --test simulation -- --nocapture` replays it. `SIM_RUNS` says
 //! how many small runs there are (each with a seed of its own), `SIM_DEVICES` and `SIM_HOURS` how large the large one is.
 
+mod arrivals;
 mod certificates;
 mod gateway;
 mod io;
+mod mqtt;
 mod network;
 mod peer;
 mod shadow;

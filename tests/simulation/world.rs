@@ -15,7 +15,7 @@ use pulsegate::tls::handshake::ClientTls;
 use pulsegate::turn::Bounds;
 
 use crate::certificates::Certificates;
-use crate::gateway::{Build, Gateway};
+use crate::gateway::{Build, Gateway, ImageHead};
 use crate::io::{Faults, Patience, Sabotage};
 use crate::network::{Ended, SocketId};
 use crate::peer::{Fate, HEARTBEAT, PROBE, Peer, Reaction, Speaks};
@@ -116,7 +116,7 @@ pub struct Account {
     pub reasons: Vec<String>,
 }
 
-fn limits(plan: &Plan) -> Limits {
+pub fn limits(uplink_length: usize) -> Limits {
     Limits {
         handshakes: 16,
         // The faults are the simulation's own; these must not be what ends a polite peer.
@@ -126,12 +126,13 @@ fn limits(plan: &Plan) -> Limits {
         frame_bytes: 1_024,
         read_bytes: 1_024,
         outbox_bytes: 4_096,
-        uplink_length: plan.uplink_length,
+        uplink_length,
         ..Limits::default()
     }
 }
 
-fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]> {
+/// A native listener, a raw one, and one of devices that beat of their own accord.
+pub fn settings(limits: &Limits, certificates: &Certificates) -> Arc<[ListenerSettings]> {
     let listener = |protocol| Listener {
         name: "simulated".into(),
         listen: ([127, 0, 0, 1], 0).into(),
@@ -148,8 +149,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         identity: Identity { from: IdentityFrom::Hello, token_file: None },
     };
     let raw = |probe: &[u8]| Raw { heartbeat: HEARTBEAT.to_vec(), reply: Vec::new(), probe: probe.to_vec() };
-    let settings =
-        |id, protocol| ListenerSettings::new(id, &listener(protocol), &limits(plan), certificates.server.clone());
+    let settings = |id, protocol| ListenerSettings::new(id, &listener(protocol), limits, certificates.server.clone());
     [
         settings(NATIVE, Protocol::Native),
         settings(RAW, Protocol::Raw(raw(PROBE))),
@@ -172,7 +172,8 @@ impl World {
             patience: Patience { micros: TIMEOUT.as_micros() as u64 * (u64::from(RETRIES) + 1) },
             room: plan.room,
         };
-        let gateway = Gateway::new(build, &settings(&plan, certificates), &limits(&plan), random.u64(..));
+        let limits = limits(plan.uplink_length);
+        let gateway = Gateway::new(build, &settings(&limits, certificates), &limits, random.u64(..));
         let mut world = Self {
             gateway,
             backbone_stops_until: Moment::default(),
@@ -446,19 +447,8 @@ impl World {
         }
         let came_along: Vec<u8> = peer.out.drain(..self.random.usize(..=peer.out.len())).collect();
         let name = device_id(device);
-        // No announced address, the version, named by HELLO, carried by TLS alone.
-        let mut bytes = vec![0, 2, listener.0, 1, 0];
-        bytes.extend_from_slice(&interval.to_be_bytes());
-        bytes.extend_from_slice(&self.gateway.now.tick().0.to_be_bytes());
-        bytes.push(name.len() as u8);
-        bytes.extend_from_slice(name.as_bytes());
-        for part in [&[][..], &came_along, &[], &[]] {
-            bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
-            bytes.extend_from_slice(part);
-        }
-        records.encode(&mut bytes);
-        // No client certificate.
-        bytes.extend_from_slice(&[0; 20]);
+        let head = ImageHead { listener, naming: 1, interval, device: &name };
+        let bytes = self.gateway.image(head, &[], &came_along, &records);
         self.peers.push(peer);
         self.gateway.arrive(&name, bytes, id);
     }
@@ -637,6 +627,7 @@ impl World {
     // --- The end ----------------------------------------------------------------------------------------------------
 
     fn audit(&mut self) {
+        assert!(!self.gateway.is_over(), "nobody has ended the gateway");
         self.shadow.audit(&self.peers);
         let healthy = self.peers.iter().filter(|peer| peer.is_healthy()).count();
         for (id, peer) in self.peers.iter().enumerate() {
