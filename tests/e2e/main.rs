@@ -17,6 +17,7 @@ mod liveness;
 mod moves;
 mod orders;
 mod presence;
+mod prometheus;
 mod proxy;
 mod refusals;
 mod slow;
