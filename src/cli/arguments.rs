@@ -103,6 +103,14 @@ pub enum Command {
     /// Check, export or back up the store, also while the gateway runs
     #[command(subcommand)]
     Store(Store),
+    /// Keep a device or a network out, at once, until the gateway ends or for a while
+    ///
+    /// A device that is connected is gone when the command returns. What is to outlast a restart belongs into deny_file.
+    Block(Block),
+    /// Let a device or a network in again that was kept out by `block`
+    Unblock(Unblock),
+    /// List who is kept out
+    Blocks(Blocks),
     /// Make certificates for trying out: an authority, a server certificate for localhost, clients by id
     ///
     /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
@@ -191,6 +199,46 @@ pub struct Devices {
 /// `reload`.
 #[derive(Args, Debug)]
 pub struct Reload {
+    #[command(flatten)]
+    pub gateway: Gateway,
+}
+
+/// Whom `block` and `unblock` are about.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct Subject {
+    /// The device with this id
+    #[arg(value_name = "ID")]
+    pub device: Option<String>,
+    /// Every address of this network, such as 192.0.2.0/24
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
+}
+
+/// `block`.
+#[derive(Args, Debug)]
+pub struct Block {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    #[command(flatten)]
+    pub subject: Subject,
+    /// For how long, such as 1h; without it until the gateway ends
+    #[arg(long = "for", value_name = "DURATION")]
+    pub span: Option<String>,
+}
+
+/// `unblock`.
+#[derive(Args, Debug)]
+pub struct Unblock {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    #[command(flatten)]
+    pub subject: Subject,
+}
+
+/// `blocks`.
+#[derive(Args, Debug)]
+pub struct Blocks {
     #[command(flatten)]
     pub gateway: Gateway,
 }

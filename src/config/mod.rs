@@ -39,6 +39,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Worker threads, at least one; `workers = 0` has become the number of cores.
     pub workers: u16,
+    /// Lines that name devices and networks that are kept out.
+    pub deny_file: Option<PathBuf>,
     /// The control plane's HTTP listener.
     pub admin: Admin,
     /// Every bound.

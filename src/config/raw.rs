@@ -16,6 +16,8 @@ pub struct RawConfig {
     pub data_dir: Option<String>,
     /// Worker threads.
     pub workers: Option<i64>,
+    /// A file that names who is kept out.
+    pub deny_file: Option<String>,
     /// `[admin]`.
     pub admin: RawAdmin,
     /// `[limits]`.

@@ -91,6 +91,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::CertificateExpired
         | CloseReason::ConnectionAge
         | CloseReason::PoolFull
+        | CloseReason::Denied
         | CloseReason::Requested
         | CloseReason::Shutdown => true,
         // The peer is gone, was never there, or does not read.
@@ -124,6 +125,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::Requested | CloseReason::CertificateRevoked | CloseReason::CertificateExpired => {
             CloseCode::REQUESTED
         }
+        CloseReason::Denied => CloseCode::DENIED,
         CloseReason::PeerClosed
         | CloseReason::PeerReset
         | CloseReason::SlowConsumer

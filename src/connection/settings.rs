@@ -1,8 +1,10 @@
 //! What the configuration says of a listener's connections, in the units in which they need it.
 
+use std::sync::Arc;
+
 use super::{Schedule, protocol};
 use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Network, Protocol, Transport, WebSocket, WhenOver};
-use crate::link::ListenerId;
+use crate::link::{DenyList, ListenerId};
 use crate::time::ticks_ceil;
 use crate::tls::handshake::ServerTls;
 
@@ -50,6 +52,8 @@ pub struct ListenerSettings {
     pub turn_bytes: usize,
     /// Levels of a topic.
     pub topic_levels: usize,
+    /// Who may not come in; one list for all listeners.
+    pub deny: Arc<DenyList>,
 }
 
 impl ListenerSettings {
@@ -90,6 +94,13 @@ impl ListenerSettings {
             outbox_bytes,
             turn_bytes: limits.outbox_bytes / 2,
             topic_levels: limits.topic_levels,
+            deny: Arc::default(),
         }
+    }
+
+    /// The same, with a list of who may not come in.
+    #[must_use]
+    pub fn with_deny(self, deny: Arc<DenyList>) -> Self {
+        Self { deny, ..self }
     }
 }

@@ -17,6 +17,7 @@
 mod api;
 mod api_listener;
 pub mod auth;
+mod blocks;
 mod broadcasts;
 mod clock;
 pub mod epoch;
@@ -49,6 +50,7 @@ use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use api_listener::{ApiListener, ApiPeer, Bounds};
 use auth::tokens::TokenFile;
 use auth::verifier::Verifier;
+pub use blocks::{Block, BlockOrder, BlockRequest, BlockSource};
 use broadcasts::Broadcasts;
 pub use clock::Clock;
 use history::History;
@@ -159,6 +161,7 @@ pub struct Control {
     stop_hub: Sender<()>,
     token_files: Sender<Vec<Option<TokenFile>>>,
     reload_requests: Receiver<ReloadRequest>,
+    block_requests: Receiver<BlockRequest>,
     stop_api: watch::Sender<bool>,
     hub: JoinHandle<()>,
     api: JoinHandle<()>,
@@ -178,6 +181,7 @@ impl Control {
 
         let counters = Arc::new(ProcessCounters::default());
         let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, counters.clone())?;
+        let (blocks, block_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let current = Current::new(parts.config.clone())?;
         let admin_addr = parts.admin.local_addr()?;
@@ -188,6 +192,7 @@ impl Control {
             current: Mutex::new(Arc::new(current)),
             config: parts.config,
             reloads,
+            blocks,
             home: parts.home,
             mailboxes: parts.mailboxes,
             published: parts.published,
@@ -228,13 +233,19 @@ impl Control {
             let serve = move || runtime.block_on(serve(listener, state, api_stopped));
             thread::Builder::new().name("control".into()).spawn(serve)?
         };
-        Ok(Control { state, admin_addr, stop_hub, token_files, reload_requests, stop_api, hub, api })
+        Ok(Control { state, admin_addr, stop_hub, token_files, reload_requests, block_requests, stop_api, hub, api })
     }
 
     /// Where the HTTP API really listens.
     #[must_use]
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
+    }
+
+    /// Where changes of the deny list that are asked for arrive.
+    #[must_use]
+    pub fn block_requests(&self) -> &Receiver<BlockRequest> {
+        &self.block_requests
     }
 
     /// Where reloads that are asked for arrive.
@@ -322,6 +333,7 @@ struct State {
     /// What may have changed since.
     current: Mutex<Arc<Current>>,
     reloads: Sender<ReloadRequest>,
+    blocks: Sender<BlockRequest>,
     home: Home,
     mailboxes: Vec<Mailbox>,
     published: Vec<Arc<Published>>,

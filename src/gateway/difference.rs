@@ -43,6 +43,10 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
         to.changed.push("admin.token_file".to_owned());
         to.config.admin.tokens.clone_from(&fresh.admin.tokens);
     }
+    if running.deny_file != fresh.deny_file {
+        to.changed.push("deny_file".to_owned());
+        to.config.deny_file.clone_from(&fresh.deny_file);
+    }
     if running.drain != fresh.drain {
         to.changed.push("drain".to_owned());
         to.config.drain = fresh.drain;

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use super::deny;
 use super::error::{GatewayError, Problems};
 use super::watch::Signature;
 use crate::config::{
     self, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Protocol, Tls, TlsVersions,
 };
 use crate::control::auth::tokens::TokenFile;
+use crate::link::Subject;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
 use crate::tls::handshake::{self, RevocationOptions, ServerOptions, ServerTls, TicketOptions, Versions, self_test};
 
@@ -29,6 +31,8 @@ pub struct Prepared {
     pub loaded: Loaded,
     /// By listener.
     pub materials: Vec<Material>,
+    /// Who the deny file says is kept out.
+    pub denied: Vec<Subject>,
     /// What the files looked like before they were read.
     pub seen: Signature,
 }
@@ -86,7 +90,15 @@ impl Source {
                 Err(found) => problems.extend(found),
             }
         }
-        if problems.is_empty() { Ok(Prepared { loaded, materials, seen }) } else { Err(Problems(problems)) }
+        let denied = match loaded.config.deny_file.as_deref().map(deny::load).transpose() {
+            Ok(denied) => denied.unwrap_or_default(),
+            Err(error) => {
+                let error = error.to_string().into();
+                problems.push(GatewayError::File(self.file.clone(), ConfigKey::top("deny_file"), error));
+                Vec::new()
+            }
+        };
+        if problems.is_empty() { Ok(Prepared { loaded, materials, denied, seen }) } else { Err(Problems(problems)) }
     }
 
     /// What the files look like that are read for `config`, and further ones.
@@ -150,6 +162,7 @@ impl Source {
 pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = Vec::new();
     files.extend(config.admin.token_files.clone());
+    files.extend(config.deny_file.clone());
     for listener in &config.listeners {
         files.extend(tls_files(listener).map(Path::to_owned));
         files.extend(listener.identity.token_file.clone());

@@ -8,6 +8,7 @@
 
 pub mod log;
 
+mod deny;
 mod difference;
 mod error;
 mod files;
@@ -22,14 +23,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender, bounded};
 
-use crate::config::{Config, DEVELOPMENT_CERTIFICATES};
+use crate::config::{Config, DEVELOPMENT_CERTIFICATES, Listener};
 use crate::connection::ListenerSettings;
 use crate::control::{Clock, Control, OpenStore, Parts, ReloadRequest, epoch};
-use crate::link::{Home, ListenerId};
+use crate::link::{DenyList, Home, ListenerId};
 use crate::metrics::Published;
 use crate::store::{self, StoreError};
 use crate::tls::certs::development::{self, DevelopmentCerts};
+use crate::tls::handshake::ServerTls;
 use crate::worker::{self, Setup, StartError, Workers};
+use deny::Denied;
 pub use error::{GatewayError, Problems};
 pub use files::{Prepared, Source};
 use log::Log;
@@ -54,7 +57,7 @@ impl Gateway {
     /// [`GatewayError`]: an address that is taken, a store that cannot be used, or what the system does not give. A store
     /// that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
     pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
-        let Prepared { loaded, materials, seen } = prepared;
+        let Prepared { loaded, materials, denied, seen } = prepared;
         let config = Arc::new(loaded.config);
         let started = Instant::now();
         let (epoch, unkept) = epoch::next(&config.data_dir, SystemTime::now());
@@ -64,7 +67,7 @@ impl Gateway {
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
         // Before anything listens: whoever is answered may rely on it.
         let store = open_store(&config, accept_data_loss)?;
-        let running = Running::begin(Arc::clone(&config), materials);
+        let running = Running::begin(Arc::clone(&config), materials, Denied::new(started, denied));
         let home = Home::new(random()?, config.workers);
         let setup =
             Setup { config: &config, settings: running.settings(), home, started, seed: u64::from_ne_bytes(random()?) };
@@ -86,9 +89,10 @@ impl Gateway {
         let (stop_reloader, stopped) = bounded(1);
         let reloader = Reloader::new(source, running, seen, workers.policy.clone(), control.policy());
         let asked = control.reload_requests().clone();
+        let blocks = control.block_requests().clone();
         let reloader = std::thread::Builder::new()
             .name("reload".into())
-            .spawn(move || reloader.run(&asked, &stopped))
+            .spawn(move || reloader.run(&asked, &blocks, &stopped))
             .map_err(|error| GatewayError::Start(format!("there is no thread for reloads: {error}")))?;
         Ok(Self { workers, control, stop_reloader, reloader })
     }
@@ -154,14 +158,14 @@ impl Gateway {
 /// What holds for the connections of each listener.
 fn settings_of(
     config: &Config,
-    tls: impl IntoIterator<Item = crate::tls::handshake::ServerTls>,
+    tls: impl IntoIterator<Item = ServerTls>,
+    deny: &Arc<DenyList>,
 ) -> Arc<[ListenerSettings]> {
-    let listeners = config.listeners.iter().zip(tls).enumerate();
-    listeners
-        .map(|(position, (listener, tls))| {
-            ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls)
-        })
-        .collect()
+    let settings = |(position, (listener, tls)): (usize, (&Listener, ServerTls))| {
+        let settings = ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls);
+        settings.with_deny(Arc::clone(deny))
+    };
+    config.listeners.iter().zip(tls).enumerate().map(settings).collect()
 }
 
 /// Opens the store. One that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, select};
 
+use super::deny::Denied;
 use super::difference::difference;
 use super::error::{GatewayError, Problems};
 use super::files::{Digest, Material, Prepared, Source, files_of};
@@ -18,7 +19,7 @@ use super::watch::Signature;
 use crate::config::Config;
 use crate::connection::ListenerSettings;
 use crate::control::auth::tokens::TokenFile;
-use crate::control::{ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
+use crate::control::{Block, BlockOrder, BlockRequest, ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
 use crate::tls::handshake::ServerTls;
 use crate::worker::{Policy, PolicySwitch};
 
@@ -35,6 +36,7 @@ const SWAP_MAX: Duration = Duration::from_secs(5);
 pub(super) struct Running {
     config: Arc<Config>,
     listeners: Vec<Loaded>,
+    denied: Denied,
 }
 
 /// What holds for one listener, and what it was made from.
@@ -47,14 +49,15 @@ struct Loaded {
 
 impl Running {
     /// What a gateway starts with.
-    pub(super) fn begin(config: Arc<Config>, materials: Vec<Material>) -> Self {
+    pub(super) fn begin(config: Arc<Config>, materials: Vec<Material>, denied: Denied) -> Self {
         let loaded = |Material { tls, tls_digest, tokens_digest, .. }| Loaded { tls, tls_digest, tokens_digest };
-        Self { config, listeners: materials.into_iter().map(loaded).collect() }
+        Self { config, listeners: materials.into_iter().map(loaded).collect(), denied }
     }
 
     /// The settings for its connections.
     pub(super) fn settings(&self) -> Arc<[ListenerSettings]> {
-        settings_of(&self.config, self.listeners.iter().map(|listener| listener.tls.clone()))
+        let deny = Arc::new(self.denied.list());
+        settings_of(&self.config, self.listeners.iter().map(|listener| listener.tls.clone()), &deny)
     }
 }
 
@@ -83,7 +86,12 @@ impl Reloader {
     }
 
     /// Works until `stopped` says so, or its sender is gone.
-    pub(super) fn run(mut self, asked: &Receiver<ReloadRequest>, stopped: &Receiver<()>) {
+    pub(super) fn run(
+        mut self,
+        asked: &Receiver<ReloadRequest>,
+        blocks: &Receiver<BlockRequest>,
+        stopped: &Receiver<()>,
+    ) {
         loop {
             select! {
                 recv(stopped) -> _ => return,
@@ -94,6 +102,14 @@ impl Reloader {
                     }
                     Err(_) => return,
                 },
+                recv(blocks) -> request => match request {
+                    Ok(BlockRequest { order, answer }) => {
+                        let blocks = self.block(&order);
+                        // Whoever has given up can ask for the list.
+                        let _ = answer.send(blocks);
+                    }
+                    Err(_) => return,
+                },
                 default(LOOK_EVERY) => {
                     if self.look().differs_from(&self.seen) {
                         // Whoever asked is the log.
@@ -101,6 +117,24 @@ impl Reloader {
                     }
                 }
             }
+        }
+    }
+
+    /// Changes the deny list, at once and for those who are connected too.
+    fn block(&mut self, order: &BlockOrder) -> Option<Vec<Block>> {
+        let has_changed = self.running.denied.apply(order)?;
+        if has_changed {
+            tracing::info!(?order, "the deny list was changed");
+            self.tell_workers();
+        }
+        Some(self.running.denied.entries())
+    }
+
+    fn tell_workers(&self) {
+        let policy = Policy { settings: self.running.settings(), limits: self.running.config.limits.clone() };
+        let missing = self.workers.swap(policy, SWAP_MAX);
+        if missing > 0 {
+            tracing::error!(workers = missing, "workers that are stuck have not taken what was changed");
         }
     }
 
@@ -166,7 +200,7 @@ impl Reloader {
 
     /// One swap.
     fn apply(&mut self, prepared: Prepared) -> Result<ReloadReport, Problems> {
-        let Prepared { loaded, materials, .. } = prepared;
+        let Prepared { loaded, materials, denied, .. } = prepared;
         let mut to = difference(&self.running.config, &loaded.config);
         let mut materials: Vec<Option<Material>> = materials.into_iter().map(Some).collect();
         let mut listeners = Vec::with_capacity(to.sources.len());
@@ -194,22 +228,27 @@ impl Reloader {
             tokens.push(file);
         }
         self.named_in_vain.clear();
+        let are_others_denied = self.running.denied.replace_file(denied);
+        if are_others_denied {
+            to.changed.push("the deny list".to_owned());
+        }
         if !to.changed.is_empty() {
-            self.swap(Running { config: Arc::new(to.config), listeners }, tokens)?;
+            self.swap(Arc::new(to.config), listeners, tokens)?;
         }
         Ok(ReloadReport { changed: to.changed, needs_restart: to.needs_restart, warnings: loaded.warnings })
     }
 
     /// The control plane first: whoever comes under the new rules finds it ready to judge by them.
-    fn swap(&mut self, fresh: Running, tokens: Vec<Option<TokenFile>>) -> Result<(), Problems> {
+    fn swap(
+        &mut self,
+        config: Arc<Config>,
+        listeners: Vec<Loaded>,
+        tokens: Vec<Option<TokenFile>>,
+    ) -> Result<(), Problems> {
         let no_randomness = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
-        self.control.replace(Arc::clone(&fresh.config), tokens).map_err(no_randomness)?;
-        let policy = Policy { settings: fresh.settings(), limits: fresh.config.limits.clone() };
-        self.running = fresh;
-        let missing = self.workers.swap(policy, SWAP_MAX);
-        if missing > 0 {
-            tracing::error!(workers = missing, "workers that are stuck have not taken what was reloaded");
-        }
+        self.control.replace(Arc::clone(&config), tokens).map_err(no_randomness)?;
+        (self.running.config, self.running.listeners) = (config, listeners);
+        self.tell_workers();
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! (out of a worker). Nothing here touches a socket or waits.
 
 pub mod command;
+pub mod deny;
 pub mod doorbell;
 pub mod home;
 pub mod mailbox;
@@ -16,6 +17,7 @@ pub mod uplink_channel;
 use std::fmt;
 
 pub use command::{AuthAnswer, Command, DeviceFilter, Downlink};
+pub use deny::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Network, NotANetwork, Subject};
 pub use doorbell::Doorbell;
 pub use home::Home;
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};

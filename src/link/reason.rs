@@ -88,6 +88,8 @@ labelled! {
         HomeFull = "home_full",
         /// What it had half-sent had no room in `limits.pool_bytes`.
         PoolFull = "pool_full",
+        /// The deny list names the device.
+        Denied = "denied",
         /// The owner asked for it.
         Requested = "requested",
         /// The gateway ended.
@@ -104,6 +106,8 @@ labelled! {
         DescriptorLimit = "descriptor_limit",
         /// The address opened more than `limits.connections_per_address` in this second.
         AddressRate = "address_rate",
+        /// The deny list names a network that the address is in.
+        Denied = "denied",
         /// The loop is later than `limits.shed_lateness`: live connections come first.
         Overloaded = "overloaded",
         /// The gateway is shutting down.

@@ -522,6 +522,11 @@ impl Shard {
             let id = self.generate_id(protocol);
             self.connections[index as usize].set_generated_id(id);
         }
+        let device = self.connections[index as usize].device();
+        if self.settings_of(index).deny.refuses_device(device, now) {
+            self.end(index, &Termination::new(CloseReason::Denied), now);
+            return false;
+        }
         let connection = &mut self.connections[index as usize];
         if self.home.of(connection.device()) != self.worker {
             connection.begin_move();

@@ -21,13 +21,13 @@ mod transmit;
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use slab::Slab;
 
 use crate::broker::{self, Broker, DueWill};
-use crate::connection::{Connection, Context, Kept, ListenerSettings};
+use crate::connection::{Connection, Context, Kept, ListenerSettings, Termination};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
 use crate::metrics::{Counters, Figure};
@@ -175,14 +175,26 @@ impl Shard {
     }
 
     /// From now on these settings hold, for connections that are there too: of as many listeners, with the same protocols and
-    /// sizes. At most so many `handshakes` are begun beside those in progress.
-    pub fn replace_settings(&mut self, settings: Arc<[ListenerSettings]>, handshakes: usize) {
+    /// sizes. At most so many `handshakes` are begun beside those in progress. Devices that are denied now are ended.
+    pub fn replace_settings(&mut self, settings: Arc<[ListenerSettings]>, handshakes: usize, now: Moment) {
         assert_eq!(settings.len(), self.settings.len());
         self.settings = settings;
         self.sweep.begin();
         self.handshakes_max = handshakes;
         self.places.set_max(handshakes);
         self.handshakes_max_ever = self.handshakes_max_ever.max(handshakes);
+        let Some(deny) = self.settings.first().map(|settings| Arc::clone(&settings.deny)) else { return };
+        for device in deny.devices().filter(|device| deny.refuses_device(device, now)) {
+            if let Some(index) = self.find(device) {
+                self.end(index, &Termination::new(CloseReason::Denied), now);
+            }
+        }
+    }
+
+    /// Whether nobody from this address may come in.
+    #[must_use]
+    pub fn refuses_address(&self, address: IpAddr, now: Moment) -> bool {
+        self.settings.first().is_some_and(|settings| settings.deny.refuses_address(address, now))
     }
 
     // --- Getters ----------------------------------------------------------------------------------------------------

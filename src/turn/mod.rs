@@ -247,7 +247,7 @@ impl<I: Io> Turn<I> {
         self.note_lateness(deadline, woken);
         self.sort_events(asked.answered_for(woken));
         self.end_phase(Phase::Sort);
-        self.take_policy();
+        self.take_policy(woken);
         self.accept(woken);
         self.end_phase(Phase::Accept);
         self.read_live(woken);

@@ -1,6 +1,9 @@
 //! What comes in from sockets: events sorted, new connections taken, live ones read before handshakes.
 
+use std::net::IpAddr;
+
 use super::{Accepted, Event, Io, Load, ReadError, Turn};
+use crate::link::Refusal;
 use crate::shard::Plan;
 use crate::time::{Moment, Tick};
 
@@ -78,10 +81,18 @@ impl<I: Io> Turn<I> {
         }
     }
 
+    /// Whether a connection from this address may begin: none of a denied network, and of others not too many.
+    fn at_address(&mut self, address: IpAddr, now: Moment) -> Result<(), Refusal> {
+        if self.shard.refuses_address(address, now) {
+            return Err(Refusal::Denied);
+        }
+        self.admission.at_address(address, now)
+    }
+
     /// Decides about connections that proxies have announced.
     pub(super) fn admit_announced(&mut self, now: Moment) {
         while let Some((slot, address)) = self.shard.next_announced() {
-            if let Err(refusal) = self.admission.at_address(address, now) {
+            if let Err(refusal) = self.at_address(address, now) {
                 self.shard.refuse(slot, refusal, now);
             }
         }
@@ -122,11 +133,11 @@ impl<I: Io> Turn<I> {
     // --- Policy -----------------------------------------------------------------------------------------------------
 
     /// Before anybody is accepted: whoever comes after a change finds what was changed.
-    pub(super) fn take_policy(&mut self) {
+    pub(super) fn take_policy(&mut self, now: Moment) {
         let Some(policy) = self.io.take_policy() else { return };
         self.has_worked = true;
         self.admission.replace_limits(policy.admission);
-        self.shard.replace_settings(policy.settings, policy.handshakes);
+        self.shard.replace_settings(policy.settings, policy.handshakes, now);
     }
 
     // --- Arrivals ---------------------------------------------------------------------------------------------------
@@ -165,10 +176,11 @@ impl<I: Io> Turn<I> {
         self.has_worked = true;
         let load = self.load(now);
         let is_proxy = self.shard.is_proxy(listener, address);
-        let verdict = self.admission.at_accept(&load).and_then(|()| {
+        let verdict = match self.admission.at_accept(&load) {
             // Behind a proxy it is asked when that has said the device's address.
-            if is_proxy { Ok(()) } else { self.admission.at_address(address, now) }
-        });
+            Ok(()) if !is_proxy => self.at_address(address, now),
+            verdict => verdict,
+        };
         if let Err(refusal) = verdict {
             self.io.refuse(socket);
             self.shard.counters().count_refused(refusal as usize);

@@ -20,22 +20,8 @@ pub struct Policy {
     /// What holds for the connections of each listener: as many as the workers were started with, of the same
     /// protocols.
     pub settings: Arc<[ListenerSettings]>,
-    /// Of these the ones that a worker asks for itself (see [`Policy::LIVE_LIMITS`]).
+    /// Of these the ones that change under live connections.
     pub limits: Limits,
-}
-
-impl Policy {
-    /// The keys of `[limits]` that change under live connections. The others size something that is there, or were told
-    /// to devices.
-    pub const LIVE_LIMITS: &'static [&'static str] = &[
-        "connections",
-        "handshakes",
-        "handshake_time",
-        "hello_time",
-        "linger_time",
-        "connections_per_address",
-        "shed_lateness",
-    ];
 }
 
 /// Where the policy is, for workers and for whoever changes it. Clones share it.

@@ -228,3 +228,52 @@ fn the_command_tells_what_changed_what_does_not_and_all_that_is_wrong() {
     let line = gateway.program.expect("\"cause\":\"SIGHUP\"", 1);
     assert!(line.contains("limits.hello_time"), "{line}");
 }
+
+#[test]
+fn who_is_denied_is_gone_at_once_and_does_not_come_in() {
+    let site = site();
+    write_tokens(&site, &["stays", "stolen", "sold"]);
+    let config = site.path().join("pulsegate.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("deny_file = \"deny\"\n{text}")).unwrap();
+    fs::write(site.path().join("deny"), "# none yet\n").unwrap();
+    let gateway = site.start();
+    let welcomed = |id: &str| {
+        let (device, heard) = say_hello(&gateway, &site, id);
+        assert_eq!(heard, Heard::Welcome, "{id}");
+        device
+    };
+    let is_denied = |heard: &Heard| matches!(heard, Heard::Close { code, .. } if code == "denied");
+    let (mut stays, mut stolen, mut sold) = (welcomed("stays"), welcomed("stolen"), welcomed("sold"));
+
+    // By the API: when the command is done the device has gone, and it does not come back.
+    assert_eq!(gateway.run(&["block", "stolen", "--for", "1h"], b"").0, 0);
+    assert_eq!(gateway.ask("GET", "/v1/devices/stolen", None).0, 404);
+    assert!(is_denied(&stolen.hear()));
+    assert!(is_denied(&say_hello(&gateway, &site, "stolen").1));
+    let (_, listed, _) = gateway.run(&["blocks"], b"");
+    assert!(listed.starts_with("device   stolen  until ") && listed.ends_with(", by api\n"), "{listed}");
+
+    // By the file, beside it, noticed by itself.
+    fs::write(site.path().join("deny"), "device sold\n").unwrap();
+    assert!(is_denied(&sold.hear()));
+    assert!(is_denied(&say_hello(&gateway, &site, "stolen").1));
+    assert_eq!(gateway.run(&["unblock", "sold"], b"").0, 1, "that is the file's");
+    assert_eq!(gateway.run(&["unblock", "stolen"], b""), (0, "unblocked\n".to_owned(), String::new()));
+    drop(welcomed("stolen"));
+
+    // A network: refused before TLS. Who is connected stays.
+    assert_eq!(gateway.run(&["block", "--network", "127.0.0.0/8"], b"").0, 0);
+    let mut refused = std::net::TcpStream::connect(gateway.devices).unwrap();
+    assert!(!matches!(std::io::Read::read(&mut refused, &mut [0; 1]), Ok(1..)), "it is closed without a byte");
+    assert_eq!(gateway.send("stays", &json!({"payload": "x"})).0, 200);
+    assert!(matches!(stays.hear(), Heard::Message { .. }));
+    let (status, answer) = gateway.ask("POST", "/v1/blocks", Some(&json!({"network": "127"})));
+    assert!(status == 400 && answer["error"]["message"].as_str().unwrap().contains("192.0.2.0/24"), "{answer}");
+
+    // A file that is wrong changes nothing.
+    fs::write(site.path().join("deny"), "stolen\n").unwrap();
+    gateway.program.expect("deny, line 1: write", 1);
+    assert_eq!(gateway.run(&["unblock", "--network", "127.0.0.0/8"], b"").0, 0);
+    assert!(is_denied(&say_hello(&gateway, &site, "sold").1));
+}

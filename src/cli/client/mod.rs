@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use super::arguments::{Devices, Gateway, Publish, Reload, Send};
+use super::arguments::{Block, Blocks, Devices, Gateway, Publish, Reload, Send, Subject, Unblock};
 use super::{CliError, print};
 pub use uplink::uplink;
 pub use watch::watch;
@@ -75,6 +75,48 @@ pub fn publish(options: &Publish) -> Result<(), CliError> {
     put_payload(&mut order, &options.payload)?;
     let published = client.post("/v1/publish", &order)?;
     print(&format!("{}\n", published["outcome"].as_str().unwrap_or("?")))
+}
+
+/// Keeps somebody out.
+pub fn block(options: &Block) -> Result<(), CliError> {
+    let mut order = order_about(&options.subject);
+    if let Some(span) = &options.span {
+        order["for"] = span.as_str().into();
+    }
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    client.ask("POST", "/v1/blocks", order.to_string())?;
+    print("blocked\n")
+}
+
+/// Lets somebody in again.
+pub fn unblock(options: &Unblock) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    client.ask("DELETE", "/v1/blocks", order_about(&options.subject).to_string())?;
+    print("unblocked\n")
+}
+
+fn order_about(subject: &Subject) -> Value {
+    match (&subject.device, &subject.network) {
+        (Some(device), _) => json!({"device": device}),
+        (None, network) => json!({"network": network}),
+    }
+}
+
+/// Lists who is kept out.
+pub fn blocks(options: &Blocks) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    let answer = client.get("/v1/blocks")?;
+    let mut text = String::new();
+    for block in answer["blocks"].as_array().into_iter().flatten() {
+        let (kind, name) = match &block["device"] {
+            Value::String(device) => ("device", device.as_str()),
+            _ => ("network", block["network"].as_str().unwrap_or_default()),
+        };
+        let until = block["until"].as_str().map_or("for good".to_owned(), |until| format!("until {until}"));
+        let source = block["source"].as_str().unwrap_or_default();
+        let _ = writeln!(text, "{kind:<8} {}  {until}, by {source}", harmless(name));
+    }
+    print(if text.is_empty() { "nobody is kept out\n" } else { &text })
 }
 
 /// Asks for a reload and prints what it changed.

@@ -31,6 +31,8 @@ impl CloseCode {
     pub const TRY_LATER: Self = Self(10);
     /// The owner of the gateway ended the connection.
     pub const REQUESTED: Self = Self(11);
+    /// The owner of the gateway keeps the device out.
+    pub const DENIED: Self = Self(12);
 
     /// The code's name in docs and logs; `unknown` for one that is not listed.
     #[must_use]
@@ -48,6 +50,7 @@ impl CloseCode {
             Self::SLOW_CONSUMER => "slow_consumer",
             Self::TRY_LATER => "try_later",
             Self::REQUESTED => "requested",
+            Self::DENIED => "denied",
             _ => "unknown",
         }
     }

@@ -99,6 +99,8 @@ pub fn resolve(
     );
     let store = kept(store::store(&raw.store), &mut problems);
     let uplink = store.and_then(|store| kept(store::uplink(&raw.uplink, &store), &mut problems));
+    let deny_file = raw.deny_file.as_deref().map(|written| context.path(ConfigKey::top("deny_file"), written));
+    let deny_file = deny_file.and_then(|path| kept(path, &mut problems));
     // Where the limits are wrong, listeners are still looked at.
     let limits = head.4.clone().unwrap_or_default();
     let listeners = listeners(&mut context, raw.listeners, head.3.as_ref(), &limits, &mut problems);
@@ -111,7 +113,8 @@ pub fn resolve(
         return Err(problems);
     }
     let drain = Drain { window };
-    let mut config = Config { node, data_dir, workers, admin, limits, drain, backbone, store, uplink, listeners };
+    let mut config =
+        Config { node, data_dir, workers, deny_file, admin, limits, drain, backbone, store, uplink, listeners };
     fit_descriptors(&mut context, &mut config).map_err(|problem| vec![problem])?;
     fit_memory(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
     let budget = budget_of(&config, machine);

@@ -198,6 +198,7 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::Expired => Reason::KEEP_ALIVE_TIMEOUT,
         CloseReason::ProtocolError => Reason::PROTOCOL_ERROR,
         CloseReason::FrameTooLarge => Reason::PACKET_TOO_LARGE,
+        CloseReason::Denied => Reason::BANNED,
         CloseReason::Requested => Reason::ADMINISTRATIVE_ACTION,
         CloseReason::CertificateRevoked | CloseReason::CertificateExpired => Reason::NOT_AUTHORIZED,
         CloseReason::ConnectionAge => Reason::MAXIMUM_CONNECT_TIME,

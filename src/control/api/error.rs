@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::Role;
 use crate::control::READERS_MAX;
 use crate::control::broadcasts::RUNNING_MAX;
+use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX};
 
 /// Every error of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,10 @@ pub(super) enum ApiError {
     Crowded { worker: usize, waited_ms: u64 },
     /// An event loop does not turn any more, or has not for long.
     Stuck { worker: usize, silent_s: u64 },
+    /// No such entry was made over the API.
+    NoBlock(String),
+    /// The deny list is full.
+    TooManyBlocks,
     /// What is configured is wrong; a line for each thing.
     NotReloaded(String),
     /// The gateway ends.
@@ -95,12 +100,15 @@ impl ApiError {
             | ApiError::NoDevice(_)
             | ApiError::Offline(_)
             | ApiError::NoBroadcast(_)
+            | ApiError::NoBlock(_)
             | ApiError::NoConsumer(_) => StatusCode::NOT_FOUND,
             ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Path | ApiError::Query(_) | ApiError::Body(_) => StatusCode::BAD_REQUEST,
             ApiError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            ApiError::Refused { .. } | ApiError::NoStore | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
+            ApiError::Refused { .. } | ApiError::TooManyBlocks | ApiError::NoStore | ApiError::TooManyConsumers(_) => {
+                StatusCode::CONFLICT
+            }
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::NotRetained(_) => StatusCode::INSUFFICIENT_STORAGE,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -148,6 +156,8 @@ impl ApiError {
             ApiError::ApiBusy => "api_busy",
             ApiError::Overloaded { .. } | ApiError::Crowded { .. } => "overloaded",
             ApiError::Stuck { .. } => "stuck",
+            ApiError::NoBlock(_) => "block_not_found",
+            ApiError::TooManyBlocks => "too_many_blocks",
             ApiError::NotReloaded(_) => "not_reloaded",
             ApiError::ShuttingDown => "shutting_down",
         }
@@ -159,6 +169,12 @@ impl fmt::Display for ApiError {
         match self {
             ApiError::NoRoute => f.write_str("there is nothing under this path"),
             ApiError::Method => f.write_str("this path has no such method; the Allow header lists those that it has"),
+            ApiError::NoBlock(subject) => {
+                write!(f, "no block of {subject} was made over the API; what deny_file says is changed there")
+            }
+            ApiError::TooManyBlocks => {
+                write!(f, "the deny list is full: {DENIED_DEVICES_MAX} devices, {DENIED_NETWORKS_MAX} networks")
+            }
             ApiError::NotReloaded(problems) => write!(f, "all that was in effect stays:\n{problems}"),
             ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),
             ApiError::Query(fault)

@@ -5,6 +5,7 @@ pub(super) mod bearer;
 mod host;
 mod overview;
 
+mod blocks;
 mod devices;
 mod history;
 mod messages;
@@ -60,6 +61,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 20] {
         ("/v1/publish", post(publish::publish)),
         ("/v1/broadcast", post(broadcast::begin)),
         ("/v1/reload", post(reload::reload)),
+        ("/v1/blocks", get(blocks::list).post(blocks::add).delete(blocks::remove)),
         ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
         ("/v1/events", get(events::events)),
         ("/v1/uplink", get(uplink::read)),

@@ -360,6 +360,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         node: "edge-1".into(),
         data_dir: "pulsegate-data".into(),
         workers: 3,
+        deny_file: None,
         admin: Admin { listen: (Ipv4Addr::LOCALHOST, 0).into(), tokens, token_files: Vec::new(), hosts: Vec::new() },
         limits: Limits {
             connections: 1_000,

@@ -1,0 +1,117 @@
+//! `/v1/blocks`: devices and networks that are kept out.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::extract::rejection::BytesRejection;
+use axum::http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::body;
+use super::error::ApiError;
+use crate::control::State;
+use crate::control::blocks::{Block, BlockOrder, BlockRequest, BlockSource};
+use crate::link::{Network, Subject};
+
+/// No block is longer, but those without an end.
+const SPAN_MAX: Duration = Duration::from_hours(24 * 366);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    device: Option<String>,
+    network: Option<String>,
+    r#for: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Blocks {
+    blocks: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
+    until: Option<String>,
+    source: &'static str,
+}
+
+pub(super) async fn list(Shared(state): Shared<Arc<State>>) -> Result<Json<Blocks>, ApiError> {
+    let blocks = ask(&state, BlockOrder::List).await?.unwrap_or_default();
+    Ok(Json(Blocks { blocks: blocks.into_iter().map(|block| Entry::new(&state, block)).collect() }))
+}
+
+/// Keeps somebody out, from the next connection on; a device that is connected is gone when this is answered.
+pub(super) async fn add(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, ApiError> {
+    let order: Order = body::parse(&headers, body)?;
+    let subject = subject(order.device, order.network.as_deref())?;
+    let span = order.r#for.as_deref().map(span).transpose()?;
+    match ask(&state, BlockOrder::Add { subject, span }).await? {
+        Some(_) => Ok(StatusCode::NO_CONTENT),
+        None => Err(ApiError::TooManyBlocks),
+    }
+}
+
+pub(super) async fn remove(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, ApiError> {
+    let order: Order = body::parse(&headers, body)?;
+    if order.r#for.is_some() {
+        return Err(ApiError::Body("for is for POST: what is taken back is taken back for good".to_owned()));
+    }
+    let subject = subject(order.device, order.network.as_deref())?;
+    let name = subject.to_string();
+    match ask(&state, BlockOrder::Remove { subject }).await? {
+        Some(_) => Ok(StatusCode::NO_CONTENT),
+        None => Err(ApiError::NoBlock(name)),
+    }
+}
+
+async fn ask(state: &State, order: BlockOrder) -> Result<Option<Vec<Block>>, ApiError> {
+    let (answer, wait) = oneshot::channel();
+    state.blocks.try_send(BlockRequest { order, answer }).map_err(|_| ApiError::ApiBusy)?;
+    wait.await.map_err(|_| ApiError::ShuttingDown)
+}
+
+fn subject(device: Option<String>, network: Option<&str>) -> Result<Subject, ApiError> {
+    match (device, network) {
+        (Some(device), None) if !device.is_empty() => Ok(Subject::Device(device.into())),
+        (None, Some(network)) => Network::from_str(network).map(Subject::Network).map_err(|_| {
+            ApiError::Body(format!("network {network:?} is none: write it as 192.0.2.0/24 or 2001:db8::/32"))
+        }),
+        _ => Err(ApiError::Body("write either device or network".to_owned())),
+    }
+}
+
+fn span(text: &str) -> Result<Duration, ApiError> {
+    let fault = || ApiError::Body(format!("for must be a duration such as \"1h\", of at most 366 days, not {text:?}"));
+    humantime::parse_duration(text).ok().filter(|span| *span <= SPAN_MAX).ok_or_else(fault)
+}
+
+impl Entry {
+    fn new(state: &State, block: Block) -> Self {
+        let (device, network) = match block.subject {
+            Subject::Device(id) => (Some(id.into()), None),
+            Subject::Network(network) => (None, Some(network.to_string())),
+        };
+        let source = match block.source {
+            BlockSource::File => "file",
+            BlockSource::Api => "api",
+        };
+        Self { device, network, until: block.until.map(|until| state.clock.format(until)), source }
+    }
+}

@@ -1,0 +1,55 @@
+//! Who is kept out, said and asked over the API. The list itself belongs to whoever changes what holds.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::link::Subject;
+use crate::time::Moment;
+
+/// What is to be done with the deny list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockOrder {
+    /// Nothing: it is only read.
+    List,
+    /// Keep this subject out from now on.
+    Add {
+        /// Whom.
+        subject: Subject,
+        /// For how long; `None`: until the process ends.
+        span: Option<Duration>,
+    },
+    /// Let it in again.
+    Remove {
+        /// Whom.
+        subject: Subject,
+    },
+}
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Who is kept out.
+    pub subject: Subject,
+    /// Until when; `None`: for good.
+    pub until: Option<Moment>,
+    /// Who said so.
+    pub source: BlockSource,
+}
+
+/// Who said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockSource {
+    /// The file (`deny_file`).
+    File,
+    /// The API, in this life of the gateway.
+    Api,
+}
+
+/// Somebody wants the deny list, or a change of it.
+pub struct BlockRequest {
+    /// What.
+    pub order: BlockOrder,
+    /// The list as it is then; `None`: there is no room for one more, or no such entry.
+    pub answer: oneshot::Sender<Option<Vec<Block>>>,
+}

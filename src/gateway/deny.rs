@@ -1,0 +1,176 @@
+//! The deny list: what the file says, and what was said over the API, which lasts until the process ends.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::control::{Block, BlockOrder, BlockSource};
+use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
+use crate::time::Moment;
+
+/// What is wrong with a deny file, and where.
+#[derive(Debug)]
+pub struct DenyFileError {
+    file: PathBuf,
+    line: Option<usize>,
+    what: String,
+}
+
+impl fmt::Display for DenyFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+/// The entries of the file: lines `device ID` and `network ADDRESS/PREFIX`; what begins with `#` is skipped.
+///
+/// # Errors
+/// It cannot be read, a line is something else, or there are too many.
+pub fn load(file: &Path) -> Result<Vec<Subject>, DenyFileError> {
+    let fault = |line, what: String| DenyFileError { file: file.to_owned(), line, what };
+    let text = std::fs::read_to_string(file).map_err(|error| fault(None, format!("cannot be read: {error}")))?;
+    let mut subjects = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let subject = match line.split_once(char::is_whitespace).map(|(kind, rest)| (kind, rest.trim())) {
+            Some(("device", id)) => Subject::Device(id.into()),
+            Some(("network", network)) => Subject::Network(network.parse().map_err(|_| {
+                fault(Some(number), format!("{network:?} is not a network: write it as 192.0.2.0/24 or 2001:db8::/32"))
+            })?),
+            _ => return Err(fault(Some(number), "write \"device ID\" or \"network ADDRESS/PREFIX\"".to_owned())),
+        };
+        subjects.push(subject);
+    }
+    if has_too_many(subjects.iter()) {
+        let what = format!("at most {DENIED_DEVICES_MAX} devices and {DENIED_NETWORKS_MAX} networks can be named");
+        return Err(fault(None, what));
+    }
+    Ok(subjects)
+}
+
+fn has_too_many<'a>(subjects: impl Iterator<Item = &'a Subject> + Clone) -> bool {
+    let networks = subjects.clone().filter(|subject| matches!(subject, Subject::Network(_))).count();
+    networks > DENIED_NETWORKS_MAX || subjects.count() - networks > DENIED_DEVICES_MAX
+}
+
+/// Both together.
+pub(super) struct Denied {
+    started: Instant,
+    from_file: Vec<Subject>,
+    from_api: BTreeMap<Subject, Option<Moment>>,
+}
+
+impl Denied {
+    /// What the file says when the gateway starts, whose moment zero is `started`.
+    pub(super) fn new(started: Instant, from_file: Vec<Subject>) -> Self {
+        Self { started, from_file, from_api: BTreeMap::new() }
+    }
+
+    /// What the file says now. Whether it says something else.
+    pub(super) fn replace_file(&mut self, from_file: Vec<Subject>) -> bool {
+        let has_changed = self.from_file != from_file;
+        self.from_file = from_file;
+        has_changed
+    }
+
+    /// Does what was said over the API. Whether that changed the list; `None`: there is no room, or no such entry.
+    pub(super) fn apply(&mut self, order: &BlockOrder) -> Option<bool> {
+        let now = self.now();
+        self.from_api.retain(|_, until| until.is_none_or(|until| now < until));
+        match order {
+            BlockOrder::List => Some(false),
+            BlockOrder::Add { subject, span } => {
+                let with_it = self.from_api.keys().chain([subject]);
+                if has_too_many(self.from_file.iter().chain(with_it)) {
+                    return None;
+                }
+                self.from_api.insert(subject.clone(), span.map(|span| now.plus(span)));
+                Some(true)
+            }
+            BlockOrder::Remove { subject } => self.from_api.remove(subject).map(|_| true),
+        }
+    }
+
+    /// The list for those who go by it.
+    pub(super) fn list(&self) -> DenyList {
+        let from_file = self.from_file.iter().map(|subject| (subject.clone(), None));
+        // The file's are for good: they come last.
+        DenyList::new(self.from_api.iter().map(|(subject, until)| (subject.clone(), *until)).chain(from_file))
+    }
+
+    /// The entries for those who read them.
+    pub(super) fn entries(&self) -> Vec<Block> {
+        let from_api = self.from_api.iter();
+        let from_api = from_api.map(|(subject, until)| Block {
+            subject: subject.clone(),
+            until: *until,
+            source: BlockSource::Api,
+        });
+        let from_file = self.from_file.iter();
+        let from_file =
+            from_file.map(|subject| Block { subject: subject.clone(), until: None, source: BlockSource::File });
+        from_api.chain(from_file).collect()
+    }
+
+    fn now(&self) -> Moment {
+        Moment::from_micros(self.started.elapsed().as_micros() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_file_says_who_or_where_it_is_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("deny");
+        std::fs::write(&file, "# stolen in May\n\ndevice meter 17\n  network 192.0.2.9/24\n").unwrap();
+        let subjects = load(&file).unwrap();
+        assert_eq!(
+            subjects.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["device meter 17", "network 192.0.2.0/24"]
+        );
+        for (text, part) in [
+            ("device a\nmeter-17\n", "deny, line 2: write \"device ID\""),
+            ("network 1.2.3\n", "deny, line 1: \"1.2.3\" is not a network"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = load(&file).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(load(&directory.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
+    }
+
+    #[test]
+    fn what_the_api_says_is_bounded_ends_and_can_be_taken_back() {
+        let device = |id: &str| Subject::Device(id.into());
+        let mut denied = Denied::new(Instant::now(), vec![device("file")]);
+        let hour = Some(Duration::from_hours(1));
+        assert_eq!(denied.apply(&BlockOrder::Add { subject: device("a"), span: hour }), Some(true));
+        assert_eq!(denied.apply(&BlockOrder::Add { subject: device("b"), span: Some(Duration::ZERO) }), Some(true));
+        assert_eq!(denied.apply(&BlockOrder::List), Some(false));
+        let names: Vec<String> = denied.entries().iter().map(|block| block.subject.to_string()).collect();
+        assert_eq!(names, ["device a", "device file"]);
+        let list = denied.list();
+        assert!(list.refuses_device("a", Moment::default()) && list.refuses_device("file", Moment::default()));
+        assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("a") }), Some(true));
+        assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("file") }), None);
+        for number in 0..DENIED_NETWORKS_MAX as u32 {
+            let subject = Subject::Network(std::net::Ipv4Addr::from(number).to_string().parse().unwrap());
+            assert_eq!(denied.apply(&BlockOrder::Add { subject, span: None }), Some(true));
+        }
+        let subject = Subject::Network("2001:db8::/32".parse().unwrap());
+        assert_eq!(denied.apply(&BlockOrder::Add { subject, span: None }), None);
+    }
+}
