@@ -29,7 +29,7 @@ Examples:
     pulsegate --config pulsegate.toml
 
   See what one listener's connections do:
-    pulsegate --config pulsegate.toml --log-filter info,pulsegate::worker=debug
+    pulsegate --config pulsegate.toml --log-filter info,pulsegate::connection=debug
 
   Who is there, what happens, and a command that waits until meter-17 has taken it:
     pulsegate devices --prefix meter-
@@ -140,7 +140,7 @@ pub struct Serve {
     pub log_format: LogFormat,
     /// What is logged: a level (error, warn, info, debug, trace), or levels by module
     ///
-    /// Single connections are logged at debug. Levels by module are written as in `info,pulsegate::worker=debug`.
+    /// Single connections are logged at debug. Levels by module are written as in `info,pulsegate::connection=debug`.
     #[arg(long, alias = "log-level", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub log_filter: String,
 }

@@ -14,6 +14,8 @@ pub struct ListenerSettings {
     pub listener: ListenerId,
     /// Networks of proxies that announce whose connections they bring.
     pub proxies: Vec<Network>,
+    /// Its name, for the log.
+    pub name: Box<str>,
     /// What is spoken.
     pub protocol: Protocol,
     /// The WebSocket that it is spoken over, if it is.
@@ -72,6 +74,7 @@ impl ListenerSettings {
         Self {
             listener: id,
             proxies: listener.proxy_protocol.clone(),
+            name: listener.name.as_str().into(),
             protocol: listener.protocol.clone(),
             websocket: match &listener.transport {
                 Transport::Tls => None,

@@ -225,14 +225,14 @@ impl Hub {
         let Presence { device, generation, sequence, facts, listener, .. } = presence;
         let listener = &*self.state.config.listeners[listener.index()].name;
         let (peer, identity, detail) = (Shown(facts.peer), facts.identity, &*facts.detail);
-        tracing::debug!(%device, generation, sequence, cause, %peer, listener, identity, detail, "presence");
+        tracing::debug!(target: "pulsegate::connection", %device, generation, sequence, cause, %peer, listener, identity, detail, "presence");
     }
 
     fn log_not_admitted(&self, end: &NotAdmitted) {
         let NotAdmitted { device, listener, reason, facts, .. } = end;
         let listener = &*self.state.config.listeners[listener.index()].name;
         let (peer, identity, detail) = (Shown(facts.peer), facts.identity, &*facts.detail);
-        tracing::debug!(%device, %reason, %peer, listener, identity, detail, "not admitted");
+        tracing::debug!(target: "pulsegate::connection", %device, %reason, %peer, listener, identity, detail, "not admitted");
     }
 }
 

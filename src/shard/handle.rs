@@ -607,7 +607,9 @@ impl Shard {
         if !counted {
             self.counters.count_closed(termination.reason as usize);
             tracing::debug!(
+                target: "pulsegate::connection",
                 worker = self.worker.0,
+                listener = &*self.settings_of(index).name,
                 connection = %self.id(index),
                 listener = connection.listener().0,
                 device = connection.device(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{AdmissionLimits, Phase};
 use crate::connection::ListenerSettings;
-use crate::link::{Command, ConnectionId, ListenerId, Outgoing, Passed, Uplink, WorkerId};
+use crate::link::{Command, ConnectionId, ListenerId, Outgoing, Passed, Refusal, Uplink, WorkerId};
 use crate::metrics::Counters;
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -36,8 +36,8 @@ pub trait Io {
     fn listeners(&self) -> usize;
     /// Accepts one connection from the listener at this position.
     fn accept(&mut self, position: usize) -> Accepted<Self::Socket>;
-    /// Closes a socket that gets no slot.
-    fn refuse(&mut self, socket: Self::Socket);
+    /// Closes a socket that gets no slot: whose it was, through which listener, and why.
+    fn refuse(&mut self, socket: Self::Socket, address: IpAddr, listener: ListenerId, refusal: Refusal);
     /// Listens no more.
     fn close_listeners(&mut self);
 

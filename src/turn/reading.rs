@@ -182,7 +182,7 @@ impl<I: Io> Turn<I> {
             verdict => verdict,
         };
         if let Err(refusal) = verdict {
-            self.io.refuse(socket);
+            self.io.refuse(socket, address, listener, refusal);
             self.shard.counters().count_refused(refusal as usize);
             return;
         }

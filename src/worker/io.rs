@@ -1,7 +1,7 @@
 //! What a turn needs of the world, with the kernel: one poll, the sockets, the channels.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use super::listen::{Attempt, Listener, accept};
 use super::policy::PolicySwitch;
 use super::sockets::Sockets;
 use super::uplink_batch::UplinkBatches;
-use crate::link::{Command, ConnectionId, Doorbell, Inbox, Mailbox, Outgoing, Passed, Uplink, WorkerId};
+use crate::link::{
+    Command, ConnectionId, Doorbell, Inbox, ListenerId, Mailbox, Outgoing, Passed, Refusal, Uplink, WorkerId,
+};
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -49,8 +51,28 @@ pub(super) struct WorkerIo {
     /// The generation of the policy that holds here.
     pub policy_taken: u64,
     pub bell: Arc<Doorbell>,
+    pub refusals: Sampled,
     pub uplink: UplinkBatches,
     pub published: Arc<Published>,
+}
+
+/// Of lines that may be as many as somebody likes, one in a second is written.
+#[derive(Default)]
+pub(super) struct Sampled {
+    latest: Option<Instant>,
+    unlogged: u64,
+}
+
+impl Sampled {
+    /// Whether one is to be written now, and if so how many were not since the last.
+    fn sample(&mut self, now: Instant) -> Option<u64> {
+        if self.latest.is_some_and(|latest| now.duration_since(latest) < Duration::from_secs(1)) {
+            self.unlogged += 1;
+            return None;
+        }
+        self.latest = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
+    }
 }
 
 /// What a poll's token means. Connections have their slot; everything else lies above all slots.
@@ -178,8 +200,15 @@ impl Io for WorkerIo {
         }
     }
 
-    fn refuse(&mut self, socket: TcpStream) {
+    fn refuse(&mut self, socket: TcpStream, address: IpAddr, listener: ListenerId, refusal: Refusal) {
         drop(socket);
+        if let Some(unlogged) = self.refusals.sample(Instant::now()) {
+            let listener = self.policy.current().settings[listener.index()].name.clone();
+            tracing::debug!(
+                target: "pulsegate::connection",
+                peer = %address, %listener, cause = refusal.label(), unlogged, "a connection was refused before TLS",
+            );
+        }
     }
 
     fn close_listeners(&mut self) {

@@ -18,7 +18,7 @@ use socket2::Socket;
 
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::handoff::{HandoffChannel, Message, pair};
-use super::io::{WorkerIo, token};
+use super::io::{Sampled, WorkerIo, token};
 use super::listen::{Listener, listen, reserve};
 use super::policy::{Policy, PolicySwitch};
 use super::sockets::Sockets;
@@ -331,6 +331,7 @@ impl Parts {
             policy: self.policy,
             policy_taken: 0,
             bell,
+            refusals: Sampled::default(),
             uplink: UplinkBatches::new(self.id, self.uplink),
             published: self.published,
         };

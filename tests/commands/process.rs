@@ -1,6 +1,7 @@
 //! What happens to the process from outside: whoever reads its log hangs, goes, or is full; signals that mean nothing.
 
-use std::io::{BufRead, BufReader, PipeReader, pipe};
+use std::io::{BufRead, BufReader, PipeReader, Write, pipe};
+use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -185,5 +186,29 @@ fn its_memory_goes_into_no_core_dump() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.child.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    gateway.end();
+}
+
+/// The filter that the help text and docs/OPERATING.md name.
+#[test]
+fn the_documented_filter_shows_who_was_refused_and_why() {
+    let site = Site::new("[limits]\nconnections = 1");
+    let (reader, writer) = pipe().unwrap();
+    let mut command = gateway();
+    command.args(["--log-filter", "info,pulsegate::connection=debug"]).stderr(writer);
+    let gateway = Bare::spawn(&site, command);
+    let mut lines = lines(reader);
+    let mut stranger = TcpStream::connect(("127.0.0.1", site.port)).unwrap();
+    stranger.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let ended = read_until(&mut lines, "connection ended");
+    assert_eq!((&ended["reason"], &ended["listener"]), (&"not_tls".into(), &"devices".into()), "{ended}");
+    drop(stranger);
+
+    // Whoever comes while the one place is taken. The stranger may take a moment to leave it.
+    let held: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(("127.0.0.1", site.port)).unwrap()).collect();
+    let refused = read_until(&mut lines, "refused before TLS");
+    assert_eq!(refused["cause"], "connection_limit", "{refused}");
+    assert_eq!((&refused["peer"], &refused["listener"]), (&"127.0.0.1".into(), &"devices".into()), "{refused}");
+    drop(held);
     gateway.end();
 }

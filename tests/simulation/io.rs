@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
-use pulsegate::link::{CloseReason, Command, ConnectionId, ListenerId, Outgoing, Passed, Uplink, WorkerId};
+use pulsegate::link::{CloseReason, Command, ConnectionId, ListenerId, Outgoing, Passed, Refusal, Uplink, WorkerId};
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
 use pulsegate::time::Moment;
@@ -327,7 +327,7 @@ impl Io for SimIo {
         Accepted::Connection { socket, listener, address: IpAddr::from([10, 0, 0, 1]) }
     }
 
-    fn refuse(&mut self, socket: SocketId) {
+    fn refuse(&mut self, socket: SocketId, _address: IpAddr, _listener: ListenerId, _refusal: Refusal) {
         self.network.close(socket);
     }
 

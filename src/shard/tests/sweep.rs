@@ -34,7 +34,7 @@ fn what_is_kept_of_a_certificate_travels_home_and_ends_the_connection_when_it_is
     }
     for desk in &mut desks {
         let settings: Arc<[_]> = vec![lab.settings_with_lists(0, &listener, &lists)].into();
-        desk.shard.replace_settings(settings, 2);
+        desk.shard.replace_settings(settings, 2, desk.now);
         while desk.shard.sweep.is_underway() {
             desk.expire();
         }
