@@ -166,6 +166,11 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "pulsegate_pool_used_bytes and pulsegate_pool_refused_total.",
         "It comes back by itself; raise limits.pool_bytes where memory allows.",
     ]),
+    (CloseReason::Denied, [
+        "The deny list names the device.",
+        "Who wrote it there: `pulsegate blocks` tells file from API.",
+        "Take it out of deny_file, or `pulsegate unblock ID`.",
+    ]),
     (CloseReason::Requested, [
         "The owner asked for it: by the API or the command line.",
         "Who holds the admin tokens.",

@@ -47,7 +47,7 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 20] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 21] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
