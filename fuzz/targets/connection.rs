@@ -89,6 +89,7 @@ fn layers() -> (RecordLayer, RecordLayer) {
 /// A shard and the clients whose keys are known, by slot.
 struct Desk {
     shard: Shard,
+    exchange: Arc<Exchange>,
     now: Moment,
     input: Input,
     peers: HashMap<u32, RecordLayer>,
@@ -97,6 +98,7 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
+        let exchange = Arc::new(Exchange::new(2));
         let setup = Setup {
             worker: WorkerId(0),
             home: Home::new([0; 16], 2),
@@ -104,11 +106,12 @@ impl Desk {
             handshakes: 2,
             uplink_length: 6,
             seed: 1,
-            exchange: Arc::new(Exchange::new(2)),
+            exchange: Arc::clone(&exchange),
             sessions: broker::Bounds::of(&limits(), 2),
         };
         Self {
             shard: Shard::new(setup, Tick(0)),
+            exchange,
             now: Moment::from_micros(0),
             input: Input::new(limits().frame_bytes, limits().read_bytes),
             peers: HashMap::new(),
@@ -256,7 +259,8 @@ impl Desk {
             retain: which & 8 != 0,
             properties: Box::default(),
             expires: (which & 16 != 0).then(|| self.now.plus(Duration::from_secs(1))),
-            stamp: u64::from(which),
+            // As the other shard was given it: what shards tell each other is right, and what is not panics.
+            stamp: self.exchange.next_stamp(WorkerId(1)),
             publisher: None,
         };
         let (options, identifier) = (which % 3, u32::from(which));

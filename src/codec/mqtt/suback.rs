@@ -34,7 +34,9 @@ impl<'a> Suback<'a> {
         if codes.is_empty() {
             return Err(Error::malformed("SUBACK has no code", "v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5"));
         }
-        if version != Version::V5 && codes.iter().any(|code| ![0, 1, 2, 0x80].contains(code)) {
+        // What v3.1 grants is never a failure: it has none.
+        let granted: &[u8] = if version == Version::V31 { &[0, 1, 2] } else { &[0, 1, 2, 0x80] };
+        if version != Version::V5 && codes.iter().any(|code| !granted.contains(code)) {
             return Err(Error::malformed("SUBACK has a reserved code", "v3.1.1 MQTT-3.9.3-2"));
         }
         if version == Version::V5 {
