@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::{Device, Gateway, Program, Site, native, wait_for};
 
 /// Two scrapes and an evaluation, on a machine that does other things as well.
-const SCRAPED: Duration = Duration::from_secs(60);
+const SCRAPED: Duration = Duration::from_mins(1);
 
 fn deploy(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)
