@@ -1,11 +1,15 @@
 //! What is under test, taken by its path instead of through the package: so nothing else of the gateway is built again
-//! with instrumentation. The codecs need nothing from outside, and a run of them begins within seconds; the rest of the
-//! data plane comes with the feature `gateway`.
+//! with instrumentation. The codecs need nothing from outside, and a run of them begins within seconds; images come
+//! with the feature `image`, the rest of the data plane with the feature `gateway`.
 
 #[path = "../src/codec/mod.rs"]
 pub mod codec;
 #[path = "../src/wire.rs"]
 pub mod wire;
+
+#[cfg(feature = "image")]
+#[path = "../src/image/mod.rs"]
+pub mod image;
 
 #[cfg(feature = "gateway")]
 #[path = "../src/config/mod.rs"]

@@ -6,6 +6,7 @@
 //!
 //! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`wire`] reads and writes the bytes of our own
 //! formats. [`codec`] turns bytes into borrowed frames of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
+//! [`image`] is what outlives a process: sessions, messages that wait, retained messages, and the changes of them.
 //!
 //! **Tables.** [`config`] is what the operator wrote, checked, and the memory that it allows ([`config::budget`]).
 //! [`metrics`] has every counter, [`devices`] finds a slot by a device's name, and the [`wheel`] keeps one deadline for each
@@ -36,6 +37,7 @@ pub mod time;
 pub mod wire;
 
 pub mod codec;
+pub mod image;
 
 pub mod config;
 pub mod devices;

@@ -22,12 +22,13 @@ const ANY: &[&str] = &["*"];
 const TABLE: &[Row] = &[
     row("time", &[], &[]),
     row("wire", &[], &[]),
+    row("image", &["wire", "codec"], &["bytes"]),
     row("config", &["time", "codec"], &["serde", "toml", "humantime", "zeroize"]),
     row("metrics", &[], &[]),
     row("devices", &[], &["hashbrown"]),
     row("wheel", &["time"], &[]),
     row("pool", &[], &[]),
-    row("link", &["time"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
+    row("link", &["time", "image"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
     row("codec", &["wire"], &[]),
     row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "arc_swap", "base64"]),
     row("tls/certs", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
@@ -62,6 +63,7 @@ const UNSAFE_FILES: &[&str] = &["src/worker/descriptors.rs", "src/cli/allocator.
 const DATA_PLANE: &[&str] = &[
     "time",
     "wire",
+    "image",
     "devices",
     "metrics",
     "wheel",

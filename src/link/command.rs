@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{ConnectionId, Peer, Publication, Receipt, WorkerId};
+use super::{ChangeMark, ConnectionId, Peer, Publication, Receipt, WorkerId};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
 /// carries.
@@ -23,6 +23,12 @@ pub enum Command {
         receipt: Receipt,
         /// Whether the backbone holds it.
         accepted: bool,
+    },
+    /// What this worker said of its sessions and retained messages is safe up to this mark: answers that waited for it may
+    /// leave. Said too when changes were refused for want of room and there is some now.
+    Safe {
+        /// The latest that is safe; never less than before.
+        mark: ChangeMark,
     },
     /// Describe one device; answered by [`super::Uplink::Described`].
     Describe {

@@ -3,6 +3,7 @@
 //! Workers and the control plane never name each other; both speak in [`Command`] (into a worker) and [`Uplink`]
 //! (out of a worker). Nothing here touches a socket or waits.
 
+pub mod changes;
 pub mod command;
 pub mod deny;
 pub mod doorbell;
@@ -16,6 +17,7 @@ pub mod uplink_channel;
 
 use std::fmt;
 
+pub use changes::{ChangeMark, Changes};
 pub use command::{AuthAnswer, Command, DeviceFilter, Downlink};
 pub use deny::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Network, NotANetwork, Subject};
 pub use doorbell::Doorbell;

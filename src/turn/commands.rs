@@ -75,6 +75,8 @@ impl<I: Io> Turn<I> {
                 self.drain.get_or_insert(Drain::new(now, window, connections));
             }
             Command::Authenticated { connection, answer } => self.shard.handle_authenticated(connection, answer, now),
+            // Nothing in a shard waits for its changes yet.
+            Command::Safe { .. } => {}
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             Command::Peers { from, answers } => self.shard.handle_peers(from, answers),

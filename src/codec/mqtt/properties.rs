@@ -226,9 +226,26 @@ impl<'a> Properties<'a> {
         }
     }
 
+    /// Whether these bytes are what [`Properties::forwardable`] appends.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn check_forwarded(raw: &'a [u8]) -> Result<(), Error> {
+        let properties = Self::check(raw, In::PUBLISH)?;
+        let mut forwarded = Vec::with_capacity(raw.len());
+        properties.forwardable(&mut forwarded);
+        if forwarded == raw {
+            return Ok(());
+        }
+        Err(Error::protocol("a property does not go along with a message", "v5 3.3.2.3"))
+    }
+
     pub(super) fn decode(body: &mut Reader<'a>, place: In) -> Result<Self, Error> {
         let length = body.variable()?;
-        let raw = body.take(length)?;
+        Self::check(body.take(length)?, place)
+    }
+
+    fn check(raw: &'a [u8], place: In) -> Result<Self, Error> {
         let mut rest = Reader::new(raw);
         // One bit for each number that has been.
         let mut seen = 0u64;
