@@ -154,6 +154,16 @@ impl OpenStore {
     }
 }
 
+/// What drives the HTTP API.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        // Only reading the store waits for the disk.
+        .max_blocking_threads(STORE_READERS)
+        .build()
+}
+
 /// The running control plane.
 pub struct Control {
     state: Arc<State>,
@@ -214,12 +224,7 @@ impl Control {
         });
 
         parts.admin.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            // Only reading the store waits for the disk.
-            .max_blocking_threads(STORE_READERS)
-            .build()?;
+        let runtime = runtime()?;
         let bounds = Bounds { connections: CONNECTIONS_MAX, head_time: HEAD_MAX, idle_time: IDLE_MAX };
         let listener = runtime.block_on(async { ApiListener::new(parts.admin, bounds) })?;
 

@@ -164,6 +164,28 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// Those that say: not now.
+    fn fmt_busy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::TooManyBroadcasts => write!(f, "{RUNNING_MAX} broadcasts are under way already; try again"),
+            ApiError::TooManyReaders => write!(f, "{READERS_MAX} readers follow the events already; try again"),
+            ApiError::WorkerBusy { worker } => write!(f, "worker {worker} did not answer in time; try again"),
+            ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
+            ApiError::Crowded { worker, waited_ms } => {
+                write!(f, "worker {worker} lets newcomers wait {waited_ms} ms for their handshakes")
+            }
+            ApiError::Overloaded { worker, late_ms } => {
+                write!(f, "the event loop of worker {worker} was late by {late_ms} ms in the last ten seconds")
+            }
+            ApiError::Stuck { worker, silent_s } => {
+                write!(f, "worker {worker} has not got on with what waits for it for {silent_s} s")
+            }
+            _ => f.write_str("the gateway is shutting down"),
+        }
+    }
+}
+
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -214,20 +236,14 @@ impl fmt::Display for ApiError {
                 )
             }
             ApiError::NoBroadcast(id) => write!(f, "no broadcast {id:?} is known"),
-            ApiError::TooManyBroadcasts => write!(f, "{RUNNING_MAX} broadcasts are under way already; try again"),
-            ApiError::TooManyReaders => write!(f, "{READERS_MAX} readers follow the events already; try again"),
-            ApiError::WorkerBusy { worker } => write!(f, "worker {worker} did not answer in time; try again"),
-            ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
-            ApiError::Crowded { worker, waited_ms } => {
-                write!(f, "worker {worker} lets newcomers wait {waited_ms} ms for their handshakes")
-            }
-            ApiError::Overloaded { worker, late_ms } => {
-                write!(f, "the event loop of worker {worker} was late by {late_ms} ms in the last ten seconds")
-            }
-            ApiError::Stuck { worker, silent_s } => {
-                write!(f, "worker {worker} has not got on with what waits for it for {silent_s} s")
-            }
-            ApiError::ShuttingDown => f.write_str("the gateway is shutting down"),
+            ApiError::TooManyBroadcasts
+            | ApiError::TooManyReaders
+            | ApiError::WorkerBusy { .. }
+            | ApiError::ApiBusy
+            | ApiError::Crowded { .. }
+            | ApiError::Overloaded { .. }
+            | ApiError::Stuck { .. }
+            | ApiError::ShuttingDown => self.fmt_busy(f),
         }
     }
 }
