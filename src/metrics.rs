@@ -59,7 +59,7 @@ figures! {
     /// Connections whose ClientHello waits for a place among the handshakes in progress.
     HandshakesWaiting = Gauge "pulsegate_handshakes_waiting" "",
     /// For how long the connection that has waited longest for a TLS handshake has, in milliseconds.
-    HandshakesLongestWait = Gauge "pulsegate_handshakes_longest_wait" "milliseconds",
+    HandshakesLongestWait = Gauge "pulsegate_handshakes_longest_wait" "seconds",
     /// TLS handshakes that were silent for longest, and gave way to others that waited.
     HandshakesGaveWay = Counter "pulsegate_handshakes_gave_way" "",
     /// Bytes kept for connections because their sockets did not take them yet.
@@ -205,7 +205,7 @@ figures! {
     /// Groups of events written, each with one synchronisation of the disk.
     StoreGroups = Counter "pulsegate_store_groups" "",
     /// Time that writing these groups took.
-    StoreCommit = Counter "pulsegate_store_commit" "microseconds",
+    StoreCommit = Counter "pulsegate_store_commit" "seconds",
     /// Whether there is no room for the store, so that events and their publishers wait: 1, or else 0.
     StoreWithoutRoom = Gauge "pulsegate_store_without_room" "",
 }
@@ -269,6 +269,18 @@ impl Figure {
     pub const fn per_unit(self) -> u64 {
         match self {
             Figure::LoopLateness => 1_000_000,
+            Figure::HandshakesLongestWait => 1_000,
+            _ => 1,
+        }
+    }
+}
+
+impl ProcessFigure {
+    /// As [`Figure::per_unit`].
+    #[must_use]
+    pub const fn per_unit(self) -> u64 {
+        match self {
+            ProcessFigure::StoreCommit => 1_000_000,
             _ => 1,
         }
     }

@@ -184,10 +184,7 @@ impl Scrape {
         for (worker, counters) in self.counters.iter().enumerate() {
             let labels = [("worker", worker.to_string())];
             let mut sample = metric.encode_family(&labels)?;
-            match figure.per_unit() {
-                1 => encode_value(&mut sample, figure.kind(), counters.figure(figure))?,
-                per_unit => sample.encode_gauge(&(counters.figure(figure) as f64 / per_unit as f64))?,
-            }
+            encode_value(&mut sample, figure.kind(), counters.figure(figure), figure.per_unit())?;
         }
         Ok(())
     }
@@ -199,7 +196,7 @@ impl Scrape {
             let worker = worker.to_string();
             let mut encode = |reason: &'static str, count| {
                 let labels = [("worker", worker.as_str()), ("reason", reason)];
-                encode_value(&mut metric.encode_family(&labels)?, figure.kind(), count)
+                encode_value(&mut metric.encode_family(&labels)?, figure.kind(), count, 1)
             };
             match figure {
                 ReasonFigure::Closed => {
@@ -240,7 +237,7 @@ impl Scrape {
         let mut metric = encoder.encode_descriptor(name, help, None, metric_type(kind))?;
         for consumer in &self.consumers {
             let labels = [("consumer", &*consumer.name)];
-            encode_value(&mut metric.encode_family(&labels)?, kind, value(consumer))?;
+            encode_value(&mut metric.encode_family(&labels)?, kind, value(consumer), 1)?;
         }
         Ok(())
     }
@@ -250,7 +247,7 @@ impl Scrape {
         let unit = unit(figure.unit());
         let kind = metric_type(figure.kind());
         let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), kind)?;
-        encode_value(&mut metric, figure.kind(), value)
+        encode_value(&mut metric, figure.kind(), value, figure.per_unit())
     }
 }
 
@@ -288,10 +285,13 @@ fn unit(unit: &str) -> Option<Unit> {
     (!unit.is_empty()).then(|| Unit::Other(unit.to_owned()))
 }
 
-fn encode_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: u64) -> fmt::Result {
-    match kind {
-        Kind::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
-        Kind::Gauge => metric.encode_gauge(&value),
+/// `per_unit` of what `value` counts make one of the metric's unit.
+fn encode_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: u64, per_unit: u64) -> fmt::Result {
+    match (kind, per_unit) {
+        (Kind::Counter, 1) => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+        (Kind::Gauge, 1) => metric.encode_gauge(&value),
+        (Kind::Counter, _) => metric.encode_counter::<NoLabelSet, _, u64>(&(value as f64 / per_unit as f64), None),
+        (Kind::Gauge, _) => metric.encode_gauge(&(value as f64 / per_unit as f64)),
     }
 }
 

@@ -611,7 +611,6 @@ impl Shard {
                 worker = self.worker.0,
                 listener = &*self.settings_of(index).name,
                 connection = %self.id(index),
-                listener = connection.listener().0,
                 device = connection.device(),
                 reason = termination.reason.label(),
                 detail = &*termination.detail,

@@ -28,8 +28,8 @@ fn thousands_that_are_cut_at_once_leave_nothing_behind() {
     let closed = gateway.closed("peer_closed") + gateway.closed("peer_reset");
     assert_eq!(closed, 2 * DEVICES as u64, "{:?}", gateway.all_closed());
     // The first round pays for what stays (buffers, queues); the second must find it. What is remembered of each end, for
-    // `pulsegate why`, stays too, and is less than what a connection holds.
-    let remembered = 256 * DEVICES as u64;
+    // `pulsegate why`, stays too: so much at most, as the printed budget says.
+    let remembered = pulsegate::config::budget::END_BYTES * DEVICES as u64;
     let (first, second) = (allocated[0].1, allocated[1].1);
     assert!(second < first + (256 << 10) + remembered, "{allocated:?}");
     // Between the two nothing ended.

@@ -28,10 +28,8 @@ pub struct Message {
 /// One subscription as its device knows it.
 pub struct Subscription {
     pub qos: QoS,
-    /// The latest SUBSCRIBE for it, and when that was sent.
+    /// The latest SUBSCRIBE for it.
     pub packet_id: u16,
-    /// When it was first sent.
-    pub asked: u64,
     /// When its SUBACK came.
     pub confirmed: Option<u64>,
     /// The UNSUBSCRIBE that is to end it.
