@@ -8,8 +8,10 @@
 //! will          delay u32 | expiry ?u32 | publication
 //! head          key u64 | name text | profile | away since ?i64 | last packet u16 | ?will
 //! subscription  filter text | options u8 | identifier u32
-//! message       number u64 | packet u16, 0: none | qos and retain u8 | identifiers: length, u32 each | publication
+//! message       number u64 | packet u16, 0: none | qos and retain u8 | identifiers: length, u32 each
+//!               | origin u64 | publication
 //! outstanding   number u64 | packet u16
+//! received      packet u16 | origin u64
 //! session       head | subscriptions, messages, outstanding, received: length and each
 //! change        which u8 | its fields
 //! ?x            flag | x, if the flag is 1
@@ -21,7 +23,8 @@ use std::sync::Arc;
 
 use super::parts::{get_all, get_optional, put_all, put_optional};
 use super::{
-    Change, Head, ImageError, Message, Outstanding, Profile, Publication, Session, SessionKey, Subscription, Will,
+    Change, Head, ImageError, Message, Outstanding, Profile, Publication, Received, Session, SessionKey, Subscription,
+    Will,
 };
 use crate::codec::mqtt::{Options, Properties, REMAINING_MAX, Version, topic};
 use crate::wire::{Reader, Tagged, Writer};
@@ -196,6 +199,7 @@ impl Message {
         out.u16(self.packet.unwrap_or(0));
         put_delivery(self.qos, self.retain, out);
         put_all(&self.identifiers, out, |&identifier, out| out.u32(identifier));
+        out.u64(self.origin);
         self.publication.put(out);
     }
 
@@ -205,8 +209,9 @@ impl Message {
         let (qos, retain) = get_delivery(from)?;
         let identifiers = get_all(from, |from| Ok(from.u32()?))?;
         ensure(identifiers.iter().all(|&identifier| is_identifier(identifier)), "a subscription identifier is none")?;
+        let origin = from.u64()?;
         let publication = Arc::new(Publication::get(from)?);
-        Ok(Self { number, packet, qos, retain, identifiers, publication })
+        Ok(Self { number, packet, qos, retain, identifiers, publication, origin })
     }
 }
 
@@ -218,6 +223,17 @@ impl Outstanding {
 
     fn get(from: &mut Reader) -> Result<Self, ImageError> {
         Ok(Self { number: from.u64()?, packet: get_packet(from)? })
+    }
+}
+
+impl Received {
+    fn put(&self, out: &mut Writer) {
+        out.u16(self.packet);
+        out.u64(self.origin);
+    }
+
+    fn get(from: &mut Reader) -> Result<Self, ImageError> {
+        Ok(Self { packet: get_packet(from)?, origin: from.u64()? })
     }
 }
 
@@ -238,7 +254,7 @@ impl Session {
         put_all(&self.subscriptions, out, Subscription::put);
         put_all(&self.messages, out, Message::put);
         put_all(&self.outstanding, out, Outstanding::put);
-        put_all(&self.received, out, |&packet, out| out.u16(packet));
+        put_all(&self.received, out, Received::put);
     }
 
     fn get(from: &mut Reader) -> Result<Self, ImageError> {
@@ -247,12 +263,15 @@ impl Session {
             subscriptions: get_all(from, Subscription::get)?,
             messages: get_all(from, Message::get)?,
             outstanding: get_all(from, Outstanding::get)?,
-            received: get_all(from, get_packet)?,
+            received: get_all(from, Received::get)?,
         };
         let numbers_ascend = session.messages.is_sorted_by(|one, other| one.number < other.number)
             && session.outstanding.is_sorted_by(|one, other| one.number < other.number);
         ensure(numbers_ascend, "messages are not in their order")?;
-        ensure(session.received.is_sorted_by(|one, other| one < other), "packet identifiers are not in their order")?;
+        ensure(
+            session.received.is_sorted_by(|one, other| one.packet < other.packet),
+            "packet identifiers are not in their order",
+        )?;
         Ok(session)
     }
 }
@@ -309,9 +328,9 @@ impl Change {
                 session(which::DONE, key, out);
                 out.u64(*number);
             }
-            Change::Received { session: key, packet } => {
+            Change::Received { session: key, received } => {
                 session(which::RECEIVED, key, out);
-                out.u16(*packet);
+                received.put(out);
             }
             Change::Completed { session: key, packet } => {
                 session(which::COMPLETED, key, out);
@@ -360,7 +379,7 @@ impl Change {
             }
             which::RELEASED => Change::Released { session, number: from.u64()? },
             which::DONE => Change::Done { session, number: from.u64()? },
-            which::RECEIVED => Change::Received { session, packet: get_packet(from)? },
+            which::RECEIVED => Change::Received { session, received: Received::get(from)? },
             which::COMPLETED => Change::Completed { session, packet: get_packet(from)? },
             _ => return Err(ImageError::Content("there is no such change")),
         })

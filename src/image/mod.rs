@@ -7,7 +7,7 @@
 //!            + Subscription  each filter, shared ones too
 //!            + Message       each message that is not acknowledged, with its number in the session
 //!            + Outstanding   each message of QoS 2 of which PUBREL was said and PUBCOMP is owed
-//!            + u16           each packet identifier of QoS 2 of which PUBREC was said and PUBREL is owed
+//!            + Received      each packet identifier of QoS 2 of which PUBREC was said, or will be, and PUBREL is owed
 //!
 //!   Change   = one of these, begun, altered or ended; in the order in which they happened in their shard
 //! ```
@@ -125,6 +125,8 @@ pub struct Message {
     pub identifiers: Vec<u32>,
     /// The published message, shared by all who get it.
     pub publication: Arc<Publication>,
+    /// It must not be sent while a packet is received under this origin ([`Received`]); 0: none.
+    pub origin: u64,
 }
 
 /// A message of QoS 2 that the device has, and whose end it has not heard: PUBREL is owed, or PUBCOMP.
@@ -134,6 +136,17 @@ pub struct Outstanding {
     pub number: u64,
     /// Its packet identifier.
     pub packet: u16,
+}
+
+/// A message of QoS 2 that came from the device, and whose PUBREL has not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its packet identifier.
+    pub packet: u16,
+    /// Under which number it was published, as long as not everything is safe that it causes: PUBREC was not said, and should
+    /// the process end, what it has caused is void, for it comes again. 0: it is swallowed when it comes again. No two have the
+    /// same.
+    pub origin: u64,
 }
 
 /// All of a session.
@@ -147,8 +160,8 @@ pub struct Session {
     pub messages: Vec<Message>,
     /// In order of their numbers.
     pub outstanding: Vec<Outstanding>,
-    /// In ascending order.
-    pub received: Vec<u16>,
+    /// In ascending order of the identifiers.
+    pub received: Vec<Received>,
 }
 
 /// What a shard says when something changes that outlives the process. Each is small; they are true in their order.
@@ -209,8 +222,8 @@ pub enum Change {
     Received {
         /// Which.
         session: SessionKey,
-        /// Its packet identifier.
-        packet: u16,
+        /// The packet.
+        received: Received,
     },
     /// PUBREL has come: the next message under this identifier is another one.
     Completed {

@@ -48,7 +48,8 @@ fn head() -> Head {
 
 fn message(number: u64, packet: Option<u16>) -> Message {
     let publication = Arc::new(publication("site/4/set", b"on"));
-    Message { number, packet, qos: 1, retain: false, identifiers: vec![7, 268_435_455], publication }
+    let identifiers = vec![7, 268_435_455];
+    Message { number, packet, qos: 1, retain: false, identifiers, publication, origin: 5 }
 }
 
 fn session() -> Session {
@@ -58,7 +59,7 @@ fn session() -> Session {
         subscriptions: vec![subscription("site/+/set", 0x2E, 7), subscription("$share/workers/jobs/#", 1, 0)],
         messages: vec![message(4, Some(512)), message(6, None)],
         outstanding: vec![Outstanding { number: 3, packet: 511 }],
-        received: vec![1, 65_535],
+        received: vec![Received { packet: 1, origin: 0 }, Received { packet: 65_535, origin: 9 }],
     }
 }
 
@@ -74,7 +75,7 @@ fn changes() -> Vec<Change> {
         Change::Sent { session, number: 12, packet: 3 },
         Change::Released { session, number: 12 },
         Change::Done { session, number: 12 },
-        Change::Received { session, packet: 8 },
+        Change::Received { session, received: Received { packet: 8, origin: 9 } },
         Change::Completed { session, packet: 8 },
         Change::Retained(Arc::new(publication("state/17", b"{}"))),
         Change::Unretained { topic: "state/17".into() },
@@ -195,7 +196,7 @@ fn what_cannot_be_is_refused() {
     refused(subscribed("a", 3));
     refused(subscribed("a", 0x40));
     refused(Change::Sent { session, number: 1, packet: 0 });
-    refused(Change::Received { session, packet: 0 });
+    refused(Change::Received { session, received: Received { packet: 0, origin: 9 } });
     refused(Change::Unretained { topic: "a/+".into() });
     refused(Change::Retained(Arc::new(publication("a", b""))));
     // Message Expiry Interval is reckoned anew each time, and never goes along.
