@@ -194,10 +194,14 @@ impl HandoffChannel {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let mut into = [IoSliceMut::new(&mut message.bytes)];
-        let received = match recvmsg(&self.socket, &mut into, &mut ancillary, flags) {
-            Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(error) => return Err(error.into()),
+        let received = loop {
+            match recvmsg(&self.socket, &mut into, &mut ancillary, flags) {
+                Ok(received) => break received,
+                Err(Errno::AGAIN) => return Ok(false),
+                // The poll has told of the message, and does so once: it would wait for the next one.
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         };
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
