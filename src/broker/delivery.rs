@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inbound::FilterLooks;
 use super::inflight::{Delivery, Enqueued, Inflight, QueueBound, Released, Sending, WrongAck};
 use super::lifecycle::{Session, Walk};
 use super::replay::Replays;
@@ -116,6 +117,7 @@ impl Broker {
         self.advance_ends();
         self.deliveries.turn = self.deliveries.turn.wrapping_add(1);
         self.deliveries.looks = TURN_LOOKS;
+        self.filter_looks = FilterLooks::of_turn();
         self.routing.retained.bury(&self.exchange, BURIED_IN_A_TURN);
     }
 

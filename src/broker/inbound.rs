@@ -2,16 +2,49 @@
 //!
 //! ```text
 //!   PUBLISH ──▶ receive ──▶ publish ──▶ (settlement) ──▶ next_answer ──▶ PUBACK or PUBREC
-//!   SUBSCRIBE $share ──▶ subscribe ──▶ hold_suback ──▶ (homes of the groups) ──▶ take_suback ──▶ SUBACK
+//!   SUBSCRIBE ──▶ begin_filters ──▶ subscribe ──▶ end_filters ──▶ (homes of groups) ──▶ take_suback ──▶ SUBACK
+//!                      ▲                └──▶ put_off_filters ──┐
+//!                      └─────────── the next turn ─────────────┘
 //! ```
 //!
 //! No more of a device is read while as many of its messages wait as it may have in flight, or while a SUBACK waits. So what
 //! waits is bounded by the devices there are.
+//!
+//! Filters are dealt with so many in a turn (decision 0014): a packet of which some are left stays where it is, and what was
+//! done of it is in [`PendingSuback`].
 
 use super::inflight::{Answer, Inflight, PendingSuback, Receiving, WrongAck};
 use super::settlement::{NOTHING, Owner, Part, Token};
 use super::{ALIASES_MAX, Broker};
 use crate::codec::mqtt::Reason;
+
+/// Filters of SUBSCRIBE and UNSUBSCRIBE that one turn deals with, at one to two microseconds each. A long filter counts for
+/// several.
+const TURN_FILTERS: usize = 2_048;
+/// So many of them in one packet; what is left goes on in the next turn.
+const PACKET_FILTERS: usize = 256;
+/// Packets of which something was left that go on in one turn: as many as find something to do.
+pub const UNFINISHED_IN_A_TURN: usize = TURN_FILTERS / PACKET_FILTERS;
+/// So many bytes of a filter, or so many shared subscriptions of its session, which are looked through, are as much work as
+/// another filter.
+const FILTER_WORK: usize = 64;
+
+/// What the filters of one turn, and of one packet in it, may still cost.
+#[derive(Debug)]
+pub struct FilterLooks(usize);
+
+impl FilterLooks {
+    /// Those of a turn.
+    pub(super) fn of_turn() -> Self {
+        Self(TURN_FILTERS)
+    }
+
+    /// Those of a packet in one turn.
+    #[must_use]
+    pub fn of_packet() -> Self {
+        Self(PACKET_FILTERS)
+    }
+}
 
 /// What is known of a message that the device sends again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,11 +168,50 @@ impl Broker {
         Ok(known)
     }
 
-    // --- Subscriptions to groups ------------------------------------------------------------------------------------
+    // --- Filters ----------------------------------------------------------------------------------------------------
 
-    /// SUBACK is to be said when `homes` homes of groups have answered under `waits`.
-    pub fn hold_suback(&mut self, session: u32, waits: u32, homes: usize, packet: u16, codes: Vec<u8>) {
-        self.sessions.inflight(session).hold_suback(PendingSuback { waits, homes, packet, codes });
+    /// SUBSCRIBE or UNSUBSCRIBE is dealt with, or what earlier turns have left of it: as many of its filters as there are codes
+    /// are done. `None`: an earlier one still waits for its answer, and the device is [held](Broker::hold).
+    pub fn begin_filters(&mut self, session: u32, packet: u16) -> Option<PendingSuback> {
+        let inflight = self.sessions[session].inflight.as_deref_mut();
+        if let Some(unfinished) = inflight.and_then(Inflight::take_unfinished) {
+            debug_assert_eq!(unfinished.packet, packet, "nothing more is read before it is done");
+            return Some(unfinished);
+        }
+        if self.hold(session) {
+            return None;
+        }
+        let waits = self.begin_subscribe();
+        Some(PendingSuback { waits, homes: 0, is_whole: false, packet, codes: Vec::new() })
+    }
+
+    /// Whether one more filter may be dealt with now. Otherwise it is [put off](Broker::put_off_filters).
+    pub fn may_look(&mut self, session: u32, filter: &str, packet: &mut FilterLooks) -> bool {
+        if self.filter_looks.0 == 0 || packet.0 == 0 {
+            return false;
+        }
+        let work = 1 + (filter.len() + self.sessions[session].groups.len()) / FILTER_WORK;
+        self.filter_looks.0 = self.filter_looks.0.saturating_sub(work);
+        packet.0 = packet.0.saturating_sub(work);
+        true
+    }
+
+    /// What is left of a packet is dealt with in the next turns.
+    pub fn put_off_filters(&mut self, session: u32, pending: PendingSuback) {
+        self.sessions.inflight(session).hold_suback(pending);
+        self.sessions.shed_empty_inflight(session);
+    }
+
+    /// Every filter was dealt with. Returns it when nothing is to be waited for, else it is
+    /// [taken](Broker::take_suback) when the homes of groups have answered.
+    pub fn end_filters(&mut self, session: u32, mut pending: PendingSuback) -> Option<PendingSuback> {
+        if pending.homes == 0 {
+            self.sessions.shed_empty_inflight(session);
+            return Some(pending);
+        }
+        pending.is_whole = true;
+        self.put_off_filters(session, pending);
+        None
     }
 
     /// The SUBACK that the device may be given.

@@ -137,16 +137,19 @@ pub struct Answer {
     pub reason: Reason,
 }
 
-/// A SUBACK that is said when the homes of its shared subscriptions know of them.
+/// A SUBSCRIBE or UNSUBSCRIBE that is being dealt with: what is left of it is done in later turns, or SUBACK is said when the
+/// homes of its shared subscriptions know of them.
 #[derive(Debug)]
 pub struct PendingSuback {
     /// The number under which they answer.
     pub(super) waits: u32,
     /// How many have not answered.
     pub(super) homes: usize,
-    /// The packet identifier of SUBSCRIBE.
+    /// Whether every filter was dealt with.
+    pub(super) is_whole: bool,
+    /// The packet identifier.
     pub packet: u16,
-    /// The reason codes.
+    /// The reason codes of the filters that were dealt with, in their order.
     pub codes: Vec<u8>,
 }
 
@@ -245,7 +248,12 @@ impl Inflight {
         let entries = self.outbound.len() + self.queue.len() + self.inbound.len() + self.answered.len();
         let aliases_in = self.aliases_in.iter().flatten().map(|topic| topic.len() + ALLOCATION_BYTES);
         let aliases_out = self.aliases_out.iter().map(|topic| topic.len() + ALLOCATION_BYTES);
+        let suback = self
+            .suback
+            .as_deref()
+            .map_or(0, |suback| size_of::<PendingSuback>() + suback.codes.capacity() + 2 * ALLOCATION_BYTES);
         size_of::<Self>()
+            + suback
             + self.outbound_bytes
             + self.kept_bytes
             + entries * (size_of::<Delivery>() + ALLOCATION_BYTES)
@@ -564,12 +572,17 @@ impl Inflight {
     pub(super) fn handle_joined(&mut self, waits: u32) -> bool {
         let Some(suback) = self.suback.as_deref_mut().filter(|suback| suback.waits == waits) else { return false };
         suback.homes = suback.homes.saturating_sub(1);
-        suback.homes == 0
+        suback.is_whole && suback.homes == 0
     }
 
     /// The SUBACK, if it may be said.
     pub(super) fn take_suback(&mut self) -> Option<PendingSuback> {
-        self.suback.take_if(|suback| suback.homes == 0).map(|suback| *suback)
+        self.suback.take_if(|suback| suback.is_whole && suback.homes == 0).map(|suback| *suback)
+    }
+
+    /// The packet of which filters are left.
+    pub(super) fn take_unfinished(&mut self) -> Option<PendingSuback> {
+        self.suback.take_if(|suback| !suback.is_whole).map(|suback| *suback)
     }
 
     // --- The connection -----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use delivery::{SendBudget, SessionBatch};
-pub use inbound::{Known, Ticket};
+pub use inbound::{FilterLooks, Known, Ticket, UNFINISHED_IN_A_TURN};
 pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, WrongAck};
 pub use lifecycle::{Arrival, Attached, DueWill, Will};
 pub use routing::{Granted, Unsubscribed};
@@ -171,6 +171,8 @@ pub struct Broker {
     requests: Vec<(u64, RequestEnd)>,
     /// How many SUBSCRIBE packets have come: the number of the latest.
     subscribes: u32,
+    /// What filters may still cost in this turn.
+    filter_looks: FilterLooks,
     matching: Matching,
     found: Vec<Subscriber>,
     /// Sessions that have ended and whose subscriptions are still to be removed.
@@ -210,6 +212,7 @@ impl Broker {
             answerable: Vec::new(),
             requests: Vec::new(),
             subscribes: 0,
+            filter_looks: FilterLooks::of_turn(),
             matching: Matching::new(),
             found: Vec::new(),
             ends: VecDeque::new(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::groups::{Groups, Member};
 use super::inbound::Ticket;
-use super::inflight::{Delivery, Identifiers};
+use super::inflight::{Delivery, Identifiers, PendingSuback};
 use super::lifecycle::Membership;
 use super::matching::merge;
 use super::retained::{Retained, Set};
@@ -21,6 +21,10 @@ use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 /// The first filter of a session is part of it in the memory budget, where it is no longer than this.
 const FIRST_FILTER_BYTES: usize = 256;
 
+/// Shared subscriptions of one session, however many others it may have: all their homes are told when its device comes and
+/// when it goes.
+pub const SHARED_MAX: usize = 1_024;
+
 /// What a member of a group keeps of it beside its place, in bytes.
 const fn membership_bytes(group: &str) -> usize {
     group.len() + size_of::<Membership>() + ALLOCATION_BYTES
@@ -29,10 +33,8 @@ const fn membership_bytes(group: &str) -> usize {
 /// What became of one filter in SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granted {
-    /// Subscribed; retained messages follow as far as they are wanted.
+    /// Subscribed; retained messages follow as far as they are wanted, and SUBACK waits for the home of a group.
     Subscribed,
-    /// Subscribed when the home of the group has answered.
-    Joining,
     /// The session has as many subscriptions as it may.
     TooMany,
 }
@@ -325,14 +327,22 @@ impl Broker {
 
     // --- Subscribing ------------------------------------------------------------------------------------------------
 
-    /// A SUBSCRIBE has come: the filters that follow are one packet's. The number under which homes of groups answer.
-    pub fn begin_subscribe(&mut self) -> u32 {
+    /// A SUBSCRIBE has come: the number under which homes of groups answer.
+    pub(super) fn begin_subscribe(&mut self) -> u32 {
         self.subscribes = self.subscribes.wrapping_add(1).max(1);
         self.subscribes
     }
 
     /// One filter of SUBSCRIBE; it is valid and allowed. Retained messages that it wants follow.
-    pub fn subscribe(&mut self, session: u32, filter: &str, options: Options, identifier: u32) -> Granted {
+    /// `pending`: the packet that it is in.
+    pub fn subscribe(
+        &mut self,
+        session: u32,
+        filter: &str,
+        options: Options,
+        identifier: u32,
+        pending: &mut PendingSuback,
+    ) -> Granted {
         let options_byte = options.to_byte();
         let is_known = self.has_subscribed(session, filter);
         if !is_known && !self.has_room_for_filter(session, filter) {
@@ -340,7 +350,7 @@ impl Broker {
         }
         if topic::shared(filter).is_some() {
             // No retained messages for shared subscriptions (v5 4.8.2).
-            return self.join(session, filter, options_byte, identifier);
+            return self.join(session, filter, options_byte, identifier, pending);
         }
         let subscriber = Subscriber { session, identifier, options: options_byte };
         let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
@@ -348,7 +358,7 @@ impl Broker {
         // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11]. What an earlier packet has asked for is still owed.
         let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
         if wants_retained && !self.routing.retained.is_empty() {
-            let (arrivals, packet) = (self.routing.retained.arrivals(), self.subscribes);
+            let (arrivals, packet) = (self.routing.retained.arrivals(), pending.waits);
             let replays = self.sessions.inflight(session).replays.get_or_insert_default();
             replays.add(filter, subscriber, arrivals, packet);
             self.note_backlog(session);
@@ -393,6 +403,9 @@ impl Broker {
     /// Whether a session may have one more subscription: by number, and by what the pool has room for.
     fn has_room_for_filter(&self, session: u32, filter: &str) -> bool {
         let count = self.subscription_count(session);
+        if topic::shared(filter).is_some() && self.sessions[session].groups.len() >= SHARED_MAX {
+            return false;
+        }
         let bytes = Subscriptions::bytes_of(filter) + topic::shared(filter).map_or(0, |_| membership_bytes(filter));
         let shared: usize = self.sessions[session].groups.iter().map(|own| membership_bytes(&own.group)).sum();
         let held = self.routing.subscriptions.bytes_held(session) + shared;
@@ -408,7 +421,14 @@ impl Broker {
         self.is_member(session, filter) || self.routing.subscriptions.has(session, filter)
     }
 
-    fn join(&mut self, session: u32, filter: &str, options: u8, identifier: u32) -> Granted {
+    fn join(
+        &mut self,
+        session: u32,
+        filter: &str,
+        options: u8,
+        identifier: u32,
+        pending: &mut PendingSuback,
+    ) -> Granted {
         let member = self.id(session);
         let is_online = self.sessions[session].is_online();
         let groups = &mut self.sessions[session].groups;
@@ -421,9 +441,10 @@ impl Broker {
         (groups[place].options, groups[place].identifier) = (options, identifier);
         let group = Arc::clone(&groups[place].group);
         let is_here = self.home.of(&group) == self.worker;
-        let waits = self.subscribes;
+        let waits = pending.waits;
         self.tell_group(Peer::Join { group, member, options, identifier, is_online, waits });
-        if is_here { Granted::Subscribed } else { Granted::Joining }
+        pending.homes += usize::from(!is_here);
+        Granted::Subscribed
     }
 
     fn leave(&mut self, session: u32, filter: &str) -> bool {

@@ -12,6 +12,7 @@ use crate::link::{Class, Passed, Peer, Publication};
 use crate::time::Moment;
 use device::message_of;
 use model::{Tally, World};
+use routing::SHARED_MAX;
 
 #[test]
 fn whoever_subscribed_gets_each_message_and_nobody_else_does() {
@@ -25,6 +26,15 @@ fn whoever_subscribed_gets_each_message_and_nobody_else_does() {
         total.add(&world.tally);
     }
     assert!(total.is_enough(), "too little happened: {total:?}");
+}
+
+impl Broker {
+    /// One filter, in the SUBSCRIBE that has begun last.
+    fn subscribe_one(&mut self, session: u32, filter: &str, options: Options, identifier: u32) -> Granted {
+        let waits = self.subscribes;
+        let mut pending = PendingSuback { waits, homes: 0, is_whole: false, packet: 1, codes: Vec::new() };
+        self.subscribe(session, filter, options, identifier, &mut pending)
+    }
 }
 
 /// Far more than may wait in a session, and more than may be in flight.
@@ -43,7 +53,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         world.connect(0);
         let session = world.session_of(0).unwrap();
         let options = Options::plain(QoS::try_from(qos).unwrap());
-        assert_eq!(world.shards[worker].subscribe(session, "kept/#", options, 0), Granted::Subscribed);
+        assert_eq!(world.shards[worker].subscribe_one(session, "kept/#", options, 0), Granted::Subscribed);
         // One is replaced before its turn: what comes is the new one, once, as the live message that it is.
         let mut publication = world.publication("kept/01999", qos);
         publication.retain = true;
@@ -138,13 +148,16 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
     let shard = &mut world.shards[worker];
     shard.begin_subscribe();
     for _ in 0..100 {
-        assert_eq!(shard.subscribe(sessions[0], "+/+/none", Options::plain(QoS::AtMostOnce), 0), Granted::Subscribed);
+        assert_eq!(
+            shard.subscribe_one(sessions[0], "+/+/none", Options::plain(QoS::AtMostOnce), 0),
+            Granted::Subscribed
+        );
     }
     let (mut turns, mut found_after) = (0, None);
     while world.shards[worker].has_deliveries() {
         if turns == 1 {
             world.shards[worker].begin_subscribe();
-            world.shards[worker].subscribe(sessions[1], "t", Options::plain(QoS::AtMostOnce), 0);
+            world.shards[worker].subscribe_one(sessions[1], "t", Options::plain(QoS::AtMostOnce), 0);
         }
         let sent = turn_of(&mut world, worker, &sessions);
         if !sent.is_empty() {
@@ -174,7 +187,7 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
         world.shards[worker].begin_subscribe();
         for filter in filters {
             let options = Options { retain_handling, ..Options::plain(QoS::AtMostOnce) };
-            world.shards[worker].subscribe(session, filter, options, 0);
+            world.shards[worker].subscribe_one(session, filter, options, 0);
         }
     };
     // In the order of their packets: asked for; not again, since the subscription is known; never; and again.
@@ -190,7 +203,7 @@ fn retained_message_comes_once_for_each_packet_that_asks() {
     assert_eq!(sent, [(session, "r".to_owned()), (session, "r".to_owned())]);
     // Whoever unsubscribes in time gets none.
     world.shards[worker].begin_subscribe();
-    world.shards[worker].subscribe(session, "+", Options::plain(QoS::AtMostOnce), 0);
+    world.shards[worker].subscribe_one(session, "+", Options::plain(QoS::AtMostOnce), 0);
     world.shards[worker].unsubscribe(session, "+");
     assert_eq!(turn_of(&mut world, worker, &[session]), []);
     assert!(world.shards[worker].sessions[session].inflight.is_none());
@@ -215,9 +228,9 @@ fn publication_through_many_filters_goes_on_in_later_turns_and_holds_up_no_other
     for number in 0..1 << LEVELS {
         let levels: Vec<&str> = (0..LEVELS).map(|bit| if number >> bit & 1 == 1 { "+" } else { "a" }).collect();
         let filter = format!("{}/z", levels.join("/"));
-        assert_eq!(world.shards[worker].subscribe(sessions[0], &filter, options, 0), Granted::Subscribed);
+        assert_eq!(world.shards[worker].subscribe_one(sessions[0], &filter, options, 0), Granted::Subscribed);
     }
-    world.shards[worker].subscribe(sessions[1], "#", options, 0);
+    world.shards[worker].subscribe_one(sessions[1], "#", options, 0);
     let deep = format!("{}z", "a/".repeat(LEVELS));
     let publish = |world: &mut World, topic: &str| {
         let mut publication = world.publication(topic, 1);
@@ -269,7 +282,7 @@ fn session_with_many_subscriptions_ends_in_steps_and_gets_nothing_meanwhile() {
     let session = world.session_of(0).unwrap();
     world.shards[worker].bounds.subscriptions = 100_000;
     for number in 0..20_000 {
-        world.shards[worker].subscribe(session, &format!("{number}/#"), Options::plain(QoS::AtMostOnce), 0);
+        world.shards[worker].subscribe_one(session, &format!("{number}/#"), Options::plain(QoS::AtMostOnce), 0);
     }
     let (now, counters) = (world.now, &mut world.counters);
     let shard = &mut world.shards[worker];
@@ -327,12 +340,13 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     };
     // One that subscribes without end gets its part, and another's filter is refused none of its own.
     let greedy = attach(shard, 0);
-    let granted = (0..100_000)
-        .take_while(|number| shard.subscribe(greedy, &format!("x/{number:0100}"), options, 0) == Granted::Subscribed);
+    let granted = (0..100_000).take_while(|number| {
+        shard.subscribe_one(greedy, &format!("x/{number:0100}"), options, 0) == Granted::Subscribed
+    });
     assert!((10..1_000).contains(&granted.count()) && pool.used(Part::Filters) <= pool.share(Part::Filters));
     let devices: Vec<u32> = (1..20).map(|connection| attach(shard, connection)).collect();
     for &session in &devices {
-        assert_eq!(shard.subscribe(session, "all", options, 0), Granted::Subscribed);
+        assert_eq!(shard.subscribe_one(session, "all", options, 0), Granted::Subscribed);
     }
     for connection in 0..20 {
         shard.detach(connection, &format!("{connection}"), false, now, counters);
@@ -383,9 +397,9 @@ fn description_of_a_session_shows_its_filters_up_to_a_bound_and_counts_all() {
     world.connect(0);
     let (session, shard) = (world.session_of(0).unwrap(), &mut world.shards[world.devices[0].worker]);
     for number in 0..99 {
-        shard.subscribe(session, &format!("{number:010}"), Options::plain(QoS::AtMostOnce), 0);
+        shard.subscribe_one(session, &format!("{number:010}"), Options::plain(QoS::AtMostOnce), 0);
     }
-    shard.subscribe(session, "$share/g/x", Options::plain(QoS::AtMostOnce), 0);
+    shard.subscribe_one(session, "$share/g/x", Options::plain(QoS::AtMostOnce), 0);
     let shown = |bytes| shard.describe(session, bytes).subscriptions.len();
     assert_eq!((shown(0), shown(35), shown(1_000)), (0, 3, 100));
     assert_eq!(shard.describe(session, 0).subscription_count, 100);
@@ -399,4 +413,57 @@ fn a_session_is_small() {
     let session = world.session_of(1).unwrap();
     let shard = &world.shards[world.devices[1].worker];
     assert!(shard.sessions[session].inflight.is_none(), "nothing is in flight, and nothing is kept for it");
+}
+
+/// However many filters there are, and however long, a turn deals with so many; a packet goes on with what was left of it.
+#[test]
+fn filters_are_dealt_with_so_many_in_a_turn() {
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    world.connect(0);
+    let session = world.session_of(0).unwrap();
+    let shard = &mut world.shards[worker];
+    let long = "x".repeat(64 * 15);
+    let (mut turns, mut done, mut held) = (0, 0, 0);
+    while done < 10_000 {
+        let mut in_turn = 0;
+        // Many packets of one turn have no more than its share together.
+        for _ in 0..20 {
+            let mut looks = FilterLooks::of_packet();
+            let mut pending = shard.begin_filters(session, 3).expect("it goes on");
+            let before = pending.codes.len();
+            while shard.may_look(session, if done % 2 == 0 { "x" } else { &long }, &mut looks) {
+                pending.codes.push(0);
+                done += 1;
+                in_turn += 1;
+            }
+            assert!(pending.codes.len() - before <= 256 / 8);
+            shard.put_off_filters(session, pending);
+            shard.check_invariants(|_| true);
+            held += usize::from(shard.take_suback(session).is_some());
+        }
+        assert!((1..=2_048 / 8).contains(&in_turn), "{in_turn} filters in a turn");
+        turns += 1;
+        shard.begin_turn();
+    }
+    assert!(turns >= 10_000 / (2_048 / 8) && held == 0, "{turns} turns, {held} answers too early");
+    let pending = shard.begin_filters(session, 3).unwrap();
+    assert_eq!(shard.end_filters(session, pending).unwrap().codes.len(), done);
+}
+
+/// Its homes are told of each when the device comes and goes: so there is a bound of their own.
+#[test]
+fn shared_subscriptions_have_a_bound_of_their_own() {
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    world.connect(0);
+    let session = world.session_of(0).unwrap();
+    let shard = &mut world.shards[worker];
+    shard.bounds.subscriptions = 1_000_000;
+    let options = Options::plain(QoS::AtMostOnce);
+    let mut join = |number: usize| shard.subscribe_one(session, &format!("$share/{number}/a"), options, 0);
+    assert!((0..SHARED_MAX).all(|number| join(number) == Granted::Subscribed));
+    assert_eq!(join(SHARED_MAX), Granted::TooMany);
+    assert_eq!(join(0), Granted::Subscribed, "one that it has");
+    assert_eq!(shard.subscribe_one(session, "a", options, 0), Granted::Subscribed);
 }

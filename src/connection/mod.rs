@@ -126,6 +126,8 @@ pub enum Step {
     Paused,
     /// Messages of the device, or its SUBACK, wait: nothing more is read until the device has been told of them.
     Held,
+    /// A packet asks for more than one turn does: it stays where it is, and what is left of it is done in the next turns.
+    Unfinished,
     /// It is over.
     End(Termination),
 }
@@ -433,7 +435,7 @@ impl Connection {
     }
 
     /// Looks at what is in `input`, as far as one [`Step`]. After any step but [`Step::Wait`], [`Step::Paused`],
-    /// [`Step::Held`] and [`Step::End`] the caller settles it and calls again: there may be more.
+    /// [`Step::Held`], [`Step::Unfinished`] and [`Step::End`] the caller settles it and calls again: there may be more.
     pub fn handle_input(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
         match &mut self.state {
             State::Handshaking(_) => self.handle_handshake(input, settings, cx),

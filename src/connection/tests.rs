@@ -101,7 +101,7 @@ impl Bench {
                     self.token = Some(secret);
                     break;
                 }
-                Step::Paused | Step::Held => {
+                Step::Paused | Step::Held | Step::Unfinished => {
                     self.connection.pause(&input);
                     self.input = input;
                     return;

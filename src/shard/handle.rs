@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::announced::take_address;
 use super::{Plan, Shard, Sweep};
+use crate::broker::UNFINISHED_IN_A_TURN;
 use crate::connection::{Announcing, BadParcel, Connection, Due, Input, Step, Termination};
 use crate::link::{
     AuthAnswer, CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink,
@@ -128,6 +129,11 @@ impl Shard {
                 }
                 Step::Held => {
                     self.connections[index as usize].pause(input);
+                    return self.account_or_end(index, now);
+                }
+                Step::Unfinished => {
+                    self.connections[index as usize].pause(input);
+                    self.unfinished.push_back(self.id(index));
                     return self.account_or_end(index, now);
                 }
                 Step::End(termination) => return self.end(index, &termination, now),
@@ -341,8 +347,16 @@ impl Shard {
         }
     }
 
-    /// Lets paused devices go on when the uplink, and whatever is to be delivered or waits for other shards, has room again.
+    /// Lets paused devices go on: some of those whose packets have asked for more than one turn does, and all others when the
+    /// uplink, and whatever is to be delivered or waits for other shards, has room again.
     pub fn resume_paused(&mut self) {
+        for _ in 0..UNFINISHED_IN_A_TURN {
+            let Some(id) = self.unfinished.pop_front() else { break };
+            if self.is_current(id) {
+                self.connections[id.index as usize].resume();
+                self.ready.push(id.index);
+            }
+        }
         if self.paused.is_empty() || self.uplink.len() >= self.uplink_length || self.broker.is_congested() {
             return;
         }

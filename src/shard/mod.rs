@@ -92,6 +92,8 @@ pub struct Shard {
     sweep: Sweep,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
+    /// Paused too, by packets that ask for more than one turn does; they go on in turns.
+    unfinished: VecDeque<ConnectionId>,
     /// Connections to be looked at again this turn or the next, though no event says so.
     ready: Vec<u32>,
     closed: Vec<u32>,
@@ -158,6 +160,7 @@ impl Shard {
             places: Places::new(setup.handshakes),
             sweep: Sweep::default(),
             paused: Vec::new(),
+            unfinished: VecDeque::new(),
             ready: Vec::new(),
             closed: Vec::new(),
             moves: VecDeque::new(),
@@ -273,7 +276,7 @@ impl Shard {
     /// Whether there are connections to be looked at though no event says so.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || self.sweep.is_underway()
+        !self.ready.is_empty() || !self.unfinished.is_empty() || self.sweep.is_underway()
     }
 
     /// Takes out the connections to be looked at though no event says so.

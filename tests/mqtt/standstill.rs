@@ -1,10 +1,11 @@
-//! Two workers that have more to say to each other than their inboxes hold: neither may wait for the other.
+//! Two workers that have more to say to each other than their inboxes hold: neither may wait for the other. And packets that
+//! ask for more than one turn does: they go on, and what is behind them waits.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use pulsegate::codec::mqtt::{Connect, Packet, Properties, Publish, QoS, Version};
+use pulsegate::codec::mqtt::{Connect, Options, Packet, Properties, Publish, QoS, Subscribe, Unsubscribe, Version};
 use pulsegate::tls::handshake::ClientTls;
 use rustix::process::Signal;
 
@@ -96,4 +97,73 @@ fn two_workers_with_full_inboxes_do_not_wait_for_each_other() {
     assert_eq!(gateway.get("/readyz").0, 200);
     gateway.signal(Signal::TERM);
     assert!(gateway.wait(SOON).success());
+}
+
+/// Hears so many bytes.
+fn hear_bytes(device: &mut Device, count: usize) -> Vec<u8> {
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        match device.hear_within(SOON) {
+            Some(Event::Data(bytes)) => heard.extend(bytes),
+            other => panic!("heard {} of {count} bytes, and then {other:?}", heard.len()),
+        }
+    }
+    heard
+}
+
+#[test]
+fn packets_of_thousands_of_filters_are_answered_whole_and_in_order() {
+    const FILTERS: usize = 1_500;
+    let site = Site::new();
+    let open = "publish = [\"#\"]\nsubscribe = [\"#\"]\n";
+    let limits = format!("workers = 2\n[limits]\nsession_subscriptions = {}", FILTERS - 1);
+    let gateway = site.start(&limits, &[Listener::new("mqtt", "mqtt").table("mqtt", open)]);
+    let tls = site.tls_with(None, |options| options.alpn = &[b"mqtt"]);
+    let (mut wanted, mut unwanted) = (Vec::new(), Vec::new());
+    for number in 0..FILTERS {
+        let shared = if number % 100 == 0 { "$share/g/" } else { "" };
+        Subscribe::put_filter(&format!("{shared}{number}/a"), Options::plain(QoS::AtLeastOnce), &mut wanted);
+        Unsubscribe::put_filter(&format!("{shared}{number}/a"), &mut unwanted);
+    }
+    let (version, properties) = (Version::V311, Properties::EMPTY);
+    let mut bytes = Vec::new();
+    Packet::Subscribe(Subscribe::new(7, properties, &wanted)).encode(version, &mut bytes);
+    Packet::Pingreq.encode(version, &mut bytes);
+    let mut then = Vec::new();
+    publish("1400/a", 9, false, &mut then);
+    Packet::Unsubscribe(Unsubscribe::new(8, properties, &unwanted)).encode(version, &mut then);
+    Packet::Pingreq.encode(version, &mut then);
+
+    let mut devices: Vec<Device> =
+        (0..8).map(|number| connect(gateway.address("mqtt"), &tls, &format!("wants-{number}"))).collect();
+    for device in &mut devices {
+        device.send_plain(&bytes);
+    }
+    for device in &mut devices {
+        let heard = hear_bytes(device, 5 + FILTERS + 2);
+        // The last is one more than a session may have.
+        let suback = [&[0x90, 0xDE, 0x0B, 0, 7][..], &[1; FILTERS - 1], &[0x80]].concat();
+        // It waits for the homes of groups, and PINGRESP need not.
+        let is_whole = heard.strip_prefix(&[0xD0, 0]).or(heard.strip_suffix(&[0xD0, 0])) == Some(&suback);
+        assert!(is_whole, "SUBACK is {:?} ... {:?}", &heard[..8], &heard[FILTERS - 2..]);
+    }
+    gateway.expect_metric("pulsegate_mqtt_subscriptions", (8 * (FILTERS - 1 - FILTERS / 100)) as u64);
+    for device in &mut devices {
+        device.send_plain(&then);
+    }
+    for device in &mut devices {
+        let mut heard = Vec::new();
+        // UNSUBACK, and PINGRESP right behind it; PUBACK when all have the message.
+        let has = |heard: &[u8], wanted: &[u8]| heard.windows(wanted.len()).any(|window| window == wanted);
+        while !has(&heard, &[0xB0, 2, 0, 8, 0xD0, 0]) || !has(&heard, &[0x40, 2, 0, 9]) {
+            match device.hear_within(SOON) {
+                Some(Event::Data(bytes)) => heard.extend(bytes),
+                other => panic!("heard {heard:?}, and then {other:?}"),
+            }
+        }
+    }
+    gateway.expect_metric("pulsegate_mqtt_subscriptions", 0);
+    drop(devices);
+    gateway.wait_until_empty();
+    gateway.expect_metric("pulsegate_pool_used_bytes", 0);
 }

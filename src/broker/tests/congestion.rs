@@ -150,7 +150,7 @@ impl World {
         let (filter, qos) = (FILTERS[number % FILTERS.len()], 1 + (number % 2) as u8);
         let shard = &mut self.shards[worker];
         shard.begin_subscribe();
-        shard.subscribe(session, filter, Options::plain(QoS::try_from(qos).unwrap()), 0);
+        shard.subscribe_one(session, filter, Options::plain(QoS::try_from(qos).unwrap()), 0);
         self.subscribers.push(Subscriber {
             name,
             worker,

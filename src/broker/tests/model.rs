@@ -212,7 +212,7 @@ impl World {
         let Some(session) = self.session_of(number) else { return };
         let options = Options::plain(QoS::try_from(qos).unwrap());
         let device = &mut self.devices[number];
-        assert_eq!(self.shards[device.worker].subscribe(session, filter, options, 0), Granted::Subscribed);
+        assert_eq!(self.shards[device.worker].subscribe_one(session, filter, options, 0), Granted::Subscribed);
         device.subscriptions.insert(filter, qos);
     }
 

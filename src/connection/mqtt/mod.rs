@@ -65,7 +65,7 @@ impl OpenConnection<'_, '_> {
             Packet::Pubrel(ack) => self.handle_pubrel(session, ack)?,
             Packet::Pubcomp(ack) => self.handle_pubcomp(session, ack)?,
             Packet::Subscribe(subscribe) => return self.handle_subscribe(session, subscribe, mqtt),
-            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(session, unsubscribe),
+            Packet::Unsubscribe(unsubscribe) => return Ok(self.handle_unsubscribe(session, unsubscribe)),
             Packet::Pingreq => {
                 self.cx.counters.add(Figure::HeartbeatsReceived, 1);
                 self.encode(session, &Packet::Pingresp);

@@ -4,7 +4,7 @@ use super::super::transport::OpenConnection;
 use super::super::{Step, Termination};
 use super::publish::expand;
 use super::{PacketOutcome, broken};
-use crate::broker::{Granted, PendingSuback, Unsubscribed};
+use crate::broker::{FilterLooks, Granted, PendingSuback, Unsubscribed};
 use crate::codec::mqtt::{Options, Packet, Properties, Reason, Suback, Subscribe, Unsuback, Unsubscribe, topic};
 use crate::config::Mqtt;
 
@@ -19,35 +19,39 @@ impl OpenConnection<'_, '_> {
             return Err(broken("SUBSCRIBE has more than one Subscription Identifier", "v5 3.8.2.1.2"));
         }
         let identifier = subscribe.properties.subscription_identifier().unwrap_or(0);
-        if self.cx.broker.hold(session) {
+        let Some(mut pending) = self.cx.broker.begin_filters(session, subscribe.packet_id) else {
             // One SUBACK waits at a time.
             return Ok(PacketOutcome::Deferred(Step::Held));
+        };
+        let mut looks = FilterLooks::of_packet();
+        for (filter, options) in subscribe.filters().skip(pending.codes.len()) {
+            if !self.cx.broker.may_look(session, filter, &mut looks) {
+                self.cx.broker.put_off_filters(session, pending);
+                return Ok(PacketOutcome::Deferred(Step::Unfinished));
+            }
+            let code = self.subscribe(session, filter, options, identifier, mqtt, &mut pending);
+            pending.codes.push(code.0);
         }
-        let waits = self.cx.broker.begin_subscribe();
-        let (mut codes, mut homes) = (Vec::new(), 0);
-        for (filter, options) in subscribe.filters() {
-            codes.push(self.subscribe(session, filter, options, identifier, mqtt, &mut homes).0);
+        // What is published behind SUBACK reaches every group: it waits until their homes know.
+        if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.end_filters(session, pending) {
+            self.encode_suback(session, packet, &codes);
         }
-        if homes > 0 {
-            // What is published behind SUBACK reaches the group: it waits until the group's home knows.
-            self.cx.broker.hold_suback(session, waits, homes, subscribe.packet_id, codes);
-            return Ok(PacketOutcome::Consumed);
-        }
-        // One for each, in order [v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5]. Retained messages follow behind.
-        let suback = Suback { packet_id: subscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
-        self.encode(session, &Packet::Suback(suback));
         Ok(PacketOutcome::Consumed)
     }
 
     /// The SUBACK for which homes of groups were waited for, if they have all answered.
     pub(super) fn say_suback(&mut self, session: u32) {
         if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.take_suback(session) {
-            let suback = Suback { packet_id: packet, properties: Properties::EMPTY, codes: &codes };
-            self.encode(session, &Packet::Suback(suback));
+            self.encode_suback(session, packet, &codes);
         }
     }
 
-    /// `homes`: how many homes of groups have to answer.
+    /// One code for each filter, in order [v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5]. Retained messages follow behind.
+    fn encode_suback(&mut self, session: u32, packet: u16, codes: &[u8]) {
+        let suback = Suback { packet_id: packet, properties: Properties::EMPTY, codes };
+        self.encode(session, &Packet::Suback(suback));
+    }
+
     fn subscribe(
         &mut self,
         session: u32,
@@ -55,7 +59,7 @@ impl OpenConnection<'_, '_> {
         options: Options,
         identifier: u32,
         mqtt: &Mqtt,
-        homes: &mut usize,
+        pending: &mut PendingSuback,
     ) -> Reason {
         if topic::level_count(filter) > self.settings.topic_levels {
             return Reason::TOPIC_FILTER_INVALID;
@@ -64,12 +68,10 @@ impl OpenConnection<'_, '_> {
         if !self.may_subscribe(&mqtt.subscribe, plain) {
             return Reason::NOT_AUTHORIZED;
         }
-        match self.cx.broker.subscribe(session, filter, options, identifier) {
-            Granted::Subscribed => {}
-            Granted::Joining => *homes += 1,
-            Granted::TooMany => return Reason::QUOTA_EXCEEDED,
+        match self.cx.broker.subscribe(session, filter, options, identifier, pending) {
+            Granted::Subscribed => Reason(options.qos as u8),
+            Granted::TooMany => Reason::QUOTA_EXCEEDED,
         }
-        Reason(options.qos as u8)
     }
 
     fn may_subscribe(&self, rules: &[String], filter: &str) -> bool {
@@ -78,16 +80,26 @@ impl OpenConnection<'_, '_> {
             .any(|rule| rule == "#" || expand(rule, self.device).is_some_and(|rule| topic::covers(&rule, filter)))
     }
 
-    pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) {
-        let mut codes = Vec::new();
-        for filter in unsubscribe.filters() {
-            codes.push(match self.cx.broker.unsubscribe(session, filter) {
+    pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) -> PacketOutcome {
+        let Some(mut pending) = self.cx.broker.begin_filters(session, unsubscribe.packet_id) else {
+            return PacketOutcome::Deferred(Step::Held);
+        };
+        let mut looks = FilterLooks::of_packet();
+        for filter in unsubscribe.filters().skip(pending.codes.len()) {
+            if !self.cx.broker.may_look(session, filter, &mut looks) {
+                self.cx.broker.put_off_filters(session, pending);
+                return PacketOutcome::Deferred(Step::Unfinished);
+            }
+            pending.codes.push(match self.cx.broker.unsubscribe(session, filter) {
                 Unsubscribed::Removed => Reason::SUCCESS.0,
                 Unsubscribed::NoSuch => Reason::NO_SUBSCRIPTION_EXISTED.0,
             });
         }
-        // [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2]
-        let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::EMPTY, codes: &codes };
-        self.encode(session, &Packet::Unsuback(unsuback));
+        if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.end_filters(session, pending) {
+            // [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2]
+            let unsuback = Unsuback { packet_id: packet, properties: Properties::EMPTY, codes: &codes };
+            self.encode(session, &Packet::Unsuback(unsuback));
+        }
+        PacketOutcome::Consumed
     }
 }
