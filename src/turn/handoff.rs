@@ -62,6 +62,8 @@ impl<I: Io> Turn<I> {
         // One that cannot be polled any more is told all the same, and lingers no longer than it may.
         let _ = self.io.register(id.index);
         self.shard.handle_move_refused(id, now);
+        // What it had still to say may have found room before it left; nobody tells.
+        self.todo.writes.push(id.index);
     }
 
     /// Sends connections to their homes. After the flush: what they have still to say travels along as unsent.

@@ -63,7 +63,8 @@ pub trait Io {
     /// # Errors
     /// Nothing is there, or the socket has failed.
     fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError>;
-    /// Writes once, and tells how much was taken; 0: nothing now.
+    /// Writes once, and tells how much was taken; 0: nothing now. When that is not all, and only then, the poll tells when
+    /// there is room again, as often as there is until the socket leaves this worker.
     ///
     /// # Errors
     /// The socket has failed.
@@ -82,7 +83,7 @@ pub trait Io {
     /// # Errors
     /// It cannot be done; the connection stays here.
     fn unregister(&mut self, slot: u32) -> Result<(), Broken>;
-    /// Puts it back.
+    /// Puts it back. The poll tells nothing of room before a write has found none.
     ///
     /// # Errors
     /// It cannot be polled.
@@ -139,7 +140,7 @@ pub enum Event {
     Bell,
     /// The listener at this position: somebody waits.
     Listener(usize),
-    /// The channel to another worker: there are messages, or room for more.
+    /// The channel to another worker: there are messages.
     Handoff(WorkerId),
 }
 

@@ -166,7 +166,7 @@ struct Todo {
     reads: VecDeque<(u32, bool)>,
     /// Sockets of connections in their handshake to read.
     handshakes: VecDeque<(u32, bool)>,
-    /// Sockets that take bytes again.
+    /// Sockets that take bytes again, or may.
     writes: Vec<u32>,
     /// What the shard wants looked at again.
     ready: VecDeque<u32>,
@@ -324,6 +324,7 @@ impl<I: Io> Turn<I> {
         let todo = &self.todo;
         !todo.reads.is_empty()
             || !todo.handshakes.is_empty()
+            || !todo.writes.is_empty()
             || !todo.ready.is_empty()
             || self.shard.has_ready()
             || self.shard.has_deliveries()

@@ -14,6 +14,17 @@ pub(super) enum Left {
     Nothing,
 }
 
+/// What one read came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// As much as there was room for.
+    Full,
+    /// Less: the socket is empty, unless its end is behind it.
+    Short,
+    /// No bytes, or nobody to read them.
+    Nothing,
+}
+
 impl<I: Io> Turn<I> {
     /// `polled` is the time for which the poll's answer stands.
     pub(super) fn sort_events(&mut self, polled: Moment) {
@@ -98,10 +109,19 @@ impl<I: Io> Turn<I> {
         }
     }
 
-    /// Reads one socket, up to the bound for one turn.
+    /// Reads one socket, up to the bound for one turn. `to_the_end`: until it says that nothing is left, or how it ended.
     pub(super) fn read(&mut self, slot: u32, to_the_end: bool, now: Moment) -> Left {
+        match self.read_once(slot, now) {
+            Read::Full => Left::More,
+            // At once: nearly always there is nothing, and a turn of its own for that would be one for nothing.
+            Read::Short if to_the_end && self.read_once(slot, now) != Read::Nothing => Left::More,
+            Read::Short | Read::Nothing => Left::Nothing,
+        }
+    }
+
+    fn read_once(&mut self, slot: u32, now: Moment) -> Read {
         if !self.shard.load_input(slot, &mut self.input) {
-            return Left::Nothing;
+            return Read::Nothing;
         }
         let space = self.input.space();
         let room = space.len();
@@ -116,18 +136,16 @@ impl<I: Io> Turn<I> {
                 let now = self.io.now();
                 self.input.filled(count);
                 self.shard.handle_input(slot, &mut self.input, count, now);
-                // A short read has emptied the socket; a second one would only say so, unless there is an end to be
-                // found.
-                return if count == room || to_the_end { Left::More } else { Left::Nothing };
+                return if count == room { Read::Full } else { Read::Short };
             }
             Err(ReadError::WouldBlock) => {
                 self.shard.handle_nothing(slot);
-                return Left::Nothing;
+                return Read::Nothing;
             }
             Err(ReadError::Broken) => self.shard.handle_reset(slot, now),
         }
         self.has_worked = true;
-        Left::Nothing
+        Read::Nothing
     }
 
     // --- Policy -----------------------------------------------------------------------------------------------------

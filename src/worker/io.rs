@@ -142,11 +142,25 @@ impl WorkerIo {
         })
     }
 
-    /// Edges of both directions, once and for all: nothing has to be armed later, so nothing can be forgotten.
-    fn poll_socket(&self, slot: u32) -> io::Result<()> {
+    /// Edges of what can be read. A socket begins with room, and to be told so would make a turn for nothing.
+    fn poll_socket(&mut self, slot: u32) -> io::Result<()> {
+        self.sockets.waits_for_room.remove(&slot);
+        let Some(socket) = self.sockets.get(slot) else { return Ok(()) };
+        self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token::connection(slot), Interest::READABLE)
+    }
+
+    /// Edges of both directions from now on. Called where a write took less than it was given, the one place: nothing that is
+    /// unsent can be forgotten. Should there be room again by now, the poll says so at once.
+    fn poll_for_room(&mut self, slot: u32) -> Result<(), Broken> {
+        if self.sockets.waits_for_room.contains(&slot) {
+            return Ok(());
+        }
         let Some(socket) = self.sockets.get(slot) else { return Ok(()) };
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token::connection(slot), interest)
+        let source = &mut SourceFd(&socket.as_raw_fd());
+        let polled = self.poll.registry().reregister(source, token::connection(slot), interest);
+        self.sockets.waits_for_room.insert(slot);
+        self.registered("a connection with unsent bytes", polled)
     }
 }
 
@@ -228,12 +242,14 @@ impl Io for WorkerIo {
     fn admit(&mut self, slot: u32, socket: TcpStream) -> Result<(), Broken> {
         self.held.fetch_add(1, Ordering::Relaxed);
         self.sockets.insert(slot, socket);
-        self.registered("a connection", self.poll_socket(slot))
+        let polled = self.poll_socket(slot);
+        self.registered("a connection", polled)
     }
 
     fn take_in(&mut self, slot: u32, socket: TcpStream) -> Result<(), Broken> {
         self.sockets.insert(slot, socket);
-        self.registered("a moved connection", self.poll_socket(slot))
+        let polled = self.poll_socket(slot);
+        self.registered("a moved connection", polled)
     }
 
     fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError> {
@@ -250,14 +266,18 @@ impl Io for WorkerIo {
 
     fn write(&mut self, slot: u32, bytes: &[u8]) -> Result<usize, Broken> {
         let Some(mut socket) = self.sockets.get(slot) else { return Ok(bytes.len()) };
-        loop {
+        let count = loop {
             match socket.write(bytes) {
-                Ok(count) => return Ok(count),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
+                Ok(count) => break count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break 0,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(Broken),
             }
+        };
+        if count < bytes.len() {
+            self.poll_for_room(slot)?;
         }
+        Ok(count)
     }
 
     fn shut_write(&mut self, slot: u32) {
@@ -287,7 +307,8 @@ impl Io for WorkerIo {
     }
 
     fn register(&mut self, slot: u32) -> Result<(), Broken> {
-        self.registered("a connection that came back", self.poll_socket(slot))
+        let polled = self.poll_socket(slot);
+        self.registered("a connection that came back", polled)
     }
 
     fn offer(&mut self, home: WorkerId, id: ConnectionId) -> Result<(), Broken> {

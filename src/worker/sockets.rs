@@ -1,5 +1,6 @@
 //! The sockets of one worker, by the slots of its shard.
 
+use std::collections::HashSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -10,6 +11,8 @@ use super::descriptors;
 pub(super) struct Sockets {
     slots: Vec<Option<TcpStream>>,
     pub open: usize,
+    /// Slots whose sockets have had no room at least once: they are polled for that too.
+    pub waits_for_room: HashSet<u32>,
 }
 
 impl Sockets {
@@ -38,8 +41,9 @@ impl Sockets {
     pub(super) fn remove(&mut self, slot: u32) -> Option<TcpStream> {
         let socket = self.slots.get_mut(slot as usize)?.take()?;
         self.open -= 1;
+        self.waits_for_room.remove(&slot);
         if self.open == 0 {
-            self.slots = Vec::new();
+            (self.slots, self.waits_for_room) = (Vec::new(), HashSet::new());
         }
         Some(socket)
     }

@@ -273,9 +273,10 @@ impl Parts {
             self.channels.into_iter().map(|channel| channel.map(HandoffChannel::new)).collect();
         for (worker, channel) in channels.iter().enumerate() {
             let Some(channel) = channel else { continue };
-            let interest = Interest::READABLE | Interest::WRITABLE;
+            // Not for room: a channel is told of as having room whenever the other worker has taken something. What it did
+            // not take is tried again in every turn, and the next poll waits for a few milliseconds at most.
             registry
-                .register(&mut SourceFd(&channel.as_fd().as_raw_fd()), token::channel(worker), interest)
+                .register(&mut SourceFd(&channel.as_fd().as_raw_fd()), token::channel(worker), Interest::READABLE)
                 .map_err(system("the channel between two workers cannot be polled"))?;
         }
         let mut listeners = Vec::new();

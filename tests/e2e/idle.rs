@@ -104,7 +104,5 @@ fn an_idle_peer_costs_no_turns_in_any_state() {
     // They were all there to the end.
     gateway.expect_connections(strangers.len() + devices.len());
     let (idle, turns) = (gateway.metric("pulsegate_idle_turns_total"), gateway.metric("pulsegate_turns_total"));
-    // Each socket is announced as writable once.
-    let announced = (strangers.len() + devices.len()) as u64;
-    assert!(idle <= 4 * announced, "{idle} of {turns} turns had nothing to do, with {announced} connections");
+    assert!(idle <= turns / 50, "{idle} of {turns} turns had nothing to do");
 }

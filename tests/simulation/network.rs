@@ -39,6 +39,8 @@ struct Socket {
     room: usize,
     /// A write found no room.
     wants_room: bool,
+    /// Since a write has found none.
+    is_polled_for_room: bool,
     /// In whose poll, and as which slot; the number tells registrations apart.
     registered: Option<(u16, u32)>,
     registration: u32,
@@ -74,6 +76,7 @@ impl Network {
             down_ended: Ended::Not,
             room: self.room,
             wants_room: false,
+            is_polled_for_room: false,
             registered: None,
             registration: 0,
             pending: Readiness::default(),
@@ -91,8 +94,11 @@ impl Network {
         assert!(socket.registered.is_none() && !socket.is_closed, "socket {id} is registered or closed");
         socket.registered = Some((worker, slot));
         socket.registration += 1;
+        socket.is_polled_for_room = false;
         let (readable, over) = (!socket.up.is_empty(), socket.up_ended != Ended::Not);
-        self.raise(id, Readiness { readable: readable || over, writable: true, to_the_end: over });
+        if readable || over {
+            self.raise(id, Readiness { readable: true, writable: false, to_the_end: over });
+        }
     }
 
     pub fn deregister(&mut self, id: SocketId) {
@@ -105,9 +111,13 @@ impl Network {
     fn raise(&mut self, id: SocketId, what: Readiness) {
         let socket = &mut self.sockets[id as usize];
         let Some((worker, _)) = socket.registered else { return };
+        let writable = what.writable && socket.is_polled_for_room;
+        if !writable && !what.readable && !what.to_the_end {
+            return;
+        }
         let pending = &mut socket.pending;
         pending.readable |= what.readable;
-        pending.writable |= what.writable;
+        pending.writable |= writable;
         pending.to_the_end |= what.to_the_end;
         if !std::mem::replace(&mut socket.is_queued, true) {
             self.polls[usize::from(worker)].push_back((id, socket.registration));
@@ -160,6 +170,7 @@ impl Network {
         socket.down.extend_from_slice(&bytes[..count]);
         socket.room -= count;
         socket.wants_room |= count < bytes.len();
+        socket.is_polled_for_room |= count < bytes.len();
         if socket.wants_room && socket.down.is_empty() {
             // Nothing that the peer takes will make room: it is there already.
             socket.wants_room = false;
@@ -211,6 +222,7 @@ impl Network {
 
     /// A socket is told of as writable though nothing has changed.
     pub fn repeat_event(&mut self, id: SocketId) {
+        self.sockets[id as usize].is_polled_for_room = true;
         self.raise(id, Readiness { writable: true, ..Readiness::default() });
     }
 
