@@ -123,25 +123,25 @@ impl Shard {
                     break;
                 }
                 Step::Paused => {
-                    self.connections[index as usize].pause(input);
                     self.paused.push(self.id(index));
-                    return self.account_or_end(index, now);
-                }
-                Step::Held => {
-                    self.connections[index as usize].pause(input);
-                    return self.account_or_end(index, now);
+                    return self.pause(index, input, now);
                 }
                 Step::Unfinished => {
-                    self.connections[index as usize].pause(input);
                     self.unfinished.push_back(self.id(index));
-                    return self.account_or_end(index, now);
+                    return self.pause(index, input, now);
                 }
+                Step::Held => return self.pause(index, input, now),
                 Step::End(termination) => return self.end(index, &termination, now),
             }
         }
         self.connections[index as usize].save(input);
         self.account_or_end(index, now);
         self.publish_due_wills();
+    }
+
+    fn pause(&mut self, index: u32, input: &Input, now: Moment) {
+        self.connections[index as usize].pause(input);
+        self.account_or_end(index, now);
     }
 
     /// A socket that was to be read had nothing. Only a connection that was called for its handshake wants to know.
@@ -213,11 +213,11 @@ impl Shard {
     // --- Deadlines --------------------------------------------------------------------------------------------------
 
     /// Handles at most `limit` deadlines up to `drained`, the time up to which every readable socket was read. Peers
-    /// with nothing left but a last read are appended to `suspects`: each must be read once more and then
+    /// with nothing left but a last read, and handshakes that are to give way to others, are appended to `suspects`: each must be read once more and then
     /// [settled](Shard::settle_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
         self.probed.clear();
-        self.make_way(now);
+        self.make_way(now, suspects);
         self.sweep(now);
         let more_sessions = self.handle_session_deadlines(drained, now, limit);
         let mut due = std::mem::take(&mut self.due);
@@ -277,9 +277,12 @@ impl Shard {
         self.probed = probed;
     }
 
-    /// A suspect was read once more: it is expired, unless it was heard.
+    /// A suspect was read once more: it is expired, or gives way, unless it was heard.
     pub fn settle_suspect(&mut self, index: u32, now: Moment) {
         let Some(connection) = self.connections.get(index as usize) else { return };
+        if let Some(heard) = connection.heard_in_handshake() {
+            return self.settle_silent(index, heard, now);
+        }
         if !connection.is_device() {
             return;
         }
@@ -505,21 +508,33 @@ impl Shard {
         self.places.note_peer(index, address);
     }
 
-    /// All places are taken and somebody waits: those that have been silent for longest give way.
-    fn make_way(&mut self, now: Moment) {
-        while self.places.has_waiting() && self.handshakes() >= self.handshakes_max {
+    /// All places are taken and somebody waits: those that have been silent for longest give way, if a last read finds nothing.
+    fn make_way(&mut self, now: Moment, suspects: &mut Vec<u32>) {
+        let mut asked = 0;
+        while self.places.has_waiting() && self.handshakes() >= self.handshakes_max + asked {
             let connections = &self.connections;
             let heard = |id: ConnectionId| {
                 let connection = connections.get(id.index as usize)?;
                 if connection.generation() == id.generation { connection.heard_in_handshake() } else { None }
             };
-            let Some((id, silence)) = self.places.gives_way(now, heard) else { break };
-            self.counters.add(Figure::HandshakesGaveWay, 1);
-            let detail = format!("silent for {} ms while others waited for a place", silence.as_millis());
-            self.end(id.index, &Termination::because(CloseReason::HandshakeTimeout, detail), now);
+            let Some((id, _)) = self.places.gives_way(now, heard) else { break };
+            suspects.push(id.index);
+            asked += 1;
         }
         let waits = self.longest_waiting().map_or(0, |since| now.tick().since(since));
         self.counters.set(Figure::HandshakesLongestWait, 100 * u64::from(waits));
+    }
+
+    /// A handshake that is to give way was read once more. What it had said may have waited for its turn, or the process was
+    /// stopped: then it keeps its place.
+    fn settle_silent(&mut self, index: u32, heard: Moment, now: Moment) {
+        if heard >= now {
+            self.counters.add(Figure::LastReadsHeard, 1);
+            return self.places.keep(self.id(index), heard);
+        }
+        self.counters.add(Figure::HandshakesGaveWay, 1);
+        let detail = format!("silent for {} ms while others waited for a place", now.since(heard).as_millis());
+        self.end(index, &Termination::because(CloseReason::HandshakeTimeout, detail), now);
     }
 
     fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {

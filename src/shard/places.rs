@@ -154,6 +154,11 @@ impl Places {
         }
     }
 
+    /// One that was to give way was heard after all, at `heard`.
+    pub fn keep(&mut self, id: ConnectionId, heard: Moment) {
+        self.silent.push_back((id, heard));
+    }
+
     /// A handshake has ended, after having been silent for so long at the most; none: it did not come to its end.
     pub fn end(&mut self, index: u32, longest_silence: Option<Duration>) {
         if let Some(silence) = longest_silence {

@@ -602,7 +602,14 @@ impl World {
             Some(CloseCode::TRY_LATER) => peer.has_moved && self.plan.faults.home_full > 0,
             Some(_) => false,
         };
-        assert!(is_right, "peer {id} (device {device}) was ended for no reason of its own: {code:?}, {ended:?}");
+        let (speaks, has_moved, unanswered) = (peer.speaks, peer.has_moved, peer.is_unanswered());
+        assert!(
+            is_right,
+            "peer {id} (device {device}, {speaks:?}, moved: {has_moved}, in its handshake: {unanswered}) was ended for no reason \
+             of its own: {code:?}, {ended:?}, {:?} after {:?}",
+            self.gateway.now,
+            self.gateway.network.last_arrival(id),
+        );
         // Another connection took over, or the device shall come back.
         if code != Some(CloseCode::TAKEN_OVER) || self.random.bool() {
             self.come_back(device);
