@@ -4,7 +4,7 @@
 //! backend. This page is a tour from the inside out; `docs/ARCHITECTURE.md` has the drawings, and `docs/decisions/` says
 //! why it is so.
 //!
-//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`wire`] reads and writes the bytes of our own
+//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`network`] is an address and how many of its bits count. [`wire`] reads and writes the bytes of our own
 //! formats. [`codec`] turns bytes into borrowed frames of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
 //! [`image`] is what outlives a process: sessions, messages that wait, retained messages, and the changes of them.
 //!
@@ -33,6 +33,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod network;
 pub mod time;
 pub mod wire;
 

@@ -1,8 +1,10 @@
 //! The memory budget counts with constants, because configuration knows no other module: here they meet the types.
 
-use pulsegate::config::budget::{CONNECTION_BYTES, INBOX_ENTRY_BYTES, UPLINK_ENTRY_BYTES};
+use pulsegate::config::budget::{
+    ADDRESS_BYTES, ADDRESSES, CONNECTION_BYTES, COUNTED_BYTES, INBOX_ENTRY_BYTES, UPLINK_ENTRY_BYTES,
+};
 use pulsegate::connection::Connection;
-use pulsegate::link::{Command, Uplink};
+use pulsegate::link::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, Command, Counted, Uplink};
 
 /// What a bounded channel keeps beside each entry.
 const STAMP_BYTES: u64 = 8;
@@ -17,4 +19,10 @@ fn queue_entries_are_as_large_as_the_budget_says() {
     let (inbox, uplink) = (size_of::<Command>() as u64 + STAMP_BYTES, size_of::<Uplink>() as u64 + STAMP_BYTES);
     assert!(inbox <= INBOX_ENTRY_BYTES && inbox * 2 > INBOX_ENTRY_BYTES, "{inbox}");
     assert!(uplink <= UPLINK_ENTRY_BYTES && uplink * 2 > UPLINK_ENTRY_BYTES, "{uplink}");
+}
+
+#[test]
+fn the_table_of_addresses_is_as_large_as_the_budget_says() {
+    assert_eq!((ADDRESS_ENTRIES as u64, ADDRESS_ENTRY_BYTES as u64), (ADDRESSES, ADDRESS_BYTES));
+    assert_eq!(size_of::<Counted>() as u64, COUNTED_BYTES);
 }

@@ -60,7 +60,14 @@ impl Gateway {
             settings.push(ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls));
         }
         let home = Home::new([7; 16], config.workers);
-        let setup = Setup { config: &config, settings: Arc::from(settings), home, started: Instant::now(), seed: 1 };
+        let setup = Setup {
+            config: &config,
+            settings: Arc::from(settings),
+            home,
+            started: Instant::now(),
+            seed: 1,
+            address_key: [1; 16],
+        };
         let workers = worker::start(&setup).unwrap();
         let control = Control::start(Parts {
             config: Arc::new(config.clone()),

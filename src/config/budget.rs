@@ -18,8 +18,11 @@ pub const SOCKET_BYTES: u64 = 4;
 pub const TABLE_ENTRY_BYTES: u64 = 21;
 /// Its device id on the heap.
 pub const DEVICE_ID_BYTES: u64 = 32;
+/// Where it is counted of its address, which it says when it ends.
+pub const COUNTED_BYTES: u64 = 4;
 /// All that the gateway itself keeps for one idle connection.
-pub const IDLE_BYTES: u64 = CONNECTION_BYTES + WHEEL_ENTRY_BYTES + SOCKET_BYTES + TABLE_ENTRY_BYTES + DEVICE_ID_BYTES;
+pub const IDLE_BYTES: u64 =
+    CONNECTION_BYTES + WHEEL_ENTRY_BYTES + SOCKET_BYTES + TABLE_ENTRY_BYTES + DEVICE_ID_BYTES + COUNTED_BYTES;
 /// A TLS handshake in progress.
 pub const HANDSHAKE_BYTES: u64 = 9_728;
 /// A worker's own: stack, scratch buffers, the wheel's slots, its batch of events.
@@ -46,6 +49,10 @@ pub const AWAY_SESSION_BYTES: u64 = SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTR
 pub const RETAINED_BYTES: u64 = 208;
 /// Its place in one worker's table, at the fill that the table has on average.
 pub const RETAINED_ENTRY_BYTES: u64 = 28;
+/// Entries of the table of addresses, whose connections are counted.
+pub const ADDRESSES: u64 = 65_536;
+/// What one takes, its part of a lock included.
+pub const ADDRESS_BYTES: u64 = 33;
 /// What the kernel keeps for one quiet socket in epoll. Not in the process's figures, but of the same memory.
 pub const KERNEL_BYTES: u64 = 4_040;
 
@@ -114,6 +121,7 @@ pub fn memory_budget(
         item("pool", 1, limits.pool_bytes as u64),
         item("store", 1, store.memory_bytes()),
         item("ends", ENDS_MAX, END_BYTES),
+        item("addresses", ADDRESSES, ADDRESS_BYTES),
         item("control plane", 1, CONTROL_BYTES),
     ];
     if with_mqtt {
@@ -201,7 +209,7 @@ pub fn descriptors_for_connections(workers: u16, listeners: usize, descriptors: 
     descriptors.min(1 << 30).saturating_sub(others)
 }
 
-/// Bytes in the unit that suits them, binary: `325 B`, `9.5 KiB`, `62.0 MiB`.
+/// Bytes in the unit that suits them, binary: `329 B`, `9.5 KiB`, `62.0 MiB`.
 #[derive(Clone, Copy, Debug)]
 pub struct Bytes(pub u64);
 
@@ -255,13 +263,14 @@ mod tests {
         let budget = memory_budget(&limits, 4, Backbone::default(), &Store::default(), false, memory(8 * GIB));
         // The queue and the group that is written, and the pages of two connections.
         let store = 2 * (4 << 20) + 2 * (2_000 << 10);
-        let user = 100_000 * 325
+        let user = 100_000 * 329
             + 4 * 512 * 9_728
             + (4 << 20)
             + 4 * (8_192 * 88 + 65_536 * 136)
             + 2 * (16 << 20)
             + (256 << 20)
             + 32_768 * 400
+            + 65_536 * 33
             + store;
         assert_eq!(budget.user_bytes(), user);
         assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);
@@ -326,7 +335,7 @@ mod tests {
         for item in &budget.items {
             assert!(table.contains(item.what), "{table}");
         }
-        assert!(table.contains("200,000 x     325 B        62.0 MiB"), "{table}");
+        assert!(table.contains("200,000 x     329 B        62.8 MiB"), "{table}");
         assert!(table.contains("of 24.0 GiB of the machine"), "{table}");
     }
 

@@ -11,7 +11,6 @@ mod secret;
 mod check;
 mod error;
 mod locate;
-mod network;
 
 #[cfg(test)]
 mod tests;
@@ -21,12 +20,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::codec::{mqtt, native};
+use crate::network::Network;
 
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
-pub use network::Network;
 pub use secret::Secret;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
@@ -45,6 +44,8 @@ pub struct Config {
     pub admin: Admin,
     /// Every bound.
     pub limits: Limits,
+    /// How much may come from one address and from one network.
+    pub admission: Admission,
     /// How the gateway ends.
     pub drain: Drain,
     /// What is kept of what happened.
@@ -251,8 +252,6 @@ pub struct Limits {
     pub inbox_length: usize,
     /// Events waiting between one worker and the control plane before messages are refused.
     pub uplink_length: usize,
-    /// New connections from one address in one second, per worker; 0: no bound.
-    pub connections_per_address: u32,
     /// New connections are refused before TLS while the loop is later than this.
     pub shed_lateness: Duration,
     /// How long a closed connection may go on delivering its last bytes.
@@ -294,7 +293,6 @@ impl Default for Limits {
             outbox_bytes: 65_536,
             inbox_length: 8_192,
             uplink_length: 65_536,
-            connections_per_address: 0,
             shed_lateness: Duration::from_secs(2),
             linger_time: Duration::from_secs(2),
             packet_bytes: 262_144,
@@ -309,6 +307,44 @@ impl Default for Limits {
             retained_bytes: 64 << 20,
             pool_bytes: 256 << 20,
         }
+    }
+}
+
+/// `[admission]`: how much may come from one address and from one network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Networks that these bounds are not about.
+    pub allow: Vec<Network>,
+    /// Of one IPv4 address, or one IPv6 /64.
+    pub address: ConnectionBounds,
+    /// Of one IPv4 /24, or one IPv6 /48.
+    pub network: ConnectionBounds,
+}
+
+/// How many connections, and how fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionBounds {
+    /// Live ones; 0: no bound.
+    pub connections: u32,
+    /// New ones in a second, once the burst is used up; 0: no bound.
+    pub per_second: u32,
+    /// New ones at once.
+    pub burst: u32,
+}
+
+impl Admission {
+    /// The defaults for a gateway that holds so many connections: what no fleet behind a NAT meets (docs/OPERATING.md says
+    /// why).
+    #[must_use]
+    pub fn for_connections(connections: u32) -> Self {
+        // A NAT has no more ports than this towards one port of ours.
+        const PORTS: u32 = 65_536;
+        let address = ConnectionBounds { connections: PORTS, per_second: 1_000, burst: PORTS };
+        // A whole fleet may come out of one operator's network: four such addresses, and never less than all that there is
+        // room for.
+        let many = (4 * PORTS).max(connections).min(10_000_000);
+        let network = ConnectionBounds { connections: many, per_second: 4_000, burst: many };
+        Self { allow: Vec::new(), address, network }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct RawConfig {
     pub admin: RawAdmin,
     /// `[limits]`.
     pub limits: RawLimits,
+    /// `[admission]`.
+    pub admission: RawAdmission,
     /// `[drain]`.
     pub drain: RawDrain,
     /// `[backbone]`.
@@ -60,6 +62,30 @@ pub struct RawAdminToken {
     pub role: Option<String>,
     /// A file that holds it.
     pub file: Option<String>,
+}
+
+/// `[admission]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAdmission {
+    /// Networks that its bounds are not about.
+    pub allow: Vec<String>,
+    /// `[admission.address]`.
+    pub address: RawConnectionBounds,
+    /// `[admission.network]`.
+    pub network: RawConnectionBounds,
+}
+
+/// `[admission.address]`, `[admission.network]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConnectionBounds {
+    /// Live connections.
+    pub connections: Option<i64>,
+    /// New ones in a second.
+    pub per_second: Option<i64>,
+    /// New ones at once.
+    pub burst: Option<i64>,
 }
 
 /// `[drain]`.

@@ -252,6 +252,40 @@ fn every_limit_has_a_range() {
 }
 
 #[test]
+fn addresses_and_networks_have_bounds_that_an_older_key_may_set() {
+    let admission = |text: &str| loaded(&format!("{text}{}", native(""))).config.admission;
+    let usual = admission("");
+    assert_eq!(usual, Admission::for_connections(200_000));
+    assert!(
+        admission("[limits]\nconnections = 500000\n").network.connections >= 500_000,
+        "the whole fleet may come once"
+    );
+    let bounds = |connections, per_second, burst| ConnectionBounds { connections, per_second, burst };
+    assert_eq!(admission("[admission.address]\nper_second = 7\n").address, bounds(65_536, 7, 7));
+    assert_eq!(admission("[admission.address]\nper_second = 7\nburst = 70\n").address, bounds(65_536, 7, 70));
+    assert_eq!(admission("[admission.network]\nconnections = 0\n").network, bounds(0, 4_000, 262_144));
+    assert_eq!(admission("[limits]\nconnections_per_address = 5\n").address, bounds(65_536, 5, 5));
+    assert_eq!(admission("[limits]\nconnections_per_address = 0\n").address.per_second, 0);
+    assert_eq!(admission("[admission]\nallow = [\"10.0.0.0/8\", \"::1\"]\n").allow.len(), 2);
+    let everybody = loaded(&format!("[admission]\nallow = [\"0.0.0.0/0\"]\n{}", native(""))).warnings;
+    assert!(everybody[0].contains("admission.allow: every address"), "{everybody:?}");
+    for (text, words) in [
+        (
+            "[admission]\nallow = [\"10.0.0.1/8\"]\n",
+            ":2: admission.allow: \"10.0.0.1/8\" is no network: write an address",
+        ),
+        ("[admission.address]\nburst = 0\n", ":2: admission.address.burst: 0 is out of range: write 1 to "),
+        ("[admission.network]\nper_second = -1\n", ":2: admission.network.per_second: -1 is out of range"),
+        (
+            "[limits]\nconnections_per_address = 5\n[admission.address]\nper_second = 5\n",
+            ":2: limits.connections_per_address: admission.address.per_second says the same: remove it",
+        ),
+    ] {
+        refused(&format!("{text}{}", native("")), &[words]);
+    }
+}
+
+#[test]
 fn workers_are_bounded_and_zero_means_cores() {
     refused(&format!("workers = 65\n{}", native("")), &[":1: workers: 65 is out of range: write 0 to 64"]);
     assert_eq!(loaded(&format!("workers = 64\n{}", native(""))).config.workers, 64);
@@ -622,7 +656,8 @@ fn the_documented_reference_is_the_defaults() {
     for key in every_key() {
         let documented = reference.lines().map(|line| {
             let line = line.trim_start_matches(['#', ' ', '[']);
-            line.strip_prefix("listener.").or_else(|| line.strip_prefix("admin.")).unwrap_or(line)
+            let of_table = |table: &str| line.strip_prefix(table);
+            ["listener.", "admin.", "admission."].into_iter().find_map(of_table).unwrap_or(line)
         });
         let mut named = documented.filter_map(|line| line.strip_prefix(&*key));
         assert!(named.any(|rest| rest.starts_with([' ', ']', '.'])), "{key} is not in the reference");
@@ -643,6 +678,8 @@ fn every_key() -> Vec<String> {
         String::new(),
         "[admin]\n".to_owned(),
         "[limits]\n".to_owned(),
+        "[admission]\n".to_owned(),
+        "[admission.address]\n".to_owned(),
         "[drain]\n".to_owned(),
         "[backbone]\n".to_owned(),
         "[store]\n".to_owned(),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{Schedule, protocol};
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Network, Protocol, Transport, WebSocket, WhenOver};
+use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, Transport, WebSocket, WhenOver};
 use crate::link::{DenyList, ListenerId};
+use crate::network::Network;
 use crate::time::ticks_ceil;
 use crate::tls::handshake::ServerTls;
 

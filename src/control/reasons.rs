@@ -71,9 +71,9 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "Nothing.",
     ]),
     (CloseReason::AddressRefused, [
-        "The address that a proxy announced may open no more connections now.",
-        "Whose address it is: a scanner, a broken device, or many devices behind one address.",
-        "Raise limits.connections_per_address where many devices share an address.",
+        "The address that a proxy announced may open no more connections now; detail says why.",
+        "detail, which is a reason of the table below; whose address it is.",
+        "Raise the bound in [admission], or name the address in admission.allow, where many devices share it.",
     ]),
     (CloseReason::CertificateRejected, [
         "The client certificate was missing, untrusted, expired or unusable; detail says which.",

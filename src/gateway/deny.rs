@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::control::{Block, BlockOrder, BlockSource};
 use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
+use crate::network::Network;
 use crate::time::Moment;
 
 /// What is wrong with a deny file, and where.
@@ -42,7 +43,7 @@ pub fn load(file: &Path) -> Result<Vec<Subject>, DenyFileError> {
         }
         let subject = match line.split_once(char::is_whitespace).map(|(kind, rest)| (kind, rest.trim())) {
             Some(("device", id)) => Subject::Device(id.into()),
-            Some(("network", network)) => Subject::Network(network.parse().map_err(|_| {
+            Some(("network", network)) => Subject::Network(Network::around(network).map_err(|_| {
                 fault(Some(number), format!("{network:?} is not a network: write it as 192.0.2.0/24 or 2001:db8::/32"))
             })?),
             _ => return Err(fault(Some(number), "write \"device ID\" or \"network ADDRESS/PREFIX\"".to_owned())),

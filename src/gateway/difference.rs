@@ -47,6 +47,10 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
         to.changed.push("deny_file".to_owned());
         to.config.deny_file.clone_from(&fresh.deny_file);
     }
+    if running.admission != fresh.admission {
+        to.changed.push("admission".to_owned());
+        to.config.admission.clone_from(&fresh.admission);
+    }
     if running.drain != fresh.drain {
         to.changed.push("drain".to_owned());
         to.config.drain = fresh.drain;
@@ -82,8 +86,7 @@ macro_rules! merge {
 fn merge_limits(to: &mut Difference, fresh: &Limits) {
     merge! {
         to, fresh;
-        live: connections handshakes handshake_time hello_time linger_time connections_per_address shed_lateness
-            connect_bytes;
+        live: connections handshakes handshake_time hello_time linger_time shed_lateness connect_bytes;
         stays: read_bytes frame_bytes outbox_bytes inbox_length uplink_length packet_bytes sessions session_inflight
             session_messages session_bytes session_subscriptions topic_levels retained_messages retained_bytes pool_bytes
     }

@@ -69,8 +69,14 @@ impl Gateway {
         let store = open_store(&config, accept_data_loss)?;
         let running = Running::begin(Arc::clone(&config), materials, Denied::new(started, denied));
         let home = Home::new(random()?, config.workers);
-        let setup =
-            Setup { config: &config, settings: running.settings(), home, started, seed: u64::from_ne_bytes(random()?) };
+        let setup = Setup {
+            config: &config,
+            settings: running.settings(),
+            home,
+            started,
+            seed: u64::from_ne_bytes(random()?),
+            address_key: random()?,
+        };
         let workers = worker::start(&setup).map_err(|error| not_started(&error))?;
         let control = Control::start(Parts {
             config,

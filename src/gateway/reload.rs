@@ -131,7 +131,8 @@ impl Reloader {
     }
 
     fn tell_workers(&self) {
-        let policy = Policy { settings: self.running.settings(), limits: self.running.config.limits.clone() };
+        let Config { limits, admission, .. } = &*self.running.config;
+        let policy = Policy { settings: self.running.settings(), limits: limits.clone(), admission: admission.clone() };
         let missing = self.workers.swap(policy, SWAP_MAX);
         if missing > 0 {
             tracing::error!(workers = missing, "workers that are stuck have not taken what was changed");

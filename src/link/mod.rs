@@ -3,6 +3,7 @@
 //! Workers and the control plane never name each other; both speak in [`Command`] (into a worker) and [`Uplink`]
 //! (out of a worker). Nothing here touches a socket or waits.
 
+pub mod addresses;
 pub mod changes;
 pub mod command;
 pub mod deny;
@@ -17,9 +18,10 @@ pub mod uplink_channel;
 
 use std::fmt;
 
+pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes};
 pub use command::{AuthAnswer, Command, DeviceFilter, Downlink};
-pub use deny::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Network, NotANetwork, Subject};
+pub use deny::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
 pub use doorbell::Doorbell;
 pub use home::Home;
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};

@@ -104,8 +104,14 @@ labelled! {
         ConnectionLimit = "connection_limit",
         /// The worker's descriptor table is full.
         DescriptorLimit = "descriptor_limit",
-        /// The address opened more than `limits.connections_per_address` in this second.
+        /// The address opens new connections faster than `admission.address` allows.
         AddressRate = "address_rate",
+        /// The address holds as many connections as `admission.address` allows.
+        AddressConnections = "address_connections",
+        /// The network of the address opens new connections faster than `admission.network` allows.
+        NetworkRate = "network_rate",
+        /// The network of the address holds as many connections as `admission.network` allows.
+        NetworkConnections = "network_connections",
         /// The deny list names a network that the address is in.
         Denied = "denied",
         /// The loop is later than `limits.shed_lateness`: live connections come first.

@@ -59,7 +59,8 @@ impl Shard {
     }
 
     /// The address of the device that a proxy has announced; `None`: the socket's own is the device's.
-    pub(super) fn address(&self, index: u32) -> Option<SocketAddr> {
+    #[must_use]
+    pub fn address(&self, index: u32) -> Option<SocketAddr> {
         if self.addresses.is_empty() { None } else { self.addresses.get(&index).copied() }
     }
 

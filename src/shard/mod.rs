@@ -254,12 +254,24 @@ impl Shard {
 
     /// When the connection that has waited longest for a handshake was accepted.
     pub fn longest_waiting(&mut self) -> Option<Tick> {
+        self.longest_in_line(false).or_else(|| self.longest_in_line(true))
+    }
+
+    /// The same of those who would come before somebody from this address.
+    pub fn longest_waiting_before(&mut self, address: IpAddr) -> Option<Tick> {
+        let is_crowded = self.places.is_crowded(address);
+        self.longest_in_line(is_crowded)
+    }
+
+    fn longest_in_line(&mut self, is_crowded: bool) -> Option<Tick> {
         let connections = &self.connections;
         // One that has ended while it waited is gone.
         let is_gone = |id: ConnectionId| {
             connections.get(id.index as usize).is_none_or(|one| one.generation() != id.generation || one.is_closed())
         };
-        let first = &self.connections[self.places.first_waiting(is_gone)?.index as usize];
+        let places = &mut self.places;
+        let first = if is_crowded { places.first_crowded(is_gone) } else { places.first_waiting(is_gone) };
+        let first = &self.connections[first?.index as usize];
         // One that has sent a part of its ClientHello before waited for its own bytes, and not for us.
         (!first.has_saved()).then(|| first.connected_at())
     }

@@ -3,8 +3,8 @@
 //! A handshake costs some 10 KB and 100 µs of work, so there are only so many at a time. A place is for a whole ClientHello
 //! (`tls::handshake::scan`): a peer that sends a byte, or half of one, holds its bytes and nothing else. When all places are
 //! taken and somebody waits, whoever has been silent for longest gives way, once that is longer than the handshakes of
-//! late have been. And an address that holds a quarter of the places lets others go first, so that nobody keeps the
-//! others out alone.
+//! late have been. And an address that holds a quarter of the places lets others go first, and gives way to them as soon as
+//! anybody may be asked to, so that nobody keeps the others out alone.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -107,9 +107,20 @@ impl Places {
         if self.has_its_share(id.index) { self.crowded.push_back(id) } else { self.waiting.push_back(id) }
     }
 
+    fn share(&self) -> usize {
+        self.max.div_ceil(SHARE)
+    }
+
+    fn held(&self, prefix: Option<&Prefix>) -> usize {
+        prefix.and_then(|prefix| self.held.get(prefix)).map_or(0, |&held| held as usize)
+    }
+
     fn has_its_share(&self, index: u32) -> bool {
-        let held = self.peers.get(&index).and_then(|prefix| self.held.get(prefix));
-        held.is_some_and(|&held| held as usize >= self.max.div_ceil(SHARE))
+        self.held(self.peers.get(&index)) >= self.share()
+    }
+
+    fn has_more_than_its_share(&self, index: u32) -> bool {
+        self.held(self.peers.get(&index)) > self.share()
     }
 
     /// Whoever is next; those whose address has its share in the meantime step back.
@@ -133,17 +144,19 @@ impl Places {
         self.waiting.iter().chain(&self.crowded)
     }
 
-    /// Those at the heads of both queues, to be looked at in turn; what `is_gone` is dropped.
+    /// The first of those that come before everybody else; what `is_gone` is dropped.
     pub fn first_waiting(&mut self, is_gone: impl Fn(ConnectionId) -> bool) -> Option<ConnectionId> {
-        for queue in [&mut self.waiting, &mut self.crowded] {
-            while let Some(&id) = queue.front() {
-                if !is_gone(id) {
-                    return Some(id);
-                }
-                queue.pop_front();
-            }
-        }
-        None
+        first(&mut self.waiting, is_gone)
+    }
+
+    /// The same of those whose address has its share.
+    pub fn first_crowded(&mut self, is_gone: impl Fn(ConnectionId) -> bool) -> Option<ConnectionId> {
+        first(&mut self.crowded, is_gone)
+    }
+
+    /// Whether somebody who comes from this address now lets others go first.
+    pub fn is_crowded(&self, address: IpAddr) -> bool {
+        self.held(Some(&Prefix::of(address))) >= self.share()
     }
 
     /// A handshake has begun.
@@ -182,7 +195,18 @@ impl Places {
     /// When to look for one that gives way, if somebody waits for it.
     pub fn next_look(&self) -> Option<Tick> {
         let (_, noted) = self.silent.front().filter(|_| self.has_waiting())?;
-        Some(noted.tick().deadline_after(ticks_ceil(self.silence.bound())))
+        let look = noted.tick().deadline_after(ticks_ceil(self.silence.bound()));
+        let Some(position) = self.first_of_a_crowd() else { return Some(look) };
+        let sooner = self.silent[position].1.tick().deadline_after(ticks_ceil(SILENCE_MIN));
+        Some(if look.is_after(sooner) { sooner } else { look })
+    }
+
+    /// Where in `silent` the first is whose address has more than its share, if somebody else waits.
+    fn first_of_a_crowd(&self) -> Option<usize> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        self.silent.iter().position(|(id, _)| self.has_more_than_its_share(id.index))
     }
 
     /// The handshake that gives way: the one that has been silent for longest, if that is long enough. `heard` tells when a
@@ -201,12 +225,45 @@ impl Places {
                 Some(latest) if now.since(latest) > bound => return Some((id, now.since(latest))),
                 Some(latest) => {
                     self.silent.push_front((id, latest));
+                    break;
+                }
+            }
+        }
+        self.crowd_gives_way(now, heard)
+    }
+
+    /// Whoever has more than its share is waited for no longer than anybody must be.
+    fn crowd_gives_way(
+        &mut self,
+        now: Moment,
+        heard: impl Fn(ConnectionId) -> Option<Moment>,
+    ) -> Option<(ConnectionId, Duration)> {
+        for _ in 0..self.silent.len() {
+            let (id, noted) = self.silent.remove(self.first_of_a_crowd()?)?;
+            match heard(id) {
+                None => {}
+                Some(latest) if latest > noted => self.silent.push_back((id, latest)),
+                Some(latest) if now.since(latest) > SILENCE_MIN => return Some((id, now.since(latest))),
+                Some(latest) => {
+                    // The first of its crowd is not silent for long enough: nor are those behind it.
+                    let place = self.silent.partition_point(|(_, noted)| *noted < latest);
+                    self.silent.insert(place, (id, latest));
                     return None;
                 }
             }
         }
         None
     }
+}
+
+fn first(queue: &mut VecDeque<ConnectionId>, is_gone: impl Fn(ConnectionId) -> bool) -> Option<ConnectionId> {
+    while let Some(&id) = queue.front() {
+        if !is_gone(id) {
+            return Some(id);
+        }
+        queue.pop_front();
+    }
+    None
 }
 
 #[cfg(test)]
@@ -257,6 +314,31 @@ mod tests {
         // The second has ended, the third has been heard since.
         assert_eq!(places.gives_way(at(1_000), heard), None);
         assert_eq!(places.gives_way(at(1_101), heard), Some((id(2), millis(501))));
+    }
+
+    #[test]
+    fn a_crowd_gives_way_to_others_sooner_than_somebody_alone() {
+        let mut places = Places::new(8);
+        let (crowd, other, alone) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into(), [192, 0, 2, 3].into());
+        places.note_peer(0, alone);
+        places.begin(id(0), at(0));
+        for index in 1..8 {
+            places.note_peer(index, crowd);
+            places.begin(id(index), at(100));
+        }
+        let heard = |id: ConnectionId| Some(at(if id.index == 0 { 0 } else { 100 }));
+        places.note_peer(8, crowd);
+        places.wait(id(8));
+        // One of themselves waits: nothing is known of how long handshakes take, and nobody is in a hurry.
+        assert_eq!(places.gives_way(at(4_000), heard), None);
+        assert!(places.next_look().unwrap().is_after(at(4_000).tick()));
+        places.note_peer(9, other);
+        places.wait(id(9));
+        assert!(!places.next_look().unwrap().is_after(at(700).tick()));
+        assert_eq!(places.gives_way(at(600), heard), None);
+        assert_eq!(places.gives_way(at(601), heard), Some((id(1), millis(501))));
+        assert_eq!(places.next(), Some(id(9)));
+        assert_eq!(places.gives_way(at(601), heard), None, "nobody else waits");
     }
 
     #[test]

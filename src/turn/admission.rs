@@ -1,21 +1,19 @@
 //! Who may begin: two questions, for what is known at accept and for the address of the device itself.
 //!
 //! The second is asked at accept too where the socket's peer is the device. Behind a proxy that announces addresses it is
-//! asked when the announcement was read.
+//! asked when the announcement was read. A connection that was let in is counted of its address until its slot is freed.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Limits;
-use crate::link::Refusal;
+use crate::config::{self, Limits};
+use crate::link::{AddressBounds, AddressRules, AddressTable, Counted, Refusal};
+use crate::network::Network;
 use crate::time::{Moment, ticks_ceil};
 
-/// At most so many addresses are told apart in one second; those beyond are not limited.
-const ADDRESSES_MAX: usize = 65_536;
-
 /// What is admitted at most.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AdmissionLimits {
     /// Connections of the whole gateway.
     pub connections: u32,
@@ -26,21 +24,29 @@ pub struct AdmissionLimits {
     /// Ticks for which a connection may have waited for its handshake; behind one that has waited for longer, whoever
     /// comes is refused at once.
     pub waiting_ticks: u32,
-    /// New connections from one address in a second; 0: as many as like.
-    pub connections_per_address: u32,
+    /// Of each address and each network.
+    pub rules: AddressRules,
+    /// Networks that these rules are not about.
+    pub allow: Arc<[Network]>,
 }
 
 impl AdmissionLimits {
     /// As they are configured, with room for so many `sockets` in the worker's descriptor table.
     #[must_use]
-    pub fn new(limits: &Limits, sockets: usize) -> Self {
+    pub fn new(limits: &Limits, admission: &config::Admission, sockets: usize) -> Self {
+        let bounds = |bounds: &config::ConnectionBounds| AddressBounds {
+            connections: bounds.connections,
+            per_second: bounds.per_second,
+            burst: bounds.burst,
+        };
         Self {
             connections: limits.connections,
             sockets,
             shed_lateness: limits.shed_lateness,
             // Three quarters of the time for a handshake: whoever would wait for longer is refused at once.
             waiting_ticks: ticks_ceil(limits.handshake_time) * 3 / 4,
-            connections_per_address: limits.connections_per_address,
+            rules: AddressRules { address: bounds(&admission.address), network: bounds(&admission.network) },
+            allow: admission.allow.as_slice().into(),
         }
     }
 }
@@ -63,16 +69,16 @@ pub struct Load {
 /// Decides who may begin. An overloaded gateway refuses the new and keeps the old.
 pub struct Admission {
     limits: AdmissionLimits,
-    /// New connections by address within the current second.
-    counts: HashMap<IpAddr, u32>,
-    since: Moment,
+    addresses: Arc<AddressTable>,
+    /// By slot: where its connection is counted. Four bytes each, where live connections have a bound.
+    counted: Vec<Counted>,
 }
 
 impl Admission {
-    /// Nobody has come yet.
+    /// For one of the workers that share `addresses`.
     #[must_use]
-    pub fn new(limits: AdmissionLimits) -> Self {
-        Self { limits, counts: HashMap::new(), since: Moment::default() }
+    pub fn new(limits: AdmissionLimits, addresses: Arc<AddressTable>) -> Self {
+        Self { limits, addresses, counted: Vec::new() }
     }
 
     /// Goes on with other bounds.
@@ -98,25 +104,49 @@ impl Admission {
         }
     }
 
-    /// Whether one connection more from this address is within the bound (`limits.connections_per_address`).
+    /// Whether one connection more from this address is within its bounds. It is counted then, and must be
+    /// [settled](Admission::settle) into its slot.
     ///
     /// # Errors
     /// Why not.
-    pub fn at_address(&mut self, address: IpAddr, now: Moment) -> Result<(), Refusal> {
-        let per_second = self.limits.connections_per_address;
-        if per_second == 0 {
-            return Ok(());
+    pub fn at_address(&self, address: IpAddr, now: Moment) -> Result<Counted, Refusal> {
+        if self.limits.allow.iter().any(|network| network.contains(address)) {
+            return Ok(Counted::NOWHERE);
         }
-        if now.since(self.since) >= Duration::from_secs(1) {
-            self.counts.clear();
-            self.since = now;
+        self.addresses.admit(address, &self.limits.rules, now)
+    }
+
+    /// A connection has come home from another worker, where it was admitted and is given back.
+    #[must_use]
+    pub fn enter(&self, address: IpAddr) -> Counted {
+        let AddressRules { address: of_address, network } = self.limits.rules;
+        let is_free = of_address.connections == 0 && network.connections == 0;
+        if is_free || self.limits.allow.iter().any(|network| network.contains(address)) {
+            return Counted::NOWHERE;
         }
-        if self.counts.len() >= ADDRESSES_MAX && !self.counts.contains_key(&address) {
-            return Ok(());
+        self.addresses.enter(address)
+    }
+
+    /// The connection has this slot.
+    pub fn settle(&mut self, slot: u32, counted: Counted) {
+        let slot = slot as usize;
+        if slot >= self.counted.len() {
+            if counted == Counted::NOWHERE {
+                return;
+            }
+            self.counted.resize(slot + 1, Counted::NOWHERE);
         }
-        let count = self.counts.entry(address).or_insert(0);
-        *count += 1;
-        if *count <= per_second { Ok(()) } else { Err(Refusal::AddressRate) }
+        self.addresses.release(std::mem::replace(&mut self.counted[slot], counted));
+    }
+
+    /// The slot is freed. `was_last`: no connection is left, and after a mass disconnect the memory goes back.
+    pub fn release(&mut self, slot: u32, was_last: bool) {
+        if let Some(counted) = self.counted.get_mut(slot as usize) {
+            self.addresses.release(std::mem::take(counted));
+        }
+        if was_last {
+            self.counted = Vec::new();
+        }
     }
 
     /// Whether this worker's descriptor table has a place, with so many sockets in it.
@@ -130,19 +160,28 @@ impl Admission {
 mod tests {
     use super::*;
 
-    const LIMITS: AdmissionLimits = AdmissionLimits {
-        connections: 10,
-        sockets: 5,
-        shed_lateness: Duration::from_millis(100),
-        waiting_ticks: 75,
-        connections_per_address: 2,
-    };
     const IDLE: Load =
         Load { is_draining: false, connections: 9, sockets: 4, lateness: Duration::from_millis(100), waiting: 75 };
 
+    fn limits() -> AdmissionLimits {
+        let address = AddressBounds { connections: 2, per_second: 0, burst: 0 };
+        AdmissionLimits {
+            connections: 10,
+            sockets: 5,
+            shed_lateness: Duration::from_millis(100),
+            waiting_ticks: 75,
+            rules: AddressRules { address, ..AddressRules::default() },
+            allow: Arc::new(["10.0.0.0/8".parse().unwrap()]),
+        }
+    }
+
+    fn table() -> Arc<AddressTable> {
+        Arc::new(AddressTable::new([0; 16]))
+    }
+
     #[test]
     fn each_bound_refuses_beyond_it_and_not_at_it() {
-        let at_accept = |load| Admission::new(LIMITS).at_accept(&load);
+        let at_accept = |load| Admission::new(limits(), table()).at_accept(&load);
         assert_eq!(at_accept(IDLE), Ok(()));
         assert_eq!(at_accept(Load { is_draining: true, ..IDLE }), Err(Refusal::Draining));
         assert_eq!(at_accept(Load { connections: 10, ..IDLE }), Err(Refusal::ConnectionLimit));
@@ -152,15 +191,39 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_limited_each_on_its_own_for_a_second() {
-        let mut admission = Admission::new(LIMITS);
-        let (one, two) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
-        let mut admits = |address, micros| admission.at_address(address, Moment::from_micros(micros)).is_ok();
-        assert_eq!([0, 1, 2].map(|micros| admits(one, micros)), [true, true, false]);
-        assert!(admits(two, 3));
-        assert!(!admits(one, 999_999));
-        assert!(admits(one, 1_000_000));
-        let mut unlimited = Admission::new(AdmissionLimits { connections_per_address: 0, ..LIMITS });
-        assert!((0..100).all(|_| unlimited.at_address(one, Moment::default()).is_ok()));
+    fn a_connection_is_counted_of_its_address_until_its_slot_is_free_at_whichever_worker() {
+        let addresses = table();
+        let (mut here, mut home) =
+            (Admission::new(limits(), Arc::clone(&addresses)), Admission::new(limits(), Arc::clone(&addresses)));
+        let address = IpAddr::from([192, 0, 2, 1]);
+        for slot in 0..2 {
+            let counted = here.at_address(address, Moment::default()).unwrap();
+            here.settle(slot, counted);
+        }
+        assert_eq!(home.at_address(address, Moment::default()), Err(Refusal::AddressConnections));
+        // It moves.
+        let counted = home.enter(address);
+        home.settle(0, counted);
+        here.release(0, false);
+        assert_eq!(addresses.live(address), 2);
+        here.release(1, true);
+        assert!(here.counted.is_empty());
+        home.release(0, false);
+        home.release(0, false);
+        assert_eq!(addresses.live(address), 0);
+        let friend = IpAddr::from([10, 0, 0, 1]);
+        assert!((0..9).all(|_| here.at_address(friend, Moment::default()) == Ok(Counted::NOWHERE)));
+    }
+
+    #[test]
+    fn without_a_bound_of_live_connections_a_slot_costs_nothing() {
+        let mut admission = Admission::new(AdmissionLimits { rules: AddressRules::default(), ..limits() }, table());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        for slot in 0..100 {
+            let counted = admission.at_address(address, Moment::default()).unwrap();
+            admission.settle(slot, counted);
+            admission.settle(slot + 100, admission.enter(address));
+        }
+        assert!(admission.counted.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::reading::Left;
 use super::{Handoff, HandoffAck, Io, Received, Turn};
-use crate::link::{ConnectionId, WorkerId};
+use crate::link::{ConnectionId, Counted, WorkerId};
 use crate::metrics::Figure;
 use crate::time::Moment;
 
@@ -48,7 +48,12 @@ impl<I: Io> Turn<I> {
         }
         let Ok(slot) = self.shard.unpack(self.io.image(image), now) else { return false };
         match self.io.take_in(slot, socket) {
-            Ok(()) => self.shard.handle_arrival(slot, now),
+            Ok(()) => {
+                let address = self.shard.address(slot).or_else(|| self.io.peer(slot));
+                let counted = address.map_or(Counted::NOWHERE, |address| self.admission.enter(address.ip()));
+                self.admission.settle(slot, counted);
+                self.shard.handle_arrival(slot, now);
+            }
             Err(_) => self.shard.handle_reset(slot, now),
         }
         true

@@ -366,6 +366,7 @@ impl<I: Io> Turn<I> {
             self.has_worked = true;
             let why = if self.shard.reap(slot) { Closing::Moved } else { Closing::Ended };
             self.io.close(slot, why);
+            self.admission.release(slot, self.shard.is_empty());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Accepted, Event, Io, Load, ReadError, Turn};
-use crate::link::Refusal;
+use crate::link::{Counted, Refusal};
 use crate::shard::Plan;
 use crate::time::{Moment, Tick};
 
@@ -93,7 +93,7 @@ impl<I: Io> Turn<I> {
     }
 
     /// Whether a connection from this address may begin: none of a denied network, and of others not too many.
-    fn at_address(&mut self, address: IpAddr, now: Moment) -> Result<(), Refusal> {
+    fn at_address(&self, address: IpAddr, now: Moment) -> Result<Counted, Refusal> {
         if self.shard.refuses_address(address, now) {
             return Err(Refusal::Denied);
         }
@@ -103,8 +103,9 @@ impl<I: Io> Turn<I> {
     /// Decides about connections that proxies have announced.
     pub(super) fn admit_announced(&mut self, now: Moment) {
         while let Some((slot, address)) = self.shard.next_announced() {
-            if let Err(refusal) = self.at_address(address, now) {
-                self.shard.refuse(slot, refusal, now);
+            match self.at_address(address, now) {
+                Ok(counted) => self.admission.settle(slot, counted),
+                Err(refusal) => self.shard.refuse(slot, refusal, now),
             }
         }
     }
@@ -192,19 +193,23 @@ impl<I: Io> Turn<I> {
         };
         backlog.is_starved = false;
         self.has_worked = true;
-        let load = self.load(now);
         let is_proxy = self.shard.is_proxy(listener, address);
+        let load = self.load(address, now);
         let verdict = match self.admission.at_accept(&load) {
             // Behind a proxy it is asked when that has said the device's address.
             Ok(()) if !is_proxy => self.at_address(address, now),
-            verdict => verdict,
+            verdict => verdict.map(|()| Counted::NOWHERE),
         };
-        if let Err(refusal) = verdict {
-            self.io.refuse(socket, address, listener, refusal);
-            self.shard.counters().count_refused(refusal as usize);
-            return;
-        }
+        let counted = match verdict {
+            Ok(counted) => counted,
+            Err(refusal) => {
+                self.io.refuse(socket, address, listener, refusal);
+                self.shard.counters().count_refused(refusal as usize);
+                return;
+            }
+        };
         let slot = self.shard.handle_accept(listener, now);
+        self.admission.settle(slot, counted);
         if is_proxy {
             self.shard.expect_announcement(slot);
         } else {
@@ -215,14 +220,14 @@ impl<I: Io> Turn<I> {
         }
     }
 
-    /// How much there is to do here, for the question whether more may come.
-    fn load(&mut self, now: Moment) -> Load {
+    /// How much there is to do here before somebody from this address, for the question whether more may come.
+    fn load(&mut self, address: IpAddr, now: Moment) -> Load {
         Load {
             is_draining: self.drain.is_some(),
             connections: self.io.connections(),
             sockets: self.io.sockets(),
             lateness: self.lateness.current,
-            waiting: self.shard.longest_waiting().map_or(0, |since| now.tick().since(since)),
+            waiting: self.shard.longest_waiting_before(address).map_or(0, |since| now.tick().since(since)),
         }
     }
 

@@ -394,7 +394,7 @@ impl Io for WorkerIo {
         Some(NewPolicy {
             settings: Arc::clone(&policy.settings),
             handshakes: policy.limits.handshakes as usize,
-            admission: AdmissionLimits::new(&policy.limits, self.sockets_max),
+            admission: AdmissionLimits::new(&policy.limits, &policy.admission, self.sockets_max),
         })
     }
 

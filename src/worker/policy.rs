@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::Limits;
+use crate::config::{Admission, Limits};
 use crate::connection::ListenerSettings;
 use crate::link::{Mailbox, WorkerId};
 
@@ -22,6 +22,8 @@ pub struct Policy {
     pub settings: Arc<[ListenerSettings]>,
     /// Of these the ones that change under live connections.
     pub limits: Limits,
+    /// How much may come from one address and from one network.
+    pub admission: Admission,
 }
 
 /// Where the policy is, for workers and for whoever changes it. Clones share it.

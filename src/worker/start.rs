@@ -28,8 +28,8 @@ use crate::config::budget::descriptors_for_connections;
 use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
 use crate::link::{
-    CloseReason, Command, Doorbell, Exchange, Home, Inbox, ListenerId, Mailbox, Refusal, UplinkReceiver, UplinkSender,
-    WorkerId, mailbox, uplink_channel,
+    AddressTable, CloseReason, Command, Doorbell, Exchange, Home, Inbox, ListenerId, Mailbox, Refusal, UplinkReceiver,
+    UplinkSender, WorkerId, mailbox, uplink_channel,
 };
 use crate::metrics::Published;
 use crate::shard::{self, Shard};
@@ -48,6 +48,8 @@ pub struct Setup<'a> {
     pub started: Instant,
     /// Seeds jitter and generated ids.
     pub seed: u64,
+    /// Of the table of addresses: nobody outside may choose which of them meet in it.
+    pub address_key: [u8; 16],
 }
 
 /// The running workers.
@@ -111,17 +113,15 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let bells: Vec<Arc<Doorbell>> = bells.into_iter().map(Arc::new).collect();
     let polls = make(count, "a worker's poll cannot be made", Poll::new)?;
     let channels = make_channels(count)?;
-    let held = Arc::new(AtomicU32::new(0));
+    let shared = Shared::new(setup.config, setup.address_key);
 
     // What a worker takes along and this thread gives up.
     let mut left_behind: Vec<RawFd> = polls.iter().map(AsRawFd::as_raw_fd).collect();
     left_behind.extend(channels.iter().flatten().flatten().map(AsRawFd::as_raw_fd));
 
-    let exchange = Arc::new(Exchange::new(setup.config.workers));
     let (mailboxes, inboxes): (Vec<Mailbox>, Vec<Inbox>) =
         bells.iter().map(|bell| mailbox(limits.inbox_length, Arc::clone(bell))).unzip();
-    let policy = Policy { settings: Arc::clone(&setup.settings), limits: limits.clone() };
-    let policy = PolicySwitch::new(policy, mailboxes.clone());
+    let policy = PolicySwitch::new(first_policy(setup), mailboxes.clone());
     let mut workers = Workers {
         mailboxes: mailboxes.clone(),
         policy: policy.clone(),
@@ -146,10 +146,9 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
             channels,
             inbox,
             mailboxes: mailboxes.clone(),
-            exchange: Arc::clone(&exchange),
             uplink: uplink_sender.clone(),
             published,
-            held: Arc::clone(&held),
+            shared: shared.clone(),
         };
         let report = report.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{position}"));
@@ -248,10 +247,33 @@ struct Parts {
     channels: Vec<Option<OwnedFd>>,
     inbox: Inbox,
     mailboxes: Vec<Mailbox>,
-    exchange: Arc<Exchange>,
     uplink: UplinkSender,
     published: Arc<Published>,
+    shared: Shared,
+}
+
+/// What all workers know together.
+#[derive(Clone)]
+struct Shared {
+    exchange: Arc<Exchange>,
+    /// Connections held by all of them.
     held: Arc<AtomicU32>,
+    addresses: Arc<AddressTable>,
+}
+
+impl Shared {
+    fn new(config: &Config, address_key: [u8; 16]) -> Self {
+        Self {
+            exchange: Arc::new(Exchange::new(config.workers)),
+            held: Arc::new(AtomicU32::new(0)),
+            addresses: Arc::new(AddressTable::new(address_key)),
+        }
+    }
+}
+
+fn first_policy(setup: &Setup) -> Policy {
+    let Config { limits, admission, .. } = setup.config;
+    Policy { settings: Arc::clone(&setup.settings), limits: limits.clone(), admission: admission.clone() }
 }
 
 impl Parts {
@@ -309,13 +331,13 @@ impl Parts {
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: self.seed,
-                exchange: self.exchange,
+                exchange: self.shared.exchange,
                 sessions: broker::Bounds::of(limits, self.home.workers()),
             },
             now.tick(),
         );
         let bounds = turn::Bounds::default();
-        let admission = Admission::new(AdmissionLimits::new(limits, sockets as usize));
+        let admission = AdmissionLimits::new(limits, &policy.admission, sockets as usize);
         let io = WorkerIo {
             id: self.id,
             started: self.started,
@@ -324,7 +346,7 @@ impl Parts {
             sockets: Sockets::default(),
             sockets_max: sockets as usize,
             listeners,
-            held: self.held,
+            held: self.shared.held,
             channels,
             message: Message::new(),
             inbox: self.inbox,
@@ -340,7 +362,7 @@ impl Parts {
             workers: self.home.workers(),
             shard,
             input: Input::new(frame_bytes, limits.read_bytes),
-            admission,
+            admission: Admission::new(admission, self.shared.addresses),
             bounds,
             other_sources,
         };

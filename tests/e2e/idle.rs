@@ -5,9 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use pulsegate::codec::native::{Frame, Hello};
-use pulsegate::tls::handshake::{ClientTls, Handshake};
 
-use crate::support::{Device, Event, Gateway, Listener, SOON, Site, dial, native, raw, wait_until};
+use crate::support::{Device, Event, Gateway, Listener, SOON, Site, client_hello, dial, native, raw, wait_until};
 
 /// For how long turns are counted.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -36,12 +35,6 @@ fn ended_stranger(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut socket = stranger(address, bytes);
     socket.read_to_end(&mut Vec::new()).unwrap();
     socket
-}
-
-fn client_hello(tls: &ClientTls) -> Vec<u8> {
-    let mut hello = Vec::new();
-    Handshake::client(tls, &mut hello).unwrap();
-    hello
 }
 
 fn told_to_the_end(mut device: Device) -> Device {

@@ -5,6 +5,7 @@
 
 mod support;
 
+mod admission;
 mod article;
 mod control;
 mod disconnect;

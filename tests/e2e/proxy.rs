@@ -4,9 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
-use socket2::{Domain, Socket, Type};
-
-use crate::support::{Device, Gateway, Program, SOON, Site, hello, native, wait_for, wait_until};
+use crate::support::{Device, Gateway, Program, SOON, Site, dial_from, hello, native, wait_for, wait_until};
 
 /// Everybody on this machine has many addresses: this one is the proxy's.
 const PROXY: [u8; 4] = [127, 0, 0, 1];
@@ -14,13 +12,6 @@ const STRANGER: [u8; 4] = [127, 0, 0, 9];
 
 fn start(site: &Site, limits: &str) -> Gateway {
     site.start(&format!("workers = 2\n{limits}"), &[native().key("proxy_protocol", "[\"127.0.0.1/32\"]")])
-}
-
-fn dial_from(source: [u8; 4], to: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    socket.into()
 }
 
 /// A device that is connected, and its own address.

@@ -5,10 +5,10 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::{CloseCode, Frame, Welcome};
-use pulsegate::tls::handshake::{ClientTls, Handshake};
+use pulsegate::tls::handshake::ClientTls;
 
 use crate::support::{
-    ConnectError, Device, Event, Gateway, SOON, Site, dial, encoded, hello, message, native, wait_until,
+    ConnectError, Device, Event, Gateway, SOON, Site, client_hello, dial, encoded, hello, message, native, wait_until,
 };
 
 const BAD_RECORD_MAC: u8 = 20;
@@ -32,12 +32,6 @@ fn check_counted(gateway: &Gateway, expected: &[(&str, u64)]) {
     let mut expected: Vec<_> = expected.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
     expected.sort();
     assert_eq!(gateway.all_closed(), expected);
-}
-
-fn client_hello(tls: &ClientTls) -> Vec<u8> {
-    let mut out = Vec::new();
-    Handshake::client(tls, &mut out).unwrap();
-    out
 }
 
 #[test]

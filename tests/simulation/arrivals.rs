@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pulsegate::broker;
-use pulsegate::config::Limits;
+use pulsegate::config::{self, Limits};
 use pulsegate::connection::{Input, ListenerSettings};
-use pulsegate::link::{Command, Exchange, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::link::{AddressTable, Command, Exchange, Home, ListenerId, Uplink, WorkerId};
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
 use pulsegate::turn::{self, Admission, AdmissionLimits, Bounds, Turn};
@@ -68,8 +68,8 @@ impl Stage {
             patience: Patience { micros: 0 },
             room: 1 << 20,
         };
-        let exchange = Arc::new(Exchange::new(2));
-        let turns = (0..2).map(|id| turn(id, &build, &limits, settings, &exchange)).collect();
+        let shared = (Arc::new(Exchange::new(2)), Arc::new(AddressTable::new([0; 16])));
+        let turns = (0..2).map(|id| turn(id, &build, &limits, settings, &shared)).collect();
         let mut network = Network::new(2, build.room);
         let socket = network.connect(Moment::default());
         let peer = Peer::connecting(0, &certificates.client);
@@ -154,7 +154,7 @@ fn turn(
     build: &Build,
     limits: &Limits,
     settings: &Arc<[ListenerSettings]>,
-    exchange: &Arc<Exchange>,
+    (exchange, addresses): &(Arc<Exchange>, Arc<AddressTable>),
 ) -> Turn<SimIo> {
     let setup = shard::Setup {
         worker: WorkerId(id),
@@ -170,7 +170,10 @@ fn turn(
         workers: 2,
         shard: Shard::new(setup, Tick(0)),
         input: Input::new(limits.frame_bytes, limits.read_bytes),
-        admission: Admission::new(AdmissionLimits::new(limits, usize::MAX)),
+        admission: Admission::new(
+            AdmissionLimits::new(limits, &config::Admission::for_connections(1_000), usize::MAX),
+            Arc::clone(addresses),
+        ),
         bounds: build.bounds,
         other_sources: 4,
     };

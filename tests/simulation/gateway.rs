@@ -7,7 +7,9 @@ use std::time::Duration;
 use pulsegate::broker;
 use pulsegate::config::Limits;
 use pulsegate::connection::{Input, ListenerSettings};
-use pulsegate::link::{Command, ConnectionId, Exchange, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::link::{
+    AddressBounds, AddressRules, AddressTable, Command, ConnectionId, Exchange, Home, ListenerId, Uplink, WorkerId,
+};
 use pulsegate::metrics::Figure;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
@@ -76,6 +78,19 @@ impl Gateway {
         random.fill(&mut key);
         let home = Home::new(key, build.workers);
         let exchange = Arc::new(Exchange::new(build.workers));
+        let addresses = Arc::new(AddressTable::new(key));
+        let admission = AdmissionLimits {
+            connections: u32::MAX,
+            sockets: usize::MAX,
+            shed_lateness: Duration::MAX,
+            waiting_ticks: u32::MAX,
+            rules: AddressRules {
+                // Never met, and counted all the same: what is counted must be given back.
+                address: AddressBounds { connections: u32::MAX, ..AddressBounds::default() },
+                ..AddressRules::default()
+            },
+            allow: Arc::new([]),
+        };
         let turn = |id| {
             let setup = shard::Setup {
                 worker: WorkerId(id),
@@ -95,13 +110,7 @@ impl Gateway {
                 workers: build.workers,
                 shard: Shard::new(setup, Tick(0)),
                 input: Input::new(frame_bytes, limits.read_bytes),
-                admission: Admission::new(AdmissionLimits {
-                    connections: u32::MAX,
-                    sockets: usize::MAX,
-                    shed_lateness: Duration::MAX,
-                    waiting_ticks: u32::MAX,
-                    connections_per_address: 0,
-                }),
+                admission: Admission::new(admission.clone(), Arc::clone(&addresses)),
                 bounds: build.bounds,
                 other_sources: 2 + usize::from(build.workers),
             };

@@ -27,8 +27,14 @@ impl Gateway {
         let Some(program) = program else {
             let before = Threads::present();
             let home = Home::new([7; 16], config.workers);
-            let setup =
-                Setup { config: &config, settings: deployment.settings(), home, started: Instant::now(), seed: 7 };
+            let setup = Setup {
+                config: &config,
+                settings: deployment.settings(),
+                home,
+                started: Instant::now(),
+                seed: 7,
+                address_key: [7; 16],
+            };
             let workers = worker::start(&setup).expect("the gateway's worker starts");
             let named_worker = |id: &u32| {
                 let name = std::fs::read_to_string(format!("/proc/self/task/{id}/comm")).unwrap_or_default();

@@ -52,7 +52,6 @@ fn defaults(machine: &Machine) -> Limits {
 }
 
 fn of_connections(raw: &RawLimits, default: &Limits) -> Result<Limits, Problem> {
-    let per_address = "connections in a second (0: no bound)";
     Ok(Limits {
         connections: count("connections", raw.connections, default.connections, CONNECTIONS, "connections")?,
         handshakes: count("handshakes", raw.handshakes, default.handshakes, 1..=65_536, "handshakes")?,
@@ -63,13 +62,6 @@ fn of_connections(raw: &RawLimits, default: &Limits) -> Result<Limits, Problem> 
         outbox_bytes: size("outbox_bytes", raw.outbox_bytes, default.outbox_bytes, 1_024..=16_777_216, "bytes")?,
         inbox_length: size("inbox_length", raw.inbox_length, default.inbox_length, 16..=1_048_576, "commands")?,
         uplink_length: size("uplink_length", raw.uplink_length, default.uplink_length, 16..=1_048_576, "events")?,
-        connections_per_address: count(
-            "connections_per_address",
-            raw.connections_per_address,
-            default.connections_per_address,
-            0..=1_000_000,
-            per_address,
-        )?,
         shed_lateness: time("shed_lateness", raw.shed_lateness.as_deref(), default.shed_lateness, SHED_LATENESS)?,
         linger_time: time("linger_time", raw.linger_time.as_deref(), default.linger_time, LINGER_TIME)?,
         ..default.clone()

@@ -9,8 +9,9 @@ use super::{Context, check_name, mqtt, tls, values};
 use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawWebSocket};
 use crate::config::{
-    ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Network, Protocol, Raw, Transport, WebSocket,
+    ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport, WebSocket,
 };
+use crate::network::Network;
 
 /// The range of heartbeat intervals and timeouts. A tick is the least; the most must fit 16 bits of ticks (6,553 s).
 const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);

@@ -2,6 +2,7 @@
 //! ends the work on its section, what is merely doubtful is collected.
 
 mod admin;
+mod admission;
 mod at;
 mod limits;
 mod listener;
@@ -103,18 +104,32 @@ pub fn resolve(
     let deny_file = deny_file.and_then(|path| kept(path, &mut problems));
     // Where the limits are wrong, listeners are still looked at.
     let limits = head.4.clone().unwrap_or_default();
+    let per_address = raw.limits.connections_per_address;
+    let admission = kept(admission::resolve(&mut context, raw.admission, per_address, &limits), &mut problems);
     let listeners = listeners(&mut context, raw.listeners, head.3.as_ref(), &limits, &mut problems);
     let (Some(node), Some(data_dir), Some(workers), Some(admin), Some(limits), Some(window), Some(backbone)) = head
     else {
         return Err(problems);
     };
-    let (Some(store), Some(uplink)) = (store, uplink) else { return Err(problems) };
+    let (Some(store), Some(uplink), Some(admission)) = (store, uplink, admission) else { return Err(problems) };
     if !problems.is_empty() {
         return Err(problems);
     }
     let drain = Drain { window };
-    let mut config =
-        Config { node, data_dir, workers, deny_file, admin, limits, drain, backbone, store, uplink, listeners };
+    let mut config = Config {
+        node,
+        data_dir,
+        workers,
+        deny_file,
+        admin,
+        limits,
+        admission,
+        drain,
+        backbone,
+        store,
+        uplink,
+        listeners,
+    };
     fit_descriptors(&mut context, &mut config).map_err(|problem| vec![problem])?;
     fit_memory(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
     let budget = budget_of(&config, machine);

@@ -1,6 +1,5 @@
 //! `/v1/blocks`: devices and networks that are kept out.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,8 @@ use super::body;
 use super::error::ApiError;
 use crate::control::State;
 use crate::control::blocks::{Block, BlockOrder, BlockRequest, BlockSource};
-use crate::link::{Network, Subject};
+use crate::link::Subject;
+use crate::network::Network;
 
 /// No block is longer, but those without an end.
 const SPAN_MAX: Duration = Duration::from_hours(24 * 366);
@@ -90,7 +90,7 @@ async fn ask(state: &State, order: BlockOrder) -> Result<Option<Vec<Block>>, Api
 fn subject(device: Option<String>, network: Option<&str>) -> Result<Subject, ApiError> {
     match (device, network) {
         (Some(device), None) if !device.is_empty() => Ok(Subject::Device(device.into())),
-        (None, Some(network)) => Network::from_str(network).map(Subject::Network).map_err(|_| {
+        (None, Some(network)) => Network::around(network).map(Subject::Network).map_err(|_| {
             ApiError::Body(format!("network {network:?} is none: write it as 192.0.2.0/24 or 2001:db8::/32"))
         }),
         _ => Err(ApiError::Body("write either device or network".to_owned())),

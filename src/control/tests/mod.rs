@@ -372,11 +372,11 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
             outbox_bytes: 65_536,
             inbox_length: 64,
             uplink_length: 64,
-            connections_per_address: 0,
             shed_lateness: Duration::from_millis(250),
             linger_time: Duration::from_secs(1),
             ..Limits::default()
         },
+        admission: config::Admission::for_connections(1_000),
         drain: Drain::default(),
         backbone,
         store: config::Store::default(),

@@ -10,6 +10,8 @@ use pulsegate::codec::native::{self, CloseCode, Frame, Hello, Message, Welcome};
 use pulsegate::tls::handshake::{ClientTls, Handshake, HandshakeError, Progress};
 use pulsegate::tls::record::{Opened, RecordError, RecordLayer, Stage, next_record};
 
+use socket2::{Domain, Socket, Type};
+
 use super::SOON;
 
 /// What a device hears.
@@ -73,6 +75,25 @@ pub fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket.set_write_timeout(Some(SOON)).unwrap();
     Ok(socket)
+}
+
+/// The same from an address of one's own: every address of 127.0.0.0/8 is this machine's.
+pub fn dial_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let socket = TcpStream::from(socket);
+    socket.set_nodelay(true).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket.set_write_timeout(Some(SOON)).unwrap();
+    socket
+}
+
+/// What a client says first.
+pub fn client_hello(tls: &ClientTls) -> Vec<u8> {
+    let mut out = Vec::new();
+    Handshake::client(tls, &mut out).unwrap();
+    out
 }
 
 impl Device {

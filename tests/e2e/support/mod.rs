@@ -10,7 +10,7 @@ mod site;
 
 use std::time::{Duration, Instant};
 
-pub use device::{ConnectError, Device, Event, dial, encoded, hello, message};
+pub use device::{ConnectError, Device, Event, client_hello, dial, dial_from, encoded, hello, message};
 pub use fleet::{Fleet, Manners};
 pub use follower::Follower;
 pub use gateway::{Gateway, time_of};
