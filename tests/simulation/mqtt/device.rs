@@ -59,6 +59,8 @@ pub struct Device {
     /// Messages of QoS 2 that came and are not released.
     pub open_qos_2: BTreeSet<u16>,
     pub will: Option<u32>,
+    /// The will that its last goodbye lets be forgotten, and when that was said.
+    pub goodbye: Option<(u32, Moment)>,
     /// Connections begun so far: what was planned for an older one is void.
     pub connects: u32,
 }
@@ -79,6 +81,7 @@ impl Device {
             next_id: 0,
             open_qos_2: BTreeSet::new(),
             will: None,
+            goodbye: None,
             connects: 0,
         }
     }

@@ -266,6 +266,12 @@ impl World {
         let device = &mut self.devices[number];
         device.connects += 1;
         device.will = will;
+        if let Some((forgotten, at)) = device.goodbye.take()
+            && now.since(at) < LATE
+        {
+            // This connection may take over the one before, whose DISCONNECT is not read yet.
+            self.messages[forgotten as usize].is_forbidden = false;
+        }
         let (client, server) = Client::new(device.version, &mut self.random);
         let plain = device.connect_packet(clean, will);
         let head = ImageHead { listener: ListenerId(0), naming: 5, interval: 0, device: &device.name };
@@ -334,6 +340,11 @@ impl World {
             6..8 => (format!("s/{}", self.random.u32(..TOPICS)), false),
             _ => (format!("r/{number}"), true),
         };
+        if retain && qos == QoS::AtMostOnce {
+            // It takes the place of the value before, and may be lost on its way to each subscriber.
+            self.values.remove(&topic);
+            self.devices.iter_mut().for_each(|device| drop(device.account.owed_values.remove(&topic)));
+        }
         let message = self.publication(number, topic, qos, retain);
         let packet_id = if qos == QoS::AtMostOnce { 0 } else { self.devices[number].take_id() };
         if packet_id != 0 {
@@ -424,6 +435,7 @@ impl World {
         let socket = connection.socket;
         if let Some(will) = device.will.take() {
             self.messages[will as usize].is_forbidden = true;
+            device.goodbye = Some((will, self.gateway.now));
         }
         self.gateway.network.send(socket, &last, self.gateway.now);
         self.gateway.network.end(socket, Ended::InOrder);
