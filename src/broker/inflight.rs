@@ -530,19 +530,23 @@ impl Inflight {
         true
     }
 
-    /// The next answer that may be given: nothing before it is unanswered.
+    /// The next answer that may be given: nothing before it is unanswered. What came on an earlier connection is answered when
+    /// it comes again, as it must [MQTT-4.4.0-1]: otherwise it would be answered twice.
     pub(super) fn next_answer(&mut self) -> Option<Answer> {
-        let &Inbound { packet, qos, state: Receiving::Settled(reason), is_of_connection } = self.inbound.front()?
-        else {
-            return None;
-        };
-        self.inbound.pop_front();
-        if qos == 2 && reason == Reason::SUCCESS {
-            self.answered.insert(packet, is_of_connection);
-        } else {
-            self.received -= usize::from(is_of_connection);
+        while let Some(&Inbound { packet, qos, state: Receiving::Settled(reason), is_of_connection }) =
+            self.inbound.front()
+        {
+            self.inbound.pop_front();
+            if qos == 2 && reason == Reason::SUCCESS {
+                self.answered.insert(packet, is_of_connection);
+            } else {
+                self.received -= usize::from(is_of_connection);
+            }
+            if is_of_connection {
+                return Some(Answer { packet, qos, reason });
+            }
         }
-        Some(Answer { packet, qos, reason })
+        None
     }
 
     /// PUBREL. `Ok(false)`: no such message was received.

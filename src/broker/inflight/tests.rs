@@ -138,6 +138,11 @@ fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
     inflight.settle(2, 2, Reason::SUCCESS);
     inflight.disconnect(&mut Released::default());
     assert!(inflight.is_unanswered(1, 2) && inflight.is_answered(2) && !inflight.is_unanswered(3, 1));
+    // The device is back, and has not said it again: it is answered when it does, and once.
+    inflight.settle(1, 1, Reason::SUCCESS);
+    assert_eq!(inflight.next_answer(), None);
+    assert!(inflight.is_answered(1) && inflight.receive_again(1, 2));
+    inflight.check_invariants(true);
 }
 
 fn bound(messages: usize, bytes: usize) -> QueueBound {

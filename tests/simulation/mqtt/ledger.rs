@@ -152,7 +152,7 @@ impl Account {
         {
             self.owed_values.remove(topic);
         }
-        if is_first && !retain && qos > QoS::AtMostOnce && !topic.starts_with("s/") {
+        if is_first && !retain && !message.is_resent && qos > QoS::AtMostOnce && !topic.starts_with("s/") {
             let latest = self
                 .latest
                 .entry((message.publisher, topic.to_owned(), [message.qos as u8, qos as u8]))

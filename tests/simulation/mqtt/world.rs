@@ -343,7 +343,9 @@ impl World {
         if retain && qos == QoS::AtMostOnce {
             // It takes the place of the value before, and may be lost on its way to each subscriber.
             self.values.remove(&topic);
-            self.devices.iter_mut().for_each(|device| drop(device.account.owed_values.remove(&topic)));
+            for device in &mut self.devices {
+                device.account.owed_values.remove(&topic);
+            }
         }
         let message = self.publication(number, topic, qos, retain);
         let packet_id = if qos == QoS::AtMostOnce { 0 } else { self.devices[number].take_id() };
