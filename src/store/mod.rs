@@ -18,6 +18,7 @@ mod queue;
 mod reading;
 mod record;
 mod schema;
+mod sink;
 mod writer;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use files::{Check, backup, check, move_aside};
 pub use progress::Range;
 pub use reading::Reader;
 pub use record::{Entry, Facts, Stored, What};
+pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 
 use crate::link::{Receipt, WorkerId};
 use queue::{Queue, Request};
@@ -46,7 +48,7 @@ pub const FILE: &str = "store.sqlite";
 
 /// At most so many consumers: each costs a row and a place in memory.
 pub const CONSUMERS_MAX: usize = 256;
-/// The longest name of a consumer, in bytes.
+/// The longest name of a consumer, in bytes; of a sink's without [`SINK_PREFIX`].
 pub const NAME_BYTES_MAX: usize = 64;
 
 /// What an acknowledgement promises.
@@ -355,6 +357,20 @@ impl Store {
     /// There is no such consumer, or the store is closed.
     pub async fn seek(&self, name: &str, position: Position) -> Result<u64, StoreError> {
         self.ask(|answer| Request::Seek { name: name.into(), position, answer }).await
+    }
+
+    /// Keeps what a sink's consumer must know of itself after a restart. Gives back its cursor, when it is safe.
+    ///
+    /// # Errors
+    /// There is no such consumer, or the store is closed.
+    pub async fn note(&self, name: &str, note: SinkNote) -> Result<u64, StoreError> {
+        self.ask(|answer| Request::Note { name: name.into(), note, answer }).await
+    }
+
+    /// Every event up to this one is acknowledged by the consumer `name`, or was missed by it.
+    #[must_use]
+    pub fn cursor(&self, name: &str) -> Option<u64> {
+        Some(self.shared.consumers.lock().expect("no holder panics").get(name)?.cursor)
     }
 
     /// Forgets the consumer `name`. Gives back its last cursor.

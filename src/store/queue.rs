@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::progress::{Progress, Range};
 use super::record::Entry;
-use super::{Position, StoreError, Taken};
+use super::{Position, SinkNote, StoreError, Taken};
 
 /// Every consumer by its name.
 pub(super) type Consumers = BTreeMap<Box<str>, Progress>;
@@ -25,6 +25,8 @@ pub(super) enum Request {
     Acknowledge { name: Box<str>, range: Range, answer: Answer },
     /// Go on elsewhere.
     Seek { name: Box<str>, position: Position, answer: Answer },
+    /// Keep what a sink must know.
+    Note { name: Box<str>, note: SinkNote, answer: Answer },
     /// Forget a consumer.
     Delete { name: Box<str>, answer: Answer },
 }
@@ -35,6 +37,7 @@ impl Request {
         let (Self::Create { answer, .. }
         | Self::Acknowledge { answer, .. }
         | Self::Seek { answer, .. }
+        | Self::Note { answer, .. }
         | Self::Delete { answer, .. }) = self;
         // The asker may have gone.
         let _ = answer.send(result);

@@ -31,7 +31,7 @@ impl Reader {
         Ok(Self { path: path.into(), connection: Mutex::new(schema::open_reader(path)?) })
     }
 
-    fn query<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    pub(super) fn query<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let connection = self.connection.lock().expect("no holder panics");
         read(&connection).map_err(|error| StoreError::sqlite(&self.path, error))
     }

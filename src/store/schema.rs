@@ -57,6 +57,17 @@ const MIGRATIONS: &[&str] = &[
                 CASE kind WHEN 0 THEN 'connected' WHEN 1 THEN 'disconnected' ELSE 'message' END AS kind,
                 device, topic, payload, listener, generation, cause
          FROM uplink;",
+    // 2: sinks, and which store this is: what goes out carries it, so that it is known when it comes again.
+    "CREATE TABLE sink (
+         consumer   TEXT PRIMARY KEY,
+         is_paused  INTEGER NOT NULL,
+         batch_last INTEGER NOT NULL   -- the last event of the batch that was begun latest; 0: none was
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE identity (
+         id    INTEGER PRIMARY KEY CHECK (id = 1),
+         store TEXT NOT NULL
+     ) STRICT;
+     INSERT INTO identity VALUES (1, lower(hex(randomblob(6))));",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

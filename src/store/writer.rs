@@ -22,6 +22,7 @@ use super::files::{Lock, Reserve};
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
 use super::record::{Entry, What};
+use super::sink;
 use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
 
 /// How long what nobody waits for may wait for company.
@@ -335,6 +336,7 @@ impl Writer {
                         progress.seek(cursor);
                     }
                 }
+                Request::Note { .. } => {}
                 Request::Delete { name, .. } => drop(consumers.remove(name)),
             }
         }
@@ -525,10 +527,16 @@ fn apply(
             store_progress(transaction, name, progress)?;
             Ok(Ok(cursor))
         }
+        Request::Note { name, note, .. } => {
+            let Some(progress) = consumers.get(name) else { return no_consumer(name) };
+            sink::write(transaction, name, *note)?;
+            Ok(Ok(progress.cursor))
+        }
         Request::Delete { name, .. } => {
             let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
             transaction.execute("DELETE FROM consumer WHERE name = ?1", [name])?;
             transaction.execute("DELETE FROM consumer_ahead WHERE consumer = ?1", [name])?;
+            transaction.execute("DELETE FROM sink WHERE consumer = ?1", [name])?;
             Ok(Ok(progress.cursor))
         }
     }
@@ -536,6 +544,7 @@ fn apply(
 
 fn check_name(name: &str) -> Result<(), StoreError> {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    let name = name.strip_prefix(sink::SINK_PREFIX).unwrap_or(name);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(is_plain) {
         let why =
             format!("{name:?} is no name for a consumer: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.' are");
