@@ -25,7 +25,7 @@
 //!
 //! **Threads.** [`turn`] is the order in which an event loop does its work, over any [`turn::Io`]. [`worker`] runs it with
 //! the poll, the sockets, the clock, and moves connections to their home. [`store`] puts what must survive the process on
-//! the disk, [`backbone`] keeps the latest events for those who follow them. [`control`] has what an event loop has no time
+//! the disk, [`sink`] sends it on to where it is wanted, [`backbone`] keeps the latest events for those who follow them. [`control`] has what an event loop has no time
 //! for: HTTP, metrics, events, token checks. [`gateway`] starts all of it, changes its configuration under live
 //! connections, and ends it.
 //!
@@ -59,6 +59,8 @@ pub mod turn;
 pub mod worker;
 
 pub mod store;
+
+pub mod sink;
 
 pub mod backbone;
 pub mod control;

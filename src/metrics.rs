@@ -210,6 +210,29 @@ figures! {
     StoreWithoutRoom = Gauge "pulsegate_store_without_room" "",
 }
 
+figures! {
+    /// A figure of each sink, under the label `sink`.
+    enum SinkFigure;
+    /// How old the oldest event is that the sink's other side has still to acknowledge.
+    Lag = Gauge "pulsegate_sink_lag" "seconds",
+    /// Events behind the sink's cursor.
+    Behind = Gauge "pulsegate_sink_behind" "",
+    /// Whether the sink sends: 1, or 0 while it waits after a fault or because it was told to.
+    Up = Gauge "pulsegate_sink_up" "",
+    /// Whether the sink was told to wait: 1, or else 0.
+    Paused = Gauge "pulsegate_sink_paused" "",
+    /// Events that the sink's other side has acknowledged.
+    Sent = Counter "pulsegate_sink_events_sent" "",
+    /// Tries of the sink that failed.
+    Failed = Counter "pulsegate_sink_tries_failed" "",
+    /// Events that the sink's other side would not take, and that are in the file of dead letters.
+    DeadLettered = Counter "pulsegate_sink_events_dead_lettered" "",
+    /// Commands from the sink's other side that devices took.
+    Commands = Counter "pulsegate_sink_commands" "",
+    /// Commands from the sink's other side that did not reach a device.
+    CommandsFailed = Counter "pulsegate_sink_commands_failed" "",
+}
+
 /// Events that a consumer has still to acknowledge, by the label `consumer`.
 pub const CONSUMER_BEHIND: (&str, &str) =
     ("pulsegate_uplink_consumer_behind", "Events that the consumer has still to acknowledge.");
@@ -469,6 +492,7 @@ mod tests {
         names.extend(Timing::ALL.iter().map(|timing| timing.name()));
         names.extend(ReasonFigure::ALL.iter().map(|figure| figure.name()));
         names.extend(ProcessFigure::ALL.iter().map(|figure| figure.name()));
+        names.extend(SinkFigure::ALL.iter().map(|figure| figure.name()));
         for name in &names {
             assert!(name.starts_with("pulsegate_") && !name.ends_with("_total"), "{name}");
         }
@@ -479,6 +503,7 @@ mod tests {
         assert!(Figure::ALL.iter().all(|figure| figure.help().ends_with('.')));
         assert!(ReasonFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
         assert!(ProcessFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
+        assert!(SinkFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Gateway {
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
             log_lines_lost: Arc::default(),
             store: None,
+            sinks: Vec::new(),
         });
         let address = |speaks: fn(&Protocol) -> bool| {
             let position = config.listeners.iter().position(|listener| speaks(&listener.protocol));

@@ -100,6 +100,8 @@ pub enum Command {
     /// A consumer is a name with a place in what is kept: what was read under it and acknowledged is not read again,
     /// also after a restart of the gateway. Prints one JSON object a line and acknowledges what it has printed.
     Uplink(Uplink),
+    /// See how far the sinks are, let one wait, go on, or go on elsewhere
+    Sinks(Sinks),
     /// Check, export or back up the store, also while the gateway runs
     #[command(subcommand)]
     Store(Store),
@@ -166,10 +168,10 @@ pub struct CheckConfig {
 #[derive(Args, Debug)]
 pub struct Gateway {
     /// The HTTP API of the gateway
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7480", value_parser = admin_url)]
+    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:7480", value_parser = admin_url)]
     pub admin: String,
     /// A file with the admin token, where the gateway demands one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
 
@@ -306,6 +308,41 @@ pub struct Uplink {
     /// List the consumers and how far each is behind
     #[arg(long, conflicts_with_all = ["consumer", "follow", "no_ack"])]
     pub list: bool,
+}
+
+/// `sinks`.
+#[derive(Args, Debug)]
+pub struct Sinks {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// What to do; nothing said means `list`
+    #[command(subcommand)]
+    pub order: Option<SinkOrder>,
+}
+
+/// What a sink is told.
+#[derive(Debug, Subcommand)]
+pub enum SinkOrder {
+    /// How far each is, and why one waits
+    List,
+    /// Send nothing more through a sink until it is resumed, also after a restart
+    Pause {
+        /// The sink's name
+        name: String,
+    },
+    /// Go on where it was
+    Resume {
+        /// The sink's name
+        name: String,
+    },
+    /// Go on elsewhere: send again what was sent, or pass over what was not
+    Seek {
+        /// The sink's name
+        name: String,
+        /// Where: first, end, an event's number, or a time such as 2026-11-25T08:00:00Z
+        #[arg(long, value_name = "POSITION")]
+        to: String,
+    },
 }
 
 /// `store`.

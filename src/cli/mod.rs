@@ -47,6 +47,7 @@ pub fn run() -> ExitCode {
         Command::Blocks(options) => client::blocks(&options),
         Command::Watch(options) => client::watch(&options),
         Command::Uplink(options) => client::uplink(&options),
+        Command::Sinks(options) => client::sinks(&options),
         Command::Store(options) => store::store(&options),
         Command::DevCerts(options) => tools::dev_certs(&options),
         Command::Ca(options) => ca::ca(&options),

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::machine::{Memory, MemorySource};
-use super::{Backbone, Limits, Store};
+use super::{Backbone, Limits, SINK_BYTES, Store};
 
 /// The plain data of one idle connection, its slot included.
 pub const CONNECTION_BYTES: u64 = 256;
@@ -96,7 +96,7 @@ pub struct MemoryBudget {
     pub memory: Memory,
 }
 
-/// The budget of `limits` on `workers` workers, with what `backbone` and `store` keep. `with_mqtt`: a listener speaks MQTT, so that
+/// The budget of `limits` on `workers` workers, with what `backbone`, `store` and so many sinks keep. `with_mqtt`: a listener speaks MQTT, so that
 /// any connection may have a session.
 #[must_use]
 pub fn memory_budget(
@@ -104,6 +104,7 @@ pub fn memory_budget(
     workers: u16,
     backbone: Backbone,
     store: &Store,
+    sinks: usize,
     with_mqtt: bool,
     memory: Memory,
 ) -> MemoryBudget {
@@ -124,6 +125,9 @@ pub fn memory_budget(
         item("addresses", ADDRESSES, ADDRESS_BYTES),
         item("control plane", 1, CONTROL_BYTES),
     ];
+    if sinks > 0 {
+        items.push(item("sinks", sinks as u64, SINK_BYTES));
+    }
     if with_mqtt {
         let retained = limits.retained_messages as u64;
         items.extend([
@@ -260,7 +264,7 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_its_items() {
         let limits = Limits { connections: 100_000, ..Limits::default() };
-        let budget = memory_budget(&limits, 4, Backbone::default(), &Store::default(), false, memory(8 * GIB));
+        let budget = memory_budget(&limits, 4, Backbone::default(), &Store::default(), 0, false, memory(8 * GIB));
         // The queue and the group that is written, and the pages of two connections.
         let store = 2 * (4 << 20) + 2 * (2_000 << 10);
         let user = 100_000 * 329
@@ -280,8 +284,9 @@ mod tests {
     #[test]
     fn a_listener_that_speaks_mqtt_brings_sessions_and_retained_messages() {
         let limits = Limits { connections: 100_000, sessions: 50_000, ..Limits::default() };
-        let budget =
-            |with_mqtt| memory_budget(&limits, 4, Backbone::default(), &Store::default(), with_mqtt, memory(8 * GIB));
+        let budget = |with_mqtt| {
+            memory_budget(&limits, 4, Backbone::default(), &Store::default(), 0, with_mqtt, memory(8 * GIB))
+        };
         let more = budget(true).user_bytes() - budget(false).user_bytes();
         let retained = (64 << 20) + 100_000 * 208 + 4 * 100_000 * 28;
         assert_eq!(more, 100_000 * (280 + 320) + 50_000 * (280 + 65) + retained);
@@ -292,7 +297,8 @@ mod tests {
         for (bytes, with_mqtt) in [(GIB / 4, false), (GIB, false), (8 * GIB, false), (GIB, true), (8 * GIB, true)] {
             let mut limits = Limits { connections: 10_000_000, pool_bytes: 32 << 20, ..Limits::default() };
             let exceeds = |limits: &Limits| {
-                let budget = memory_budget(limits, 2, Backbone::default(), &Store::default(), with_mqtt, memory(bytes));
+                let budget =
+                    memory_budget(limits, 2, Backbone::default(), &Store::default(), 0, with_mqtt, memory(bytes));
                 (budget.is_exceeded(), budget.connections_that_fit())
             };
             let (is_exceeded, fit) = exceeds(&limits);
@@ -312,6 +318,7 @@ mod tests {
                 1,
                 Backbone::default(),
                 &Store::default(),
+                0,
                 with_mqtt,
                 memory(1 << 20),
             );
@@ -330,7 +337,7 @@ mod tests {
     #[test]
     fn the_table_shows_every_item_and_the_sums() {
         let budget =
-            memory_budget(&Limits::default(), 2, Backbone::default(), &Store::default(), true, memory(24 * GIB));
+            memory_budget(&Limits::default(), 2, Backbone::default(), &Store::default(), 0, true, memory(24 * GIB));
         let table = budget.to_string();
         for item in &budget.items {
             assert!(table.contains(item.what), "{table}");

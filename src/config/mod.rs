@@ -11,6 +11,8 @@ mod secret;
 mod check;
 mod error;
 mod locate;
+mod sink;
+mod template;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,8 @@ pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 pub use secret::Secret;
+pub use sink::{HttpSink, MAX_SINKS, MqttSink, SINK_BYTES, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls};
+pub use template::TopicTemplate;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were
 /// relative to that file).
@@ -54,6 +58,8 @@ pub struct Config {
     pub store: Store,
     /// How much of what devices say is kept for its consumers.
     pub uplink: Uplink,
+    /// Where that goes by itself. At most [`MAX_SINKS`]; names are unique.
+    pub sinks: Vec<Sink>,
     /// At least one, at most [`MAX_LISTENERS`]; names are unique.
     pub listeners: Vec<Listener>,
 }

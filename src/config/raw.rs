@@ -32,6 +32,9 @@ pub struct RawConfig {
     pub store: RawStore,
     /// `[uplink]`.
     pub uplink: RawUplink,
+    /// `[[sink]]`.
+    #[serde(rename = "sink")]
+    pub sinks: Vec<RawSink>,
     /// `[[listener]]`.
     #[serde(rename = "listener")]
     pub listeners: Vec<RawListener>,
@@ -128,6 +131,51 @@ pub struct RawUplink {
     pub retention: Option<String>,
     /// How many bytes of them.
     pub retention_bytes: Option<i64>,
+}
+
+/// One `[[sink]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the fields of `Sink`, `HttpSink` and `MqttSink`, which document them")]
+pub struct RawSink {
+    pub name: Option<String>,
+    pub r#type: Option<String>,
+    pub url: Option<String>,
+    pub topics: Option<Vec<String>>,
+    pub presence: Option<bool>,
+    pub from: Option<String>,
+    pub timeout: Option<String>,
+    pub retry_min: Option<String>,
+    pub retry_max: Option<String>,
+    pub tries_refused: Option<i64>,
+    pub tries_failed: Option<i64>,
+    pub dead_letter_bytes: Option<i64>,
+    pub tls: Option<RawSinkTls>,
+    pub format: Option<String>,
+    pub batch_events: Option<i64>,
+    pub batch_bytes: Option<i64>,
+    pub secret_file: Option<String>,
+    pub authorization_file: Option<String>,
+    pub client_id: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<String>,
+    pub topic: Option<String>,
+    pub presence_topic: Option<String>,
+    pub connections: Option<i64>,
+    pub inflight: Option<i64>,
+    pub keep_alive: Option<String>,
+    pub commands: Option<String>,
+    pub command_session: Option<String>,
+}
+
+/// `[sink.tls]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the fields of `SinkTls`, which documents them")]
+pub struct RawSinkTls {
+    pub ca: Option<String>,
+    pub cert: Option<String>,
+    pub key: Option<String>,
 }
 
 /// `[limits]`.

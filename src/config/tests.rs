@@ -1,5 +1,7 @@
 //! Every error names file, line, key and remedy; the reference in docs/OPERATING.md is what the defaults are.
 
+mod sinks;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -657,7 +659,7 @@ fn the_documented_reference_is_the_defaults() {
         let documented = reference.lines().map(|line| {
             let line = line.trim_start_matches(['#', ' ', '[']);
             let of_table = |table: &str| line.strip_prefix(table);
-            ["listener.", "admin.", "admission."].into_iter().find_map(of_table).unwrap_or(line)
+            ["listener.", "admin.", "admission.", "sink."].into_iter().find_map(of_table).unwrap_or(line)
         });
         let mut named = documented.filter_map(|line| line.strip_prefix(&*key));
         assert!(named.any(|rest| rest.starts_with([' ', ']', '.'])), "{key} is not in the reference");
@@ -684,6 +686,8 @@ fn every_key() -> Vec<String> {
         "[backbone]\n".to_owned(),
         "[store]\n".to_owned(),
         "[uplink]\n".to_owned(),
+        "[[sink]]\n".to_owned(),
+        "[[sink]]\n[sink.tls]\n".to_owned(),
         "[[listener]]\n".to_owned(),
         listener("tls"),
         listener("heartbeat"),

@@ -17,8 +17,9 @@ use super::State;
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
     BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Figure, Histogram, Kind,
-    ProcessFigure, ReasonFigure, Timing,
+    ProcessFigure, ReasonFigure, SinkFigure, Timing,
 };
+use crate::sink::{Report, Sinks};
 use crate::store::{Backlog, Health, Stats, Store};
 
 /// How metrics are written.
@@ -134,13 +135,15 @@ struct Scrape {
     /// By [`ProcessFigure`]; what could not be read is left out.
     process: [Option<u64>; ProcessFigure::COUNT],
     consumers: Vec<Backlog>,
+    sinks: Vec<Report>,
+    now_ms: i64,
 }
 
 impl Scrape {
     fn new(state: &State) -> Self {
         let memory = Memory::read();
         let load = |count: &AtomicU64| Some(count.load(Ordering::Relaxed));
-        let store = state.store.as_ref();
+        let store = state.store.as_deref();
         let stored = |count: fn(&Stats) -> &AtomicU64| store.and_then(|store| load(count(store.stats())));
         let value = |figure| match figure {
             ProcessFigure::Uptime => Some(state.clock.uptime().as_secs()),
@@ -174,7 +177,13 @@ impl Scrape {
             process[figure as usize] = value(figure);
         }
         let counters = state.published.iter().map(|published| published.read()).collect();
-        Self { counters, process, consumers: store.map_or(Vec::new(), Store::backlogs) }
+        Self {
+            counters,
+            process,
+            consumers: store.map_or(Vec::new(), Store::backlogs),
+            sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
+            now_ms: state.clock.unix_ms(state.clock.now()),
+        }
     }
 
     fn encode_figure(&self, encoder: &mut DescriptorEncoder<'_>, figure: Figure) -> fmt::Result {
@@ -242,6 +251,26 @@ impl Scrape {
         Ok(())
     }
 
+    fn encode_sinks(&self, encoder: &mut DescriptorEncoder<'_>, figure: SinkFigure) -> fmt::Result {
+        let (kind, unit) = (figure.kind(), unit(figure.unit()));
+        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), metric_type(kind))?;
+        for report in &self.sinks {
+            let value = match figure {
+                SinkFigure::Lag => report.lag_s(self.now_ms),
+                SinkFigure::Behind => report.backlog.as_ref().map_or(0, |backlog| backlog.behind),
+                SinkFigure::Up => u64::from(report.state == "running"),
+                SinkFigure::Paused => u64::from(report.state == "paused"),
+                SinkFigure::Sent => report.sent,
+                SinkFigure::Failed => report.failed,
+                SinkFigure::DeadLettered => report.dead_lettered,
+                SinkFigure::Commands => report.commands,
+                SinkFigure::CommandsFailed => report.commands_failed,
+            };
+            encode_value(&mut metric.encode_family(&[("sink", report.name.as_str())])?, kind, value, 1)?;
+        }
+        Ok(())
+    }
+
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>, figure: ProcessFigure) -> fmt::Result {
         let Some(value) = self.process[figure as usize] else { return Ok(()) };
         let unit = unit(figure.unit());
@@ -267,6 +296,10 @@ impl Collector for Scrape {
         }
         self.encode_consumers(&mut encoder, CONSUMER_BEHIND, Kind::Gauge, |consumer| consumer.behind)?;
         self.encode_consumers(&mut encoder, CONSUMER_MISSED, Kind::Counter, |consumer| consumer.missed)?;
+        // Without sinks there are no such families.
+        for &figure in SinkFigure::ALL.iter().filter(|_| !self.sinks.is_empty()) {
+            self.encode_sinks(&mut encoder, figure)?;
+        }
         for &timing in Timing::ALL {
             self.encode_timing(&mut encoder, timing)?;
         }

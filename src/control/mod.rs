@@ -27,6 +27,7 @@ mod hub;
 mod pending;
 mod policy;
 mod reasons;
+mod sinks;
 
 #[cfg(test)]
 mod tests;
@@ -40,12 +41,13 @@ use std::time::Duration;
 use std::{io, panic};
 
 use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::backbone::Backbone;
 use crate::config::{self, Config};
 use crate::link::{Description, Home, Mailbox, Outcome, UplinkReceiver};
 use crate::metrics::Published;
+use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use api_listener::{ApiListener, ApiPeer, Bounds};
 use auth::tokens::TokenFile;
@@ -67,6 +69,7 @@ const CONNECTIONS_MAX: usize = 256;
 const HEAD_MAX: Duration = Duration::from_secs(10);
 /// How long one of them may stay without a byte otherwise. Longer than a scrape interval, so that scrapers keep theirs.
 const IDLE_MAX: Duration = Duration::from_secs(90);
+const BOUNDS: Bounds = Bounds { connections: CONNECTIONS_MAX, head_time: HEAD_MAX, idle_time: IDLE_MAX };
 /// Requests answered at a time; further ones are told to come again. Probes of life are exempt.
 const REQUESTS_MAX: usize = 64;
 /// Messages to devices under way at a time, each of which may wait for its device.
@@ -107,6 +110,8 @@ pub struct Parts {
     pub log_lines_lost: Arc<AtomicU64>,
     /// What must survive the process, with what it settles; `None` with `durability = "memory"`.
     pub store: Option<OpenStore>,
+    /// Where what is in the store goes by itself; none without a store.
+    pub sinks: Vec<sink::Settings>,
 }
 
 /// A store, and what it says is settled.
@@ -146,9 +151,9 @@ impl OpenStore {
     }
 
     /// Both, as the threads want them; without a store nothing is ever settled.
-    fn parts(open: Option<Self>) -> (Option<Store>, Receiver<Vec<Settled>>) {
+    fn parts(open: Option<Self>) -> (Option<Arc<Store>>, Receiver<Vec<Settled>>) {
         match open {
-            Some(Self { store, settled }) => (Some(store), settled),
+            Some(Self { store, settled }) => (Some(Arc::new(store)), settled),
             None => (None, crossbeam_channel::never()),
         }
     }
@@ -196,8 +201,10 @@ impl Control {
         let current = Current::new(parts.config.clone())?;
         let admin_addr = parts.admin.local_addr()?;
         let (store, settled) = OpenStore::parts(parts.store);
+        let (sinks, orders) = sinks::of(&parts.config, store.as_ref());
         let state = Arc::new(State {
             store,
+            sinks,
             backbone: Backbone::new(parts.config.backbone),
             current: Mutex::new(Arc::new(current)),
             config: parts.config,
@@ -225,8 +232,7 @@ impl Control {
 
         parts.admin.set_nonblocking(true)?;
         let runtime = runtime()?;
-        let bounds = Bounds { connections: CONNECTIONS_MAX, head_time: HEAD_MAX, idle_time: IDLE_MAX };
-        let listener = runtime.block_on(async { ApiListener::new(parts.admin, bounds) })?;
+        let listener = runtime.block_on(async { ApiListener::new(parts.admin, BOUNDS) })?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (token_files, newer_files) = crossbeam_channel::unbounded();
@@ -234,10 +240,12 @@ impl Control {
         let hub = Hub::new(state.clone(), verifier, settled);
         let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &newer_files))?;
         let api = {
-            let state = state.clone();
-            let serve = move || runtime.block_on(serve(listener, state, api_stopped));
+            let serving = serve(listener, state.clone(), orders, api_stopped);
+            let serve = move || runtime.block_on(serving);
             thread::Builder::new().name("control".into()).spawn(serve)?
         };
+        // Last: what they send is there, and what comes back is heard.
+        state.sinks.as_ref().map_or(Ok(()), |sinks| sinks.replace(parts.sinks))?;
         Ok(Control { state, admin_addr, stop_hub, token_files, reload_requests, block_requests, stop_api, hub, api })
     }
 
@@ -278,7 +286,7 @@ impl Control {
 
     /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
     ///
-    /// Bounded: a second for the uplink, what the disk takes for the store's last group, two seconds for requests in
+    /// Bounded: a second for the uplink, two for sinks, what the disk takes for the store's last group, two seconds for requests in
     /// progress, and the hash of one token.
     pub fn shutdown(self) {
         self.begin_shutdown();
@@ -286,6 +294,10 @@ impl Control {
         // of them, so the hub ends first.
         let _ = self.stop_hub.send(());
         join(self.hub);
+        // What other sides have acknowledged is kept.
+        if let Some(sinks) = &self.state.sinks {
+            sinks.stop();
+        }
         // Readers of the uplink hear to the last of it.
         if let Some(store) = &self.state.store {
             store.close();
@@ -309,7 +321,16 @@ fn token_files(config: &Config) -> io::Result<Vec<Option<TokenFile>>> {
 }
 
 /// Serves the API until `stopped` says so and the requests in progress are answered, or the grace is over.
-async fn serve(listener: ApiListener, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
+async fn serve(
+    listener: ApiListener,
+    state: Arc<State>,
+    orders: Option<mpsc::Receiver<sink::Order>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    if let Some(orders) = orders {
+        // It ends with the runtime.
+        drop(tokio::spawn(sinks::pass_on(Arc::clone(&state), orders)));
+    }
     let mut grace_started = stopped.clone();
     // An error means that the sender is gone, which is a shutdown too.
     let signal = async move { drop(stopped.wait_for(|&stop| stop).await) };
@@ -353,7 +374,8 @@ struct State {
     broadcasts: Broadcasts,
     history: History,
     backbone: Backbone,
-    store: Option<Store>,
+    store: Option<Arc<Store>>,
+    sinks: Option<Sinks>,
     counters: Arc<ProcessCounters>,
     requests: Semaphore,
     sends: Semaphore,

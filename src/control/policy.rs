@@ -14,6 +14,7 @@ use super::State;
 use super::api::bearer::BearerAuth;
 use super::auth::tokens::TokenFile;
 use crate::config::Config;
+use crate::sink;
 
 /// Reloads that may be asked for while one is under way.
 pub(super) const RELOADS_WAITING_MAX: usize = 64;
@@ -43,17 +44,31 @@ pub struct ControlPolicy {
 }
 
 impl ControlPolicy {
-    /// From now on `config` holds, and these token files, by listener.
+    /// From now on `config` holds, and these token files, by listener, and these sinks, where any has changed.
     ///
     /// # Errors
-    /// The system gives no random key; then all of the old holds on.
-    pub fn replace(&self, config: Arc<Config>, token_files: Vec<Option<TokenFile>>) -> io::Result<()> {
+    /// The system gives no random key, or no thread for a sink; then the old holds on.
+    pub fn replace(
+        &self,
+        config: Arc<Config>,
+        token_files: Vec<Option<TokenFile>>,
+        sinks: Vec<sink::Settings>,
+    ) -> io::Result<()> {
         assert_eq!(token_files.len(), config.listeners.len());
         let fresh = Current::new(config)?;
+        if let Some(running) = &self.state.sinks {
+            running.replace(sinks)?;
+        }
         // The hub may be gone only because it panicked, which the end of the control plane reports.
         let _ = self.token_files.send(token_files);
         self.state.replace_current(fresh);
         Ok(())
+    }
+
+    /// Which sinks [`ControlPolicy::replace`] would change, in words.
+    #[must_use]
+    pub fn changed_sinks(&self, sinks: &[sink::Settings]) -> Vec<String> {
+        self.state.sinks.as_ref().map_or(Vec::new(), |running| running.changes(sinks))
     }
 
     /// The configuration that holds now.

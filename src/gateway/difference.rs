@@ -1,7 +1,7 @@
 //! What a configuration that was read anew changes of the one that holds: what can be changed under live connections
 //! is taken, and what cannot is named.
 
-use crate::config::{Config, Limits, Listener, Protocol};
+use crate::config::{Config, Durability, Limits, Listener, Protocol, Sink};
 
 /// What is to hold from now on.
 pub(super) struct Difference {
@@ -55,6 +55,7 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
         to.changed.push("drain".to_owned());
         to.config.drain = fresh.drain;
     }
+    merge_sinks(&mut to, &fresh.sinks);
     merge_limits(&mut to, &fresh.limits);
     for index in 0..running.listeners.len() {
         let source = merge_listener(&mut to, index, &fresh.listeners);
@@ -66,6 +67,16 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
         }
     }
     to
+}
+
+/// Sinks come, go and change at once: what they must know is in the store, if there is one. What has changed of them is
+/// seen where their files are read.
+fn merge_sinks(to: &mut Difference, fresh: &[Sink]) {
+    if to.config.store.durability != Durability::Memory {
+        to.config.sinks = fresh.to_vec();
+    } else if to.config.sinks != fresh {
+        to.needs_restart.push("sink".to_owned());
+    }
 }
 
 macro_rules! merge {

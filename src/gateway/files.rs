@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::control::auth::tokens::TokenFile;
 use crate::link::Subject;
+use crate::sink;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
 use crate::tls::handshake::{self, RevocationOptions, ServerOptions, ServerTls, TicketOptions, Versions, self_test};
 
@@ -31,6 +32,8 @@ pub struct Prepared {
     pub loaded: Loaded,
     /// By listener.
     pub materials: Vec<Material>,
+    /// By sink.
+    pub sinks: Vec<sink::Settings>,
     /// Who the deny file says is kept out.
     pub denied: Vec<Subject>,
     /// What the files looked like before they were read.
@@ -90,6 +93,7 @@ impl Source {
                 Err(found) => problems.extend(found),
             }
         }
+        let sinks = self.load_sinks(&mut loaded, &mut problems);
         let denied = match loaded.config.deny_file.as_deref().map(deny::load).transpose() {
             Ok(denied) => denied.unwrap_or_default(),
             Err(error) => {
@@ -98,7 +102,11 @@ impl Source {
                 Vec::new()
             }
         };
-        if problems.is_empty() { Ok(Prepared { loaded, materials, denied, seen }) } else { Err(Problems(problems)) }
+        if problems.is_empty() {
+            Ok(Prepared { loaded, materials, sinks, denied, seen })
+        } else {
+            Err(Problems(problems))
+        }
     }
 
     /// What the files look like that are read for `config`, and further ones.
@@ -109,6 +117,26 @@ impl Source {
         files.sort_unstable();
         files.dedup();
         Signature::of(files)
+    }
+
+    /// Reads and proves what each sink needs. The other sides are not asked: that one is away is no fault of the file.
+    fn load_sinks(&self, loaded: &mut Loaded, problems: &mut Vec<GatewayError>) -> Vec<sink::Settings> {
+        let mut sinks = Vec::new();
+        for (index, config) in loaded.config.sinks.iter().enumerate() {
+            let place = |key: &str| ConfigKey::top(format!("sink[{index}].{key}"));
+            match sink::Settings::prove(config) {
+                Ok(settings) => sinks.push(settings),
+                Err(fault) => {
+                    problems.push(GatewayError::File(self.file.clone(), place(fault.key), fault.to_string().into()));
+                }
+            }
+            for (key, file, is_secret) in sink::files_of(config) {
+                if is_secret && is_readable_by_all(&file) {
+                    loaded.warnings.push(readable_by_all(&place(key), &file));
+                }
+            }
+        }
+        sinks
     }
 
     fn load_listener(
@@ -166,6 +194,9 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     for listener in &config.listeners {
         files.extend(tls_files(listener).map(Path::to_owned));
         files.extend(listener.identity.token_file.clone());
+    }
+    for config in &config.sinks {
+        files.extend(sink::files_of(config).into_iter().map(|(_, file, _)| file));
     }
     files.sort_unstable();
     files.dedup();

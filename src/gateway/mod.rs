@@ -57,7 +57,7 @@ impl Gateway {
     /// [`GatewayError`]: an address that is taken, a store that cannot be used, or what the system does not give. A store
     /// that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
     pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
-        let Prepared { loaded, materials, denied, seen } = prepared;
+        let Prepared { loaded, materials, sinks, denied, seen } = prepared;
         let config = Arc::new(loaded.config);
         let started = Instant::now();
         let (epoch, unkept) = epoch::next(&config.data_dir, SystemTime::now());
@@ -90,6 +90,7 @@ impl Gateway {
             admin,
             log_lines_lost: log.lost(),
             store,
+            sinks,
         })
         .map_err(|error| GatewayError::Start(format!("the control plane cannot start: {error}")))?;
         let (stop_reloader, stopped) = bounded(1);

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::connection::ListenerSettings;
 use crate::control::auth::tokens::TokenFile;
 use crate::control::{Block, BlockOrder, BlockRequest, ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
+use crate::sink;
 use crate::tls::handshake::ServerTls;
 use crate::worker::{Policy, PolicySwitch};
 
@@ -201,7 +202,7 @@ impl Reloader {
 
     /// One swap.
     fn apply(&mut self, prepared: Prepared) -> Result<ReloadReport, Problems> {
-        let Prepared { loaded, materials, denied, .. } = prepared;
+        let Prepared { loaded, materials, sinks, denied, .. } = prepared;
         let mut to = difference(&self.running.config, &loaded.config);
         let mut materials: Vec<Option<Material>> = materials.into_iter().map(Some).collect();
         let mut listeners = Vec::with_capacity(to.sources.len());
@@ -233,8 +234,9 @@ impl Reloader {
         if are_others_denied {
             to.changed.push("the deny list".to_owned());
         }
+        to.changed.extend(self.control.changed_sinks(&sinks));
         if !to.changed.is_empty() {
-            self.swap(Arc::new(to.config), listeners, tokens)?;
+            self.swap(Arc::new(to.config), listeners, tokens, sinks)?;
         }
         Ok(ReloadReport { changed: to.changed, needs_restart: to.needs_restart, warnings: loaded.warnings })
     }
@@ -245,9 +247,10 @@ impl Reloader {
         config: Arc<Config>,
         listeners: Vec<Loaded>,
         tokens: Vec<Option<TokenFile>>,
+        sinks: Vec<sink::Settings>,
     ) -> Result<(), Problems> {
-        let no_randomness = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
-        self.control.replace(Arc::clone(&config), tokens).map_err(no_randomness)?;
+        let failed = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
+        self.control.replace(Arc::clone(&config), tokens, sinks).map_err(failed)?;
         (self.running.config, self.running.listeners) = (config, listeners);
         self.tell_workers();
         Ok(())

@@ -491,10 +491,7 @@ fn apply(
             if let Some(known) = consumers.get(name) {
                 return Ok(Ok(known.cursor));
             }
-            if consumers.len() >= CONSUMERS_MAX {
-                return Ok(Err(StoreError::TooManyConsumers(CONSUMERS_MAX)));
-            }
-            if let Err(error) = check_name(name) {
+            if let Err(error) = may_be_made(name, consumers) {
                 return Ok(Err(error));
             }
             let cursor = find(transaction, state, *position)?;
@@ -518,11 +515,8 @@ fn apply(
             Ok(Ok(cursor))
         }
         Request::Seek { name, position, .. } => {
-            if !consumers.contains_key(name) {
-                return no_consumer(name);
-            }
             let cursor = find(transaction, state, *position)?;
-            let progress = consumers.get_mut(name).expect("it was just found");
+            let Some(progress) = consumers.get_mut(name) else { return no_consumer(name) };
             progress.seek(cursor);
             store_progress(transaction, name, progress)?;
             Ok(Ok(cursor))
@@ -534,15 +528,18 @@ fn apply(
         }
         Request::Delete { name, .. } => {
             let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
-            transaction.execute("DELETE FROM consumer WHERE name = ?1", [name])?;
-            transaction.execute("DELETE FROM consumer_ahead WHERE consumer = ?1", [name])?;
-            transaction.execute("DELETE FROM sink WHERE consumer = ?1", [name])?;
+            for (table, key) in [("consumer", "name"), ("consumer_ahead", "consumer"), ("sink", "consumer")] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE {key} = ?1"), [name])?;
+            }
             Ok(Ok(progress.cursor))
         }
     }
 }
 
-fn check_name(name: &str) -> Result<(), StoreError> {
+fn may_be_made(name: &str, consumers: &Consumers) -> Result<(), StoreError> {
+    if consumers.len() >= CONSUMERS_MAX {
+        return Err(StoreError::TooManyConsumers(CONSUMERS_MAX));
+    }
     let is_plain = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
     let name = name.strip_prefix(sink::SINK_PREFIX).unwrap_or(name);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(is_plain) {

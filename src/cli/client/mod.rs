@@ -1,5 +1,6 @@
 //! The commands that talk to a running gateway, for people: tables and lines, and errors that say what to do.
 
+mod sinks;
 mod table;
 mod uplink;
 mod watch;
@@ -18,6 +19,7 @@ use ureq::{Agent, Body};
 
 use super::arguments::{Block, Blocks, Devices, Gateway, Publish, Reload, Send, Subject, Unblock};
 use super::{CliError, print};
+pub use sinks::sinks;
 pub use uplink::uplink;
 pub use watch::watch;
 pub use why::why;

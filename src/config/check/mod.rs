@@ -7,6 +7,7 @@ mod at;
 mod limits;
 mod listener;
 mod mqtt;
+mod sink;
 mod store;
 mod tls;
 mod values;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use super::budget::{self, MemoryBudget, connections_by_descriptors};
 use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
-use super::raw::{RawBackbone, RawConfig, RawListener};
+use super::raw::{RawBackbone, RawConfig, RawDrain, RawListener};
 use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
 
 /// Where the gateway keeps what it makes itself, unless written.
@@ -87,19 +88,19 @@ pub fn resolve(
     let mut context = Context { base, machine, certificate_files, warnings: Vec::new(), notes: Vec::new() };
     let mut problems = Vec::new();
     let connections_written = raw.limits.connections.is_some();
-    let window = raw.drain.window.as_deref();
-    let window = values::duration(ConfigKey::top("drain.window"), window, Drain::default().window, DRAIN_WINDOW);
     let head = (
         kept(node(raw.node, machine), &mut problems),
         kept(context.path(ConfigKey::top("data_dir"), raw.data_dir.as_deref().unwrap_or(DATA_DIR)), &mut problems),
         kept(workers(raw.workers, machine), &mut problems),
         kept(admin::resolve(&mut context, raw.admin), &mut problems),
         kept(limits::resolve(&raw.limits, machine), &mut problems),
-        kept(window, &mut problems),
+        kept(drain(&raw.drain), &mut problems),
         kept(backbone(&raw.backbone), &mut problems),
     );
     let store = kept(store::store(&raw.store), &mut problems);
     let uplink = store.and_then(|store| kept(store::uplink(&raw.uplink, &store), &mut problems));
+    let node_name = head.0.as_deref().unwrap_or_default();
+    let sinks = store.map(|store| sink::resolve(&mut context, raw.sinks, node_name, store.durability, &mut problems));
     let deny_file = raw.deny_file.as_deref().map(|written| context.path(ConfigKey::top("deny_file"), written));
     let deny_file = deny_file.and_then(|path| kept(path, &mut problems));
     // Where the limits are wrong, listeners are still looked at.
@@ -107,15 +108,16 @@ pub fn resolve(
     let per_address = raw.limits.connections_per_address;
     let admission = kept(admission::resolve(&mut context, raw.admission, per_address, &limits), &mut problems);
     let listeners = listeners(&mut context, raw.listeners, head.3.as_ref(), &limits, &mut problems);
-    let (Some(node), Some(data_dir), Some(workers), Some(admin), Some(limits), Some(window), Some(backbone)) = head
+    let (Some(node), Some(data_dir), Some(workers), Some(admin), Some(limits), Some(drain), Some(backbone)) = head
     else {
         return Err(problems);
     };
-    let (Some(store), Some(uplink), Some(admission)) = (store, uplink, admission) else { return Err(problems) };
+    let (Some(store), Some(uplink), Some(admission), Some(sinks)) = (store, uplink, admission, sinks) else {
+        return Err(problems);
+    };
     if !problems.is_empty() {
         return Err(problems);
     }
-    let drain = Drain { window };
     let mut config = Config {
         node,
         data_dir,
@@ -128,6 +130,7 @@ pub fn resolve(
         backbone,
         store,
         uplink,
+        sinks,
         listeners,
     };
     fit_descriptors(&mut context, &mut config).map_err(|problem| vec![problem])?;
@@ -140,6 +143,12 @@ pub fn resolve(
 /// What is right; what is wrong goes to the others that are.
 fn kept<T>(checked: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
     checked.map_err(|problem| problems.push(problem)).ok()
+}
+
+fn drain(raw: &RawDrain) -> Result<Drain, Problem> {
+    let place = ConfigKey::top("drain.window");
+    let window = values::duration(place, raw.window.as_deref(), Drain::default().window, DRAIN_WINDOW)?;
+    Ok(Drain { window })
 }
 
 fn listeners(
@@ -267,6 +276,7 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
         config.workers,
         config.backbone,
         &config.store,
+        config.sinks.len(),
         speaks_mqtt(config),
         machine.memory,
     )

@@ -58,6 +58,10 @@ pub(super) enum ApiError {
     NoStore,
     /// No such consumer is known.
     NoConsumer(String),
+    /// The consumer is a sink's.
+    ReservedConsumer(String),
+    /// No such sink is configured.
+    NoSink(String),
     /// There are as many consumers as there may be; what to do.
     TooManyConsumers(String),
     /// The store cannot be read or written now; why.
@@ -101,14 +105,17 @@ impl ApiError {
             | ApiError::Offline(_)
             | ApiError::NoBroadcast(_)
             | ApiError::NoBlock(_)
-            | ApiError::NoConsumer(_) => StatusCode::NOT_FOUND,
+            | ApiError::NoConsumer(_)
+            | ApiError::NoSink(_) => StatusCode::NOT_FOUND,
             ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Path | ApiError::Query(_) | ApiError::Body(_) => StatusCode::BAD_REQUEST,
             ApiError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            ApiError::Refused { .. } | ApiError::TooManyBlocks | ApiError::NoStore | ApiError::TooManyConsumers(_) => {
-                StatusCode::CONFLICT
-            }
+            ApiError::Refused { .. }
+            | ApiError::TooManyBlocks
+            | ApiError::NoStore
+            | ApiError::ReservedConsumer(_)
+            | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::NotRetained(_) => StatusCode::INSUFFICIENT_STORAGE,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -150,6 +157,8 @@ impl ApiError {
             ApiError::TooManyReaders => "too_many_readers",
             ApiError::NoStore => "no_store",
             ApiError::NoConsumer(_) => "consumer_not_found",
+            ApiError::ReservedConsumer(_) => "consumer_reserved",
+            ApiError::NoSink(_) => "sink_not_found",
             ApiError::TooManyConsumers(_) => "too_many_consumers",
             ApiError::Store(_) => "store_failed",
             ApiError::WorkerBusy { .. } => "worker_busy",
@@ -165,6 +174,20 @@ impl ApiError {
 }
 
 impl ApiError {
+    /// Those about whoever takes what devices say.
+    fn fmt_uplink(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::NoConsumer(name) => write!(f, "no consumer {name:?} is known"),
+            ApiError::ReservedConsumer(name) => {
+                write!(f, "{name:?} is a sink's: see GET /v1/sinks, and pause it or let it go on elsewhere there")
+            }
+            ApiError::NoSink(name) => write!(f, "no sink {name:?} is configured"),
+            _ => f.write_str(
+                "nothing is kept for consumers: store.durability is \"memory\"; follow GET /v1/events instead",
+            ),
+        }
+    }
+
     /// Those that say: not now.
     fn fmt_busy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -204,10 +227,9 @@ impl fmt::Display for ApiError {
             | ApiError::TooLarge(fault)
             | ApiError::TooManyConsumers(fault)
             | ApiError::Store(fault) => f.write_str(fault),
-            ApiError::NoStore => f.write_str(
-                "nothing is kept for consumers: store.durability is \"memory\"; follow GET /v1/events instead",
-            ),
-            ApiError::NoConsumer(name) => write!(f, "no consumer {name:?} is known"),
+            ApiError::NoStore | ApiError::NoConsumer(_) | ApiError::ReservedConsumer(_) | ApiError::NoSink(_) => {
+                self.fmt_uplink(f)
+            }
             ApiError::MediaType => f.write_str("send JSON, and say so: Content-Type: application/json"),
             ApiError::Forbidden { role, needed } => {
                 write!(f, "a token with the role {:?} may not do this: it needs {:?}", role.label(), needed.label())

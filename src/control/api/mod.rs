@@ -14,6 +14,7 @@ mod reload;
 
 mod broadcast;
 mod events;
+mod sinks;
 mod uplink;
 
 mod body;
@@ -47,7 +48,7 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 21] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 25] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -69,6 +70,10 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 21] {
         ("/v1/uplink/seek", post(uplink::seek)),
         ("/v1/uplink/consumers", get(uplink::list)),
         ("/v1/uplink/consumers/{name}", delete(uplink::delete)),
+        ("/v1/sinks", get(sinks::list)),
+        ("/v1/sinks/{name}/pause", post(sinks::pause)),
+        ("/v1/sinks/{name}/resume", post(sinks::resume)),
+        ("/v1/sinks/{name}/seek", post(sinks::seek)),
         ("/v1/openapi.json", get(openapi::openapi)),
     ]
 }

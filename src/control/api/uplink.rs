@@ -11,8 +11,6 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State as Shared};
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
@@ -20,7 +18,8 @@ use tokio::time::{Instant, timeout_at};
 use super::error::ApiError;
 use super::query::{self, Parsed};
 use super::{State, body};
-use crate::store::{Batch, Facts, Position, Range, Store, StoreError, Stored, What};
+use crate::sink::Event;
+use crate::store::{Batch, Position, Range, SINK_PREFIX, Store, StoreError};
 
 /// Events of one batch, unless written.
 const COUNT: u64 = 100;
@@ -39,7 +38,15 @@ const MISSED_HEADER: HeaderName = HeaderName::from_static("pulsegate-missed");
 
 /// The store, or why there is none.
 fn store(state: &State) -> Result<&Store, ApiError> {
-    state.store.as_ref().ok_or(ApiError::NoStore)
+    state.store.as_deref().ok_or(ApiError::NoStore)
+}
+
+/// A sink's cursor is moved by the sink alone.
+fn not_reserved(consumer: &str) -> Result<(), ApiError> {
+    if consumer.starts_with(SINK_PREFIX) {
+        return Err(ApiError::ReservedConsumer(consumer.to_owned()));
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -59,70 +66,6 @@ struct Ack {
     last: u64,
 }
 
-#[derive(Serialize)]
-struct Event<'a> {
-    seq: u64,
-    kind: &'static str,
-    device: &'a str,
-    at: String,
-    worker: u16,
-    #[serde(flatten)]
-    what: Details<'a>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Details<'a> {
-    Message {
-        topic: &'a str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        payload: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        payload_base64: Option<String>,
-    },
-    Presence {
-        node: &'a str,
-        listener: &'a str,
-        epoch: u64,
-        generation: u64,
-        sequence: u64,
-        last_heard: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        cause: Option<&'a str>,
-    },
-}
-
-impl<'a> Event<'a> {
-    fn new(state: &'a State, stored: &'a Stored) -> Self {
-        let entry = &stored.entry;
-        let presence = |facts: &'a Facts, cause| Details::Presence {
-            node: &state.config.node,
-            listener: &facts.listener,
-            epoch: facts.epoch,
-            generation: facts.generation,
-            sequence: facts.sequence,
-            last_heard: time(facts.last_heard_ms),
-            cause,
-        };
-        let (kind, what) = match &entry.what {
-            What::Connected(facts) => ("connected", presence(facts, None)),
-            What::Disconnected(facts, cause) => ("disconnected", presence(facts, Some(&**cause))),
-            What::Message { topic, payload } => {
-                let text = std::str::from_utf8(payload).ok();
-                let payload_base64 = text.is_none().then(|| BASE64_STANDARD.encode(payload));
-                ("message", Details::Message { topic, payload: text, payload_base64 })
-            }
-        };
-        Self { seq: stored.seq, kind, device: &entry.device, at: time(entry.at_ms), worker: entry.worker.0, what }
-    }
-}
-
-/// RFC 3339 in UTC, to the millisecond. Before 1970 it is 1970: no clock is right there.
-fn time(unix_ms: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(unix_ms).unwrap_or(0));
-    humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since).to_string()
-}
-
 /// `GET /v1/uplink`: the next events for a consumer. One that is not there is made, and begins where `from` says.
 pub(super) async fn read(
     Shared(state): Shared<Arc<State>>,
@@ -131,6 +74,7 @@ pub(super) async fn read(
 ) -> Result<Response, ApiError> {
     let [consumer, max, wait, lease, from] = query::values(query, ["consumer", "max", "wait", "lease", "from"])?;
     let consumer = consumer.ok_or_else(|| ApiError::Query("consumer is missing: under which name to read".into()))?;
+    not_reserved(&consumer)?;
     let count = max.map_or(Ok(COUNT), |text| parse_count(&text))?;
     let wait = duration("wait", wait.as_deref(), Duration::ZERO, Duration::ZERO, WAIT_MAX)?;
     let lease = duration("lease", lease.as_deref(), LEASE, Duration::from_secs(1), LEASE_MAX)?;
@@ -177,14 +121,14 @@ async fn wait_for_batch(
 
 fn whole(state: &State, consumer: &str, batch: &Batch) -> Response {
     let ack = batch.range.map(|Range { first, last }| Ack { first, last });
-    let events = batch.events.iter().map(|stored| Event::new(state, stored)).collect();
+    let events = batch.events.iter().map(|stored| Event::new(&state.config.node, stored)).collect();
     Json(Read { consumer, ack, missed: batch.missed, events }).into_response()
 }
 
 fn lines(state: &State, batch: &Batch) -> Response {
     let mut text = String::new();
     for stored in &batch.events {
-        text.push_str(&serde_json::to_string(&Event::new(state, stored)).expect("plain data"));
+        text.push_str(&Event::new(&state.config.node, stored).to_json());
         text.push('\n');
     }
     let mut response = ([(header::CONTENT_TYPE, LINES)], text).into_response();
@@ -207,9 +151,9 @@ struct AckOrder {
 
 #[derive(Serialize)]
 pub(super) struct Cursor {
-    consumer: String,
+    pub(super) consumer: String,
     /// Every event up to this one is acknowledged or was missed.
-    cursor: u64,
+    pub(super) cursor: u64,
 }
 
 /// `POST /v1/uplink/ack`: events are done with. Answered when that is safe.
@@ -219,6 +163,7 @@ pub(super) async fn acknowledge(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Cursor>, ApiError> {
     let AckOrder { consumer, first, last } = body::parse(&headers, body)?;
+    not_reserved(&consumer)?;
     let cursor = store(&state)?.acknowledge(&consumer, Range { first: first.unwrap_or(1), last }).await?;
     Ok(Json(Cursor { consumer, cursor }))
 }
@@ -237,6 +182,7 @@ pub(super) async fn seek(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Cursor>, ApiError> {
     let SeekOrder { consumer, to } = body::parse(&headers, body)?;
+    not_reserved(&consumer)?;
     let position = parse_position(&to).map_err(|error| ApiError::Body(error.to_string()))?;
     let cursor = store(&state)?.seek(&consumer, position).await?;
     Ok(Json(Cursor { consumer, cursor }))
@@ -254,6 +200,9 @@ pub(super) struct Listed {
 #[derive(Serialize)]
 struct Consumer {
     name: Box<str>,
+    /// It is this sink's, and its cursor is moved by that alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sink: Option<Box<str>>,
     cursor: u64,
     /// Events that it has still to acknowledge.
     behind: u64,
@@ -270,6 +219,7 @@ pub(super) async fn list(Shared(state): Shared<Arc<State>>) -> Result<Json<Liste
         let now_ms = state.clock.unix_ms(state.clock.now());
         let age = |at_ms: i64| u64::try_from(now_ms.saturating_sub(at_ms) / 1_000).unwrap_or(0);
         let consumers = store.consumers()?.into_iter().map(|consumer| Consumer {
+            sink: consumer.backlog.name.strip_prefix(SINK_PREFIX).map(Into::into),
             name: consumer.backlog.name,
             cursor: consumer.backlog.cursor,
             behind: consumer.backlog.behind,
@@ -288,6 +238,10 @@ pub(super) async fn delete(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Cursor>, ApiError> {
     let Path(consumer) = name.map_err(|_| ApiError::Path)?;
+    // That of a sink which is not configured any more is nobody's.
+    if state.sinks.as_ref().is_some_and(|sinks| sinks.has(&consumer)) {
+        return Err(ApiError::ReservedConsumer(consumer));
+    }
     let cursor = store(&state)?.delete(&consumer).await?;
     Ok(Json(Cursor { consumer, cursor }))
 }
@@ -313,7 +267,7 @@ fn duration(
 }
 
 /// `first`, `end`, the number of the event behind which to go on, or a time of day.
-fn parse_position(text: &str) -> Result<Position, ApiError> {
+pub(super) fn parse_position(text: &str) -> Result<Position, ApiError> {
     match text {
         "first" => return Ok(Position::First),
         "end" => return Ok(Position::End),

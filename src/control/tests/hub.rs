@@ -154,6 +154,7 @@ fn a_wrong_token_file_stops_the_start() {
         admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
         log_lines_lost: Arc::default(),
         store: None,
+        sinks: Vec::new(),
     });
     let error = started.err().unwrap().to_string();
     assert!(error.contains("devices.tokens, line 1: not a hash"), "{error}");

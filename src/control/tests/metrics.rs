@@ -120,6 +120,13 @@ fn the_api_page_names_every_metric() {
         };
         assert!(page.contains(&sample), "docs/API.md lacks {sample}");
     }
+    for figure in crate::metrics::SinkFigure::ALL {
+        // With the unit where there is one; of those the figure of a counter ends in `_total`.
+        let unit = if figure.unit().is_empty() { String::new() } else { format!("_{}", figure.unit()) };
+        let total = if figure.kind() == crate::metrics::Kind::Counter { "_total" } else { "" };
+        let sample = format!("`{}{unit}{total}`", figure.name());
+        assert!(page.contains(&sample), "docs/API.md lacks {sample}");
+    }
     for reason in CloseReason::ALL.iter().map(|reason| reason.label()).chain(Refusal::ALL.iter().map(|r| r.label())) {
         assert!(page.contains(&format!("`{reason}`")), "docs/API.md lacks the reason {reason}");
     }

@@ -160,6 +160,7 @@ impl Stage {
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
             log_lines_lost: Arc::default(),
             store,
+            sinks: Vec::new(),
         })
         .unwrap();
         let agent = ureq::Agent::config_builder()
@@ -382,6 +383,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         store: config::Store::default(),
         // The played workers live in 2023.
         uplink: config::Uplink { retention: Duration::from_hours(10 * 365 * 24), ..config::Uplink::default() },
+        sinks: Vec::new(),
         listeners: vec![
             listener("devices", 7443, Protocol::Native, token_file),
             listener("meters", 7444, Protocol::Raw(Raw::default()), None),

@@ -223,7 +223,7 @@ fn a_role_allows_what_it_says_and_no_more() {
     let replace = |tokens: Vec<AdminToken>| {
         let mut config = Config::clone(&policy.config());
         config.admin.tokens = tokens;
-        policy.replace(Arc::new(config), vec![None, None]).unwrap();
+        policy.replace(Arc::new(config), vec![None, None], Vec::new()).unwrap();
     };
     replace(vec![admin_token("new", Role::Read, "fresh")]);
     assert_eq!(["sesame", "look", "fresh"].map(|token| ask(token, "GET", "/v1/overview", "")), [401, 401, 200]);

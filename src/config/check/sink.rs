@@ -1,0 +1,322 @@
+//! `[[sink]]`.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Context, check_name, values};
+use crate::codec::mqtt::topic;
+use crate::config::error::{ConfigKey, Problem};
+use crate::config::raw::{RawSink, RawSinkTls};
+use crate::config::template::Fault;
+use crate::config::{
+    Durability, HttpSink, MAX_SINKS, MqttSink, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls, TopicTemplate,
+};
+
+/// The longest name: with its prefix it is the name of a consumer.
+const NAME_BYTES_MAX: usize = 48;
+const CLIENT_ID_BYTES_MAX: usize = 128;
+const URL_BYTES_MAX: usize = 2_048;
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
+const RETRY: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
+const TRIES: RangeInclusive<i64> = 1..=1_000;
+const TRIES_OR_NO_END: RangeInclusive<i64> = 0..=1_000_000;
+const DEAD_LETTER_BYTES: RangeInclusive<i64> = 64 << 10..=1 << 40;
+const BATCH_EVENTS: RangeInclusive<i64> = 1..=10_000;
+const BATCH_BYTES: RangeInclusive<i64> = 1 << 10..=SINK_WINDOW_BYTES as i64;
+const CONNECTIONS: RangeInclusive<i64> = 1..=16;
+const INFLIGHT: RangeInclusive<i64> = 1..=1_000;
+const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(65_535);
+const COMMAND_SESSION: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 30);
+
+/// Which sink is looked at.
+struct Place {
+    index: usize,
+}
+
+impl Place {
+    fn key(&self, key: &str) -> ConfigKey {
+        ConfigKey::top(format!("sink[{}].{key}", self.index))
+    }
+
+    fn missing(&self, key: &str, remedy: &str) -> Problem {
+        Problem::new(self.key(key), "it is missing", remedy)
+    }
+}
+
+/// Every sink that is right; what is wrong with the others goes to `problems`.
+pub(super) fn resolve(
+    context: &mut Context<'_>,
+    raw: Vec<RawSink>,
+    node: &str,
+    durability: Durability,
+    problems: &mut Vec<Problem>,
+) -> Vec<Sink> {
+    if raw.len() > MAX_SINKS {
+        let what = format!("there are {}", raw.len());
+        problems.push(Problem::new(ConfigKey::top("sink"), what, format!("write at most {MAX_SINKS}")));
+    }
+    if !raw.is_empty() && durability == Durability::Memory {
+        let what = "a sink goes on where it was from the store, and durability = \"memory\" has none";
+        let remedy = "write store.durability = \"group\" or \"interval\", or leave the sinks out";
+        problems.push(Problem::new(ConfigKey::top("sink"), what, remedy));
+        return Vec::new();
+    }
+    let mut sinks: Vec<Sink> = Vec::new();
+    for (index, raw) in raw.into_iter().enumerate().take(MAX_SINKS) {
+        let at = Place { index };
+        match sink(context, &at, raw, node) {
+            Ok(sink) if sinks.iter().any(|other| other.name == sink.name) => {
+                let what = format!("another sink has the name {:?}", sink.name);
+                problems.push(Problem::new(at.key("name"), what, "give each sink its own name"));
+            }
+            Ok(sink) => sinks.push(sink),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    sinks
+}
+
+fn sink(context: &mut Context<'_>, at: &Place, mut raw: RawSink, node: &str) -> Result<Sink, Problem> {
+    let name = raw.name.take().ok_or_else(|| at.missing("name", "name the sink, as in name = \"cloud\""))?;
+    check_name(at.key("name"), &name)?;
+    if name.len() > NAME_BYTES_MAX {
+        let what = format!("{name:?} is longer than {NAME_BYTES_MAX} bytes");
+        return Err(Problem::new(at.key("name"), what, "write a shorter one"));
+    }
+    let word = raw.r#type.take().ok_or_else(|| at.missing("type", "write \"http\" or \"mqtt\""))?;
+    let is_http = values::word(at.key("type"), &word, &[("http", true), ("mqtt", false)])?;
+    refuse_foreign_keys(at, &raw, is_http)?;
+    let from = raw.from.as_deref().unwrap_or("first");
+    let from_first = values::word(at.key("from"), from, &[("first", true), ("end", false)])?;
+    let retry = retry(at, &raw)?;
+    let timeout = values::duration(at.key("timeout"), raw.timeout.as_deref(), Duration::from_secs(30), TIMEOUT)?;
+    let tries_refused = values::integer(at.key("tries_refused"), raw.tries_refused, 5, TRIES, "tries")?;
+    let tries_failed = values::integer(at.key("tries_failed"), raw.tries_failed, 0, TRIES_OR_NO_END, "tries")?;
+    let dead =
+        values::integer(at.key("dead_letter_bytes"), raw.dead_letter_bytes, 64 << 20, DEAD_LETTER_BYTES, "bytes")?;
+    let topics = topics(at, raw.topics.take())?;
+    let presence = raw.presence.unwrap_or(true);
+    if topics.is_empty() && !presence {
+        let what = "without topics and without presence nothing goes to it".to_owned();
+        return Err(Problem::new(at.key("topics"), what, "write filters, or leave the key out for all messages"));
+    }
+    let written =
+        raw.url.take().ok_or_else(|| at.missing("url", "write where to, as in \"https://example.com/in\""))?;
+    let url = Url::parse(at, &written, is_http)?;
+    let tls = tls(context, at, raw.tls.take(), url.is_tls)?;
+    let kind = if is_http {
+        SinkKind::Http(http(context, at, &raw, written, url.is_tls)?)
+    } else {
+        SinkKind::Mqtt(mqtt(context, at, &raw, url, &format!("{node}-{name}"))?)
+    };
+    Ok(Sink {
+        name,
+        topics,
+        presence,
+        from_first,
+        timeout,
+        retry,
+        tries_refused: tries_refused as u32,
+        tries_failed: tries_failed as u32,
+        dead_letter_bytes: dead as u64,
+        tls,
+        kind,
+    })
+}
+
+/// Keys of the other type say nothing here, and whoever wrote them meant something.
+fn refuse_foreign_keys(at: &Place, raw: &RawSink, is_http: bool) -> Result<(), Problem> {
+    let http = [
+        ("format", raw.format.is_some()),
+        ("batch_events", raw.batch_events.is_some()),
+        ("batch_bytes", raw.batch_bytes.is_some()),
+        ("secret_file", raw.secret_file.is_some()),
+        ("authorization_file", raw.authorization_file.is_some()),
+    ];
+    let mqtt = [
+        ("client_id", raw.client_id.is_some()),
+        ("username", raw.username.is_some()),
+        ("password_file", raw.password_file.is_some()),
+        ("topic", raw.topic.is_some()),
+        ("presence_topic", raw.presence_topic.is_some()),
+        ("connections", raw.connections.is_some()),
+        ("inflight", raw.inflight.is_some()),
+        ("keep_alive", raw.keep_alive.is_some()),
+        ("commands", raw.commands.is_some()),
+        ("command_session", raw.command_session.is_some()),
+    ];
+    let (foreign, other): (&[_], _) = if is_http { (&mqtt, "mqtt") } else { (&http, "http") };
+    match foreign.iter().find(|(_, is_written)| *is_written) {
+        None => Ok(()),
+        Some((key, _)) => {
+            let what = format!("it is for type = {other:?}");
+            Err(Problem::new(at.key(key), what, "leave it out, or write the other type"))
+        }
+    }
+}
+
+fn retry(at: &Place, raw: &RawSink) -> Result<(Duration, Duration), Problem> {
+    let least = values::duration(at.key("retry_min"), raw.retry_min.as_deref(), Duration::from_millis(500), RETRY)?;
+    let default = Duration::from_mins(1).max(least);
+    let most = values::duration(at.key("retry_max"), raw.retry_max.as_deref(), default, RETRY)?;
+    if most < least {
+        return Err(Problem::new(at.key("retry_max"), "it is less than retry_min", "write a longer one"));
+    }
+    Ok((least, most))
+}
+
+fn topics(at: &Place, written: Option<Vec<String>>) -> Result<Vec<String>, Problem> {
+    let topics = written.unwrap_or_else(|| vec!["#".to_owned()]);
+    for filter in &topics {
+        if !topic::is_topic_filter(filter) || topic::shared(filter).is_some() {
+            let what = format!("{filter:?} is not a topic filter");
+            return Err(Problem::new(at.key("topics"), what, "write filters, such as \"fleet/+/state\" or \"#\""));
+        }
+    }
+    Ok(topics)
+}
+
+/// What a sink needs to know of where it goes.
+struct Url {
+    is_tls: bool,
+    host: String,
+    port: Option<u16>,
+    has_path: bool,
+}
+
+impl Url {
+    /// `scheme://host[:port][/path]`. No names and passwords: they would stand in logs.
+    fn parse(at: &Place, written: &str, is_http: bool) -> Result<Self, Problem> {
+        let example = if is_http { "https://example.com/in" } else { "mqtts://broker.example.com:8883" };
+        let refuse = |what: &str| {
+            let what = format!("{what}: {:?}", written.split('@').next_back().unwrap_or_default());
+            Problem::new(at.key("url"), what, format!("write it as in {example:?}"))
+        };
+        let schemes = if is_http { [("http", false), ("https", true)] } else { [("mqtt", false), ("mqtts", true)] };
+        let (scheme, rest) = written.split_once("://").ok_or_else(|| refuse("this is not a URL"))?;
+        let Some(&(_, is_tls)) = schemes.iter().find(|(known, _)| *known == scheme) else {
+            return Err(refuse("the scheme is not known"));
+        };
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if authority.contains('@') {
+            return Err(Problem::new(
+                at.key("url"),
+                "a URL is no place for a secret",
+                if is_http { "write authorization_file" } else { "write username and password_file" },
+            ));
+        }
+        let fits = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
+        if written.len() > URL_BYTES_MAX || !written.bytes().all(fits) {
+            return Err(refuse("this is not a URL"));
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                let port = port.parse().ok().filter(|port| *port > 0);
+                (host, Some(port.ok_or_else(|| refuse("the port is not a number from 1 to 65535"))?))
+            }
+            _ => (authority, None),
+        };
+        if host.is_empty() {
+            return Err(refuse("there is no host"));
+        }
+        Ok(Self { is_tls, host: host.to_owned(), port, has_path: !path.is_empty() && path != "/" })
+    }
+}
+
+fn tls(context: &Context<'_>, at: &Place, raw: Option<RawSinkTls>, is_tls: bool) -> Result<SinkTls, Problem> {
+    let Some(raw) = raw else { return Ok(SinkTls::default()) };
+    if !is_tls {
+        let what = "the url is one without TLS".to_owned();
+        return Err(Problem::new(at.key("tls"), what, "write https:// or mqtts://, or leave the table out"));
+    }
+    let path = |key: &str, written: &Option<String>| {
+        written.as_deref().map(|written| context.path(at.key(&format!("tls.{key}")), written)).transpose()
+    };
+    let client = match (path("cert", &raw.cert)?, path("key", &raw.key)?) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(at.missing("tls.key", "name the file with the key of tls.cert")),
+        (None, Some(_)) => return Err(at.missing("tls.cert", "name the file with the certificate of tls.key")),
+    };
+    Ok(SinkTls { ca: path("ca", &raw.ca)?, client })
+}
+
+fn file(context: &Context<'_>, at: &Place, key: &str, written: Option<&String>) -> Result<Option<PathBuf>, Problem> {
+    written.map(|written| context.path(at.key(key), written)).transpose()
+}
+
+fn http(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: String, is_tls: bool) -> Result<HttpSink, Problem> {
+    let format = raw.format.as_deref().unwrap_or("lines");
+    let lines = values::word(at.key("format"), format, &[("lines", true), ("json", false)])?;
+    let events = values::integer(at.key("batch_events"), raw.batch_events, 500, BATCH_EVENTS, "events")?;
+    let bytes = values::integer(at.key("batch_bytes"), raw.batch_bytes, 256 << 10, BATCH_BYTES, "bytes")?;
+    let secret_file = file(context, at, "secret_file", raw.secret_file.as_ref())?;
+    let authorization_file = file(context, at, "authorization_file", raw.authorization_file.as_ref())?;
+    if authorization_file.is_some() && !is_tls {
+        context.warn(&at.key("authorization_file"), "it goes over the network in the clear: write https://");
+    }
+    Ok(HttpSink {
+        url,
+        lines,
+        batch_events: events as usize,
+        batch_bytes: bytes as usize,
+        secret_file,
+        authorization_file,
+    })
+}
+
+fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_id: &str) -> Result<MqttSink, Problem> {
+    if url.has_path {
+        return Err(Problem::new(at.key("url"), "a broker has no path", "write it as in \"mqtts://host:8883\""));
+    }
+    if url.host.starts_with('[') {
+        let what = "an IPv6 address is not taken here";
+        return Err(Problem::new(at.key("url"), what, "write the broker's name"));
+    }
+    let template = |key: &str, fault: Fault| Problem::new(at.key(key), fault.0, fault.1);
+    let topic = raw.topic.as_deref().unwrap_or("pulsegate/{device}/up/{topic}");
+    let topic = TopicTemplate::parse(topic).map_err(|fault| template("topic", fault))?;
+    let presence = raw.presence_topic.as_deref().unwrap_or("pulsegate/{device}/presence");
+    let presence_topic = TopicTemplate::parse(presence).map_err(|fault| template("presence_topic", fault))?;
+    let commands = raw.commands.as_deref().map(TopicTemplate::parse_readable).transpose();
+    let commands = commands.map_err(|fault| template("commands", fault))?;
+    if commands.is_none() && raw.command_session.is_some() {
+        let what = "no commands are taken";
+        return Err(Problem::new(at.key("command_session"), what, "write commands, or leave it out"));
+    }
+    let client_id = raw.client_id.clone().unwrap_or_else(|| default_id.to_owned());
+    if client_id.is_empty() || client_id.len() > CLIENT_ID_BYTES_MAX || client_id.contains(char::is_control) {
+        let what = format!("{client_id:?} is no client identifier");
+        return Err(Problem::new(at.key("client_id"), what, "write 1 to 128 bytes without control characters"));
+    }
+    let password_file = file(context, at, "password_file", raw.password_file.as_ref())?;
+    if password_file.is_some() && raw.username.is_none() {
+        return Err(at.missing("username", "write who the password belongs to"));
+    }
+    if password_file.is_some() && !url.is_tls {
+        context.warn(&at.key("password_file"), "it goes over the network in the clear: write mqtts://");
+    }
+    let keep_alive = Duration::from_secs(30);
+    let session = Duration::from_hours(1);
+    Ok(MqttSink {
+        host: url.host,
+        port: url.port.unwrap_or(if url.is_tls { 8883 } else { 1883 }),
+        is_tls: url.is_tls,
+        client_id,
+        username: raw.username.clone(),
+        password_file,
+        topic,
+        presence_topic,
+        connections: values::integer(at.key("connections"), raw.connections, 1, CONNECTIONS, "connections")? as usize,
+        inflight: values::integer(at.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16,
+        keep_alive: values::duration(at.key("keep_alive"), raw.keep_alive.as_deref(), keep_alive, KEEP_ALIVE)?,
+        commands,
+        command_session: values::duration(
+            at.key("command_session"),
+            raw.command_session.as_deref(),
+            session,
+            COMMAND_SESSION,
+        )?,
+    })
+}
