@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pulsegate::config::machine::{Memory, MemorySource};
 use pulsegate::config::{Heartbeat, Machine, Protocol, built_in};
 use pulsegate::connection::ListenerSettings;
-use pulsegate::control::{Clock, Control, Parts};
+use pulsegate::control::{Clock, Control, Inventory, Parts};
 use pulsegate::link::{Home, ListenerId};
 use pulsegate::tls::certs::development;
 use pulsegate::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
@@ -70,6 +70,7 @@ impl Gateway {
         };
         let workers = worker::start(&setup).unwrap();
         let control = Control::start(Parts {
+            inventory: Inventory::default(),
             config: Arc::new(config.clone()),
             home,
             mailboxes: workers.mailboxes.clone(),

@@ -90,6 +90,8 @@ pub enum Command {
     Publish(Publish),
     /// Follow what happens: devices that come and go, and what they say
     Watch(Watch),
+    /// Show a running gateway in the terminal: load, storms, refusals, ends, certificates, consumers; q ends it
+    Top(Top),
     /// Let a running gateway read anew everything that was configured, and say what came of it
     ///
     /// Configuration, certificates, keys, authorities, tokens, passwords, rules and limits; nobody is disconnected. Where
@@ -113,6 +115,23 @@ pub enum Command {
     Unblock(Unblock),
     /// List who is kept out
     Blocks(Blocks),
+    /// Look at the machine and the configuration for what would hurt later: a line for each finding, with its remedy
+    ///
+    /// Descriptors, kernel settings, memory, certificates, the clock, the disk under data_dir. Changes nothing but one file
+    /// of its own in data_dir, which it takes away again. Exits with 1 if there is a problem; warnings are none.
+    Doctor(Doctor),
+    /// Let a few simulated devices of every protocol connect to a running gateway, so that there is something to look at
+    ///
+    /// They report, take commands, fall silent and come back, and end with the command: on Ctrl-C, or by themselves.
+    Demo(Demo),
+    /// Translate a mosquitto.conf into a configuration, with a comment for whatever does not carry over
+    ///
+    /// Prints it; what it could not translate is told on stderr too.
+    Import(Import),
+    /// Print the completions of a shell: pulsegate completions bash > /etc/bash_completion.d/pulsegate
+    Completions(Completions),
+    /// Write the manual pages
+    Man(Man),
     /// Make certificates for trying out: an authority, a server certificate for localhost, clients by id
     ///
     /// What is there and still serves is kept. Not for production: the authority's key lies beside what it signs.
@@ -168,10 +187,11 @@ pub struct CheckConfig {
 #[derive(Args, Debug)]
 pub struct Gateway {
     /// The HTTP API of the gateway
-    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:7480", value_parser = admin_url)]
+    #[arg(long, global = true, env = "PULSEGATE_ADMIN", value_name = "URL", default_value = "http://127.0.0.1:7480")]
+    #[arg(value_parser = admin_url)]
     pub admin: String,
-    /// A file with the admin token, where the gateway demands one
-    #[arg(long, global = true, value_name = "FILE")]
+    /// A file with the admin token, where the gateway demands one; the variable PULSEGATE_TOKEN may hold the token itself
+    #[arg(long, global = true, env = "PULSEGATE_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
 
@@ -196,6 +216,111 @@ pub struct Devices {
     /// At most so many; 0: all
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
+    /// Only devices of this protocol
+    #[arg(long, value_name = "PROTOCOL")]
+    pub protocol: Option<String>,
+    /// Only devices that came through this listener
+    #[arg(long, value_name = "NAME")]
+    pub listener: Option<String>,
+    /// Only devices in this state
+    #[arg(long, value_name = "STATE", value_parser = ["heard", "probed"])]
+    pub state: Option<String>,
+    /// In this order; anything but `id` asks for all of them
+    #[arg(long, value_name = "KEY", value_enum, default_value_t = DeviceOrder::Id)]
+    pub sort: DeviceOrder,
+    /// The other way round
+    #[arg(long)]
+    pub reverse: bool,
+    /// One JSON object a line, as the API has it, instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// By what a listing is sorted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceOrder {
+    /// By bytes of the id
+    Id,
+    /// Who has been connected for longest first
+    Connected,
+    /// Who was heard longest ago first
+    Heard,
+    /// The quickest first, those that were never measured last
+    RoundTrip,
+    /// By the number of messages that wait in its MQTT session
+    Queued,
+    /// By address
+    Peer,
+}
+
+/// `top`.
+#[derive(Args, Debug)]
+pub struct Top {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// How often the gateway is asked
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+    /// Print what is so now and end; this is what happens, too, where stdout is no terminal
+    #[arg(long)]
+    pub once: bool,
+    /// One JSON object for each look, a line each
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `completions`.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// For which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `man`.
+#[derive(Args, Debug)]
+pub struct Man {
+    /// Write a page for each command into this directory, which is made if it does not exist; without it, the page of
+    /// pulsegate itself goes to stdout
+    #[arg(value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}
+
+/// `doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// The configuration (TOML); without it the built-in one is looked at
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object for each finding, a line each
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `demo`.
+#[derive(Args, Debug)]
+pub struct Demo {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// So many devices for each listener
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub devices: u16,
+    /// For how long, at most an hour
+    #[arg(long = "for", value_name = "DURATION", default_value = "10m", value_parser = demo_span)]
+    pub span: Duration,
+    /// The authority of the listeners' certificates (PEM)
+    #[arg(long, value_name = "FILE", default_value = "pulsegate-data/certs/ca.pem")]
+    pub ca: PathBuf,
+    /// The name that these certificates are for
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub server_name: String,
+}
+
+/// `import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// A mosquitto.conf; the files that it names are read too
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
 }
 
 /// `reload`.
@@ -381,6 +506,15 @@ pub struct Watch {
     /// Only these kinds: connected, disconnected, message (separated by commas)
     #[arg(long, value_name = "KINDS")]
     pub kind: Option<String>,
+    /// Begin earlier: with `first` (all that the gateway still holds), behind the event with this id, or so long ago (10m)
+    #[arg(long, value_name = "PLACE")]
+    pub since: Option<String>,
+    /// One JSON object a line, as the API has it, with the event's id
+    #[arg(long)]
+    pub json: bool,
+    /// End with the connection to the gateway instead of coming back for what came meanwhile
+    #[arg(long)]
+    pub no_reconnect: bool,
 }
 
 /// `dev-certs`.
@@ -501,6 +635,20 @@ fn device_id(text: &str) -> Result<String, String> {
         return Err("a name is not empty, does not begin with # and has no spaces around it".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// How often `top` looks.
+fn interval(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    let range = Duration::from_millis(200)..=Duration::from_mins(1);
+    if range.contains(&span) { Ok(span) } else { Err("write a duration between 200ms and 1m".to_owned()) }
+}
+
+/// How long `demo` goes on.
+fn demo_span(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_hours(1);
+    if range.contains(&span) { Ok(span) } else { Err("write a duration between 1s and 1h".to_owned()) }
 }
 
 /// Such as `30days`.

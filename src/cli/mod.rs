@@ -6,7 +6,10 @@ mod arguments;
 mod ca;
 mod check_config;
 mod client;
+mod demo;
 mod describe;
+mod doctor;
+mod import;
 mod logging;
 mod serve;
 mod signals;
@@ -41,6 +44,7 @@ pub fn run() -> ExitCode {
         Command::Why(options) => client::why(&options),
         Command::Send(options) => client::send(&options),
         Command::Publish(options) => client::publish(&options),
+        Command::Top(options) => client::top(&options),
         Command::Reload(options) => client::reload(&options),
         Command::Block(options) => client::block(&options),
         Command::Unblock(options) => client::unblock(&options),
@@ -49,6 +53,11 @@ pub fn run() -> ExitCode {
         Command::Uplink(options) => client::uplink(&options),
         Command::Sinks(options) => client::sinks(&options),
         Command::Store(options) => store::store(&options),
+        Command::Doctor(options) => doctor::doctor(&options),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Import(options) => import::import(&options),
+        Command::Completions(options) => tools::completions(&options),
+        Command::Man(options) => tools::man(&options),
         Command::DevCerts(options) => tools::dev_certs(&options),
         Command::Ca(options) => ca::ca(&options),
         Command::HashToken(options) => tools::hash_token(&options),
@@ -93,6 +102,8 @@ pub enum CliError {
     Run(String),
     /// A running gateway could not be asked, or said no.
     Api(String),
+    /// A running gateway could not be reached, or cannot answer now: it may in a moment.
+    Away(String),
 }
 
 impl fmt::Display for CliError {
@@ -102,7 +113,7 @@ impl fmt::Display for CliError {
             CliError::Io(what, error) => write!(f, "{what}: {error}"),
             CliError::Input(what) => f.write_str(what),
             CliError::Hash(error) => write!(f, "the token cannot be hashed: {error}"),
-            CliError::Run(what) | CliError::Api(what) => f.write_str(what),
+            CliError::Run(what) | CliError::Api(what) | CliError::Away(what) => f.write_str(what),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The commands that need no gateway: certificates for trying out, lines for token and password files.
+//! The commands that need no gateway: certificates for trying out, lines for token and password files, completions and manual
+//! pages.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Stdin, Write as _};
@@ -6,12 +7,13 @@ use std::time::SystemTime;
 
 use argon2::password_hash::PasswordHasher;
 use argon2::{Algorithm, Argon2, Params, Version};
+use clap::CommandFactory;
 use pulsegate::gateway::GatewayError;
 use pulsegate::tls::certs::development::{self, CertificatePair};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
-use super::arguments::{DevCerts, HashToken};
+use super::arguments::{Arguments, Completions, DevCerts, HashToken, Man};
 use super::{CliError, print, warn};
 
 /// Passes over the memory, as in argon2's own recommendation for 19 MiB.
@@ -42,6 +44,26 @@ pub fn dev_certs(options: &DevCerts) -> Result<(), CliError> {
          [listener.tls]\ncert = {cert:?}\nkey = {key:?}\nclient_ca = {authority:?}\nclient_auth = \"optional\"\n"
     );
     print(&text)
+}
+
+/// Prints what a shell needs to complete command lines.
+pub fn completions(options: &Completions) -> Result<(), CliError> {
+    let mut text = Vec::new();
+    clap_complete::generate(options.shell, &mut Arguments::command(), "pulsegate", &mut text);
+    print(&String::from_utf8_lossy(&text))
+}
+
+/// Writes a manual page for each command, or prints the first.
+pub fn man(options: &Man) -> Result<(), CliError> {
+    let cannot = |error| CliError::Io("the manual pages cannot be written", error);
+    let command = Arguments::command();
+    let Some(directory) = &options.directory else {
+        let mut text = Vec::new();
+        clap_mangen::Man::new(command).render(&mut text).map_err(cannot)?;
+        return print(&String::from_utf8_lossy(&text));
+    };
+    std::fs::create_dir_all(directory).map_err(cannot)?;
+    clap_mangen::generate_to(command, directory).map_err(cannot)
 }
 
 /// Prints the line of a token file for one device, or of a password file for one user.

@@ -58,7 +58,7 @@ pub use clock::Clock;
 use history::History;
 use hub::Hub;
 use pending::Pending;
-pub use policy::{ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
+pub use policy::{ChainFacts, ControlPolicy, Inventory, ReloadOutcome, ReloadReport, ReloadRequest};
 use policy::{Current, RELOADS_WAITING_MAX};
 
 /// How long requests in progress may take to end once the gateway shuts down.
@@ -90,6 +90,8 @@ pub const STUCK_AFTER: Duration = Duration::from_secs(10);
 pub struct Parts {
     /// The configuration.
     pub config: Arc<Config>,
+    /// What is in its files, for those who look.
+    pub inventory: Inventory,
     /// Which worker a device belongs to.
     pub home: Home,
     /// Where each worker takes commands, by worker; as many as `home` counts.
@@ -198,7 +200,7 @@ impl Control {
         let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, counters.clone())?;
         let (blocks, block_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
-        let current = Current::new(parts.config.clone())?;
+        let current = Current::new(parts.config.clone(), parts.inventory)?;
         let admin_addr = parts.admin.local_addr()?;
         let (store, settled) = OpenStore::parts(parts.store);
         let (sinks, orders) = sinks::of(&parts.config, store.as_ref());

@@ -25,14 +25,34 @@ pub(super) struct Current {
     pub(super) config: Arc<Config>,
     /// Present when requests must carry a token.
     pub(super) bearer: Option<BearerAuth>,
+    /// What is shown of the files.
+    pub(super) inventory: Inventory,
+}
+
+/// What the API shows of a configuration beside its text: what is in its files, and what it may cost.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// The certificate chains of each listener, in the operator's order.
+    pub certificates: Vec<Vec<ChainFacts>>,
+    /// The memory budget of the process, without the kernel's part, in bytes.
+    pub memory_budget: u64,
+}
+
+/// A certificate chain as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainFacts {
+    /// The DNS names of its leaf.
+    pub names: Vec<String>,
+    /// The last second in which all of it holds, since 1970.
+    pub not_after: i64,
 }
 
 impl Current {
     /// What `config` says.
-    pub(super) fn new(config: Arc<Config>) -> io::Result<Self> {
+    pub(super) fn new(config: Arc<Config>, inventory: Inventory) -> io::Result<Self> {
         let tokens = &config.admin.tokens;
         let bearer = if tokens.is_empty() { None } else { Some(BearerAuth::new(tokens)?) };
-        Ok(Self { config, bearer })
+        Ok(Self { config, bearer, inventory })
     }
 }
 
@@ -44,18 +64,19 @@ pub struct ControlPolicy {
 }
 
 impl ControlPolicy {
-    /// From now on `config` holds, and these token files, by listener, and these sinks, where any has changed.
+    /// From now on `config` holds, with what is in its files: `token_files` by listener, and these sinks, where any has changed.
     ///
     /// # Errors
     /// The system gives no random key, or no thread for a sink; then the old holds on.
     pub fn replace(
         &self,
         config: Arc<Config>,
+        inventory: Inventory,
         token_files: Vec<Option<TokenFile>>,
         sinks: Vec<sink::Settings>,
     ) -> io::Result<()> {
         assert_eq!(token_files.len(), config.listeners.len());
-        let fresh = Current::new(config)?;
+        let fresh = Current::new(config, inventory)?;
         if let Some(running) = &self.state.sinks {
             running.replace(sinks)?;
         }

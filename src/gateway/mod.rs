@@ -23,9 +23,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender, bounded};
 
+use crate::config::budget::MemoryBudget;
 use crate::config::{Config, DEVELOPMENT_CERTIFICATES, Listener};
 use crate::connection::ListenerSettings;
-use crate::control::{Clock, Control, OpenStore, Parts, ReloadRequest, epoch};
+use crate::control::{ChainFacts, Clock, Control, Inventory, OpenStore, Parts, ReloadRequest, epoch};
 use crate::link::{DenyList, Home, ListenerId};
 use crate::metrics::Published;
 use crate::store::{self, StoreError};
@@ -58,6 +59,7 @@ impl Gateway {
     /// that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
     pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
         let Prepared { loaded, materials, sinks, denied, seen } = prepared;
+        let inventory = inventory(&loaded.budget, materials.iter().map(|material| &material.tls));
         let config = Arc::new(loaded.config);
         let started = Instant::now();
         let (epoch, unkept) = epoch::next(&config.data_dir, SystemTime::now());
@@ -80,6 +82,7 @@ impl Gateway {
         let workers = worker::start(&setup).map_err(|error| not_started(&error))?;
         let control = Control::start(Parts {
             config,
+            inventory,
             home,
             mailboxes: workers.mailboxes.clone(),
             uplink: workers.uplink.clone(),
@@ -224,6 +227,16 @@ fn random<const N: usize>() -> Result<[u8; N], GatewayError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| GatewayError::Start("the system has no randomness".to_owned()))?;
     Ok(bytes)
+}
+
+/// What the API shows of the files of a configuration with this budget: `tls` is what was made of each listener's.
+fn inventory<'a>(budget: &MemoryBudget, tls: impl Iterator<Item = &'a ServerTls>) -> Inventory {
+    let chains = |tls: &ServerTls| {
+        let policy = tls.policy();
+        let facts = policy.chains_names().zip(policy.chains_not_after());
+        facts.map(|(names, not_after)| ChainFacts { names: names.to_vec(), not_after }).collect()
+    };
+    Inventory { certificates: tls.map(chains).collect(), memory_budget: budget.user_bytes() }
 }
 
 /// The certificates that the built-in configuration names, made where they are missing.

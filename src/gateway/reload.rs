@@ -14,12 +14,14 @@ use super::deny::Denied;
 use super::difference::difference;
 use super::error::{GatewayError, Problems};
 use super::files::{Digest, Material, Prepared, Source, files_of};
-use super::settings_of;
 use super::watch::Signature;
+use super::{inventory, settings_of};
 use crate::config::Config;
 use crate::connection::ListenerSettings;
 use crate::control::auth::tokens::TokenFile;
-use crate::control::{Block, BlockOrder, BlockRequest, ControlPolicy, ReloadOutcome, ReloadReport, ReloadRequest};
+use crate::control::{
+    Block, BlockOrder, BlockRequest, ControlPolicy, Inventory, ReloadOutcome, ReloadReport, ReloadRequest,
+};
 use crate::sink;
 use crate::tls::handshake::ServerTls;
 use crate::worker::{Policy, PolicySwitch};
@@ -236,7 +238,8 @@ impl Reloader {
         }
         to.changed.extend(self.control.changed_sinks(&sinks));
         if !to.changed.is_empty() {
-            self.swap(Arc::new(to.config), listeners, tokens, sinks)?;
+            let inventory = inventory(&loaded.budget, listeners.iter().map(|listener: &Loaded| &listener.tls));
+            self.swap(Arc::new(to.config), inventory, listeners, tokens, sinks)?;
         }
         Ok(ReloadReport { changed: to.changed, needs_restart: to.needs_restart, warnings: loaded.warnings })
     }
@@ -245,12 +248,13 @@ impl Reloader {
     fn swap(
         &mut self,
         config: Arc<Config>,
+        inventory: Inventory,
         listeners: Vec<Loaded>,
         tokens: Vec<Option<TokenFile>>,
         sinks: Vec<sink::Settings>,
     ) -> Result<(), Problems> {
         let failed = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
-        self.control.replace(Arc::clone(&config), tokens, sinks).map_err(failed)?;
+        self.control.replace(Arc::clone(&config), inventory, tokens, sinks).map_err(failed)?;
         (self.running.config, self.running.listeners) = (config, listeners);
         self.tell_workers();
         Ok(())

@@ -1,5 +1,6 @@
 //! Commands, events and orderly ends, through the real program: from an HTTP request to a device and back.
 
+mod people;
 mod process;
 mod reload;
 mod support;

@@ -17,6 +17,7 @@ mod interop;
 mod liveness;
 mod moves;
 mod orders;
+mod page;
 mod presence;
 mod prometheus;
 mod proxy;

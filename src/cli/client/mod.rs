@@ -2,10 +2,12 @@
 
 mod sinks;
 mod table;
+mod top;
 mod uplink;
 mod watch;
 mod why;
 
+use std::cmp::Ordering;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write as _};
@@ -17,9 +19,10 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use super::arguments::{Block, Blocks, Devices, Gateway, Publish, Reload, Send, Subject, Unblock};
+use super::arguments::{Block, Blocks, DeviceOrder, Devices, Gateway, Publish, Reload, Send, Subject, Unblock};
 use super::{CliError, print};
 pub use sinks::sinks;
+pub use top::top;
 pub use uplink::uplink;
 pub use watch::watch;
 pub use why::why;
@@ -30,6 +33,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(70);
 /// Devices on one page of the API at most.
 const PAGE_MAX: usize = 1_000;
+/// Holds the token where no file does.
+const TOKEN_VARIABLE: &str = "PULSEGATE_TOKEN";
 /// No payload is longer, in bytes.
 const PAYLOAD_MAX: u64 = 65_535;
 
@@ -39,23 +44,68 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
     let mut devices = Vec::new();
     let mut after = String::new();
     let mut has_more = true;
+    let mut are_left_out = false;
     let wanted = if options.limit == 0 { usize::MAX } else { options.limit };
-    while has_more && devices.len() < wanted {
-        let limit = (wanted - devices.len()).min(PAGE_MAX);
+    // In the order of the pages the first are enough.
+    let is_in_order = options.sort == DeviceOrder::Id && !options.reverse;
+    while has_more && (devices.len() < wanted || !is_in_order) {
+        let limit =
+            if is_in_order && !is_filtered(options) { (wanted - devices.len()).min(PAGE_MAX) } else { PAGE_MAX };
         let (prefix, from) = (encoded(&options.prefix), encoded(&after));
         let mut page = client.get(&format!("/v1/devices?limit={limit}&prefix={prefix}&after={from}"))?;
         if let Value::Array(more) = page["devices"].take() {
-            devices.extend(more);
+            devices.extend(more.into_iter().filter(|device| is_wanted(device, options)));
         }
         has_more = page["next"].is_string();
         page["next"].as_str().unwrap_or_default().clone_into(&mut after);
+        if !is_in_order {
+            devices.sort_by(|a, b| compare(a, b, options));
+        }
+        // Of a whole fleet no more is held than is wanted.
+        are_left_out |= devices.len() > wanted;
+        devices.truncate(wanted);
     }
-    print(&table::devices(&devices, &options.prefix))?;
-    if has_more {
+    if options.json {
+        let mut lines = String::new();
+        for device in &devices {
+            let _ = writeln!(lines, "{device}");
+        }
+        print(&lines)?;
+    } else {
+        print(&table::devices(&devices, &options.prefix))?;
+    }
+    if has_more || are_left_out {
         // A remark to people: whoever does not read it wants none.
         let _ = writeln!(io::stderr(), "and more: see them with --limit (0: all), or choose with --prefix");
     }
     Ok(())
+}
+
+fn is_filtered(options: &Devices) -> bool {
+    options.protocol.is_some() || options.listener.is_some() || options.state.is_some()
+}
+
+fn is_wanted(device: &Value, options: &Devices) -> bool {
+    let is = |key: &str, wanted: &Option<String>| wanted.as_ref().is_none_or(|wanted| device[key] == **wanted);
+    is("protocol", &options.protocol) && is("listener", &options.listener) && is("state", &options.state)
+}
+
+/// Devices that are equal otherwise are in the order of their ids.
+fn compare(a: &Value, b: &Value, options: &Devices) -> Ordering {
+    // Times are RFC 3339 in UTC with milliseconds: as text they are in their order.
+    let text = |key: &str| a[key].as_str().cmp(&b[key].as_str());
+    let round_trip = |device: &Value| device["round_trip_ms"].as_f64().unwrap_or(f64::INFINITY);
+    let queued = |device: &Value| device["session"]["queued"].as_u64().unwrap_or(0);
+    let order = match options.sort {
+        DeviceOrder::Id => Ordering::Equal,
+        DeviceOrder::Connected => text("connected_at"),
+        DeviceOrder::Heard => text("last_heard"),
+        DeviceOrder::RoundTrip => round_trip(a).total_cmp(&round_trip(b)),
+        DeviceOrder::Queued => queued(b).cmp(&queued(a)),
+        DeviceOrder::Peer => text("peer"),
+    };
+    let order = order.then_with(|| text("id"));
+    if options.reverse { order.reverse() } else { order }
 }
 
 /// Says something to a device and prints what became of it.
@@ -168,7 +218,7 @@ fn from_stdin() -> Result<Vec<u8>, CliError> {
 }
 
 /// One gateway's API.
-struct Client {
+pub(super) struct Client {
     agent: Agent,
     admin: String,
     /// The value of the Authorization header.
@@ -177,12 +227,14 @@ struct Client {
 
 impl Client {
     /// The API that `gateway` names. `patience` bounds a whole answer.
-    fn new(gateway: &Gateway, patience: Option<Duration>) -> Result<Self, CliError> {
+    pub(super) fn new(gateway: &Gateway, patience: Option<Duration>) -> Result<Self, CliError> {
         let token = gateway.token_file.as_ref().map(|file| {
             let text = fs::read_to_string(file);
             text.map_err(|error| CliError::Api(format!("{} cannot be read: {error}", file.display())))
         });
-        let authorization = token.transpose()?.map(|token| format!("Bearer {}", token.trim()));
+        // In the environment the value of a command line stays out of the list of processes.
+        let token = token.transpose()?.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
+        let authorization = token.map(|token| format!("Bearer {}", token.trim()));
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT))
@@ -192,7 +244,7 @@ impl Client {
         Ok(Self { agent, admin: gateway.admin.clone(), authorization })
     }
 
-    fn get(&self, path: &str) -> Result<Value, CliError> {
+    pub(super) fn get(&self, path: &str) -> Result<Value, CliError> {
         self.json(self.ask("GET", path, String::new())?)
     }
 
@@ -220,7 +272,7 @@ impl Client {
         let request = request.body(body).map_err(|error| CliError::Api(error.to_string()))?;
         let mut response = self.agent.run(request).map_err(|error| {
             let what = format!("{} cannot be reached: {error}", self.admin);
-            CliError::Api(format!("{what} (does the gateway run? --admin names where its API listens)"))
+            CliError::Away(format!("{what} (does the gateway run? --admin names where its API listens)"))
         })?;
         if response.status().is_success() {
             return Ok(response);
@@ -229,7 +281,8 @@ impl Client {
         let error: Value = serde_json::from_str(&text).unwrap_or_default();
         let message = error["error"]["message"].as_str().unwrap_or("this is not a gateway's answer");
         let advice = if response.status() == 401 { " (--token-file names the file that holds it)" } else { "" };
-        Err(CliError::Api(format!("{message}{advice}")))
+        let what = format!("{message}{advice}");
+        Err(if response.status().is_server_error() { CliError::Away(what) } else { CliError::Api(what) })
     }
 
     fn json(&self, mut response: Response<Body>) -> Result<Value, CliError> {
@@ -241,7 +294,7 @@ impl Client {
 }
 
 /// Text of a device, which must not steer the terminal.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut plain, char| {
         if char.is_control() {
             plain.extend(char.escape_debug());

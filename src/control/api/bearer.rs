@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
-use axum::extract::{Request, State as Shared};
+use axum::Json;
+use axum::extract::{Extension, Request, State as Shared};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use serde::{Serialize, Serializer};
 
 use super::error::ApiError;
-use super::{State, is_probe};
+use super::{State, is_probe, page};
 use crate::config::{AdminToken, Role};
 
 /// The tokens as digests under a key of this process: comparing takes the same time wherever a guess goes wrong, and
@@ -52,10 +54,13 @@ impl BearerAuth {
 
 /// Lets a request pass when no token is demanded, when it carries one whose role allows it, or when it only asks for signs
 /// of life. Whatever changes something is logged with the name of who asked, never with a token.
-pub(super) async fn demand_token(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+pub(super) async fn demand_token(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let current = state.current();
+    // Where no token is demanded, whoever reaches the API may do everything.
+    let mut holder = Holder { name: None, role: Role::Admin };
     if let Some(auth) = &current.bearer
         && !is_probe(&request)
+        && !page::is_part(request.uri().path())
     {
         let Some(token) = bearer(request.headers()) else {
             return ApiError::Unauthorized { presented: false }.into_response();
@@ -72,8 +77,29 @@ pub(super) async fn demand_token(Shared(state): Shared<Arc<State>>, request: Req
         if needed > Role::Read {
             tracing::info!(token = known.name, %method, path, "asked over the API");
         }
+        holder = Holder { name: Some(known.name.clone()), role: known.role };
     }
+    request.extensions_mut().insert(holder);
     next.run(request).await
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Holder {
+    /// The token's name; `None` where none is demanded.
+    name: Option<String>,
+    #[serde(serialize_with = "as_label")]
+    role: Role,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn as_label<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(role.label())
+}
+
+/// `GET /v1/whoami`: what the token that came with the request may do.
+pub(super) async fn whoami(Extension(holder): Extension<Holder>) -> Json<Holder> {
+    Json(holder)
 }
 
 /// The least role that may ask this: whoever reads changes nothing, devices are commanded under paths of their own, and all

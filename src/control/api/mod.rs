@@ -20,6 +20,7 @@ mod uplink;
 mod body;
 mod error;
 pub(super) mod openapi;
+mod page;
 mod query;
 
 use std::sync::Arc;
@@ -48,12 +49,13 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 25] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 26] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
         ("/metrics", get(metrics)),
         ("/v1/overview", get(overview::overview)),
+        ("/v1/whoami", get(bearer::whoami)),
         ("/v1/devices", get(devices::list)),
         ("/v1/devices/{id}", get(devices::describe)),
         ("/v1/devices/{id}/history", get(history::history)),
@@ -80,7 +82,8 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 25] {
 
 /// The routes, and what holds for each of them.
 pub(super) fn router(state: Arc<State>) -> Router {
-    let router = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    let all = routes().into_iter().chain(page::routes());
+    let router = all.fold(Router::new(), |router, (path, methods)| router.route(path, methods));
     router
         .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
         .fallback(|| async { ApiError::NoRoute })

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::State as Shared;
 use serde::Serialize;
 
 use super::State;
+use crate::config::Transport;
 use crate::control::exposition::Memory;
+use crate::control::policy::{ChainFacts, Inventory};
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{Counters, Figure};
 
@@ -19,7 +22,14 @@ pub(super) struct Overview {
     epoch: u64,
     uptime_s: u64,
     connections: u64,
+    connections_max: u64,
     devices: u64,
+    accepted: u64,
+    handshakes_full: u64,
+    handshakes_resumed: u64,
+    messages_received: u64,
+    messages_sent: u64,
+    sessions: u64,
     workers: Vec<Share>,
     listeners: Vec<Listener>,
     heartbeats_sent: u64,
@@ -27,7 +37,17 @@ pub(super) struct Overview {
     expired: u64,
     closed: BTreeMap<&'static str, u64>,
     refused: BTreeMap<&'static str, u64>,
-    memory: Memory,
+    memory: MemoryOfAll,
+}
+
+#[derive(Serialize)]
+struct MemoryOfAll {
+    #[serde(flatten)]
+    process: Memory,
+    /// What the process may come to at its bounds, as the start-up message tells it.
+    budget_bytes: u64,
+    pool_used_bytes: u64,
+    pool_bytes: u64,
 }
 
 /// What one worker has of it.
@@ -37,6 +57,8 @@ struct Share {
     connections: u64,
     devices: u64,
     handshakes_in_flight: u64,
+    handshakes_waiting: u64,
+    handshakes_longest_wait_ms: u64,
     loop_lateness_ms: f64,
 }
 
@@ -44,10 +66,24 @@ struct Share {
 struct Listener {
     name: String,
     protocol: &'static str,
+    transport: &'static str,
+    /// Of a WebSocket.
+    path: Option<String>,
     address: String,
+    certificates: Vec<Chain>,
+}
+
+/// A certificate chain of a listener.
+#[derive(Serialize)]
+struct Chain {
+    names: Vec<String>,
+    not_after: String,
+    /// Whole days; negative once it has ended.
+    days_left: i64,
 }
 
 pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Json<Overview> {
+    let current = state.current();
     let counters: Vec<Counters> = state.published.iter().map(|published| published.read()).collect();
     let sum = |figure| counters.iter().map(|counters| counters.figure(figure)).sum();
     let sum_at = |of: fn(&Counters) -> &[u64], index: usize| counters.iter().map(|counters| of(counters)[index]).sum();
@@ -60,15 +96,27 @@ pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Json<Overview
         epoch: state.epoch,
         uptime_s: state.clock.uptime().as_secs(),
         connections: sum(Figure::Connections),
+        connections_max: u64::from(current.config.limits.connections),
         devices: sum(Figure::Devices),
+        accepted: sum(Figure::Accepted),
+        handshakes_full: sum(Figure::HandshakesFull),
+        handshakes_resumed: sum(Figure::HandshakesResumed),
+        messages_received: sum(Figure::MessagesReceived),
+        messages_sent: sum(Figure::MessagesSent),
+        sessions: sum(Figure::Sessions),
         workers: counters.iter().enumerate().map(|(worker, counters)| Share::new(worker, counters)).collect(),
-        listeners: listeners(&state),
+        listeners: listeners(&state, &current.inventory),
         heartbeats_sent: sum(Figure::HeartbeatsSent),
         heartbeats_answered: sum(Figure::HeartbeatsAnswered),
         expired: closed(CloseReason::Expired),
         closed: CloseReason::ALL.iter().map(|&reason| (reason.label(), closed(reason))).collect(),
         refused: Refusal::ALL.iter().map(|&refusal| (refusal.label(), refused(refusal))).collect(),
-        memory: Memory::read(),
+        memory: MemoryOfAll {
+            process: Memory::read(),
+            budget_bytes: current.inventory.memory_budget,
+            pool_used_bytes: sum(Figure::PoolUsed),
+            pool_bytes: current.config.limits.pool_bytes as u64,
+        },
     })
 }
 
@@ -79,18 +127,47 @@ impl Share {
             connections: counters.figure(Figure::Connections),
             devices: counters.figure(Figure::Devices),
             handshakes_in_flight: counters.figure(Figure::HandshakesInFlight),
+            handshakes_waiting: counters.figure(Figure::HandshakesWaiting),
+            handshakes_longest_wait_ms: counters.figure(Figure::HandshakesLongestWait),
             loop_lateness_ms: counters.figure(Figure::LoopLateness) as f64 / 1e3,
         }
     }
 }
 
-fn listeners(state: &State) -> Vec<Listener> {
-    let pairs = state.config.listeners.iter().zip(&state.listeners);
+fn listeners(state: &State, inventory: &Inventory) -> Vec<Listener> {
+    let now = state.clock.unix_ms(state.clock.now()) / 1_000;
+    let pairs = state.config.listeners.iter().zip(&state.listeners).enumerate();
     pairs
-        .map(|(listener, address)| Listener {
+        .map(|(index, (listener, address))| Listener {
             name: listener.name.clone(),
             protocol: listener.protocol.label(),
+            transport: match listener.transport {
+                Transport::Tls => "tls",
+                Transport::WebSocket(_) => "websocket",
+            },
+            path: match &listener.transport {
+                Transport::Tls => None,
+                Transport::WebSocket(websocket) => Some(websocket.path.clone()),
+            },
             address: address.to_string(),
+            certificates: inventory
+                .certificates
+                .get(index)
+                .into_iter()
+                .flatten()
+                .map(|chain| Chain::new(chain, now))
+                .collect(),
         })
         .collect()
+}
+
+impl Chain {
+    fn new(facts: &ChainFacts, now: i64) -> Self {
+        let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(facts.not_after.max(0) as u64);
+        Self {
+            names: facts.names.clone(),
+            not_after: humantime::format_rfc3339_seconds(ends).to_string(),
+            days_left: (facts.not_after - now).div_euclid(86_400),
+        }
+    }
 }

@@ -4,7 +4,11 @@ use super::*;
 
 #[test]
 fn the_overview_sums_what_workers_published() {
-    let stage = Stage::new(Plan::default());
+    // Told at 1,700,000,000 seconds: one ends three days and a second later, one has ended a second ago.
+    let chain = |name: &str, not_after| ChainFacts { names: vec![name.to_owned()], not_after };
+    let chains = vec![chain("a.example", 1_700_259_201 + 60), chain("b.example", 1_699_999_999)];
+    let inventory = Inventory { certificates: vec![chains, Vec::new()], memory_budget: 123_456 };
+    let stage = Stage::new(Plan { inventory, ..Plan::default() });
     for worker in 0..3 {
         stage.publish(worker, |counters| {
             let worker = worker as u64;
@@ -12,6 +16,14 @@ fn the_overview_sums_what_workers_published() {
             counters.set(Figure::Devices, 90 + worker);
             counters.set(Figure::HandshakesInFlight, worker);
             counters.set(Figure::LoopLateness, 1_500 * worker);
+            counters.set(Figure::HandshakesWaiting, 7 * worker);
+            counters.set(Figure::HandshakesLongestWait, 40 * worker);
+            counters.set(Figure::PoolUsed, 1_000);
+            counters.add(Figure::Accepted, 110);
+            counters.add(Figure::HandshakesFull, 60);
+            counters.add(Figure::HandshakesResumed, 40);
+            counters.add(Figure::MessagesReceived, 5);
+            counters.add(Figure::MessagesSent, 4);
             counters.add(Figure::HeartbeatsSent, 10);
             counters.add(Figure::HeartbeatsAnswered, 9);
             counters.count_closed(CloseReason::Expired as usize);
@@ -34,16 +46,28 @@ fn the_overview_sums_what_workers_published() {
     assert_eq!(overview["refused"].as_object().unwrap().len(), Refusal::COUNT);
     assert_eq!(
         overview["workers"][2],
-        json!({"worker": 2, "connections": 102, "devices": 92, "handshakes_in_flight": 2, "loop_lateness_ms": 3.0})
+        json!({"worker": 2, "connections": 102, "devices": 92, "handshakes_in_flight": 2, "handshakes_waiting": 14,
+               "handshakes_longest_wait_ms": 80, "loop_lateness_ms": 3.0})
     );
     assert_eq!(
         overview["listeners"],
         json!([
-            {"name": "devices", "protocol": "native", "address": "127.0.0.1:7443"},
-            {"name": "meters", "protocol": "raw", "address": "127.0.0.1:7444"},
+            {"name": "devices", "protocol": "native", "transport": "tls", "path": null, "address": "127.0.0.1:7443", "certificates": [
+                {"names": ["a.example"], "not_after": "2023-11-17T22:14:21Z", "days_left": 3},
+                {"names": ["b.example"], "not_after": "2023-11-14T22:13:19Z", "days_left": -1},
+            ]},
+            {"name": "meters", "protocol": "raw", "transport": "tls", "path": null, "address": "127.0.0.1:7444", "certificates": []},
         ])
     );
     assert_eq!((&overview["node"], &overview["epoch"]), (&json!("edge-1"), &json!(42)));
+    let figures =
+        ["accepted", "handshakes_full", "handshakes_resumed", "messages_received", "messages_sent", "sessions"];
+    assert_eq!(figures.map(|key| overview[key].as_u64().unwrap()), [220, 120, 80, 10, 8, 0]);
+    assert_eq!(overview["connections_max"], 1_000);
+    assert_eq!(
+        (&overview["memory"]["budget_bytes"], &overview["memory"]["pool_used_bytes"]),
+        (&json!(123_456), &json!(2_000))
+    );
     assert_eq!(overview["version"], env!("CARGO_PKG_VERSION"));
     assert!(overview["uptime_s"].as_u64().unwrap() < 60);
     assert!(overview["memory"]["process_resident_bytes"].as_u64().unwrap() > 1 << 20);

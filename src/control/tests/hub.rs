@@ -143,6 +143,7 @@ fn a_wrong_token_file_stops_the_start() {
     let config = Arc::new(config(None, Some(path), config::Backbone::default()));
     let (mailbox, _inbox) = mailbox(1);
     let started = Control::start(Parts {
+        inventory: Inventory::default(),
         listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
         config,
         home: Home::new([0; 16], 1),

@@ -7,6 +7,7 @@ mod history;
 mod hub;
 mod metrics;
 mod openapi;
+mod page;
 mod probes;
 mod uplink;
 
@@ -22,7 +23,10 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::{Value, json};
 
 use super::exposition::Format;
-use super::{CONNECTIONS_MAX, Clock, Control, HEAD_MAX, OpenStore, Parts, READERS_MAX, REQUESTS_MAX, SENDS_MAX};
+use super::{
+    CONNECTIONS_MAX, ChainFacts, Clock, Control, HEAD_MAX, Inventory, OpenStore, Parts, READERS_MAX, REQUESTS_MAX,
+    SENDS_MAX,
+};
 use crate::backbone::{Held, What};
 use crate::config::{
     self, Admin, AdminToken, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Role,
@@ -75,6 +79,7 @@ struct Plan {
     backbone: config::Backbone,
     /// Where there is a store, if there is one.
     store: Option<PathBuf>,
+    inventory: Inventory,
 }
 
 impl Default for Plan {
@@ -92,6 +97,7 @@ impl Default for Plan {
             token_file: None,
             backbone,
             store: None,
+            inventory: Inventory::default(),
         }
     }
 }
@@ -148,6 +154,7 @@ impl Stage {
         let store = OpenStore::open(&config).unwrap();
         let control = Control::start(Parts {
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
+            inventory: plan.inventory,
             config,
             home,
             mailboxes: stage.0,

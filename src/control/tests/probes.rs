@@ -65,7 +65,7 @@ fn shutdown_is_bounded_and_closes_the_door() {
 #[test]
 fn unknown_routes_and_methods_are_json_errors() {
     let stage = Stage::new(Plan::default());
-    for path in ["/", "/v1", "/v1/", "/v1/devices/", "/v1/devices/a/b", "/metrics/", "/v2/overview"] {
+    for path in ["/page", "/v1", "/v1/", "/v1/devices/", "/v1/devices/a/b", "/metrics/", "/v2/overview"] {
         let (status, code, _) = stage.get(path).error();
         assert_eq!((status, code.as_str()), (404, "not_found"), "{path}");
     }
@@ -223,7 +223,7 @@ fn a_role_allows_what_it_says_and_no_more() {
     let replace = |tokens: Vec<AdminToken>| {
         let mut config = Config::clone(&policy.config());
         config.admin.tokens = tokens;
-        policy.replace(Arc::new(config), vec![None, None], Vec::new()).unwrap();
+        policy.replace(Arc::new(config), Inventory::default(), vec![None, None], Vec::new()).unwrap();
     };
     replace(vec![admin_token("new", Role::Read, "fresh")]);
     assert_eq!(["sesame", "look", "fresh"].map(|token| ask(token, "GET", "/v1/overview", "")), [401, 401, 200]);

@@ -297,6 +297,11 @@ impl TlsPolicy {
         self.chooser.chains().iter().map(|chain| chain.not_after)
     }
 
+    /// The DNS names of the leaf of each of these chains.
+    pub fn chains_names(&self) -> impl Iterator<Item = &[String]> {
+        self.chooser.chains().iter().map(|chain| chain.dns_names.as_slice())
+    }
+
     /// Whether clients are asked for certificates.
     #[must_use]
     pub fn asks_for_certificates(&self) -> bool {
