@@ -208,6 +208,18 @@ figures! {
     StoreCommit = Counter "pulsegate_store_commit" "seconds",
     /// Whether there is no room for the store, so that events and their publishers wait: 1, or else 0.
     StoreWithoutRoom = Gauge "pulsegate_store_without_room" "",
+    /// Sessions that the store holds.
+    StoreSessions = Gauge "pulsegate_store_sessions" "",
+    /// Messages for them that the store holds.
+    StoreWaiting = Gauge "pulsegate_store_waiting_messages" "",
+    /// Bytes that these take; one for several sessions is counted for each.
+    StoreWaitingBytes = Gauge "pulsegate_store_waiting" "bytes",
+    /// Retained messages that the store holds.
+    StoreRetained = Gauge "pulsegate_store_retained_messages" "",
+    /// Changes of sessions and retained messages that became safe.
+    StoreChanges = Counter "pulsegate_store_changes" "",
+    /// What was left of them to be written, once those of a group that undo each other were taken out.
+    StoreSteps = Counter "pulsegate_store_changes_written" "",
 }
 
 figures! {

@@ -41,7 +41,7 @@ const TABLE: &[Row] = &[
     row("worker", &["time", "wire", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard", "turn"],
         &["bytes", "mio", "socket2", "rustix", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
-    row("store", &["link"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
+    row("store", &["image", "link"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
     row("sink", &["config", "link", "codec", "store"],
         &["tokio", "bytes", "ureq", "rumqttc", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
           "humantime", "fastrand", "tracing", "zeroize"]),

@@ -475,8 +475,14 @@ pub enum SinkOrder {
 pub enum Store {
     /// Read the whole store and say what is wrong with it; exits with 1 if something is
     Check(StoreOf),
-    /// Print every event that is held, one JSON object a line
-    Export(StoreOf),
+    /// Print what is held, one JSON object a line
+    Export {
+        #[command(flatten)]
+        of: StoreOf,
+        /// What
+        #[arg(value_enum, default_value_t = Exported::Events)]
+        what: Exported,
+    },
     /// Write a copy of the store as it is at one instant to FILE, which must not exist
     Backup {
         #[command(flatten)]
@@ -485,6 +491,19 @@ pub enum Store {
         #[arg(value_name = "FILE")]
         to: PathBuf,
     },
+}
+
+/// What is exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Exported {
+    /// What devices said and when they came and went
+    Events,
+    /// MQTT sessions, with how much waits in each
+    Sessions,
+    /// The messages that wait in sessions, in the order in which each session is sent them
+    Messages,
+    /// Retained messages
+    Retained,
 }
 
 /// Which store.

@@ -8,10 +8,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use pulsegate::config::Machine;
 use pulsegate::gateway::Source;
+use pulsegate::image::Publication;
 use pulsegate::store::{self, FILE, Range, Reader, StoreError, Stored, What};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::arguments::{Store, StoreOf};
+use super::arguments::{Exported, Store, StoreOf};
 use super::{CliError, print, raise_descriptor_limit};
 
 /// Events read at a time, and bytes of them.
@@ -22,7 +23,15 @@ const BYTES: usize = 1 << 20;
 pub fn store(options: &Store) -> Result<(), CliError> {
     match options {
         Store::Check(of) => check(of),
-        Store::Export(of) => export(of),
+        Store::Export { of, what } => {
+            let reader = Reader::open(&directory(of)?.join(FILE)).map_err(|error| failed(&error))?;
+            match what {
+                Exported::Events => events(&reader),
+                Exported::Sessions => sessions(&reader),
+                Exported::Messages => messages(&reader),
+                Exported::Retained => retained(&reader),
+            }
+        }
         Store::Backup { of, to } => {
             store::backup(&directory(of)?, to).map_err(|error| failed(&error))?;
             print(&format!("{}\n", to.display()))
@@ -49,7 +58,11 @@ fn check(of: &StoreOf) -> Result<(), CliError> {
             0 => "no events".to_owned(),
             events => format!("{events} events, {first} to {last}"),
         };
-        return print(&format!("{}: sound; {held}, {} consumers\n", path.display(), found.consumers));
+        let store::Check { consumers, sessions, waiting, retained, .. } = found;
+        return print(&format!(
+            "{}: sound; {held}, {consumers} consumers; {sessions} sessions, {waiting} messages for them, {retained} retained\n",
+            path.display()
+        ));
     }
     for line in &found.damage {
         print(&format!("{}: {line}\n", path.display()))?;
@@ -57,8 +70,15 @@ fn check(of: &StoreOf) -> Result<(), CliError> {
     Err(CliError::Run(format!("{}: the store is damaged: restore a backup", path.display())))
 }
 
-fn export(of: &StoreOf) -> Result<(), CliError> {
-    let reader = Reader::open(&directory(of)?.join(FILE)).map_err(|error| failed(&error))?;
+/// Prints lines; `false`: nobody reads them any more.
+fn put(lines: &str) -> Result<bool, CliError> {
+    match print(lines) {
+        Err(CliError::Io(_, error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+fn events(reader: &Reader) -> Result<(), CliError> {
     let mut first = reader.first().map_err(|error| failed(&error))?;
     while let Some(from) = first {
         let events =
@@ -67,13 +87,120 @@ fn export(of: &StoreOf) -> Result<(), CliError> {
         for event in &events {
             let _ = writeln!(lines, "{}", line(event));
         }
-        match print(&lines) {
-            Err(CliError::Io(_, error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            done => done?,
+        if !put(&lines)? {
+            break;
         }
         first = events.last().map(|event| event.seq + 1);
     }
     Ok(())
+}
+
+/// Prints what is found as it is found, in lines of some length together.
+struct Lines {
+    text: String,
+    outcome: Result<bool, CliError>,
+}
+
+impl Lines {
+    fn new() -> Self {
+        Self { text: String::new(), outcome: Ok(true) }
+    }
+
+    fn push(&mut self, line: &Value) {
+        if matches!(self.outcome, Ok(true)) {
+            let _ = writeln!(self.text, "{line}");
+            if self.text.len() > BYTES {
+                self.outcome = put(&std::mem::take(&mut self.text));
+            }
+        }
+    }
+
+    fn finish(self) -> Result<(), CliError> {
+        if self.outcome? { put(&self.text).map(drop) } else { Ok(()) }
+    }
+}
+
+fn sessions(reader: &Reader) -> Result<(), CliError> {
+    let mut lines = Lines::new();
+    let read = reader.sessions(|session| {
+        let head = &session.head;
+        let subscriptions: Vec<Value> = session
+            .subscriptions
+            .iter()
+            .map(|one| json!({"filter": one.filter, "qos": one.options & 3, "identifier": one.identifier}))
+            .collect();
+        lines.push(&json!({
+            "kind": "session",
+            "device": head.name,
+            "key": head.key.0,
+            "protocol_level": head.profile.version,
+            "listener": head.profile.listener,
+            "expiry_s": head.profile.expiry_s,
+            "away_since_ms": head.away_since_ms,
+            "expires_ms": head.expires_ms(),
+            "will": head.will.as_ref().map(|will| json!({"topic": will.publication.topic, "delay_s": will.delay_s})),
+            "subscriptions": subscriptions,
+            "messages": session.waiting.messages,
+            "bytes": session.waiting.bytes,
+            "outstanding": session.outstanding.len(),
+            "received": session.received.len(),
+        }));
+    });
+    read.map_err(|error| failed(&error))?;
+    lines.finish()
+}
+
+fn messages(reader: &Reader) -> Result<(), CliError> {
+    let mut owners = Vec::new();
+    let read = reader.sessions(|session| {
+        if session.waiting.messages > 0 {
+            owners.push((session.head.key, session.head.name));
+        }
+    });
+    read.map_err(|error| failed(&error))?;
+    let mut lines = Lines::new();
+    for (key, device) in owners {
+        let mut after = 0;
+        loop {
+            let found = reader.messages(key, after, BYTES).map_err(|error| failed(&error))?;
+            let Some(last) = found.last() else { break };
+            after = last.number;
+            for message in &found {
+                let mut line = json!({"kind": "message", "device": device, "number": message.number});
+                let object = line.as_object_mut().expect("an object");
+                object.insert("packet".into(), message.packet.into());
+                object.insert("delivery_qos".into(), message.qos.into());
+                describe(&message.publication, object);
+                lines.push(&line);
+            }
+        }
+    }
+    lines.finish()
+}
+
+fn retained(reader: &Reader) -> Result<(), CliError> {
+    let mut lines = Lines::new();
+    let read = reader.retained(|publication| {
+        let mut line = json!({"kind": "retained"});
+        describe(&publication, line.as_object_mut().expect("an object"));
+        lines.push(&line);
+    });
+    read.map_err(|error| failed(&error))?;
+    lines.finish()
+}
+
+fn describe(publication: &Publication, line: &mut Map<String, Value>) {
+    line.insert("topic".into(), (&*publication.topic).into());
+    line.insert("qos".into(), publication.qos.into());
+    line.insert("expires_ms".into(), publication.expires_ms.into());
+    put_payload(&publication.payload, line);
+}
+
+fn put_payload(payload: &[u8], line: &mut Map<String, Value>) {
+    match std::str::from_utf8(payload) {
+        Ok(text) => line.insert("payload".into(), text.into()),
+        Err(_) => line.insert("payload_base64".into(), BASE64_STANDARD.encode(payload).into()),
+    };
 }
 
 /// One event; times are Unix times in milliseconds.
@@ -85,10 +212,7 @@ fn line(stored: &Stored) -> Value {
         What::Message { topic, payload } => {
             put("kind", "message".into());
             put("topic", (&**topic).into());
-            match std::str::from_utf8(payload) {
-                Ok(text) => put("payload", text.into()),
-                Err(_) => put("payload_base64", BASE64_STANDARD.encode(payload).into()),
-            }
+            put_payload(payload, line.as_object_mut().expect("an object"));
         }
         What::Connected(facts) | What::Disconnected(facts, _) => {
             put("listener", (&*facts.listener).into());

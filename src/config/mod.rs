@@ -210,14 +210,14 @@ impl Default for Store {
 }
 
 impl Store {
-    /// What the store takes of memory at the most: what waits, as much again in the group that is being written, and
-    /// the pages that its two connections keep.
+    /// What the store takes of memory at the most: events and changes that wait, as much again in the group that is being
+    /// written, once more the changes while the disk is full, and the pages that its two connections keep.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         const PAGES: u64 = 2 * (2_000 << 10);
         match self.durability {
             Durability::Memory => 0,
-            Durability::Group | Durability::Interval => 2 * self.queue_bytes as u64 + PAGES,
+            Durability::Group | Durability::Interval => 5 * self.queue_bytes as u64 + PAGES,
         }
     }
 }

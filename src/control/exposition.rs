@@ -170,6 +170,12 @@ impl Scrape {
             ProcessFigure::StoreRefused => stored(|stats| &stats.refused),
             ProcessFigure::StoreGroups => stored(|stats| &stats.groups),
             ProcessFigure::StoreCommit => stored(|stats| &stats.commit_micros),
+            ProcessFigure::StoreSessions => stored(|stats| &stats.kept.sessions),
+            ProcessFigure::StoreWaiting => stored(|stats| &stats.kept.messages),
+            ProcessFigure::StoreWaitingBytes => stored(|stats| &stats.kept.bytes),
+            ProcessFigure::StoreRetained => stored(|stats| &stats.kept.retained),
+            ProcessFigure::StoreChanges => stored(|stats| &stats.kept.changes),
+            ProcessFigure::StoreSteps => stored(|stats| &stats.kept.steps),
             ProcessFigure::StoreWithoutRoom => store.map(|store| u64::from(store.health() != Health::Well)),
         };
         let mut process = [None; ProcessFigure::COUNT];

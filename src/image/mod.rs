@@ -31,7 +31,8 @@ use crate::wire::WireError;
 /// What a row, an entry or a packet of each takes beside its texts, in bytes: what it counts where changes are bounded.
 const CHANGE_BYTES: usize = 96;
 
-/// A session's number, never given twice by one store: a device that begins anew has another.
+/// A session's number: no two that one store holds, and no two of one run of the gateway, have the same. A device that begins
+/// anew has another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey(pub u64);
 

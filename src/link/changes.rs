@@ -28,6 +28,8 @@ pub struct Changes {
     pub mark: ChangeMark,
     /// What has changed, in the order in which it happened; never empty.
     pub changes: Vec<Change>,
+    /// Whether an answer waits for them; else they wait for company.
+    pub is_awaited: bool,
 }
 
 impl Changes {

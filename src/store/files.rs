@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::StoreError;
-use super::{FILE, schema};
+use super::{FILE, schema, sessions};
 
 /// Held by the one process that writes.
 const LOCK: &str = "store.lock";
@@ -99,6 +99,12 @@ pub struct Check {
     pub range: (u64, u64),
     /// Consumers.
     pub consumers: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Messages that wait in them.
+    pub waiting: u64,
+    /// Retained messages.
+    pub retained: u64,
 }
 
 /// Reads the whole store in `directory`, also beside a gateway that writes it, and says what is wrong with it.
@@ -140,6 +146,10 @@ pub fn check(directory: &Path) -> Result<Check, StoreError> {
     if ahead > 0 {
         found.damage.push(format!("{ahead} consumers have acknowledged events that there never were"));
     }
+    found.damage.extend(sessions::contradictions(&connection).map_err(|error| error.of(&path))?);
+    let count =
+        |table| connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).map_err(failed);
+    (found.sessions, found.waiting, found.retained) = (count("session")?, count("queue")?, count("retained")?);
     found.consumers = connection.query_row("SELECT count(*) FROM consumer", [], |row| row.get(0)).map_err(failed)?;
     (found.events, found.range) = (events, (first, last));
     Ok(found)

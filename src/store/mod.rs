@@ -11,6 +11,7 @@
 //!
 //! Readers have a connection of their own and are never waited for. What is not here: sockets, devices' connections, HTTP.
 
+mod coalesce;
 mod error;
 mod files;
 mod progress;
@@ -18,6 +19,7 @@ mod queue;
 mod reading;
 mod record;
 mod schema;
+mod sessions;
 mod sink;
 mod writer;
 
@@ -26,7 +28,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -37,9 +39,11 @@ pub use files::{Check, backup, check, move_aside};
 pub use progress::Range;
 pub use reading::Reader;
 pub use record::{Entry, Facts, Stored, What};
+pub use sessions::{KeptSession, KeptStats, Waiting};
 pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 
-use crate::link::{Receipt, WorkerId};
+use crate::image::{Publication, SessionKey};
+use crate::link::{Changes, Mailbox, Receipt, WorkerId};
 use queue::{Queue, Request};
 use writer::Writer;
 
@@ -69,7 +73,7 @@ pub struct Options {
     pub durability: Durability,
     /// The file's largest size in bytes, without its journal.
     pub bytes_max: u64,
-    /// Bytes of events that may wait to be written, in memory.
+    /// Bytes of events that may wait to be written, in memory; as many again of changes.
     pub queue_bytes: usize,
     /// Events older than this are dropped.
     pub retention_age: Duration,
@@ -140,6 +144,8 @@ pub struct Stats {
     pub commit_micros: AtomicU64,
     /// Groups for which there was no room.
     pub no_room: AtomicU64,
+    /// Sessions and retained messages.
+    pub kept: KeptStats,
 }
 
 /// How far a consumer is behind, as far as memory tells.
@@ -205,6 +211,10 @@ struct Shared {
     head: watch::Sender<Head>,
     /// The oldest event held.
     first: AtomicU64,
+    /// Where workers hear that their changes are safe.
+    mailboxes: OnceLock<Vec<Mailbox>>,
+    /// A number above those of all sessions that were there at the start.
+    next_key: u64,
     health: AtomicU8,
     stats: Stats,
 }
@@ -231,20 +241,25 @@ impl Store {
     pub fn open(options: &Options, settle: impl Settle) -> Result<Self, StoreError> {
         let lock = files::lock(&options.directory)?;
         let path = options.directory.join(FILE);
-        let connection = schema::open_writer(&path, options.durability, options.bytes_max)?;
+        let mut connection = schema::open_writer(&path, options.durability, options.bytes_max)?;
         let reserve = files::Reserve::make(&options.directory)?;
-        let (state, consumers) = writer::State::load(&connection).map_err(|error| StoreError::sqlite(&path, error))?;
+        let failed = |error| StoreError::sqlite(&path, error);
+        let (state, consumers) = writer::State::load(&connection).map_err(failed)?;
+        sessions::begin(&mut connection, writer::unix_ms()).map_err(failed)?;
+        let kept = sessions::Kept::load(&connection).map_err(failed)?;
         let shared = Arc::new(Shared {
             path: path.clone(),
             queue: Queue::new(options.queue_bytes),
             consumers: Mutex::new(consumers),
             head: watch::Sender::new(Head { last: state.last(), is_closed: false }),
             first: AtomicU64::new(state.first()),
+            mailboxes: OnceLock::new(),
+            next_key: kept.next_key,
             health: AtomicU8::new(Health::Well as u8),
             stats: Stats::default(),
         });
         let reader = Reader::open(&path)?;
-        let writer = Writer::new(shared.clone(), connection, state, options, reserve, lock);
+        let writer = Writer::new(shared.clone(), connection, (state, kept), options, reserve, lock);
         let writer = thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(settle))
@@ -259,6 +274,24 @@ impl Store {
             return Taken::Later;
         }
         self.shared.queue.offer(entries)
+    }
+
+    /// Where workers say what changes in their sessions and retained messages.
+    #[must_use]
+    pub fn changes(&self) -> ChangeSender {
+        ChangeSender { shared: self.shared.clone() }
+    }
+
+    /// Tells the workers, from now on, what is safe: by [`Command::Safe`](crate::link::Command::Safe). What became safe before is told
+    /// too. To be said once.
+    pub fn connect(&self, mailboxes: Vec<Mailbox>) {
+        self.shared.mailboxes.set(mailboxes).expect("the workers are started once");
+    }
+
+    /// The key of the first session that begins in this run, or the first origin; all later ones are above it.
+    #[must_use]
+    pub fn next_key(&self) -> SessionKey {
+        SessionKey(self.shared.next_key)
     }
 
     /// How the store is.
@@ -295,6 +328,24 @@ impl Store {
     #[must_use]
     pub fn reader(&self) -> &Reader {
         &self.reader
+    }
+
+    /// Reads every session, in no order of their names, without the messages that wait in them
+    /// ([`Reader::messages`]). To be called before anything is changed. Gives back how many there are.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what cannot be.
+    pub fn sessions(&self, each: impl FnMut(KeptSession)) -> Result<u64, StoreError> {
+        self.reader.sessions(each)?;
+        Ok(self.shared.stats.kept.sessions.load(Ordering::Relaxed))
+    }
+
+    /// Reads every retained message, in the order of topics.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what cannot be.
+    pub fn retained(&self, each: impl FnMut(Publication)) -> Result<(), StoreError> {
+        self.reader.retained(each)
     }
 
     /// Hands events to a reader of `name`, at most `count` and some `bytes`, which nobody else gets before `lease` is
@@ -435,6 +486,27 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// The workers' way into the store: see [`Store::changes`].
+#[derive(Clone, Debug)]
+pub struct ChangeSender {
+    shared: Arc<Shared>,
+}
+
+impl ChangeSender {
+    /// Takes a worker's changes, to be written behind those that it said before. Never waits.
+    ///
+    /// # Errors
+    /// So many wait already, or nothing is written any more: the changes come back, to be offered again, before any later ones,
+    /// when [`Command::Safe`](crate::link::Command::Safe) is heard.
+    pub fn offer(&self, changes: Changes) -> Result<(), Changes> {
+        debug_assert!(!changes.changes.is_empty());
+        if self.shared.health() == Health::Failed {
+            return Err(changes);
+        }
+        self.shared.queue.offer_changes(changes)
     }
 }
 

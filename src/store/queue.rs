@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::progress::{Progress, Range};
 use super::record::Entry;
 use super::{Position, SinkNote, StoreError, Taken};
+use crate::link::{Changes, WorkerId};
 
 /// Every consumer by its name.
 pub(super) type Consumers = BTreeMap<Box<str>, Progress>;
@@ -51,6 +52,10 @@ pub(super) struct Work {
     pub(super) entries: Vec<Entry>,
     /// Requests, in order.
     pub(super) requests: Vec<Request>,
+    /// Changes of sessions and retained messages, in order.
+    pub(super) changes: Vec<Changes>,
+    /// Workers whose changes found no room: there is some now.
+    pub(super) refused: Vec<WorkerId>,
     /// Nothing more will come.
     pub(super) is_last: bool,
 }
@@ -60,6 +65,9 @@ struct Waiting {
     entries: Vec<Entry>,
     bytes: usize,
     requests: Vec<Request>,
+    changes: Vec<Changes>,
+    change_bytes: usize,
+    refused: Vec<WorkerId>,
     /// Somebody waits for an answer.
     is_urgent: bool,
     /// The writer sleeps until it is rung for, or until its time is over.
@@ -97,6 +105,26 @@ impl Queue {
         waiting.bytes += bytes;
         self.ring(waiting, is_urgent);
         Taken::All
+    }
+
+    /// Takes a worker's changes, or gives them back when so many wait already, or when nothing is taken any more. One batch
+    /// of each worker always finds room.
+    pub(super) fn offer_changes(&self, changes: Changes) -> Result<(), Changes> {
+        let (is_urgent, bytes) = (changes.is_awaited, changes.bytes());
+        let mut waiting = self.lock();
+        let is_crowded = waiting.change_bytes > 0 && waiting.change_bytes + bytes > self.bytes_max;
+        if waiting.is_closed || (is_crowded && waiting.changes.iter().any(|known| known.worker == changes.worker)) {
+            if !waiting.refused.contains(&changes.worker) {
+                waiting.refused.push(changes.worker);
+            }
+            return Err(changes);
+        }
+        waiting.changes.push(changes);
+        waiting.change_bytes += bytes;
+        // At half of the bound nothing waits for company any more.
+        let is_much = waiting.change_bytes > self.bytes_max / 2;
+        self.ring(waiting, is_urgent || is_much);
+        Ok(())
     }
 
     /// Asks for something; the answer comes when it is safe, or an error when the queue is closed.
@@ -140,16 +168,19 @@ impl Queue {
             waiting.is_asleep = false;
         }
         waiting.is_urgent = false;
-        waiting.bytes = 0;
+        (waiting.bytes, waiting.change_bytes) = (0, 0);
         Work {
             entries: std::mem::take(&mut waiting.entries),
             requests: std::mem::take(&mut waiting.requests),
+            changes: std::mem::take(&mut waiting.changes),
+            refused: std::mem::take(&mut waiting.refused),
             is_last: waiting.is_closed,
         }
     }
 
-    /// Only what is asked, and no events: for as long as there is no room for these.
-    pub(super) fn take_requests(&self, patience: Duration) -> Work {
+    /// Only what is asked, and no events: for as long as there is no room for these. Changes, of which some make room, if
+    /// `with_changes`.
+    pub(super) fn take_requests(&self, patience: Duration, with_changes: bool) -> Work {
         let until = Instant::now() + patience;
         let mut waiting = self.lock();
         while waiting.requests.is_empty() && !waiting.is_closed {
@@ -163,8 +194,15 @@ impl Queue {
             waiting = self.bell.wait_timeout(waiting, left).expect("no holder panics").0;
             waiting.is_asleep = false;
         }
-        waiting.is_urgent = waiting.entries.iter().any(|entry| entry.receipt.is_some());
-        let requests = std::mem::take(&mut waiting.requests);
-        Work { entries: Vec::new(), requests, is_last: waiting.is_closed }
+        waiting.is_urgent = waiting.entries.iter().any(|entry| entry.receipt.is_some())
+            || waiting.changes.iter().any(|changes| changes.is_awaited);
+        let mut work =
+            Work { requests: std::mem::take(&mut waiting.requests), is_last: waiting.is_closed, ..Work::default() };
+        if with_changes {
+            waiting.change_bytes = 0;
+            work.changes = std::mem::take(&mut waiting.changes);
+            work.refused = std::mem::take(&mut waiting.refused);
+        }
+        work
     }
 }

@@ -10,6 +10,8 @@ use super::error::StoreError;
 use super::progress::Range;
 use super::record::{Entry, Facts, Stored, What};
 use super::schema;
+use super::sessions::{self, KeptSession, Unreadable};
+use crate::image::{Message, Publication, SessionKey};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
@@ -79,6 +81,36 @@ impl Reader {
             let mut statement = connection.prepare_cached(&sql)?;
             statement.query_map(params![device, count], stored)?.collect()
         })
+    }
+
+    /// Every session, in no order of their names, without the messages that wait in them.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what cannot be.
+    pub fn sessions(&self, each: impl FnMut(KeptSession)) -> Result<(), StoreError> {
+        self.look(|connection| sessions::read_sessions(connection, each))
+    }
+
+    /// Every retained message, in the order of topics.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what cannot be.
+    pub fn retained(&self, each: impl FnMut(Publication)) -> Result<(), StoreError> {
+        self.look(|connection| sessions::read_retained(connection, each))
+    }
+
+    /// The messages of a session behind the number `after`, in their order, until they take more than `bytes_max`: at least
+    /// one, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what cannot be.
+    pub fn messages(&self, session: SessionKey, after: u64, bytes_max: usize) -> Result<Vec<Message>, StoreError> {
+        self.look(|connection| sessions::read_messages(connection, session, after, bytes_max))
+    }
+
+    fn look<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Unreadable>) -> Result<T, StoreError> {
+        let connection = self.connection.lock().expect("no holder panics");
+        read(&connection).map_err(|error| error.of(&self.path))
     }
 
     /// When the first event behind `seq` happened, as Unix time in milliseconds.

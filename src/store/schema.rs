@@ -68,6 +68,56 @@ const MIGRATIONS: &[&str] = &[
          store TEXT NOT NULL
      ) STRICT;
      INSERT INTO identity VALUES (1, lower(hex(randomblob(6))));",
+    // 3: sessions, what waits in them, and retained messages. An image is in the form of `image::encode`.
+    "CREATE TABLE session (
+         key        INTEGER PRIMARY KEY,
+         name       TEXT NOT NULL UNIQUE,  -- the device's id
+         away_since INTEGER,               -- Unix time in milliseconds; NULL: it is connected, or was when the process ended
+         expiry     INTEGER,               -- how long it outlives its connection, in seconds; NULL: for ever
+         image      BLOB NOT NULL
+     ) STRICT;
+     CREATE TABLE subscription (
+         session    INTEGER NOT NULL,
+         filter     TEXT NOT NULL,
+         options    INTEGER NOT NULL,      -- the options byte of SUBSCRIBE: QoS in bits 0 and 1
+         identifier INTEGER NOT NULL,      -- 0: none
+         PRIMARY KEY (session, filter)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE message (                -- what waits in a session or in several
+         id         INTEGER PRIMARY KEY,
+         uses       INTEGER NOT NULL,      -- in how many
+         image      BLOB NOT NULL
+     ) STRICT;
+     CREATE TABLE queue (
+         session     INTEGER NOT NULL,
+         number      INTEGER NOT NULL,     -- the order in which they are sent
+         message     INTEGER,              -- NULL: the device has it, and PUBCOMP is owed
+         packet      INTEGER,              -- the packet identifier under which it was sent; NULL: it was not
+         delivery    INTEGER NOT NULL,     -- QoS in bits 0 and 1, RETAIN in bit 2
+         identifiers BLOB,                 -- Subscription Identifiers, four bytes each
+         bytes       INTEGER NOT NULL,
+         origin      INTEGER NOT NULL,     -- of QoS 2: which received packet caused it; 0: that is answered
+         PRIMARY KEY (session, number)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE received (               -- packet identifiers of QoS 2 of which PUBREL is owed
+         session INTEGER NOT NULL,
+         packet  INTEGER NOT NULL,
+         origin  INTEGER NOT NULL,         -- 0: it is answered, or may be
+         PRIMARY KEY (session, packet)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE retained (
+         topic   TEXT PRIMARY KEY,
+         expires INTEGER,                  -- Unix time in milliseconds
+         bytes   INTEGER NOT NULL,
+         image   BLOB NOT NULL
+     ) STRICT, WITHOUT ROWID;
+     CREATE VIEW sessions AS
+         SELECT key, name, strftime('%Y-%m-%dT%H:%M:%fZ', away_since / 1000.0, 'unixepoch') AS away_since,
+                strftime('%Y-%m-%dT%H:%M:%fZ', away_since / 1000.0 + expiry, 'unixepoch') AS expires,
+                (SELECT count(*) FROM subscription WHERE session = key) AS subscriptions,
+                (SELECT count(*) FROM queue WHERE session = key) AS waiting,
+                (SELECT ifnull(sum(bytes), 0) FROM queue WHERE session = key) AS waiting_bytes
+         FROM session;",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.
@@ -86,7 +136,7 @@ pub(super) fn open_writer(path: &Path, durability: Durability, bytes_max: u64) -
     }
     connection.pragma_update(None, "max_page_count", (bytes_max / page_bytes).max(64)).map_err(failed)?;
     migrate(&mut connection).map_err(failed)?;
-    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 

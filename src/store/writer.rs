@@ -11,19 +11,23 @@
 //!                              Failed: nothing is acknowledged any more
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
+use super::coalesce::Plan;
 use super::error::{Fault, StoreError};
 use super::files::{Lock, Reserve};
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
 use super::record::{Entry, What};
+use super::sessions::{self, Kept};
 use super::sink;
 use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
+use crate::link::{ChangeMark, Changes, Command, WorkerId};
 
 /// How long what nobody waits for may wait for company.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -84,6 +88,9 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     connection: Connection,
     state: State,
+    kept: Kept,
+    /// By worker: up to where its changes are safe, and whether it was told so.
+    marks: BTreeMap<WorkerId, (ChangeMark, bool)>,
     /// As the file says. What readers hold of it is with the shared ones.
     consumers: Consumers,
     reserve: Reserve,
@@ -94,11 +101,24 @@ pub(super) struct Writer {
     synced: Instant,
     sync_every: Option<Duration>,
     is_unsynced: bool,
+    /// While there is no room: bytes of changes beyond which no more are taken.
+    change_bytes_max: usize,
+}
+
+/// Which steps of a plan are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Steps {
+    All,
+    /// Those that make room.
+    Freeing,
 }
 
 /// What a group has done, to be true when it is committed.
 struct Group {
     state: State,
+    kept: Kept,
+    /// Steps that the changes came to.
+    steps: usize,
     /// By request.
     results: Vec<Result<u64, StoreError>>,
     /// Entries that are larger than all that may be held, by their place.
@@ -107,11 +127,18 @@ struct Group {
     dropped: u64,
 }
 
+impl Group {
+    /// One that has done nothing yet.
+    fn of(state: State, kept: Kept) -> Self {
+        Self { state, kept, steps: 0, results: Vec::new(), refused: Vec::new(), dropped: 0 }
+    }
+}
+
 impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         connection: Connection,
-        state: State,
+        (state, kept): (State, Kept),
         options: &Options,
         reserve: Reserve,
         lock: Lock,
@@ -122,6 +149,8 @@ impl Writer {
             shared,
             connection,
             state,
+            kept,
+            marks: BTreeMap::new(),
             reserve,
             _lock: lock,
             retention_age_ms: i64::try_from(options.retention_age.as_millis()).unwrap_or(i64::MAX),
@@ -132,6 +161,7 @@ impl Writer {
                 Durability::Interval(every) => Some(every),
             },
             is_unsynced: false,
+            change_bytes_max: options.queue_bytes,
         };
         writer.tell();
         writer
@@ -146,13 +176,18 @@ impl Writer {
                 let more = self.gather();
                 work.entries.extend(more.entries);
                 work.requests.extend(more.requests);
+                work.changes.extend(more.changes);
+                work.refused.extend(more.refused);
                 work.is_last |= more.is_last;
             }
-            last_count = work.entries.len() + work.requests.len();
+            last_count = work.entries.len()
+                + work.requests.len()
+                + work.changes.iter().map(|all| all.changes.len()).sum::<usize>();
             let is_last = work.is_last;
             if self.write(work, &mut settle).is_err() || self.sync().is_err() {
                 return self.fail();
             }
+            self.tell_marks();
             if is_last {
                 return self.end();
             }
@@ -168,7 +203,7 @@ impl Writer {
     /// Writes all of it, waiting for room if need be. `Err`: the disk has failed.
     fn write(&mut self, mut work: Work, settle: &mut impl Settle) -> Result<(), Fault> {
         loop {
-            match self.commit(&work) {
+            match self.commit(&work, Steps::All) {
                 Ok(group) => {
                     if self.shared.health() == Health::NoRoom {
                         self.recover();
@@ -189,16 +224,22 @@ impl Writer {
         }
     }
 
-    /// The events wait; what is asked is written from the reserve. `None`: the end came first, and the events were
-    /// never acknowledged.
-    fn wait_for_room(&mut self, work: Work, settle: &mut impl Settle) -> Result<Option<Work>, Fault> {
-        let mut asked = Work { entries: Vec::new(), requests: work.requests, is_last: false };
+    /// The events wait, and the changes; what is asked is written from the reserve, and whatever of the changes makes room.
+    /// `None`: the end came first, and the events were never acknowledged.
+    fn wait_for_room(&mut self, mut work: Work, settle: &mut impl Settle) -> Result<Option<Work>, Fault> {
+        let mut requests = std::mem::take(&mut work.requests);
         let until = Instant::now() + RETRY;
         loop {
-            match self.commit(&asked) {
-                Ok(group) => self.finish(asked, group, settle),
+            let changes = std::mem::take(&mut work.changes);
+            let asked = Work { requests, changes, ..Work::default() };
+            let committed = self.commit(&asked, Steps::Freeing);
+            let Work { requests: asked, changes, .. } = asked;
+            work.changes = changes;
+            match committed {
+                // Of the changes nothing is safe before all of it is.
+                Ok(group) => self.finish(Work { requests: asked, ..Work::default() }, group, settle),
                 Err(error) if Fault::of(&error) == Fault::NoRoom => {
-                    for request in asked.requests {
+                    for request in asked {
                         request.answer(Err(StoreError::sqlite(&self.shared.path, no_room())));
                     }
                 }
@@ -209,20 +250,22 @@ impl Writer {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || work.is_last {
-                let is_over = work.is_last;
-                let kept = Work { entries: work.entries, requests: Vec::new(), is_last: work.is_last };
-                return Ok((!is_over).then_some(kept));
+                return Ok((!work.is_last).then_some(work));
             }
-            asked = self.shared.queue.take_requests(left);
-            if asked.is_last {
+            let held: usize = work.changes.iter().map(Changes::bytes).sum();
+            let more = self.shared.queue.take_requests(left, held < self.change_bytes_max);
+            if more.is_last {
                 return Ok(None);
             }
+            requests = more.requests;
+            work.changes.extend(more.changes);
+            work.refused.extend(more.refused);
         }
     }
 
     /// One transaction for all of `work`. On an error nothing of it is done.
-    fn commit(&mut self, work: &Work) -> rusqlite::Result<Group> {
-        let done = self.try_commit(work);
+    fn commit(&mut self, work: &Work, steps: Steps) -> rusqlite::Result<Group> {
+        let done = self.try_commit(work, steps);
         if done.is_err() {
             // What the group had changed in memory is as the file says again.
             if let Ok((_, consumers)) = State::load(&self.connection) {
@@ -232,21 +275,29 @@ impl Writer {
         done
     }
 
-    fn try_commit(&mut self, work: &Work) -> rusqlite::Result<Group> {
+    fn try_commit(&mut self, work: &Work, steps: Steps) -> rusqlite::Result<Group> {
         let now_ms = unix_ms();
-        let mut group = Group { state: self.state, results: Vec::new(), refused: Vec::new(), dropped: 0 };
-        if work.entries.is_empty() && work.requests.is_empty() && !self.oldest_is_due(now_ms)? {
+        let mut group = Group::of(self.state, self.kept);
+        let mut plan = Plan::of(&work.changes);
+        if steps == Steps::Freeing {
+            plan.keep_freeing();
+        }
+        group.steps = plan.len();
+        let is_idle = work.entries.is_empty() && work.requests.is_empty() && plan.is_empty();
+        if is_idle && !self.oldest_is_due(now_ms)? {
             return Ok(group);
         }
         let began = Instant::now();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         append(&transaction, &mut group, &work.entries, self.retention_bytes)?;
-        let kept = Kept { since_ms: now_ms.saturating_sub(self.retention_age_ms), bytes: self.retention_bytes };
-        trim(&transaction, &mut group, &mut self.consumers, kept, DROPPED_MAX + work.entries.len() as u64)?;
+        let retention =
+            Retention { since_ms: now_ms.saturating_sub(self.retention_age_ms), bytes: self.retention_bytes };
+        trim(&transaction, &mut group, &mut self.consumers, retention, DROPPED_MAX + work.entries.len() as u64)?;
         let State { next, events, bytes } = group.state;
         transaction
             .prepare_cached("UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3")?
             .execute(params![next, events, bytes])?;
+        sessions::take(&transaction, &plan, &mut group.kept)?;
         for request in &work.requests {
             let result = apply(&transaction, group.state, &mut self.consumers, request, now_ms)?;
             group.results.push(result);
@@ -296,7 +347,9 @@ impl Writer {
         stats.appended.fetch_add(appended, Ordering::Relaxed);
         stats.refused.fetch_add(group.refused.len() as u64, Ordering::Relaxed);
         stats.dropped.fetch_add(group.dropped, Ordering::Relaxed);
-        self.state = group.state;
+        stats.kept.steps.fetch_add(group.steps as u64, Ordering::Relaxed);
+        (self.state, self.kept) = (group.state, group.kept);
+        self.note_marks(&work);
         self.tell_consumers(&work.requests, &group.results);
         // Before anybody is answered: what is acknowledged can be read.
         self.tell();
@@ -313,6 +366,27 @@ impl Writer {
         }
         for (request, result) in work.requests.into_iter().zip(group.results) {
             request.answer(result);
+        }
+    }
+
+    /// All changes of `work` are safe.
+    fn note_marks(&mut self, work: &Work) {
+        for changes in &work.changes {
+            self.marks.insert(changes.worker, (changes.mark, false));
+            self.shared.stats.kept.changes.fetch_add(changes.changes.len() as u64, Ordering::Relaxed);
+        }
+        for &worker in &work.refused {
+            self.marks.entry(worker).or_default().1 = false;
+        }
+    }
+
+    /// Tells the workers what is safe, as soon as they can be told anything.
+    fn tell_marks(&mut self) {
+        let Some(mailboxes) = self.shared.mailboxes.get() else { return };
+        for (worker, (mark, is_told)) in self.marks.iter_mut().filter(|(_, (_, is_told))| !is_told) {
+            // A worker that is gone needs nothing.
+            let _ = mailboxes[worker.index()].answer(Command::Safe { mark: *mark });
+            *is_told = true;
         }
     }
 
@@ -352,6 +426,7 @@ impl Writer {
         self.shared.first.store(self.state.first(), Ordering::Release);
         self.shared.stats.events.store(events, Ordering::Relaxed);
         self.shared.stats.bytes.store(bytes, Ordering::Relaxed);
+        self.kept.tell(&self.shared.stats.kept);
         let last = self.state.last();
         self.shared.head.send_if_modified(|head| std::mem::replace(&mut head.last, last) != last);
     }
@@ -395,7 +470,7 @@ impl Writer {
 
 /// What retention keeps.
 #[derive(Clone, Copy)]
-struct Kept {
+struct Retention {
     since_ms: i64,
     bytes: u64,
 }
@@ -443,7 +518,7 @@ fn trim(
     transaction: &Transaction<'_>,
     group: &mut Group,
     consumers: &mut Consumers,
-    kept: Kept,
+    kept: Retention,
     count: u64,
 ) -> rusqlite::Result<()> {
     let mut dropped = None;
@@ -586,7 +661,7 @@ fn no_room() -> rusqlite::Error {
 }
 
 /// The time of day, in milliseconds since 1970; negative before.
-fn unix_ms() -> i64 {
+pub(super) fn unix_ms() -> i64 {
     match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
         Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
