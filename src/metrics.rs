@@ -176,6 +176,30 @@ figures! {
     TokensRejected = Counter "pulsegate_tokens_rejected" "",
     /// Device tokens not checked: too many waited, or their address had sent too many wrong ones.
     TokensUnanswered = Counter "pulsegate_tokens_unanswered" "",
+    /// JSON Web Tokens that were accepted.
+    JwtAccepted = Counter "pulsegate_jwt_accepted" "",
+    /// JSON Web Tokens that were refused.
+    JwtRejected = Counter "pulsegate_jwt_rejected" "",
+    /// JSON Web Tokens not checked: no keys yet, a key that is not known, or too many waited.
+    JwtUnanswered = Counter "pulsegate_jwt_unanswered" "",
+    /// Sets of keys fetched for JSON Web Tokens.
+    KeysFetched = Counter "pulsegate_jwt_keys_fetched" "",
+    /// Times that keys could not be fetched: the last good ones stayed.
+    KeysFailed = Counter "pulsegate_jwt_keys_failed" "",
+    /// Questions to HTTP hooks.
+    HookAsked = Counter "pulsegate_hook_asked" "",
+    /// Questions to HTTP hooks without an answer.
+    HookFailures = Counter "pulsegate_hook_failures" "",
+    /// Devices for which an HTTP hook's answer was known and held.
+    HookCached = Counter "pulsegate_hook_cached" "",
+    /// Devices let in by an older answer because the HTTP hook gave none.
+    HookStale = Counter "pulsegate_hook_stale" "",
+    /// Devices let in by HTTP hooks, by answers known before too.
+    HookAccepted = Counter "pulsegate_hook_accepted" "",
+    /// Devices refused by HTTP hooks, by answers known before too.
+    HookRejected = Counter "pulsegate_hook_rejected" "",
+    /// Devices told to come again because an HTTP hook gave no answer.
+    HookUnanswered = Counter "pulsegate_hook_unanswered" "",
     /// Events that the backbone took.
     EventsAccepted = Counter "pulsegate_backbone_events_accepted" "",
     /// The oldest events that the embedded backbone dropped to make room for newer ones.

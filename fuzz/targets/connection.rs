@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
-use pulsegate_fuzz::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
+use pulsegate_fuzz::config::{self, Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    AuthAnswer, Choice, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, Peer, Publication, Receipt, SessionId, WorkerId,
+    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, Peer, Publication, Receipt, SessionId, WorkerId,
 };
 use pulsegate_fuzz::broker;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
@@ -55,7 +55,7 @@ fn settings() -> Arc<[ListenerSettings]> {
             proxy_protocol: Vec::new(),
             tls: config::Tls::default(),
             heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1, ..Heartbeat::default() },
-            identity: Identity { from: IdentityFrom::Hello, token_file: tokens.then(|| "tokens".into()) },
+            identity: Identity { from: IdentityFrom::Hello, authenticators: if tokens { vec![Authenticator::secrets("tokens".into(), "identity.token_file")] } else { Vec::new() } },
         };
         let settings =
             |id, protocol, tokens| ListenerSettings::new(ListenerId(id), &listener(protocol, tokens), &limits(), tls.clone());
@@ -142,7 +142,7 @@ impl Desk {
     fn arrive(&mut self, which: u8, bytes: &[u8]) {
         let (server, client) = layers();
         // No address; version 2, listener, named by HELLO, TLS alone, interval, connected at the beginning.
-        let mut parcel = vec![0, 2, which % 4, 1, 0, 0, 50, 0, 0, 0, 0];
+        let mut parcel = vec![0, 0, 2, which % 4, 1, 0, 0, 50, 0, 0, 0, 0];
         parcel.extend_from_slice(&[1, b'a' + which / 4 % 4]);
         for part in [&bytes[..bytes.len() / 2], &[], &bytes[bytes.len() / 2..], &[]] {
             parcel.extend_from_slice(&(part.len() as u32).to_be_bytes());
@@ -229,14 +229,14 @@ impl Desk {
             18 => {
                 if let Some(slot) = slot {
                     let id = self.shard.id(slot);
-                    self.shard.handle_authenticated(id, [AuthAnswer::Rejected, AuthAnswer::Accepted][usize::from(which > 127)], self.now);
+                    self.shard.handle_authenticated(id, if which > 127 { AuthAnswer::plain() } else { AuthAnswer::Rejected(CloseReason::TokenRejected, "".into()) }, self.now);
                     self.shard.handle_settled(Receipt::Connection(id, 7), true, self.now);
                     self.seen.push(id);
                 }
             }
             _ => {
                 if let Some(&id) = self.seen.get(usize::from(which)) {
-                    self.shard.handle_authenticated(id, AuthAnswer::Accepted, self.now);
+                    self.shard.handle_authenticated(id, AuthAnswer::plain(), self.now);
                     self.shard.handle_settled(Receipt::Connection(id, 7), true, self.now);
                     if !self.shard.is_current(id) {
                         self.shard.handle_moved(id);

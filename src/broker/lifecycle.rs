@@ -518,6 +518,14 @@ impl Broker {
         more
     }
 
+    /// What a session has subscribed to, each filter as it was written.
+    #[must_use]
+    pub fn filters(&self, session: u32) -> Vec<String> {
+        let own = self.routing.subscriptions.filters(session).map(|(filter, _)| filter);
+        let shared = self.sessions[session].groups.iter().map(|membership| membership.group.to_string());
+        own.chain(shared).collect()
+    }
+
     /// What is known of a session, with its filters up to so many bytes of them.
     #[must_use]
     pub fn describe(&self, session: u32, filter_bytes: usize) -> SessionFacts {

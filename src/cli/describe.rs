@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use pulsegate::config::budget::{Bytes, Thousands};
-use pulsegate::config::{ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol};
+use pulsegate::config::{Authenticator, ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol};
 
 /// What is in effect: one line per listener, then the rest. `bound` are the listeners' addresses in the order of the
 /// configuration, as they really are.
@@ -54,10 +54,18 @@ fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {
         ClientAuth::Optional => "client certificates optional",
         ClientAuth::Required => "client certificates required",
     };
-    let secret = match (&listener.identity.token_file, &listener.protocol) {
-        (None, _) => "",
-        (Some(_), Protocol::Mqtt(_)) => " with password",
-        (Some(_), _) => " with token",
+    let secret = match (&listener.identity.authenticators[..], &listener.protocol) {
+        ([], _) => String::new(),
+        ([Authenticator::Secrets(_)], Protocol::Mqtt(_)) => " with password".to_owned(),
+        ([Authenticator::Secrets(_)], _) => " with token".to_owned(),
+        (list, protocol) => {
+            let word = |one: &Authenticator| match (one, protocol) {
+                (Authenticator::Secrets(_), Protocol::Mqtt(_)) => "password",
+                (Authenticator::Secrets(_), _) => "token",
+                (other, _) => other.label(),
+            };
+            format!(" by {}", list.iter().map(word).collect::<Vec<_>>().join(", then "))
+        }
     };
     let liveness = match &listener.protocol {
         Protocol::Mqtt(mqtt) => mqtt_in_words(mqtt),

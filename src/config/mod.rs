@@ -1,6 +1,7 @@
 //! Configuration: what the operator wrote (`RawConfig`, in `raw`) becomes what is true ([`Config`]) in one place, or an
 //! error that names file, key and remedy. Nothing below this module sees an unchecked option.
 
+pub mod authenticator;
 pub mod budget;
 pub mod machine;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 use crate::codec::{mqtt, native};
 use crate::network::Network;
 
+pub use authenticator::{Authenticator, Endpoint, Hook, Jwt, KeySource, OnError, RsaAlgorithm, is_topic_rule};
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
@@ -628,9 +630,38 @@ impl Heartbeat {
 pub struct Identity {
     /// Where a device's id comes from.
     pub from: IdentityFrom,
-    /// Lines `name:argon2-hash`. Native (`token_file`): a HELLO must carry the token of its id. MQTT (`password_file`): a
-    /// CONNECT must carry a user name and its password.
-    pub token_file: Option<PathBuf>,
+    /// Who is asked, in order; the first that applies decides. Empty: nobody, and whoever TLS lets in comes in. `token_file`
+    /// and `password_file` are a list of one.
+    pub authenticators: Vec<Authenticator>,
+}
+
+impl Identity {
+    /// The file of tokens or passwords, if there is one.
+    #[must_use]
+    pub fn secrets(&self) -> Option<&authenticator::Secrets> {
+        self.authenticators.iter().find_map(|one| match one {
+            Authenticator::Secrets(secrets) => Some(secrets),
+            _ => None,
+        })
+    }
+
+    /// How tokens are judged, if they are.
+    #[must_use]
+    pub fn jwt(&self) -> Option<&Jwt> {
+        self.authenticators.iter().find_map(|one| match one {
+            Authenticator::Jwt(jwt) => Some(&**jwt),
+            _ => None,
+        })
+    }
+
+    /// The HTTP service that is asked, if there is one.
+    #[must_use]
+    pub fn hook(&self) -> Option<&Hook> {
+        self.authenticators.iter().find_map(|one| match one {
+            Authenticator::Hook(hook) => Some(&**hook),
+            _ => None,
+        })
+    }
 }
 
 /// Where a device's id comes from.

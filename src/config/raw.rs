@@ -230,6 +230,9 @@ pub struct RawListener {
     pub heartbeat: Option<RawHeartbeat>,
     /// `[listener.identity]`.
     pub identity: RawIdentity,
+    /// `[[listener.authenticator]]`.
+    #[serde(rename = "authenticator")]
+    pub authenticators: Vec<RawAuthenticator>,
     /// `[listener.raw]`.
     pub raw: Option<RawRaw>,
     /// `[listener.mqtt]`.
@@ -322,6 +325,69 @@ pub struct RawIdentity {
     pub token_file: Option<String>,
     /// Lines `name:argon2-hash`.
     pub password_file: Option<String>,
+}
+
+macro_rules! authenticator {
+    ($($(#[doc = $doc:literal])+ $key:ident: $type:ty,)+) => {
+        /// `[[listener.authenticator]]`, of whatever kind.
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct RawAuthenticator {
+            /// `certificate`, `jwt`, `password`, `token` or `hook`.
+            pub kind: Option<String>,
+            $($(#[doc = $doc])+ pub $key: Option<$type>,)+
+        }
+
+        impl RawAuthenticator {
+            /// The keys that are written, besides `kind`.
+            pub fn written(&self) -> Vec<&'static str> {
+                [$((stringify!($key), self.$key.is_some()),)+].into_iter().filter(|key| key.1).map(|key| key.0).collect()
+            }
+        }
+    };
+}
+
+authenticator! {
+    /// Lines `name:argon2-hash`, or keys of tokens.
+    file: String,
+    /// Where keys are fetched, or who is asked.
+    url: String,
+    /// The authorities of its certificate.
+    ca: String,
+    /// How often keys are fetched.
+    refresh: String,
+    /// The algorithm of RSA keys.
+    algorithm: String,
+    /// Who must have issued a token.
+    issuer: String,
+    /// For whom it must be.
+    audience: Vec<String>,
+    /// How far clocks may be apart.
+    leeway: String,
+    /// Where the device's id is.
+    device_claim: String,
+    /// Where the filters are that it may publish to.
+    publish_claim: String,
+    /// Where the filters are that it may subscribe to.
+    subscribe_claim: String,
+    /// A file with the token that the gateway shows.
+    bearer_file: String,
+    /// How long a question may take.
+    timeout: String,
+    /// Questions under way at a time.
+    in_flight: i64,
+    /// Devices that may wait for their question.
+    waiting: i64,
+    /// For how long a yes holds.
+    cache: String,
+    /// For how long a no does.
+    cache_denied: String,
+    /// Bytes of answers that are kept.
+    cache_bytes: i64,
+    /// For how long a yes serves while nobody answers.
+    stale: String,
+    /// `deny` or `allow-cached`.
+    on_error: String,
 }
 
 /// `[listener.mqtt]`.

@@ -1,5 +1,6 @@
 //! Every error names file, line, key and remedy; the reference in docs/OPERATING.md is what the defaults are.
 
+mod authenticator;
 mod sinks;
 
 use std::fs;
@@ -145,7 +146,7 @@ fn paths_are_relative_to_the_file() {
     let tls = &config.listeners[0].tls;
     let files = |cert, key| CertificateFiles { cert: directory.path(cert), key: directory.path(key), ocsp: None };
     assert_eq!(tls.certificates, [files("server.pem", "server.key"), files("other.pem", "other.key")]);
-    assert_eq!(config.listeners[0].identity.token_file, Some(directory.path("devices.tokens")));
+    assert_eq!(config.listeners[0].identity.secrets().unwrap().file, directory.path("devices.tokens"));
     assert_eq!(config.data_dir, directory.path("pulsegate-data"));
 }
 

@@ -81,6 +81,11 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::TokenRejected
         | CloseReason::HelloTimeout
         | CloseReason::TokenUnanswered
+        | CloseReason::JwtRejected
+        | CloseReason::JwtUnanswered
+        | CloseReason::HookRejected
+        | CloseReason::HookUnanswered
+        | CloseReason::GrantExpired
         | CloseReason::TlsError
         | CloseReason::ProtocolError
         | CloseReason::FrameTooLarge
@@ -117,11 +122,17 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         CloseReason::ProtocolError => CloseCode::PROTOCOL_ERROR,
         CloseReason::FrameTooLarge => CloseCode::FRAME_TOO_LARGE,
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => CloseCode::IDENTITY_MISMATCH,
-        CloseReason::TokenRejected => CloseCode::TOKEN_REJECTED,
+        CloseReason::TokenRejected
+        | CloseReason::JwtRejected
+        | CloseReason::HookRejected
+        | CloseReason::GrantExpired => CloseCode::TOKEN_REJECTED,
         CloseReason::HelloTimeout => CloseCode::HELLO_TIMEOUT,
-        CloseReason::TokenUnanswered | CloseReason::HomeFull | CloseReason::PoolFull | CloseReason::ConnectionAge => {
-            CloseCode::TRY_LATER
-        }
+        CloseReason::TokenUnanswered
+        | CloseReason::JwtUnanswered
+        | CloseReason::HookUnanswered
+        | CloseReason::HomeFull
+        | CloseReason::PoolFull
+        | CloseReason::ConnectionAge => CloseCode::TRY_LATER,
         CloseReason::Requested | CloseReason::CertificateRevoked | CloseReason::CertificateExpired => {
             CloseCode::REQUESTED
         }

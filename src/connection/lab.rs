@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::ListenerSettings;
 use crate::broker::{self, Broker};
 use crate::codec::native::{self, CloseCode, Frame, Hello, Message, Welcome};
-use crate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport};
+use crate::config::{
+    self, Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport,
+};
 use crate::link::{Exchange, Home, ListenerId, WorkerId};
 use crate::time::Tick;
 use crate::tls::certs::fixtures::{Algorithm, Authority, Time, dns};
@@ -24,6 +26,11 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
+    /// The authenticators of a listener with a token file, or of one without.
+    pub(crate) fn tokens(has_file: bool) -> Vec<Authenticator> {
+        if has_file { vec![Authenticator::secrets("tokens".into(), "identity.token_file")] } else { Vec::new() }
+    }
+
     pub fn new() -> Self {
         let authority = Authority::new(Algorithm::EcdsaP256);
         let server = authority.issue("localhost", Algorithm::EcdsaP256, Time::Now, &[dns("localhost")]);
@@ -45,7 +52,7 @@ impl Lab {
                 retries: 1,
                 ..Heartbeat::default()
             },
-            identity: Identity { from: IdentityFrom::Hello, token_file: None },
+            identity: Identity { from: IdentityFrom::Hello, authenticators: Vec::new() },
         }
     }
 
@@ -54,7 +61,7 @@ impl Lab {
         let raw = Raw { heartbeat: b"heartbeat".to_vec(), reply: b"ok".to_vec(), probe: b"?".to_vec() };
         Listener {
             protocol: Protocol::Raw(raw),
-            identity: Identity { from: IdentityFrom::CertCn, token_file: None },
+            identity: Identity { from: IdentityFrom::CertCn, authenticators: Vec::new() },
             ..Self::native()
         }
     }

@@ -49,7 +49,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use announced::Announcement;
-use bytes::Bytes;
 use naming::Naming;
 use websocket::Carrier;
 
@@ -58,11 +57,11 @@ pub use close::{Termination, lingers};
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
-pub use settings::ListenerSettings;
+pub use settings::{Entry, ListenerSettings};
 
 use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
-use crate::link::{CloseReason, Downlink, ListenerId, Outcome, Uplink};
+use crate::link::{CloseReason, Credentials, Downlink, Grant, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
 use crate::pool::{ALLOCATION_BYTES, Class, Pool};
 use crate::time::{Moment, Tick};
@@ -97,6 +96,8 @@ pub struct Context<'a> {
     pub uplink: &'a mut Vec<Uplink>,
     /// The length of `uplink` at which no more messages are taken.
     pub uplink_length: usize,
+    /// What the device was granted beyond the listener's rules; none: these hold.
+    pub grant: Option<&'a Grant>,
 }
 
 /// What a connection wants its shard to know after it was handed something.
@@ -115,13 +116,8 @@ pub enum Step {
     },
     /// The device is known (its id is set); it may move, then be registered.
     Named,
-    /// The device says who it is, and this must be checked first.
-    Verify {
-        /// Whose secret it is: the name to be looked up.
-        name: Box<str>,
-        /// The token or password.
-        secret: Bytes,
-    },
+    /// The device says who it is, and this must be checked: first, or beside what it does, where it is a renewal.
+    Verify(Box<Credentials>),
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
     Paused,
     /// Messages of the device, or its SUBACK, wait: nothing more is read until the device has been told of them.
@@ -463,15 +459,35 @@ impl Connection {
         self.device = id;
     }
 
-    /// The check of its token has ended. On `true` the next step of its input is [`Step::Named`].
-    pub fn handle_authenticated(&mut self, accepted: bool) -> Step {
+    /// It may come in. The next step of its input is [`Step::Named`], unless it calls itself by another name than it was
+    /// granted, or has none at all.
+    pub fn handle_authenticated(&mut self, grant: &Grant) -> Step {
         assert!(self.is_verifying());
-        if accepted {
-            self.set_phase(Phase::Unnamed);
-            Step::Named
-        } else {
-            Step::End(Termination::because(CloseReason::TokenRejected, "the token is not right for this device"))
+        let State::Open { naming, .. } = &mut self.state else { unreachable!("it is verifying") };
+        // Where it calls itself by a name, whoever let it in has seen to it that the name is its own.
+        if grant.device.is_empty() && self.device.is_empty() && *naming == Naming::Granted {
+            let what = "it has no client certificate, and what it proved itself by says nothing of an id";
+            return Step::End(Termination::because(CloseReason::IdentityMissing, what));
         }
+        if !grant.device.is_empty() && self.device.is_empty() {
+            *naming = Naming::Granted;
+            self.device.clone_from(&grant.device);
+        }
+        if !grant.device.is_empty() && self.device != grant.device {
+            let what = format!("it calls itself {:?}, and its proof is for {:?}", self.device, grant.device);
+            return Step::End(Termination::because(CloseReason::IdentityMismatch, what));
+        }
+        self.set_phase(Phase::Unnamed);
+        Step::Named
+    }
+
+    /// What it was granted was renewed; `cx` has it.
+    ///
+    /// # Errors
+    /// The [`Termination`] of a connection whose keys can seal nothing more.
+    pub fn handle_renewed(&mut self, settings: &ListenerSettings, cx: &mut Context) -> Result<(), Termination> {
+        assert!(self.is_device());
+        self.as_open(settings, cx).send_renewed()
     }
 
     /// It was offered to its home; nothing is read until it is there or back.

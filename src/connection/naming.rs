@@ -13,14 +13,23 @@ pub(super) enum Naming {
     Rule(IdentityFrom),
     /// The gateway made it up.
     Generated,
+    /// What the device proved itself by names it.
+    Granted,
 }
 
 impl Naming {
+    /// Whether a client certificate names the device, or should have.
+    pub(super) const fn is_by_certificate(self) -> bool {
+        use IdentityFrom::{CertCn, CertSanDns, CertSanUri};
+        matches!(self, Naming::Rule(CertCn | CertSanDns | CertSanUri))
+    }
+
     /// As it is called to people.
     pub(super) const fn label(self) -> &'static str {
         match self {
             Naming::Rule(from) => from.label(),
             Naming::Generated => "generated",
+            Naming::Granted => "granted",
         }
     }
 
@@ -28,6 +37,7 @@ impl Naming {
     pub(super) const fn code(self) -> u8 {
         match self {
             Naming::Generated => 0,
+            Naming::Granted => 7,
             Naming::Rule(IdentityFrom::Hello) => 1,
             Naming::Rule(IdentityFrom::CertCn) => 2,
             Naming::Rule(IdentityFrom::CertSanDns) => 3,
@@ -46,6 +56,7 @@ impl Naming {
             4 => Naming::Rule(IdentityFrom::CertSanUri),
             5 => Naming::Rule(IdentityFrom::ClientId),
             6 => Naming::Rule(IdentityFrom::Username),
+            7 => Naming::Granted,
             _ => return None,
         })
     }

@@ -8,7 +8,7 @@ use super::close::close_code;
 use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step, Termination};
 use crate::codec::native::{self, Frame};
-use crate::link::{CloseReason, Downlink, Message, Outcome, Receipt, Uplink};
+use crate::link::{CloseReason, Credentials, Downlink, Message, Outcome, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{TICK_MICROS, ticks_ceil};
 
@@ -66,6 +66,7 @@ impl OpenConnection<'_, '_> {
     }
 
     fn handle_hello(&mut self, hello: &native::Hello) -> Result<Step, Termination> {
+        let is_certified = self.is_certified();
         if self.device.is_empty() {
             *self.device = hello.id.into();
         } else if **self.device != *hello.id {
@@ -81,14 +82,22 @@ impl OpenConnection<'_, '_> {
             let ticks = ticks_ceil(Duration::from_millis(u64::from(wanted)));
             *self.interval = u16::try_from(ticks).unwrap_or(u16::MAX);
         }
-        if !self.settings.tokens {
+        let entry = self.settings.entry;
+        if !entry.asks || (entry.certificate_passes && is_certified) {
             return Ok(Step::Named);
         }
-        if hello.token.is_empty() {
+        if hello.token.is_empty() && entry.needs_secret {
             return Err(Termination::because(CloseReason::TokenRejected, "HELLO carries no token"));
         }
         *self.phase = Phase::Verifying;
-        Ok(Step::Verify { name: self.device.clone(), secret: Bytes::copy_from_slice(hello.token) })
+        Ok(Step::Verify(Box::new(Credentials {
+            device: self.device.clone(),
+            name: self.device.clone(),
+            secret: Bytes::copy_from_slice(hello.token),
+            is_certified,
+            has_method: false,
+            is_renewal: false,
+        })))
     }
 
     fn handle_message(&mut self, message: &native::Message) -> Step {

@@ -77,6 +77,9 @@ pub(super) fn first_name(
         (Protocol::Mqtt(_), Ok(None) | Err(_)) => Ok((Box::default(), rule)),
         (Protocol::Raw(_), Ok(None)) => Ok((Box::default(), Naming::Generated)),
         (Protocol::Raw(_), Err(_)) if peer.is_none() => Ok((Box::default(), Naming::Generated)),
+        (Protocol::Native, Err(_)) if peer.is_none() && settings.entry.names_otherwise => {
+            Ok((Box::default(), Naming::Granted))
+        }
         (Protocol::Native | Protocol::Raw(_), Err(termination)) => Err(termination),
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::{Schedule, protocol};
-use crate::config::{Heartbeat, IdentityFrom, Limits, Listener, Protocol, Transport, WebSocket, WhenOver};
+use crate::config::{
+    Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Transport, WebSocket, WhenOver,
+};
 use crate::link::{DenyList, ListenerId};
 use crate::network::Network;
 use crate::time::ticks_ceil;
@@ -31,8 +33,8 @@ pub struct ListenerSettings {
     pub max_age_ticks: Option<u32>,
     /// Where ids come from.
     pub identity: IdentityFrom,
-    /// Whether HELLO must carry a token.
-    pub tokens: bool,
+    /// What is asked of whoever comes.
+    pub entry: Entry,
     /// Liveness as configured.
     pub heartbeat: Heartbeat,
     /// The same in ticks.
@@ -57,6 +59,38 @@ pub struct ListenerSettings {
     pub topic_levels: usize,
     /// Who may not come in; one list for all listeners.
     pub deny: Arc<DenyList>,
+}
+
+/// What of a listener's authenticators its connections must know; the rest is the control plane's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent answers to five questions")]
+pub struct Entry {
+    /// Somebody is asked before a device comes in.
+    pub asks: bool,
+    /// But for whom a client certificate names.
+    pub certificate_passes: bool,
+    /// Whoever offers no token and no password is refused without asking.
+    pub needs_secret: bool,
+    /// Where a certificate is to name the device and there is none, what else it proves itself by may.
+    pub names_otherwise: bool,
+    /// MQTT's authentication method "token" is taken.
+    pub takes_method: bool,
+}
+
+impl Entry {
+    fn new(identity: &Identity) -> Self {
+        let list = &identity.authenticators;
+        let has = |kind: fn(&Authenticator) -> bool| list.iter().any(kind);
+        let has_certificate = has(|one| matches!(one, Authenticator::Certificate));
+        let has_hook = has(|one| matches!(one, Authenticator::Hook(_)));
+        Self {
+            asks: !list.is_empty(),
+            certificate_passes: matches!(list.first(), Some(Authenticator::Certificate)),
+            needs_secret: !has_certificate && !has_hook,
+            names_otherwise: has_certificate && list.len() > 1,
+            takes_method: has_hook || has(|one| matches!(one, Authenticator::Jwt(_))),
+        }
+    }
 }
 
 impl ListenerSettings {
@@ -86,7 +120,7 @@ impl ListenerSettings {
             on_expired: listener.tls.on_expired,
             max_age_ticks: listener.tls.max_connection_age.map(ticks_ceil),
             identity: listener.identity.from,
-            tokens: listener.identity.token_file.is_some(),
+            entry: Entry::new(&listener.identity),
             heartbeat,
             schedule,
             handshake_ticks: ticks_ceil(limits.handshake_time),

@@ -4,7 +4,7 @@ use super::lab::{Client, End, Lab, Said};
 use super::*;
 use crate::codec::native::{self, CloseCode, Frame, Hello};
 use crate::config::{ClientAuth, Identity, IdentityFrom, Limits};
-use crate::link::Refusal;
+use crate::link::{Grant, Refusal};
 use crate::time::TICK_MICROS;
 use crate::tls::handshake::Versions;
 use crate::tls::record::{Alert, RecordError};
@@ -22,7 +22,7 @@ struct Bench {
     uplink_length: usize,
     sessions: Broker,
     /// A token that waits to be checked.
-    token: Option<Bytes>,
+    token: Option<bytes::Bytes>,
     /// The reason for which it has ended.
     ended: Option<Termination>,
 }
@@ -63,6 +63,7 @@ impl Bench {
             due_wills: &mut Vec::new(),
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
+            grant: None,
         };
         let result = act(&mut self.connection, &self.settings, &mut context);
         assert!(self.plain.is_empty(), "something was said and not sealed");
@@ -97,8 +98,8 @@ impl Bench {
                 Step::Wait => break,
                 Step::Established { .. } => {}
                 Step::Named => self.named(),
-                Step::Verify { name: _, secret } => {
-                    self.token = Some(secret);
+                Step::Verify(credentials) => {
+                    self.token = Some(credentials.secret);
                     break;
                 }
                 Step::Paused | Step::Held | Step::Unfinished => {
@@ -290,7 +291,7 @@ fn a_handshake_split_at_every_position() {
 fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello: Hello) -> Result<u32, CloseReason> {
     let lab = Lab::new();
     let mut listener = Lab::native();
-    listener.identity = Identity { from: identity, token_file: tokens.then(|| "tokens".into()) };
+    listener.identity = Identity { from: identity, authenticators: Lab::tokens(tokens) };
     listener.tls.client_auth = ClientAuth::Optional;
     let (mut bench, mut client) = established(lab.settings(0, &listener), &lab.client(certificate, Versions::Tls13));
     if bench.ended.is_none() {
@@ -299,7 +300,12 @@ fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello:
     }
     if let Some(token) = bench.token.take() {
         assert!(bench.connection.is_verifying() && !bench.connection.wants_read());
-        match bench.connection.handle_authenticated(&*token == b"right") {
+        let answer = if &*token == b"right" {
+            bench.connection.handle_authenticated(&Grant::default())
+        } else {
+            Step::End(Termination::new(CloseReason::TokenRejected))
+        };
+        match answer {
             Step::Named => bench.named(),
             Step::End(termination) => bench.end(termination),
             step => panic!("{step:?}"),
@@ -527,7 +533,7 @@ fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
         unpack(&changed)
     };
     assert_eq!(with(0, parcel[0] + 1), Err(BadParcel), "another version");
-    assert_eq!(with(2, 7), Err(BadParcel), "another way to be named");
+    assert_eq!(with(2, 8), Err(BadParcel), "another way to be named");
     assert_eq!(with(3, 4), Err(BadParcel), "another carrier");
     assert_eq!(with(11, b'\n'), Err(BadParcel), "an id with a control character");
     parcel.push(0);

@@ -30,6 +30,13 @@ pub(super) struct OpenConnection<'c, 'x> {
     pub(super) cx: &'c mut Context<'x>,
 }
 
+impl OpenConnection<'_, '_> {
+    /// Whether its client certificate has named it. To be asked before HELLO or CONNECT is looked at.
+    pub(super) fn is_certified(&self) -> bool {
+        self.naming.is_by_certificate() && !self.device.is_empty()
+    }
+}
+
 impl Connection {
     /// Handles everything in `input`: records, and the frames within them.
     pub(super) fn handle_open(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {

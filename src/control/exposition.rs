@@ -141,6 +141,17 @@ struct Scrape {
 
 impl Scrape {
     fn new(state: &State) -> Self {
+        let counters = state.published.iter().map(|published| published.read()).collect();
+        Self {
+            counters,
+            process: Self::process_figures(state),
+            consumers: state.store.as_deref().map_or(Vec::new(), Store::backlogs),
+            sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
+            now_ms: state.clock.unix_ms(state.clock.now()),
+        }
+    }
+
+    fn process_figures(state: &State) -> [Option<u64>; ProcessFigure::COUNT] {
         let memory = Memory::read();
         let load = |count: &AtomicU64| Some(count.load(Ordering::Relaxed));
         let store = state.store.as_deref();
@@ -155,6 +166,18 @@ impl Scrape {
             ProcessFigure::TokensCached => load(&state.counters.tokens_cached),
             ProcessFigure::TokensRejected => load(&state.counters.tokens_rejected),
             ProcessFigure::TokensUnanswered => load(&state.counters.tokens_unanswered),
+            ProcessFigure::JwtAccepted => load(&state.counters.jwt_accepted),
+            ProcessFigure::JwtRejected => load(&state.counters.jwt_rejected),
+            ProcessFigure::JwtUnanswered => load(&state.counters.jwt_unanswered),
+            ProcessFigure::KeysFetched => load(&state.counters.keys_fetched),
+            ProcessFigure::KeysFailed => load(&state.counters.keys_failed),
+            ProcessFigure::HookAsked => load(&state.counters.hook_asked),
+            ProcessFigure::HookFailures => load(&state.counters.hook_failures),
+            ProcessFigure::HookCached => load(&state.counters.hook_cached),
+            ProcessFigure::HookStale => load(&state.counters.hook_stale),
+            ProcessFigure::HookAccepted => load(&state.counters.hook_accepted),
+            ProcessFigure::HookRejected => load(&state.counters.hook_rejected),
+            ProcessFigure::HookUnanswered => load(&state.counters.hook_unanswered),
             ProcessFigure::EventsAccepted => Some(state.backbone.accepted()),
             ProcessFigure::EventsDropped => Some(state.backbone.dropped()),
             ProcessFigure::EventsRefused => Some(state.backbone.refused()),
@@ -182,14 +205,7 @@ impl Scrape {
         for &figure in ProcessFigure::ALL {
             process[figure as usize] = value(figure);
         }
-        let counters = state.published.iter().map(|published| published.read()).collect();
-        Self {
-            counters,
-            process,
-            consumers: store.map_or(Vec::new(), Store::backlogs),
-            sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
-            now_ms: state.clock.unix_ms(state.clock.now()),
-        }
+        process
     }
 
     fn encode_figure(&self, encoder: &mut DescriptorEncoder<'_>, figure: Figure) -> fmt::Result {

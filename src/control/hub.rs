@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, never, select};
 
 use super::State;
-use super::auth::tokens::TokenFile;
-use super::auth::verifier::{Answer, AuthRequest, Verifier};
+use super::auth::desk::{Answer, AuthDesk, Replacement};
+use super::auth::verifier::AuthRequest;
 use super::broadcasts::Share;
 use crate::backbone::Event;
 use crate::link::{Batch, CloseReason, Command, Message, NotAdmitted, Presence, Uplink, UplinkReceiver, WorkerId};
@@ -27,7 +27,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// The hub thread's own state.
 pub(super) struct Hub {
     state: Arc<State>,
-    verifier: Verifier,
+    auth: AuthDesk,
     /// What the store has settled.
     settled: Receiver<Vec<Settled>>,
     /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
@@ -38,14 +38,16 @@ pub(super) struct Hub {
 
 impl Hub {
     /// A hub for the workers behind `state`; `settled` is what its store says.
-    pub(super) fn new(state: Arc<State>, verifier: Verifier, settled: Receiver<Vec<Settled>>) -> Self {
-        Self { state, verifier, settled, entries: Vec::new(), retry_at: None }
+    pub(super) fn new(state: Arc<State>, auth: AuthDesk, settled: Receiver<Vec<Settled>>) -> Self {
+        Self { state, auth, settled, entries: Vec::new(), retry_at: None }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
-    pub(super) fn run(mut self, stop: &Receiver<()>, token_files: &Receiver<Vec<Option<TokenFile>>>) {
+    pub(super) fn run(mut self, stop: &Receiver<()>, replacements: &Receiver<Replacement>) {
         let UplinkReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
-        let results = self.verifier.results().clone();
+        let hashes = self.auth.hashes();
+        let judgements = self.auth.judgements();
+        let hook_answers = self.auth.hook_answers();
         let mut settled = self.settled.clone();
         let nothing = never();
         loop {
@@ -62,15 +64,26 @@ impl Hub {
                     // Every worker is gone; only `stop` is left to wait for.
                     Err(_) => uplink = never(),
                 },
-                recv(results) -> result => {
+                recv(hashes) -> result => {
                     let result = result.expect("the token thread ended before its owner");
-                    let answers = self.verifier.settle(result, Instant::now());
+                    let answers = self.auth.settle_secret(result, Instant::now());
                     self.tell(answers);
                 }
-                recv(token_files) -> files => {
+                recv(judgements) -> results => {
+                    let results = results.expect("the jwt thread ended before its owner");
+                    let answers = self.auth.settle_jwt(results, &self.state.clock, Instant::now());
+                    self.tell(answers);
+                }
+                recv(hook_answers) -> result => {
+                    let result = result.expect("its sender is kept beside it");
+                    let answers = self.auth.settle_hook(result, &self.state.clock, Instant::now());
+                    self.tell(answers);
+                }
+                recv(replacements) -> by => {
                     // Its sender goes with the one of `stop`, which is then about to be seen.
-                    if let Ok(files) = files {
-                        self.verifier.replace_files(files);
+                    if let Ok(by) = by {
+                        let answers = self.auth.replace(by, &self.state.clock, Instant::now());
+                        self.tell(answers);
                     }
                 }
                 recv(settled) -> all => match all {
@@ -82,9 +95,9 @@ impl Hub {
             }
         }
         self.drain(&uplink);
-        // The token thread ends early because nobody takes its results any more: all who could must let go.
-        drop(results);
-        self.verifier.stop();
+        // The threads end early because nobody takes their results any more: all who could must let go.
+        drop((hashes, judgements, hook_answers));
+        self.auth.stop();
     }
 
     fn drain(&mut self, uplink: &Receiver<Batch>) {
@@ -127,9 +140,10 @@ impl Hub {
                 self.state.history.add_not_admitted(&end);
             }
             Uplink::Message(message) => self.apply_message(worker, message),
-            Uplink::VerifyToken { connection, listener, device, token, peer } => {
-                let asked = AuthRequest { worker, connection, listener, peer };
-                let answers = self.verifier.check(asked, &device, token, Instant::now());
+            Uplink::Authenticate { connection, listener, credentials, peer } => {
+                let asked =
+                    AuthRequest { worker, connection, listener, peer, is_renewable: false, must_be_named: false };
+                let answers = self.auth.check(asked, credentials, &self.state.clock, Instant::now());
                 self.tell(answers);
             }
             Uplink::Described { request, description } => self.state.described.resolve(request, description),

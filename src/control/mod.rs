@@ -4,8 +4,8 @@
 //! ```text
 //!              Batch                              ┌▶ backbone (the latest events)
 //! worker ──────────────▶ thread "hub" ────────────┼▶ pending requests of the API
-//!    ▲  │                  ▲     │                └▶ thread "tokens" ─┐
-//!    │  │                  └─────│──────────── results ───────────────┘
+//!    ▲  │                  ▲     │                └▶ threads "tokens", "jwt", "hook" ─┐
+//!    │  │                  └─────│──────────── results ──────────────────────────────┘
 //!    │  │        Command         │
 //!    └──│──── mailbox ◀──────────┴──── thread "control": HTTP API, metrics
 //!       └── published counters ───────────▲
@@ -50,8 +50,8 @@ use crate::metrics::Published;
 use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use api_listener::{ApiListener, ApiPeer, Bounds};
-use auth::tokens::TokenFile;
-use auth::verifier::Verifier;
+use auth::desk::{AuthDesk, Replacement};
+use auth::material::Material;
 pub use blocks::{Block, BlockOrder, BlockRequest, BlockSource};
 use broadcasts::Broadcasts;
 pub use clock::Clock;
@@ -179,7 +179,7 @@ pub struct Control {
     state: Arc<State>,
     admin_addr: SocketAddr,
     stop_hub: Sender<()>,
-    token_files: Sender<Vec<Option<TokenFile>>>,
+    replacements: Sender<Replacement>,
     reload_requests: Receiver<ReloadRequest>,
     block_requests: Receiver<BlockRequest>,
     stop_api: watch::Sender<bool>,
@@ -188,10 +188,10 @@ pub struct Control {
 }
 
 impl Control {
-    /// Reads the token files and starts the threads `hub`, `tokens` and `control`.
+    /// Reads what the authenticators need and starts the threads `hub` and `control`, and those that judge devices.
     ///
     /// # Errors
-    /// A token file that cannot be used ([`auth::tokens::TokenFileError`] within `InvalidData`), or no thread, timer or
+    /// A file of an authenticator that cannot be used (`InvalidData`), or no thread, timer or
     /// random key from the system.
     pub fn start(parts: Parts) -> io::Result<Control> {
         let workers = usize::from(parts.home.workers());
@@ -200,7 +200,7 @@ impl Control {
         assert_eq!(parts.listeners.len(), parts.config.listeners.len());
 
         let counters = Arc::new(ProcessCounters::default());
-        let verifier = Verifier::start(token_files(&parts.config)?, parts.config.limits.hello_time, counters.clone())?;
+        let auth = AuthDesk::start(auth_material(&parts.config)?, counters.clone())?;
         let (blocks, block_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let current = Current::new(parts.config.clone(), parts.inventory)?;
@@ -240,10 +240,10 @@ impl Control {
         let listener = runtime.block_on(async { ApiListener::new(parts.admin, BOUNDS) })?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
-        let (token_files, newer_files) = crossbeam_channel::unbounded();
+        let (replacements, replaced) = crossbeam_channel::unbounded();
         let (stop_api, api_stopped) = watch::channel(false);
-        let hub = Hub::new(state.clone(), verifier, settled);
-        let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &newer_files))?;
+        let hub = Hub::new(state.clone(), auth, settled);
+        let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &replaced))?;
         let api = {
             let serving = serve(listener, state.clone(), orders, api_stopped);
             let serve = move || runtime.block_on(serving);
@@ -251,7 +251,7 @@ impl Control {
         };
         // Last: what they send is there, and what comes back is heard.
         state.sinks.as_ref().map_or(Ok(()), |sinks| sinks.replace(parts.sinks))?;
-        Ok(Control { state, admin_addr, stop_hub, token_files, reload_requests, block_requests, stop_api, hub, api })
+        Ok(Control { state, admin_addr, stop_hub, replacements, reload_requests, block_requests, stop_api, hub, api })
     }
 
     /// Where the HTTP API really listens.
@@ -275,7 +275,7 @@ impl Control {
     /// The way to change what it goes by.
     #[must_use]
     pub fn policy(&self) -> ControlPolicy {
-        ControlPolicy { state: self.state.clone(), token_files: self.token_files.clone() }
+        ControlPolicy { state: self.state.clone(), replacements: self.replacements.clone() }
     }
 
     /// Whether the store has failed: nothing is acknowledged any more, and the gateway must end.
@@ -319,10 +319,11 @@ fn join(thread: JoinHandle<()>) {
     }
 }
 
-/// The token file of each listener that has one.
-fn token_files(config: &Config) -> io::Result<Vec<Option<TokenFile>>> {
-    let load = |path| TokenFile::load(path).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
-    config.listeners.iter().map(|listener| listener.identity.token_file.as_deref().map(load).transpose()).collect()
+/// What the authenticators of each listener need.
+fn auth_material(config: &Arc<Config>) -> io::Result<Replacement> {
+    let wrong = |error: auth::material::MaterialError| io::Error::new(io::ErrorKind::InvalidData, error.what);
+    let load = |listener: &config::Listener| Material::load(&listener.identity).map_err(wrong);
+    Ok(Replacement { config: config.clone(), materials: config.listeners.iter().map(load).collect::<io::Result<_>>()? })
 }
 
 /// Serves the API until `stopped` says so and the requests in progress are answered, or the grace is over.
@@ -407,6 +408,18 @@ struct ProcessCounters {
     tokens_cached: AtomicU64,
     tokens_rejected: AtomicU64,
     tokens_unanswered: AtomicU64,
+    jwt_accepted: AtomicU64,
+    jwt_rejected: AtomicU64,
+    jwt_unanswered: AtomicU64,
+    keys_fetched: AtomicU64,
+    keys_failed: AtomicU64,
+    hook_asked: AtomicU64,
+    hook_failures: AtomicU64,
+    hook_cached: AtomicU64,
+    hook_stale: AtomicU64,
+    hook_accepted: AtomicU64,
+    hook_rejected: AtomicU64,
+    hook_unanswered: AtomicU64,
     answers_dropped: AtomicU64,
     reloads: AtomicU64,
     reloads_refused: AtomicU64,

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::State;
 use super::api::bearer::BearerAuth;
-use super::auth::tokens::TokenFile;
+use super::auth::desk::Replacement;
+use super::auth::material::Material;
 use crate::config::Config;
 use crate::sink;
 
@@ -60,11 +61,12 @@ impl Current {
 #[derive(Clone)]
 pub struct ControlPolicy {
     pub(super) state: Arc<State>,
-    pub(super) token_files: Sender<Vec<Option<TokenFile>>>,
+    pub(super) replacements: Sender<Replacement>,
 }
 
 impl ControlPolicy {
-    /// From now on `config` holds, with what is in its files: `token_files` by listener, and these sinks, where any has changed.
+    /// From now on `config` holds, with what is in its files: what its authenticators need, by listener, and these sinks, where
+    /// any has changed.
     ///
     /// # Errors
     /// The system gives no random key, or no thread for a sink; then the old holds on.
@@ -72,16 +74,16 @@ impl ControlPolicy {
         &self,
         config: Arc<Config>,
         inventory: Inventory,
-        token_files: Vec<Option<TokenFile>>,
+        materials: Vec<Material>,
         sinks: Vec<sink::Settings>,
     ) -> io::Result<()> {
-        assert_eq!(token_files.len(), config.listeners.len());
-        let fresh = Current::new(config, inventory)?;
+        assert_eq!(materials.len(), config.listeners.len());
+        let fresh = Current::new(config.clone(), inventory)?;
         if let Some(running) = &self.state.sinks {
             running.replace(sinks)?;
         }
         // The hub may be gone only because it panicked, which the end of the control plane reports.
-        let _ = self.token_files.send(token_files);
+        let _ = self.replacements.send(Replacement { config, materials });
         self.state.replace_current(fresh);
         Ok(())
     }

@@ -125,6 +125,35 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "It comes back by itself. Where secrets are long and random, make their hashes with hash-token \
          --memory 1024.",
     ]),
+    (CloseReason::JwtRejected, [
+        "The device's JSON Web Token was not accepted; detail says why.",
+        "detail: signature, algorithm, key id, exp, nbf, aud, iss, or the claims that the listener reads; \
+         the clocks of issuer and gateway.",
+        "Give the device a fresh token of the right issuer and audience, or the listener the issuer's \
+         keys.",
+    ]),
+    (CloseReason::JwtUnanswered, [
+        "The device's JSON Web Token was not checked: its key is not known (yet), or too many waited.",
+        "detail; pulsegate_jwt_keys_failed_total and the log: whether the keys can be fetched.",
+        "It comes back by itself. See to the URL of the keys; if the key id is wrong for good, to the \
+         device's token.",
+    ]),
+    (CloseReason::HookRejected, [
+        "The HTTP hook of the listener said no.",
+        "detail: the hook's own words; the log of the hook.",
+        "Make the device known to the service behind the hook, and wait for cache_denied.",
+    ]),
+    (CloseReason::HookUnanswered, [
+        "The HTTP hook of the listener gave no answer in time, or too many waited for it.",
+        "The log (hook); pulsegate_hook_failures_total: whether the service hangs, fails or is gone.",
+        "It comes back by itself. Bring the service back; on_error = allow-cached lets in whom it knew.",
+    ]),
+    (CloseReason::GrantExpired, [
+        "What the device was granted has ended: its token expired and was not renewed.",
+        "The exp of the token, or expires_in_s of the hook, and whether the device fetches a fresh one in \
+         time.",
+        "Nothing, if it comes back with a fresh token; MQTT 5 devices can renew it by AUTH and stay.",
+    ]),
     (CloseReason::TlsError, [
         "A record broke the TLS protocol or could not be authenticated, or the peer sent a fatal alert; \
          detail says which.",

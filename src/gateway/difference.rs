@@ -134,6 +134,7 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
     changes("proxy_protocol", listener.proxy_protocol == fresh.proxy_protocol);
     changes("heartbeat", listener.heartbeat == fresh.heartbeat);
     changes("identity.from", listener.identity.from == fresh.identity.from);
+    changes("authenticators", listener.identity.authenticators == fresh.identity.authenticators);
     *listener = Listener { listen: listener.listen, ..fresh.clone() };
     Some(source)
 }
@@ -144,12 +145,11 @@ fn is_same_kind(one: &Protocol, other: &Protocol) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
     use crate::config::machine::{Memory, MemorySource};
-    use crate::config::{Machine, built_in};
+    use crate::config::{Authenticator, Machine, built_in};
 
     fn config() -> Config {
         let machine = Machine {
@@ -179,16 +179,18 @@ mod tests {
         fresh.drain.window = Duration::from_secs(9);
         fresh.listeners[0].heartbeat.interval = Duration::from_secs(20);
         fresh.listeners[0].listen.set_port(1);
-        fresh.listeners[2].identity.token_file = Some(Path::new("users").to_owned());
+        let users = Authenticator::secrets("users".into(), "identity.password_file");
+        fresh.listeners[2].identity.authenticators = vec![users];
         let found = difference(&running, &fresh);
-        assert_eq!(found.changed, ["drain", "limits.hello_time", "listener \"devices\": heartbeat"]);
+        let listener = ["listener \"devices\": heartbeat", "listener \"mqtt\": authenticators"];
+        assert_eq!(found.changed, ["drain", "limits.hello_time", listener[0], listener[1]]);
         assert_eq!(found.needs_restart, ["workers", "limits.packet_bytes", "listener \"devices\": listen"]);
         assert_eq!(found.config.workers, running.workers);
         assert_eq!(found.config.limits.packet_bytes, running.limits.packet_bytes);
         assert_eq!(found.config.limits.hello_time, fresh.limits.hello_time);
         assert_eq!(found.config.listeners[0].listen, running.listeners[0].listen);
         assert_eq!(found.config.listeners[0].heartbeat, fresh.listeners[0].heartbeat);
-        assert_eq!(found.config.listeners[2].identity.token_file, fresh.listeners[2].identity.token_file);
+        assert_eq!(found.config.listeners[2].identity.authenticators, fresh.listeners[2].identity.authenticators);
     }
 
     #[test]

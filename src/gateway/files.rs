@@ -9,9 +9,9 @@ use super::deny;
 use super::error::{GatewayError, Problems};
 use super::watch::Signature;
 use crate::config::{
-    self, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Protocol, Tls, TlsVersions,
+    self, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Tls, TlsVersions,
 };
-use crate::control::auth::tokens::TokenFile;
+use crate::control::auth::material::Material as AuthMaterial;
 use crate::link::Subject;
 use crate::sink;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
@@ -46,10 +46,10 @@ pub struct Material {
     pub tls: ServerTls,
     /// What that was made from. Equal: nothing has changed.
     pub tls_digest: Digest,
-    /// Its tokens or passwords.
-    pub tokens: Option<TokenFile>,
-    /// What they were made from.
-    pub tokens_digest: Digest,
+    /// What its authenticators need.
+    pub auth: AuthMaterial,
+    /// By key of the listener: what its files held.
+    pub auth_digests: Vec<(String, Digest)>,
 }
 
 /// A digest of the contents of files.
@@ -166,21 +166,23 @@ impl Source {
                 None
             }
         };
-        let tokens_digest = digest_of(listener.identity.token_file.iter().map(PathBuf::as_path));
-        let tokens = match listener.identity.token_file.as_deref().map(TokenFile::load).transpose() {
-            Ok(tokens) => tokens,
+        let files = AuthMaterial::files(&listener.identity);
+        let auth_digests =
+            files.into_iter().map(|(key, file, _)| (key, digest_of([file.as_path()].into_iter()))).collect();
+        let auth = match AuthMaterial::load(&listener.identity) {
+            Ok(auth) => Some(auth),
             Err(error) => {
-                refuse(at(token_key(listener).to_owned()), error.to_string().into());
+                refuse(at(error.key), error.what.into());
                 None
             }
         };
         for (key, file) in secrets_of(listener) {
-            if is_readable_by_all(file) {
-                warnings.push(readable_by_all(&at(key), file));
+            if is_readable_by_all(&file) {
+                warnings.push(readable_by_all(&at(key), &file));
             }
         }
-        match tls {
-            Some(tls) if problems.is_empty() => Ok(Material { tls, tls_digest, tokens, tokens_digest }),
+        match (tls, auth) {
+            (Some(tls), Some(auth)) if problems.is_empty() => Ok(Material { tls, tls_digest, auth, auth_digests }),
             _ => Err(problems),
         }
     }
@@ -193,7 +195,7 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     files.extend(config.deny_file.clone());
     for listener in &config.listeners {
         files.extend(tls_files(listener).map(Path::to_owned));
-        files.extend(listener.identity.token_file.clone());
+        files.extend(AuthMaterial::files(&listener.identity).into_iter().map(|(_, file, _)| file));
     }
     for config in &config.sinks {
         files.extend(sink::files_of(config).into_iter().map(|(_, file, _)| file));
@@ -204,10 +206,11 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
 }
 
 /// The files of a listener that hold secrets, with their keys in the configuration.
-fn secrets_of(listener: &Listener) -> impl Iterator<Item = (String, &Path)> {
+fn secrets_of(listener: &Listener) -> impl Iterator<Item = (String, PathBuf)> {
     let keys = listener.tls.certificates.iter().map(|files| files.key.as_path());
-    let keys = keys.map(|file| (key_of(&listener.tls, Some(file)), file));
-    keys.chain(listener.identity.token_file.as_deref().map(|file| (token_key(listener).to_owned(), file)))
+    let keys = keys.map(|file| (key_of(&listener.tls, Some(file)), file.to_owned()));
+    let of_auth = AuthMaterial::files(&listener.identity).into_iter();
+    keys.chain(of_auth.filter(|(_, _, is_secret)| *is_secret).map(|(key, file, _)| (key, file)))
 }
 
 fn readable_by_all(place: &ConfigKey, file: &Path) -> String {
@@ -249,13 +252,6 @@ fn finish(context: Context) -> Digest {
     let mut digest = [0; 32];
     digest.copy_from_slice(context.finish().as_ref());
     digest
-}
-
-pub(super) fn token_key(listener: &Listener) -> &'static str {
-    match listener.protocol {
-        Protocol::Mqtt(_) => "identity.password_file",
-        Protocol::Native | Protocol::Raw(_) => "identity.token_file",
-    }
 }
 
 fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoadError> {

@@ -18,7 +18,7 @@ use super::watch::Signature;
 use super::{inventory, settings_of};
 use crate::config::Config;
 use crate::connection::ListenerSettings;
-use crate::control::auth::tokens::TokenFile;
+use crate::control::auth::material::Material as AuthMaterial;
 use crate::control::{
     Block, BlockOrder, BlockRequest, ControlPolicy, Inventory, ReloadOutcome, ReloadReport, ReloadRequest,
 };
@@ -47,13 +47,13 @@ pub(super) struct Running {
 struct Loaded {
     tls: ServerTls,
     tls_digest: Digest,
-    tokens_digest: Digest,
+    auth_digests: Vec<(String, Digest)>,
 }
 
 impl Running {
     /// What a gateway starts with.
     pub(super) fn begin(config: Arc<Config>, materials: Vec<Material>, denied: Denied) -> Self {
-        let loaded = |Material { tls, tls_digest, tokens_digest, .. }| Loaded { tls, tls_digest, tokens_digest };
+        let loaded = |Material { tls, tls_digest, auth_digests, .. }| Loaded { tls, tls_digest, auth_digests };
         Self { config, listeners: materials.into_iter().map(loaded).collect(), denied }
     }
 
@@ -208,16 +208,16 @@ impl Reloader {
         let mut to = difference(&self.running.config, &loaded.config);
         let mut materials: Vec<Option<Material>> = materials.into_iter().map(Some).collect();
         let mut listeners = Vec::with_capacity(to.sources.len());
-        let mut tokens = Vec::with_capacity(to.sources.len());
+        let mut auths = Vec::with_capacity(to.sources.len());
         for (index, source) in to.sources.iter().enumerate() {
             let before = &self.running.listeners[index];
             let name = &to.config.listeners[index].name;
             let Some(material) = source.and_then(|source| materials[source].take()) else {
                 listeners.push(before.clone());
-                tokens.push(kept_tokens(&to.config, index)?);
+                auths.push(kept_auth(&to.config, index)?);
                 continue;
             };
-            let Material { mut tls, tls_digest, tokens: file, tokens_digest } = material;
+            let Material { mut tls, tls_digest, auth, auth_digests } = material;
             if tls_digest == before.tls_digest {
                 // The very same: its tickets stay good.
                 tls = before.tls.clone();
@@ -225,11 +225,11 @@ impl Reloader {
                 tls.keep_tickets(&before.tls);
                 to.changed.push(format!("listener {name:?}: tls"));
             }
-            if tokens_digest != before.tokens_digest {
-                to.changed.push(format!("listener {name:?}: {}", super::files::token_key(&to.config.listeners[index])));
+            for (key, _) in auth_digests.iter().filter(|file| !before.auth_digests.contains(file)) {
+                to.changed.push(format!("listener {name:?}: {key}"));
             }
-            listeners.push(Loaded { tls, tls_digest, tokens_digest });
-            tokens.push(file);
+            listeners.push(Loaded { tls, tls_digest, auth_digests });
+            auths.push(auth);
         }
         self.named_in_vain.clear();
         let are_others_denied = self.running.denied.replace_file(denied);
@@ -239,7 +239,7 @@ impl Reloader {
         to.changed.extend(self.control.changed_sinks(&sinks));
         if !to.changed.is_empty() {
             let inventory = inventory(&loaded.budget, listeners.iter().map(|listener: &Loaded| &listener.tls));
-            self.swap(Arc::new(to.config), inventory, listeners, tokens, sinks)?;
+            self.swap(Arc::new(to.config), inventory, listeners, auths, sinks)?;
         }
         Ok(ReloadReport { changed: to.changed, needs_restart: to.needs_restart, warnings: loaded.warnings })
     }
@@ -250,22 +250,22 @@ impl Reloader {
         config: Arc<Config>,
         inventory: Inventory,
         listeners: Vec<Loaded>,
-        tokens: Vec<Option<TokenFile>>,
+        auths: Vec<AuthMaterial>,
         sinks: Vec<sink::Settings>,
     ) -> Result<(), Problems> {
         let failed = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
-        self.control.replace(Arc::clone(&config), inventory, tokens, sinks).map_err(failed)?;
+        self.control.replace(Arc::clone(&config), inventory, auths, sinks).map_err(failed)?;
         (self.running.config, self.running.listeners) = (config, listeners);
         self.tell_workers();
         Ok(())
     }
 }
 
-/// The tokens of a listener that stays as it was: from its file, which must still be right.
-fn kept_tokens(config: &Config, index: usize) -> Result<Option<TokenFile>, Problems> {
+/// What the authenticators of a listener need that stays as it was: from its files, which must still be right.
+fn kept_auth(config: &Config, index: usize) -> Result<AuthMaterial, Problems> {
     let listener = &config.listeners[index];
-    let place = crate::config::ConfigKey::of_listener(index, &listener.name, super::files::token_key(listener));
-    let load = |file: &PathBuf| TokenFile::load(file);
-    let tokens = listener.identity.token_file.as_ref().map(load).transpose();
-    tokens.map_err(|error| GatewayError::File(None, place, error.to_string().into()).into())
+    AuthMaterial::load(&listener.identity).map_err(|error| {
+        let place = crate::config::ConfigKey::of_listener(index, &listener.name, error.key);
+        GatewayError::File(None, place, error.what.into()).into()
+    })
 }

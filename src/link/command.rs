@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{ChangeMark, ConnectionId, Peer, Publication, Receipt, WorkerId};
+use super::{AuthAnswer, ChangeMark, ConnectionId, Peer, Publication, Receipt, WorkerId};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
 /// carries.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// The answer to [`super::Uplink::VerifyToken`].
+    /// The answer to [`super::Uplink::Authenticate`].
     Authenticated {
-        /// The connection whose HELLO or CONNECT waits.
+        /// The connection whose HELLO, CONNECT or AUTH waits.
         connection: ConnectionId,
         /// What was found.
         answer: AuthAnswer,
@@ -99,17 +99,6 @@ pub enum Command {
         /// Over how long the goodbyes are spread.
         window: Duration,
     },
-}
-
-/// What became of a check of who a device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthAnswer {
-    /// It is who it says.
-    Accepted,
-    /// Its proof is wrong.
-    Rejected,
-    /// Nobody had the time to find out: it may come again later. Never said of a proof that was looked at.
-    Busy,
 }
 
 /// Something for a device. Its payload is shared, not copied, on its way to many.

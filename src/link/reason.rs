@@ -72,6 +72,16 @@ labelled! {
         HelloTimeout = "hello_timeout",
         /// The device's token was not checked: too many waited, or its address had sent too many wrong ones.
         TokenUnanswered = "token_unanswered",
+        /// The device's JWT was not accepted: its signature, its time, its claims.
+        JwtRejected = "jwt_rejected",
+        /// The device's JWT was not checked: no keys yet, or too many waited.
+        JwtUnanswered = "jwt_unanswered",
+        /// The HTTP hook said no.
+        HookRejected = "hook_rejected",
+        /// The HTTP hook gave no answer in time, or too many waited for it.
+        HookUnanswered = "hook_unanswered",
+        /// What the device was granted has ended: its token expired and was not renewed.
+        GrantExpired = "grant_expired",
         /// A record broke the TLS protocol or could not be authenticated, or the peer sent a fatal alert.
         TlsError = "tls_error",
         /// A frame broke the device protocol.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, ListenerId, WorkerId};
+use super::{CloseReason, ConnectionId, Credentials, ListenerId, WorkerId};
 use crate::time::Moment;
 
 /// What one worker said in one turn, in the order in which it happened.
@@ -29,16 +29,14 @@ pub enum Uplink {
     NotAdmitted(Box<NotAdmitted>),
     /// A device said something for the backend.
     Message(Message),
-    /// A HELLO carried a token that somebody with time must check; answered by `Command::Authenticated`.
-    VerifyToken {
+    /// A device offers what somebody with time must check; answered by `Command::Authenticated`.
+    Authenticate {
         /// The connection that waits.
         connection: ConnectionId,
-        /// Through which listener it came: the token file is the listener's.
+        /// Through which listener it came: what is asked of it is the listener's.
         listener: ListenerId,
-        /// Who it says that it is: the name to be looked up in the listener's file.
-        device: Box<str>,
         /// What it offers as proof.
-        token: Bytes,
+        credentials: Box<Credentials>,
         /// From where it comes: nobody is to keep others out. The shard leaves it out, the worker fills it in.
         peer: Option<IpAddr>,
     },

@@ -40,7 +40,7 @@ impl Uplink {
     pub fn is_answer(&self) -> bool {
         match self {
             Uplink::Connected(_) | Uplink::Disconnected(..) | Uplink::NotAdmitted(_) | Uplink::Message(_) => false,
-            Uplink::VerifyToken { .. }
+            Uplink::Authenticate { .. }
             | Uplink::Described { .. }
             | Uplink::Listed { .. }
             | Uplink::Sent { .. }

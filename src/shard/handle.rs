@@ -4,20 +4,14 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use bytes::Bytes;
-
 use super::announced::take_address;
+use super::grants::{Grants, TRY_LATER_MS};
 use super::{Plan, Shard, Sweep};
 use crate::broker::UNFINISHED_IN_A_TURN;
-use crate::connection::{Announcing, BadParcel, Connection, Due, Input, Step, Termination};
-use crate::link::{
-    AuthAnswer, CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink,
-};
+use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Termination};
+use crate::link::{CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
-
-/// When a device for which there was no place, or no time, is asked to come back, in milliseconds.
-const TRY_LATER_MS: RangeInclusive<u32> = 5_000..=15_000;
 
 impl Shard {
     // --- Sockets ----------------------------------------------------------------------------------------------------
@@ -82,15 +76,15 @@ impl Shard {
 
     /// Bytes were read into `input` (`received` of them; none when what was left is looked at again).
     pub fn handle_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
-        let connection = &mut self.connections[index as usize];
         if received > 0 {
+            let connection = &mut self.connections[index as usize];
             self.counters.add(Figure::ReceivedBytes, received as u64);
             let settings = &self.settings[connection.listener().index()];
             if let Some(deadline) = connection.handle_heard(now, settings, &mut self.counters) {
-                self.wheel.arm(index, deadline);
+                self.arm_device(index, deadline, now);
             }
         }
-        if connection.is_called() {
+        if self.connections[index as usize].is_called() {
             assert!(received > 0, "a handshake begins with bytes");
             if !self.begin(index, input, now) {
                 return;
@@ -118,9 +112,11 @@ impl Shard {
                         break;
                     }
                 }
-                Step::Verify { name, secret } => {
-                    self.ask_to_verify(index, name, secret);
-                    break;
+                Step::Verify(credentials) => {
+                    let Some(goes_on) = self.ask_to_verify(index, credentials, now) else { return };
+                    if !goes_on {
+                        break;
+                    }
                 }
                 Step::Paused => {
                     self.paused.push(self.id(index));
@@ -232,21 +228,13 @@ impl Shard {
     fn handle_deadline(&mut self, index: u32, drained: Tick, now: Moment, suspects: &mut Vec<u32>) {
         let connection = &self.connections[index as usize];
         if connection.is_device() {
-            match self.with(index, now, |connection, settings, cx| connection.handle_deadline(drained, settings, cx)) {
-                Ok(Due::Wait(deadline)) => self.wheel.arm(index, deadline),
-                Ok(Due::Probe(deadline)) => {
-                    self.wheel.arm(index, deadline);
-                    self.probed.push(index);
-                }
-                Ok(Due::Suspect) => suspects.push(index),
-                Err(termination) => self.end(index, &termination, now),
-            }
+            self.handle_device_deadline(index, drained, now, suspects);
         } else if connection.is_moving() {
             // Its home will answer, however late it is.
             let again = now.tick().deadline_after(self.settings_of(index).hello_ticks);
             self.wheel.arm(index, again);
         } else if connection.is_verifying() {
-            self.end_unanswered(index, now);
+            self.end_unanswered(index, CloseReason::TokenUnanswered, Cow::Borrowed(""), now);
         } else if connection.facts().is_some() {
             self.end(index, &Termination::new(CloseReason::HelloTimeout), now);
         } else {
@@ -271,7 +259,7 @@ impl Shard {
             }
             let deadline = flushed.tick().deadline_after(self.settings_of(index).schedule.timeout);
             if self.wheel.deadline(index).is_some_and(|armed| deadline.is_after(armed)) {
-                self.wheel.arm(index, deadline);
+                self.arm_device(index, deadline, flushed);
             }
         }
         self.probed = probed;
@@ -289,45 +277,13 @@ impl Shard {
         match connection.recheck(self.settings_of(index), now.tick()) {
             Some(deadline) => {
                 self.counters.add(Figure::LastReadsHeard, 1);
-                self.wheel.arm(index, deadline);
+                self.arm_device(index, deadline, now);
             }
             None => self.end(index, &Termination::new(CloseReason::Expired), now),
         }
     }
 
-    /// Somebody with time is to find out whether the device is who it says.
-    fn ask_to_verify(&mut self, index: u32, device: Box<str>, token: Bytes) {
-        let (connection, listener) = (self.id(index), self.connections[index as usize].listener());
-        let peer = self.address(index).map(|address| address.ip());
-        self.uplink.push(Uplink::VerifyToken { connection, listener, device, token, peer });
-    }
-
-    /// Nobody had the time to find out who a device is. It has done its part: it may come again, when those before it are
-    /// known and cost no hash any more.
-    fn end_unanswered(&mut self, index: u32, now: Moment) {
-        let retry_after = self.random.u32(TRY_LATER_MS);
-        self.end(index, &Termination::new(CloseReason::TokenUnanswered).with_retry_after(retry_after), now);
-    }
-
     // --- Commands ---------------------------------------------------------------------------------------------------
-
-    /// The check of who a device is has ended.
-    pub fn handle_authenticated(&mut self, id: ConnectionId, answer: AuthAnswer, now: Moment) {
-        if !self.is_current(id) || !self.connections[id.index as usize].is_verifying() {
-            return;
-        }
-        if answer == AuthAnswer::Busy {
-            return self.end_unanswered(id.index, now);
-        }
-        match self.connections[id.index as usize].handle_authenticated(answer == AuthAnswer::Accepted) {
-            Step::End(termination) => self.end(id.index, &termination, now),
-            _ => {
-                if self.settle(id.index, now) {
-                    self.ready.push(id.index);
-                }
-            }
-        }
-    }
 
     /// The backbone holds a message, or will not: the device is told so, if it is still there.
     pub fn handle_settled(&mut self, receipt: Receipt, accepted: bool, now: Moment) {
@@ -415,9 +371,10 @@ impl Shard {
         };
         let (parcel, mark) = Sweep::unpack(parcel).unwrap_or_default();
         let unpacked = take_address(parcel).ok_or(BadParcel).and_then(|(address, parcel)| {
-            Connection::unpack(parcel, generation, now.tick()).map(|connection| (address, connection))
+            let (grant, parcel) = Grants::unpack(parcel).ok_or(BadParcel)?;
+            Connection::unpack(parcel, generation, now.tick()).map(|connection| (address, connection, grant))
         });
-        let (address, mut connection) = unpacked
+        let (address, mut connection, grant) = unpacked
             .and_then(|unpacked| if fits(&unpacked.1) { Ok(unpacked) } else { Err(BadParcel) })
             .inspect_err(|error| tracing::error!(worker = self.worker.0, %error, "a moved connection was refused"))?;
         let settings = &self.settings[connection.listener().index()];
@@ -427,6 +384,7 @@ impl Shard {
         let unsent = connection.take_unsent();
         let index = self.insert(connection, deadline);
         self.sweep.set_mark(index, mark);
+        self.grants.set(index, grant);
         self.account_anyway(index);
         if let Some(address) = address {
             self.addresses.insert(index, address);
@@ -545,7 +503,7 @@ impl Shard {
     }
 
     /// The device is known: it goes home, or is registered here. `true`: it is here.
-    fn settle(&mut self, index: u32, now: Moment) -> bool {
+    pub(super) fn settle(&mut self, index: u32, now: Moment) -> bool {
         if self.connections[index as usize].device().is_empty() {
             let protocol = self.settings_of(index).protocol.label();
             let id = self.generate_id(protocol);
@@ -593,7 +551,7 @@ impl Shard {
         let presence = self.presence(index, Cow::Borrowed(""), now);
         self.uplink.push(Uplink::Connected(presence));
         match begun {
-            Ok(deadline) => self.wheel.arm(index, deadline),
+            Ok(deadline) => self.arm_device(index, deadline, now),
             Err(termination) => self.end(index, &termination, now),
         }
     }

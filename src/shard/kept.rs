@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::Shard;
-use crate::connection::{Connection, Kept};
+use crate::connection::Kept;
 use crate::pool::{Class, Full};
 
 /// Accounts for which there is room when there are none.
@@ -51,9 +51,21 @@ impl Shard {
 
     /// What was taken for the connection in this slot, and what it keeps. Nobody keeps nothing.
     fn accounts(&self, index: u32) -> (Kept, Kept) {
-        let now = self.connections.get(index as usize).and_then(Connection::kept).unwrap_or_default();
+        let now = self.kept_of(index).unwrap_or_default();
         let before = if self.kept.is_empty() { None } else { self.kept.get(&index).copied() };
         (before.unwrap_or(Kept { class: now.class, ..Kept::default() }), now)
+    }
+
+    /// What the connection in this slot keeps, what it was granted included.
+    fn kept_of(&self, index: u32) -> Option<Kept> {
+        let connection = self.connections.get(index as usize)?;
+        let granted = self.grants.bytes(index);
+        if granted == 0 {
+            return connection.kept();
+        }
+        let class = if connection.is_device() { Class::Received } else { Class::Unauthenticated };
+        let kept = connection.kept().unwrap_or(Kept { class, ..Kept::default() });
+        Some(Kept { received: kept.received + granted, ..kept })
     }
 
     fn note_kept(&mut self, index: u32, kept: Kept) {
@@ -71,8 +83,8 @@ impl Shard {
     /// What was taken is what is kept, of every connection.
     pub(super) fn check_kept(&self) {
         let mut held = 0;
-        for (index, connection) in &self.connections {
-            let kept = connection.kept().unwrap_or_default();
+        for (index, _) in &self.connections {
+            let kept = self.kept_of(index as u32).unwrap_or_default();
             let taken = self.kept.get(&(index as u32)).copied().unwrap_or_default();
             assert_eq!((taken.received, taken.unsent), (kept.received, kept.unsent), "the account of slot {index}");
             held += usize::from(kept.received + kept.unsent > 0);

@@ -9,6 +9,7 @@
 mod announced;
 mod describe;
 mod downlink;
+mod grants;
 mod handle;
 mod invariants;
 mod kept;
@@ -36,6 +37,7 @@ use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
 pub use downlink::Broadcast;
+use grants::Grants;
 use places::Places;
 use sweep::Sweep;
 pub use transmit::Transmit;
@@ -90,6 +92,8 @@ pub struct Shard {
     places: Places,
     /// Which connections hold no longer.
     sweep: Sweep,
+    /// What devices were granted.
+    grants: Grants,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
@@ -159,6 +163,7 @@ impl Shard {
             due_wills: Vec::new(),
             places: Places::new(setup.handshakes),
             sweep: Sweep::default(),
+            grants: Grants::default(),
             paused: Vec::new(),
             unfinished: VecDeque::new(),
             ready: Vec::new(),
@@ -311,6 +316,7 @@ impl Shard {
     pub fn pack(&self, id: ConnectionId, out: &mut Vec<u8>) {
         assert!(self.is_current(id));
         self.pack_address(id.index, out);
+        self.grants.pack(id.index, out);
         self.connections[id.index as usize].pack(out);
         self.sweep.pack(id.index, out);
     }
@@ -323,6 +329,7 @@ impl Shard {
     /// Frees a slot. The only place where that happens. `true`: its connection lives on at its home.
     pub fn reap(&mut self, index: u32) -> bool {
         let connection = self.connections.remove(index as usize);
+        self.grants.set(index, None);
         self.account_anyway(index);
         if !self.addresses.is_empty() {
             self.addresses.remove(&index);
@@ -336,6 +343,7 @@ impl Shard {
             self.connections = Slab::new();
             self.slots = 0;
             self.sweep.forget_all();
+            self.grants.forget_all();
         }
         connection.is_moved()
     }
@@ -390,6 +398,7 @@ impl Shard {
             due_wills: &mut self.due_wills,
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
+            grant: self.grants.get(index),
         };
         let result = act(connection, settings, &mut context);
         debug_assert!(self.plain.is_empty(), "something was said and not sealed");

@@ -531,7 +531,7 @@ fn commands_with_stale_handles_do_nothing() {
     assert_eq!(desk.connect("b"), index);
     desk.client(index).frames();
     desk.shard.handle_settled(Receipt::Connection(stale, 1), true, desk.now);
-    desk.shard.handle_authenticated(stale, AuthAnswer::Rejected, desk.now);
+    desk.shard.handle_authenticated(stale, AuthAnswer::plain(), desk.now);
     desk.shard.handle_moved(stale);
     desk.shard.handle_move_refused(stale, desk.now);
     desk.flush();

@@ -376,7 +376,7 @@ impl<I: Io> Turn<I> {
         let newer = self.shard.uplink().len().saturating_sub(self.addressed);
         for event in self.shard.uplink().iter_mut().rev().take(newer) {
             match event {
-                Uplink::VerifyToken { connection, peer, .. } => {
+                Uplink::Authenticate { connection, peer, .. } => {
                     *peer = peer.or_else(|| self.io.peer(connection.index).map(|address| address.ip()));
                 }
                 Uplink::Connected(presence) | Uplink::Disconnected(presence, _) => {

@@ -11,6 +11,7 @@ mod control;
 mod disconnect;
 mod durability;
 mod ending;
+mod hook;
 mod identity;
 mod idle;
 mod interop;

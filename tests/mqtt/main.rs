@@ -5,6 +5,7 @@
 #[allow(dead_code, unused_imports, reason = "shared with the other end-to-end tests")]
 mod support;
 
+mod auth;
 mod rows_v3;
 mod rows_v5;
 mod script;

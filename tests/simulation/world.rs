@@ -146,7 +146,7 @@ pub fn settings(limits: &Limits, certificates: &Certificates) -> Arc<[ListenerSe
             retries: RETRIES,
             ..Heartbeat::default()
         },
-        identity: Identity { from: IdentityFrom::Hello, token_file: None },
+        identity: Identity { from: IdentityFrom::Hello, authenticators: Vec::new() },
     };
     let raw = |probe: &[u8]| Raw { heartbeat: HEARTBEAT.to_vec(), reply: Vec::new(), probe: probe.to_vec() };
     let settings = |id, protocol| ListenerSettings::new(id, &listener(protocol), limits, certificates.server.clone());
@@ -319,7 +319,7 @@ impl World {
                     let connection = ConnectionId { index, generation: older };
                     let receipt = Receipt::Connection(connection, 99);
                     self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
-                    self.gateway.command(worker, Command::Authenticated { connection, answer: AuthAnswer::Rejected });
+                    self.gateway.command(worker, Command::Authenticated { connection, answer: AuthAnswer::plain() });
                     self.gateway.post_stale_acks(worker, connection);
                 }
             }

@@ -85,7 +85,7 @@ fn what_does_not_carry_over_is_told() {
         assert!(toml.contains(part), "{part:?} is in no comment");
     }
     let config = loaded(&toml);
-    assert!(config.listeners[0].identity.token_file.is_some(), "whoever comes needs a password still");
+    assert!(config.listeners[0].identity.secrets().is_some(), "whoever comes needs a password still");
 }
 
 #[test]

@@ -7,9 +7,11 @@ use std::time::Duration;
 use super::at::At;
 use super::{Context, check_name, mqtt, tls, values};
 use crate::config::error::{ConfigKey, Problem};
-use crate::config::raw::{RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawWebSocket};
+use crate::config::raw::{
+    RawAuthenticator, RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawWebSocket,
+};
 use crate::config::{
-    ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport, WebSocket,
+    Authenticator, ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport, WebSocket,
 };
 use crate::network::Network;
 
@@ -55,6 +57,7 @@ pub fn resolve(
     let is_probed = !matches!(protocol, Protocol::Mqtt(_));
     let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
+    let identity = with_list(context, &at, identity, raw.authenticators, &protocol, limits)?;
     Ok(Listener { name, listen, protocol, transport, proxy_protocol, tls, heartbeat, identity })
 }
 
@@ -247,16 +250,33 @@ fn identity(
             return Err(Problem::new(place, what, remedy));
         }
     }
-    let token_file = secrets(context, at, raw, protocol)?;
-    if from == IdentityFrom::Username && token_file.is_none() {
-        let what = "a user name that nobody checks names nobody";
-        return Err(Problem::new(
-            place,
-            what,
-            "name an identity.password_file, or write identity.from = \"client-id\"",
-        ));
+    let authenticators: Vec<_> = secrets(context, at, raw, protocol)?.into_iter().collect();
+    Ok(Identity { from, authenticators })
+}
+
+/// The same with the list of authenticators, if one is written.
+fn with_list(
+    context: &mut Context<'_>,
+    at: &At<'_>,
+    identity: Identity,
+    written: Vec<RawAuthenticator>,
+    protocol: &Protocol,
+    limits: &Limits,
+) -> Result<Identity, Problem> {
+    let Identity { from, mut authenticators } = identity;
+    if let (Some(Authenticator::Secrets(secrets)), false) = (authenticators.first(), written.is_empty()) {
+        let remedy = "make it the one in the list: [[listener.authenticator]] with kind and file";
+        return Err(Problem::new(at.key(&secrets.key), "there is a list of authenticators beside it", remedy));
     }
-    Ok(Identity { from, token_file })
+    if !written.is_empty() {
+        authenticators = super::authenticator::resolve(context, at, written, protocol, from, limits)?;
+    }
+    if from == IdentityFrom::Username && authenticators.is_empty() {
+        let what = "a user name that nobody checks names nobody";
+        let remedy = "name an identity.password_file, or write identity.from = \"client-id\"";
+        return Err(Problem::new(at.key("identity.from"), what, remedy));
+    }
+    Ok(Identity { from, authenticators })
 }
 
 fn identity_from(place: ConfigKey, written: &str, protocol: &Protocol) -> Result<IdentityFrom, Problem> {
@@ -294,15 +314,17 @@ fn secrets(
     at: &At<'_>,
     raw: RawIdentity,
     protocol: &Protocol,
-) -> Result<Option<PathBuf>, Problem> {
+) -> Result<Option<Authenticator>, Problem> {
     let refuse = |key: &str, what: &str, remedy: &str| Err(Problem::new(at.key(key), what, remedy));
     match (protocol, raw.token_file, raw.password_file) {
         (_, None, None) => Ok(None),
         (Protocol::Native, Some(written), None) => {
-            secret_file(context, at.key("identity.token_file"), &written).map(Some)
+            let key = "identity.token_file";
+            secret_file(context, at.key(key), &written).map(|file| Some(Authenticator::secrets(file, key)))
         }
         (Protocol::Mqtt(_), None, Some(written)) => {
-            secret_file(context, at.key("identity.password_file"), &written).map(Some)
+            let key = "identity.password_file";
+            secret_file(context, at.key(key), &written).map(|file| Some(Authenticator::secrets(file, key)))
         }
         (Protocol::Raw(_), Some(_), _) => {
             let remedy = "leave it out, and let tls.client_auth = \"required\" decide who may come";
@@ -324,7 +346,7 @@ fn secrets(
 }
 
 /// A file of secrets must be there and name somebody; its lines are the control plane's to judge.
-fn secret_file(context: &Context<'_>, place: ConfigKey, written: &str) -> Result<PathBuf, Problem> {
+pub(super) fn secret_file(context: &Context<'_>, place: ConfigKey, written: &str) -> Result<PathBuf, Problem> {
     let text = context.text(place.clone(), written)?;
     if text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#')) {
         let what = format!("{written} names nobody, so that nobody could connect");

@@ -4,6 +4,7 @@
 mod admin;
 mod admission;
 mod at;
+mod authenticator;
 mod limits;
 mod listener;
 mod mqtt;
@@ -17,7 +18,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::budget::{self, MemoryBudget, connections_by_descriptors};
+use super::authenticator::cache_bytes;
+use super::budget::{self, Item, MemoryBudget, connections_by_descriptors};
 use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
 use super::raw::{RawBackbone, RawConfig, RawDrain, RawListener};
@@ -271,7 +273,7 @@ fn speaks_mqtt(config: &Config) -> bool {
 }
 
 fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
-    budget::memory_budget(
+    let mut budget = budget::memory_budget(
         &config.limits,
         config.workers,
         config.backbone,
@@ -279,7 +281,12 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
         config.sinks.len(),
         speaks_mqtt(config),
         machine.memory,
-    )
+    );
+    let answers = cache_bytes(config.listeners.iter().flat_map(|listener| &listener.identity.authenticators));
+    if answers > 0 {
+        budget.items.push(Item { what: "hook answers", count: 1, each: answers });
+    }
+    budget
 }
 
 /// A limit that was written must fit; the default becomes what does.

@@ -2,6 +2,7 @@
 
 use super::super::transport::OpenConnection;
 use super::super::{Naming, Phase, Step, Termination};
+use super::grant::METHOD;
 use super::{PacketOutcome, publish};
 use crate::broker::{ALIASES_MAX, Arrival, Profile, Will};
 use crate::codec::mqtt::{
@@ -9,21 +10,26 @@ use crate::codec::mqtt::{
 };
 use crate::codec::native;
 use crate::config::{IdentityFrom, Mqtt};
-use crate::link::{CloseReason, Publication};
+use crate::link::{CloseReason, Credentials, Publication};
 
 impl OpenConnection<'_, '_> {
     // --- The first look: who it is ----------------------------------------------------------------------------------
 
     /// Names the device, or sends its password to be judged. CONNECT stays in the input either way.
     pub(super) fn look_at_connect(&mut self, connect: &Connect, mqtt: &Mqtt) -> Result<PacketOutcome, Termination> {
-        if connect.properties.authentication_method().is_some() {
-            return Err(self.refuse(
-                connect.version,
-                Reason::BAD_AUTHENTICATION_METHOD,
-                CloseReason::ProtocolError,
-                "an authentication method was asked for, and there is none here [v5 MQTT-4.12.0-1]",
-            ));
-        }
+        let has_method = match connect.properties.authentication_method() {
+            None => false,
+            Some(METHOD) if self.settings.entry.takes_method => true,
+            Some(_) => {
+                return Err(self.refuse(
+                    connect.version,
+                    Reason::BAD_AUTHENTICATION_METHOD,
+                    CloseReason::ProtocolError,
+                    "an authentication method was asked for that is not known here [v5 MQTT-4.12.0-1]",
+                ));
+            }
+        };
+        let is_certified = self.is_certified();
         if let Some(max) = mqtt.keep_alive_max
             && connect.version != Version::V5
             && !(1..=max.as_secs()).contains(&u64::from(connect.keep_alive))
@@ -43,22 +49,29 @@ impl OpenConnection<'_, '_> {
         // Empty: it gets a name when it is settled.
         *self.device = device;
         *self.interval = keep_alive(connect, mqtt);
-        if !self.settings.tokens {
+        let entry = self.settings.entry;
+        if !entry.asks || (entry.certificate_passes && is_certified && !has_method) {
             return Ok(PacketOutcome::Deferred(Step::Named));
         }
-        let (Some(username), Some(password)) = (connect.username, connect.password) else {
+        let secret = if has_method { connect.properties.authentication_data() } else { connect.password };
+        let secret = secret.unwrap_or_default();
+        if secret.is_empty() && entry.needs_secret {
             return Err(self.refuse(
                 connect.version,
                 Reason::BAD_USER_NAME_OR_PASSWORD,
                 CloseReason::TokenRejected,
                 "CONNECT carries no user name and password",
             ));
-        };
+        }
         *self.phase = Phase::Verifying;
-        Ok(PacketOutcome::Deferred(Step::Verify {
-            name: username.into(),
-            secret: bytes::Bytes::copy_from_slice(password),
-        }))
+        Ok(PacketOutcome::Deferred(Step::Verify(Box::new(Credentials {
+            device: self.device.clone(),
+            name: connect.username.unwrap_or_default().into(),
+            secret: bytes::Bytes::copy_from_slice(secret),
+            is_certified,
+            has_method,
+            is_renewal: false,
+        }))))
     }
 
     /// The device's id under the listener's rule; empty: one is to be made for it.
@@ -82,6 +95,11 @@ impl OpenConnection<'_, '_> {
         let known: Option<&str> = match self.naming {
             // The certificate has named it.
             Naming::Rule(IdentityFrom::CertCn | IdentityFrom::CertSanDns | IdentityFrom::CertSanUri) => {
+                if self.device.is_empty() && self.settings.entry.names_otherwise {
+                    // What it proves itself by is to name it, and then it is held against what it calls itself.
+                    *self.naming = Naming::Granted;
+                    return Ok(asked.into());
+                }
                 if self.device.is_empty() {
                     let reason = if connect.version == Version::V5 { invalid } else { Reason::NOT_AUTHORIZED };
                     let why =
@@ -95,7 +113,7 @@ impl OpenConnection<'_, '_> {
                 let refused = (Reason::BAD_USER_NAME_OR_PASSWORD, CloseReason::IdentityMissing, why);
                 Some(connect.username.filter(|name| native::is_id(name)).ok_or(refused)?)
             }
-            Naming::Rule(_) | Naming::Generated => None,
+            Naming::Rule(_) | Naming::Generated | Naming::Granted => None,
         };
         match known {
             Some(known) if asked.is_empty() || asked == known => Ok(known.into()),
@@ -117,7 +135,7 @@ impl OpenConnection<'_, '_> {
         // The will of a mosquitto bridge is under $SYS: the bridge may come, and its will is dropped when it is due.
         if let Some(will) = &connect.will
             && !topic::is_of_server(will.topic)
-            && !publish::may(&mqtt.publish, self.device, will.topic)
+            && !publish::may(self.rules(mqtt).publish, self.device, will.topic)
         {
             return Err(self.refuse(
                 connect.version,
@@ -156,6 +174,7 @@ impl OpenConnection<'_, '_> {
         if let Some(due_will) = attached.due_will {
             self.cx.due_wills.push(due_will);
         }
+        self.end_forbidden_subscriptions(attached.session, mqtt);
         let mut told = PropertiesBuilder::default();
         if connect.version == Version::V5 {
             self.encode_limits(connect, asked, &profile, &mut told);
@@ -183,6 +202,10 @@ impl OpenConnection<'_, '_> {
         if connect.client_id.is_empty() {
             // [v5 MQTT-3.1.3-6, MQTT-3.2.2-16]
             told.push(&Property::AssignedClientIdentifier(self.device));
+        }
+        if let Some(method) = connect.properties.authentication_method() {
+            // [v5 MQTT-4.12.0-5]
+            told.push(&Property::AuthenticationMethod(method));
         }
         if profile.keep_alive_s != connect.keep_alive {
             told.push(&Property::ServerKeepAlive(profile.keep_alive_s));

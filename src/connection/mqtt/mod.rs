@@ -9,6 +9,7 @@
 //! that concerns more than this connection is in [`crate::broker`]; nothing here knows another connection.
 
 mod connect;
+mod grant;
 mod outbound;
 mod publish;
 mod subscribe;
@@ -27,6 +28,8 @@ enum PacketOutcome {
     Consumed,
     /// It stays where it is, and this is to be done first.
     Deferred(Step),
+    /// It is done with, and this is to be done next.
+    Taken(Step),
 }
 
 impl OpenConnection<'_, '_> {
@@ -40,6 +43,10 @@ impl OpenConnection<'_, '_> {
             match self.handle_packet(&packet, mqtt)? {
                 PacketOutcome::Consumed => input.consume_plain(length),
                 PacketOutcome::Deferred(step) => return Ok(Progress::Do(step)),
+                PacketOutcome::Taken(step) => {
+                    input.consume_plain(length);
+                    return Ok(Progress::Do(step));
+                }
             }
         }
     }
@@ -72,7 +79,7 @@ impl OpenConnection<'_, '_> {
             }
             Packet::Disconnect(disconnect) => return Err(self.handle_disconnect(session, disconnect, mqtt)),
             Packet::Connect(_) => return Err(broken("a second CONNECT", "MQTT-3.1.0-2")),
-            Packet::Auth(_) => return Err(broken("AUTH, and no authentication is under way", "v5 MQTT-4.12.0-1")),
+            Packet::Auth(auth) => return self.handle_auth(auth),
             Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {
                 return Err(Termination::because(
                     CloseReason::ProtocolError,
@@ -200,9 +207,16 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::FrameTooLarge => Reason::PACKET_TOO_LARGE,
         CloseReason::Denied => Reason::BANNED,
         CloseReason::Requested => Reason::ADMINISTRATIVE_ACTION,
-        CloseReason::CertificateRevoked | CloseReason::CertificateExpired => Reason::NOT_AUTHORIZED,
-        CloseReason::ConnectionAge => Reason::MAXIMUM_CONNECT_TIME,
-        CloseReason::HomeFull | CloseReason::PoolFull | CloseReason::TokenUnanswered => Reason::SERVER_BUSY,
+        CloseReason::CertificateRevoked
+        | CloseReason::CertificateExpired
+        | CloseReason::JwtRejected
+        | CloseReason::HookRejected => Reason::NOT_AUTHORIZED,
+        CloseReason::ConnectionAge | CloseReason::GrantExpired => Reason::MAXIMUM_CONNECT_TIME,
+        CloseReason::HomeFull
+        | CloseReason::PoolFull
+        | CloseReason::TokenUnanswered
+        | CloseReason::JwtUnanswered
+        | CloseReason::HookUnanswered => Reason::SERVER_BUSY,
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => Reason::CLIENT_IDENTIFIER_NOT_VALID,
         CloseReason::TokenRejected => Reason::BAD_USER_NAME_OR_PASSWORD,
         CloseReason::MessageRefused

@@ -65,7 +65,7 @@ impl OpenConnection<'_, '_> {
             return Reason::TOPIC_FILTER_INVALID;
         }
         let plain = topic::shared(filter).map_or(filter, |(_, filter)| filter);
-        if !self.may_subscribe(&mqtt.subscribe, plain) {
+        if !self.may_subscribe(self.rules(mqtt).subscribe, plain) {
             return Reason::NOT_AUTHORIZED;
         }
         match self.cx.broker.subscribe(session, filter, options, identifier, pending) {
@@ -74,7 +74,7 @@ impl OpenConnection<'_, '_> {
         }
     }
 
-    fn may_subscribe(&self, rules: &[String], filter: &str) -> bool {
+    pub(super) fn may_subscribe(&self, rules: &[String], filter: &str) -> bool {
         rules
             .iter()
             .any(|rule| rule == "#" || expand(rule, self.device).is_some_and(|rule| topic::covers(&rule, filter)))

@@ -1,5 +1,18 @@
-//! Who a device is, where that takes time or memory that an event loop has not: token files, and the thread that hashes.
+//! Who a device is, and what it may do, where that takes time or memory that an event loop has not.
+//!
+//! `desk` holds each listener's list; `verifier` (with `queue`) hashes tokens and passwords of `tokens` files, `jwt` judges
+//! JSON Web Tokens by `keys`, which `fetch` may bring, and `hook` (with `cache` and `breaker`) asks an HTTP service.
 
+mod breaker;
+mod cache;
+pub(super) mod desk;
+mod fair;
+mod fetch;
+mod hook;
+mod http;
+mod jwt;
+mod keys;
+pub mod material;
 mod queue;
 pub mod tokens;
 pub(super) mod verifier;

@@ -10,9 +10,9 @@
 //! Nothing here reads a clock or computes anything: plain bookkeeping, every bound named.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use super::fair::{FairQueue, Origin};
 use super::verifier::Job;
 use crate::link::ListenerId;
 
@@ -32,22 +32,6 @@ const BLOCK_MAX: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_mins(5);
 /// Addresses and names whose wrong secrets are remembered; the oldest is forgotten first.
 const FAILURES_MAX: usize = 16_384;
-
-/// Where a connection comes from, as fairness counts: an IPv4 address, or the /64 network of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::control) struct Origin(IpAddr);
-
-impl Origin {
-    /// The origin of an address; all whose address is not known any more share one.
-    pub(in crate::control) fn of(address: Option<IpAddr>) -> Self {
-        const NETWORK: u128 = !0 << 64;
-        Self(match address.map(|address| address.to_canonical()) {
-            None => Ipv6Addr::UNSPECIFIED.into(),
-            Some(IpAddr::V4(address)) => address.into(),
-            Some(IpAddr::V6(address)) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
-        })
-    }
-}
 
 /// A name at one listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,8 +54,8 @@ struct Failure {
 /// Everything that waits.
 #[derive(Debug)]
 pub(in crate::control) struct HashQueue {
-    known: FairQueue,
-    unknown: FairQueue,
+    known: FairQueue<Job>,
+    unknown: FairQueue<Job>,
     /// Each name whose hash waits or is computed, and what waits for what comes out.
     names: HashMap<Name, VecDeque<Job>>,
     failures: HashMap<FailureKey, Failure>,
@@ -166,7 +150,7 @@ impl HashQueue {
     fn enqueue(&mut self, job: Job, followers: VecDeque<Job>) {
         let name = job.name.clone();
         let queue = if job.place.is_some() { &mut self.known } else { &mut self.unknown };
-        match queue.push(job) {
+        match queue.push(job.origin(), job) {
             Ok(gone) => {
                 if let Some(gone) = gone {
                     let behind = self.finish(&gone.name);
@@ -176,7 +160,7 @@ impl HashQueue {
                 self.names.insert(name, followers);
             }
             Err(job) => {
-                self.busy.push(*job);
+                self.busy.push(job);
                 self.busy.extend(followers);
             }
         }
@@ -224,60 +208,6 @@ fn failure_key(job: &Job) -> FailureKey {
     (job.origin(), job.name.listener, name)
 }
 
-/// A queue for each address, served in turns.
-#[derive(Debug)]
-struct FairQueue {
-    by_origin: HashMap<Origin, VecDeque<Job>>,
-    /// Whose turn it is, in order: each address with something waiting, once.
-    turns: VecDeque<Origin>,
-    waiting: usize,
-    waiting_max: usize,
-}
-
-impl FairQueue {
-    fn new(waiting_max: usize) -> Self {
-        Self { by_origin: HashMap::new(), turns: VecDeque::new(), waiting: 0, waiting_max }
-    }
-
-    /// At the bound the address with the most waiting gives up its latest, which comes back; if that is the newcomer's own
-    /// address, the newcomer does.
-    fn push(&mut self, job: Job) -> Result<Option<Job>, Box<Job>> {
-        let origin = job.origin();
-        let mut gone = None;
-        if self.waiting >= self.waiting_max {
-            let own = self.by_origin.get(&origin).map_or(0, VecDeque::len);
-            let Some(most) =
-                self.by_origin.values_mut().max_by_key(|jobs| jobs.len()).filter(|jobs| jobs.len() > own + 1)
-            else {
-                return Err(Box::new(job));
-            };
-            // It keeps at least one, and so its turn.
-            gone = most.pop_back();
-            self.waiting -= 1;
-        }
-        let jobs = self.by_origin.entry(origin).or_default();
-        if jobs.is_empty() {
-            self.turns.push_back(origin);
-        }
-        jobs.push_back(job);
-        self.waiting += 1;
-        Ok(gone)
-    }
-
-    fn pop(&mut self) -> Option<Job> {
-        let origin = self.turns.pop_front()?;
-        let jobs = self.by_origin.get_mut(&origin).expect("who has a turn has something waiting");
-        let job = jobs.pop_front().expect("who has a turn has something waiting");
-        if jobs.is_empty() {
-            self.by_origin.remove(&origin);
-        } else {
-            self.turns.push_back(origin);
-        }
-        self.waiting -= 1;
-        Some(job)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -309,6 +239,8 @@ mod tests {
                 connection: ConnectionId { index, generation: 1 },
                 listener: ListenerId(0),
                 peer: Some([192, 0, 2, host].into()),
+                is_renewable: false,
+                must_be_named: false,
             };
             let expires = self.now + Duration::from_secs(10);
             Job { request, file: self.file.clone(), name, place, token: Bytes::new(), expires }

@@ -28,10 +28,11 @@ use aws_lc_rs::rand::SystemRandom;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::queue::{HashQueue, Name, Origin};
+use super::fair::Origin;
+use super::queue::{HashQueue, Name};
 use super::tokens::TokenFile;
 use crate::control::ProcessCounters;
-use crate::link::{AuthAnswer, ConnectionId, ListenerId, WorkerId};
+use crate::link::{ConnectionId, ListenerId, WorkerId};
 
 /// How far the thread steps back from the event loops on a busy machine.
 const NICENESS: i32 = 10;
@@ -76,6 +77,10 @@ pub(in crate::control) struct AuthRequest {
     pub(in crate::control) listener: ListenerId,
     /// From where, if that is known.
     pub(in crate::control) peer: Option<IpAddr>,
+    /// It came with an authentication method, by which it may renew what it is granted.
+    pub(in crate::control) is_renewable: bool,
+    /// Nothing has named the device for sure: whoever lets it in must.
+    pub(in crate::control) must_be_named: bool,
 }
 
 /// A secret that is to be hashed.
@@ -105,8 +110,19 @@ pub(in crate::control) struct HashResult {
     is_right: bool,
 }
 
+/// What was found out about a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::control) enum Verdict {
+    /// It is right.
+    Accepted,
+    /// It is wrong.
+    Rejected,
+    /// Nobody had the time to find out: it may come again later. Never said of a secret that was looked at.
+    Busy,
+}
+
 /// Whom to tell what.
-pub(in crate::control) type Answer = (AuthRequest, AuthAnswer);
+pub(in crate::control) type Answer = (AuthRequest, Verdict);
 
 impl Verifier {
     /// Starts the thread. `files` holds the token file of each listener that has one; a connection waits for `patience`
@@ -155,7 +171,7 @@ impl Verifier {
     ) -> Vec<Answer> {
         // A listener whose file was taken away by a reload while a HELLO was under way names nobody.
         let Some(Some(credentials)) = self.files.get(request.listener.index()) else {
-            return vec![(request, self.count(AuthAnswer::Rejected))];
+            return vec![(request, self.count(Verdict::Rejected))];
         };
         let file = credentials.file.clone();
         let place = file.find(name);
@@ -165,11 +181,17 @@ impl Verifier {
             return vec![(request, self.answer_by_digest(&token, digest))];
         }
         if file.is_empty() {
-            return vec![(request, self.count(AuthAnswer::Rejected))];
+            return vec![(request, self.count(Verdict::Rejected))];
         }
         let name = Name { listener: request.listener, text: name.into() };
         self.queue.offer(Job { request, file, name, place, token, expires: now + self.patience }, now);
         self.go_on(now)
+    }
+
+    /// Whether the listener's file has this name.
+    pub(in crate::control) fn knows(&self, listener: ListenerId, name: &str) -> bool {
+        let credentials = self.files.get(listener.index()).and_then(Option::as_ref);
+        credentials.is_some_and(|credentials| credentials.file.find(name).is_some())
     }
 
     /// Where results arrive, for [`Verifier::settle`].
@@ -193,7 +215,7 @@ impl Verifier {
         if let Some(digest) = digest {
             self.queue.note_success(&job);
             self.counters.tokens_verified.fetch_add(1, Ordering::Relaxed);
-            answers.push((job.request, AuthAnswer::Accepted));
+            answers.push((job.request, Verdict::Accepted));
             let (same, newer): (VecDeque<_>, VecDeque<_>) =
                 followers.into_iter().partition(|follower| Arc::ptr_eq(&follower.file, &job.file));
             for follower in same {
@@ -203,7 +225,7 @@ impl Verifier {
             self.queue.follow(newer, now);
         } else {
             self.queue.note_failure(&job, now);
-            answers.push((job.request, self.count(AuthAnswer::Rejected)));
+            answers.push((job.request, self.count(Verdict::Rejected)));
             self.follow(&job, followers, now, &mut answers);
         }
         answers.extend(self.go_on(now));
@@ -216,7 +238,7 @@ impl Verifier {
         let mut others = VecDeque::with_capacity(followers.len());
         for follower in followers {
             if Arc::ptr_eq(&follower.file, &wrong.file) && self.is(&follower.token, &digest) {
-                answers.push((follower.request, self.count(AuthAnswer::Rejected)));
+                answers.push((follower.request, self.count(Verdict::Rejected)));
             } else {
                 others.push_back(follower);
             }
@@ -235,16 +257,16 @@ impl Verifier {
         }
         self.counters.tokens_unanswered.fetch_add(self.queue.take_expired(), Ordering::Relaxed);
         let busy = self.queue.take_busy();
-        busy.into_iter().map(|job| (job.request, self.count(AuthAnswer::Busy))).collect()
+        busy.into_iter().map(|job| (job.request, self.count(Verdict::Busy))).collect()
     }
 
     /// The answer where the right secret's digest is known: no hash is computed for a wrong one.
-    fn answer_by_digest(&self, token: &[u8], digest: &Digest) -> AuthAnswer {
+    fn answer_by_digest(&self, token: &[u8], digest: &Digest) -> Verdict {
         if self.is(token, digest) {
             self.counters.tokens_cached.fetch_add(1, Ordering::Relaxed);
-            return AuthAnswer::Accepted;
+            return Verdict::Accepted;
         }
-        self.count(AuthAnswer::Rejected)
+        self.count(Verdict::Rejected)
     }
 
     fn is(&self, token: &[u8], digest: &Digest) -> bool {
@@ -257,11 +279,11 @@ impl Verifier {
         digest
     }
 
-    fn count(&self, answer: AuthAnswer) -> AuthAnswer {
+    fn count(&self, answer: Verdict) -> Verdict {
         match answer {
-            AuthAnswer::Rejected => self.counters.tokens_rejected.fetch_add(1, Ordering::Relaxed),
-            AuthAnswer::Busy => self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed),
-            AuthAnswer::Accepted => 0,
+            Verdict::Rejected => self.counters.tokens_rejected.fetch_add(1, Ordering::Relaxed),
+            Verdict::Busy => self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed),
+            Verdict::Accepted => 0,
         };
         answer
     }
@@ -302,7 +324,7 @@ impl HashWorker {
 mod tests {
     use super::super::tokens::line_for;
     use super::*;
-    use AuthAnswer::{Accepted, Busy, Rejected};
+    use Verdict::{Accepted, Busy, Rejected};
 
     const HELLO_TIME: Duration = Duration::from_mins(1);
     /// A hash that takes its time.
@@ -326,19 +348,21 @@ mod tests {
             connection: ConnectionId { index, generation: 9 },
             listener: ListenerId(1),
             peer: Some([192, 0, 2, host].into()),
+            is_renewable: false,
+            must_be_named: false,
         }
     }
 
-    fn check(verifier: &mut Verifier, index: u32, host: u8, name: &str, token: &str) -> Vec<(u32, AuthAnswer)> {
+    fn check(verifier: &mut Verifier, index: u32, host: u8, name: &str, token: &str) -> Vec<(u32, Verdict)> {
         let token = Bytes::copy_from_slice(token.as_bytes());
         short(&verifier.check(request(index, host), name, token, Instant::now()))
     }
 
-    fn short(answers: &[Answer]) -> Vec<(u32, AuthAnswer)> {
+    fn short(answers: &[Answer]) -> Vec<(u32, Verdict)> {
         answers.iter().map(|(request, answer)| (request.connection.index, *answer)).collect()
     }
 
-    fn settled(verifier: &mut Verifier) -> Vec<(u32, AuthAnswer)> {
+    fn settled(verifier: &mut Verifier) -> Vec<(u32, Verdict)> {
         let result = verifier.results().recv_timeout(Duration::from_mins(1)).expect("no result came");
         short(&verifier.settle(result, Instant::now()))
     }

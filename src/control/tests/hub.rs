@@ -83,6 +83,20 @@ fn acknowledgements_find_no_bound_in_an_inbox_and_keep_their_order() {
     }
 }
 
+/// A native device offers a token.
+fn ask(index: u32, device: &str, token: &'static [u8]) -> Uplink {
+    let credentials = Credentials {
+        device: device.into(),
+        name: device.into(),
+        secret: Bytes::from_static(token),
+        is_certified: false,
+        has_method: false,
+        is_renewal: false,
+    };
+    let credentials = Box::new(credentials);
+    Uplink::Authenticate { connection: connection(index), listener: ListenerId(0), credentials, peer: None }
+}
+
 #[test]
 fn tokens_are_checked_and_the_answer_goes_to_the_asking_worker() {
     let directory = tempfile::tempdir().unwrap();
@@ -90,18 +104,18 @@ fn tokens_are_checked_and_the_answer_goes_to_the_asking_worker() {
     std::fs::write(&path, line_for("meter", b"right")).unwrap();
     let stage = Stage::new(Plan { silent: Some(2), token_file: Some(path), ..Plan::default() });
     let check = |index, device: &str, token: &'static [u8]| {
-        let (device, token) = (device.into(), Bytes::from_static(token));
-        let listener = ListenerId(0);
-        stage.say(2, vec![Uplink::VerifyToken { connection: connection(index), listener, device, token, peer: None }]);
+        stage.say(2, vec![ask(index, device, token)]);
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
             Command::Authenticated { connection: to, answer } if to == connection(index) => answer,
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(check(1, "meter", b"right"), AuthAnswer::Accepted);
-    assert_eq!(check(2, "meter", b"right"), AuthAnswer::Accepted);
-    assert_eq!(check(3, "meter", b"wrong"), AuthAnswer::Rejected);
-    assert_eq!(check(4, "nobody", b"right"), AuthAnswer::Rejected);
+    assert_eq!(check(1, "meter", b"right"), AuthAnswer::plain());
+    assert_eq!(check(2, "meter", b"right"), AuthAnswer::plain());
+    for (index, device, token) in [(3, "meter", &b"wrong"[..]), (4, "nobody", b"right")] {
+        let answer = check(index, device, token);
+        assert!(matches!(answer, AuthAnswer::Rejected(CloseReason::TokenRejected, _)), "{answer:?}");
+    }
     let text = stage.get("/metrics").text;
     for line in ["pulsegate_tokens_verified_total 1", "pulsegate_tokens_cached_total 1"] {
         assert!(text.lines().any(|found| found == line), "{line}");
@@ -118,16 +132,10 @@ fn shutdown_does_not_hash_all_tokens_that_wait() {
     let lines: Vec<_> = (0..waiting).map(|index| format!("meter-{index}:{slow}")).collect();
     std::fs::write(&path, lines.concat()).unwrap();
     let stage = Stage::new(Plan { silent: Some(0), token_file: Some(path), ..Plan::default() });
-    let ask = |index| Uplink::VerifyToken {
-        connection: connection(index),
-        listener: ListenerId(0),
-        device: format!("meter-{index}").into(),
-        token: Bytes::from_static(b"wrong"),
-        peer: None,
-    };
+    let ask = |index| ask(index, &format!("meter-{index}"), b"wrong");
     stage.say(0, (0..waiting).map(ask).collect());
     let answer = stage.silent[0].recv_timeout(DEADLINE).unwrap();
-    assert!(matches!(answer, Command::Authenticated { answer: AuthAnswer::Rejected, .. }), "{answer:?}");
+    assert!(matches!(answer, Command::Authenticated { answer: AuthAnswer::Rejected(..), .. }), "{answer:?}");
     let counters = stage.control.state.counters.clone();
     stage.control.shutdown();
     let checked = counters.tokens_rejected.load(Ordering::Relaxed);

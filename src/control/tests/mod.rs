@@ -29,12 +29,12 @@ use super::{
 };
 use crate::backbone::{Held, What};
 use crate::config::{
-    self, Admin, AdminToken, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Role,
-    Secret, Tls,
+    self, Admin, AdminToken, Authenticator, Config, Drain, Heartbeat, Identity, IdentityFrom, Limits, Listener,
+    Protocol, Raw, Role, Secret, Tls,
 };
 use crate::link::{
-    AuthAnswer, Batch, CloseReason, Command, ConnectionFacts, ConnectionId, Description, Doorbell, Home, ListenerId,
-    Mailbox, Message, NotAdmitted, Outcome, Presence, Publication, Receipt, Refusal, SessionFacts, Uplink,
+    AuthAnswer, Batch, CloseReason, Command, ConnectionFacts, ConnectionId, Credentials, Description, Doorbell, Home,
+    ListenerId, Mailbox, Message, NotAdmitted, Outcome, Presence, Publication, Receipt, Refusal, SessionFacts, Uplink,
     UplinkSender, WorkerId, uplink_channel,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
@@ -348,7 +348,7 @@ fn admin_token(name: &str, role: Role, secret: &str) -> AdminToken {
 }
 
 fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Backbone) -> Config {
-    let listener = |name: &str, port, protocol, token_file| Listener {
+    let listener = |name: &str, port, protocol, token_file: Option<PathBuf>| Listener {
         name: name.into(),
         listen: (Ipv4Addr::LOCALHOST, port).into(),
         protocol,
@@ -361,7 +361,13 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
             retries: 2,
             ..Heartbeat::default()
         },
-        identity: Identity { from: IdentityFrom::Hello, token_file },
+        identity: Identity {
+            from: IdentityFrom::Hello,
+            authenticators: token_file
+                .map(|file| Authenticator::secrets(file, "identity.token_file"))
+                .into_iter()
+                .collect(),
+        },
     };
     let tokens = token.map(|token| admin_token("admin", Role::Admin, token)).into_iter().collect();
     Config {

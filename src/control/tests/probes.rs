@@ -1,6 +1,7 @@
 //! Signs of life, errors, limits and the token: what holds for every route.
 
 use super::*;
+use crate::control::auth::material::Material;
 
 #[test]
 fn probes_tell_life_from_readiness() {
@@ -223,7 +224,8 @@ fn a_role_allows_what_it_says_and_no_more() {
     let replace = |tokens: Vec<AdminToken>| {
         let mut config = Config::clone(&policy.config());
         config.admin.tokens = tokens;
-        policy.replace(Arc::new(config), Inventory::default(), vec![None, None], Vec::new()).unwrap();
+        let materials = vec![Material::default(), Material::default()];
+        policy.replace(Arc::new(config), Inventory::default(), materials, Vec::new()).unwrap();
     };
     replace(vec![admin_token("new", Role::Read, "fresh")]);
     assert_eq!(["sesame", "look", "fresh"].map(|token| ask(token, "GET", "/v1/overview", "")), [401, 401, 200]);

@@ -7,6 +7,8 @@ mod follower;
 mod gateway;
 mod program;
 mod site;
+#[allow(dead_code, reason = "not every test makes every kind of token")]
+pub mod token;
 
 use std::time::{Duration, Instant};
 

@@ -79,6 +79,12 @@ impl Listener {
         self
     }
 
+    /// One of `[[listener.authenticator]]`.
+    pub fn authenticator(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.tables, "[[listener.authenticator]]\n{lines}");
+        self
+    }
+
     fn text(&self) -> String {
         format!("{}[listener.tls]\n{}{}", self.head, self.tls, self.tables)
     }

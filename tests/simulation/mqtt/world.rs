@@ -103,7 +103,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         proxy_protocol: Vec::new(),
         tls: config::Tls::default(),
         heartbeat: Heartbeat::default(),
-        identity: Identity { from: IdentityFrom::ClientId, token_file: None },
+        identity: Identity { from: IdentityFrom::ClientId, authenticators: Vec::new() },
     };
     [ListenerSettings::new(ListenerId(0), &listener, &limits(plan), certificates.server.clone())].into()
 }
