@@ -69,6 +69,45 @@ fn people_look_and_command_in_a_browser() {
     assert!(demo.0.try_wait().unwrap().is_none(), "the demo goes on");
 }
 
+#[test]
+fn a_page_is_a_device_by_mqtt_js() {
+    let site = Site::new();
+    // The page's origin is known before it is there; whoever takes the port in between makes this fail.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let browsers = Listener::new("browsers", "mqtt")
+        .key("transport", "\"websocket\"")
+        .table("websocket", &format!("origins = [\"http://localhost:{port}\"]\n"));
+    let gateway = site.start("workers = 2\n", &[browsers]);
+    let url = format!("wss://localhost:{}/mqtt", gateway.address("browsers").port());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut browser = Command::new("node");
+    browser.arg(root.join("tests/e2e/clients/browser.mjs")).args([&url, &port.to_string()]);
+    browser
+        .env("NODE_PATH", installed().join("node_modules"))
+        .env("EXAMPLES", root.join("examples"))
+        .stdin(Stdio::null());
+    let log = site.path("browser.log");
+    let write = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
+    let mut browser = Child(browser.stdout(write()).stderr(write()).spawn().expect("node is installed"));
+    let told = || std::fs::read_to_string(&log).unwrap();
+    wait_until("the page has published", BROWSER, || {
+        let has_ended = browser.0.try_wait().unwrap().is_some();
+        assert!(!has_ended, "{}", told());
+        told().contains("published\n")
+    });
+    let device = gateway.device("browser-1").expect("the page is connected");
+    assert_eq!((&device["protocol"], &device["session"]["version"]), (&"mqtt".into(), &"5.0".into()));
+    let order = serde_json::json!({"topic": "devices/browser-1/set", "payload": "on", "ack": true, "timeout": "30s"});
+    assert_eq!(gateway.post("/v1/devices/browser-1/messages", &order).1["outcome"], "acknowledged");
+    let mut ended = None;
+    wait_until("the browser has done everything", BROWSER, || {
+        ended = browser.0.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(ended.is_some_and(|status| status.success()) && told().ends_with("done\n"), "{}", told());
+    assert!(gateway.closed("protocol_error") >= 1, "the other origin was refused");
+}
+
 /// A program that ends with this value.
 struct Child(std::process::Child);
 

@@ -106,6 +106,7 @@ await page.getByRole("link", { name: "Listeners" }).click();
 await page.getByText(/localhost.*days left/).first().waitFor();
 await page.getByRole("link", { name: "Uplink" }).click();
 await page.getByText("There is no consumer yet").waitFor();
+await page.getByText("No sink is configured.").waitFor();
 await page.getByRole("link", { name: "Overview" }).click();
 await page.waitForTimeout(images ? 12_000 : 0);
 await shot(page, "page-overview");

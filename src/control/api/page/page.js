@@ -482,7 +482,9 @@ function listenersView() {
 
 function uplinkView() {
   const rows = element("div");
-  view().replaceChildren(section("Consumers of the uplink", rows));
+  const sinks = element("div");
+  const outcome = element("p", { class: "outcome", role: "status" });
+  view().replaceChildren(element("div", { class: "cards" }, wide(section("Consumers of the uplink", rows)), wide(section("Sinks", sinks, outcome))));
   const load = async () => {
     try {
       const told = await ask("GET", "/v1/uplink/consumers");
@@ -490,6 +492,7 @@ function uplinkView() {
         table([column("Consumer", "name"), column("Cursor", "number"), column("Behind", "number"), column("Missed", "number"), column("Oldest waits", "number")],
           told.consumers.map((consumer) => [consumer.name, count(consumer.cursor), count(consumer.behind), element("span", { class: consumer.missed > 0 ? "bad" : "" }, count(consumer.missed)), span(consumer.lag_s)]), "There is no consumer yet: GET /v1/uplink makes one."),
         element("p", { class: "quiet" }, told.first === null ? "No event is held." : `Events ${count(told.first)} to ${count(told.last)} are held.`));
+      sinks.replaceChildren(sinkTable((await ask("GET", "/v1/sinks")).sinks, load, outcome));
     } catch (error) {
       rows.replaceChildren(element("p", { class: "quiet" }, error.message));
     }
@@ -497,6 +500,17 @@ function uplinkView() {
   load();
   const timer = setInterval(() => { if (!document.hidden) load(); }, 3000);
   return { end: () => clearInterval(timer) };
+}
+
+function sinkTable(sinks, again, outcome) {
+  const act = (sink) => {
+    if (!may("admin")) return "";
+    const way = sink.state === "paused" ? "resume" : "pause";
+    return element("button", { type: "button", class: "plain", onclick: async () => { await attempt(() => ask("POST", `/v1/sinks/${encodeURIComponent(sink.name)}/${way}`, {}), outcome); again(); } }, way === "pause" ? "Pause" : "Resume");
+  };
+  const state = (sink) => element("div", { class: sink.state === "running" ? "good" : sink.state === "paused" ? "warn" : "bad" }, sink.error === null ? sink.state : `${sink.state}: ${sink.error}`);
+  return table([column("Sink", "name"), column("Type"), column("Target", "name"), column("State", "name"), column("Behind", "number"), column("Missed", "number"), column("Oldest waits", "number"), column("Sent", "number"), column("Failed", "number"), column("")],
+    sinks.map((sink) => [sink.name, sink.type, sink.target, state(sink), count(sink.behind), count(sink.missed), span(sink.lag_s), count(sink.sent), count(sink.failed), act(sink)]), "No sink is configured.");
 }
 
 // ---- Where one is -------------------------------------------------------------------------------------------------------------
