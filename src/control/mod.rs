@@ -152,13 +152,10 @@ impl OpenStore {
         Ok(Some(Self { store: Store::open(&options, settle)?, settled }))
     }
 
-    /// Both, as the threads want them, and the workers hear what is safe; without a store nothing is ever settled.
-    fn parts(open: Option<Self>, workers: &[Mailbox]) -> (Option<Arc<Store>>, Receiver<Vec<Settled>>) {
+    /// Both, as the threads want them; without a store nothing is ever settled.
+    fn parts(open: Option<Self>) -> (Option<Arc<Store>>, Receiver<Vec<Settled>>) {
         match open {
-            Some(Self { store, settled }) => {
-                store.connect(workers.to_vec());
-                (Some(Arc::new(store)), settled)
-            }
+            Some(Self { store, settled }) => (Some(Arc::new(store)), settled),
             None => (None, crossbeam_channel::never()),
         }
     }
@@ -205,7 +202,7 @@ impl Control {
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let current = Current::new(parts.config.clone(), parts.inventory)?;
         let admin_addr = parts.admin.local_addr()?;
-        let (store, settled) = OpenStore::parts(parts.store, &parts.mailboxes);
+        let (store, settled) = OpenStore::parts(parts.store);
         let (sinks, orders) = sinks::of(&parts.config, store.as_ref());
         let state = Arc::new(State {
             store,

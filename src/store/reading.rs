@@ -1,5 +1,6 @@
 //! Reading the uplink: a connection of its own, beside the writer.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -11,7 +12,7 @@ use super::progress::Range;
 use super::record::{Entry, Facts, Stored, What};
 use super::schema;
 use super::sessions::{self, KeptSession, Unreadable};
-use crate::image::{Message, Publication, SessionKey};
+use crate::image::{Message, Publication, Session, SessionKey};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
@@ -91,6 +92,14 @@ impl Reader {
         self.look(|connection| sessions::read_sessions(connection, each))
     }
 
+    /// Every session with all that is in it, in no order of their names.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says what cannot be.
+    pub fn whole_sessions(&self, each: impl FnMut(Session)) -> Result<(), StoreError> {
+        self.look(|connection| sessions::read_whole_sessions(connection, each))
+    }
+
     /// Every retained message, in the order of topics.
     ///
     /// # Errors
@@ -105,7 +114,7 @@ impl Reader {
     /// # Errors
     /// The file cannot be read, or says what cannot be.
     pub fn messages(&self, session: SessionKey, after: u64, bytes_max: usize) -> Result<Vec<Message>, StoreError> {
-        self.look(|connection| sessions::read_messages(connection, session, after, bytes_max))
+        self.look(|connection| sessions::read_messages(connection, session, after, bytes_max, &mut HashMap::new()))
     }
 
     fn look<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Unreadable>) -> Result<T, StoreError> {

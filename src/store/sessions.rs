@@ -13,7 +13,7 @@ use rusqlite::{Connection, Row as SqlRow, Rows, Transaction, TransactionBehavior
 
 use super::StoreError;
 use super::coalesce::{Held, Plan, Row};
-use crate::image::{Head, ImageError, Message, Outstanding, Publication, Received, SessionKey, Subscription};
+use crate::image::{Head, ImageError, Message, Outstanding, Publication, Received, Session, SessionKey, Subscription};
 
 /// RETAIN in the column `delivery`; the lower bits are the QoS.
 const RETAIN_BIT: u8 = 0b100;
@@ -363,6 +363,24 @@ fn keep_retained(transaction: &Transaction<'_>, plan: &Plan<'_>, kept: &mut Kept
 
 // --- Reading --------------------------------------------------------------------------------------------------------
 
+/// Every session with all that is in it. What waits in several is in memory once.
+pub(super) fn read_whole_sessions(connection: &Connection, mut each: impl FnMut(Session)) -> Result<(), Unreadable> {
+    let mut shared = SharedBodies::new();
+    let mut failed = None;
+    read_sessions(connection, |session| {
+        let KeptSession { head, subscriptions, outstanding, received, waiting } = session;
+        let messages = match waiting.messages {
+            0 => Ok(Vec::new()),
+            _ => read_messages(connection, head.key, 0, usize::MAX, &mut shared),
+        };
+        match messages {
+            Ok(messages) => each(Session { head, subscriptions, messages, outstanding, received }),
+            Err(error) => failed = Some(error),
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
 /// Every session, in the order of their keys. Four tables are read side by side, each once.
 pub(super) fn read_sessions(connection: &Connection, mut each: impl FnMut(KeptSession)) -> Result<(), Unreadable> {
     let mut heads = connection.prepare("SELECT key, image, away_since FROM session ORDER BY key")?;
@@ -453,15 +471,16 @@ pub(super) fn read_messages(
     SessionKey(key): SessionKey,
     after: u64,
     bytes_max: usize,
+    shared: &mut SharedBodies,
 ) -> Result<Vec<Message>, Unreadable> {
     let mut statement = connection.prepare_cached(
-        "SELECT number, packet, delivery, identifiers, image, origin FROM queue JOIN message ON id = message
+        "SELECT number, packet, delivery, identifiers, image, origin, id, uses FROM queue JOIN message ON id = message
          WHERE session = ?1 AND number > ?2 ORDER BY number",
     )?;
     let mut rows = statement.query([key, after])?;
     let (mut messages, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let message = message_of(row).map_err(|error| match error {
+        let message = message_of(row, shared).map_err(|error| match error {
             Unreadable::Image(what) => Unreadable::Image(format!("a message of session {key}: {what}")),
             Unreadable::Sqlite(error) => error.into(),
         })?;
@@ -474,7 +493,10 @@ pub(super) fn read_messages(
     Ok(messages)
 }
 
-fn message_of(row: &SqlRow<'_>) -> Result<Message, Unreadable> {
+/// Bodies that several sessions have, as far as they were read.
+pub(super) type SharedBodies = HashMap<u64, Arc<Publication>>;
+
+fn message_of(row: &SqlRow<'_>, shared: &mut SharedBodies) -> Result<Message, Unreadable> {
     let delivery: u8 = row.get(2)?;
     let identifiers = row.get_ref(3)?.as_blob_or_null().map_err(rusqlite::Error::from)?.unwrap_or_default();
     let (identifiers, rest) = identifiers.as_chunks();
@@ -482,7 +504,16 @@ fn message_of(row: &SqlRow<'_>) -> Result<Message, Unreadable> {
     if !rest.is_empty() || delivery & !RETAIN_BIT > 2 {
         return Err(Unreadable::Image(format!("number {number} is none")));
     }
-    let image = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+    let (id, uses): (u64, u64) = (row.get(6)?, row.get(7)?);
+    let publication = if let Some(known) = shared.get(&id) {
+        Arc::clone(known)
+    } else {
+        let image = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+        Arc::new(Publication::decode(image).map_err(unreadable(format_args!("number {number}")))?)
+    };
+    if uses > 1 {
+        shared.insert(id, Arc::clone(&publication));
+    }
     Ok(Message {
         number,
         packet: row.get(1)?,
@@ -490,7 +521,7 @@ fn message_of(row: &SqlRow<'_>) -> Result<Message, Unreadable> {
         retain: delivery & RETAIN_BIT != 0,
         identifiers: identifiers.iter().map(|identifier| u32::from_be_bytes(*identifier)).collect(),
         origin: row.get(5)?,
-        publication: Arc::new(Publication::decode(image).map_err(unreadable(format_args!("number {number}")))?),
+        publication,
     })
 }
 
@@ -557,7 +588,7 @@ pub(super) fn contradictions(connection: &Connection) -> Result<Vec<String>, Unr
     for key in keys {
         let mut after = 0;
         loop {
-            let read = read_messages(connection, SessionKey(key), after, 1 << 20);
+            let read = read_messages(connection, SessionKey(key), after, 1 << 20, &mut SharedBodies::new());
             match read {
                 Ok(messages) if messages.is_empty() => break,
                 Ok(messages) => after = messages[messages.len() - 1].number,

@@ -84,7 +84,8 @@ impl Model {
         let each = |session: KeptSession| {
             let KeptSession { head, subscriptions, outstanding, received, waiting } = session;
             let key = head.key;
-            let messages = sessions::read_messages(connection, key, 0, usize::MAX).unwrap();
+            let messages =
+                sessions::read_messages(connection, key, 0, usize::MAX, &mut sessions::SharedBodies::new()).unwrap();
             let bytes: usize = messages.iter().map(|message| message.publication.bytes()).sum();
             let numbers = messages.iter().map(|message| message.number);
             let last_number = numbers.chain(outstanding.iter().map(|one| one.number)).max().unwrap_or(0);
@@ -412,7 +413,7 @@ fn what_ended_with_the_process_is_ended_when_the_store_is_opened() {
         received(3, 52),
     ];
     // Of the second packet all was safe: it was answered.
-    let later = vec![received(2, 0), queued(3, 0)];
+    let later = vec![received(2, 0), queued(3, 0), queued(4, 0)];
     for changes in [changes, later] {
         commit(
             &mut connection,
@@ -429,9 +430,14 @@ fn what_ended_with_the_process_is_ended_when_the_store_is_opened() {
     assert!(found[0].head.away_since_ms.unwrap() >= before, "it was connected until now");
     assert_eq!(found[1].head.away_since_ms, Some(17));
     let messages = store.reader().messages(subscriber, 0, usize::MAX).unwrap();
-    assert_eq!(messages.iter().map(|message| message.number).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(messages.iter().map(|message| message.number).collect::<Vec<_>>(), [2, 3, 4]);
     assert_eq!(store.reader().messages(subscriber, 0, 1).unwrap().len(), 1, "one is handed out, however large");
-    assert_eq!(store.reader().messages(subscriber, 2, usize::MAX).unwrap().len(), 1);
+    assert_eq!(store.reader().messages(subscriber, 2, usize::MAX).unwrap().len(), 2);
+    let mut whole = Vec::new();
+    store.reader().whole_sessions(|session| whole.push(session)).unwrap();
+    assert_eq!((whole[1].head.key, &whole[1].messages), (subscriber, &messages));
+    let [.., one, other] = &whole[1].messages[..] else { panic!("{whole:?}") };
+    assert!(Arc::ptr_eq(&one.publication, &other.publication), "what waits in several places is in memory once");
     // What is queued still names the origin 51.
     assert_eq!(store.next_key(), SessionKey(52));
     assert_eq!(check(directory.path()).unwrap().damage, [""; 0]);
