@@ -43,7 +43,7 @@ const TABLE: &[Row] = &[
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
     row("store", &["image", "link"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
     row("sink", &["config", "link", "codec", "store"],
-        &["tokio", "bytes", "ureq", "rumqttc", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
+        &["tokio", "bytes", "ureq", "rumqttc", "async_nats", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
           "humantime", "fastrand", "tracing", "zeroize"]),
     row("backbone", &["time", "config", "link"], &["tokio"]),
     row("control", &["network", "link", "config", "metrics", "time", "codec", "store", "sink", "backbone"],

@@ -136,7 +136,7 @@ pub struct RawUplink {
 /// One `[[sink]]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(missing_docs, reason = "the fields of `Sink`, `HttpSink` and `MqttSink`, which document them")]
+#[allow(missing_docs, reason = "the fields of `Sink` and of its kinds, which document them")]
 pub struct RawSink {
     pub name: Option<String>,
     pub r#type: Option<String>,
@@ -166,6 +166,10 @@ pub struct RawSink {
     pub keep_alive: Option<String>,
     pub commands: Option<String>,
     pub command_session: Option<String>,
+    pub stream: Option<String>,
+    pub prefix: Option<String>,
+    pub credentials_file: Option<String>,
+    pub nkey_file: Option<String>,
 }
 
 /// `[sink.tls]`.

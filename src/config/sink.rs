@@ -56,6 +56,8 @@ pub enum SinkKind {
     Http(HttpSink),
     /// Messages to another MQTT broker.
     Mqtt(MqttSink),
+    /// Messages to a stream of NATS JetStream.
+    Nats(NatsSink),
 }
 
 impl SinkKind {
@@ -65,6 +67,7 @@ impl SinkKind {
         match self {
             SinkKind::Http(_) => "http",
             SinkKind::Mqtt(_) => "mqtt",
+            SinkKind::Nats(_) => "nats",
         }
     }
 }
@@ -115,4 +118,25 @@ pub struct MqttSink {
     pub commands: Option<TopicTemplate>,
     /// How long the broker keeps commands while the sink is away.
     pub command_session: Duration,
+}
+
+/// `type = "nats"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatsSink {
+    /// One server; it names the others.
+    pub url: String,
+    /// The stream, which must be there.
+    pub stream: String,
+    /// How every subject begins: tokens of letters, digits, `-` and `_`.
+    pub prefix: String,
+    /// Messages under way; one of each device.
+    pub inflight: u16,
+    /// A file of credentials (JWT and seed).
+    pub credentials_file: Option<PathBuf>,
+    /// A file with the seed of an NKey.
+    pub nkey_file: Option<PathBuf>,
+    /// Who it says that it is.
+    pub username: Option<String>,
+    /// A file with the password.
+    pub password_file: Option<PathBuf>,
 }

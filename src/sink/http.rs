@@ -153,15 +153,11 @@ pub(super) struct HttpRun {
 
 impl HttpRun {
     pub(super) async fn work(mut run: Run, seed: u64) -> Result<(), Over> {
-        run.begin().await?;
+        let store_id = run.begin().await?;
         let backoff = Backoff::new(run.settings.config.retry, seed);
-        let (begun, store_id) = loop {
-            let read = run.store.reader().sink(&run.consumer).and_then(|state| {
-                let store_id = run.store.reader().identity()?;
-                Ok((state.batch_last, store_id))
-            });
-            match read {
-                Ok(read) => break read,
+        let begun = loop {
+            match run.store.reader().sink(&run.consumer) {
+                Ok(state) => break state.batch_last,
                 Err(error) => run.store_failed(&error).await?,
             }
         };
@@ -179,7 +175,7 @@ impl HttpRun {
     fn client(&self) -> &HttpClient {
         match &self.run.settings.target {
             Target::Http(client) => client,
-            Target::Mqtt(_) => unreachable!("the settings are of this kind"),
+            Target::Mqtt(_) | Target::Nats(_) => unreachable!("the settings are of this kind"),
         }
     }
 

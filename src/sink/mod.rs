@@ -16,8 +16,10 @@ mod backoff;
 mod batch;
 mod dead_letter;
 mod event;
+mod feed;
 mod http;
 mod mqtt;
+mod nats;
 mod run;
 mod selection;
 mod settings;
@@ -43,6 +45,7 @@ use crate::store::{Backlog, Position, SINK_PREFIX, SinkNote, Store, StoreError};
 use dead_letter::DeadLetters;
 use http::HttpRun;
 use mqtt::MqttRun;
+use nats::NatsRun;
 use run::{Phase, Run, Shared};
 use settings::Target;
 
@@ -92,7 +95,7 @@ struct Running {
 pub struct Report {
     /// Its name.
     pub name: String,
-    /// `http` or `mqtt`.
+    /// `http`, `mqtt` or `nats`.
     pub kind: &'static str,
     /// Where to, without secrets.
     pub target: String,
@@ -216,6 +219,7 @@ impl Sinks {
                 match run.settings.target {
                     Target::Http(_) => HttpRun::work(run, seed).await,
                     Target::Mqtt(_) => MqttRun::work(run, seed).await,
+                    Target::Nats(_) => NatsRun::work(run, seed).await,
                 }
             });
         };
@@ -319,6 +323,7 @@ impl Running {
             target: match &self.settings.target {
                 Target::Http(client) => client.address().to_owned(),
                 Target::Mqtt(target) => target.address(),
+                Target::Nats(target) => target.address().to_owned(),
             },
             state,
             error: self.shared.error(),

@@ -1,6 +1,7 @@
 //! What every sink's thread stands on: what it is to do, how far it is, and what others may know of it.
 
 use std::future::Future;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -88,17 +89,24 @@ pub struct Run {
     pub orders: watch::Receiver<()>,
 }
 
+/// The lane of a device: the same in every run.
+pub fn lane_of(device: &str, lanes: usize) -> usize {
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(device);
+    (hash % lanes as u64) as usize
+}
+
 /// It is to end: the gateway ends, or other settings hold.
 pub struct Over;
 
 impl Run {
-    /// Makes its consumer, if it has none yet. Waits for as long as there are too many.
-    pub async fn begin(&mut self) -> Result<(), Over> {
+    /// Makes its consumer, if it has none yet, and gives back the store's identity. Waits for as long as there are too many
+    /// consumers, or the store cannot be read.
+    pub async fn begin(&mut self) -> Result<String, Over> {
         let position = if self.settings.config.from_first { Position::First } else { Position::End };
         loop {
-            match self.store.create(&self.consumer, position).await {
-                Ok(_) => return Ok(()),
-                Err(StoreError::Closed) => return Err(Over),
+            let made = self.store.create(&self.consumer, position).await;
+            match made.and_then(|_| self.store.reader().identity()) {
+                Ok(identity) => return Ok(identity),
                 Err(error) => self.store_failed(&error).await?,
             }
         }
@@ -123,8 +131,10 @@ impl Run {
         }
     }
 
-    /// Waits for as long as it is told to.
+    /// Waits for as long as it is told to. To be asked before anything new is begun: who has much to send would else never hear
+    /// that other settings hold.
     pub async fn while_paused(&mut self) -> Result<(), Over> {
+        self.orders.has_changed().map_err(|_| Over)?;
         while self.is_paused() {
             self.orders.changed().await.map_err(|_| Over)?;
         }

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::http::HttpClient;
 use super::mqtt::MqttTarget;
+use super::nats::NatsTarget;
 use super::selection::Selection;
 use super::tls;
 use crate::config::{Sink, SinkKind};
@@ -74,6 +75,7 @@ pub struct Settings {
 pub(super) enum Target {
     Http(Box<HttpClient>),
     Mqtt(Box<MqttTarget>),
+    Nats(Box<NatsTarget>),
 }
 
 impl Settings {
@@ -85,6 +87,7 @@ impl Settings {
         let mut reading = Reading(Context::new(&SHA256));
         let target = match &config.kind {
             SinkKind::Http(http) => Target::Http(Box::new(HttpClient::new(config, http, &mut reading)?)),
+            SinkKind::Nats(nats) => Target::Nats(Box::new(NatsTarget::new(config, nats, &mut reading)?)),
             SinkKind::Mqtt(mqtt) => Target::Mqtt(Box::new(MqttTarget::new(config, mqtt, &mut reading)?)),
         };
         let selection = Selection::new(&config.topics, config.presence);
@@ -118,6 +121,11 @@ pub fn files_of(config: &Sink) -> Vec<(&'static str, PathBuf, bool)> {
         SinkKind::Http(http) => {
             add("secret_file", http.secret_file.as_ref(), true);
             add("authorization_file", http.authorization_file.as_ref(), true);
+        }
+        SinkKind::Nats(nats) => {
+            add("credentials_file", nats.credentials_file.as_ref(), true);
+            add("nkey_file", nats.nkey_file.as_ref(), true);
+            add("password_file", nats.password_file.as_ref(), true);
         }
         SinkKind::Mqtt(mqtt) => add("password_file", mqtt.password_file.as_ref(), true),
     }

@@ -10,6 +10,7 @@ mod support;
 
 mod broker;
 mod mqtt;
+mod nats;
 mod webhook;
 
 use std::collections::BTreeSet;

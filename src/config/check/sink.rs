@@ -10,12 +10,13 @@ use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawSink, RawSinkTls};
 use crate::config::template::Fault;
 use crate::config::{
-    Durability, HttpSink, MAX_SINKS, MqttSink, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls, TopicTemplate,
+    Durability, HttpSink, MAX_SINKS, MqttSink, NatsSink, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls, TopicTemplate,
 };
 
 /// The longest name: with its prefix it is the name of a consumer.
 const NAME_BYTES_MAX: usize = 48;
 const CLIENT_ID_BYTES_MAX: usize = 128;
+const PREFIX_BYTES_MAX: usize = 128;
 const URL_BYTES_MAX: usize = 2_048;
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
 const RETRY: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
@@ -28,6 +29,13 @@ const CONNECTIONS: RangeInclusive<i64> = 1..=16;
 const INFLIGHT: RangeInclusive<i64> = 1..=1_000;
 const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(65_535);
 const COMMAND_SESSION: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 30);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Http,
+    Mqtt,
+    Nats,
+}
 
 /// Which sink is looked at.
 struct Place {
@@ -84,9 +92,10 @@ fn sink(context: &mut Context<'_>, at: &Place, mut raw: RawSink, node: &str) -> 
         let what = format!("{name:?} is longer than {NAME_BYTES_MAX} bytes");
         return Err(Problem::new(at.key("name"), what, "write a shorter one"));
     }
-    let word = raw.r#type.take().ok_or_else(|| at.missing("type", "write \"http\" or \"mqtt\""))?;
-    let is_http = values::word(at.key("type"), &word, &[("http", true), ("mqtt", false)])?;
-    refuse_foreign_keys(at, &raw, is_http)?;
+    let word = raw.r#type.take().ok_or_else(|| at.missing("type", "write \"http\", \"mqtt\" or \"nats\""))?;
+    let kinds = [("http", Kind::Http), ("mqtt", Kind::Mqtt), ("nats", Kind::Nats)];
+    let kind = values::word(at.key("type"), &word, &kinds)?;
+    refuse_foreign_keys(at, &raw, &word)?;
     let from = raw.from.as_deref().unwrap_or("first");
     let from_first = values::word(at.key("from"), from, &[("first", true), ("end", false)])?;
     let retry = retry(at, &raw)?;
@@ -103,12 +112,12 @@ fn sink(context: &mut Context<'_>, at: &Place, mut raw: RawSink, node: &str) -> 
     }
     let written =
         raw.url.take().ok_or_else(|| at.missing("url", "write where to, as in \"https://example.com/in\""))?;
-    let url = Url::parse(at, &written, is_http)?;
+    let url = Url::parse(at, &written, kind)?;
     let tls = tls(context, at, raw.tls.take(), url.is_tls)?;
-    let kind = if is_http {
-        SinkKind::Http(http(context, at, &raw, written, url.is_tls)?)
-    } else {
-        SinkKind::Mqtt(mqtt(context, at, &raw, url, &format!("{node}-{name}"))?)
+    let kind = match kind {
+        Kind::Http => SinkKind::Http(http(context, at, &raw, written, url.is_tls)?),
+        Kind::Mqtt => SinkKind::Mqtt(mqtt(context, at, &raw, url, &format!("{node}-{name}"))?),
+        Kind::Nats => SinkKind::Nats(nats(context, at, &raw, written, &url)?),
     };
     Ok(Sink {
         name,
@@ -125,33 +134,34 @@ fn sink(context: &mut Context<'_>, at: &Place, mut raw: RawSink, node: &str) -> 
     })
 }
 
-/// Keys of the other type say nothing here, and whoever wrote them meant something.
-fn refuse_foreign_keys(at: &Place, raw: &RawSink, is_http: bool) -> Result<(), Problem> {
-    let http = [
-        ("format", raw.format.is_some()),
-        ("batch_events", raw.batch_events.is_some()),
-        ("batch_bytes", raw.batch_bytes.is_some()),
-        ("secret_file", raw.secret_file.is_some()),
-        ("authorization_file", raw.authorization_file.is_some()),
+/// Keys of other types say nothing here, and whoever wrote them meant something.
+fn refuse_foreign_keys(at: &Place, raw: &RawSink, kind: &str) -> Result<(), Problem> {
+    let keys: [(&str, bool, &[&str]); 19] = [
+        ("format", raw.format.is_some(), &["http"]),
+        ("batch_events", raw.batch_events.is_some(), &["http"]),
+        ("batch_bytes", raw.batch_bytes.is_some(), &["http"]),
+        ("secret_file", raw.secret_file.is_some(), &["http"]),
+        ("authorization_file", raw.authorization_file.is_some(), &["http"]),
+        ("client_id", raw.client_id.is_some(), &["mqtt"]),
+        ("username", raw.username.is_some(), &["mqtt", "nats"]),
+        ("password_file", raw.password_file.is_some(), &["mqtt", "nats"]),
+        ("topic", raw.topic.is_some(), &["mqtt"]),
+        ("presence_topic", raw.presence_topic.is_some(), &["mqtt"]),
+        ("connections", raw.connections.is_some(), &["mqtt"]),
+        ("inflight", raw.inflight.is_some(), &["mqtt", "nats"]),
+        ("keep_alive", raw.keep_alive.is_some(), &["mqtt"]),
+        ("commands", raw.commands.is_some(), &["mqtt"]),
+        ("command_session", raw.command_session.is_some(), &["mqtt"]),
+        ("stream", raw.stream.is_some(), &["nats"]),
+        ("prefix", raw.prefix.is_some(), &["nats"]),
+        ("credentials_file", raw.credentials_file.is_some(), &["nats"]),
+        ("nkey_file", raw.nkey_file.is_some(), &["nats"]),
     ];
-    let mqtt = [
-        ("client_id", raw.client_id.is_some()),
-        ("username", raw.username.is_some()),
-        ("password_file", raw.password_file.is_some()),
-        ("topic", raw.topic.is_some()),
-        ("presence_topic", raw.presence_topic.is_some()),
-        ("connections", raw.connections.is_some()),
-        ("inflight", raw.inflight.is_some()),
-        ("keep_alive", raw.keep_alive.is_some()),
-        ("commands", raw.commands.is_some()),
-        ("command_session", raw.command_session.is_some()),
-    ];
-    let (foreign, other): (&[_], _) = if is_http { (&mqtt, "mqtt") } else { (&http, "http") };
-    match foreign.iter().find(|(_, is_written)| *is_written) {
+    match keys.iter().find(|(_, is_written, kinds)| *is_written && !kinds.contains(&kind)) {
         None => Ok(()),
-        Some((key, _)) => {
-            let what = format!("it is for type = {other:?}");
-            Err(Problem::new(at.key(key), what, "leave it out, or write the other type"))
+        Some((key, _, kinds)) => {
+            let what = format!("it is for type = \"{}\"", kinds.join("\" or \""));
+            Err(Problem::new(at.key(key), what, "leave it out, or write another type"))
         }
     }
 }
@@ -187,24 +197,24 @@ struct Url {
 
 impl Url {
     /// `scheme://host[:port][/path]`. No names and passwords: they would stand in logs.
-    fn parse(at: &Place, written: &str, is_http: bool) -> Result<Self, Problem> {
-        let example = if is_http { "https://example.com/in" } else { "mqtts://broker.example.com:8883" };
+    fn parse(at: &Place, written: &str, kind: Kind) -> Result<Self, Problem> {
+        let (example, schemes, secrets) = match kind {
+            Kind::Http => ("https://example.com/in", ["http", "https"], "write authorization_file"),
+            Kind::Mqtt => ("mqtts://broker.example.com:8883", ["mqtt", "mqtts"], "write username and password_file"),
+            Kind::Nats => ("tls://nats.example.com:4222", ["nats", "tls"], "write credentials_file or nkey_file"),
+        };
         let refuse = |what: &str| {
             let what = format!("{what}: {:?}", written.split('@').next_back().unwrap_or_default());
             Problem::new(at.key("url"), what, format!("write it as in {example:?}"))
         };
-        let schemes = if is_http { [("http", false), ("https", true)] } else { [("mqtt", false), ("mqtts", true)] };
         let (scheme, rest) = written.split_once("://").ok_or_else(|| refuse("this is not a URL"))?;
-        let Some(&(_, is_tls)) = schemes.iter().find(|(known, _)| *known == scheme) else {
+        if !schemes.contains(&scheme) {
             return Err(refuse("the scheme is not known"));
-        };
+        }
+        let is_tls = scheme == schemes[1];
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(Problem::new(
-                at.key("url"),
-                "a URL is no place for a secret",
-                if is_http { "write authorization_file" } else { "write username and password_file" },
-            ));
+            return Err(Problem::new(at.key("url"), "a URL is no place for a secret", secrets));
         }
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
         if written.len() > URL_BYTES_MAX || !written.bytes().all(fits) {
@@ -290,13 +300,7 @@ fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_
         let what = format!("{client_id:?} is no client identifier");
         return Err(Problem::new(at.key("client_id"), what, "write 1 to 128 bytes without control characters"));
     }
-    let password_file = file(context, at, "password_file", raw.password_file.as_ref())?;
-    if password_file.is_some() && raw.username.is_none() {
-        return Err(at.missing("username", "write who the password belongs to"));
-    }
-    if password_file.is_some() && !url.is_tls {
-        context.warn(&at.key("password_file"), "it goes over the network in the clear: write mqtts://");
-    }
+    let password_file = password_file(context, at, raw, url.is_tls)?;
     let keep_alive = Duration::from_secs(30);
     let session = Duration::from_hours(1);
     Ok(MqttSink {
@@ -319,4 +323,59 @@ fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_
             COMMAND_SESSION,
         )?,
     })
+}
+
+fn password_file(
+    context: &mut Context<'_>,
+    at: &Place,
+    raw: &RawSink,
+    is_tls: bool,
+) -> Result<Option<PathBuf>, Problem> {
+    let file = file(context, at, "password_file", raw.password_file.as_ref())?;
+    if file.is_some() && raw.username.is_none() {
+        return Err(at.missing("username", "write who the password belongs to"));
+    }
+    if file.is_some() && !is_tls {
+        context.warn(&at.key("password_file"), "it goes over the network in the clear: write a url with TLS");
+    }
+    Ok(file)
+}
+
+fn nats(context: &mut Context<'_>, at: &Place, raw: &RawSink, written: String, url: &Url) -> Result<NatsSink, Problem> {
+    if url.has_path {
+        return Err(Problem::new(at.key("url"), "a server has no path", "write it as in \"tls://host:4222\""));
+    }
+    let plain = |token: &str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        !token.is_empty() && token.len() <= 64 && token.bytes().all(fits)
+    };
+    let stream = raw.stream.clone().ok_or_else(|| at.missing("stream", "name the stream, which must be there"))?;
+    if !plain(&stream) {
+        let what = format!("{stream:?} is no name of a stream");
+        return Err(Problem::new(at.key("stream"), what, "write 1 to 64 letters, digits, \"-\" and \"_\""));
+    }
+    let prefix = raw.prefix.clone().unwrap_or_else(|| "pulsegate".to_owned());
+    if prefix.len() > PREFIX_BYTES_MAX || !prefix.split('.').all(plain) {
+        let what = format!("{prefix:?} is no beginning of a subject");
+        return Err(Problem::new(
+            at.key("prefix"),
+            what,
+            "write tokens of letters, digits, \"-\" and \"_\", as in \"site-1.edge\"",
+        ));
+    }
+    let credentials_file = file(context, at, "credentials_file", raw.credentials_file.as_ref())?;
+    let nkey_file = file(context, at, "nkey_file", raw.nkey_file.as_ref())?;
+    let ways = [credentials_file.is_some(), nkey_file.is_some(), raw.username.is_some()];
+    if ways.into_iter().filter(|way| *way).count() > 1 {
+        let what = "the server takes one of credentials, NKey and password";
+        return Err(Problem::new(
+            at.key("credentials_file"),
+            what,
+            "write one of credentials_file, nkey_file and username",
+        ));
+    }
+    let inflight = values::integer(at.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16;
+    let password_file = password_file(context, at, raw, url.is_tls)?;
+    let username = raw.username.clone();
+    Ok(NatsSink { url: written, stream, prefix, inflight, credentials_file, nkey_file, username, password_file })
 }

@@ -62,7 +62,7 @@ fn what_is_wrong_with_a_sink_is_named() {
         (HTTP.replace("name = \"cloud\"\n", ""), ":1: sink[0].name: it is missing"),
         (
             HTTP.replace("\"http\"", "\"kafka\""),
-            ":3: sink[0].type: \"kafka\" is not known: write one of \"http\", \"mqtt\"",
+            ":3: sink[0].type: \"kafka\" is not known: write one of \"http\", \"mqtt\", \"nats\"",
         ),
         (HTTP.replace("https", "ftp"), ":4: sink[0].url: the scheme is not known"),
         (HTTP.replace("https://example.com/in", "https://"), "sink[0].url: there is no host"),
@@ -92,6 +92,23 @@ fn what_is_wrong_with_a_sink_is_named() {
     ] {
         refused(&with(&text), &[words]);
     }
+    let nats = "[[sink]]\nname = \"fleet\"\ntype = \"nats\"\nurl = \"tls://nats.example.com\"\nstream = \"UP\"\n";
+    for (text, words) in [
+        (nats.replace("stream = \"UP\"\n", ""), "sink[0].stream: it is missing"),
+        (nats.replace("UP", "a b"), "sink[0].stream: \"a b\" is no name of a stream"),
+        (format!("{nats}prefix = \"a.*\"\n"), "sink[0].prefix: \"a.*\" is no beginning of a subject"),
+        (format!("{nats}topic = \"x\"\n"), "sink[0].topic: it is for type = \"mqtt\""),
+        (format!("{HTTP}inflight = 5\n"), "sink[0].inflight: it is for type = \"mqtt\" or \"nats\""),
+        (
+            format!("{nats}username = \"u\"\nnkey_file = \"admin.token\"\n"),
+            "sink[0].credentials_file: the server takes one of credentials, NKey and password",
+        ),
+    ] {
+        refused(&with(&text), &[words]);
+    }
+    let sinks = loaded(&with(nats)).config.sinks;
+    let SinkKind::Nats(sink) = &sinks[0].kind else { panic!("{sinks:?}") };
+    assert_eq!((sink.prefix.as_str(), sink.stream.as_str(), sink.inflight), ("pulsegate", "UP", 100));
     let many: String = (0..17).map(|number| HTTP.replace("cloud", &format!("cloud-{number}"))).collect();
     refused(&with(&many), &["sink: there are 17: write at most 16"]);
     let loud = format!("{}authorization_file = \"admin.token\"\n", HTTP.replace("https", "http"));

@@ -13,29 +13,25 @@
 mod commands;
 mod lane;
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::time::{Duration, Instant};
 
 use rumqttc::v5::mqttbytes::v5::{Packet, PubAck, PubAckReason, Publish};
 use rumqttc::v5::{ConnectionError, Event};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use super::event::{Event as Json, time};
-use super::run::{Over, Run};
+use super::feed::Feed;
+use super::run::{Over, Run, lane_of};
 use super::settings::{Fault, Reading, Target};
 use super::tls::ClientTls;
-use super::window::Window;
-use crate::config::{MqttSink, SINK_WINDOW_BYTES, Sink};
+use crate::config::{MqttSink, Sink};
 use crate::store::{StoreError, Stored, What};
 use commands::Commands;
 use lane::{Lane, Message};
 
 /// Events that connections may have said and nobody has heard yet.
 const HEARD_MAX: usize = 1_024;
-/// Events read at a time.
-const READ_MAX: usize = 1_000;
 
 /// A broker, and how it is spoken to.
 pub(super) struct MqttTarget {
@@ -76,48 +72,26 @@ type Heard = (usize, u64, Result<Event, ConnectionError>);
 /// The thread of one such sink.
 pub(super) struct MqttRun {
     run: Run,
+    feed: Feed,
     lanes: Vec<Lane>,
-    window: Window<Stored>,
     commands: Commands,
     heard: mpsc::Receiver<Heard>,
     store_id: String,
-    /// The last event that was read.
-    read: u64,
-    /// How often the sink had been let go on elsewhere when it began here.
-    seeks: u64,
-    /// How far it is done with, and not in the store yet.
-    done: Option<u64>,
-    /// The cursor on its way into the store.
-    advancing: Option<JoinHandle<Result<bool, StoreError>>>,
 }
 
 impl MqttRun {
     pub(super) async fn work(mut run: Run, seed: u64) -> Result<(), Over> {
-        run.begin().await?;
-        let store_id = loop {
-            match run.store.reader().identity() {
-                Ok(store_id) => break store_id,
-                Err(error) => run.store_failed(&error).await?,
-            }
-        };
+        let store_id = run.begin().await?;
         let (sender, heard) = mpsc::channel(HEARD_MAX);
-        let config = &run.settings.config;
         let connections = target(&run).config.connections;
-        let lane = |number| Lane::new(number, config.retry, seed.wrapping_add(number as u64), sender.clone());
-        let mut this = Self {
-            lanes: (0..connections).map(lane).collect(),
-            window: Window::new(connections, SINK_WINDOW_BYTES),
-            commands: Commands::default(),
-            heard,
-            store_id,
-            read: 0,
-            seeks: u64::MAX,
-            done: None,
-            advancing: None,
-            run,
-        };
+        let retry = run.settings.config.retry;
+        let lane = |number| Lane::new(number, retry, seed.wrapping_add(number as u64), sender.clone());
+        let lanes = (0..connections).map(lane).collect();
+        let mut this =
+            Self { run, feed: Feed::new(connections), lanes, commands: Commands::default(), heard, store_id };
         let ended = this.go_on().await;
-        this.finish().await;
+        this.feed.finish(&this.run).await;
+        this.lanes.iter_mut().for_each(Lane::close);
         ended
     }
 
@@ -125,9 +99,9 @@ impl MqttRun {
         loop {
             if self.run.is_paused() {
                 self.lanes.iter_mut().for_each(Lane::close);
-                self.seeks = u64::MAX;
-                self.run.while_paused().await?;
+                self.feed.forget();
             }
+            self.run.while_paused().await?;
             let turned = match self.turn().await {
                 Ok(()) => self.wait().await,
                 Err(error) => self.run.store_failed(&error).await,
@@ -138,46 +112,16 @@ impl MqttRun {
 
     /// All that can be done now.
     async fn turn(&mut self) -> Result<(), StoreError> {
-        let (seeks, cursor) = self.run.place().await?;
-        if seeks != self.seeks {
-            self.begin_at(seeks, cursor);
+        if self.feed.begin(&self.run).await? {
+            self.lanes.iter_mut().for_each(Lane::close);
         }
-        self.fill()?;
+        let lanes = self.lanes.len();
+        self.feed.fill(&self.run, |device| lane_of(device, lanes))?;
         let now = Instant::now();
-        for number in 0..self.lanes.len() {
+        for number in 0..lanes {
             self.serve(number, now);
         }
-        self.done = self.window.take_done().or(self.done);
-        if self.advancing.is_none()
-            && let Some(last) = self.done.take()
-        {
-            self.advancing = Some(tokio::spawn(self.run.advance(self.seeks, last)));
-        }
-        Ok(())
-    }
-
-    /// Begins behind `cursor`, whatever was under way.
-    fn begin_at(&mut self, seeks: u64, cursor: u64) {
-        self.lanes.iter_mut().for_each(Lane::close);
-        (self.seeks, self.read, self.done) = (seeks, cursor, None);
-        self.window = Window::new(self.lanes.len(), SINK_WINDOW_BYTES);
-    }
-
-    fn fill(&mut self) -> Result<(), StoreError> {
-        let head = self.run.store.head().borrow().last;
-        while self.read < head && self.window.has_room() {
-            let events = self.run.read(self.read, READ_MAX, SINK_WINDOW_BYTES / 4)?;
-            let Some(last) = events.last().map(|stored| stored.seq) else { return Ok(()) };
-            for stored in events {
-                if self.run.settings.selection.takes(&stored.entry) {
-                    let lane = lane_of(&stored.entry.device, self.lanes.len());
-                    self.window.push(stored.seq, stored.entry.bytes(), lane, stored);
-                } else {
-                    self.window.skip(stored.seq);
-                }
-            }
-            self.read = last;
-        }
+        self.feed.advance(&self.run);
         Ok(())
     }
 
@@ -187,7 +131,7 @@ impl MqttRun {
         let lane = &mut self.lanes[number];
         lane.open_if_due(target, now);
         while lane.is_up()
-            && let Some((seq, stored)) = self.window.next(number, lane.limit())
+            && let Some((seq, stored)) = self.feed.window.next(number, lane.limit())
         {
             let message = target.message(&self.run.node, &self.store_id, stored);
             if message.topic.is_empty() || message.topic.len() > usize::from(u16::MAX) {
@@ -208,11 +152,11 @@ impl MqttRun {
     /// Waits until there is something to do.
     async fn wait(&mut self) -> Result<(), Over> {
         let mut head = self.run.store.head();
-        let has_more = head.borrow_and_update().last > self.read;
-        if head.borrow().is_closed {
+        let now = *head.borrow_and_update();
+        if now.is_closed {
             return Err(Over);
         }
-        if has_more && self.window.has_room() {
+        if self.feed.can_read(now) {
             return Ok(());
         }
         let timeout = target(&self.run).timeout;
@@ -221,16 +165,9 @@ impl MqttRun {
         tokio::select! {
             biased;
             ordered = self.run.orders.changed() => ordered.map_err(|_| Over)?,
-            advanced = async { self.advancing.as_mut().expect("it is there").await }, if self.advancing.is_some() => {
-                self.advancing = None;
-                match advanced {
-                    // If it was let go on elsewhere, the next turn begins there.
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => {
-                        self.run.store_failed(&error).await?;
-                        self.seeks = u64::MAX;
-                    }
-                    Err(_) => return Err(Over),
+            advanced = self.feed.advanced() => {
+                if let Err(error) = advanced {
+                    self.run.store_failed(&error).await?;
                 }
             }
             Some(first) = self.heard.recv() => {
@@ -290,7 +227,7 @@ impl MqttRun {
         let Some(seq) = self.lanes[number].take_acknowledged(ack.pkid, Instant::now()) else { return };
         match ack.reason {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {
-                if self.window.acknowledge(number, seq) {
+                if self.feed.window.acknowledge(number, seq) {
                     self.run.note_sent(1);
                 }
             }
@@ -318,9 +255,9 @@ impl MqttRun {
     }
 
     fn give_up(&mut self, number: usize, seq: u64, why: &str) {
-        let is_buried = self.window.get(seq).is_none_or(|stored| self.run.bury(why, &[stored]));
+        let is_buried = self.feed.window.get(seq).is_none_or(|stored| self.run.bury(why, &[stored]));
         if is_buried {
-            self.window.acknowledge(number, seq);
+            self.feed.window.acknowledge(number, seq);
         } else {
             self.broken(number, why);
         }
@@ -328,7 +265,7 @@ impl MqttRun {
 
     fn broken(&mut self, number: usize, why: &str) {
         let was_up = self.lanes[number].fail();
-        let first = self.window.reset(number);
+        let first = self.feed.window.reset(number);
         self.run.note_failure(why);
         let most = self.run.settings.config.tries_failed;
         // Something that ends every connection on which it comes first would hold up everything behind it.
@@ -337,32 +274,15 @@ impl MqttRun {
             && most > 0
             && tries >= most
         {
-            self.window.next(number, 1);
+            self.feed.window.next(number, 1);
             self.give_up(number, seq, why);
         }
-    }
-
-    /// What is done with is kept; what is under way is left.
-    async fn finish(mut self) {
-        if let Some(advancing) = self.advancing.take() {
-            drop(advancing.await);
-        }
-        if let Some(last) = self.window.take_done().or(self.done) {
-            drop(self.run.advance(self.seeks, last).await);
-        }
-        self.lanes.iter_mut().for_each(Lane::close);
     }
 }
 
 fn target(run: &Run) -> &MqttTarget {
     match &run.settings.target {
         Target::Mqtt(target) => target,
-        Target::Http(_) => unreachable!("the settings are of this kind"),
+        Target::Http(_) | Target::Nats(_) => unreachable!("the settings are of this kind"),
     }
-}
-
-/// The lane of a device: the same in every run.
-fn lane_of(device: &str, lanes: usize) -> usize {
-    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(device);
-    (hash % lanes as u64) as usize
 }

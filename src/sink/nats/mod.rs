@@ -1,0 +1,455 @@
+//! `type = "nats"`: messages into a stream of NATS JetStream, each acknowledgement awaited.
+//!
+//! ```text
+//!   Away ──connected──▶ the server's version, the stream and what it takes are read ──▶ Sending ──▶ a message of each device under way
+//!    ▲                                   │ not as it must be                                │
+//!    └────────── back-off ◀──────────────┴────────── anything that is not an acknowledgement ◀─┘
+//! ```
+//!
+//! At most one message of a device is under way, so that its order holds whatever the server refuses in between. When anything
+//! goes wrong the client is dropped, and all of it is verified again before something is sent. What was stored and not
+//! acknowledged is sent again under the same `Nats-Msg-Id`, which the server drops within its window of deduplication.
+
+mod subject;
+
+use std::future::ready;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, Context, ErrorCode, stream};
+use async_nats::{Client, ConnectOptions, HeaderMap};
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use zeroize::Zeroizing;
+
+use super::backoff::Backoff;
+use super::event::{Event as Json, time};
+use super::feed::Feed;
+use super::run::{Over, Run, lane_of};
+use super::settings::{Fault, Reading, Target};
+use super::tls::ClientTls;
+use crate::config::{NatsSink, Sink};
+use crate::store::{StoreError, Stored, What};
+
+/// Older servers are refused: deduplication and headers behave as this one's do.
+const VERSION_MIN: (u64, u64) = (2, 10);
+/// The longest subject: a server takes 4,096 bytes for a command with its subject and the inbox for the answer.
+const SUBJECT_BYTES_MAX: usize = 3_072;
+/// What headers take beside what stands in them.
+const HEADER_BYTES: usize = 160;
+/// The server's answer to a message that is larger than its stream takes.
+const MESSAGE_TOO_LARGE: ErrorCode = ErrorCode(10_054);
+
+/// A server, and how it is spoken to.
+pub(super) struct NatsTarget {
+    config: NatsSink,
+    timeout: Duration,
+    proof: Proof,
+    tls: Option<ClientTls>,
+}
+
+enum Proof {
+    None,
+    Credentials(Zeroizing<String>),
+    NKey(Zeroizing<String>),
+    Password(String, Zeroizing<String>),
+}
+
+impl NatsTarget {
+    pub(super) fn new(sink: &Sink, config: &NatsSink, reading: &mut Reading) -> Result<Self, Fault> {
+        let proof = if let Some(path) = &config.credentials_file {
+            let content = reading.read("credentials_file", path)?;
+            let text = std::str::from_utf8(&content).unwrap_or_default();
+            // Tried here, so that a wrong file is a fault of the configuration and not of the server.
+            ConnectOptions::new().credentials(text).map_err(|error| {
+                Fault::new("credentials_file", format!("{}: {error}: name a file made by nsc", path.display()))
+            })?;
+            Proof::Credentials(Zeroizing::new(text.to_owned()))
+        } else if let Some(path) = &config.nkey_file {
+            Proof::NKey(reading.line("nkey_file", path)?)
+        } else if let Some(name) = &config.username {
+            let password = config.password_file.as_ref().map(|path| reading.line("password_file", path)).transpose()?;
+            Proof::Password(name.clone(), password.unwrap_or_default())
+        } else {
+            Proof::None
+        };
+        let is_tls = config.url.starts_with("tls:");
+        let tls = if is_tls { Some(ClientTls::load(&sink.tls, reading)?) } else { None };
+        Ok(Self { config: config.clone(), timeout: sink.timeout, proof, tls })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.config.url
+    }
+
+    fn options(&self, name: &str, broken: Arc<Notify>) -> Result<ConnectOptions, String> {
+        let mut options = ConnectOptions::new()
+            .name(name)
+            .connection_timeout(self.timeout)
+            .request_timeout(Some(self.timeout))
+            .event_callback(move |event| {
+                if matches!(event, async_nats::Event::Disconnected | async_nats::Event::Closed) {
+                    broken.notify_one();
+                }
+                ready(())
+            });
+        options = match &self.proof {
+            Proof::None => options,
+            Proof::Credentials(text) => options.credentials(text).map_err(|error| error.to_string())?,
+            Proof::NKey(seed) => options.nkey(seed.to_string()),
+            Proof::Password(name, password) => options.user_and_password(name.clone(), password.to_string()),
+        };
+        if let Some(tls) = &self.tls {
+            options = options.require_tls(true).tls_client_config((*tls.rustls).clone());
+        }
+        Ok(options)
+    }
+
+    fn message(&self, node: &str, store_id: &str, stored: &Stored) -> Message {
+        let (entry, prefix) = (&stored.entry, &self.config.prefix);
+        let (subject, payload) = match &entry.what {
+            What::Message { topic, payload } => (subject::of_message(prefix, &entry.device, topic), payload.clone()),
+            What::Connected(_) | What::Disconnected(..) => {
+                (subject::of_presence(prefix, &entry.device), Json::new(node, stored).to_json().into())
+            }
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("{store_id}-{}", stored.seq));
+        headers.insert("Pulsegate-At", time(entry.at_ms));
+        Message { subject, headers, payload }
+    }
+}
+
+struct Message {
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+/// A connection that was verified.
+struct Connection {
+    context: Context,
+    broken: Arc<Notify>,
+    /// The largest message with its headers.
+    bytes_max: usize,
+    _client: Client,
+}
+
+impl Connection {
+    /// Connects, and reads what the promise depends on.
+    async fn open(target: &NatsTarget, name: &str) -> Result<(Self, String), String> {
+        let broken = Arc::new(Notify::new());
+        let options = target.options(name, Arc::clone(&broken))?;
+        let client = options.connect(&target.config.url).await.map_err(|error| error.to_string())?;
+        let server = client.server_info();
+        if version(&server.version).is_none_or(|version| version < VERSION_MIN) {
+            let (major, minor) = VERSION_MIN;
+            return Err(format!("nats-server {} is too old: it takes {major}.{minor} or newer", server.version));
+        }
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(target.timeout);
+        let stream = context.get_stream(&target.config.stream).await;
+        let stream =
+            stream.map_err(|error| format!("the stream {:?} cannot be read: {error}", target.config.stream))?;
+        let info = stream.cached_info();
+        check_subjects(&info.config, &target.config.prefix)?;
+        let of_stream = usize::try_from(info.config.max_message_size).ok().filter(|most| *most > 0);
+        let bytes_max = server.max_payload.min(of_stream.unwrap_or(usize::MAX));
+        let promise = promise(&info.config, &server.version);
+        Ok((Self { context, broken, bytes_max, _client: client }, promise))
+    }
+}
+
+/// `2.15.1`.
+fn version(text: &str) -> Option<(u64, u64)> {
+    let mut parts = text.split(['.', '-']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn check_subjects(stream: &stream::Config, prefix: &str) -> Result<(), String> {
+    for kind in ["up.*.>", "presence.*"] {
+        let needed = format!("{prefix}.{kind}");
+        if !stream.subjects.iter().any(|filter| subject::covers(filter, &needed)) {
+            return Err(format!("the stream {:?} does not take {needed}: add that to its subjects", stream.name));
+        }
+    }
+    Ok(())
+}
+
+/// What an acknowledgement of this stream means, in one line.
+fn promise(stream: &stream::Config, version: &str) -> String {
+    let replicas = stream.num_replicas.max(1);
+    let servers =
+        if replicas == 1 { "one server has it".to_owned() } else { format!("most of {replicas} servers have it") };
+    let disk = match stream.storage {
+        stream::StorageType::File => "on the disk within their sync_interval",
+        stream::StorageType::Memory => "in memory only",
+    };
+    let window = humantime::format_duration(stream.duplicate_window);
+    format!(
+        "acknowledged means: {servers}, {disk} (stream {:?}, nats-server {version}); what is sent again is dropped within {window}",
+        stream.name
+    )
+}
+
+/// An acknowledgement, or none.
+type Settled = (usize, u64, Result<(), PublishError>);
+
+/// The thread of one such sink.
+pub(super) struct NatsRun {
+    run: Run,
+    feed: Feed,
+    backoff: Backoff,
+    connection: Option<Connection>,
+    /// When to connect again.
+    due: Instant,
+    under_way: JoinSet<Settled>,
+    store_id: String,
+    /// The event that was refused last, and how often.
+    refusals: (u64, u32),
+}
+
+impl NatsRun {
+    pub(super) async fn work(mut run: Run, seed: u64) -> Result<(), Over> {
+        let store_id = run.begin().await?;
+        let lanes = usize::from(target(&run).config.inflight);
+        let mut this = Self {
+            feed: Feed::new(lanes),
+            backoff: Backoff::new(run.settings.config.retry, seed),
+            connection: None,
+            due: Instant::now(),
+            under_way: JoinSet::new(),
+            store_id,
+            refusals: (0, 0),
+            run,
+        };
+        let ended = this.go_on().await;
+        this.feed.finish(&this.run).await;
+        ended
+    }
+
+    async fn go_on(&mut self) -> Result<(), Over> {
+        loop {
+            if self.run.is_paused() {
+                self.disconnect();
+                self.feed.forget();
+            }
+            self.run.while_paused().await?;
+            if self.connection.is_none() && !self.connect().await? {
+                continue;
+            }
+            let turned = match self.turn().await {
+                Ok(()) => self.wait().await,
+                Err(error) => self.run.store_failed(&error).await,
+            };
+            turned?;
+        }
+    }
+
+    /// Connects when it is time. `false`: not yet, or something was ordered.
+    async fn connect(&mut self) -> Result<bool, Over> {
+        let due = self.due;
+        if self.run.unless_ordered(tokio::time::sleep_until(due.into())).await?.is_none() {
+            return Ok(false);
+        }
+        let settings = Arc::clone(&self.run.settings);
+        let name = format!("pulsegate {} {}", self.run.node, settings.name());
+        let Target::Nats(target) = &settings.target else { unreachable!("the settings are of this kind") };
+        let opened = tokio::time::timeout(target.timeout, Connection::open(target, &name));
+        match self.run.unless_ordered(opened).await? {
+            None => Ok(false),
+            Some(Ok(Ok((connection, promise)))) => {
+                tracing::info!(sink = settings.name(), promise, "connected");
+                self.run.note_well();
+                self.connection = Some(connection);
+                Ok(true)
+            }
+            Some(Ok(Err(why))) => Ok(self.broken(&why)),
+            Some(Err(_)) => Ok(self.broken("the server does not answer in time")),
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), StoreError> {
+        if self.feed.begin(&self.run).await? {
+            // What is under way was sent from elsewhere.
+            self.under_way = JoinSet::new();
+        }
+        let lanes = usize::from(target(&self.run).config.inflight);
+        self.feed.fill(&self.run, |device| lane_of(device, lanes))?;
+        for lane in 0..lanes {
+            self.serve(lane);
+        }
+        self.feed.advance(&self.run);
+        Ok(())
+    }
+
+    /// Sends the next of a lane, if none of its is under way.
+    fn serve(&mut self, lane: usize) {
+        let Some(connection) = &self.connection else { return };
+        let Some((seq, stored)) = self.feed.window.next(lane, 1) else { return };
+        let Message { subject, headers, payload } = target(&self.run).message(&self.run.node, &self.store_id, stored);
+        if subject.len() > SUBJECT_BYTES_MAX {
+            return self.give_up(lane, seq, "its subject is longer than a server takes");
+        }
+        if payload.len() + HEADER_BYTES > connection.bytes_max {
+            return self.give_up(lane, seq, "it is larger than the server or the stream takes");
+        }
+        let context = connection.context.clone();
+        self.under_way.spawn(async move {
+            let sent = context.publish_with_headers(subject, headers, payload).await;
+            let settled = match sent {
+                Ok(acknowledged) => acknowledged.await.map(drop),
+                Err(error) => Err(error),
+            };
+            (lane, seq, settled)
+        });
+    }
+
+    async fn wait(&mut self) -> Result<(), Over> {
+        let Some(broken) = self.connection.as_ref().map(|connection| Arc::clone(&connection.broken)) else {
+            return Ok(());
+        };
+        let mut head = self.run.store.head();
+        let now = *head.borrow_and_update();
+        if now.is_closed {
+            return Err(Over);
+        }
+        if self.feed.can_read(now) {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            ordered = self.run.orders.changed() => ordered.map_err(|_| Over)?,
+            () = broken.notified() => drop(self.broken("the connection is gone")),
+            advanced = self.feed.advanced() => {
+                if let Err(error) = advanced {
+                    self.run.store_failed(&error).await?;
+                }
+            }
+            Some(settled) = self.under_way.join_next() => {
+                self.handle(settled);
+                // All that is there already: one turn for all.
+                while let Some(settled) = self.under_way.try_join_next() {
+                    self.handle(settled);
+                }
+            }
+            _ = head.changed() => {}
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, settled: Result<Settled, tokio::task::JoinError>) {
+        // One of an earlier connection, which was taken back.
+        let Ok((lane, seq, settled)) = settled else { return };
+        match settled {
+            Ok(()) => {
+                self.backoff.succeed();
+                if self.feed.window.acknowledge(lane, seq) {
+                    self.run.note_sent(1);
+                }
+            }
+            Err(error) if is_refusal(&error) => self.refused(lane, seq, &in_words(&error)),
+            Err(error) => drop(self.broken(&in_words(&error))),
+        }
+    }
+
+    /// It is tried again some times, then it is given up.
+    fn refused(&mut self, lane: usize, seq: u64, why: &str) {
+        let before = if self.refusals.0 == seq { self.refusals.1 } else { 0 };
+        self.refusals = (seq, before + 1);
+        if before + 1 >= self.run.settings.config.tries_refused {
+            self.give_up(lane, seq, why);
+        } else {
+            self.broken(why);
+        }
+    }
+
+    fn give_up(&mut self, lane: usize, seq: u64, why: &str) {
+        let is_buried = self.feed.window.get(seq).is_none_or(|stored| self.run.bury(why, &[stored]));
+        if is_buried {
+            self.feed.window.acknowledge(lane, seq);
+        } else {
+            self.broken(why);
+        }
+    }
+
+    /// All that is under way is to be sent again, after a while. It is not connected: `false`.
+    fn broken(&mut self, why: &str) -> bool {
+        self.disconnect();
+        self.run.note_failure(why);
+        self.due = Instant::now() + self.backoff.fail(None);
+        false
+    }
+
+    fn disconnect(&mut self) {
+        self.connection = None;
+        self.under_way = JoinSet::new();
+        for lane in 0..usize::from(target(&self.run).config.inflight) {
+            self.feed.window.reset(lane);
+        }
+    }
+}
+
+/// Whether the server will not take this message for what it is.
+fn is_refusal(error: &PublishError) -> bool {
+    let code = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<jetstream::Error>())
+        .map(jetstream::Error::error_code);
+    error.kind() == PublishErrorKind::MaxPayloadExceeded || code == Some(MESSAGE_TOO_LARGE)
+}
+
+fn in_words(error: &PublishError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn target(run: &Run) -> &NatsTarget {
+    match &run.settings.target {
+        Target::Nats(target) => target,
+        Target::Http(_) | Target::Mqtt(_) => unreachable!("the settings are of this kind"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert_eq!(version("2.15.1"), Some((2, 15)));
+        assert_eq!(version("2.9.25-RC.1"), Some((2, 9)));
+        assert!(version("2.9.25") < Some(VERSION_MIN) && version("2.10.0") >= Some(VERSION_MIN));
+        assert_eq!(version("dev"), None);
+    }
+
+    #[test]
+    fn the_promise_says_what_an_acknowledgement_means() {
+        let config = stream::Config {
+            name: "UP".into(),
+            num_replicas: 3,
+            duplicate_window: Duration::from_mins(2),
+            ..stream::Config::default()
+        };
+        let said = promise(&config, "2.15.1");
+        assert!(said.contains("most of 3 servers have it, on the disk within their sync_interval"), "{said}");
+        assert!(said.contains("dropped within 2m"), "{said}");
+        let memory = stream::Config { storage: stream::StorageType::Memory, num_replicas: 1, ..config };
+        assert!(promise(&memory, "2.15.1").contains("one server has it, in memory only"));
+    }
+
+    #[test]
+    fn a_stream_that_does_not_take_what_is_sent_is_named() {
+        let stream = |subjects: &[&str]| stream::Config {
+            name: "UP".into(),
+            subjects: subjects.iter().map(ToString::to_string).collect(),
+            ..stream::Config::default()
+        };
+        assert!(check_subjects(&stream(&["p.>"]), "p").is_ok());
+        assert!(check_subjects(&stream(&["p.up.>"]), "p").is_err_and(|why| why.contains("p.presence.*: add that")));
+        assert!(check_subjects(&stream(&["p.up.>", "p.presence.*"]), "p").is_ok());
+    }
+}

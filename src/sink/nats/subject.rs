@@ -1,0 +1,130 @@
+//! Subjects for what devices say: `PREFIX.up.DEVICE.TOPIC`, a level of the topic a token.
+//!
+//! A token is never empty and holds neither `.`, `*`, `>` nor white space (docs.nats.io, subject names). What a device or a topic
+//! holds of these is percent-encoded, an empty level is `%_`, and `%` itself is `%25`: so two devices or topics never share a
+//! subject, and each can be read back.
+
+use std::fmt::Write;
+
+/// How an empty level is written.
+const EMPTY: &str = "%_";
+
+/// The subject of a message.
+pub(super) fn of_message(prefix: &str, device: &str, topic: &str) -> String {
+    let mut subject = format!("{prefix}.up.");
+    encode(device, &mut subject);
+    for level in topic.split('/') {
+        subject.push('.');
+        encode(level, &mut subject);
+    }
+    subject
+}
+
+/// The subject of a presence event.
+pub(super) fn of_presence(prefix: &str, device: &str) -> String {
+    let mut subject = format!("{prefix}.presence.");
+    encode(device, &mut subject);
+    subject
+}
+
+fn encode(token: &str, into: &mut String) {
+    if token.is_empty() {
+        into.push_str(EMPTY);
+    }
+    for char in token.chars() {
+        if matches!(char, '.' | '*' | '>' | '%') || char.is_whitespace() || char.is_control() {
+            for byte in char.encode_utf8(&mut [0; 4]).bytes() {
+                let _ = write!(into, "%{byte:02X}");
+            }
+        } else {
+            into.push(char);
+        }
+    }
+}
+
+/// Whether `filter` takes every subject that `other` takes. In both `*` is a token, and `>` one or more at the end.
+pub(super) fn covers(filter: &str, other: &str) -> bool {
+    let (mut filter, mut other) = (filter.split('.'), other.split('.'));
+    loop {
+        match (filter.next(), other.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(one), Some(token)) if one == token => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn decode(token: &str) -> String {
+        if token == EMPTY {
+            return String::new();
+        }
+        let (mut bytes, mut rest) = (Vec::new(), token.as_bytes());
+        while let Some((&byte, after)) = rest.split_first() {
+            rest = after;
+            if byte == b'%' {
+                bytes.push(u8::from_str_radix(std::str::from_utf8(&rest[..2]).unwrap(), 16).unwrap());
+                rest = &rest[2..];
+            } else {
+                bytes.push(byte);
+            }
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn read(subject: &str, prefix: &str) -> (String, String) {
+        let mut tokens = subject.strip_prefix(prefix).unwrap().strip_prefix(".up.").unwrap().split('.').map(decode);
+        let device = tokens.next().unwrap();
+        (device, tokens.collect::<Vec<_>>().join("/"))
+    }
+
+    #[test]
+    fn subjects_read_well() {
+        assert_eq!(of_message("site-1", "meter-17", "power/now"), "site-1.up.meter-17.power.now");
+        assert_eq!(of_message("p", "a.b", "x//*"), "p.up.a%2Eb.x.%_.%2A");
+        assert_eq!(of_message("p", "raw", ""), "p.up.raw.%_");
+        assert_eq!(of_presence("p", "a b"), "p.presence.a%20b");
+    }
+
+    /// Whatever devices are called and say: a subject that a server takes, another one for each pair, and the way back.
+    #[test]
+    fn any_device_and_topic_make_a_subject_that_is_read_back() {
+        let alphabet = ['a', '.', '*', '>', '%', '/', ' ', '\t', '\0', '\u{a0}', 'é', '_', '2', 'E', '\u{2028}'];
+        let mut random = fastrand::Rng::with_seed(9);
+        let mut seen = BTreeMap::new();
+        for _ in 0..30_000 {
+            let mut text = |least: usize| -> String {
+                (0..random.usize(least..7)).map(|_| alphabet[random.usize(..alphabet.len())]).collect()
+            };
+            let pair = (text(1), text(0));
+            let subject = of_message("p.q", &pair.0, &pair.1);
+            let is_token = |token: &str| {
+                !token.is_empty()
+                    && !token
+                        .contains(|char: char| matches!(char, '*' | '>') || char.is_whitespace() || char.is_control())
+            };
+            assert!(subject.split('.').all(is_token), "{subject:?}");
+            assert!(covers("p.q.up.>", &subject) && covers(">", &subject), "{subject:?}");
+            assert_eq!(read(&subject, "p.q"), pair, "{subject:?}");
+            let before = seen.insert(subject.clone(), pair.clone());
+            assert!(before.is_none_or(|before| before == pair), "{subject:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_takes_all_or_it_does_not() {
+        for filter in ["p.up.>", "p.>", ">", "*.up.>", "p.*.>", "p.up.*.>"] {
+            assert!(covers(filter, "p.up.*.>"), "{filter}");
+        }
+        for filter in ["p.up", "p.up.*", "p.up.*.*", "p.down.>", "q.>", "p.up.x.>", "p.up.*.*.>"] {
+            assert!(!covers(filter, "p.up.*.>"), "{filter}");
+        }
+        assert!(covers("p.presence.*", "p.presence.*") && !covers("p.presence", "p.presence.*"));
+    }
+}
