@@ -15,7 +15,11 @@ struct Identity {
 
 impl Identity {
     fn start(site: &Site, port: u16) -> Self {
-        let program = Program::python(site.directory(), "identity.py", &[&port.to_string(), "keys.json"]);
+        Self::start_with(site, &[&port.to_string(), "keys.json"])
+    }
+
+    fn start_with(site: &Site, arguments: &[&str]) -> Self {
+        let program = Program::python(site.directory(), "identity.py", arguments);
         let line = wait_for("the identity server listens", 3 * SOON, || {
             program.text().lines().find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
         });
@@ -260,7 +264,38 @@ fn fetched_keys_are_rotated_and_the_last_good_ones_stay() {
     assert_eq!(gateway.closed("jwt_rejected"), 0);
 }
 
-/// Thousands who come back at once to a hook that hangs do not hold up those who are in.
+/// Over TLS the service is held against its authorities, for questions and for keys.
+#[test]
+fn a_service_over_https_is_who_its_certificate_says() {
+    use crate::support::token::{Issuer, seconds_from_now};
+    let site = Site::new();
+    let issuer = Issuer::ec(&site, "ec");
+    site.write("keys.json", &serde_json::json!({"keys": [issuer.jwk()]}).to_string());
+    site.self_signed("stranger");
+    let identity = Identity::start_with(&site, &["0", "keys.json", "certs/server.pem", "certs/server.key"]);
+    let at = |path: &str, ca: &str| format!("url = \"https://localhost:{}{path}\"\nca = {ca:?}\n", identity.port);
+    let both = |name: &str, ca: &str| {
+        crate::support::Listener::new(name, "native")
+            .authenticator(&format!("kind = \"jwt\"\naudience = [\"gateway\"]\n{}", at("/jwks", ca)))
+            .authenticator(&format!("kind = \"hook\"\n{}", at("/auth", ca)))
+    };
+    let gateway = site.start("workers = 2", &[both("devices", "certs/ca.pem"), both("wrong", "stranger.pem")]);
+    let tls = site.tls();
+    let claims = serde_json::json!({"sub": "m1", "aud": "gateway", "exp": seconds_from_now(3_600)});
+    let token = issuer.token(&claims);
+    wait_until("the keys are there", 3 * SOON, || gateway.metric("pulsegate_jwt_keys_fetched_total") >= 1);
+    says(&gateway, &tls, "m1", &token).expect_welcome();
+    expect_in(&gateway, &tls, "m2");
+    for secret in [token.as_str(), "right-m1"] {
+        let mut device = Device::connect(gateway.address("wrong"), &tls).unwrap();
+        device.send(&[Frame::Hello(Hello { heartbeat_ms: 0, id: "m1", token: secret.as_bytes() })]);
+        device.expect_close(CloseCode::TRY_LATER);
+    }
+    gateway.expect_closed("jwt_unanswered", 1);
+    gateway.expect_closed("hook_unanswered", 1);
+}
+
+/// Many who come back at once to a hook that hangs do not hold up those who are in.
 #[test]
 fn a_crowd_before_a_hanging_hook_moves_no_heartbeat() {
     let site = Site::new();

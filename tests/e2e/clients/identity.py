@@ -5,10 +5,12 @@ POST /mode    one of: answer, hang, slow, fail, nonsense; for the questions from
 GET  /asked   how many questions there were
 GET  /jwks    what the file named by the second argument holds
 
-The first argument is the port, 0 for a free one; it is printed.
+The first argument is the port, 0 for a free one; it is printed. A third and a fourth name a certificate and its key: it
+speaks TLS then.
 """
 
 import json
+import ssl
 import sys
 import threading
 import time
@@ -77,5 +79,9 @@ class Handler(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
     server.daemon_threads = True
+    if len(sys.argv) > 3:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[3], sys.argv[4])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     print("listening on", server.server_address[1], flush=True)
     server.serve_forever()
