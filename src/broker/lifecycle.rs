@@ -313,12 +313,13 @@ impl Sessions {
     }
 
     fn take_will(&mut self, session: u32, now: Moment) -> Option<DueWill> {
-        let publisher = self.id(session);
+        let (publisher, home) = (self.id(session), self.home);
         let known = &mut self[session];
         let KeptWill { will, charge } = *known.will.take()?;
         drop(charge);
         let mut publication = will.publication;
         publication.publisher = Some(publisher);
+        publication.owner = owner(home, &known.device);
         publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
         Some(DueWill { device: known.device.clone(), listener: known.profile.listener, publication })
     }
@@ -386,7 +387,18 @@ impl Session {
     }
 }
 
+/// The number under which a device has its share of what is retained. Two of some billions share one.
+fn owner(home: Home, device: &str) -> u32 {
+    (home.hash(device) as u32).max(1)
+}
+
 impl Broker {
+    /// Of which device a message is that is to be retained.
+    #[must_use]
+    pub fn owner(&self, device: &str) -> u32 {
+        owner(self.home, device)
+    }
+
     /// A device has connected: it goes on with its session, or begins one.
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
         let Arrival { connection, device, clean_start, profile, will } = arrival;

@@ -20,6 +20,8 @@
 //! the topic back: only while one can be on its way ([`Exchange::may_be_behind`]), and never longer. So there are no more
 //! tombstones than messages between shards, and none where nothing is between them.
 
+mod shares;
+
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, VecDeque};
@@ -27,6 +29,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::link::{Exchange, Publication, WorkerId};
+use shares::{Free, Shares};
 
 /// Topics are compared byte by byte: beyond so many bytes one counts as a further look.
 const LOOK_BYTES: usize = 256;
@@ -131,6 +134,8 @@ pub struct Retained {
     bytes: usize,
     messages_max: usize,
     bytes_max: usize,
+    /// Of devices whose home this shard is.
+    shares: Shares,
 }
 
 impl Retained {
@@ -148,6 +153,7 @@ impl Retained {
             bytes: 0,
             messages_max,
             bytes_max,
+            shares: Shares::default(),
         }
     }
 
@@ -211,15 +217,30 @@ impl Retained {
 
     fn store(&mut self, publication: &Arc<Publication>) -> Set {
         let (topic, bytes) = (&*publication.topic, publication.bytes());
-        let old = self.messages.get(topic).map(|kept| kept.publication.bytes());
-        let count = self.messages.len() + usize::from(old.is_none());
-        let total = self.bytes - old.unwrap_or(0) + bytes;
-        if count > self.messages_max || total > self.bytes_max {
+        let old = self.messages.get(topic).map(|kept| &*kept.publication);
+        let others = self.messages.len() - usize::from(old.is_some());
+        let other_bytes = self.bytes - old.map_or(0, Publication::bytes);
+        let free = Free {
+            messages: self.messages_max.saturating_sub(others),
+            bytes: self.bytes_max.saturating_sub(other_bytes),
+        };
+        if free.messages == 0 || free.bytes < bytes {
             return Set::Full;
         }
-        self.bytes = total;
+        let is_own = self.is_own(publication);
+        let own_old = old.filter(|old| self.is_own(old));
+        if is_own && !self.shares.may_keep(publication, own_old, free) {
+            return Set::Full;
+        }
+        self.bytes = other_bytes + bytes;
         self.arrivals += 1;
-        self.messages.replace(Kept { publication: Arc::clone(publication), arrival: self.arrivals });
+        let kept = Kept { publication: Arc::clone(publication), arrival: self.arrivals };
+        if let Some(old) = self.messages.replace(kept) {
+            self.note_gone(&old.publication);
+        }
+        if is_own {
+            self.shares.note_kept(publication);
+        }
         // Its place in `graves` is found to be nobody's when it is its turn.
         self.tombstones.remove(topic);
         Set::Stored
@@ -240,8 +261,20 @@ impl Retained {
         }
         if let Some(deleted) = self.messages.take(topic) {
             self.bytes -= deleted.publication.bytes();
+            self.note_gone(&deleted.publication);
         }
         Set::Deleted
+    }
+
+    /// Whether a message is of a device whose home this shard is: its share is counted here, and nowhere else.
+    fn is_own(&self, publication: &Publication) -> bool {
+        Exchange::worker_of(publication.stamp) == self.worker
+    }
+
+    fn note_gone(&mut self, publication: &Publication) {
+        if self.is_own(publication) {
+            self.shares.note_gone(publication);
+        }
     }
 
     /// Forgets at most `limit` tombstones before which nothing is on its way any more.
@@ -307,6 +340,7 @@ impl Retained {
         let bytes =
             |publications: &BTreeSet<Kept>| -> usize { publications.iter().map(|kept| kept.publication.bytes()).sum() };
         assert_eq!(self.bytes, bytes(&self.messages));
+        self.shares.check(self.messages.iter().map(|kept| &kept.publication).filter(|kept| self.is_own(kept)));
         assert_eq!(self.grave_bytes, self.graves.iter().map(|grave| grave.bytes()).sum::<usize>());
         for tombstone in &self.tombstones {
             assert!(!self.messages.contains(tombstone), "a topic is dead and alive");

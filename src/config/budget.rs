@@ -45,8 +45,8 @@ pub const FILTER_BYTES: u64 = 168;
 pub const WILL_BYTES: u64 = 320;
 /// The same while its device is away: the device's id and its place in a table are then the session's own.
 pub const AWAY_SESSION_BYTES: u64 = SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTRY_BYTES + WHEEL_ENTRY_BYTES;
-/// A retained message beyond its topic, properties and payload, once for all workers.
-pub const RETAINED_BYTES: u64 = 208;
+/// A retained message beyond its topic, properties and payload, and its publisher's entry among the shares, once for all workers.
+pub const RETAINED_BYTES: u64 = 248;
 /// Its place in one worker's table, at the fill that the table has on average.
 pub const RETAINED_ENTRY_BYTES: u64 = 28;
 /// Entries of the table of addresses, whose connections are counted.
@@ -288,7 +288,7 @@ mod tests {
             memory_budget(&limits, 4, Backbone::default(), &Store::default(), 0, with_mqtt, memory(8 * GIB))
         };
         let more = budget(true).user_bytes() - budget(false).user_bytes();
-        let retained = (64 << 20) + 100_000 * 208 + 4 * 100_000 * 28;
+        let retained = (64 << 20) + 100_000 * 248 + 4 * 100_000 * 28;
         assert_eq!(more, 100_000 * (280 + 320) + 50_000 * (280 + 65) + retained);
     }
 

@@ -35,6 +35,8 @@ pub struct Publication {
     pub expires: Option<Moment>,
     /// Its place among all retained messages of the process; 0 where it is not one.
     pub stamp: u64,
+    /// Of which device it is, for its share of what is retained: a keyed hash of its id, as [`super::Home`] has it. 0: of none.
+    pub owner: u32,
     /// The session that published it, for No Local. `None`: the owner, or a device that has gone since.
     pub publisher: Option<SessionId>,
 }
@@ -51,6 +53,7 @@ impl Publication {
             properties: Box::default(),
             expires: None,
             stamp: 0,
+            owner: 0,
             publisher: None,
         }
     }

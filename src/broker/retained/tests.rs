@@ -188,3 +188,37 @@ fn walk_seeks_past_what_cannot_match() {
     retained.set(&publication(&long, "x", exchange.next_stamp(WorkerId(0))), &exchange);
     assert_eq!(all_matching(&retained, "devices/m7/x", retained.arrivals(), 1_000).1, 1 + long.len() / LOOK_BYTES);
 }
+
+/// However much one device wants to be kept, others find room, and nobody is kept from bringing its own up to date.
+#[test]
+fn one_device_comes_to_half_of_the_store_and_the_next_to_half_of_the_rest() {
+    for by_bytes in [false, true] {
+        let (mut retained, exchange) = if by_bytes { alone(10_000, 1_024 * 8) } else { alone(1_024, 1 << 30) };
+        let mut set = |owner: u32, topic: &str, payload: &'static str| {
+            let mut publication = Publication::clone(&publication(topic, payload, exchange.next_stamp(WorkerId(0))));
+            publication.owner = owner;
+            let set = retained.set(&Arc::new(publication), &exchange);
+            retained.check_invariants();
+            set
+        };
+        // Eight bytes each.
+        let mut fill = |owner: u32| {
+            (0..2_000).take_while(|number| set(owner, &format!("{owner}/{number:04}"), "xx") == Set::Stored).count()
+        };
+        assert_eq!([fill(1), fill(2), fill(3)], [512, 256, 128]);
+        assert_eq!(set(4, "4/state", "x"), Set::Stored, "somebody who holds nothing");
+        assert_eq!(set(1, "1/0000", "yy"), Set::Stored, "as long as the old one");
+        assert_eq!(
+            set(1, "1/0000", if by_bytes { "longer" } else { "" }),
+            if by_bytes { Set::Full } else { Set::Deleted }
+        );
+        assert_eq!(set(0, "of the owner", "x"), Set::Stored);
+        // What is taken over by somebody else is in that one's share.
+        assert_eq!(set(5, "1/0001", "zz"), Set::Stored);
+        assert_eq!(set(5, "1/0001", ""), Set::Deleted);
+        for number in 2..400 {
+            assert_eq!(set(1, &format!("1/{number:04}"), ""), Set::Deleted);
+        }
+        assert_eq!(set(1, "1/0000", "longer"), Set::Stored, "there is room again");
+    }
+}

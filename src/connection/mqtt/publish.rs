@@ -122,6 +122,7 @@ impl OpenConnection<'_, '_> {
             retain: publish.retain,
             properties: properties.into(),
             expires: expiry.map(|seconds| self.cx.now.plus(Duration::from_secs(seconds.into()))),
+            owner: if publish.retain { self.cx.broker.owner(self.device) } else { 0 },
             publisher: Some(self.cx.broker.id(session)),
             ..Publication::plain(topic, Bytes::copy_from_slice(publish.payload), publish.qos as u8)
         }
