@@ -16,6 +16,7 @@ mod identity;
 mod idle;
 mod interop;
 mod liveness;
+mod memory;
 mod moves;
 mod orders;
 mod page;

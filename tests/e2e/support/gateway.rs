@@ -312,11 +312,27 @@ impl Gateway {
 
     // --- Its process ------------------------------------------------------------------------------------------------
 
+    /// The number of its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Bytes of memory that its process has in use (`VmRSS`).
     #[track_caller]
     pub fn resident(&self) -> u64 {
+        self.memory_figure("VmRSS:")
+    }
+
+    /// The most that it ever had (`VmHWM`).
+    #[track_caller]
+    pub fn peak_resident(&self) -> u64 {
+        self.memory_figure("VmHWM:")
+    }
+
+    #[track_caller]
+    fn memory_figure(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("it runs");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
