@@ -1,14 +1,17 @@
 //! Waking a worker: its loop is woken when it sleeps, and not when it is awake.
 //!
 //! ```text
-//!              ring: no system call              ring: one write
-//!   Awake ───────────────────▶ Rung ◀─────────────────────────── Asleep
-//!     ▲  ◀── answer, wake ──────┘                                  ▲
-//!     └──────────────────────────── doze ──────────────────────────┘
+//!   ring: no system call                     ring: one write each, until it is awake
+//!   Awake ──────────────▶ Rung               Asleep ──────────────▶ Asleep, rung
+//!     ▲ ◀── answer, wake ──┘                    ▲                         │
+//!     ├────────────────── doze ─────────────────┘                         │
+//!     └──────────────────────────────── wake ─────────────────────────────┘
 //! ```
 //!
 //! Whoever rings has put what he has to say into a queue before. The worker dozes only if nobody has rung since it last
-//! answered, and answers before it empties its queues: so nothing that was put there is slept over.
+//! answered, and answers before it empties its queues: so nothing that was put there is slept over. Whoever finds it asleep
+//! writes, though somebody has rung before: that one may be stopped between its mark and its write for as long as the system
+//! likes, and nobody waits for it. The tests go through every interleaving.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,9 +19,32 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-const AWAKE: u8 = 0;
-const ASLEEP: u8 = 1;
-const RUNG: u8 = 2;
+/// Somebody has rung since the worker last answered.
+const RUNG: u8 = 1;
+/// The worker sleeps, or is about to.
+const ASLEEP: u8 = 2;
+
+/// What the worker and those who ring know of each other.
+#[derive(Debug, Default)]
+struct State(AtomicU8);
+
+impl State {
+    /// Somebody rings. `true`: the worker is to be woken.
+    fn mark(&self) -> bool {
+        self.0.fetch_or(RUNG, Ordering::AcqRel) & ASLEEP != 0
+    }
+
+    /// The worker would sleep. `false`: somebody has rung.
+    fn doze(&self) -> bool {
+        self.0.compare_exchange(0, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The worker is awake, and hears from here on of what is rung. `true`: somebody has rung.
+    fn wake(&self) -> bool {
+        // A swap, not a store: it acquires what every ringer pushed before it rang.
+        self.0.swap(0, Ordering::AcqRel) & RUNG != 0
+    }
+}
 
 /// Wakes one worker's event loop.
 ///
@@ -27,7 +53,7 @@ const RUNG: u8 = 2;
 /// number.
 #[derive(Debug)]
 pub struct Doorbell {
-    state: AtomicU8,
+    state: State,
     event: OwnedFd,
 }
 
@@ -38,7 +64,7 @@ impl Doorbell {
     /// When the process has no descriptor left.
     pub fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { state: AtomicU8::new(AWAKE), event })
+        Ok(Self { state: State::default(), event })
     }
 
     /// Wakes the loop if it sleeps.
@@ -46,7 +72,7 @@ impl Doorbell {
     /// # Errors
     /// What the descriptor says; none is expected while the worker lives.
     pub fn ring(&self) -> io::Result<()> {
-        if self.state.swap(RUNG, Ordering::AcqRel) == ASLEEP {
+        if self.state.mark() {
             rustix::io::write(&self.event, &1u64.to_ne_bytes())?;
         }
         Ok(())
@@ -55,7 +81,7 @@ impl Doorbell {
     /// Called by the worker before it sleeps. `false`: somebody has rung, and it must not.
     #[must_use]
     pub fn doze(&self) -> bool {
-        self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.doze()
     }
 
     /// Called by the worker when it has slept, or has not slept after all. `true`: somebody has rung.
@@ -63,13 +89,12 @@ impl Doorbell {
     /// The eventfd's count is left alone: polled by edges, every write is an event, and 2^64 are not reached.
     #[must_use]
     pub fn wake(&self) -> bool {
-        // A swap, not a store: it acquires what every ringer pushed before it rang.
-        self.state.swap(AWAKE, Ordering::AcqRel) == RUNG
+        self.state.wake()
     }
 
     /// Called by the worker *before* it empties its queues: what is pushed from here on rings again.
     pub fn answer(&self) {
-        self.state.swap(AWAKE, Ordering::AcqRel);
+        self.state.wake();
     }
 }
 
@@ -95,11 +120,166 @@ mod tests {
         assert!(!bell.doze() && bell.wake());
         assert!(bell.doze());
         (0..3).for_each(|_| bell.ring().unwrap());
-        assert_eq!(writes(), 1);
+        assert_eq!(writes(), 3, "each of them wakes it: none knows whether the others do");
         assert!(bell.wake() && !bell.wake());
         bell.ring().unwrap();
         bell.answer();
         assert!(bell.doze(), "it was answered before the queues were emptied");
+    }
+
+    /// One ringer: it pushes, marks, and writes if it must.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    enum Ringer {
+        Pushes,
+        Marks,
+        Writes,
+        HasRung,
+    }
+
+    /// Where the worker is in its turn.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    enum Worker {
+        Dozes,
+        /// In its poll; `false`: which does not wait.
+        Polls(bool),
+        Wakes,
+        Answers,
+        Takes,
+    }
+
+    /// Everything that there is to know, between two steps of anybody.
+    #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+    struct World {
+        state: u8,
+        /// The eventfd has an edge that no poll has told.
+        event: bool,
+        worker: Worker,
+        /// What the worker knows to be there.
+        commands: bool,
+        ringers: Vec<Ringer>,
+        /// Whose message is in the queue.
+        queued: Vec<bool>,
+    }
+
+    impl World {
+        fn new(ringers: usize) -> Self {
+            Self {
+                state: 0,
+                event: false,
+                worker: Worker::Dozes,
+                commands: false,
+                ringers: vec![Ringer::Pushes; ringers],
+                queued: vec![false; ringers],
+            }
+        }
+
+        fn with_state<T>(&mut self, act: impl FnOnce(&State) -> T) -> T {
+            let state = State(AtomicU8::new(self.state));
+            let outcome = act(&state);
+            self.state = state.0.into_inner();
+            outcome
+        }
+
+        /// The next step of a ringer. `mark` is the rule.
+        fn ring(&mut self, who: usize, mark: fn(&State) -> bool) -> bool {
+            let before = self.ringers[who];
+            self.ringers[who] = match before {
+                Ringer::Pushes => {
+                    self.queued[who] = true;
+                    Ringer::Marks
+                }
+                Ringer::Marks => {
+                    if self.with_state(mark) {
+                        Ringer::Writes
+                    } else {
+                        Ringer::HasRung
+                    }
+                }
+                Ringer::Writes => {
+                    self.event = true;
+                    Ringer::HasRung
+                }
+                Ringer::HasRung => return false,
+            };
+            true
+        }
+
+        /// The next step of the worker, as `WorkerIo::poll` and `Turn::receive_commands` have it. `false`: it sleeps.
+        fn turn(&mut self) -> bool {
+            self.worker = match self.worker {
+                Worker::Dozes => Worker::Polls(!self.commands && self.with_state(State::doze)),
+                Worker::Polls(waits) if waits && !self.event => return false,
+                Worker::Polls(_) => {
+                    self.event = false;
+                    Worker::Wakes
+                }
+                Worker::Wakes => {
+                    self.commands |= self.with_state(State::wake);
+                    if self.commands { Worker::Answers } else { Worker::Dozes }
+                }
+                Worker::Answers => {
+                    self.with_state(State::wake);
+                    Worker::Takes
+                }
+                Worker::Takes => {
+                    if let Some(first) = self.queued.iter().position(|queued| *queued) {
+                        self.queued[first] = false;
+                        Worker::Takes
+                    } else {
+                        self.commands = false;
+                        Worker::Dozes
+                    }
+                }
+            };
+            true
+        }
+    }
+
+    /// Every state that any interleaving comes to; the first in which the worker sleeps though somebody has rung for what is in
+    /// the queue, wherever the other ringers are.
+    fn slept_over(ringers: usize, mark: fn(&State) -> bool) -> (usize, Option<World>) {
+        let mut seen = std::collections::HashSet::new();
+        let mut open = vec![World::new(ringers)];
+        while let Some(world) = open.pop() {
+            if !seen.insert(world.clone()) {
+                continue;
+            }
+            let mut turned = world.clone();
+            let sleeps = !turned.turn();
+            let is_rung = |who: usize| world.ringers[who] == Ringer::HasRung && world.queued[who];
+            if sleeps && (0..ringers).any(is_rung) {
+                return (seen.len(), Some(world));
+            }
+            open.push(turned);
+            for who in 0..ringers {
+                let mut rung = world.clone();
+                if rung.ring(who, mark) {
+                    open.push(rung);
+                }
+            }
+        }
+        (seen.len(), None)
+    }
+
+    #[test]
+    fn nobody_who_has_rung_is_slept_over_in_any_interleaving() {
+        for ringers in 1..=4 {
+            let (states, fault) = slept_over(ringers, State::mark);
+            assert_eq!(fault, None);
+            assert!(states > 10 * ringers, "{states} states");
+        }
+    }
+
+    /// The rule that there was: only the first who finds the worker asleep writes. One that is stopped before it does keeps all who
+    /// come later waiting.
+    #[test]
+    fn a_ringer_that_is_stopped_before_it_writes_is_found_to_hold_up_others() {
+        let first_alone = |state: &State| state.0.swap(RUNG, Ordering::AcqRel) == ASLEEP;
+        assert_eq!(slept_over(1, first_alone).1, None);
+        let fault = slept_over(2, first_alone).1.expect("one waits for the other");
+        assert!(fault.ringers.contains(&Ringer::Writes) && fault.ringers.contains(&Ringer::HasRung));
+        let never = |_: &State| false;
+        assert!(slept_over(1, never).1.is_some());
     }
 
     /// Two threads pass a token to and fro: a ring that is slept over stops them.
