@@ -441,6 +441,7 @@ fn fleet_options(
             timeout_ms: (micros(common.raw_timeout) / 1_000) as u32,
             retries: common.raw_retries,
             probes: common.protocol == Protocol::Native,
+            window: u16::MAX,
         },
         sources: Sources::new(common.target, common.source_addresses, common.connections),
     })

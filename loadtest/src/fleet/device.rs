@@ -37,6 +37,9 @@ pub struct Device {
     pub next_duty: u32,
     /// Messages that it has published.
     pub published: u32,
+    /// Of them, those that are not acknowledged on this connection, and how many may be.
+    pub unacknowledged: u16,
+    pub window: u16,
     /// It leaves then, in milliseconds; 0: it stays.
     pub leaves: u32,
     pub watch: Watch,
@@ -175,6 +178,8 @@ impl Device {
             awaiting: 0,
             next_duty: 0,
             published: 0,
+            unacknowledged: 0,
+            window: u16::MAX,
             leaves: 0,
             watch: Watch::default(),
             leftover: None,

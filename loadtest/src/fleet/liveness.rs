@@ -36,6 +36,8 @@ pub struct Terms {
     pub retries: u8,
     /// Whether probes are seen by the device.
     pub probes: bool,
+    /// Messages of the device that may be unacknowledged at a time: MQTT's Receive Maximum.
+    pub window: u16,
 }
 
 impl Terms {
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     const SECOND: Micros = 1_000_000;
-    const TERMS: Terms = Terms { interval_ms: 60_000, timeout_ms: 10_000, retries: 2, probes: true };
+    const TERMS: Terms = Terms { interval_ms: 60_000, timeout_ms: 10_000, retries: 2, probes: true, window: u16::MAX };
 
     fn pinged(times: u8) -> Watch {
         let mut watch = Watch::default();

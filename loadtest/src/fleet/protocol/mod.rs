@@ -62,8 +62,8 @@ pub enum Received {
     Message(Option<Stamp>),
     /// Its message of this id is safe.
     Acknowledged(u32),
-    /// Anything else.
-    Data,
+    /// A message of its own was not taken.
+    Refused,
 }
 
 /// The peer broke the protocol.
@@ -200,6 +200,7 @@ fn handle_frame(frame: &Frame, answers: bool, plain: &mut Vec<u8>) -> Result<Rec
             timeout_ms: welcome.timeout_ms,
             retries: welcome.retries,
             probes: true,
+            window: u16::MAX,
         }),
         Frame::Ping(echo) => {
             if answers {

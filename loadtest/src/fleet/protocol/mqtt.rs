@@ -146,7 +146,9 @@ impl Mqtt {
             Packet::Connack(connack) => {
                 // [MQTT-3.1.2-21]: the server's own keep-alive is the one that counts.
                 let keep_alive = connack.properties.server_keep_alive().unwrap_or(self.keep_alive_s);
-                Received::Welcome(terms(keep_alive))
+                // 65,535 where nothing is said [v5 3.2.2.3.3]; in 3.1.1 nothing is.
+                let window = connack.properties.receive_maximum().unwrap_or(u16::MAX);
+                Received::Welcome(Terms { window, ..terms(keep_alive) })
             }
             Packet::Suback(suback) if suback.codes.iter().any(|&code| Reason(code).is_error()) => {
                 Received::Close(CloseCode::NORMAL)
@@ -161,7 +163,7 @@ impl Mqtt {
                 }
                 Received::Message(Stamp::decode(publish.payload))
             }
-            Packet::Puback(ack) if ack.reason.is_error() => Received::Data,
+            Packet::Puback(ack) if ack.reason.is_error() => Received::Refused,
             Packet::Puback(ack) => Received::Acknowledged(ack.packet_id.into()),
             Packet::Disconnect(disconnect) => Received::Close(close_code(disconnect.reason)),
             _ => return Err(Broken),
@@ -172,7 +174,7 @@ impl Mqtt {
 /// How silence is judged under this keep-alive.
 fn terms(keep_alive_s: u16) -> Terms {
     // [MQTT-3.1.2-24] of v3.1.1: "one and a half times the Keep Alive time period".
-    Terms { interval_ms: u32::from(keep_alive_s) * 1_500, timeout_ms: 0, retries: 0, probes: false }
+    Terms { interval_ms: u32::from(keep_alive_s) * 1_500, timeout_ms: 0, retries: 0, probes: false, window: u16::MAX }
 }
 
 /// The packet identifier of a device's `id`th message, counted from 1.
@@ -264,7 +266,7 @@ mod tests {
         let mqtt = mqtt(MqttVersion::V5);
         let connack =
             |reason| Packet::Connack(mqtt::Connack { session_present: false, reason, properties: Properties::EMPTY });
-        let terms = Terms { interval_ms: 90_000, timeout_ms: 0, retries: 0, probes: false };
+        let terms = Terms { interval_ms: 90_000, timeout_ms: 0, retries: 0, probes: false, window: u16::MAX };
         assert_eq!(handled(&mqtt, &connack(Reason::SUCCESS)).1, [Received::Welcome(terms)]);
         assert_eq!(handled(&mqtt, &connack(Reason::SERVER_BUSY)).1, [Received::Close(CloseCode::TRY_LATER)]);
         assert_eq!(handled(&mqtt, &Packet::Pingreq).0, Err(Broken));

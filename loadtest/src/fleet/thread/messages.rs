@@ -19,7 +19,7 @@ pub(super) fn next(publishing: &Publishing, device: u32, published: u32, now_ms:
 }
 
 impl FleetThread {
-    /// Publishes all that is due; false when nothing is.
+    /// Publishes all that is due and may be unacknowledged; false when nothing is due.
     pub(super) fn publish_due(&mut self, index: u32) -> Result<bool, Failure> {
         let number = self.number_of(index);
         let Duty::Publish(publishing) = &self.duty else { return Ok(false) };
@@ -27,11 +27,16 @@ impl FleetThread {
             return Ok(false);
         }
         let device = &mut self.devices[index as usize];
-        let before = device.published;
+        let (before, mut is_full) = (device.published, false);
         for _ in 0..IN_ONE_TURN {
             let round = device.published;
             let due = publishing.due(number, round.into());
             if round >= publishing.rounds || due > self.now {
+                break;
+            }
+            // Whoever sends more than the server takes at a time is ended for it; the next waits, and is late.
+            is_full = publishing.acknowledged.is_some() && device.unacknowledged >= device.window;
+            if is_full {
                 break;
             }
             let stamp = Stamp { slot: u64::from(round) * u64::from(self.options.devices) + u64::from(number), due };
@@ -40,12 +45,13 @@ impl FleetThread {
             let id = if publishing.acknowledged.is_some() { round + 1 } else { 0 };
             self.options.protocol.publish(&publishing.topic, id, &self.payload, &mut self.out.plain);
             device.published += 1;
+            device.unacknowledged += u16::from(publishing.acknowledged.is_some());
             self.counts.add(Count::MessagesSent, 1);
             device.seal(&mut self.out)?;
         }
         let has_published = device.published > before;
         self.write(index)?;
-        Ok(has_published)
+        Ok(has_published || is_full)
     }
 
     pub(super) fn handle_message(&mut self, index: u32, stamp: Option<Stamp>) {

@@ -509,10 +509,11 @@ impl FleetThread {
             let device = &mut self.devices[index as usize];
             match self.out.received[at] {
                 Received::Welcome(terms) => {
+                    (device.unacknowledged, device.window) = (0, terms.window);
                     device.watch.handle_terms(terms);
                     self.note_bound(terms);
                 }
-                Received::Subscribed | Received::Data => {}
+                Received::Subscribed => {}
                 Received::Ping => {
                     self.counts.add(Count::Pings, 1);
                     if device.is_silent {
@@ -531,7 +532,11 @@ impl FleetThread {
                 }
                 Received::Close(code) => return Err(code.into()),
                 Received::Message(stamp) => self.handle_message(index, stamp),
-                Received::Acknowledged(id) => self.handle_acknowledgement(index, id),
+                Received::Acknowledged(id) => {
+                    device.unacknowledged = device.unacknowledged.saturating_sub(1);
+                    self.handle_acknowledgement(index, id);
+                }
+                Received::Refused => device.unacknowledged = device.unacknowledged.saturating_sub(1),
             }
         }
         Ok(())
