@@ -27,6 +27,9 @@ pub mod link;
 #[path = "../src/metrics.rs"]
 pub mod metrics;
 #[cfg(feature = "gateway")]
+#[path = "../src/network.rs"]
+pub mod network;
+#[cfg(feature = "gateway")]
 #[path = "../src/pool.rs"]
 pub mod pool;
 #[cfg(feature = "gateway")]

@@ -142,6 +142,8 @@ figures! {
     Turns = Counter "pulsegate_turns" "",
     /// Turns of the event loop that found nothing to do, those after its longest sleep not counted.
     IdleTurns = Counter "pulsegate_idle_turns" "",
+    /// Times that a device was read no further for a while because it had sent more than its rate.
+    RateHeld = Counter "pulsegate_rate_held" "",
     /// Commands taken from the inbox.
     Commands = Counter "pulsegate_commands" "",
 }

@@ -56,6 +56,7 @@ fn settings() -> Arc<[ListenerSettings]> {
             tls: config::Tls::default(),
             heartbeat: Heartbeat { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), retries: 1, ..Heartbeat::default() },
             identity: Identity { from: IdentityFrom::Hello, authenticators: if tokens { vec![Authenticator::secrets("tokens".into(), "identity.token_file")] } else { Vec::new() } },
+            rates: config::Rates::default(),
         };
         let settings =
             |id, protocol, tokens| ListenerSettings::new(ListenerId(id), &listener(protocol, tokens), &limits(), tls.clone());

@@ -337,6 +337,9 @@ pub struct Subject {
     /// The device with this id
     #[arg(value_name = "ID")]
     pub device: Option<String>,
+    /// Whoever shows this client certificate, by its SHA-256 fingerprint as openssl x509 -fingerprint -sha256 shows it
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub certificate: Option<String>,
     /// Every address of this network, such as 192.0.2.0/24
     #[arg(long, value_name = "NETWORK")]
     pub network: Option<String>,

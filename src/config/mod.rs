@@ -375,6 +375,8 @@ pub struct Listener {
     pub heartbeat: Heartbeat,
     /// Where device ids come from.
     pub identity: Identity,
+    /// How fast each device may send.
+    pub rates: Rates,
 }
 
 impl Listener {
@@ -622,6 +624,33 @@ impl Heartbeat {
     #[must_use]
     pub fn bound(&self) -> Duration {
         self.interval + self.timeout * (u32::from(self.retries) + 1)
+    }
+}
+
+/// `[listener.rates]`: how fast each device may send. Whoever sends more is read no further until its rate has caught up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// Messages; 0: no bound.
+    pub messages_per_second: u32,
+    /// Bytes on the wire; 0: no bound.
+    pub bytes_per_second: u32,
+    /// What these come to in so long may come at once.
+    pub burst: Duration,
+    /// A device that sends more than its rate for so long is closed; 0: never.
+    pub patience: Duration,
+    /// And is kept out for so long; 0: it may come back at once.
+    pub deny_for: Duration,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            messages_per_second: 0,
+            bytes_per_second: 0,
+            burst: Duration::from_secs(10),
+            patience: Duration::from_mins(1),
+            deny_for: Duration::from_mins(10),
+        }
     }
 }
 

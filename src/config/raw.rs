@@ -237,6 +237,8 @@ pub struct RawListener {
     /// `[[listener.authenticator]]`.
     #[serde(rename = "authenticator")]
     pub authenticators: Vec<RawAuthenticator>,
+    /// `[listener.rates]`.
+    pub rates: RawRates,
     /// `[listener.raw]`.
     pub raw: Option<RawRaw>,
     /// `[listener.mqtt]`.
@@ -317,6 +319,22 @@ pub struct RawHeartbeat {
     pub retries: Option<i64>,
     /// The longest interval that a device may ask for.
     pub max: Option<String>,
+}
+
+/// `[listener.rates]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRates {
+    /// Messages.
+    pub messages_per_second: Option<i64>,
+    /// Bytes on the wire.
+    pub bytes_per_second: Option<i64>,
+    /// How much of both may come at once.
+    pub burst: Option<String>,
+    /// How long a device may send more.
+    pub patience: Option<String>,
+    /// How long it is kept out after that.
+    pub deny_for: Option<String>,
 }
 
 /// `[listener.identity]`.

@@ -600,6 +600,22 @@ fn descriptors_that_are_not_there_lower_the_limit_aloud() {
 }
 
 #[test]
+fn rates_are_off_unless_they_are_written() {
+    let rates = |text: &str| loaded(&native(text)).config.listeners[0].rates;
+    let usual = rates("");
+    assert_eq!((usual, usual.messages_per_second, usual.bytes_per_second), (Rates::default(), 0, 0));
+    let written = rates("[listener.rates]\nmessages_per_second = 5\npatience = \"0s\"\n");
+    assert_eq!((written.messages_per_second, written.patience), (5, Duration::ZERO));
+    for (text, words) in [
+        ("messages_per_second = -1", "rates.messages_per_second: -1 is out of range"),
+        ("burst = \"10ms\"", "rates.burst: \"10ms\" is out of range: write \"1s\" to \"1h\""),
+        ("deny_for = \"2days\"", "rates.deny_for: \"2days\" is out of range"),
+    ] {
+        refused(&native(&format!("[listener.rates]\n{text}\n")), &[words]);
+    }
+}
+
+#[test]
 fn doubtful_values_are_pointed_out() {
     let Loaded { warnings, .. } = loaded(&native("").replace("7443", "40000"));
     assert!(warnings[0].contains("listen: the kernel gives this port"), "{warnings:?}");
@@ -693,6 +709,7 @@ fn every_key() -> Vec<String> {
         listener("tls"),
         listener("heartbeat"),
         listener("identity"),
+        listener("rates"),
         listener("raw"),
         listener("mqtt"),
         listener("websocket"),

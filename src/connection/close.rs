@@ -97,6 +97,8 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::ConnectionAge
         | CloseReason::PoolFull
         | CloseReason::Denied
+        | CloseReason::RateExceeded
+        | CloseReason::TakeoverLoop
         | CloseReason::Requested
         | CloseReason::Shutdown => true,
         // The peer is gone, was never there, or does not read.
@@ -132,7 +134,9 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         | CloseReason::HookUnanswered
         | CloseReason::HomeFull
         | CloseReason::PoolFull
-        | CloseReason::ConnectionAge => CloseCode::TRY_LATER,
+        | CloseReason::ConnectionAge
+        | CloseReason::RateExceeded
+        | CloseReason::TakeoverLoop => CloseCode::TRY_LATER,
         CloseReason::Requested | CloseReason::CertificateRevoked | CloseReason::CertificateExpired => {
             CloseCode::REQUESTED
         }

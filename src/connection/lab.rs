@@ -53,6 +53,7 @@ impl Lab {
                 ..Heartbeat::default()
             },
             identity: Identity { from: IdentityFrom::Hello, authenticators: Vec::new() },
+            rates: config::Rates::default(),
         }
     }
 

@@ -57,7 +57,7 @@ pub use close::{Termination, lingers};
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
-pub use settings::{Entry, ListenerSettings};
+pub use settings::{Entry, ListenerSettings, RateRules};
 
 use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
@@ -607,6 +607,11 @@ impl Connection {
         let buffers = self.buffers.get_or_insert_default();
         buffers.saved = input.save();
         buffers.paused = true;
+    }
+
+    /// It is read no further for now; what it had half-received is kept already.
+    pub fn hold(&mut self) {
+        self.buffers.get_or_insert_default().paused = true;
     }
 
     /// It ends. What there is to say is sealed into the wire, keys are wiped, and it lingers or is closed.

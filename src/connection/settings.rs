@@ -1,10 +1,11 @@
 //! What the configuration says of a listener's connections, in the units in which they need it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Schedule, protocol};
 use crate::config::{
-    Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Transport, WebSocket, WhenOver,
+    Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Rates, Transport, WebSocket, WhenOver,
 };
 use crate::link::{DenyList, ListenerId};
 use crate::network::Network;
@@ -59,6 +60,36 @@ pub struct ListenerSettings {
     pub topic_levels: usize,
     /// Who may not come in; one list for all listeners.
     pub deny: Arc<DenyList>,
+    /// How fast each device may send; none: as fast as it likes.
+    pub rates: Option<RateRules>,
+}
+
+/// How fast a device may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateRules {
+    /// Messages; 0: no bound.
+    pub messages_per_second: u32,
+    /// Bytes on the wire; 0: no bound.
+    pub bytes_per_second: u32,
+    /// What these come to in so long may come at once.
+    pub burst: Duration,
+    /// For how long it may send more, if that is bounded.
+    pub patience: Option<Duration>,
+    /// For how long it is kept out then; zero: not at all.
+    pub keep_out: Duration,
+}
+
+impl RateRules {
+    fn of(rates: &Rates) -> Option<Self> {
+        let is_on = rates.messages_per_second > 0 || rates.bytes_per_second > 0;
+        is_on.then(|| Self {
+            messages_per_second: rates.messages_per_second,
+            bytes_per_second: rates.bytes_per_second,
+            burst: rates.burst,
+            patience: Some(rates.patience).filter(|patience| !patience.is_zero()),
+            keep_out: rates.deny_for,
+        })
+    }
 }
 
 /// What of a listener's authenticators its connections must know; the rest is the control plane's.
@@ -133,6 +164,7 @@ impl ListenerSettings {
             turn_bytes: limits.outbox_bytes / 2,
             topic_levels: limits.topic_levels,
             deny: Arc::default(),
+            rates: RateRules::of(&listener.rates),
         }
     }
 

@@ -18,6 +18,8 @@ pub enum BlockOrder {
         subject: Subject,
         /// For how long; `None`: until the process ends.
         span: Option<Duration>,
+        /// Who says so.
+        source: BlockSource,
     },
     /// Let it in again.
     Remove {
@@ -44,6 +46,8 @@ pub enum BlockSource {
     File,
     /// The API, in this life of the gateway.
     Api,
+    /// The gateway itself, for a while: the device sent more than it may.
+    Gateway,
 }
 
 /// Somebody wants the deny list, or a change of it.

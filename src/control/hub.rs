@@ -11,12 +11,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select};
 
+use tokio::sync::oneshot;
+
 use super::State;
 use super::auth::desk::{Answer, AuthDesk, Replacement};
 use super::auth::verifier::AuthRequest;
+use super::blocks::{BlockOrder, BlockRequest, BlockSource};
 use super::broadcasts::Share;
 use crate::backbone::Event;
-use crate::link::{Batch, CloseReason, Command, Message, NotAdmitted, Presence, Uplink, UplinkReceiver, WorkerId};
+use crate::link::{
+    Batch, CloseReason, Command, Message, NotAdmitted, Presence, Subject, Uplink, UplinkReceiver, WorkerId,
+};
 use crate::store::{self, Entry, Settled, Taken, What};
 
 /// How often a full store is tried again.
@@ -139,6 +144,7 @@ impl Hub {
                 self.log_not_admitted(&end);
                 self.state.history.add_not_admitted(&end);
             }
+            Uplink::KeepOut { device, span } => self.keep_out(device, span),
             Uplink::Message(message) => self.apply_message(worker, message),
             Uplink::Authenticate { connection, listener, credentials, peer } => {
                 let asked =
@@ -152,6 +158,17 @@ impl Hub {
             Uplink::Broadcast { broadcast, sent, refused, is_over } => {
                 self.state.broadcasts.report(broadcast, worker, Share { sent, refused, is_over });
             }
+        }
+    }
+
+    /// Puts a device on the deny list for a while. Whoever changes the list is asked, and nobody waits for it.
+    fn keep_out(&self, device: Box<str>, span: Duration) {
+        let (answer, _nobody) = oneshot::channel();
+        tracing::warn!(%device, ?span, "a device sent more than it may for too long, and is kept out for a while");
+        let order =
+            BlockOrder::Add { subject: Subject::Device(device), span: Some(span), source: BlockSource::Gateway };
+        if self.state.blocks.try_send(BlockRequest { order, answer }).is_err() {
+            tracing::warn!("it is not kept out: too many changes of the deny list wait");
         }
     }
 

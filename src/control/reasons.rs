@@ -196,9 +196,19 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "It comes back by itself; raise limits.pool_bytes where memory allows.",
     ]),
     (CloseReason::Denied, [
-        "The deny list names the device.",
-        "Who wrote it there: `pulsegate blocks` tells file from API.",
-        "Take it out of deny_file, or `pulsegate unblock ID`.",
+        "The deny list names the device, its certificate or its network.",
+        "Who wrote it there: `pulsegate blocks` tells file, API and gateway (rate_exceeded).",
+        "Take it out of deny_file, or `pulsegate unblock`.",
+    ]),
+    (CloseReason::RateExceeded, [
+        "The device sent more than listener.rates allows, for longer than listener.rates.patience.",
+        "What it sends; pulsegate_rate_held_total; `pulsegate blocks`, for it is kept out for a while.",
+        "Mend the firmware, or raise the rates; `pulsegate unblock ID` lets it in at once.",
+    ]),
+    (CloseReason::TakeoverLoop, [
+        "Two places take the device's id from each other again and again: this one waits, the other stays.",
+        "The peer addresses of its latest ends (`pulsegate why ID`): two devices with one id, or a copied one.",
+        "Give every device its own id and certificate; `pulsegate block` keeps the wrong one out.",
     ]),
     (CloseReason::Requested, [
         "The owner asked for it: by the API or the command line.",

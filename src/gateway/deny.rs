@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::control::{Block, BlockOrder, BlockSource};
-use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
+use crate::link::{DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
 use crate::network::Network;
 use crate::time::Moment;
 
@@ -28,7 +28,7 @@ impl fmt::Display for DenyFileError {
     }
 }
 
-/// The entries of the file: lines `device ID` and `network ADDRESS/PREFIX`; what begins with `#` is skipped.
+/// The entries of the file: lines `device ID`, `certificate SHA-256` and `network ADDRESS/PREFIX`; what begins with `#` is skipped.
 ///
 /// # Errors
 /// It cannot be read, a line is something else, or there are too many.
@@ -46,27 +46,48 @@ pub fn load(file: &Path) -> Result<Vec<Subject>, DenyFileError> {
             Some(("network", network)) => Subject::Network(Network::around(network).map_err(|_| {
                 fault(Some(number), format!("{network:?} is not a network: write it as 192.0.2.0/24 or 2001:db8::/32"))
             })?),
-            _ => return Err(fault(Some(number), "write \"device ID\" or \"network ADDRESS/PREFIX\"".to_owned())),
+            Some(("certificate", fingerprint)) => Subject::Certificate(fingerprint.parse().map_err(|_| {
+                let remedy = "write the 64 digits that openssl x509 -fingerprint -sha256 shows";
+                fault(
+                    Some(number),
+                    format!("{fingerprint:?} is not the SHA-256 fingerprint of a certificate: {remedy}"),
+                )
+            })?),
+            _ => {
+                let what = "write \"device ID\", \"certificate SHA-256\" or \"network ADDRESS/PREFIX\"";
+                return Err(fault(Some(number), what.to_owned()));
+            }
         };
         subjects.push(subject);
     }
     if has_too_many(subjects.iter()) {
-        let what = format!("at most {DENIED_DEVICES_MAX} devices and {DENIED_NETWORKS_MAX} networks can be named");
+        let what = format!(
+            "at most {DENIED_DEVICES_MAX} devices, {DENIED_CERTIFICATES_MAX} certificates and {DENIED_NETWORKS_MAX} networks \
+             can be named"
+        );
         return Err(fault(None, what));
     }
     Ok(subjects)
 }
 
-fn has_too_many<'a>(subjects: impl Iterator<Item = &'a Subject> + Clone) -> bool {
-    let networks = subjects.clone().filter(|subject| matches!(subject, Subject::Network(_))).count();
-    networks > DENIED_NETWORKS_MAX || subjects.count() - networks > DENIED_DEVICES_MAX
+fn has_too_many<'a>(subjects: impl Iterator<Item = &'a Subject>) -> bool {
+    let (mut devices, mut certificates, mut networks) = (0, 0, 0);
+    for subject in subjects {
+        *match subject {
+            Subject::Device(_) => &mut devices,
+            Subject::Certificate(_) => &mut certificates,
+            Subject::Network(_) => &mut networks,
+        } += 1;
+    }
+    devices > DENIED_DEVICES_MAX || certificates > DENIED_CERTIFICATES_MAX || networks > DENIED_NETWORKS_MAX
 }
 
 /// Both together.
 pub(super) struct Denied {
     started: Instant,
     from_file: Vec<Subject>,
-    from_api: BTreeMap<Subject, Option<Moment>>,
+    /// Until when, and who said so.
+    from_api: BTreeMap<Subject, (Option<Moment>, BlockSource)>,
 }
 
 impl Denied {
@@ -85,15 +106,19 @@ impl Denied {
     /// Does what was said over the API. Whether that changed the list; `None`: there is no room, or no such entry.
     pub(super) fn apply(&mut self, order: &BlockOrder) -> Option<bool> {
         let now = self.now();
-        self.from_api.retain(|_, until| until.is_none_or(|until| now < until));
+        self.from_api.retain(|_, (until, _)| until.is_none_or(|until| now < until));
         match order {
             BlockOrder::List => Some(false),
-            BlockOrder::Add { subject, span } => {
+            BlockOrder::Add { subject, span, source } => {
+                if *source == BlockSource::Gateway && self.from_api.contains_key(subject) {
+                    // Whatever somebody has said about it holds.
+                    return Some(false);
+                }
                 let with_it = self.from_api.keys().chain([subject]);
                 if has_too_many(self.from_file.iter().chain(with_it)) {
                     return None;
                 }
-                self.from_api.insert(subject.clone(), span.map(|span| now.plus(span)));
+                self.from_api.insert(subject.clone(), (span.map(|span| now.plus(span)), *source));
                 Some(true)
             }
             BlockOrder::Remove { subject } => self.from_api.remove(subject).map(|_| true),
@@ -104,16 +129,16 @@ impl Denied {
     pub(super) fn list(&self) -> DenyList {
         let from_file = self.from_file.iter().map(|subject| (subject.clone(), None));
         // The file's are for good: they come last.
-        DenyList::new(self.from_api.iter().map(|(subject, until)| (subject.clone(), *until)).chain(from_file))
+        DenyList::new(self.from_api.iter().map(|(subject, (until, _))| (subject.clone(), *until)).chain(from_file))
     }
 
     /// The entries for those who read them.
     pub(super) fn entries(&self) -> Vec<Block> {
         let from_api = self.from_api.iter();
-        let from_api = from_api.map(|(subject, until)| Block {
+        let from_api = from_api.map(|(subject, (until, source))| Block {
             subject: subject.clone(),
             until: *until,
-            source: BlockSource::Api,
+            source: *source,
         });
         let from_file = self.from_file.iter();
         let from_file =
@@ -136,14 +161,22 @@ mod tests {
     fn a_file_says_who_or_where_it_is_wrong() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("deny");
-        std::fs::write(&file, "# stolen in May\n\ndevice meter 17\n  network 192.0.2.9/24\n").unwrap();
+        std::fs::write(
+            &file,
+            format!("# stolen in May\n\ndevice meter 17\n  network 192.0.2.9/24\ncertificate {}\n", "AB".repeat(32)),
+        )
+        .unwrap();
         let subjects = load(&file).unwrap();
         assert_eq!(
             subjects.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["device meter 17", "network 192.0.2.0/24"]
+            ["device meter 17", "network 192.0.2.0/24", &format!("certificate {}", "ab".repeat(32))]
         );
         for (text, part) in [
             ("device a\nmeter-17\n", "deny, line 2: write \"device ID\""),
+            (
+                "certificate 12\n",
+                "deny, line 1: \"12\" is not the SHA-256 fingerprint of a certificate: write the 64 digits",
+            ),
             ("network 1.2.3\n", "deny, line 1: \"1.2.3\" is not a network"),
         ] {
             std::fs::write(&file, text).unwrap();
@@ -158,8 +191,11 @@ mod tests {
         let device = |id: &str| Subject::Device(id.into());
         let mut denied = Denied::new(Instant::now(), vec![device("file")]);
         let hour = Some(Duration::from_hours(1));
-        assert_eq!(denied.apply(&BlockOrder::Add { subject: device("a"), span: hour }), Some(true));
-        assert_eq!(denied.apply(&BlockOrder::Add { subject: device("b"), span: Some(Duration::ZERO) }), Some(true));
+        let add = |subject, span| BlockOrder::Add { subject, span, source: BlockSource::Api };
+        assert_eq!(denied.apply(&add(device("a"), hour)), Some(true));
+        let by_gateway = BlockOrder::Add { subject: device("a"), span: None, source: BlockSource::Gateway };
+        assert_eq!(denied.apply(&by_gateway), Some(false), "what somebody has said holds");
+        assert_eq!(denied.apply(&add(device("b"), Some(Duration::ZERO))), Some(true));
         assert_eq!(denied.apply(&BlockOrder::List), Some(false));
         let names: Vec<String> = denied.entries().iter().map(|block| block.subject.to_string()).collect();
         assert_eq!(names, ["device a", "device file"]);
@@ -169,9 +205,9 @@ mod tests {
         assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("file") }), None);
         for number in 0..DENIED_NETWORKS_MAX as u32 {
             let subject = Subject::Network(std::net::Ipv4Addr::from(number).to_string().parse().unwrap());
-            assert_eq!(denied.apply(&BlockOrder::Add { subject, span: None }), Some(true));
+            assert_eq!(denied.apply(&add(subject, None)), Some(true));
         }
         let subject = Subject::Network("2001:db8::/32".parse().unwrap());
-        assert_eq!(denied.apply(&BlockOrder::Add { subject, span: None }), None);
+        assert_eq!(denied.apply(&add(subject, None)), None);
     }
 }

@@ -132,6 +132,7 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
     changes(listener.protocol.label(), listener.protocol == fresh.protocol);
     changes("websocket", listener.transport == fresh.transport);
     changes("proxy_protocol", listener.proxy_protocol == fresh.proxy_protocol);
+    changes("rates", listener.rates == fresh.rates);
     changes("heartbeat", listener.heartbeat == fresh.heartbeat);
     changes("identity.from", listener.identity.from == fresh.identity.from);
     changes("authenticators", listener.identity.authenticators == fresh.identity.authenticators);

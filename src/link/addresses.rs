@@ -6,12 +6,13 @@
 //! others come and go, and what is counted is never more than what is there: nobody is refused by mistake. Each lock is
 //! held for one set and a few dozen instructions, once when a connection comes and once when it ends.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use siphasher::sip::SipHasher13;
 
-use super::Refusal;
+use super::{ConnectionId, Refusal, WorkerId};
 use crate::network::Network;
 use crate::time::Moment;
 
@@ -22,7 +23,7 @@ pub const ADDRESS_ENTRIES: usize = 1 << INDEX_BITS;
 /// Of a [`Counted`], so many bits say which entry.
 const INDEX_BITS: u32 = 16;
 /// Entries are reused so often before a stale [`Counted`] could be taken for another's.
-const GENERATIONS: u32 = 1 << (32 - INDEX_BITS);
+const GENERATIONS: u32 = (1 << (32 - INDEX_BITS)) - 1;
 /// What is one address: of IPv6 a network, which one customer has all of.
 const ADDRESS_BITS: (u8, u8) = (32, 64);
 /// What is one network of many.
@@ -55,6 +56,8 @@ pub struct Counted(u32);
 impl Counted {
     /// It is counted nowhere.
     pub const NOWHERE: Counted = Counted(0);
+    /// It is counted, and its place waits for the worker that the connection moves to ([`AddressTable::depart`]).
+    pub const IN_MOTION: Counted = Counted(u32::MAX);
 
     fn new(index: usize, generation: u32) -> Self {
         Self(generation << INDEX_BITS | index as u32)
@@ -98,6 +101,9 @@ enum Over {
 pub struct AddressTable {
     hasher: SipHasher13,
     sets: Box<[Mutex<Set>]>,
+    /// Where connections are counted that are on their way from one worker to another: one each, so that none is counted
+    /// twice and none not at all.
+    moving: Mutex<HashMap<(WorkerId, ConnectionId), Counted>>,
 }
 
 impl std::fmt::Debug for AddressTable {
@@ -112,7 +118,7 @@ impl AddressTable {
     #[must_use]
     pub fn new(key: [u8; 16]) -> Self {
         let sets = std::iter::repeat_with(|| Mutex::new(Set::default())).take(ADDRESS_ENTRIES / WAYS).collect();
-        Self { hasher: SipHasher13::new_with_key(&key), sets }
+        Self { hasher: SipHasher13::new_with_key(&key), sets, moving: Mutex::default() }
     }
 
     /// Counts one connection more from this address, if it is within the bounds of its address and its network.
@@ -140,14 +146,21 @@ impl AddressTable {
         Ok(counted)
     }
 
-    /// Counts a connection that is there already, and was admitted elsewhere.
+    /// The connection that is `id` at the worker `from` leaves for another one.
+    pub fn depart(&self, from: WorkerId, id: ConnectionId, counted: Counted) {
+        if counted != Counted::NOWHERE {
+            self.lock_moving().insert((from, id), counted);
+        }
+    }
+
+    /// It has arrived, or has come back: whoever asks first has it from now on.
     #[must_use]
-    pub fn enter(&self, address: IpAddr) -> Counted {
-        let (address, network) = self.tags(address);
-        let unbounded = AddressBounds::default();
-        let counted = self.count(address, network, &unbounded, Moment::default());
-        let _never_over = self.count(network, 0, &unbounded, Moment::default());
-        counted.unwrap_or_default()
+    pub fn arrive(&self, from: WorkerId, id: ConnectionId) -> Counted {
+        self.lock_moving().remove(&(from, id)).unwrap_or_default()
+    }
+
+    fn lock_moving(&self) -> MutexGuard<'_, HashMap<(WorkerId, ConnectionId), Counted>> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection that was counted has ended.
@@ -198,7 +211,7 @@ impl AddressTable {
         let (mut fresh, mut pushed_out) = (entries[way], None);
         if known.is_none() {
             pushed_out = (fresh.live > 0 && fresh.network != 0).then_some((fresh.network, fresh.live));
-            let generation = (fresh.generation % (GENERATIONS - 1)) + 1;
+            let generation = fresh.generation % (GENERATIONS - 1) + 1;
             fresh = Entry { tag, network, generation, ..Entry::default() };
         }
         if bounds.connections > 0 && fresh.live >= bounds.connections {
@@ -347,6 +360,7 @@ mod tests {
     fn a_handle_says_which_entry_and_which_of_its_holders() {
         let last = Counted::new(ADDRESS_ENTRIES - 1, GENERATIONS - 1);
         assert_eq!((last.index(), last.generation()), (ADDRESS_ENTRIES - 1, GENERATIONS - 1));
+        assert!(![Counted::NOWHERE, Counted::IN_MOTION].contains(&last));
         assert_ne!(Counted::new(0, 1), Counted::NOWHERE);
     }
 }

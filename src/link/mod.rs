@@ -22,7 +22,9 @@ use std::fmt;
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes};
 pub use command::{Command, DeviceFilter, Downlink};
-pub use deny::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
+pub use deny::{
+    DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Fingerprint, NotAFingerprint, Subject,
+};
 pub use doorbell::Doorbell;
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
 pub use home::Home;

@@ -98,8 +98,12 @@ labelled! {
         HomeFull = "home_full",
         /// What it had half-sent had no room in `limits.pool_bytes`.
         PoolFull = "pool_full",
-        /// The deny list names the device.
+        /// The deny list names the device, its certificate or its network.
         Denied = "denied",
+        /// The device sent more than `listener.rates` allows, for longer than its patience.
+        RateExceeded = "rate_exceeded",
+        /// Two places take the device's id from each other: this one waits.
+        TakeoverLoop = "takeover_loop",
         /// The owner asked for it.
         Requested = "requested",
         /// The gateway ended.

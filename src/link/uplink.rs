@@ -27,6 +27,13 @@ pub enum Uplink {
     Disconnected(Presence, CloseReason),
     /// A connection ended that had not become a device: for whoever asks why a device does not come in.
     NotAdmitted(Box<NotAdmitted>),
+    /// A device is to be kept out for a while: it sent more than it may for too long.
+    KeepOut {
+        /// Which.
+        device: Box<str>,
+        /// For how long.
+        span: Duration,
+    },
     /// A device said something for the backend.
     Message(Message),
     /// A device offers what somebody with time must check; answered by `Command::Authenticated`.

@@ -39,7 +39,11 @@ impl Uplink {
     #[must_use]
     pub fn is_answer(&self) -> bool {
         match self {
-            Uplink::Connected(_) | Uplink::Disconnected(..) | Uplink::NotAdmitted(_) | Uplink::Message(_) => false,
+            Uplink::Connected(_)
+            | Uplink::Disconnected(..)
+            | Uplink::NotAdmitted(_)
+            | Uplink::KeepOut { .. }
+            | Uplink::Message(_) => false,
             Uplink::Authenticate { .. }
             | Uplink::Described { .. }
             | Uplink::Listed { .. }

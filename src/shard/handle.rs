@@ -76,6 +76,15 @@ impl Shard {
 
     /// Bytes were read into `input` (`received` of them; none when what was left is looked at again).
     pub fn handle_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
+        let before = self.settings_of(index).rates.map(|rules| (rules, self.messages_of(index)));
+        self.take_input(index, input, received, now);
+        if let Some((rules, before)) = before {
+            let messages = self.messages_of(index).saturating_sub(before);
+            self.charge(index, &rules, messages, received as u64, now);
+        }
+    }
+
+    fn take_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
         if received > 0 {
             let connection = &mut self.connections[index as usize];
             self.counters.add(Figure::ReceivedBytes, received as u64);
@@ -106,6 +115,9 @@ impl Shard {
                 Step::Established { resumed, certificate, .. } => {
                     self.sweep.set_mark(index, certificate);
                     self.handle_established(index, resumed, now);
+                    if self.is_certificate_denied(index, now) {
+                        return self.end(index, &Termination::new(CloseReason::Denied), now);
+                    }
                 }
                 Step::Named => {
                     if !self.settle(index, now) {
@@ -215,6 +227,7 @@ impl Shard {
         self.probed.clear();
         self.make_way(now, suspects);
         self.sweep(now);
+        self.release_held(now, limit);
         let more_sessions = self.handle_session_deadlines(drained, now, limit);
         let mut due = std::mem::take(&mut self.due);
         let more = self.wheel.expire(drained, limit, &mut due);
@@ -538,6 +551,9 @@ impl Shard {
     fn register(&mut self, index: u32, now: Moment) {
         let hash = self.home.hash(self.connections[index as usize].device());
         if let Some(old) = self.find(self.connections[index as usize].device()) {
+            if self.is_takeover_damped(index, hash, now) {
+                return;
+            }
             self.end(old, &Termination::new(CloseReason::TakenOver), now);
         }
         self.devices.insert(hash, index);

@@ -14,8 +14,10 @@ mod handle;
 mod invariants;
 mod kept;
 mod mqtt;
+mod pace;
 mod places;
 mod sweep;
+mod takeovers;
 mod transmit;
 
 #[cfg(test)]
@@ -38,8 +40,10 @@ use crate::wheel::Wheel;
 pub use describe::Listing;
 pub use downlink::Broadcast;
 use grants::Grants;
+use pace::Paces;
 use places::Places;
 use sweep::Sweep;
+use takeovers::Takeovers;
 pub use transmit::Transmit;
 
 /// What a shard is made with.
@@ -94,6 +98,10 @@ pub struct Shard {
     sweep: Sweep,
     /// What devices were granted.
     grants: Grants,
+    /// Who sends how fast, where that is bounded.
+    paces: Paces,
+    /// Which devices are taken over again and again.
+    takeovers: Takeovers,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
@@ -164,6 +172,8 @@ impl Shard {
             places: Places::new(setup.handshakes),
             sweep: Sweep::default(),
             grants: Grants::default(),
+            paces: Paces::default(),
+            takeovers: Takeovers::default(),
             paused: Vec::new(),
             unfinished: VecDeque::new(),
             ready: Vec::new(),
@@ -207,6 +217,12 @@ impl Shard {
 
     // --- Getters ----------------------------------------------------------------------------------------------------
 
+    /// Whose shard it is.
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
     /// How many connections are held, in whatever state.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -243,7 +259,9 @@ impl Shard {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
         let look = if self.handshakes() < self.handshakes_max { None } else { self.places.next_look() };
-        let all = [self.wheel.next(), self.broker.next_deadline(), look, self.sweep.next()].into_iter().flatten();
+        let all = [self.wheel.next(), self.broker.next_deadline(), look, self.sweep.next(), self.paces.next()]
+            .into_iter()
+            .flatten();
         all.reduce(|one, other| if one.is_after(other) { other } else { one })
     }
 
@@ -337,6 +355,7 @@ impl Shard {
         assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
         self.counters.subtract(Figure::Connections, 1);
         self.places.forget(index);
+        self.paces.forget(index);
         self.sweep.set_mark(index, None);
         if self.connections.is_empty() {
             // After a mass disconnect the memory goes back.

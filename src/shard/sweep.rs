@@ -91,6 +91,12 @@ impl Sweep {
 }
 
 impl Shard {
+    /// Whether the client certificate of a connection is on the deny list.
+    pub(super) fn is_certificate_denied(&self, index: u32, now: Moment) -> bool {
+        let mark = self.sweep.mark(index);
+        mark.is_some_and(|mark| self.settings_of(index).deny.refuses_certificate(mark.fingerprint, now))
+    }
+
     /// Looks at the next slice, if a look is underway or due.
     pub(super) fn sweep(&mut self, now: Moment) {
         let depends_on_time = self.settings.iter().any(ends_by_time);
@@ -148,6 +154,9 @@ fn verdict(
         return None;
     }
     if let Some(mark) = mark {
+        if settings.deny.refuses_certificate(mark.fingerprint, now) {
+            return Some(CloseReason::Denied);
+        }
         if settings.on_revoked == WhenOver::Close && policy.revokes(&mark) {
             return Some(CloseReason::CertificateRevoked);
         }

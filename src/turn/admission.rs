@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{self, Limits};
-use crate::link::{AddressBounds, AddressRules, AddressTable, Counted, Refusal};
+use crate::link::{AddressBounds, AddressRules, AddressTable, ConnectionId, Counted, Refusal, WorkerId};
 use crate::network::Network;
 use crate::time::{Moment, ticks_ceil};
 
@@ -116,15 +116,26 @@ impl Admission {
         self.addresses.admit(address, &self.limits.rules, now)
     }
 
-    /// A connection has come home from another worker, where it was admitted and is given back.
-    #[must_use]
-    pub fn enter(&self, address: IpAddr) -> Counted {
-        let AddressRules { address: of_address, network } = self.limits.rules;
-        let is_free = of_address.connections == 0 && network.connections == 0;
-        if is_free || self.limits.allow.iter().any(|network| network.contains(address)) {
-            return Counted::NOWHERE;
+    /// The connection in this slot of the worker `here` leaves for its home: it takes along where it is counted.
+    pub fn depart(&mut self, here: WorkerId, id: ConnectionId) {
+        if let Some(counted) = self.counted.get_mut(id.index as usize)
+            && *counted != Counted::NOWHERE
+        {
+            self.addresses.depart(here, id, std::mem::replace(counted, Counted::IN_MOTION));
         }
-        self.addresses.enter(address)
+    }
+
+    /// A connection has come home into this slot; it was `origin` at the worker `from`.
+    pub fn arrive(&mut self, slot: u32, from: WorkerId, origin: ConnectionId) {
+        let counted = self.addresses.arrive(from, origin);
+        self.settle(slot, counted);
+    }
+
+    /// The connection stays at the worker `here` after all.
+    pub fn stay(&mut self, here: WorkerId, id: ConnectionId) {
+        if self.counted.get(id.index as usize) == Some(&Counted::IN_MOTION) {
+            self.counted[id.index as usize] = self.addresses.arrive(here, id);
+        }
     }
 
     /// The connection has this slot.
@@ -139,10 +150,16 @@ impl Admission {
         self.addresses.release(std::mem::replace(&mut self.counted[slot], counted));
     }
 
-    /// The slot is freed. `was_last`: no connection is left, and after a mass disconnect the memory goes back.
-    pub fn release(&mut self, slot: u32, was_last: bool) {
-        if let Some(counted) = self.counted.get_mut(slot as usize) {
-            self.addresses.release(std::mem::take(counted));
+    /// The slot of the connection `id` at the worker `here` is freed. `has_moved`: it lives on at its home. `was_last`: no
+    /// connection is left, and after a mass disconnect the memory goes back.
+    pub fn release(&mut self, here: WorkerId, id: ConnectionId, has_moved: bool, was_last: bool) {
+        if let Some(counted) = self.counted.get_mut(id.index as usize) {
+            match std::mem::take(counted) {
+                // Its home has it, or will never ask.
+                Counted::IN_MOTION if has_moved => {}
+                Counted::IN_MOTION => self.addresses.release(self.addresses.arrive(here, id)),
+                counted => self.addresses.release(counted),
+            }
         }
         if was_last {
             self.counted = Vec::new();
@@ -201,15 +218,23 @@ mod tests {
             here.settle(slot, counted);
         }
         assert_eq!(home.at_address(address, Moment::default()), Err(Refusal::AddressConnections));
-        // It moves.
-        let counted = home.enter(address);
-        home.settle(0, counted);
-        here.release(0, false);
+        let (one, other) = (WorkerId(0), WorkerId(1));
+        let id = |index| ConnectionId { index, generation: 7 };
+        // It moves, and is never counted twice.
+        here.depart(one, id(0));
         assert_eq!(addresses.live(address), 2);
-        here.release(1, true);
+        home.arrive(5, one, id(0));
+        here.release(one, id(0), true, false);
+        assert_eq!(addresses.live(address), 2);
+        // The other one is sent and comes back; then it is sent, and ends here before it has arrived.
+        here.depart(one, id(1));
+        here.stay(one, id(1));
+        here.depart(one, id(1));
+        here.release(one, id(1), false, true);
+        assert_eq!(addresses.live(address), 1);
         assert!(here.counted.is_empty());
-        home.release(0, false);
-        home.release(0, false);
+        home.release(other, id(5), false, false);
+        home.release(other, id(5), false, false);
         assert_eq!(addresses.live(address), 0);
         let friend = IpAddr::from([10, 0, 0, 1]);
         assert!((0..9).all(|_| here.at_address(friend, Moment::default()) == Ok(Counted::NOWHERE)));
@@ -222,7 +247,6 @@ mod tests {
         for slot in 0..100 {
             let counted = admission.at_address(address, Moment::default()).unwrap();
             admission.settle(slot, counted);
-            admission.settle(slot + 100, admission.enter(address));
         }
         assert!(admission.counted.is_empty());
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::reading::Left;
 use super::{Handoff, HandoffAck, Io, Received, Turn};
-use crate::link::{ConnectionId, Counted, WorkerId};
+use crate::link::{ConnectionId, WorkerId};
 use crate::metrics::Figure;
 use crate::time::Moment;
 
@@ -28,7 +28,7 @@ impl<I: Io> Turn<I> {
             while let Some(handoff) = self.io.next_handoff() {
                 match handoff {
                     Handoff::Connection { origin, image, socket } => {
-                        let taken = socket.is_some_and(|socket| self.take_in(image, socket, now));
+                        let taken = socket.is_some_and(|socket| self.take_in(from, origin, image, socket, now));
                         if !taken {
                             self.shard.counters().add(Figure::MovesRefused, 1);
                         }
@@ -42,16 +42,21 @@ impl<I: Io> Turn<I> {
         Left::More
     }
 
-    fn take_in(&mut self, image: Range<usize>, socket: I::Socket, now: Moment) -> bool {
+    fn take_in(
+        &mut self,
+        from: WorkerId,
+        origin: ConnectionId,
+        image: Range<usize>,
+        socket: I::Socket,
+        now: Moment,
+    ) -> bool {
         if self.drain.is_some() || !self.admission.has_place(self.io.sockets()) {
             return false;
         }
         let Ok(slot) = self.shard.unpack(self.io.image(image), now) else { return false };
         match self.io.take_in(slot, socket) {
             Ok(()) => {
-                let address = self.shard.address(slot).or_else(|| self.io.peer(slot));
-                let counted = address.map_or(Counted::NOWHERE, |address| self.admission.enter(address.ip()));
-                self.admission.settle(slot, counted);
+                self.admission.arrive(slot, from, origin);
                 self.shard.handle_arrival(slot, now);
             }
             Err(_) => self.shard.handle_reset(slot, now),
@@ -64,6 +69,7 @@ impl<I: Io> Turn<I> {
         if !self.shard.is_current(id) {
             return;
         }
+        self.admission.stay(self.shard.worker(), id);
         // One that cannot be polled any more is told all the same, and lingers no longer than it may.
         let _ = self.io.register(id.index);
         self.shard.handle_move_refused(id, now);
@@ -77,8 +83,9 @@ impl<I: Io> Turn<I> {
             self.has_worked = true;
             // Before the other worker has it: the old poll would go on reporting it.
             let offered = self.io.unregister(id.index).and_then(|()| self.io.offer(home, id));
-            if offered.is_err() {
-                self.shard.handle_move_refused(id, now);
+            match offered {
+                Ok(()) => self.admission.depart(self.shard.worker(), id),
+                Err(_) => self.shard.handle_move_refused(id, now),
             }
         }
         let mut refused = Vec::new();

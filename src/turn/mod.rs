@@ -364,9 +364,10 @@ impl<I: Io> Turn<I> {
     fn reap(&mut self) {
         while let Some(slot) = self.shard.next_closed() {
             self.has_worked = true;
-            let why = if self.shard.reap(slot) { Closing::Moved } else { Closing::Ended };
-            self.io.close(slot, why);
-            self.admission.release(slot, self.shard.is_empty());
+            let id = self.shard.id(slot);
+            let has_moved = self.shard.reap(slot);
+            self.io.close(slot, if has_moved { Closing::Moved } else { Closing::Ended });
+            self.admission.release(self.shard.worker(), id, has_moved, self.shard.is_empty());
         }
     }
 
@@ -374,12 +375,20 @@ impl<I: Io> Turn<I> {
     fn add_addresses(&mut self) {
         // What was not taken before has its addresses.
         let newer = self.shard.uplink().len().saturating_sub(self.addressed);
+        let (is_watching, mut places) = (self.shard.is_watching_takeovers(), Vec::new());
         for event in self.shard.uplink().iter_mut().rev().take(newer) {
             match event {
                 Uplink::Authenticate { connection, peer, .. } => {
                     *peer = peer.or_else(|| self.io.peer(connection.index).map(|address| address.ip()));
                 }
-                Uplink::Connected(presence) | Uplink::Disconnected(presence, _) => {
+                Uplink::Connected(presence) => {
+                    let facts = &mut presence.facts;
+                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
+                    if is_watching {
+                        places.extend(facts.peer.map(|peer| (presence.device.clone(), peer.ip(), presence.at)));
+                    }
+                }
+                Uplink::Disconnected(presence, _) => {
                     let facts = &mut presence.facts;
                     facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
                 }
@@ -389,6 +398,9 @@ impl<I: Io> Turn<I> {
                 }
                 _ => {}
             }
+        }
+        for (device, place, at) in places.into_iter().rev() {
+            self.shard.note_place(&device, place, at);
         }
     }
 

@@ -3,9 +3,12 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use pulsegate::codec::native::CloseCode;
 use serde_json::json;
 
-use crate::support::{Device, Gateway, SOON, Site, client_hello, dial_from, hello, native, wait_until};
+use crate::support::{
+    Device, Event, Gateway, SOON, Site, client_hello, dial_from, encoded, hello, message, native, wait_until,
+};
 
 /// What a shared and busy machine may add to a second.
 const LATE: Duration = Duration::from_secs(20);
@@ -95,4 +98,124 @@ fn stalled_handshakes_of_one_address_do_not_keep_a_newcomer_from_another_out() {
     assert!(gateway.metric("pulsegate_handshakes_gave_way_total") > 0);
     assert_eq!(gateway.refused("overloaded"), 0);
     drop(stalled);
+}
+
+/// One device sends as fast as it can and asks for nothing; its neighbours' messages are all acknowledged and all there.
+#[test]
+fn a_device_that_floods_is_held_then_closed_and_kept_out_and_its_neighbours_lose_nothing() {
+    const EACH: u32 = 60;
+    let site = Site::new();
+    let rates = "messages_per_second = 200\nburst = \"1s\"\npatience = \"1s\"\ndeny_for = \"1h\"\n";
+    let gateway = site.start("workers = 2", &[native().table("rates", rates)]);
+    let mut heard = gateway.follow("?kind=message");
+    let mut flooder = Device::welcomed(gateway.devices(), &site.tls(), "flooder");
+    let mut neighbours: Vec<_> =
+        (0..4).map(|n| Device::welcomed(gateway.devices(), &site.tls(), &format!("neighbour-{n}"))).collect();
+    let flood = std::thread::spawn(move || {
+        let many: Vec<u8> = encoded(&vec![message(0, b"noise"); 500]);
+        let wire = |device: &mut Device| device.seal(&many);
+        // Until the gateway takes no more of it.
+        loop {
+            let sealed = wire(&mut flooder);
+            if flooder.socket.write_all(&sealed).is_err() {
+                return;
+            }
+        }
+    });
+    for number in 1..=EACH {
+        for device in &mut neighbours {
+            device.send(&[message(number, format!("{number}").as_bytes())]);
+        }
+        for device in &mut neighbours {
+            assert_eq!(device.hear(), Event::Ack(number));
+        }
+    }
+    gateway.expect_closed("rate_exceeded", 1);
+    flood.join().unwrap();
+    assert!(gateway.metric("pulsegate_rate_held_total") > 0, "it was made to wait first");
+    wait_until("it is kept out", SOON, || gateway.get("/v1/blocks").1.contains("\"source\":\"gateway\""));
+    let mut again = Device::connect(gateway.devices(), &site.tls()).unwrap();
+    again.send(&[hello("flooder")]);
+    again.expect_close(CloseCode::DENIED);
+    // All that was acknowledged is there to be read, in its order and once.
+    let mut expected = [1; 4];
+    while expected.iter().any(|next| *next <= EACH) {
+        let event = heard.next().expect("nobody is cut");
+        let Some(place) = event["device"].as_str().and_then(|device| device.strip_prefix("neighbour-")) else {
+            continue;
+        };
+        let next = &mut expected[place.parse::<usize>().unwrap()];
+        assert_eq!(event["payload"], json!(next.to_string()));
+        *next += 1;
+    }
+    for device in neighbours {
+        device.leave();
+    }
+}
+
+#[test]
+fn two_places_that_fight_over_an_id_are_damped_and_one_place_is_not() {
+    let site = Site::new();
+    let gateway = site.start("workers = 2", &[native()]);
+    // A device that comes again and again from where it was.
+    let mut kept: Vec<_> = (0..30).map(|_| device_from(&site, &gateway, [127, 0, 6, 9], "roamer").unwrap()).collect();
+    assert_eq!(gateway.closed("takeover_loop"), 0);
+    let mut damped = None;
+    for round in 0..40u8 {
+        let mut device = Device::over(dial_from([127, 0, 6, 1 + round % 2], gateway.devices()), &site.tls()).unwrap();
+        device.send(&[hello("copied")]);
+        match device.hear() {
+            Event::Welcome(_) => kept.push(device),
+            Event::Close { code, .. } => {
+                damped = Some(code);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(damped, Some(CloseCode::TRY_LATER));
+    gateway.expect_closed("takeover_loop", 1);
+    let warning = "two places take this id from each other again and again: newcomers wait, and whoever is there stays";
+    wait_until("the log says so", SOON, || gateway.logged(warning).len() == 1);
+    assert!(gateway.device("copied").is_some(), "whoever has it keeps it");
+}
+
+#[test]
+fn a_certificate_is_kept_out_by_its_fingerprint_at_once_and_by_file() {
+    let site = Site::new();
+    site.certify(&["stolen", "honest"]);
+    let top = "workers = 2\ndeny_file = \"deny\"";
+    site.write("deny", "# nobody yet\n");
+    let gateway = site.start(top, &[native().client_auth("required")]);
+    let mut stolen = Device::welcomed(gateway.devices(), &site.tls_as("stolen"), "any-name");
+    let honest = Device::welcomed(gateway.devices(), &site.tls_as("honest"), "other-name");
+    let fingerprint = fingerprint(&site.identity("stolen").0);
+    assert_eq!(gateway.post("/v1/blocks", &json!({"certificate": "12:34"})).0, 400);
+    assert_eq!(gateway.post("/v1/blocks", &json!({"certificate": fingerprint})).0, 204);
+    stolen.expect_close(CloseCode::DENIED);
+    assert!(gateway.get("/v1/blocks").1.contains("\"certificate\":\""));
+    let again = |id: &str| {
+        let mut device = Device::connect(gateway.devices(), &site.tls_as("stolen")).ok()?;
+        device.send(&[hello(id)]);
+        Some(device.hear())
+    };
+    assert!(!matches!(again("another-name"), Some(Event::Welcome(_))));
+    gateway.expect_closed("denied", 2);
+    // The file says it as well, and goes on saying it.
+    site.write("deny", &format!("certificate {fingerprint}\n"));
+    assert_eq!(gateway.post("/v1/reload", &json!({})).0, 200);
+    assert!(!matches!(again("third-name"), Some(Event::Welcome(_))));
+    gateway.expect_connected(1);
+    honest.leave();
+}
+
+/// As openssl shows it, with colons.
+fn fingerprint(certificate: &std::path::Path) -> String {
+    let shown = std::process::Command::new("openssl")
+        .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
+        .arg(certificate)
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    shown.trim().split_once('=').unwrap().1.to_owned()
 }

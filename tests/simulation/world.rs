@@ -147,6 +147,7 @@ pub fn settings(limits: &Limits, certificates: &Certificates) -> Arc<[ListenerSe
             ..Heartbeat::default()
         },
         identity: Identity { from: IdentityFrom::Hello, authenticators: Vec::new() },
+        rates: config::Rates::default(),
     };
     let raw = |probe: &[u8]| Raw { heartbeat: HEARTBEAT.to_vec(), reply: Vec::new(), probe: probe.to_vec() };
     let settings = |id, protocol| ListenerSettings::new(id, &listener(protocol), limits, certificates.server.clone());

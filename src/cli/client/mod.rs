@@ -148,9 +148,10 @@ pub fn unblock(options: &Unblock) -> Result<(), CliError> {
 }
 
 fn order_about(subject: &Subject) -> Value {
-    match (&subject.device, &subject.network) {
-        (Some(device), _) => json!({"device": device}),
-        (None, network) => json!({"network": network}),
+    match (&subject.device, &subject.certificate, &subject.network) {
+        (Some(device), ..) => json!({"device": device}),
+        (None, Some(fingerprint), _) => json!({"certificate": fingerprint}),
+        (None, None, network) => json!({"network": network}),
     }
 }
 
@@ -160,13 +161,12 @@ pub fn blocks(options: &Blocks) -> Result<(), CliError> {
     let answer = client.get("/v1/blocks")?;
     let mut text = String::new();
     for block in answer["blocks"].as_array().into_iter().flatten() {
-        let (kind, name) = match &block["device"] {
-            Value::String(device) => ("device", device.as_str()),
-            _ => ("network", block["network"].as_str().unwrap_or_default()),
-        };
+        let named =
+            ["device", "certificate", "network"].into_iter().find_map(|kind| Some((kind, block[kind].as_str()?)));
+        let (kind, name) = named.unwrap_or(("?", ""));
         let until = block["until"].as_str().map_or("for good".to_owned(), |until| format!("until {until}"));
         let source = block["source"].as_str().unwrap_or_default();
-        let _ = writeln!(text, "{kind:<8} {}  {until}, by {source}", harmless(name));
+        let _ = writeln!(text, "{kind:<11} {}  {until}, by {source}", harmless(name));
     }
     print(if text.is_empty() { "nobody is kept out\n" } else { &text })
 }

@@ -8,15 +8,20 @@ use super::at::At;
 use super::{Context, check_name, mqtt, tls, values};
 use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{
-    RawAuthenticator, RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRaw, RawWebSocket,
+    RawAuthenticator, RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRates, RawRaw, RawWebSocket,
 };
 use crate::config::{
-    Authenticator, ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw, Transport, WebSocket,
+    Authenticator, ClientAuth, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Rates, Raw, Transport,
+    WebSocket,
 };
 use crate::network::Network;
 
 /// The range of heartbeat intervals and timeouts. A tick is the least; the most must fit 16 bits of ticks (6,553 s).
 const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
+/// The ranges of `[listener.rates]`.
+const RATE_BURST: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+const RATE_PATIENCE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const RATE_DENY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24);
 /// The most retries.
 const RETRIES_MAX: i64 = 15;
 /// Above this, load balancers that cut idle connections after 60 s come before the first probe.
@@ -58,7 +63,8 @@ pub fn resolve(
     let heartbeat = heartbeat(context, &at, &raw.heartbeat.unwrap_or_default(), is_probed)?;
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
     let identity = with_list(context, &at, identity, raw.authenticators, &protocol, limits)?;
-    Ok(Listener { name, listen, protocol, transport, proxy_protocol, tls, heartbeat, identity })
+    let rates = rates(&at, &raw.rates)?;
+    Ok(Listener { name, listen, protocol, transport, proxy_protocol, tls, heartbeat, identity, rates })
 }
 
 fn protocol(
@@ -210,6 +216,27 @@ fn heartbeat(
         context.note(&at.key("heartbeat.interval"), text);
     }
     Ok(heartbeat)
+}
+
+fn rates(at: &At<'_>, raw: &RawRates) -> Result<Rates, Problem> {
+    let default = Rates::default();
+    let rate = |key: &str, written, unit| {
+        values::integer(at.key(key), written, 0, 0..=1_000_000_000, unit).map(|rate| rate as u32)
+    };
+    let unit = "messages in a second (0: no bound)";
+    let messages_per_second = rate("rates.messages_per_second", raw.messages_per_second, unit)?;
+    let unit = "bytes in a second (0: no bound)";
+    let bytes_per_second = rate("rates.bytes_per_second", raw.bytes_per_second, unit)?;
+    let span = |key: &str, written: &Option<String>, default, range| {
+        values::duration(at.key(key), written.as_deref(), default, range)
+    };
+    Ok(Rates {
+        messages_per_second,
+        bytes_per_second,
+        burst: span("rates.burst", &raw.burst, default.burst, RATE_BURST)?,
+        patience: span("rates.patience", &raw.patience, default.patience, RATE_PATIENCE)?,
+        deny_for: span("rates.deny_for", &raw.deny_for, default.deny_for, RATE_DENY)?,
+    })
 }
 
 fn identity(

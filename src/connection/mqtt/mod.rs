@@ -212,11 +212,13 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         | CloseReason::JwtRejected
         | CloseReason::HookRejected => Reason::NOT_AUTHORIZED,
         CloseReason::ConnectionAge | CloseReason::GrantExpired => Reason::MAXIMUM_CONNECT_TIME,
+        CloseReason::RateExceeded => Reason::MESSAGE_RATE_TOO_HIGH,
         CloseReason::HomeFull
         | CloseReason::PoolFull
         | CloseReason::TokenUnanswered
         | CloseReason::JwtUnanswered
-        | CloseReason::HookUnanswered => Reason::SERVER_BUSY,
+        | CloseReason::HookUnanswered
+        | CloseReason::TakeoverLoop => Reason::SERVER_BUSY,
         CloseReason::IdentityMissing | CloseReason::IdentityMismatch => Reason::CLIENT_IDENTIFIER_NOT_VALID,
         CloseReason::TokenRejected => Reason::BAD_USER_NAME_OR_PASSWORD,
         CloseReason::MessageRefused

@@ -1,4 +1,4 @@
-//! `/v1/blocks`: devices and networks that are kept out.
+//! `/v1/blocks`: devices, client certificates and networks that are kept out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ const SPAN_MAX: Duration = Duration::from_hours(24 * 366);
 #[serde(deny_unknown_fields)]
 struct Order {
     device: Option<String>,
+    certificate: Option<String>,
     network: Option<String>,
     r#for: Option<String>,
 }
@@ -38,6 +39,8 @@ pub(super) struct Blocks {
 struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<String>,
     until: Option<String>,
@@ -56,9 +59,9 @@ pub(super) async fn add(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, ApiError> {
     let order: Order = body::parse(&headers, body)?;
-    let subject = subject(order.device, order.network.as_deref())?;
+    let subject = subject(order.device, order.certificate.as_deref(), order.network.as_deref())?;
     let span = order.r#for.as_deref().map(span).transpose()?;
-    match ask(&state, BlockOrder::Add { subject, span }).await? {
+    match ask(&state, BlockOrder::Add { subject, span, source: BlockSource::Api }).await? {
         Some(_) => Ok(StatusCode::NO_CONTENT),
         None => Err(ApiError::TooManyBlocks),
     }
@@ -73,7 +76,7 @@ pub(super) async fn remove(
     if order.r#for.is_some() {
         return Err(ApiError::Body("for is for POST: what is taken back is taken back for good".to_owned()));
     }
-    let subject = subject(order.device, order.network.as_deref())?;
+    let subject = subject(order.device, order.certificate.as_deref(), order.network.as_deref())?;
     let name = subject.to_string();
     match ask(&state, BlockOrder::Remove { subject }).await? {
         Some(_) => Ok(StatusCode::NO_CONTENT),
@@ -87,13 +90,17 @@ async fn ask(state: &State, order: BlockOrder) -> Result<Option<Vec<Block>>, Api
     wait.await.map_err(|_| ApiError::ShuttingDown)
 }
 
-fn subject(device: Option<String>, network: Option<&str>) -> Result<Subject, ApiError> {
-    match (device, network) {
-        (Some(device), None) if !device.is_empty() => Ok(Subject::Device(device.into())),
-        (None, Some(network)) => Network::around(network).map(Subject::Network).map_err(|_| {
+fn subject(device: Option<String>, certificate: Option<&str>, network: Option<&str>) -> Result<Subject, ApiError> {
+    match (device, certificate, network) {
+        (Some(device), None, None) if !device.is_empty() => Ok(Subject::Device(device.into())),
+        (None, Some(fingerprint), None) => fingerprint.parse().map(Subject::Certificate).map_err(|_| {
+            let remedy = "write the 64 digits that openssl x509 -fingerprint -sha256 shows";
+            ApiError::Body(format!("certificate {fingerprint:?} is no SHA-256 fingerprint: {remedy}"))
+        }),
+        (None, None, Some(network)) => Network::around(network).map(Subject::Network).map_err(|_| {
             ApiError::Body(format!("network {network:?} is none: write it as 192.0.2.0/24 or 2001:db8::/32"))
         }),
-        _ => Err(ApiError::Body("write either device or network".to_owned())),
+        _ => Err(ApiError::Body("write either device, certificate or network".to_owned())),
     }
 }
 
@@ -104,14 +111,17 @@ fn span(text: &str) -> Result<Duration, ApiError> {
 
 impl Entry {
     fn new(state: &State, block: Block) -> Self {
-        let (device, network) = match block.subject {
-            Subject::Device(id) => (Some(id.into()), None),
-            Subject::Network(network) => (None, Some(network.to_string())),
-        };
+        let (mut device, mut certificate, mut network) = (None, None, None);
+        match block.subject {
+            Subject::Device(id) => device = Some(id.into()),
+            Subject::Certificate(fingerprint) => certificate = Some(fingerprint.to_string()),
+            Subject::Network(of) => network = Some(of.to_string()),
+        }
         let source = match block.source {
             BlockSource::File => "file",
             BlockSource::Api => "api",
+            BlockSource::Gateway => "gateway",
         };
-        Self { device, network, until: block.until.map(|until| state.clock.format(until)), source }
+        Self { device, certificate, network, until: block.until.map(|until| state.clock.format(until)), source }
     }
 }

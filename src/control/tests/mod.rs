@@ -368,6 +368,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
                 .into_iter()
                 .collect(),
         },
+        rates: config::Rates::default(),
     };
     let tokens = token.map(|token| admin_token("admin", Role::Admin, token)).into_iter().collect();
     Config {

@@ -171,14 +171,15 @@ impl Gateway {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// A POST's status and JSON.
+    /// A POST's status and JSON; null where there is nothing to say.
     #[track_caller]
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let request =
             self.agent.post(format!("http://{}{path}", self.admin)).header("content-type", "application/json");
         let mut response = request.send(body.to_string()).unwrap_or_else(|error| panic!("POST {path}: {error}"));
         let text = response.body_mut().read_to_string().unwrap();
-        (response.status().as_u16(), serde_json::from_str(&text).unwrap())
+        let answer = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
+        (response.status().as_u16(), answer)
     }
 
     /// The events from now on.

@@ -104,6 +104,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
         tls: config::Tls::default(),
         heartbeat: Heartbeat::default(),
         identity: Identity { from: IdentityFrom::ClientId, authenticators: Vec::new() },
+        rates: config::Rates::default(),
     };
     [ListenerSettings::new(ListenerId(0), &listener, &limits(plan), certificates.server.clone())].into()
 }
