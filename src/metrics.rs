@@ -158,6 +158,32 @@ figures! {
 }
 
 figures! {
+    /// A figure of each listener, over all workers, under the label `listener`.
+    enum ListenerFigure;
+    /// Devices connected that came through this listener.
+    Devices = Gauge "pulsegate_listener_devices" "",
+    /// Connections accepted by this listener.
+    Accepted = Counter "pulsegate_listener_accepted" "",
+    /// Connections refused before TLS by this listener.
+    Refused = Counter "pulsegate_listener_refused" "",
+    /// Connections of this listener that ended.
+    Closed = Counter "pulsegate_listener_closed" "",
+    /// TLS handshakes completed with TLS 1.2.
+    HandshakesTls12 = Counter "pulsegate_listener_handshakes_tls12" "",
+    /// TLS handshakes completed with TLS 1.3.
+    HandshakesTls13 = Counter "pulsegate_listener_handshakes_tls13" "",
+}
+
+/// Listeners whose figures are shown: all that there can be.
+const LISTENERS_MAX: usize = 64;
+
+/// When what a listener holds of certificates ends, in seconds since 1970, by the labels `listener`, `kind` and `number`.
+pub const NOT_AFTER: (&str, &str) = (
+    "pulsegate_certificate_not_after",
+    "When a certificate of the listener ends, the first of its authorities, or the first of its revocation lists is to be renewed, in seconds since 1970.",
+);
+
+figures! {
     /// A figure of the whole process, without labels.
     enum ProcessFigure;
     /// Time since the gateway started.
@@ -388,6 +414,8 @@ pub struct Counters {
     timings: [Histogram; Timing::COUNT],
     closed: Vec<u64>,
     refused: Vec<u64>,
+    /// By listener, as far as any was heard of.
+    listeners: Vec<[u64; ListenerFigure::COUNT]>,
 }
 
 impl Counters {
@@ -399,6 +427,7 @@ impl Counters {
             timings: [Histogram::default(); Timing::COUNT],
             closed: vec![0; closed],
             refused: vec![0; refused],
+            listeners: Vec::new(),
         }
     }
 
@@ -418,6 +447,32 @@ impl Counters {
     pub fn set(&mut self, figure: Figure, value: u64) {
         debug_assert!(figure.kind() == Kind::Gauge);
         self.figures[figure as usize] = value;
+    }
+
+    /// Adds `by` to a figure of the listener with this index.
+    pub fn add_to_listener(&mut self, listener: usize, figure: ListenerFigure, by: u64) {
+        self.of_listener(listener)[figure as usize] += by;
+    }
+
+    /// Takes `by` from a gauge of the listener with this index. Below zero is our own error, and panics.
+    pub fn subtract_from_listener(&mut self, listener: usize, figure: ListenerFigure, by: u64) {
+        debug_assert!(figure.kind() == Kind::Gauge);
+        let value = &mut self.of_listener(listener)[figure as usize];
+        *value = value.checked_sub(by).expect("a gauge fell below zero");
+    }
+
+    fn of_listener(&mut self, listener: usize) -> &mut [u64; ListenerFigure::COUNT] {
+        assert!(listener < LISTENERS_MAX);
+        if listener >= self.listeners.len() {
+            self.listeners.resize(listener + 1, [0; ListenerFigure::COUNT]);
+        }
+        &mut self.listeners[listener]
+    }
+
+    /// A figure of the listener with this index.
+    #[must_use]
+    pub fn listener_figure(&self, listener: usize, figure: ListenerFigure) -> u64 {
+        self.listeners.get(listener).map_or(0, |figures| figures[figure as usize])
     }
 
     /// One figure's value.
@@ -469,6 +524,7 @@ pub struct Published {
     timings: [[AtomicU64; BUCKETS + 1]; Timing::COUNT],
     closed: Vec<AtomicU64>,
     refused: Vec<AtomicU64>,
+    listeners: Box<[[AtomicU64; ListenerFigure::COUNT]]>,
 }
 
 impl Published {
@@ -481,6 +537,9 @@ impl Published {
             timings: [const { [const { AtomicU64::new(0) }; BUCKETS + 1] }; Timing::COUNT],
             closed: zeros(closed),
             refused: zeros(refused),
+            listeners: std::iter::repeat_with(|| [const { AtomicU64::new(0) }; ListenerFigure::COUNT])
+                .take(LISTENERS_MAX)
+                .collect(),
         }
     }
 
@@ -494,6 +553,9 @@ impl Published {
         copy(&self.figures, &counters.figures);
         copy(&self.closed, &counters.closed);
         copy(&self.refused, &counters.refused);
+        for (to, from) in self.listeners.iter().zip(&counters.listeners) {
+            copy(to, from);
+        }
         for (to, from) in self.timings.iter().zip(&counters.timings) {
             copy(&to[..BUCKETS], &from.counts);
             to[BUCKETS].store(from.sum_micros, Ordering::Relaxed);
@@ -507,6 +569,8 @@ impl Published {
         let mut counters = Counters::new(0, 0);
         counters.closed = load(&self.closed);
         counters.refused = load(&self.refused);
+        counters.listeners =
+            self.listeners.iter().map(|of| of.each_ref().map(|value| value.load(Ordering::Relaxed))).collect();
         for (to, from) in counters.figures.iter_mut().zip(&self.figures) {
             *to = from.load(Ordering::Relaxed);
         }
@@ -531,6 +595,7 @@ mod tests {
         names.extend(ReasonFigure::ALL.iter().map(|figure| figure.name()));
         names.extend(ProcessFigure::ALL.iter().map(|figure| figure.name()));
         names.extend(SinkFigure::ALL.iter().map(|figure| figure.name()));
+        names.extend(ListenerFigure::ALL.iter().map(|figure| figure.name()));
         for name in &names {
             assert!(name.starts_with("pulsegate_") && !name.ends_with("_total"), "{name}");
         }
@@ -551,6 +616,8 @@ mod tests {
         counters.set(Figure::LoopLateness, 7);
         counters.count_closed(2);
         counters.count_refused(1);
+        counters.add_to_listener(1, ListenerFigure::Devices, 3);
+        counters.subtract_from_listener(1, ListenerFigure::Devices, 1);
         counters.observe(Timing::Turn, Duration::from_micros(60));
         counters.observe(Timing::Turn, Duration::from_hours(1));
         let published = Published::new(3, 2);
@@ -560,6 +627,7 @@ mod tests {
         assert_eq!(copy.figure(Figure::LoopLateness), 7);
         assert_eq!(copy.closed(), [0, 0, 1]);
         assert_eq!(copy.refused(), [0, 1]);
+        assert_eq!([0, 1, 2].map(|listener| copy.listener_figure(listener, ListenerFigure::Devices)), [0, 2, 0]);
         assert_eq!(copy.timing(Timing::Turn).counts[1], 1);
         assert_eq!(*copy.timing(Timing::Turn).counts.last().unwrap(), 1);
         assert_eq!(copy.timing(Timing::Turn).count(), 2);

@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write};
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::collector::Collector;
@@ -14,10 +15,11 @@ use serde::Serialize;
 use tikv_jemalloc_ctl::{epoch, stats};
 
 use super::State;
+use super::policy::Expiry;
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
     BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Figure, Histogram, Kind,
-    ProcessFigure, ReasonFigure, SinkFigure, Timing,
+    ListenerFigure, NOT_AFTER, ProcessFigure, ReasonFigure, SinkFigure, Timing,
 };
 use crate::sink::{Report, Sinks};
 use crate::store::{Backlog, Health, Stats, Store};
@@ -137,6 +139,9 @@ struct Scrape {
     consumers: Vec<Backlog>,
     sinks: Vec<Report>,
     now_ms: i64,
+    /// Names, by listener.
+    listeners: Vec<String>,
+    expiries: Arc<[Expiry]>,
 }
 
 impl Scrape {
@@ -145,6 +150,8 @@ impl Scrape {
         Self {
             counters,
             process: Self::process_figures(state),
+            listeners: state.config.listeners.iter().map(|listener| listener.name.clone()).collect(),
+            expiries: state.expiries(),
             consumers: state.store.as_deref().map_or(Vec::new(), Store::backlogs),
             sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
             now_ms: state.clock.unix_ms(state.clock.now()),
@@ -245,6 +252,27 @@ impl Scrape {
         Ok(())
     }
 
+    fn encode_listeners(&self, encoder: &mut DescriptorEncoder<'_>, figure: ListenerFigure) -> fmt::Result {
+        let kind = metric_type(figure.kind());
+        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), None, kind)?;
+        for (position, listener) in self.listeners.iter().enumerate() {
+            let value = self.counters.iter().map(|counters| counters.listener_figure(position, figure)).sum();
+            encode_value(&mut metric.encode_family(&[("listener", listener.as_str())])?, figure.kind(), value, 1)?;
+        }
+        Ok(())
+    }
+
+    fn encode_expiries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = NOT_AFTER;
+        let mut metric = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        for expiry in self.expiries.iter() {
+            let number = expiry.number.to_string();
+            let labels = [("listener", expiry.listener.as_str()), ("kind", expiry.kind.label()), ("number", &number)];
+            metric.encode_family(&labels)?.encode_gauge(&(expiry.not_after_s as f64))?;
+        }
+        Ok(())
+    }
+
     fn encode_timing(&self, encoder: &mut DescriptorEncoder<'_>, timing: Timing) -> fmt::Result {
         let kind = MetricType::Histogram;
         let mut metric = encoder.encode_descriptor(timing.name(), timing.help(), Some(&Unit::Seconds), kind)?;
@@ -316,6 +344,10 @@ impl Collector for Scrape {
         for &figure in ReasonFigure::ALL {
             self.encode_reasons(&mut encoder, figure)?;
         }
+        for &figure in ListenerFigure::ALL {
+            self.encode_listeners(&mut encoder, figure)?;
+        }
+        self.encode_expiries(&mut encoder)?;
         self.encode_consumers(&mut encoder, CONSUMER_BEHIND, Kind::Gauge, |consumer| consumer.behind)?;
         self.encode_consumers(&mut encoder, CONSUMER_MISSED, Kind::Counter, |consumer| consumer.missed)?;
         // Without sinks there are no such families.

@@ -58,7 +58,9 @@ pub use clock::Clock;
 use history::History;
 use hub::Hub;
 use pending::Pending;
-pub use policy::{ChainFacts, ControlPolicy, Inventory, ReloadOutcome, ReloadReport, ReloadRequest};
+pub use policy::{
+    ChainFacts, ControlPolicy, Expiry, ExpiryKind, Inventory, ReloadOutcome, ReloadReport, ReloadRequest,
+};
 use policy::{Current, RELOADS_WAITING_MAX};
 
 /// How long requests in progress may take to end once the gateway shuts down.
@@ -200,7 +202,6 @@ impl Control {
         let auth = AuthDesk::start(auth_material(&parts.config)?, counters.clone())?;
         let (blocks, block_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
-        let current = Current::new(parts.config.clone(), parts.inventory)?;
         let admin_addr = parts.admin.local_addr()?;
         let (store, settled) = OpenStore::parts(parts.store);
         let (sinks, orders) = sinks::of(&parts.config, store.as_ref());
@@ -208,7 +209,8 @@ impl Control {
             store,
             sinks,
             backbone: Backbone::new(parts.config.backbone),
-            current: Mutex::new(Arc::new(current)),
+            current: Mutex::new(Arc::new(Current::new(parts.config.clone(), parts.inventory)?)),
+            expiries: Mutex::new(Arc::new([])),
             config: parts.config,
             reloads,
             blocks,
@@ -361,6 +363,8 @@ struct State {
     config: Arc<Config>,
     /// What may have changed since.
     current: Mutex<Arc<Current>>,
+    /// When what the listeners hold of certificates ends.
+    expiries: Mutex<Arc<[Expiry]>>,
     reloads: Sender<ReloadRequest>,
     blocks: Sender<BlockRequest>,
     home: Home,
@@ -391,6 +395,10 @@ impl State {
     fn current(&self) -> Arc<Current> {
         // A panic within the lock cannot leave half a pointer.
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn expiries(&self) -> Arc<[Expiry]> {
+        self.expiries.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn replace_current(&self, fresh: Current) {

@@ -4,8 +4,8 @@
 //! [`ControlPolicy::replace`].
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crossbeam_channel::Sender;
 use tokio::sync::oneshot;
@@ -94,6 +94,11 @@ impl ControlPolicy {
         self.state.sinks.as_ref().map_or(Vec::new(), |running| running.changes(sinks))
     }
 
+    /// When what the listeners hold of certificates ends.
+    pub fn set_expiries(&self, expiries: Vec<Expiry>) {
+        *self.state.expiries.lock().unwrap_or_else(PoisonError::into_inner) = expiries.into();
+    }
+
     /// The configuration that holds now.
     #[must_use]
     pub fn config(&self) -> Arc<Config> {
@@ -112,6 +117,42 @@ impl ControlPolicy {
         count.fetch_add(1, Ordering::Relaxed);
         counters.is_reload_refused.store(u64::from(!was_taken), Ordering::Relaxed);
     }
+}
+
+/// What ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpiryKind {
+    /// A certificate that the listener shows.
+    Certificate,
+    /// The first of the authorities of its clients.
+    Authority,
+    /// The first of its revocation lists: it should be renewed then.
+    RevocationList,
+}
+
+impl ExpiryKind {
+    /// The word in metrics and the log.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            ExpiryKind::Certificate => "certificate",
+            ExpiryKind::Authority => "authority",
+            ExpiryKind::RevocationList => "revocation_list",
+        }
+    }
+}
+
+/// When something that a listener holds ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The listener's name.
+    pub listener: String,
+    /// What.
+    pub kind: ExpiryKind,
+    /// Which of them, in the order of the configuration.
+    pub number: usize,
+    /// The last second in which it holds, since 1970.
+    pub not_after_s: i64,
 }
 
 /// What became of a reload: what it changed, or everything that is wrong, a line each.

@@ -20,7 +20,8 @@ use crate::config::Config;
 use crate::connection::ListenerSettings;
 use crate::control::auth::material::Material as AuthMaterial;
 use crate::control::{
-    Block, BlockOrder, BlockRequest, ControlPolicy, Inventory, ReloadOutcome, ReloadReport, ReloadRequest,
+    Block, BlockOrder, BlockRequest, ControlPolicy, Expiry, ExpiryKind, Inventory, ReloadOutcome, ReloadReport,
+    ReloadRequest,
 };
 use crate::sink;
 use crate::tls::handshake::ServerTls;
@@ -34,6 +35,13 @@ const REST: Duration = Duration::from_secs(5);
 const TRY_EVERY: Duration = Duration::from_millis(200);
 /// How long the workers may take: a turn is much shorter.
 const SWAP_MAX: Duration = Duration::from_secs(5);
+
+/// How often what ends soon is told of.
+const WARN_EVERY: Duration = Duration::from_hours(24);
+/// Certificates that end so soon are told of.
+const CERTIFICATE_SOON: Duration = Duration::from_hours(14 * 24);
+/// Revocation lists are renewed every week or so.
+const REVOCATION_LIST_SOON: Duration = Duration::from_hours(24);
 
 /// What holds now.
 pub(super) struct Running {
@@ -57,6 +65,21 @@ impl Running {
         Self { config, listeners: materials.into_iter().map(loaded).collect(), denied }
     }
 
+    /// When what its listeners hold of certificates ends.
+    pub(super) fn expiries(&self) -> Vec<Expiry> {
+        let mut expiries = Vec::new();
+        for (listener, loaded) in self.config.listeners.iter().zip(&self.listeners) {
+            let policy = loaded.tls.policy();
+            let mut add = |kind, number, not_after_s| {
+                expiries.push(Expiry { listener: listener.name.clone(), kind, number, not_after_s });
+            };
+            policy.chains_not_after().enumerate().for_each(|(number, end)| add(ExpiryKind::Certificate, number, end));
+            policy.authorities_not_after().into_iter().for_each(|end| add(ExpiryKind::Authority, 0, end));
+            policy.revocation_next_update().into_iter().for_each(|end| add(ExpiryKind::RevocationList, 0, end));
+        }
+        expiries
+    }
+
     /// The settings for its connections.
     pub(super) fn settings(&self) -> Arc<[ListenerSettings]> {
         let deny = Arc::new(self.denied.list());
@@ -74,6 +97,8 @@ pub(super) struct Reloader {
     seen: Signature,
     /// Files that were named when something was wrong: mended, they are to be read again.
     named_in_vain: Vec<PathBuf>,
+    /// When what ends soon is told of again.
+    warn_at: Instant,
 }
 
 impl Reloader {
@@ -85,7 +110,9 @@ impl Reloader {
         workers: PolicySwitch,
         control: ControlPolicy,
     ) -> Self {
-        Self { source, running, workers, control, seen, named_in_vain: Vec::new() }
+        control.set_expiries(running.expiries());
+        let warn_at = Instant::now() + WARN_EVERY;
+        Self { source, running, workers, control, seen, named_in_vain: Vec::new(), warn_at }
     }
 
     /// Works until `stopped` says so, or its sender is gone.
@@ -114,6 +141,7 @@ impl Reloader {
                     Err(_) => return,
                 },
                 default(LOOK_EVERY) => {
+                    self.warn_of_ends();
                     if self.look().differs_from(&self.seen) {
                         // Whoever asked is the log.
                         let _ = self.reload("files have changed", stopped);
@@ -139,6 +167,35 @@ impl Reloader {
         let missing = self.workers.swap(policy, SWAP_MAX);
         if missing > 0 {
             tracing::error!(workers = missing, "workers that are stuck have not taken what was changed");
+        }
+    }
+
+    /// Once a day: a certificate that nobody renews ends while nobody looks.
+    fn warn_of_ends(&mut self) {
+        if Instant::now() < self.warn_at {
+            return;
+        }
+        self.warn_at = Instant::now() + WARN_EVERY;
+        for (expiry, left_s) in ending(&self.running.expiries(), SystemTime::now()) {
+            let Expiry { listener, kind, number, .. } = expiry;
+            let (kind, days_left) = (kind.label(), left_s.div_euclid(24 * 3_600));
+            if left_s < 0 {
+                tracing::warn!(
+                    listener,
+                    kind,
+                    number,
+                    days_left,
+                    "it has ended: renew it, and the gateway takes it at once"
+                );
+            } else {
+                tracing::warn!(
+                    listener,
+                    kind,
+                    number,
+                    days_left,
+                    "it ends soon: renew it, and the gateway takes it at once"
+                );
+            }
         }
     }
 
@@ -256,9 +313,21 @@ impl Reloader {
         let failed = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
         self.control.replace(Arc::clone(&config), inventory, auths, sinks).map_err(failed)?;
         (self.running.config, self.running.listeners) = (config, listeners);
+        self.control.set_expiries(self.running.expiries());
         self.tell_workers();
         Ok(())
     }
+}
+
+/// What ends soon or has ended, and how many seconds are left.
+fn ending(expiries: &[Expiry], now: SystemTime) -> Vec<(&Expiry, i64)> {
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let soon = |kind| match kind {
+        ExpiryKind::Certificate | ExpiryKind::Authority => CERTIFICATE_SOON,
+        ExpiryKind::RevocationList => REVOCATION_LIST_SOON,
+    };
+    let left = expiries.iter().map(|expiry| (expiry, expiry.not_after_s.saturating_sub(now)));
+    left.filter(|(expiry, left)| *left < soon(expiry.kind).as_secs() as i64).collect()
 }
 
 /// What the authenticators of a listener need that stays as it was: from its files, which must still be right.
@@ -268,4 +337,26 @@ fn kept_auth(config: &Config, index: usize) -> Result<AuthMaterial, Problems> {
         let place = crate::config::ConfigKey::of_listener(index, &listener.name, error.key);
         GatewayError::File(None, place, error.what.into()).into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_soon_is_told_of_and_each_kind_has_its_own_soon() {
+        const DAY: i64 = 24 * 3_600;
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 * DAY as u64);
+        let expiry =
+            |kind, days: i64| Expiry { listener: "a".into(), kind, number: 0, not_after_s: (1_000 + days) * DAY };
+        let all = [
+            expiry(ExpiryKind::Certificate, 13),
+            expiry(ExpiryKind::Certificate, 15),
+            expiry(ExpiryKind::Authority, -1),
+            expiry(ExpiryKind::RevocationList, 5),
+            expiry(ExpiryKind::RevocationList, 0),
+        ];
+        let found = ending(&all, now);
+        assert_eq!(found, [(&all[0], 13 * DAY), (&all[2], -DAY), (&all[4], 0)]);
+    }
 }

@@ -10,7 +10,7 @@ use super::{Plan, Shard, Sweep};
 use crate::broker::UNFINISHED_IN_A_TURN;
 use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Termination};
 use crate::link::{CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink};
-use crate::metrics::Figure;
+use crate::metrics::{Figure, ListenerFigure};
 use crate::time::{Moment, Tick};
 
 impl Shard {
@@ -21,6 +21,7 @@ impl Shard {
         let generation = self.next_generation();
         let deadline = now.tick().deadline_after(self.settings[listener.index()].handshake_ticks);
         self.counters.add(Figure::Accepted, 1);
+        self.counters.add_to_listener(listener.index(), ListenerFigure::Accepted, 1);
         self.insert(Connection::accept(listener, generation, now.tick()), deadline)
     }
 
@@ -76,6 +77,14 @@ impl Shard {
 
     /// Bytes were read into `input` (`received` of them; none when what was left is looked at again).
     pub fn handle_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
+        if received > 0 {
+            let connection = &mut self.connections[index as usize];
+            self.counters.add(Figure::ReceivedBytes, received as u64);
+            let settings = &self.settings[connection.listener().index()];
+            if let Some(deadline) = connection.handle_heard(now, settings, &mut self.counters) {
+                self.arm_device(index, deadline, now);
+            }
+        }
         let before = self.settings_of(index).rates.map(|rules| (rules, self.messages_of(index)));
         self.take_input(index, input, received, now);
         if let Some((rules, before)) = before {
@@ -85,14 +94,6 @@ impl Shard {
     }
 
     fn take_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
-        if received > 0 {
-            let connection = &mut self.connections[index as usize];
-            self.counters.add(Figure::ReceivedBytes, received as u64);
-            let settings = &self.settings[connection.listener().index()];
-            if let Some(deadline) = connection.handle_heard(now, settings, &mut self.counters) {
-                self.arm_device(index, deadline, now);
-            }
-        }
         if self.connections[index as usize].is_called() {
             assert!(received > 0, "a handshake begins with bytes");
             if !self.begin(index, input, now) {
@@ -510,6 +511,11 @@ impl Shard {
 
     fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {
         self.counters.add(if resumed { Figure::HandshakesResumed } else { Figure::HandshakesFull }, 1);
+        let connection = &self.connections[index as usize];
+        let (listener, facts) = (connection.listener().index(), connection.facts());
+        let is_old = facts.is_some_and(|(version, ..)| version == "TLSv1.2");
+        let version = if is_old { ListenerFigure::HandshakesTls12 } else { ListenerFigure::HandshakesTls13 };
+        self.counters.add_to_listener(listener, version, 1);
         let deadline = now.tick().deadline_after(self.settings_of(index).hello_ticks);
         self.wheel.arm(index, deadline);
         self.places.forget(index);
@@ -558,6 +564,8 @@ impl Shard {
         }
         self.devices.insert(hash, index);
         self.counters.add(Figure::Devices, 1);
+        let listener = self.connections[index as usize].listener().index();
+        self.counters.add_to_listener(listener, ListenerFigure::Devices, 1);
         let generation = self.next_generation();
         let jitter = self.random.u32(..);
         let begun =
@@ -609,6 +617,7 @@ impl Shard {
         let was_device = connection.is_device();
         if !counted {
             self.counters.count_closed(termination.reason as usize);
+            self.counters.add_to_listener(connection.listener().index(), ListenerFigure::Closed, 1);
             tracing::debug!(
                 target: "pulsegate::connection",
                 worker = self.worker.0,
@@ -678,6 +687,7 @@ impl Shard {
             let hash = self.home.hash(connection.device());
             self.devices.remove(hash, index);
             self.counters.subtract(Figure::Devices, 1);
+            self.counters.subtract_from_listener(connection.listener().index(), ListenerFigure::Devices, 1);
             let presence = self.presence(index, detail.clone(), now);
             self.uplink.push(Uplink::Disconnected(presence, *reason));
         } else if connection.is_handshaking() {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Accepted, Event, Io, Load, ReadError, Turn};
 use crate::link::{Counted, Refusal};
+use crate::metrics::ListenerFigure;
 use crate::shard::Plan;
 use crate::time::{Moment, Tick};
 
@@ -204,7 +205,9 @@ impl<I: Io> Turn<I> {
             Ok(counted) => counted,
             Err(refusal) => {
                 self.io.refuse(socket, address, listener, refusal);
-                self.shard.counters().count_refused(refusal as usize);
+                let counters = self.shard.counters();
+                counters.count_refused(refusal as usize);
+                counters.add_to_listener(listener.index(), ListenerFigure::Refused, 1);
                 return;
             }
         };

@@ -3,7 +3,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED};
+use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, ListenerFigure, NOT_AFTER};
 
 /// The full name of a figure's family: name and unit.
 fn family(name: &str, unit: &str) -> String {
@@ -19,7 +19,17 @@ fn families() -> Vec<(String, &'static str)> {
     let timings = Timing::ALL.iter().map(|timing| (family(timing.name(), "seconds"), "histogram"));
     let build = [(crate::metrics::BUILD_NAME.to_owned(), "info")];
     let consumers = [(CONSUMER_BEHIND.0.to_owned(), "gauge"), (CONSUMER_MISSED.0.to_owned(), "counter")];
-    figures.chain(reasons).chain(process).chain(timings).chain(build).chain(consumers).collect()
+    let listeners = ListenerFigure::ALL.iter().map(|figure| (figure.name().to_owned(), kind(figure.kind())));
+    let expiries = [(family(NOT_AFTER.0, "seconds"), "gauge")];
+    figures
+        .chain(listeners)
+        .chain(expiries)
+        .chain(reasons)
+        .chain(process)
+        .chain(timings)
+        .chain(build)
+        .chain(consumers)
+        .collect()
 }
 
 #[test]
@@ -31,6 +41,7 @@ fn the_exposition_is_well_formed_and_complete() {
         counters.add(Figure::ReceivedBytes, 12_345);
         counters.set(Figure::Connections, 7);
         counters.count_closed(CloseReason::Expired as usize);
+        counters.add_to_listener(1, ListenerFigure::HandshakesTls12, 4);
         for micros in [10, 60, 60, 700, 99_000_000] {
             counters.observe(Timing::RoundTrip, Duration::from_micros(micros));
         }
@@ -86,6 +97,8 @@ fn the_exposition_is_well_formed_and_complete() {
     let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     has("pulsegate_received_bytes_total{worker=\"2\"} 12345");
     has("pulsegate_connections{worker=\"2\"} 7");
+    has("pulsegate_listener_handshakes_tls12_total{listener=\"meters\"} 4");
+    has("pulsegate_listener_devices{listener=\"devices\"} 0");
     has("pulsegate_connections_closed_total{worker=\"2\",reason=\"expired\"} 1");
     has("pulsegate_connections_closed_total{worker=\"0\",reason=\"home_full\"} 0");
     has("pulsegate_connections_refused_total{worker=\"1\",reason=\"draining\"} 0");

@@ -305,6 +305,8 @@ pub(in crate::tls) struct Authorities {
     pub fingerprints: Vec<[u8; 32]>,
     /// Their subjects' names, as the certificates have them.
     pub names: Vec<Vec<u8>>,
+    /// The last second in which all of them hold, since 1970.
+    pub not_after: Option<i64>,
 }
 
 fn subject(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
@@ -350,7 +352,8 @@ pub(in crate::tls) fn load_authorities(
     for (index, certificate) in certificates.into_iter().enumerate() {
         roots.add(certificate).map_err(|_| TlsLoadError::of_file(path, LoadProblem::BadAuthority(index + 1)))?;
     }
-    Ok((Authorities { roots, fingerprints, names }, first_warning(path, &leaves, now)))
+    let not_after = leaves.iter().map(|leaf| leaf.not_after).min();
+    Ok((Authorities { roots, fingerprints, names, not_after }, first_warning(path, &leaves, now)))
 }
 
 /// Every certificate of a PEM file: at least one.

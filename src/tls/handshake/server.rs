@@ -126,6 +126,7 @@ pub struct TlsPolicy {
     record_limit: RecordLimit,
     pub(super) clock: Arc<dyn TimeProvider>,
     pub(super) asks_for_certificates: bool,
+    authorities_not_after: Option<i64>,
     pub(super) versions: Versions,
 }
 
@@ -244,6 +245,7 @@ impl TlsPolicy {
             record_limit: RecordLimit::at_most(options.record_bytes),
             clock,
             asks_for_certificates: !matches!(options.client_auth, ClientAuth::Off),
+            authorities_not_after: clients.authorities_not_after,
             versions: options.versions,
         })
     }
@@ -302,6 +304,12 @@ impl TlsPolicy {
         self.chooser.chains().iter().map(|chain| chain.dns_names.as_slice())
     }
 
+    /// The last second in which all authorities of its clients hold, since 1970; none: there are none.
+    #[must_use]
+    pub fn authorities_not_after(&self) -> Option<i64> {
+        self.authorities_not_after
+    }
+
     /// Whether clients are asked for certificates.
     #[must_use]
     pub fn asks_for_certificates(&self) -> bool {
@@ -351,6 +359,7 @@ struct Clients {
     revocation: RevocationLists,
     /// All that decides whether a certificate gets in: a session is resumed only under the same.
     rules: [u8; 32],
+    authorities_not_after: Option<i64>,
 }
 
 impl Clients {
@@ -363,7 +372,8 @@ impl Clients {
         let (path, is_required) = match options.client_auth {
             ClientAuth::Off => {
                 let rules = rules_digest(options, None, &RevocationLists::default());
-                return Ok(Self { verifier: None, revocation: RevocationLists::default(), rules });
+                let revocation = RevocationLists::default();
+                return Ok(Self { verifier: None, revocation, rules, authorities_not_after: None });
             }
             ClientAuth::Optional(path) => (path, false),
             ClientAuth::Required(path) => (path, true),
@@ -379,6 +389,7 @@ impl Clients {
             }
         };
         let rules = rules_digest(options, Some(&authorities), &revocation);
+        let authorities_not_after = authorities.not_after;
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities.roots), Arc::clone(provider));
         let mut verifier = verifier.with_crls(revocation.lists.iter().cloned());
         if !is_required {
@@ -400,7 +411,8 @@ impl Clients {
         let inner = verifier
             .build()
             .map_err(|error| TlsLoadError::of_file(path, LoadProblem::Inconsistent(error.to_string())))?;
-        Ok(Self { verifier: Some(Arc::new(NotingVerifier { inner, lists_until })), revocation, rules })
+        let verifier: Arc<dyn ClientCertVerifier> = Arc::new(NotingVerifier { inner, lists_until });
+        Ok(Self { verifier: Some(verifier), revocation, rules, authorities_not_after })
     }
 }
 
