@@ -209,7 +209,7 @@ fn the_systemd_unit_gives_commands_that_are_understood() {
     assert_eq!(commands.len(), 2);
     let directory = directory();
     for command in commands {
-        let arguments = command.strip_prefix("/usr/local/bin/pulsegate ").unwrap();
+        let arguments = command.strip_prefix("/usr/bin/pulsegate ").unwrap();
         // On a machine without the file: understood (not 2), and refused for the file alone.
         let arguments = arguments.replace("/etc/pulsegate/pulsegate.toml", "nowhere.toml");
         let (code, _, errors) = run(directory.path(), &arguments.split(' ').collect::<Vec<_>>());

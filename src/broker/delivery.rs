@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use super::inbound::FilterLooks;
 use super::inflight::{Delivery, Enqueued, Inflight, QueueBound, Released, Sending, WrongAck};
-use super::lifecycle::{Session, Walk};
+use super::journal::Waiting;
+use super::lifecycle::{NO_KEY, Session, Walk};
 use super::replay::Replays;
 use super::retained::{BURIED_IN_A_TURN, Position, Step};
-use super::settlement::{NOTHING, Part};
+use super::settlement::{NOTHING, Part, Token};
 use super::{ALIASES_MAX, Broker, RequestEnd};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
+use crate::image::Change;
 use crate::metrics::{Counters, Figure};
 use crate::pool::Class;
 use crate::time::{Moment, Tick};
@@ -97,6 +99,17 @@ enum Stopped {
     Window,
 }
 
+/// How far what is in flight has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resent {
+    /// All of it was sent on this connection.
+    All,
+    /// The next one waits until it is recorded.
+    Unrecorded,
+    /// The device is being sent enough.
+    Stopped,
+}
+
 /// How an attempt to send ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
@@ -113,6 +126,7 @@ impl Broker {
 
     /// Begins a turn: every device may be sent as much as its outbox holds again.
     pub fn begin_turn(&mut self) {
+        self.staged.begin_turn();
         self.advance_matching();
         self.advance_ends();
         self.deliveries.turn = self.deliveries.turn.wrapping_add(1);
@@ -199,8 +213,13 @@ impl Broker {
     fn write_one(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
         let inflight = self.sessions[session].inflight.as_deref();
-        let waits = inflight
-            .is_some_and(|inflight| inflight.queued().0 > 0 || (delivery.qos > 0 && !inflight.may_send(maximum)));
+        let waits = inflight.is_some_and(|inflight| {
+            inflight.queued().0 > 0 || inflight.greeting.is_some() || (delivery.qos > 0 && !inflight.may_send(maximum))
+        });
+        if self.is_recorded_first(session, delivery.qos) {
+            self.enqueue(session, delivery, budget.now.tick(), budget.counters);
+            return self.send_waiting(session, budget);
+        }
         if waits {
             return self.enqueue(session, delivery, budget.now.tick(), budget.counters);
         }
@@ -220,40 +239,28 @@ impl Broker {
     /// Sends again what a former connection left unacknowledged, then what waits, as far as there is room.
     fn send_waiting(&mut self, session: u32, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
-        while let Some(inflight) = self.sessions[session].inflight.as_deref()
-            && let Some(outbound) = inflight.next_to_resend()
-        {
-            let packet = outbound.packet;
-            let sent = match &outbound.state {
-                Sending::Released => {
-                    // [MQTT-4.4.0-1]
-                    let version = self.sessions[session].profile.version;
-                    let pubrel = Ack { packet_id: packet, reason: Reason::SUCCESS, properties: Properties::EMPTY };
-                    Packet::Pubrel(pubrel).encode(version, budget.out);
-                    Sent::Encoded
-                }
-                // The next acknowledgement makes room [v5 MQTT-3.3.4-9].
-                Sending::Sent(_) if !inflight.may_resend(maximum) => return,
-                Sending::Sent(delivery) => {
-                    let delivery = Delivery::clone(delivery);
-                    encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, true, budget)
-                }
-            };
-            match sent {
-                Sent::Encoded => self.sessions.inflight(session).resent(),
-                Sent::NoRoom => return self.wait_for_room(session, budget),
-                Sent::TooLong => {
-                    budget.counters.add(Figure::DroppedTooLarge, 1);
-                    let given_up = self.sessions.inflight(session).give_up();
-                    self.give_up_request(given_up.map_or(0, |outbound| outbound.request));
-                }
-            }
+        if self.is_ungreeted(session) {
+            return;
         }
+        let mut waits = match self.resend(session, maximum, budget) {
+            Resent::All => false,
+            Resent::Unrecorded => true,
+            Resent::Stopped => return,
+        };
         loop {
             let inflight = self.sessions[session].inflight.as_deref_mut();
             let Some(inflight) = inflight else { return };
             let Some(next) = inflight.peek() else { return self.send_retained(session, budget) };
-            if next.qos > 0 && !inflight.may_send(maximum) {
+            let qos = next.qos;
+            if qos > 0 && (waits || self.is_recorded_first(session, qos)) {
+                if !self.begin_later(session, maximum, budget) {
+                    return;
+                }
+                waits = true;
+                continue;
+            }
+            let inflight = self.sessions.inflight(session);
+            if qos > 0 && !inflight.may_send(maximum) {
                 return;
             }
             let delivery = inflight.dequeue().expect("one was seen");
@@ -263,6 +270,128 @@ impl Broker {
             }
             self.admit_waiting(session);
         }
+    }
+
+    /// Sends again what a former connection left unacknowledged, and what has waited until it was recorded.
+    fn resend(&mut self, session: u32, maximum: usize, budget: &mut SendBudget) -> Resent {
+        while let Some(inflight) = self.sessions[session].inflight.as_deref()
+            && let Some(outbound) = inflight.next_to_resend()
+        {
+            if !self.journal.is_safe(outbound.mark) {
+                return Resent::Unrecorded;
+            }
+            let (packet, dup) = (outbound.packet, !outbound.is_new);
+            let sent = match &outbound.state {
+                Sending::Released => {
+                    // [MQTT-4.4.0-1]
+                    let version = self.sessions[session].profile.version;
+                    let pubrel = Ack { packet_id: packet, reason: Reason::SUCCESS, properties: Properties::EMPTY };
+                    Packet::Pubrel(pubrel).encode(version, budget.out);
+                    Sent::Encoded
+                }
+                // The next acknowledgement makes room [v5 MQTT-3.3.4-9].
+                Sending::Sent(_) if !inflight.may_resend(maximum) => return Resent::Stopped,
+                Sending::Sent(delivery) => {
+                    let delivery = Delivery::clone(delivery);
+                    encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, dup, budget)
+                }
+            };
+            match sent {
+                Sent::Encoded => self.sessions.inflight(session).resent(),
+                Sent::NoRoom => {
+                    self.wait_for_room(session, budget);
+                    return Resent::Stopped;
+                }
+                Sent::TooLong => {
+                    budget.counters.add(Figure::DroppedTooLarge, 1);
+                    if let Some(given_up) = self.sessions.inflight(session).give_up() {
+                        self.give_up_request(given_up.request);
+                        self.record_done(session, given_up.number);
+                    }
+                }
+            }
+        }
+        Resent::All
+    }
+
+    /// Whether a message of this quality must be recorded as sent before it is: the device knows it by its packet identifier.
+    fn is_recorded_first(&self, session: u32, qos: u8) -> bool {
+        qos == 2 && self.sessions[session].key != NO_KEY
+    }
+
+    /// Gives the next message that waits its packet identifier; it is sent when that is recorded. `false`: not now.
+    fn begin_later(&mut self, session: u32, maximum: usize, budget: &mut SendBudget) -> bool {
+        let inflight = self.sessions.inflight(session);
+        if inflight.unacknowledged() >= maximum {
+            return false;
+        }
+        let Some(mut delivery) = inflight.dequeue() else { return false };
+        if delivery.publication.is_expired(budget.now) {
+            // [v5 MQTT-3.3.2-5]
+            budget.counters.add(Figure::DroppedExpired, 1);
+            self.drop_of(session, &delivery);
+        } else {
+            let packet = self.next_packet(session);
+            self.record_sent(session, &mut delivery, packet);
+            let mark = self.journal.mark();
+            self.sessions.inflight(session).begin_later(packet, delivery, mark);
+            let id = self.id(session);
+            self.when_safe(Waiting::Backlog(id));
+        }
+        self.admit_waiting(session);
+        true
+    }
+
+    // --- What is recorded -------------------------------------------------------------------------------------------
+
+    /// Records that a message is sent under a packet identifier, if its session is recorded. Whether it was.
+    fn record_sent(&mut self, session: u32, delivery: &mut Delivery, packet: u16) -> bool {
+        let key = self.sessions[session].key;
+        if key == NO_KEY {
+            return false;
+        }
+        if delivery.number == 0 {
+            self.journal.record_message(key, delivery, Some(packet));
+        } else {
+            self.journal.record(Change::Sent { session: key, number: delivery.number, packet });
+        }
+        true
+    }
+
+    /// Records the message of a session that is within the bound at this place. Whether it was recorded now.
+    fn record_kept(&mut self, session: u32, place: usize) -> bool {
+        let known = &mut self.sessions[session];
+        let key = known.key;
+        let Some(inflight) = known.inflight.as_deref_mut().filter(|_| key != NO_KEY) else { return false };
+        let Some(delivery) = inflight.kept_mut(place) else { return false };
+        let is_new = delivery.qos > 0 && delivery.number == 0;
+        if is_new {
+            self.journal.record_message(key, delivery, None);
+        }
+        is_new
+    }
+
+    /// A message of a session is done with.
+    fn record_done(&mut self, session: u32, number: u64) {
+        let key = self.sessions[session].key;
+        if number != 0 && key != NO_KEY {
+            self.journal.record(Change::Done { session: key, number });
+        }
+    }
+
+    /// A message is with its session: that part of its settlement is done, or will be when what was recorded is safe.
+    fn settle_kept(&mut self, token: Token, was_recorded: bool) {
+        if was_recorded && token != NOTHING {
+            self.when_safe(Waiting::Part(token));
+        } else {
+            self.settle(token, Part::Taken);
+        }
+    }
+
+    /// A message of a session goes nowhere. Whoever drops it has counted it.
+    fn drop_of(&mut self, session: u32, delivery: &Delivery) {
+        self.record_done(session, delivery.number);
+        self.drop_delivery(delivery);
     }
 
     /// Sends what new subscriptions find retained, as far as there is room and as far as may be looked for it in one turn.
@@ -341,25 +470,27 @@ impl Broker {
         if delivery.publication.is_expired(budget.now) {
             // [v5 MQTT-3.3.2-5]
             budget.counters.add(Figure::DroppedExpired, 1);
-            self.drop_delivery(&delivery);
+            self.drop_of(session, &delivery);
             return Ok(());
         }
         let packet = if delivery.qos > 0 { self.next_packet(session) } else { 0 };
         match encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, false, budget) {
             Sent::Encoded => {
                 budget.counters.add(Figure::Delivered, 1);
-                let token = delivery.token;
+                let (token, mut was_recorded) = (delivery.token, false);
                 if delivery.qos > 0 {
-                    self.sessions.inflight(session).begin(packet, Delivery { token: NOTHING, ..delivery });
+                    let mut delivery = Delivery { token: NOTHING, ..delivery };
+                    was_recorded = self.record_sent(session, &mut delivery, packet);
+                    self.sessions.inflight(session).begin(packet, delivery);
                 }
-                self.settle(token, Part::Taken);
+                self.settle_kept(token, was_recorded);
                 Ok(())
             }
             Sent::NoRoom => Err(delivery),
             Sent::TooLong => {
                 // As if it had been delivered [v5 MQTT-3.1.2-25].
                 budget.counters.add(Figure::DroppedTooLarge, 1);
-                self.drop_delivery(&delivery);
+                self.drop_of(session, &delivery);
                 Ok(())
             }
         }
@@ -370,7 +501,11 @@ impl Broker {
         let bound = self.queue_bound(session);
         let may_wait = self.sessions[session].is_online() && delivery.qos > 0;
         match self.sessions.inflight(session).enqueue(delivery, &bound, may_wait) {
-            Ok(Enqueued::Kept(token)) => self.settle(token, Part::Taken),
+            Ok(Enqueued::Kept(token)) => {
+                let place = self.sessions.inflight(session).queued().0 - 1;
+                let was_recorded = self.record_kept(session, place);
+                self.settle_kept(token, was_recorded);
+            }
             Ok(Enqueued::FirstWaits) => {
                 self.sessions.inflight(session).begin_pace(now);
                 self.paces.watch(session, self.sessions[session].generation, now);
@@ -378,7 +513,7 @@ impl Broker {
             Ok(Enqueued::Waits) => {}
             Err(delivery) => {
                 counters.add(Figure::DroppedQueueFull, 1);
-                self.drop_delivery(&delivery);
+                self.drop_of(session, &delivery);
             }
         }
     }
@@ -386,12 +521,14 @@ impl Broker {
     /// There is room in the queue: those that wait behind it come in, and are safe.
     fn admit_waiting(&mut self, session: u32) {
         let bound = self.queue_bound(session);
-        let mut settled = Vec::new();
+        let (mut settled, mut first) = (Vec::new(), 0);
         if let Some(inflight) = self.sessions[session].inflight.as_deref_mut() {
+            first = inflight.queued().0;
             inflight.admit_waiting(&bound, &mut settled);
         }
-        for token in settled {
-            self.settle(token, Part::Taken);
+        for (place, token) in (first..).zip(settled) {
+            let was_recorded = self.record_kept(session, place);
+            self.settle_kept(token, was_recorded);
         }
     }
 
@@ -419,10 +556,13 @@ impl Broker {
     }
 
     /// The connection has ended: whoever waited for what it was to be sent is told.
-    pub(super) fn release(&mut self, released: Released, counters: &mut Counters) {
+    pub(super) fn release(&mut self, session: u32, released: Released, counters: &mut Counters) {
         counters.add(Figure::DroppedQueueFull, released.dropped as u64);
         for request in released.requests {
             self.give_up_request(request);
+        }
+        for number in released.numbers {
+            self.record_done(session, number);
         }
         for token in released.tokens {
             self.settle(token, Part::Taken);
@@ -436,7 +576,7 @@ impl Broker {
         if delivery.qos > 0 && !delivery.publication.is_expired(now) {
             self.enqueue(session, delivery, now.tick(), counters);
         } else {
-            self.drop_delivery(&delivery);
+            self.drop_of(session, &delivery);
         }
     }
 
@@ -478,10 +618,12 @@ impl Broker {
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
+        let (number, _) = inflight.number_of(packet);
         let Some(request) = inflight.handle_puback(packet)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
         }
+        self.record_done(session, number);
         self.after_acknowledgement(session);
         Ok(true)
     }
@@ -498,9 +640,15 @@ impl Broker {
         confirmed: impl FnOnce(u64),
     ) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
+        let (number, was_released) = inflight.number_of(packet);
         let Some(request) = inflight.handle_pubrec(packet, failed)? else { return Ok(false) };
         if request != 0 {
             confirmed(request);
+        }
+        if failed {
+            self.record_done(session, number);
+        } else if !was_released && number != 0 {
+            self.journal.record(Change::Released { session: self.sessions[session].key, number });
         }
         self.after_acknowledgement(session);
         Ok(true)
@@ -512,7 +660,11 @@ impl Broker {
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
+        let (number, _) = inflight.number_of(packet);
         let done = inflight.handle_pubcomp(packet)?;
+        if done {
+            self.record_done(session, number);
+        }
         self.after_acknowledgement(session);
         Ok(done)
     }

@@ -14,9 +14,11 @@
 //! done of it is in [`PendingSuback`].
 
 use super::inflight::{Answer, Inflight, PendingSuback, Receiving, WrongAck};
+use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Owner, Part, Token};
 use super::{ALIASES_MAX, Broker};
 use crate::codec::mqtt::Reason;
+use crate::image::{Change, Received};
 
 /// Filters of SUBSCRIBE and UNSUBSCRIBE that one turn deals with, at one to two microseconds each. A long filter counts for
 /// several.
@@ -109,7 +111,9 @@ impl Broker {
     fn must_hold(&self, session: u32) -> bool {
         let most = usize::from(self.bounds.inflight);
         let inflight = self.sessions[session].inflight.as_deref();
-        inflight.is_some_and(|inflight| inflight.has_suback() || inflight.unanswered() >= most)
+        inflight.is_some_and(|inflight| {
+            inflight.has_suback() || inflight.greeting.is_some() || inflight.unanswered() >= most
+        })
     }
 
     /// Whether a device that was held may be read again.
@@ -124,7 +128,14 @@ impl Broker {
     /// A message with an acknowledgement has come from the device, and is about to be [published](Broker::publish): it is
     /// answered when it is safe everywhere.
     pub fn receive(&mut self, session: u32, packet: u16, qos: u8) -> Ticket {
-        let token = self.settlements.open(Owner::Publisher { session: self.id(session), packet });
+        let key = self.sessions[session].key;
+        let mut origin = 0;
+        if qos == 2 && key != NO_KEY {
+            // Before anything that it causes: should that be found and this not be settled, it never was.
+            origin = self.exchange.next_key();
+            self.journal.record(Change::Received { session: key, received: Received { packet, origin } });
+        }
+        let token = self.settlements.open(Owner::Publisher { session: self.id(session), packet, origin });
         self.sessions.inflight(session).receive(packet, qos, Receiving::Waiting(token));
         Ticket(token)
     }
@@ -164,6 +175,10 @@ impl Broker {
     pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let known = inflight.handle_pubrel(packet)?;
+        let key = self.sessions[session].key;
+        if known && key != NO_KEY {
+            self.journal.record(Change::Completed { session: key, packet });
+        }
         self.sessions.shed_empty_inflight(session);
         Ok(known)
     }

@@ -43,6 +43,8 @@ pub struct Delivery {
     pub request: u64,
     /// The settlement that waits until it is safe; 0: none.
     pub(super) token: Token,
+    /// Its number in a session that outlives its connection, in the order in which they are sent; 0: it was not recorded.
+    pub(super) number: u64,
 }
 
 /// Subscription Identifiers: nearly always none or one.
@@ -85,6 +87,12 @@ pub(super) struct Outbound {
     pub(super) packet: u16,
     pub(super) state: Sending,
     pub(super) request: u64,
+    /// See [`Delivery`].
+    pub(super) number: u64,
+    /// What must be safe before it is said.
+    pub(super) mark: u64,
+    /// It was never sent.
+    pub(super) is_new: bool,
 }
 
 impl Outbound {
@@ -135,6 +143,17 @@ pub struct Answer {
     pub qos: u8,
     /// Success: it was taken.
     pub reason: Reason,
+}
+
+/// The second half of the exchange of a message of QoS 2, said by us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The packet identifier.
+    pub packet: u16,
+    /// Success, or that nothing is known of it.
+    pub reason: Reason,
+    /// PUBREL; else PUBCOMP.
+    pub is_pubrel: bool,
 }
 
 /// A SUBSCRIBE or UNSUBSCRIBE that is being dealt with: what is left of it is done in later turns, or SUBACK is said when the
@@ -192,6 +211,8 @@ pub(super) struct Released {
     pub(super) tokens: Vec<Token>,
     /// How many messages were dropped.
     pub(super) dropped: usize,
+    /// The numbers of those that were recorded.
+    pub(super) numbers: Vec<u64>,
 }
 
 /// See the head of this file.
@@ -214,6 +235,10 @@ pub(super) struct Inflight {
     pace: Option<Pace>,
     /// Nobody waits for the device until it has caught up.
     is_stalled: bool,
+    /// A CONNACK that waits until what it says is safe, and that mark.
+    pub(super) greeting: Option<Box<(u64, Vec<u8>)>>,
+    /// PUBRELs and PUBCOMPs that wait until what they say is safe, and those marks.
+    pub(super) said: VecDeque<(u64, Said)>,
     /// A SUBACK that waits for the homes of groups.
     suback: Option<Box<PendingSuback>>,
     /// Retained messages that new subscriptions are to get.
@@ -236,6 +261,8 @@ impl Inflight {
         self.outbound.is_empty()
             && self.queue.is_empty()
             && self.replays.is_none()
+            && self.greeting.is_none()
+            && self.said.is_empty()
             && self.suback.is_none()
             && self.inbound.is_empty()
             && self.answered.is_empty()
@@ -302,10 +329,40 @@ impl Inflight {
     /// A message is being sent for the first time.
     pub(super) fn begin(&mut self, packet: u16, delivery: Delivery) {
         debug_assert!(self.sent == self.outbound.len() && !self.uses(packet));
-        let request = delivery.request;
+        self.push_outbound(packet, delivery, 0);
+        self.resent();
+    }
+
+    /// A message is to be sent when everything up to a `mark` is safe, behind whatever else is.
+    pub(super) fn begin_later(&mut self, packet: u16, delivery: Delivery, mark: u64) {
+        debug_assert!(!self.uses(packet));
+        self.push_outbound(packet, delivery, mark);
+    }
+
+    fn push_outbound(&mut self, packet: u16, delivery: Delivery, mark: u64) {
+        let (request, number) = (delivery.request, delivery.number);
         self.outbound_bytes += delivery.publication.bytes();
-        self.outbound.push_back(Outbound { packet, state: Sending::Sent(Box::new(delivery)), request });
-        self.sent += 1;
+        let state = Sending::Sent(Box::new(delivery));
+        self.outbound.push_back(Outbound { packet, state, request, number, mark, is_new: true });
+    }
+
+    /// A message or PUBREL that an earlier process has said, perhaps.
+    pub(super) fn restore_outbound(&mut self, packet: u16, state: Sending, number: u64) {
+        let outbound = Outbound { packet, state, request: 0, number, mark: 0, is_new: false };
+        self.outbound_bytes += outbound.bytes();
+        self.outbound.push_back(outbound);
+    }
+
+    /// A message that has waited in an earlier process.
+    pub(super) fn restore_queued(&mut self, delivery: Delivery) {
+        self.kept += 1;
+        self.kept_bytes += delivery.publication.bytes();
+        self.queue.push_back(delivery);
+    }
+
+    /// PUBREC of this message was said by an earlier process, perhaps.
+    pub(super) fn restore_answered(&mut self, packet: u16) {
+        self.answered.insert(packet, false);
     }
 
     /// The next message to be sent again; [`Inflight::resent`] or [`Inflight::give_up`] goes on to the one after it.
@@ -314,6 +371,9 @@ impl Inflight {
     }
 
     pub(super) fn resent(&mut self) {
+        if let Some(outbound) = self.outbound.get_mut(self.sent) {
+            outbound.is_new = false;
+        }
         self.sent += 1;
         debug_assert!(self.sent <= self.outbound.len());
     }
@@ -323,6 +383,21 @@ impl Inflight {
         let given_up = self.outbound.remove(self.sent)?;
         self.outbound_bytes -= given_up.bytes();
         Some(given_up)
+    }
+
+    /// The number of a message in flight, and whether its PUBREC was heard; 0: it was not recorded.
+    pub(super) fn number_of(&self, packet: u16) -> (u64, bool) {
+        self.place(packet).map_or((0, false), |place| {
+            let outbound = &self.outbound[place];
+            (outbound.number, matches!(outbound.state, Sending::Released))
+        })
+    }
+
+    /// What is in flight under this identifier is said again only when everything up to a `mark` is safe.
+    pub(super) fn set_mark(&mut self, packet: u16, mark: u64) {
+        if let Some(place) = self.place(packet) {
+            self.outbound[place].mark = mark;
+        }
     }
 
     /// Where the message is. One that was sent on a former connection counts: a device may acknowledge it before it has
@@ -425,13 +500,19 @@ impl Inflight {
         }
     }
 
-    /// Drops those that wait beyond the bound. Returns how many; their settlements are appended to `settled`.
-    pub(super) fn drop_waiting(&mut self, settled: &mut Vec<Token>) -> usize {
+    /// A message within the bound, by its place.
+    pub(super) fn kept_mut(&mut self, place: usize) -> Option<&mut Delivery> {
+        if place < self.kept { self.queue.get_mut(place) } else { None }
+    }
+
+    /// Drops those that wait beyond the bound, and says so in `released`.
+    pub(super) fn drop_waiting(&mut self, released: &mut Released) {
         let waiting = self.queue.split_off(self.kept);
-        settled.extend(waiting.iter().map(|delivery| delivery.token));
+        released.tokens.extend(waiting.iter().map(|delivery| delivery.token));
+        released.numbers.extend(waiting.iter().map(|delivery| delivery.number).filter(|&number| number != 0));
+        released.dropped += waiting.len();
         self.pace = None;
         self.is_stalled = true;
-        waiting.len()
     }
 
     /// Whether publishers wait for this device, and how it gets on.
@@ -521,6 +602,15 @@ impl Inflight {
         is_first
     }
 
+    /// A message that waits for one settlement waits for another one from now on.
+    pub(super) fn wait_for(&mut self, packet: u16, token: Token, other: Token) {
+        let waiting = Receiving::Waiting(token);
+        let inbound = self.inbound.iter_mut().find(|inbound| inbound.packet == packet && inbound.state == waiting);
+        if let Some(inbound) = inbound {
+            inbound.state = Receiving::Waiting(other);
+        }
+    }
+
     /// This is the answer to a message that waits for one. `false`: nobody waits for it any more.
     pub(super) fn settle(&mut self, packet: u16, token: Token, reason: Reason) -> bool {
         let waiting = Receiving::Waiting(token);
@@ -607,6 +697,8 @@ impl Inflight {
         self.aliases_in = Vec::new();
         self.aliases_out = Vec::new();
         self.suback = None;
+        self.greeting = None;
+        self.said = VecDeque::new();
         self.forget_answered();
         self.inbound.retain(|inbound| inbound.qos == 2);
         self.received = 0;
@@ -618,7 +710,7 @@ impl Inflight {
         for delivery in &mut self.queue {
             released.requests.extend(Some(std::mem::take(&mut delivery.request)).filter(|&request| request != 0));
         }
-        released.dropped += self.drop_waiting(&mut released.tokens);
+        self.drop_waiting(released);
         self.is_stalled = false;
         // Those without an acknowledgement are for whoever is there.
         self.queue.retain(|delivery| delivery.qos > 0);

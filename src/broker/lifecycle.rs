@@ -9,6 +9,7 @@ use super::inflight::{Inflight, Released};
 use super::{Broker, Profile};
 use crate::config::budget::WILL_BYTES;
 use crate::devices::Devices;
+use crate::image::{self, Change, SessionKey};
 use crate::link::{Home, ListenerId, Peer, Publication, SessionFacts, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
@@ -37,7 +38,7 @@ pub struct Will {
 }
 
 /// A will as its session keeps it.
-struct KeptWill {
+pub(super) struct KeptWill {
     will: Will,
     /// What it takes of the shard's pool.
     charge: Charge,
@@ -87,7 +88,12 @@ pub struct Attached {
     pub was_present: bool,
     /// The will of the session that was discarded, if that was still to be published [v5 MQTT-3.1.3-9].
     pub due_will: Option<DueWill>,
+    /// Whether all of it is safe. If not, CONNACK waits ([`Broker::hold_greeting`]).
+    pub is_safe: bool,
 }
+
+/// Of a session that is not recorded.
+pub(super) const NO_KEY: SessionKey = SessionKey(0);
 
 /// No connection.
 const NOBODY: u32 = u32::MAX;
@@ -97,6 +103,8 @@ const RETIRED: u32 = NOBODY - 1;
 /// One session.
 pub(super) struct Session {
     pub(super) profile: Profile,
+    /// Under which it is recorded, or [`NO_KEY`]: it ends with its connection, or there is no store.
+    pub(super) key: SessionKey,
     pub(super) generation: u32,
     /// The slot of its connection, or [`NOBODY`], or [`RETIRED`].
     connection: u32,
@@ -178,6 +186,11 @@ impl Sessions {
         self.all.len() - self.retired
     }
 
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.all.iter().map(|(_, session)| session)
+    }
+
     pub(super) fn count_away(&self) -> usize {
         self.away.len()
     }
@@ -227,6 +240,7 @@ impl Sessions {
         self.generations = self.generations.wrapping_add(1);
         let session = Session {
             profile,
+            key: NO_KEY,
             generation: self.generations,
             connection: NOBODY,
             next_packet: 0,
@@ -243,6 +257,23 @@ impl Sessions {
             groups: Vec::new(),
         };
         self.all.insert(session) as u32
+    }
+
+    /// A session that an earlier process has left; [`Sessions::enter_away`] makes it one that can be found.
+    pub(super) fn restore(&mut self, head: &image::Head, profile: Profile, away_since: Tick) -> u32 {
+        let session = self.begin(profile);
+        let known = &mut self[session];
+        known.key = head.key;
+        known.next_packet = head.last_packet;
+        known.device = head.name.clone();
+        known.away_since = away_since;
+        session
+    }
+
+    pub(super) fn set_will(&mut self, session: u32, will: Will) {
+        let mut charge = Charge::none(&self.pool, Class::Wills);
+        charge.set(will.bytes());
+        self[session].will = Some(Box::new(KeptWill { will, charge }));
     }
 
     fn attach(&mut self, session: u32, connection: u32) {
@@ -292,7 +323,7 @@ impl Sessions {
         self.away.find(self.home.hash(device), |session| *self[session].device == *device)
     }
 
-    fn enter_away(&mut self, session: u32) {
+    pub(super) fn enter_away(&mut self, session: u32) {
         self.away.insert(self.home.hash(&self[session].device), session);
         self.arm(session);
     }
@@ -403,7 +434,7 @@ impl Broker {
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
         let Arrival { connection, device, clean_start, profile, will } = arrival;
         debug_assert!(self.of(connection).is_none());
-        let mut due_will = None;
+        let (mut due_will, before) = (None, self.journal.mark());
         let known = self.sessions.find_away(device);
         let session = match known {
             Some(session) if !clean_start => {
@@ -424,15 +455,20 @@ impl Broker {
         let known = &mut self.sessions[session];
         known.profile = profile;
         // A will of the last connection that was still to come is not: the device is back [v5 MQTT-3.1.3-9].
-        known.will = will.map(|will| {
-            let mut charge = Charge::none(&self.pool, Class::Wills);
-            charge.set(will.bytes());
-            Box::new(KeptWill { will: *will, charge })
-        });
+        known.will = None;
         known.device = Box::default();
+        if let Some(will) = will {
+            self.sessions.set_will(session, *will);
+        }
+        let known = &mut self.sessions[session];
+        if profile.expiry_s > 0 && known.key == NO_KEY && self.journal.is_on() {
+            known.key = SessionKey(self.exchange.next_key());
+        }
+        self.record_head(session, device, None);
         self.tell_groups(session, true);
         self.note_backlog(session);
-        Attached { session, was_present, due_will }
+        let mark = self.journal.mark();
+        Attached { session, was_present, due_will, is_safe: mark == before || self.journal.is_safe(mark) }
     }
 
     /// The device's connection has ended; returns the will that is to be published now. `with_will`: it has not ended in
@@ -455,7 +491,7 @@ impl Broker {
             inflight.disconnect(&mut released);
         }
         self.sessions.shed_empty_inflight(session);
-        self.release(released, counters);
+        self.release(session, released, counters);
         let known = &self.sessions[session];
         let ends = known.profile.expiry_s == 0 || self.sessions.count_away() >= self.bounds.away;
         let delay_s = known.will.as_ref().map_or(0, |kept| kept.will.delay_s);
@@ -466,6 +502,7 @@ impl Broker {
             }
             self.end(session);
         } else {
+            self.record_head(session, device, Some(now));
             self.sessions.enter_away(session);
             self.tell_groups(session, false);
         }
@@ -514,6 +551,7 @@ impl Broker {
             let have_passed = |seconds| !known.away_for(seconds).is_after(drained);
             let expired = known.profile.expiry_s != u32::MAX && have_passed(known.profile.expiry_s);
             let will_due = known.will.as_ref().is_some_and(|kept| have_passed(kept.will.delay_s));
+            let away_since = known.away_since;
             if expired || will_due {
                 due_wills.extend(self.sessions.take_will(session, now));
             }
@@ -522,6 +560,10 @@ impl Broker {
                 self.sessions.leave_away(session);
                 self.end(session);
             } else {
+                if will_due {
+                    let device = self.sessions[session].device.clone();
+                    self.record_head(session, &device, Some(away_since.start_near(now)));
+                }
                 self.sessions.arm(session);
             }
         }
@@ -573,7 +615,11 @@ impl Broker {
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
     /// The session is no more: its subscriptions and messages go with it.
-    fn end(&mut self, session: u32) {
+    pub(super) fn end(&mut self, session: u32) {
+        let key = std::mem::replace(&mut self.sessions[session].key, NO_KEY);
+        if key != NO_KEY {
+            self.journal.record(Change::Ended { session: key });
+        }
         let member = self.id(session);
         for membership in std::mem::take(&mut self.sessions[session].groups) {
             self.routing.note_left(&membership.group);
@@ -586,6 +632,36 @@ impl Broker {
             self.ends.push_back(session);
         }
         self.note_wants();
+    }
+
+    /// Records a session without what is in it, if it is one that is recorded.
+    pub(super) fn record_head(&mut self, session: u32, name: &str, away_since: Option<Moment>) {
+        let known = &self.sessions[session];
+        let Some(recording) = self.journal.recording().filter(|_| known.key != NO_KEY) else { return };
+        let Profile { version, listener, keep_alive_s, expiry_s, receive_maximum, packet_maximum, alias_maximum } =
+            known.profile;
+        let profile = image::Profile {
+            version: version.level(),
+            listener: recording.listeners.get(listener.index()).cloned().unwrap_or_default(),
+            keep_alive_s,
+            expiry_s,
+            receive_maximum,
+            packet_maximum,
+            alias_maximum,
+        };
+        let will = known.will.as_deref().map(|KeptWill { will, .. }| {
+            let publication = self.journal.image_of(&will.publication);
+            Box::new(image::Will { publication, expiry_s: will.expiry_s, delay_s: will.delay_s })
+        });
+        let head = image::Head {
+            key: known.key,
+            name: name.into(),
+            profile,
+            away_since_ms: away_since.map(|since| recording.timeline.unix_millis_at(since)),
+            last_packet: known.next_packet,
+            will,
+        };
+        self.journal.record(Change::Kept(Box::new(head)));
     }
 
     /// Goes on with the ends of sessions that had many subscriptions.

@@ -274,5 +274,6 @@ pub(super) fn merge(
         identifiers,
         request: 0,
         token,
+        number: 0,
     })
 }

@@ -20,21 +20,28 @@
 //! | `deliveries` | what was routed and is not with its session yet; sessions that could send more | `delivery` |
 //! | `matching` | publications whose subscribers are not all found yet | `matching` |
 //! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
+//! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
+//! | `staged` | messages of QoS 2 that may not be sent yet | `staging` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
 //!
 //! What is in flight between one session and its device is in the session (`inflight`); what its device publishes comes in
 //! by `inbound`. [`Broker`] itself is what needs more than one of them.
 
+mod answers;
+mod coalesce;
 mod delivery;
 mod groups;
 mod inbound;
 mod inflight;
+mod journal;
 mod lifecycle;
 mod matching;
 mod pace;
 mod replay;
+mod restore;
 mod routing;
 mod settlement;
+mod staging;
 mod ways;
 
 pub mod retained;
@@ -48,7 +55,8 @@ use std::sync::Arc;
 
 pub use delivery::{SendBudget, SessionBatch};
 pub use inbound::{FilterLooks, Known, Ticket, UNFINISHED_IN_A_TURN};
-pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, WrongAck};
+pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, Said, WrongAck};
+pub use journal::Recording;
 pub use lifecycle::{Arrival, Attached, DueWill, Will};
 pub use routing::{Granted, Unsubscribed};
 
@@ -59,11 +67,13 @@ use crate::metrics::{Counters, Figure};
 use crate::pool::Pool;
 use crate::time::Tick;
 use delivery::Deliveries;
+use journal::Journal;
 use lifecycle::Sessions;
 use matching::Matching;
 use pace::Paces;
 use routing::Routing;
 use settlement::Settlements;
+use staging::Staged;
 use subscriptions::Subscriber;
 use ways::Ways;
 
@@ -163,6 +173,8 @@ pub struct Broker {
     routing: Routing,
     deliveries: Deliveries,
     settlements: Settlements,
+    journal: Journal,
+    staged: Staged,
     ways: Ways,
     paces: Paces,
     /// Sessions whose devices can be told something: that a message of theirs is safe, or that they have subscribed.
@@ -205,6 +217,8 @@ impl Broker {
             routing: Routing::new(setup.worker, setup.exchange.workers(), setup.key, &bounds, &pool),
             deliveries: Deliveries::default(),
             settlements: Settlements::default(),
+            journal: Journal::default(),
+            staged: Staged::default(),
             ways: Ways::new(setup.exchange.workers(), inbox),
             paces: Paces::default(),
             exchange: setup.exchange,
@@ -258,13 +272,15 @@ impl Broker {
         self.has_many_deliveries()
             || self.settlements.len() >= CONGESTED_AT
             || self.ways.is_congested()
+            || self.journal.is_congested()
+            || self.staged.len() >= CONGESTED_AT
             || self.matching.is_congested()
     }
 
     /// Whether so many deliveries wait that no more should be made this turn. They wait for nobody but the deliver phase.
     #[must_use]
     pub fn has_many_deliveries(&self) -> bool {
-        self.deliveries.len() >= CONGESTED_AT
+        self.deliveries.len() + self.staged.in_turn() >= CONGESTED_AT
     }
 
     /// Whether deliveries wait, or what is done a part in each turn: matching, and what is left of sessions that have ended.
@@ -279,13 +295,14 @@ impl Broker {
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.
     pub fn take_outgoing(&mut self, worker: WorkerId) -> Outgoing {
-        self.ways.take(worker)
+        // What it causes there would be with the store before what caused it.
+        self.ways.take(worker, !self.journal.is_refused())
     }
 
     /// How many things would go to this worker now.
     #[must_use]
     pub fn outgoing(&self, worker: WorkerId) -> usize {
-        self.ways.ready(worker)
+        self.ways.ready(worker, !self.journal.is_refused())
     }
 
     /// Whether anything waits for credit of this worker.
@@ -347,6 +364,8 @@ impl Broker {
         self.routing.check_invariants();
         self.sessions.check_invariants(is_device);
         self.settlements.check_invariants();
+        self.journal.check_invariants();
+        self.staged.check_invariants();
         self.ways.check_invariants();
     }
 }

@@ -5,7 +5,7 @@
 //! and nobody waits for it again until it has caught up.
 
 use super::Broker;
-use super::settlement::{Part, Token};
+use super::inflight::Released;
 use crate::metrics::{Counters, Figure};
 use crate::time::Tick;
 
@@ -46,7 +46,7 @@ impl Broker {
         if self.paces.next.is_none_or(|next| next.is_after(drained)) {
             return;
         }
-        let mut settled: Vec<Token> = Vec::new();
+        let mut all = Vec::new();
         let mut next = None;
         for (session, generation) in std::mem::take(&mut self.paces.all) {
             if !self.sessions.is_current(session, generation) {
@@ -59,8 +59,9 @@ impl Broker {
             let due = if due.is_after(drained) {
                 due
             } else if pace.taken < window {
-                let dropped = inflight.drop_waiting(&mut settled);
-                counters.add(Figure::DroppedQueueFull, dropped as u64);
+                let mut released = Released::default();
+                inflight.drop_waiting(&mut released);
+                all.push((session, released));
                 counters.add(Figure::Stalled, 1);
                 continue;
             } else {
@@ -74,8 +75,8 @@ impl Broker {
             });
         }
         self.paces.next = next;
-        for token in settled {
-            self.settle(token, Part::Taken);
+        for (session, released) in all {
+            self.release(session, released, counters);
         }
     }
 }

@@ -53,6 +53,7 @@ impl Replay {
             identifiers,
             request: 0,
             token: NOTHING,
+            number: 0,
         }
     }
 }

@@ -215,6 +215,13 @@ impl Retained {
         }
     }
 
+    /// Keeps a message that an earlier process has left, before any other: whatever is published is later. `false`: there is no
+    /// room for it.
+    pub fn restore(&mut self, publication: &Arc<Publication>) -> bool {
+        debug_assert_eq!(publication.stamp, 0);
+        self.store(publication) == Set::Stored
+    }
+
     fn store(&mut self, publication: &Arc<Publication>) -> Set {
         let (topic, bytes) = (&*publication.topic, publication.bytes());
         let old = self.messages.get(topic).map(|kept| &*kept.publication);

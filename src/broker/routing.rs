@@ -5,16 +5,20 @@ use std::sync::Arc;
 use super::groups::{Groups, Member};
 use super::inbound::Ticket;
 use super::inflight::{Delivery, Identifiers, PendingSuback};
+use super::journal::Waiting;
 use super::lifecycle::Membership;
+use super::lifecycle::NO_KEY;
 use super::matching::merge;
 use super::retained::{Retained, Set};
 use super::settlement::{NOTHING, Owner, Part, Settled, Token};
+use super::staging::Prepared;
 use super::subscriptions::{Subscriber, Subscriptions};
 use super::{Bounds, Broker, RequestEnd};
 use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{Reason, topic};
 use crate::config::budget::FILTER_BYTES;
-use crate::link::{Choice, Exchange, Passed, Peer, Publication, SessionId, WorkerId};
+use crate::image::{self, Change};
+use crate::link::{Choice, Passed, Peer, Publication, SessionId, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 
@@ -71,21 +75,15 @@ impl Routing {
         }
     }
 
-    /// Keeps a retained message, or deletes its topic's. `false`: there is no room for it; nor is an older one kept then, which
-    /// would be told as the state of now.
-    fn retain(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> bool {
-        let set = self.retained.set(publication, exchange);
-        if set == Set::Full && !publication.payload.is_empty() {
-            self.retained.set(&Arc::new(publication.withdrawal()), exchange);
-        }
-        set != Set::Full
-    }
-
     /// The pool is told what filters take by now, beyond one short one for each of so many `sessions`: those are part of the
     /// sessions in the memory budget.
     pub(super) fn account(&mut self, sessions: usize) {
         let bytes = self.subscriptions.bytes() + self.groups.bytes() + self.membership_bytes;
         self.charge.set(bytes.saturating_sub(sessions * FILTER_BYTES as usize));
+    }
+
+    pub(super) fn note_joined(&mut self, group: &str) {
+        self.membership_bytes += membership_bytes(group);
     }
 
     pub(super) fn note_left(&mut self, group: &str) {
@@ -109,6 +107,7 @@ impl Broker {
         if publication.retain {
             publication.stamp = self.exchange.next_stamp(self.worker);
         }
+        publication.origin = self.settlements.origin(ticket.token());
         let publication = Arc::new(publication);
         let token = match ticket.token() {
             NOTHING if publication.retain => self.settlements.open(Owner::Nobody),
@@ -154,15 +153,18 @@ impl Broker {
             Peer::Credit(credit) => self.ways.handle_credit(from, credit),
             Peer::Taken { token, is_refused } => self.settle(token, Part::retained(!is_refused)),
             Peer::Withdraw { token, publication } => {
-                self.routing.retained.set(&publication, &self.exchange);
-                self.ways.answer(from, Peer::Taken { token, is_refused: false });
+                let own = self.settlements.open(Owner::Asker { worker: from, token });
+                self.withdraw_here(&publication, own);
+                self.settle(own, Part::Taken);
+            }
+            Peer::Commit { origin, token } => {
+                let own = self.settlements.open(Owner::Asker { worker: from, token });
+                self.commit(origin, own);
+                self.settle(own, Part::Taken);
             }
             Peer::Joined { member, waits } => {
                 let Some(session) = self.sessions.resolve(member) else { return };
-                let inflight = self.sessions[session].inflight.as_deref_mut();
-                if inflight.is_some_and(|inflight| inflight.handle_joined(waits)) {
-                    self.note_answerable(session);
-                }
+                self.handle_joined(session, waits);
             }
             about_group => self.handle_group(about_group),
         }
@@ -179,27 +181,44 @@ impl Broker {
                     self.ways.answer(worker, Peer::Taken { token, is_refused });
                 }
             }
+            (Owner::Asker { worker, token }, _) => self.ways.answer(worker, Peer::Taken { token, is_refused }),
             (owner, Some(publication)) => self.withdraw(owner, &publication),
-            (Owner::Publisher { session, packet }, None) => {
-                let reason = if is_refused { Reason::QUOTA_EXCEEDED } else { Reason::SUCCESS };
-                let Some(session) = self.sessions.resolve(session) else { return };
-                let is_online = self.sessions[session].is_online();
-                let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return };
-                if inflight.settle(packet, token, reason) {
-                    if is_online {
-                        self.note_answerable(session);
-                    } else {
-                        // Nobody is there to be told: what QoS 2 was taken is answered when it comes again.
-                        inflight.forget_answered();
-                        self.sessions.shed_empty_inflight(session);
-                    }
-                }
+            (Owner::Publisher { session, packet, origin: 0 }, None) => {
+                self.settle_received(session, packet, token, is_refused);
+            }
+            (Owner::Publisher { session, packet, origin }, None) => {
+                self.prepare(Prepared { session, packet, token, origin, is_refused });
             }
             (Owner::Request(request), None) => {
                 let end = if is_refused { RequestEnd::NotRetained } else { RequestEnd::Published };
                 self.requests.push((request, end));
             }
             (Owner::Nobody, None) => {}
+        }
+    }
+
+    /// What a device of this shard has published is with everybody, or was refused.
+    fn settle_received(&mut self, session: SessionId, packet: u16, token: Token, is_refused: bool) {
+        let reason = if is_refused { Reason::QUOTA_EXCEEDED } else { Reason::SUCCESS };
+        let Some(session) = self.sessions.resolve(session) else { return };
+        let is_online = self.sessions[session].is_online();
+        let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return };
+        if inflight.settle(packet, token, reason) {
+            if is_online {
+                self.note_answerable(session);
+            } else {
+                // Nobody is there to be told: what QoS 2 was taken is answered when it comes again.
+                inflight.forget_answered();
+                self.sessions.shed_empty_inflight(session);
+            }
+        }
+    }
+
+    /// Something has answered for which a SUBACK waits.
+    pub(super) fn handle_joined(&mut self, session: u32, waits: u32) {
+        let inflight = self.sessions[session].inflight.as_deref_mut();
+        if inflight.is_some_and(|inflight| inflight.handle_joined(waits)) {
+            self.note_answerable(session);
         }
     }
 
@@ -214,8 +233,48 @@ impl Broker {
                 self.ways.answer(worker, Peer::Withdraw { token, publication: Arc::clone(&deletion) });
             }
         }
-        self.routing.retained.set(&deletion, &self.exchange);
+        self.withdraw_here(&deletion, token);
         self.settle(token, Part::Refused);
+    }
+
+    /// This shard's part of a withdrawal.
+    fn withdraw_here(&mut self, deletion: &Arc<Publication>, token: Token) {
+        if self.set_retained(deletion).1 {
+            self.add_when_safe(token);
+        }
+    }
+
+    /// Keeps a retained message, or deletes its topic's; the home of the topic records it. Whether it was recorded.
+    fn set_retained(&mut self, publication: &Arc<Publication>) -> (Set, bool) {
+        let had_one = self.routing.retained.get(&publication.topic).is_some();
+        let set = self.routing.retained.set(publication, &self.exchange);
+        if !self.journal.is_on() || self.home.of(&publication.topic) != self.worker {
+            return (set, false);
+        }
+        match set {
+            Set::Stored => {
+                let image = self.journal.publication(publication);
+                self.journal.record(Change::Retained(image));
+            }
+            Set::Deleted if had_one => {
+                self.journal.record(Change::Unretained { topic: publication.topic.clone() });
+            }
+            Set::Deleted | Set::Stale | Set::Full => return (set, false),
+        }
+        (set, true)
+    }
+
+    /// Keeps a retained message, or deletes its topic's. `false`: there is no room for it; nor is an older one kept then, which
+    /// would be told as the state of now.
+    fn retain(&mut self, publication: &Arc<Publication>, token: Token) -> bool {
+        let (set, mut is_recorded) = self.set_retained(publication);
+        if set == Set::Full && !publication.payload.is_empty() {
+            is_recorded |= self.set_retained(&Arc::new(publication.withdrawal())).1;
+        }
+        if is_recorded {
+            self.add_when_safe(token);
+        }
+        set != Set::Full
     }
 
     /// Something said to one device on behalf of its owner, under a subscription that it has. `request`: waits for the
@@ -224,7 +283,10 @@ impl Broker {
         let mut identifiers = Identifiers::None;
         identifiers.push(subscriber.identifier);
         let qos = publication.qos.min(subscriber.qos());
-        self.push(session, Delivery { publication, qos, retain: false, identifiers, request, token: NOTHING });
+        self.push(
+            session,
+            Delivery { publication, qos, retain: false, identifiers, request, token: NOTHING, number: 0 },
+        );
     }
 
     /// The subscription under which a session would be told of a topic.
@@ -236,14 +298,19 @@ impl Broker {
     /// Keeps what is to be retained, and makes a delivery for every subscriber here, perhaps not in this turn: then the settlement
     /// has one part more. `false`: it could not be retained.
     fn route(&mut self, publication: &Arc<Publication>, token: Token, counters: &mut Counters) -> bool {
-        let is_kept = !publication.retain || self.routing.retain(publication, &self.exchange);
+        let is_kept = !publication.retain || self.retain(publication, token);
         counters.add(Figure::RetainedRefused, u64::from(!is_kept));
         self.match_publication(publication, token);
         is_kept
     }
 
+    /// A delivery was made: it is delivered, or kept, in the deliver phase. One of QoS 2 that may come again after a crash waits
+    /// until it will not.
     pub(super) fn push(&mut self, session: u32, delivery: Delivery) {
         self.settlements.add(delivery.token);
+        if delivery.qos == 2 && delivery.publication.origin != 0 && delivery.number == 0 {
+            return self.stage(session, delivery);
+        }
         self.deliveries.push(session, self.sessions[session].generation, delivery);
     }
 
@@ -314,7 +381,11 @@ impl Broker {
                 }
                 self.settle(token, Part::Taken);
             }
-            Peer::Credit(_) | Peer::Taken { .. } | Peer::Withdraw { .. } | Peer::Joined { .. } => {
+            Peer::Credit(_)
+            | Peer::Taken { .. }
+            | Peer::Withdraw { .. }
+            | Peer::Commit { .. }
+            | Peer::Joined { .. } => {
                 unreachable!("not for a group's home")
             }
         }
@@ -355,6 +426,7 @@ impl Broker {
         let subscriber = Subscriber { session, identifier, options: options_byte };
         let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
         self.note_wants();
+        self.record_subscribed(session, filter, options_byte, identifier);
         // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11]. What an earlier packet has asked for is still owed.
         let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
         if wants_retained && !self.routing.retained.is_empty() {
@@ -379,6 +451,10 @@ impl Broker {
             self.routing.subscriptions.unsubscribe(session, filter)
         };
         self.note_wants();
+        let key = self.sessions[session].key;
+        if gone && key != NO_KEY {
+            self.journal.record(Change::Unsubscribed { session: key, filter: filter.into() });
+        }
         if gone { Unsubscribed::Removed } else { Unsubscribed::NoSuch }
     }
 
@@ -435,16 +511,33 @@ impl Broker {
         let known = groups.iter().position(|membership| *membership.group == *filter);
         let place = known.unwrap_or_else(|| {
             groups.push(Membership { group: filter.into(), options, identifier });
-            self.routing.membership_bytes += membership_bytes(filter);
+            self.routing.note_joined(filter);
             groups.len() - 1
         });
         (groups[place].options, groups[place].identifier) = (options, identifier);
         let group = Arc::clone(&groups[place].group);
         let is_here = self.home.of(&group) == self.worker;
         let waits = pending.waits;
+        self.record_subscribed(session, filter, options, identifier);
         self.tell_group(Peer::Join { group, member, options, identifier, is_online, waits });
         pending.homes += usize::from(!is_here);
         Granted::Subscribed
+    }
+
+    fn record_subscribed(&mut self, session: u32, filter: &str, options: u8, identifier: u32) {
+        let key = self.sessions[session].key;
+        if key != NO_KEY {
+            let subscription = image::Subscription { filter: filter.into(), options, identifier };
+            self.journal.record(Change::Subscribed { session: key, subscription });
+        }
+    }
+
+    /// SUBACK waits, beside the homes of groups, until the subscriptions are safe.
+    pub fn expect_subscribed(&mut self, session: u32, pending: &mut PendingSuback) {
+        if self.sessions[session].key != NO_KEY {
+            let waiting = Waiting::Suback { session: self.id(session), waits: pending.waits };
+            pending.homes += usize::from(self.journal.wait(waiting).is_none());
+        }
     }
 
     fn leave(&mut self, session: u32, filter: &str) -> bool {

@@ -27,9 +27,16 @@ pub(super) const NOTHING: Token = 0;
 #[derive(Clone, Debug)]
 pub(super) enum Owner {
     /// A device of this shard, under its packet identifier.
-    Publisher { session: SessionId, packet: u16 },
+    Publisher {
+        session: SessionId,
+        packet: u16,
+        /// See [`Publication::origin`].
+        origin: u64,
+    },
     /// A request of the API.
     Request(u64),
+    /// Another shard, under its number: it has asked for something that is not a message with credit.
+    Asker { worker: WorkerId, token: Token },
     /// Nobody: a will, or a retained message with QoS 0.
     Nobody,
     /// The shard that passed it on: its credit comes back, and its own settlement has one part less.
@@ -91,6 +98,14 @@ impl Settlements {
     pub(super) fn open(&mut self, owner: Owner) -> Token {
         self.open.insert(Settlement { owner, parts: 1, is_refused: false, is_retained: true, retained: None }) as Token
             + 1
+    }
+
+    /// See [`Publication::origin`]: of what this one's owner publishes.
+    pub(super) fn origin(&mut self, token: Token) -> u64 {
+        match self.get(token).map(|settlement| &settlement.owner) {
+            Some(&Owner::Publisher { origin, .. }) => origin,
+            _ => 0,
+        }
     }
 
     /// Remembers a message that is to be withdrawn should it be refused.

@@ -3,8 +3,10 @@
 //! quality; late and split deliveries between shards. A seed replays a run.
 
 mod congestion;
+mod crash;
 mod device;
 mod model;
+mod store;
 
 use super::*;
 use crate::codec::mqtt::{self, Options, Packet, QoS};

@@ -101,11 +101,12 @@ impl Ways {
         free.bytes += bytes;
     }
 
-    /// How many things would go to this worker now: answers, and messages that have credit.
-    pub(super) fn ready(&self, worker: WorkerId) -> usize {
+    /// How many things would go to this worker now: answers, and messages that have credit, if any may be passed on.
+    pub(super) fn ready(&self, worker: WorkerId, may_pass: bool) -> usize {
         let way = &self.all[worker.index()];
         let windows = way.waiting.iter().zip(&way.windows);
-        let passed: usize = windows.map(|(waiting, window)| if window.is_open() { waiting.len() } else { 0 }).sum();
+        let passed: usize =
+            windows.map(|(waiting, window)| if may_pass && window.is_open() { waiting.len() } else { 0 }).sum();
         way.answers.len() + passed + usize::from(way.free.iter().any(|free| self.is_told(free)))
     }
 
@@ -115,8 +116,8 @@ impl Ways {
         free.messages >= self.max.messages.div_ceil(TOLD_AT) || free.bytes >= self.max.bytes.div_ceil(TOLD_AT)
     }
 
-    /// What goes to this worker now.
-    pub(super) fn take(&mut self, worker: WorkerId) -> Outgoing {
+    /// What goes to this worker now. `may_pass`: messages too.
+    pub(super) fn take(&mut self, worker: WorkerId, may_pass: bool) -> Outgoing {
         let is_told = self.all[worker.index()].free.iter().any(|free| self.is_told(free));
         let way = &mut self.all[worker.index()];
         let mut outgoing = Outgoing { answers: std::mem::take(&mut way.answers), passed: Vec::new() };
@@ -124,7 +125,8 @@ impl Ways {
             outgoing.answers.push(Peer::Credit(std::mem::take(&mut way.free)));
         }
         for (waiting, window) in way.waiting.iter_mut().zip(&mut way.windows) {
-            while window.is_open()
+            while may_pass
+                && window.is_open()
                 && let Some(passed) = waiting.pop_front()
             {
                 let bytes = passed.publication.bytes();
@@ -192,12 +194,12 @@ mod tests {
     fn what_has_no_credit_waits_in_order_and_goes_with_it() {
         let mut ways = Ways::new(2, Credit { messages: 16, bytes: 1 << 20 });
         (0..10).for_each(|_| ways.pass(THERE, passed(10)));
-        assert_eq!(ways.take(THERE).passed.len(), 8, "half of the inbox is for each class");
-        assert!(ways.take(THERE).is_empty() && ways.waits_for(THERE) && !ways.is_congested());
+        assert_eq!(ways.take(THERE, true).passed.len(), 8, "half of the inbox is for each class");
+        assert!(ways.take(THERE, true).is_empty() && ways.waits_for(THERE) && !ways.is_congested());
         (0..6).for_each(|_| ways.pass(THERE, passed(10)));
         assert!(ways.is_congested());
         ways.handle_credit(THERE, [Credit { messages: 2, bytes: 20 }, Credit::default()]);
-        assert_eq!(ways.take(THERE).passed.len(), 2);
+        assert_eq!(ways.take(THERE, true).passed.len(), 2);
         ways.check_invariants();
     }
 
@@ -212,11 +214,11 @@ mod tests {
             (0..50).for_each(|_| here.pass(THERE, passed(length)));
             let mut arrived = 0;
             for _ in 0..200 {
-                for passed in here.take(THERE).passed {
+                for passed in here.take(THERE, true).passed {
                     arrived += 1;
                     there.free(WorkerId(0), passed.class(), passed.publication.bytes());
                 }
-                for answer in there.take(WorkerId(0)).answers {
+                for answer in there.take(WorkerId(0), true).answers {
                     let Peer::Credit(credit) = answer else { panic!("{answer:?}") };
                     here.handle_credit(THERE, credit);
                 }

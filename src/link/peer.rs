@@ -108,6 +108,14 @@ pub enum Peer {
         /// The published message, shared by all who get it.
         publication: Arc<Publication>,
     },
+    /// What was published under this origin is known as received, whatever happens: it may be sent. Answered by [`Peer::Taken`],
+    /// when it is with everybody whom it is for.
+    Commit {
+        /// See [`Publication::origin`].
+        origin: u64,
+        /// The number that the answer carries.
+        token: u32,
+    },
     /// To a group's home: this session is a member from now on, or asks for it in another way than before.
     Join {
         /// The group, as `$share/NAME/FILTER`.
@@ -165,6 +173,8 @@ pub struct Exchange {
     stamps: AtomicU64,
     /// By worker: its latest stamp, or [`ISSUING`].
     issued: Box<[AtomicU64]>,
+    /// The latest key that was given out.
+    keys: AtomicU64,
 }
 
 /// The low bits of a stamp are the worker that it was given to.
@@ -178,7 +188,7 @@ impl Exchange {
     pub fn new(workers: u16) -> Self {
         let wants = std::iter::repeat_with(AtomicBool::default).take(usize::from(workers)).collect();
         let issued = std::iter::repeat_with(AtomicU64::default).take(usize::from(workers)).collect();
-        Self { wants, stamps: AtomicU64::new(0), issued }
+        Self { wants, stamps: AtomicU64::new(0), issued, keys: AtomicU64::new(0) }
     }
 
     /// Says whether anybody in this worker's shard has subscribed to anything. To be said before a subscriber hears
@@ -197,6 +207,16 @@ impl Exchange {
     #[must_use]
     pub fn workers(&self) -> u16 {
         self.wants.len() as u16
+    }
+
+    /// A number that was never given out, of which the store may tell again: for a session, or for a message that was received.
+    pub fn next_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// This key was given out before, by an earlier process.
+    pub fn note_key(&self, key: u64) {
+        self.keys.fetch_max(key, Ordering::Relaxed);
     }
 
     /// The next place in the order of retained messages, never 0, for a message that this worker publishes and sends to

@@ -35,6 +35,9 @@ pub struct Publication {
     pub expires: Option<Moment>,
     /// Its place among all retained messages of the process; 0 where it is not one.
     pub stamp: u64,
+    /// Under which number its publisher's shard has recorded that it was received and not answered: a message of QoS 2 of a session
+    /// that outlives its connection. 0: it is not one.
+    pub origin: u64,
     /// Of which device it is, for its share of what is retained: a keyed hash of its id, as [`super::Home`] has it. 0: of none.
     pub owner: u32,
     /// The session that published it, for No Local. `None`: the owner, or a device that has gone since.
@@ -53,6 +56,7 @@ impl Publication {
             properties: Box::default(),
             expires: None,
             stamp: 0,
+            origin: 0,
             owner: 0,
             publisher: None,
         }

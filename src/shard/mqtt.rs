@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::Shard;
-use crate::broker::{DueWill, RequestEnd, Ticket};
+use crate::broker::{DueWill, Recording, RequestEnd, Ticket};
 use crate::codec::mqtt::topic;
 use crate::config::Protocol;
 use crate::connection::Connection;
-use crate::link::{CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Peer, Publication, Uplink, WorkerId};
+use crate::image;
+use crate::link::{
+    ChangeMark, Changes, CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Peer, Publication, Uplink, WorkerId,
+};
 use crate::metrics::Figure;
 use crate::time::{Moment, Tick};
 
@@ -92,6 +95,39 @@ impl Shard {
     #[must_use]
     pub fn waits_for(&self, worker: WorkerId) -> bool {
         self.broker.waits_for(worker)
+    }
+
+    // --- The store --------------------------------------------------------------------------------------------------
+
+    /// From now on what must outlive the process is said.
+    pub fn begin_recording(&mut self, recording: Recording) {
+        self.broker.begin_recording(recording);
+    }
+
+    /// A session that an earlier process has left: see [`Broker::restore`](crate::broker::Broker::restore).
+    pub fn restore(&mut self, session: image::Session, now: Moment) {
+        self.broker.restore(session, now);
+    }
+
+    /// A retained message that an earlier process has left.
+    pub fn restore_retained(&mut self, publication: image::Publication, now: Moment) {
+        self.broker.restore_retained(publication, now);
+    }
+
+    /// Whether something has changed that the store was not told.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        self.broker.has_changes()
+    }
+
+    /// Offers what has changed to the store: see [`Broker::hand_over`](crate::broker::Broker::hand_over).
+    pub fn hand_over(&mut self, keep: impl FnOnce(Changes) -> Result<(), Changes>) {
+        self.broker.hand_over(keep);
+    }
+
+    /// So many changes are safe.
+    pub fn handle_safe(&mut self, mark: ChangeMark) {
+        self.broker.handle_safe(mark);
     }
 
     // --- Commands ---------------------------------------------------------------------------------------------------

@@ -75,10 +75,9 @@ impl<I: Io> Turn<I> {
                 self.drain.get_or_insert(Drain::new(now, window, connections));
             }
             Command::Authenticated { connection, answer } => self.shard.handle_authenticated(connection, answer, now),
-            // Nothing in a shard waits for its changes yet.
-            Command::Safe { .. } => {}
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
+            Command::Safe { mark } => self.shard.handle_safe(mark),
             Command::Peers { from, answers } => self.shard.handle_peers(from, answers),
         }
     }
@@ -109,6 +108,16 @@ impl<I: Io> Turn<I> {
     pub(super) fn deliver(&mut self, now: Moment) {
         self.has_worked |= self.shard.has_deliveries();
         self.shard.deliver(now);
+    }
+
+    /// What must outlive the process goes to the store, before other shards are told what it causes there.
+    pub(super) fn hand_over(&mut self) {
+        if self.shard.has_changes() {
+            let io = &mut self.io;
+            self.shard.hand_over(|changes| io.keep(changes));
+            // What the store does not take is offered again: that is no work.
+            self.has_worked |= !self.shard.has_changes();
+        }
     }
 
     /// What was published here and is wanted elsewhere goes there, as far as there is credit; and so do answers. At once, if

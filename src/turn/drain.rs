@@ -60,7 +60,7 @@ impl<I: Io> Turn<I> {
     /// Whether everybody is gone, or has had all the time that there is.
     pub(super) fn is_drained(&self, now: Moment) -> bool {
         self.drain.as_ref().is_some_and(|drain| {
-            let done = self.shard.is_empty() && !self.todo.uplink;
+            let done = self.shard.is_empty() && !self.todo.uplink && !self.shard.has_changes();
             done || now.since(drain.began) > drain.window + LAST_BYTES
         })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{AdmissionLimits, Phase};
 use crate::connection::ListenerSettings;
-use crate::link::{Command, ConnectionId, ListenerId, Outgoing, Passed, Refusal, Uplink, WorkerId};
+use crate::link::{Changes, Command, ConnectionId, ListenerId, Outgoing, Passed, Refusal, Uplink, WorkerId};
 use crate::metrics::Counters;
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -120,6 +120,13 @@ pub trait Io {
     fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing);
     /// Sends events to the control plane from the front, as far as it takes them. `true`: all went.
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool;
+    /// Hands to the store what has changed, in order. [`Command::Safe`] says when it is safe. Never called where nothing is recorded.
+    ///
+    /// # Errors
+    /// It has no room now: the changes come back, to be handed over again.
+    fn keep(&mut self, changes: Changes) -> Result<(), Changes> {
+        Err(changes)
+    }
     /// What holds from now on, if that has changed since it was asked for last.
     fn take_policy(&mut self) -> Option<NewPolicy> {
         None

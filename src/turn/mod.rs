@@ -268,6 +268,7 @@ impl<I: Io> Turn<I> {
         self.drain(now);
         self.end_phase(Phase::Drain);
         self.deliver(now);
+        self.hand_over();
         self.tell_peers(now);
         self.end_phase(Phase::Deliver);
         self.flush(now);
@@ -343,6 +344,7 @@ impl<I: Io> Turn<I> {
             || !self.broadcasts.is_empty()
             || self.todo.listeners.iter().any(|listener| listener.is_starved)
             || self.io.has_handoffs()
+            || self.shard.has_changes()
     }
 
     /// The loop is late by what has passed since its earliest deadline when it woke, or by the length of its turn.
@@ -406,6 +408,7 @@ impl<I: Io> Turn<I> {
 
     fn flush_events(&mut self, woken: Moment) {
         self.has_worked |= self.drain.is_some();
+        self.hand_over();
         self.todo.uplink = !self.io.send_up(self.shard.uplink());
         self.addressed = self.shard.uplink().len();
         self.shard.resume_paused();

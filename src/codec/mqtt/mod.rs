@@ -59,6 +59,29 @@ pub enum Version {
     V5,
 }
 
+impl Version {
+    /// The protocol level in CONNECT.
+    #[must_use]
+    pub const fn level(self) -> u8 {
+        match self {
+            Version::V31 => 3,
+            Version::V311 => 4,
+            Version::V5 => 5,
+        }
+    }
+
+    /// The version with this protocol level.
+    #[must_use]
+    pub const fn of_level(level: u8) -> Option<Self> {
+        match level {
+            3 => Some(Version::V31),
+            4 => Some(Version::V311),
+            5 => Some(Version::V5),
+            _ => None,
+        }
+    }
+}
+
 /// Quality of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]

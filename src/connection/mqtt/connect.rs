@@ -4,7 +4,7 @@ use super::super::transport::OpenConnection;
 use super::super::{Naming, Phase, Step, Termination};
 use super::grant::METHOD;
 use super::{PacketOutcome, publish};
-use crate::broker::{ALIASES_MAX, Arrival, Profile, Will};
+use crate::broker::{ALIASES_MAX, Arrival, Attached, Profile, Will};
 use crate::codec::mqtt::{
     self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version, topic,
 };
@@ -170,8 +170,8 @@ impl OpenConnection<'_, '_> {
         }
         let arrival =
             Arrival { connection: self.id.index, device: self.device, clean_start: connect.clean_start, profile, will };
-        let attached = self.cx.broker.attach(arrival, self.cx.now);
-        if let Some(due_will) = attached.due_will {
+        let mut attached = self.cx.broker.attach(arrival, self.cx.now);
+        if let Some(due_will) = attached.due_will.take() {
             self.cx.due_wills.push(due_will);
         }
         self.end_forbidden_subscriptions(attached.session, mqtt);
@@ -188,7 +188,16 @@ impl OpenConnection<'_, '_> {
             let what = "the device takes no packet as long as its CONNACK [v5 MQTT-3.1.2-24]";
             return Err(Termination::because(CloseReason::ProtocolError, what));
         }
+        self.hold_connack(&attached, start);
         Ok(PacketOutcome::Consumed)
+    }
+
+    /// What stands behind `start` is said when it is safe.
+    fn hold_connack(&mut self, attached: &Attached, start: usize) {
+        if !attached.is_safe {
+            let connack = self.cx.plain.split_off(start);
+            self.cx.broker.hold_greeting(attached.session, connack);
+        }
     }
 
     /// CONNACK tells what differs from what was asked for, and every bound that is not the protocol's own.
@@ -240,6 +249,13 @@ impl OpenConnection<'_, '_> {
         {
             refuse_pending(saved, reason.for_connack(), self.cx.plain);
         }
+    }
+}
+
+impl OpenConnection<'_, '_> {
+    /// The end has come before CONNACK was said.
+    pub(super) fn refuse_ungreeted(&mut self, version: Version, reason: Reason) {
+        encode_refusal(version, reason.for_connack(), self.cx.plain);
     }
 }
 

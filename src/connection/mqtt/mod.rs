@@ -16,7 +16,7 @@ mod subscribe;
 
 use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step, Termination};
-use crate::broker::WrongAck;
+use crate::broker::{Said, WrongAck};
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Outcome, Uplink};
@@ -65,6 +65,11 @@ impl OpenConnection<'_, '_> {
                 _ => unreachable!("{} came through before CONNECT", packet.name()),
             };
         };
+        if self.cx.broker.is_ungreeted(session) {
+            // It hears CONNACK first, when that is true.
+            self.cx.broker.hold(session);
+            return Ok(PacketOutcome::Deferred(Step::Held));
+        }
         match packet {
             Packet::Publish(publish) => return self.handle_publish(session, publish, mqtt),
             Packet::Puback(ack) => self.handle_puback(session, ack)?,
@@ -118,7 +123,7 @@ impl OpenConnection<'_, '_> {
         }
         // [MQTT-4.3.3-1]; for what is not known v5 has a reason code (3.6.2.1).
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
-        self.encode(session, &Packet::Pubrel(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+        self.say(session, Said { packet: ack.packet_id, reason, is_pubrel: true });
         Ok(())
     }
 
@@ -132,8 +137,20 @@ impl OpenConnection<'_, '_> {
         let known = self.cx.broker.handle_pubrel(session, ack.packet_id);
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREL for a message that PUBREC was not said of"))?;
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
-        self.encode(session, &Packet::Pubcomp(Ack { packet_id: ack.packet_id, reason, properties: Properties::EMPTY }));
+        self.say(session, Said { packet: ack.packet_id, reason, is_pubrel: false });
         Ok(())
+    }
+
+    /// The second half of an exchange of QoS 2, now or when what it says is safe.
+    fn say(&mut self, session: u32, said: Said) {
+        if let Some(said) = self.cx.broker.say_when_safe(session, said) {
+            self.encode_said(session, said);
+        }
+    }
+
+    pub(super) fn encode_said(&mut self, session: u32, said: Said) {
+        let ack = Ack { packet_id: said.packet, reason: said.reason, properties: Properties::EMPTY };
+        self.encode(session, &if said.is_pubrel { Packet::Pubrel(ack) } else { Packet::Pubcomp(ack) });
     }
 
     // --- Ends -------------------------------------------------------------------------------------------------------
@@ -161,6 +178,9 @@ impl OpenConnection<'_, '_> {
         let Some(session) = self.session() else { return self.refuse_waiting(termination) };
         let profile = *self.cx.broker.profile(session);
         let Some(reason) = termination.code.map(Reason).or_else(|| reason_of(termination.reason)) else { return };
+        if self.cx.broker.is_ungreeted(session) {
+            return self.refuse_ungreeted(profile.version, reason);
+        }
         if profile.version == Version::V5 {
             self.encode(session, &Packet::Disconnect(Disconnect { reason, properties: Properties::EMPTY }));
         }

@@ -27,8 +27,14 @@ impl Connection {
         assert!(self.is_device());
         let mut open = self.as_open(settings, cx);
         if let Some(session) = open.session() {
+            if let Some(connack) = open.cx.broker.take_greeting(session) {
+                open.cx.plain.extend_from_slice(&connack);
+            }
             open.encode_answers(session)?;
             open.say_suback(session);
+            while let Some(said) = open.cx.broker.next_said(session) {
+                open.encode_said(session, said);
+            }
         }
         open.seal_plain()
     }

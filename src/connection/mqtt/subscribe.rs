@@ -32,7 +32,8 @@ impl OpenConnection<'_, '_> {
             let code = self.subscribe(session, filter, options, identifier, mqtt, &mut pending);
             pending.codes.push(code.0);
         }
-        // What is published behind SUBACK reaches every group: it waits until their homes know.
+        // What is published behind SUBACK reaches the device, and every group: it waits until it is safe, and their homes know.
+        self.cx.broker.expect_subscribed(session, &mut pending);
         if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.end_filters(session, pending) {
             self.encode_suback(session, packet, &codes);
         }

@@ -1,0 +1,558 @@
+//! Sessions of several shards over a model store that keeps only what was committed: the process ends at any commit, and the
+//! next one begins with what there is, with another number of shards. Every message that a publisher was told of reaches every
+//! subscriber; at QoS 2 once, and in the order in which they were published.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::store::ModelStore;
+use super::*;
+use crate::codec::mqtt::{self, Options, QoS};
+use crate::link::{CloseReason, Refusal};
+use crate::time::{TICK_MICROS, Timeline};
+
+const CLIENTS: usize = 5;
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+/// Each is published to by one client alone.
+const KEPT: [&str; CLIENTS] = ["kept/0", "kept/1", "kept/2", "kept/3", "kept/4"];
+
+/// A message on its way from a client.
+#[derive(Clone)]
+struct Out {
+    packet: u16,
+    number: u32,
+    qos: u8,
+    topic: &'static str,
+    /// It went on this connection.
+    is_sent: bool,
+    /// It went before.
+    is_dup: bool,
+    /// PUBREC has come.
+    is_received: bool,
+}
+
+/// A client that keeps its session, and never forgets what it must send again.
+#[derive(Default)]
+struct Client {
+    name: String,
+    /// Its shard and slot.
+    connection: Option<(usize, u32)>,
+    is_greeted: bool,
+    was_greeted: bool,
+    has_subscribed: bool,
+    next_packet: u16,
+    out: VecDeque<Out>,
+    acknowledged: BTreeSet<u32>,
+    /// Messages of QoS 2 whose PUBREL has not come.
+    open: HashSet<u16>,
+    got: Vec<u32>,
+}
+
+/// What was published under a number.
+struct Published {
+    by: usize,
+    topic: &'static str,
+    qos: u8,
+    /// Clients that had subscribed by then.
+    owed: Vec<usize>,
+}
+
+struct World {
+    seed: u64,
+    random: fastrand::Rng,
+    /// The clock on the wall, in milliseconds.
+    wall_ms: i64,
+    now: Moment,
+    store: ModelStore,
+    home: Home,
+    shards: Vec<Broker>,
+    ways: HashMap<(usize, usize), (VecDeque<Peer>, VecDeque<Passed>)>,
+    slots: u32,
+    clients: Vec<Client>,
+    published: BTreeMap<u32, Published>,
+    counters: Counters,
+    crashes: u32,
+}
+
+fn budget<'a>(out: &'a mut Vec<u8>, turn_bytes: usize, now: Moment, counters: &'a mut Counters) -> SendBudget<'a> {
+    SendBudget { out, unsent: 0, turn_bytes, now, counters }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let clients = (0..CLIENTS).map(|number| Client { name: format!("client {number}"), ..Client::default() });
+        let mut world = Self {
+            seed,
+            random: fastrand::Rng::with_seed(seed),
+            wall_ms: 1_700_000_000_000,
+            now: Moment::default(),
+            store: ModelStore::default(),
+            home: Home::new([9; 16], 1),
+            shards: Vec::new(),
+            ways: HashMap::new(),
+            slots: 0,
+            clients: clients.collect(),
+            published: BTreeMap::new(),
+            counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
+            crashes: 0,
+        };
+        world.begin();
+        world
+    }
+
+    // --- The process ------------------------------------------------------------------------------------------------
+
+    /// A process begins with what the store has.
+    fn begin(&mut self) {
+        let workers = self.random.u16(1..=3);
+        self.home = Home::new([self.random.u8(..); 16], workers);
+        self.now = Moment::from_micros(self.random.u64(1..100) * TICK_MICROS);
+        let timeline = Timeline::from_unix_micros(self.wall_ms * 1_000 - self.now.micros() as i64);
+        let exchange = Arc::new(Exchange::new(workers));
+        exchange.note_key(self.store.largest_key());
+        let bounds = Bounds {
+            away: 100,
+            inflight: 4,
+            messages: 1_000,
+            bytes: 1 << 20,
+            subscriptions: 100,
+            retained_messages: 100,
+            retained_bytes: 1 << 20,
+            pool_bytes: 1 << 28,
+            inbox_messages: 16,
+        };
+        let (home, now, key) = (self.home, self.now, self.seed);
+        self.shards = (0..workers)
+            .map(|worker| {
+                let exchange = Arc::clone(&exchange);
+                let mut shard =
+                    Broker::new(Setup { worker: WorkerId(worker), home, exchange, bounds, key }, now.tick());
+                shard.begin_recording(Recording { timeline, listeners: ["l".into()].into() });
+                shard
+            })
+            .collect();
+        let (sessions, retained) = self.store.load();
+        for session in sessions {
+            self.shards[home.of(&session.head.name).index()].restore(session, now);
+        }
+        for publication in retained {
+            self.shards.iter_mut().for_each(|shard| shard.restore_retained(publication.clone(), now));
+        }
+        for (client, topic) in self.clients.iter().zip(KEPT) {
+            let told = |number: &&u32| self.published[number].topic == topic;
+            let Some(&told) = client.acknowledged.iter().rfind(told) else { continue };
+            let kept = self.shards.iter().map(|shard| shard.routing.retained.get(topic));
+            kept.for_each(|kept| assert!(kept.is_some_and(|kept| message_of(&kept.payload) >= told), "{topic}"));
+        }
+        self.check();
+    }
+
+    /// The process is no more, nor is whatever was not committed.
+    fn crash(&mut self) {
+        self.crashes += 1;
+        self.store.crash();
+        self.ways.clear();
+        self.wall_ms += self.random.i64(1..5_000);
+        self.clients.iter_mut().for_each(Client::lose_connection);
+        self.begin();
+    }
+
+    /// Some of what waits is committed at once, and told.
+    fn commit(&mut self) {
+        let batches = self.random.usize(1..6);
+        for (worker, mark) in self.store.commit(batches) {
+            self.shards[worker.index()].handle_safe(mark);
+        }
+    }
+
+    // --- Clients ----------------------------------------------------------------------------------------------------
+
+    fn connect(&mut self, number: usize) {
+        self.disconnect(number);
+        let worker = self.home.of(&self.clients[number].name).index();
+        self.slots += 1;
+        let client = &mut self.clients[number];
+        let profile = Profile {
+            version: mqtt::Version::V5,
+            listener: ListenerId(0),
+            keep_alive_s: 0,
+            expiry_s: u32::MAX,
+            receive_maximum: 3,
+            packet_maximum: u32::MAX,
+            alias_maximum: 0,
+        };
+        let arrival = Arrival { connection: self.slots, device: &client.name, clean_start: false, profile, will: None };
+        let attached = self.shards[worker].attach(arrival, self.now);
+        assert!(attached.was_present || !client.was_greeted, "{}: its session is gone", client.name);
+        assert!(!attached.is_safe, "CONNACK waits for the store");
+        self.shards[worker].hold_greeting(attached.session, Vec::new());
+        client.connection = Some((worker, self.slots));
+    }
+
+    fn disconnect(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        let Some((worker, slot)) = client.connection else { return };
+        client.lose_connection();
+        let due_will = self.shards[worker].detach(slot, &client.name, true, self.now, &mut self.counters);
+        assert!(due_will.is_none());
+    }
+
+    /// The shard and the session of a client that may speak.
+    fn session(&self, number: usize) -> Option<(usize, u32)> {
+        let (worker, slot) = self.clients[number].connection.filter(|_| self.clients[number].is_greeted)?;
+        Some((worker, self.shards[worker].of(slot)?))
+    }
+
+    fn publish(&mut self, number: usize) {
+        let client = &mut self.clients[number];
+        if client.out.len() >= 4 || !client.has_subscribed {
+            return;
+        }
+        let (topic, qos) = if self.random.u8(..6) == 0 {
+            (KEPT[number], 1)
+        } else {
+            (TOPICS[self.random.usize(..TOPICS.len())], self.random.u8(1..=2))
+        };
+        let message = self.published.len() as u32 + 1;
+        let owed = (0..CLIENTS).filter(|&one| self.clients[one].has_subscribed && TOPICS.contains(&topic)).collect();
+        self.published.insert(message, Published { by: number, topic, qos, owed });
+        let client = &mut self.clients[number];
+        client.next_packet += 1;
+        client.out.push_back(Out {
+            packet: client.next_packet,
+            number: message,
+            qos,
+            topic,
+            is_sent: false,
+            is_dup: false,
+            is_received: false,
+        });
+        self.speak(number);
+    }
+
+    /// The client sends what it has not sent on this connection, in order.
+    fn speak(&mut self, number: usize) {
+        let Some((worker, session)) = self.session(number) else { return };
+        if !self.clients[number].has_subscribed {
+            self.subscribe(number, worker, session);
+        }
+        while let Some(place) = self.clients[number].out.iter().position(|out| !out.is_sent) {
+            let out = self.clients[number].out[place].clone();
+            let shard = &mut self.shards[worker];
+            if !out.is_received && (shard.is_congested() || shard.hold(session)) {
+                return;
+            }
+            self.clients[number].out[place].is_sent = true;
+            if out.is_received {
+                self.release(number, worker, session, out.packet);
+            } else {
+                self.send(number, worker, session, &out);
+            }
+        }
+    }
+
+    /// SUBACK comes when it is safe: until then it may be void.
+    fn subscribe(&mut self, number: usize, worker: usize, session: u32) {
+        let shard = &mut self.shards[worker];
+        let Some(mut pending) = shard.begin_filters(session, 1) else { return };
+        for topic in TOPICS {
+            let options = Options::plain(QoS::ExactlyOnce);
+            let granted = shard.subscribe(session, topic, options, number as u32 + 1, &mut pending);
+            assert_eq!(granted, Granted::Subscribed);
+        }
+        shard.expect_subscribed(session, &mut pending);
+        assert!(shard.end_filters(session, pending).is_none(), "SUBACK waits for the store");
+    }
+
+    fn send(&mut self, number: usize, worker: usize, session: u32, out: &Out) {
+        let shard = &mut self.shards[worker];
+        self.clients[number].out.iter_mut().filter(|one| one.packet == out.packet).for_each(|one| one.is_dup = true);
+        if (out.qos == 2 || out.is_dup)
+            && let Some(known) = shard.receiving(session, out.packet, out.qos)
+        {
+            shard.receive_again(session, out.packet, out.qos);
+            if known == Known::Answered {
+                self.hear_answer(number, worker, session, out.packet, out.qos);
+            }
+            return;
+        }
+        let ticket = shard.receive(session, out.packet, out.qos);
+        let publication = Publication {
+            retain: out.topic.starts_with("kept"),
+            publisher: Some(shard.id(session)),
+            ..Publication::plain(out.topic, Bytes::from(out.number.to_be_bytes().to_vec()), out.qos)
+        };
+        shard.publish(publication, ticket, &mut self.counters);
+    }
+
+    fn hear_answer(&mut self, number: usize, worker: usize, session: u32, packet: u16, qos: u8) {
+        let client = &mut self.clients[number];
+        let place = client.out.iter().position(|out| out.packet == packet).expect("what is answered was sent");
+        client.acknowledged.insert(client.out[place].number);
+        if qos == 1 {
+            client.out.remove(place);
+        } else {
+            client.out[place].is_received = true;
+            self.release(number, worker, session, packet);
+        }
+    }
+
+    /// PUBREL goes, and PUBCOMP comes now or later.
+    fn release(&mut self, number: usize, worker: usize, session: u32, packet: u16) {
+        let shard = &mut self.shards[worker];
+        assert!(shard.handle_pubrel(session, packet).is_ok());
+        let said = Said { packet, reason: mqtt::Reason::SUCCESS, is_pubrel: false };
+        if let Some(said) = shard.say_when_safe(session, said) {
+            self.clients[number].complete(said.packet);
+        }
+    }
+
+    // --- Turns ------------------------------------------------------------------------------------------------------
+
+    fn turn(&mut self, worker: usize) {
+        self.shards[worker].begin_turn();
+        for batch in self.shards[worker].next_deliveries(4) {
+            let Some(slot) = self.shards[worker].connection_of(batch.session, batch.generation) else {
+                self.shards[worker].keep(batch, self.now, &mut self.counters);
+                continue;
+            };
+            let (mut out, most) = (Vec::new(), self.random.usize(1..200));
+            let budget = &mut budget(&mut out, most, self.now, &mut self.counters);
+            self.shards[worker].write(batch.session, batch.deliveries, budget);
+            self.hear_bytes(worker, slot, &out);
+        }
+        for (session, generation) in self.shards[worker].take_answerable() {
+            if let Some(slot) = self.shards[worker].connection_of(session, generation) {
+                self.hear_answers(worker, slot, session);
+            }
+        }
+        self.hand_over(worker);
+        self.carry(worker);
+        self.shards[worker].take_requests();
+    }
+
+    fn hand_over(&mut self, worker: usize) {
+        let is_full = self.random.u8(..4) == 0;
+        let store = &mut self.store;
+        self.shards[worker].hand_over(|changes| {
+            if is_full {
+                return Err(changes);
+            }
+            store.push(changes);
+            Ok(())
+        });
+    }
+
+    fn hear_answers(&mut self, worker: usize, slot: u32, session: u32) {
+        let number = self.number_of(worker, slot);
+        if self.shards[worker].take_greeting(session).is_some() {
+            (self.clients[number].is_greeted, self.clients[number].was_greeted) = (true, true);
+        }
+        if self.shards[worker].take_suback(session).is_some() {
+            self.clients[number].has_subscribed = true;
+        }
+        while let Some(answer) = self.shards[worker].next_answer(session) {
+            assert_eq!(answer.reason, mqtt::Reason::SUCCESS);
+            self.hear_answer(number, worker, session, answer.packet, answer.qos);
+        }
+        while let Some(said) = self.shards[worker].next_said(session) {
+            if said.is_pubrel {
+                self.hear_pubrel(number, worker, session, said.packet);
+            } else {
+                self.clients[number].complete(said.packet);
+            }
+        }
+        self.shards[worker].take_held(session);
+        self.speak(number);
+    }
+
+    fn number_of(&self, worker: usize, slot: u32) -> usize {
+        let is_it = |client: &Client| client.connection == Some((worker, slot));
+        self.clients.iter().position(is_it).expect("who is written to is connected")
+    }
+
+    /// What was sent arrives, as far as the connection lives.
+    fn hear_bytes(&mut self, worker: usize, slot: u32, mut bytes: &[u8]) {
+        while let Some((packet, length)) = mqtt::decode(bytes, Some(mqtt::Version::V5), 1 << 20).unwrap() {
+            bytes = &bytes[length..];
+            let number = self.number_of(worker, slot);
+            assert!(self.clients[number].is_greeted, "{} is told before CONNACK", self.clients[number].name);
+            if self.random.u8(..30) == 0 {
+                return self.disconnect(number);
+            }
+            let Some((_, session)) = self.session(number) else { return };
+            match packet {
+                Packet::Publish(publish) => self.hear_publish(number, worker, session, &publish),
+                Packet::Pubrel(ack) => self.hear_pubrel(number, worker, session, ack.packet_id),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn hear_publish(&mut self, number: usize, worker: usize, session: u32, publish: &mqtt::Publish) {
+        let (client, shard) = (&mut self.clients[number], &mut self.shards[worker]);
+        let is_new = publish.qos == QoS::AtLeastOnce || client.open.insert(publish.packet_id);
+        assert!(is_new || publish.dup, "{}: another message under an identifier in use", client.name);
+        if is_new {
+            client.got.push(message_of(publish.payload));
+        }
+        if publish.qos == QoS::AtLeastOnce {
+            assert_eq!(shard.handle_puback(session, publish.packet_id, |_| {}), Ok(true));
+            return;
+        }
+        assert_eq!(shard.handle_pubrec(session, publish.packet_id, false, |_| {}), Ok(true));
+        let said = Said { packet: publish.packet_id, reason: mqtt::Reason::SUCCESS, is_pubrel: true };
+        if let Some(said) = shard.say_when_safe(session, said) {
+            self.hear_pubrel(number, worker, session, said.packet);
+        }
+    }
+
+    fn hear_pubrel(&mut self, number: usize, worker: usize, session: u32, packet: u16) {
+        self.clients[number].open.remove(&packet);
+        assert!(self.shards[worker].handle_pubcomp(session, packet).is_ok());
+    }
+
+    fn carry(&mut self, from: usize) {
+        for to in (0..self.shards.len()).filter(|&to| to != from) {
+            let outgoing = self.shards[from].take_outgoing(WorkerId(to as u16));
+            let way = self.ways.entry((from, to)).or_default();
+            way.0.extend(outgoing.answers);
+            way.1.extend(outgoing.passed);
+        }
+    }
+
+    fn arrive(&mut self, from: usize, to: usize) -> bool {
+        let Some((answers, passed)) = self.ways.get_mut(&(from, to)) else { return false };
+        if (self.random.bool() || passed.is_empty())
+            && let Some(answer) = answers.pop_front()
+        {
+            self.shards[to].handle_peer(WorkerId(from as u16), answer);
+        } else if let Some(passed) = passed.pop_front() {
+            self.shards[to].handle_passed(WorkerId(from as u16), passed, &mut self.counters);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn step(&mut self, crashes: bool) {
+        let number = self.random.usize(..CLIENTS);
+        let shards = self.shards.len();
+        let worker = self.random.usize(..shards);
+        match self.random.u8(..60) {
+            0 if crashes => self.crash(),
+            1..=2 => self.connect(number),
+            3 => self.disconnect(number),
+            4..=15 => self.publish(number),
+            16..=33 => self.turn(worker),
+            34..=44 => self.commit(),
+            _ => {
+                let to = self.random.usize(..shards);
+                self.arrive(worker, to);
+            }
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        for (worker, shard) in self.shards.iter().enumerate() {
+            let is_device = |slot| self.clients.iter().any(|client| client.connection == Some((worker, slot)));
+            shard.check_invariants(is_device);
+        }
+    }
+
+    // --- The end ----------------------------------------------------------------------------------------------------
+
+    /// No more crashes: all come, stay, and take what is theirs.
+    fn end(&mut self) {
+        for _ in 0..3_000 {
+            for number in 0..CLIENTS {
+                if self.clients[number].connection.is_none() {
+                    self.connect(number);
+                }
+                self.speak(number);
+            }
+            for worker in 0..self.shards.len() {
+                self.turn(worker);
+                for from in 0..self.shards.len() {
+                    while self.arrive(from, worker) {}
+                }
+            }
+            self.commit();
+            self.check();
+            if self.is_over() {
+                return self.judge();
+            }
+        }
+        let waits: Vec<_> = self.clients.iter().map(|client| (client.out.len(), client.is_greeted)).collect();
+        panic!("seed {}: it does not come to an end: {waits:?}", self.seed);
+    }
+
+    fn is_over(&self) -> bool {
+        let shard_is_quiet = |shard: &Broker| {
+            !shard.has_deliveries()
+                && !shard.has_changes()
+                && shard.settlements.len() == 0
+                && shard.staged.len() == 0
+                && shard.sessions.iter().all(|session| session.inflight.is_none())
+        };
+        self.store.is_quiet()
+            && self.shards.iter().all(shard_is_quiet)
+            && self.ways.values().all(|way| way.0.is_empty() && way.1.is_empty())
+            && self.clients.iter().all(|client| client.is_greeted && client.has_subscribed && client.out.is_empty())
+    }
+
+    fn judge(&mut self) {
+        let seed = self.seed;
+        for (number_of_client, client) in self.clients.iter().enumerate() {
+            let mut firsts = BTreeSet::new();
+            let first: Vec<u32> = client.got.iter().copied().filter(|number| firsts.insert(*number)).collect();
+            for (number, published) in &self.published {
+                let count = client.got.iter().filter(|got| *got == number).count();
+                let (name, by) = (&client.name, &self.clients[published.by].name);
+                assert!(self.clients[published.by].acknowledged.contains(number));
+                let is_owed = published.owed.contains(&number_of_client);
+                assert!(count > 0 || !is_owed, "seed {seed}: {name} never got {number} of {by}");
+                assert!(count <= 1 || published.qos == 1, "seed {seed}: {name} got {number} of {by} twice");
+            }
+            // In order for each publisher, topic and quality, of what it had subscribed to when it went for the first time.
+            let mut latest = HashMap::new();
+            for number in first {
+                let Published { by, topic, qos, owed } = &self.published[&number];
+                if !owed.contains(&number_of_client) {
+                    continue;
+                }
+                let before = latest.insert((by, topic, qos), number);
+                let what = format!("{} of {by} under {topic} at QoS {qos}", client.name);
+                assert!(before.is_none_or(|before| before < number), "seed {seed}: {what}: {number} behind {before:?}");
+            }
+        }
+    }
+}
+
+impl Client {
+    fn lose_connection(&mut self) {
+        (self.connection, self.is_greeted) = (None, false);
+        self.out.iter_mut().for_each(|out| out.is_sent = false);
+    }
+
+    fn complete(&mut self, packet: u16) {
+        self.out.retain(|out| out.packet != packet);
+    }
+}
+
+#[test]
+fn whatever_was_acknowledged_survives_a_crash_and_at_qos_2_comes_once() {
+    let (mut published, mut crashes) = (0, 0);
+    for seed in 0..100 {
+        let mut world = World::new(seed);
+        for _ in 0..1_500 {
+            world.step(true);
+        }
+        world.end();
+        published += world.published.len();
+        crashes += world.crashes;
+    }
+    assert!(published > 3_000 && crashes > 1_500, "too little happened: {published} messages, {crashes} crashes");
+}

@@ -1,0 +1,276 @@
+//! A store that keeps what was committed, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::image::{self, Change, Outstanding, SessionKey};
+use crate::link::{ChangeMark, Changes, WorkerId};
+
+/// See the head of this file.
+#[derive(Default)]
+pub struct ModelStore {
+    waiting: VecDeque<Changes>,
+    sessions: BTreeMap<SessionKey, image::Session>,
+    retained: BTreeMap<Box<str>, Arc<image::Publication>>,
+    largest_key: u64,
+}
+
+impl ModelStore {
+    /// Takes a batch, behind those that it has.
+    pub fn push(&mut self, changes: Changes) {
+        assert!(!changes.changes.is_empty());
+        self.waiting.push_back(changes);
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// So many batches become true at once. Returns what is to be told to whom.
+    pub fn commit(&mut self, batches: usize) -> Vec<(WorkerId, ChangeMark)> {
+        let mut safe: BTreeMap<WorkerId, ChangeMark> = BTreeMap::new();
+        for _ in 0..batches {
+            let Some(batch) = self.waiting.pop_front() else { break };
+            let before = safe.insert(batch.worker, batch.mark);
+            assert!(before.is_none_or(|before| before < batch.mark));
+            self.apply_all(&batch.changes);
+        }
+        safe.into_iter().collect()
+    }
+
+    /// What was not committed is gone.
+    pub fn crash(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// What there is. What was queued under an origin that is still pending goes before, and that too, at once.
+    pub fn load(&mut self) -> (Vec<image::Session>, Vec<image::Publication>) {
+        let received = self.sessions.values().flat_map(|session| &session.received);
+        let pending: BTreeSet<u64> = received.map(|received| received.origin).filter(|&origin| origin != 0).collect();
+        for session in self.sessions.values_mut() {
+            session.messages.retain(|message| !pending.contains(&message.origin));
+            session.received.retain(|received| received.origin == 0);
+        }
+        (self.sessions.values().cloned().collect(), self.retained.values().map(|kept| (**kept).clone()).collect())
+    }
+
+    /// The largest number of a session, or of something received, that was ever committed.
+    pub fn largest_key(&self) -> u64 {
+        self.largest_key
+    }
+
+    fn apply_all(&mut self, changes: &[Change]) {
+        for change in changes {
+            self.apply(change);
+        }
+    }
+
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Kept(head) => {
+                self.largest_key = self.largest_key.max(head.key.0);
+                let known = self.sessions.get_mut(&head.key);
+                if let Some(known) = known {
+                    known.head = (**head).clone();
+                    return;
+                }
+                let is_other = |session: &image::Session| session.head.name != head.name;
+                assert!(self.sessions.values().all(is_other), "{} has two sessions", head.name);
+                let session = image::Session {
+                    head: (**head).clone(),
+                    subscriptions: Vec::new(),
+                    messages: Vec::new(),
+                    outstanding: Vec::new(),
+                    received: Vec::new(),
+                };
+                self.sessions.insert(head.key, session);
+            }
+            Change::Ended { session } => drop(self.sessions.remove(session)),
+            Change::Retained(publication) => {
+                self.retained.insert(publication.topic.clone(), Arc::clone(publication));
+            }
+            Change::Unretained { topic } => drop(self.retained.remove(topic)),
+            Change::Subscribed { session, .. }
+            | Change::Unsubscribed { session, .. }
+            | Change::Queued { session, .. }
+            | Change::Sent { session, .. }
+            | Change::Released { session, .. }
+            | Change::Done { session, .. }
+            | Change::Received { session, .. }
+            | Change::Completed { session, .. } => {
+                let mut largest = self.largest_key;
+                if let Some(session) = self.sessions.get_mut(session) {
+                    apply_to(session, change, &mut largest);
+                }
+                self.largest_key = largest;
+            }
+        }
+    }
+}
+
+fn apply_to(session: &mut image::Session, change: &Change, largest: &mut u64) {
+    match change {
+        Change::Subscribed { subscription, .. } => {
+            session.subscriptions.retain(|known| known.filter != subscription.filter);
+            session.subscriptions.push(subscription.clone());
+        }
+        Change::Unsubscribed { filter, .. } => session.subscriptions.retain(|known| known.filter != *filter),
+        Change::Queued { message, .. } => {
+            assert!(session.messages.last().is_none_or(|last| last.number < message.number), "numbers ascend");
+            session.messages.push((**message).clone());
+        }
+        Change::Sent { number, packet, .. } => {
+            let is_used = session.messages.iter().any(|known| known.packet == Some(*packet))
+                || session.outstanding.iter().any(|known| known.packet == *packet);
+            assert!(!is_used, "a packet identifier is used twice");
+            if let Some(sent) = session.messages.iter_mut().find(|known| known.number == *number) {
+                sent.packet = Some(*packet);
+            }
+        }
+        Change::Released { number, .. } => {
+            let Some(place) = session.messages.iter().position(|known| known.number == *number) else { return };
+            let released = session.messages.remove(place);
+            let packet = released.packet.expect("only what was sent is released");
+            session.outstanding.push(Outstanding { number: *number, packet });
+        }
+        Change::Done { number, .. } => {
+            session.messages.retain(|known| known.number != *number);
+            session.outstanding.retain(|known| known.number != *number);
+        }
+        Change::Received { received, .. } => {
+            *largest = (*largest).max(received.origin);
+            session.received.retain(|known| known.packet != received.packet);
+            session.received.push(*received);
+        }
+        Change::Completed { packet, .. } => session.received.retain(|known| known.packet != *packet),
+        _ => unreachable!("not of a session's content"),
+    }
+}
+
+/// What is left of changes has the effect of all of them, however they are cut.
+#[test]
+fn coalesced_changes_come_to_the_same() {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut left_out = 0;
+    for _ in 0..3_000 {
+        let (mut one, mut other) = (ModelStore::default(), ModelStore::default());
+        let mut log = Log::default();
+        for _ in 0..3 {
+            let mut changes: Vec<Change> = (0..random.usize(1..30)).filter_map(|_| log.next(&mut random)).collect();
+            one.apply_all(&changes);
+            let before = changes.len();
+            crate::broker::coalesce::coalesce(&mut changes);
+            left_out += before - changes.len();
+            other.apply_all(&changes);
+        }
+        let (mut sessions, mut others) = (one.load().0, other.load().0);
+        for session in sessions.iter_mut().chain(&mut others) {
+            session.subscriptions.sort_by(|a, b| a.filter.cmp(&b.filter));
+            session.outstanding.sort_by_key(|one| one.number);
+            session.received.sort_by_key(|one| one.packet);
+        }
+        assert_eq!(sessions, others);
+        assert_eq!(one.retained, other.retained);
+    }
+    assert!(left_out > 1_000);
+}
+
+/// Changes as a shard says them, of one device.
+#[derive(Default)]
+struct Log {
+    key: u64,
+    number: u64,
+    open: Vec<(u64, u8)>,
+}
+
+impl Log {
+    fn next(&mut self, random: &mut fastrand::Rng) -> Option<Change> {
+        let session = SessionKey(self.key);
+        let topic = ["a", "b"][random.usize(..2)];
+        let publication = image::Publication {
+            topic: topic.into(),
+            payload: vec![random.u8(..)].into(),
+            qos: 1,
+            retain: true,
+            properties: Box::default(),
+            expires_ms: None,
+        };
+        match random.u8(..16) {
+            _ if self.key == 0 => Some(self.begin(random)),
+            0 => {
+                self.open.clear();
+                let ended = Change::Ended { session };
+                self.key = 0;
+                Some(ended)
+            }
+            1 => Some(self.head(random)),
+            2 => Some(Change::Retained(Arc::new(publication))),
+            3 => Some(Change::Unretained { topic: topic.into() }),
+            4 => {
+                let subscription = image::Subscription { filter: topic.into(), options: random.u8(..3), identifier: 0 };
+                Some(Change::Subscribed { session, subscription })
+            }
+            5 => Some(Change::Unsubscribed { session, filter: topic.into() }),
+            6..=8 => {
+                self.number += 1;
+                self.open.push((self.number, 0));
+                let message = image::Message {
+                    number: self.number,
+                    packet: None,
+                    qos: 2,
+                    retain: false,
+                    identifiers: Vec::new(),
+                    publication: Arc::new(publication),
+                    origin: 0,
+                };
+                Some(Change::Queued { session, message: Box::new(message) })
+            }
+            9..=13 if !self.open.is_empty() => {
+                let place = random.usize(..self.open.len());
+                let (number, state) = &mut self.open[place];
+                let number = *number;
+                *state += 1;
+                Some(match *state {
+                    1 => Change::Sent { session, number, packet: number as u16 },
+                    2 => Change::Released { session, number },
+                    _ => {
+                        self.open.remove(place);
+                        Change::Done { session, number }
+                    }
+                })
+            }
+            14 => {
+                let received = image::Received { packet: random.u16(1..4), origin: random.u64(..2) };
+                Some(Change::Received { session, received })
+            }
+            15 => Some(Change::Completed { session, packet: random.u16(1..4) }),
+            _ => None,
+        }
+    }
+
+    fn begin(&mut self, random: &mut fastrand::Rng) -> Change {
+        self.number += 1;
+        self.key = self.number;
+        self.head(random)
+    }
+
+    fn head(&self, random: &mut fastrand::Rng) -> Change {
+        let profile = image::Profile {
+            version: 5,
+            listener: "l".into(),
+            keep_alive_s: 0,
+            expiry_s: 1,
+            receive_maximum: 1,
+            packet_maximum: 1,
+            alias_maximum: 0,
+        };
+        Change::Kept(Box::new(image::Head {
+            key: SessionKey(self.key),
+            name: "d".into(),
+            profile,
+            away_since_ms: Some(random.i64(..)),
+            last_packet: 0,
+            will: None,
+        }))
+    }
+}
