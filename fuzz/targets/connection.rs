@@ -262,6 +262,8 @@ impl Desk {
             expires: (which & 16 != 0).then(|| self.now.plus(Duration::from_secs(1))),
             // As the other shard was given it: what shards tell each other is right, and what is not panics.
             stamp: self.exchange.next_stamp(WorkerId(1)),
+            origin: 0,
+            owner: u32::from(which),
             publisher: None,
         };
         let (options, identifier) = (which % 3, u32::from(which));

@@ -265,8 +265,8 @@ mod tests {
     fn the_sum_is_that_of_its_items() {
         let limits = Limits { connections: 100_000, ..Limits::default() };
         let budget = memory_budget(&limits, 4, Backbone::default(), &Store::default(), 0, false, memory(8 * GIB));
-        // The queue and the group that is written, and the pages of two connections.
-        let store = 2 * (4 << 20) + 2 * (2_000 << 10);
+        // Events and changes that wait and that are written, changes once more, and the pages of two connections.
+        let store = 5 * (4 << 20) + 2 * (2_000 << 10);
         let user = 100_000 * 329
             + 4 * 512 * 9_728
             + (4 << 20)

@@ -19,8 +19,15 @@ const SHED_LATENESS: RangeInclusive<Duration> = Duration::from_millis(10)..=Dura
 const LINGER_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
 /// The range of what is kept in bytes.
 const KEPT_BYTES: RangeInclusive<i64> = 0..=17_179_869_184;
-/// The memory for which the defaults of `limits.sessions`, `limits.retained_*` and `limits.pool_bytes` are made, in bytes.
+/// The memory for which the defaults of `limits.sessions`, `limits.retained_*`, `limits.pool_bytes` and
+/// `store.queue_bytes` are made, in bytes.
 const KEEPING_MEMORY: u64 = 1 << 30;
+
+/// So much of a default that is made for [`KEEPING_MEMORY`] as the machine has of that memory.
+pub(super) fn in_proportion(whole: u64, machine: &Machine) -> u64 {
+    whole * machine.memory.bytes.min(KEEPING_MEMORY) / KEEPING_MEMORY
+}
+
 /// The range of `limits.pool_bytes`.
 const POOL_BYTES: RangeInclusive<i64> = 1_048_576..=68_719_476_736;
 /// What a frame takes on the wire beyond its body, sealed: the outbox must have room for it.
@@ -40,8 +47,7 @@ pub(super) fn resolve(raw: &RawLimits, machine: &Machine) -> Result<Limits, Prob
 /// The defaults. What MQTT keeps, and what may wait, is meant for a gibibyte of memory or more; where there is less, it is less in proportion.
 fn defaults(machine: &Machine) -> Limits {
     let default = Limits::default();
-    let memory = machine.memory.bytes.min(KEEPING_MEMORY);
-    let part = |whole: u64| whole * memory / KEEPING_MEMORY;
+    let part = |whole: u64| in_proportion(whole, machine);
     Limits {
         sessions: part(u64::from(default.sessions)) as u32,
         retained_messages: part(default.retained_messages as u64) as usize,

@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{ConfigKey, Problem, values};
+use super::{ConfigKey, Problem, limits, values};
+use crate::config::machine::Machine;
 use crate::config::raw::{RawStore, RawUplink};
 use crate::config::{Durability, Store, Uplink};
 
@@ -14,7 +15,7 @@ const RETENTION: RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::f
 const RETENTION_BYTES: RangeInclusive<i64> = 1 << 20..=1 << 43;
 
 /// `[store]`.
-pub fn store(raw: &RawStore) -> Result<Store, Problem> {
+pub fn store(raw: &RawStore, machine: &Machine) -> Result<Store, Problem> {
     let default = Store::default();
     let place = |key: &str| ConfigKey::top(format!("store.{key}"));
     let durability = match &raw.durability {
@@ -28,8 +29,9 @@ pub fn store(raw: &RawStore) -> Result<Store, Problem> {
     }
     let sync_interval = values::duration(place("sync_interval"), interval, default.sync_interval, SYNC_INTERVAL)?;
     let bytes = values::integer(place("bytes"), raw.bytes, default.bytes as i64, STORE_BYTES, "bytes")?;
+    let usual = limits::in_proportion(default.queue_bytes as u64, machine) as i64;
     let queue =
-        values::integer(place("queue_bytes"), raw.queue_bytes, default.queue_bytes as i64, QUEUE_BYTES, "bytes")?;
+        values::integer(place("queue_bytes"), raw.queue_bytes, usual.max(*QUEUE_BYTES.start()), QUEUE_BYTES, "bytes")?;
     Ok(Store { durability, sync_interval, bytes: bytes as u64, queue_bytes: queue as usize })
 }
 
