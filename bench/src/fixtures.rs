@@ -70,10 +70,11 @@ pub const MARK_BYTES: usize = 20;
 /// A named connection in its travelling form, as `connection::parcel` draws it: nothing half-received, nothing unsent.
 pub fn parcel(device: &str, records: &RecordLayer, out: &mut Vec<u8>) {
     const NO_ADDRESS: u8 = 0;
+    const NO_GRANT: u8 = 0;
     const VERSION: u8 = 2;
     const NAMED_BY_HELLO: u8 = 1;
     const TLS_ALONE: u8 = 0;
-    out.extend_from_slice(&[NO_ADDRESS, VERSION, 0, NAMED_BY_HELLO, TLS_ALONE]);
+    out.extend_from_slice(&[NO_ADDRESS, NO_GRANT, VERSION, 0, NAMED_BY_HELLO, TLS_ALONE]);
     out.extend_from_slice(&(INTERVAL_SECONDS as u16 * 10).to_be_bytes());
     out.extend_from_slice(&0u32.to_be_bytes());
     out.push(u8::try_from(device.len()).expect("a device id is short"));

@@ -64,7 +64,7 @@ struct Causes {
 
 /// The connection alone: the address in front and the mark behind are the shard's.
 fn unpacked(parcel: &[u8], number: u32) -> Option<Connection> {
-    Connection::unpack(&parcel[1..parcel.len() - MARK_BYTES], number, Tick(0)).ok()
+    Connection::unpack(&parcel[2..parcel.len() - MARK_BYTES], number, Tick(0)).ok()
 }
 
 /// Fills a shard, then each of its parts alone, the way the shard fills them.

@@ -180,8 +180,8 @@ impl Gateway {
 
     /// The image of a named connection that no worker has sent: what it carries is as `Shard::pack` writes it.
     pub fn image(&self, head: ImageHead, plain: &[u8], cipher: &[u8], records: &RecordLayer) -> Vec<u8> {
-        // No announced address, the version, the listener, how it was named, carried by TLS alone.
-        let mut bytes = vec![0, 2, head.listener.0, head.naming, 0];
+        // No announced address, no grant, the version, the listener, how it was named, carried by TLS alone.
+        let mut bytes = vec![0, 0, 2, head.listener.0, head.naming, 0];
         bytes.extend_from_slice(&head.interval.to_be_bytes());
         bytes.extend_from_slice(&self.now.tick().0.to_be_bytes());
         bytes.push(head.device.len() as u8);
