@@ -252,7 +252,7 @@ fn who_is_denied_is_gone_at_once_and_does_not_come_in() {
     assert!(is_denied(&stolen.hear()));
     assert!(is_denied(&say_hello(&gateway, &site, "stolen").1));
     let (_, listed, _) = gateway.run(&["blocks"], b"");
-    assert!(listed.starts_with("device   stolen  until ") && listed.ends_with(", by api\n"), "{listed}");
+    assert!(listed.starts_with("device      stolen  until ") && listed.ends_with(", by api\n"), "{listed}");
 
     // By the file, beside it, noticed by itself.
     fs::write(site.path().join("deny"), "device sold\n").unwrap();
