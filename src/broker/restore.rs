@@ -15,7 +15,7 @@ use crate::time::{Moment, TICK_MICROS, Tick};
 
 impl Broker {
     /// A session that an earlier process has left, of a device whose home is here. Its device is away; one that was connected
-    /// when that process ended is so from now on. The store has dropped what was not known to be safe ([`super::staging`]).
+    /// when that process ended is so from now on. The store has dropped what was not known to be safe (staging).
     pub fn restore(&mut self, from: image::Session, now: Moment) {
         let image::Session { head, subscriptions, messages, outstanding, received } = from;
         let session =

@@ -1,7 +1,7 @@
 //! From where connections come: how many live ones each address and each network has, and how fast new ones came. One table
 //! for all workers, since the kernel spreads the connections of an address over them.
 //!
-//! The table never grows. It is made of sets of [`WAYS`] entries; where a set is full, the entry with the fewest connections
+//! The table never grows. It is made of sets of eight entries; where a set is full, the entry with the fewest connections
 //! gives way, and whoever it was about is not counted any more. So whoever holds many connections stays in it, however many
 //! others come and go, and what is counted is never more than what is there: nobody is refused by mistake. Each lock is
 //! held for one set and a few dozen instructions, once when a connection comes and once when it ends.
