@@ -6,7 +6,8 @@
 //!   pool ─┬─ Unauthenticated   1/16   half records, ClientHellos, half packets before the device has logged in
 //!         ├─ Received          2/16   half records and packets of devices
 //!         ├─ Unsent            2/16   bytes that sockets did not take
-//!         ├─ Queues            6/16   messages that wait in sessions, or are in flight, each way; aliases
+//!         ├─ Queues            5/16   messages that wait in sessions, or are in flight, each way; aliases
+//!         ├─ Up                1/16   messages on their way to the backbone
 //!         ├─ Filters           2/16   subscriptions and what they are found by
 //!         ├─ Wills             1/16   wills of devices
 //!         └─ Between           2/16   messages between shards, tombstones
@@ -26,6 +27,7 @@
 //! | `Received` | the connection ends: it is asked to come back |
 //! | `Unsent` | the connection ends as a slow consumer, before its `outbox_bytes` |
 //! | `Queues` | the message is dropped for this session and counted, or its publisher waits |
+//! | `Up` | publishers' sockets are read no further; what nobody asked an acknowledgement for is dropped and counted |
 //! | `Filters` | SUBACK 0x97 (3.1.1: 0x80) |
 //! | `Wills` | CONNACK 0x97 (3.1.1: 3) |
 //! | `Between` | publishers' sockets are read no further; a deletion that needs a tombstone is refused with 0x97 |
@@ -77,7 +79,9 @@ classes! {
     /// Bytes that sockets did not take.
     Unsent = "unsent" 2,
     /// Messages that wait in sessions or are in flight, each way, and topic aliases.
-    Queues = "queues" 6,
+    Queues = "queues" 5,
+    /// Messages on their way to the backbone, until it has them.
+    Up = "up" 1,
     /// Subscriptions and what they are found by.
     Filters = "filters" 2,
     /// Wills.
@@ -106,7 +110,8 @@ struct Account {
     refused: AtomicU64,
 }
 
-/// The pool of one shard. See the head of this file. Its owner alone takes and gives; others may read.
+/// The pool of one shard. See the head of this file. Its owner alone takes; what goes to another thread, such as a message on
+/// its way up, is given back there.
 #[derive(Debug, Default)]
 pub struct Pool {
     accounts: [Account; Class::COUNT],
@@ -155,6 +160,12 @@ impl Pool {
     pub fn give(&self, class: Class, bytes: usize) {
         let before = self.accounts[class as usize].used.fetch_sub(bytes as u64, Ordering::Relaxed);
         assert!(before >= bytes as u64, "{} of {before} bytes were given back: {bytes}", class.label());
+    }
+
+    /// Whether all of a class is taken. For things that are held for nobody in particular: one of them may be there beyond it.
+    #[must_use]
+    pub fn is_full(&self, class: Class) -> bool {
+        self.used(class) >= self.share(class)
     }
 
     /// What one holder may hold of a class by now, in bytes.
@@ -210,6 +221,14 @@ impl Charge {
         Self { pool: Arc::clone(pool), class, bytes: 0 }
     }
 
+    /// So many bytes, which are there already.
+    #[must_use]
+    pub fn of(pool: &Arc<Pool>, class: Class, bytes: usize) -> Self {
+        let mut charge = Self::none(pool, class);
+        charge.set(bytes);
+        charge
+    }
+
     /// How many bytes it is.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -252,7 +271,7 @@ mod tests {
     fn one_holder_gets_a_ninth_and_somebody_new_always_gets_a_little() {
         let pool = Pool::new(1 << 24);
         let share = pool.share(CLASS) as usize;
-        assert_eq!(share, (1 << 24) / 16 * 6);
+        assert_eq!(share, (1 << 24) / 16 * 5);
         let first = take_all(&pool, 64);
         assert!(first.abs_diff(share / 9) <= 128, "{first} of {share}");
         let greedy: usize = (0..20).map(|_| take_all(&pool, 64)).sum();

@@ -46,6 +46,7 @@ pub(crate) mod lab;
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use announced::Announcement;
@@ -63,7 +64,7 @@ use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
 use crate::link::{CloseReason, Credentials, Downlink, Grant, ListenerId, Outcome, Uplink};
 use crate::metrics::{Counters, Figure, Timing};
-use crate::pool::{ALLOCATION_BYTES, Class, Pool};
+use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::{Moment, Tick};
 use crate::tls::certs::CertificateMark;
 use crate::tls::record::RecordLayer;
@@ -87,7 +88,7 @@ pub struct Context<'a> {
     /// The shard's figures.
     pub counters: &'a mut Counters,
     /// The shard's variable bytes.
-    pub pool: &'a Pool,
+    pub pool: &'a Arc<Pool>,
     /// The shard's MQTT sessions.
     pub broker: &'a mut Broker,
     /// Wills that are to be published, appended.
@@ -98,6 +99,18 @@ pub struct Context<'a> {
     pub uplink_length: usize,
     /// What the device was granted beyond the listener's rules; none: these hold.
     pub grant: Option<&'a Grant>,
+}
+
+impl Context<'_> {
+    /// Whether no more messages are taken on their way up: by number, or by their bytes.
+    fn is_uplink_full(&self) -> bool {
+        self.uplink.len() >= self.uplink_length || self.pool.is_full(Class::Up)
+    }
+
+    /// What a message of so many bytes takes on its way up.
+    fn charge_up(&self, bytes: usize) -> Charge {
+        Charge::of(self.pool, Class::Up, bytes + ALLOCATION_BYTES)
+    }
 }
 
 /// What a connection wants its shard to know after it was handed something.

@@ -101,7 +101,7 @@ impl OpenConnection<'_, '_> {
     }
 
     fn handle_message(&mut self, message: &native::Message) -> Step {
-        let full = self.cx.uplink.len() >= self.cx.uplink_length;
+        let full = self.cx.is_uplink_full();
         match (full, message.id) {
             (false, id) => self.send_up(message.topic, message.payload, (id != 0).then_some(id)),
             (true, 0) => self.cx.counters.add(Figure::MessagesDropped, 1),
@@ -128,6 +128,7 @@ impl OpenConnection<'_, '_> {
             topic: topic.into(),
             payload: Bytes::copy_from_slice(payload),
             receipt: acknowledge.map(|id| Receipt::Connection(self.id, id)),
+            charge: Some(self.cx.charge_up(topic.len() + payload.len())),
         }));
     }
 

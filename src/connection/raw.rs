@@ -15,7 +15,7 @@ impl OpenConnection<'_, '_> {
         if *self.phase == Phase::Unnamed {
             return Progress::Do(Step::Named);
         }
-        if self.cx.uplink.len() >= self.cx.uplink_length {
+        if self.cx.is_uplink_full() {
             // Raw bytes cannot be dropped without breaking the protocol above: they wait in the socket.
             return Progress::Do(Step::Paused);
         }

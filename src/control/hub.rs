@@ -22,6 +22,7 @@ use crate::backbone::Event;
 use crate::link::{
     Batch, CloseReason, Command, Message, NotAdmitted, Presence, Subject, Uplink, UplinkReceiver, WorkerId,
 };
+use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, Taken, What};
 
 /// How often a full store is tried again.
@@ -37,6 +38,8 @@ pub(super) struct Hub {
     settled: Receiver<Vec<Settled>>,
     /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
     entries: Vec<Entry>,
+    /// What they still take of their shards' pools.
+    charges: Vec<Charge>,
     /// When the store is tried again; set while something waits for it.
     retry_at: Option<Instant>,
 }
@@ -44,7 +47,7 @@ pub(super) struct Hub {
 impl Hub {
     /// A hub for the workers behind `state`; `settled` is what its store says.
     pub(super) fn new(state: Arc<State>, auth: AuthDesk, settled: Receiver<Vec<Settled>>) -> Self {
-        Self { state, auth, settled, entries: Vec::new(), retry_at: None }
+        Self { state, auth, settled, entries: Vec::new(), charges: Vec::new(), retry_at: None }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
@@ -177,7 +180,8 @@ impl Hub {
         let now = self.state.clock.now();
         let accepted = self.offer(&Event::message(worker, &message, now));
         if self.state.store.is_some() {
-            let Message { device, topic, payload, receipt, .. } = message;
+            let Message { device, topic, payload, receipt, charge, .. } = message;
+            self.charges.extend(charge);
             let at_ms = self.state.clock.unix_ms(now);
             let what = What::Message { topic, payload };
             self.entries.push(Entry { at_ms, worker, device, what, receipt });
@@ -213,6 +217,9 @@ impl Hub {
             && store.offer(&mut self.entries) == Taken::Later
         {
             self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_EVERY);
+        }
+        if self.entries.is_empty() {
+            self.charges.clear();
         }
     }
 

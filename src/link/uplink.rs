@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{CloseReason, ConnectionId, Credentials, ListenerId, WorkerId};
+use crate::pool::Charge;
 use crate::time::Moment;
 
 /// What one worker said in one turn, in the order in which it happened.
@@ -149,7 +150,7 @@ pub struct NotAdmitted {
 }
 
 /// Something that a device said for the backend.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Message {
     /// Who said it.
     pub device: Box<str>,
@@ -161,6 +162,8 @@ pub struct Message {
     pub payload: Bytes,
     /// To whom to say that the backbone holds it, if anybody wants to hear it.
     pub receipt: Option<Receipt>,
+    /// What it takes of its shard's pool until the backbone has it.
+    pub charge: Option<Charge>,
 }
 
 /// To whom a message's acceptance by the backbone is to be said.

@@ -11,6 +11,7 @@ use crate::broker::UNFINISHED_IN_A_TURN;
 use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Termination};
 use crate::link::{CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink};
 use crate::metrics::{Figure, ListenerFigure};
+use crate::pool::Class;
 use crate::time::{Moment, Tick};
 
 impl Shard {
@@ -330,7 +331,7 @@ impl Shard {
                 self.ready.push(id.index);
             }
         }
-        if self.paused.is_empty() || self.uplink.len() >= self.uplink_length || self.broker.is_congested() {
+        if self.paused.is_empty() || self.is_uplink_full() || self.broker.is_congested() {
             return;
         }
         for id in std::mem::take(&mut self.paused) {
@@ -339,6 +340,16 @@ impl Shard {
                 self.ready.push(id.index);
             }
         }
+    }
+
+    /// Whether devices wait for messages before them to reach the backbone, though none is left here to be sent up.
+    #[must_use]
+    pub fn waits_for_backbone(&self) -> bool {
+        !self.paused.is_empty() && self.pool.is_full(Class::Up)
+    }
+
+    fn is_uplink_full(&self) -> bool {
+        self.uplink.len() >= self.uplink_length || self.pool.is_full(Class::Up)
     }
 
     /// The gateway ends: looks at `slots` slots from `position` on, and ends at most `limit` of the connections there,

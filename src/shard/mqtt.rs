@@ -12,6 +12,7 @@ use crate::link::{
     ChangeMark, Changes, CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Peer, Publication, Uplink, WorkerId,
 };
 use crate::metrics::Figure;
+use crate::pool::{ALLOCATION_BYTES, Charge, Class};
 use crate::time::{Moment, Tick};
 
 /// Deliveries delivered in one turn; the rest waits for the next.
@@ -208,7 +209,15 @@ impl Shard {
                 self.counters.add(Figure::MessagesReceived, 1);
                 let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
                 let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
-                self.uplink.push(Uplink::Message(Message { device, connection, topic, payload, receipt: None }));
+                let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));
+                self.uplink.push(Uplink::Message(Message {
+                    device,
+                    connection,
+                    topic,
+                    payload,
+                    receipt: None,
+                    charge,
+                }));
             }
             self.broker.publish(publication, Ticket::NOBODY, &mut self.counters);
         }

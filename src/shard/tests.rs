@@ -4,12 +4,14 @@ mod desk;
 mod places;
 mod sweep;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::codec::native::CloseCode;
 use crate::connection::lab::{End, Lab, Said};
 use crate::link::{AuthAnswer, DeviceFilter, Downlink, ListenerId, Outcome, Receipt};
+use crate::pool::{Charge, Class};
 use desk::Desk;
 
 const NATIVE: ListenerId = ListenerId(0);
@@ -405,6 +407,35 @@ fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
         .collect();
     assert_eq!(payloads, [&b"must not be dropped"[..], b"behind it"]);
     assert!(desk.shard.connections[index as usize].buffered() == 0);
+}
+
+#[test]
+fn what_goes_up_is_bounded_by_its_bytes_until_the_backbone_has_it() {
+    let mut desk = Desk::new();
+    let index = desk.connect("a");
+    desk.take_uplink();
+    let pool = Arc::clone(&desk.shard.pool);
+    desk.client(index).say_message(1, b"taken");
+    desk.read(index);
+    let taken = desk.take_uplink();
+    let held = pool.used(Class::Up);
+    assert!(held >= 5, "on its way it is counted: {held}");
+    // Others' messages take the rest.
+    let rest = Charge::of(&pool, Class::Up, (pool.share(Class::Up) - held) as usize);
+    desk.client(index).say_message(0, b"may be dropped");
+    desk.client(index).say_message(2, b"must not be dropped");
+    desk.read(index);
+    assert!(desk.shard.uplink().is_empty() && desk.shard.waits_for_backbone());
+    assert_eq!(desk.figure(Figure::MessagesDropped), 1);
+    desk.shard.resume_paused();
+    assert!(!desk.shard.has_ready(), "there is no room yet");
+    drop(taken);
+    desk.shard.resume_paused();
+    assert!(desk.shard.has_ready() && !desk.shard.waits_for_backbone());
+    desk.look_again();
+    assert_eq!(desk.take_uplink().len(), 1);
+    drop(rest);
+    assert_eq!(pool.used(Class::Up), 0);
 }
 
 #[test]

@@ -409,7 +409,8 @@ impl<I: Io> Turn<I> {
     fn flush_events(&mut self, woken: Moment) {
         self.has_worked |= self.drain.is_some();
         self.hand_over();
-        self.todo.uplink = !self.io.send_up(self.shard.uplink());
+        // Room that the backbone makes is told by nobody: it is looked for.
+        self.todo.uplink = !self.io.send_up(self.shard.uplink()) || self.shard.waits_for_backbone();
         self.addressed = self.shard.uplink().len();
         self.shard.resume_paused();
         let turn = self.io.now().since(woken);

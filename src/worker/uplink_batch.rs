@@ -67,6 +67,7 @@ mod tests {
             topic: "t".into(),
             payload: Bytes::copy_from_slice(&number.to_be_bytes()),
             receipt: None,
+            charge: None,
         })
     }
 

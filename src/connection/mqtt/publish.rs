@@ -47,7 +47,7 @@ impl OpenConnection<'_, '_> {
             return self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
         }
         let goes_up = mqtt.uplink.iter().any(|filter| topic::matches(filter, &topic));
-        let is_full = goes_up && self.cx.uplink.len() >= self.cx.uplink_length;
+        let is_full = goes_up && self.cx.is_uplink_full();
         if is_full && publish.qos != QoS::AtMostOnce {
             return Ok(PacketOutcome::Deferred(Step::Paused));
         }
@@ -138,6 +138,7 @@ impl OpenConnection<'_, '_> {
             topic: publication.topic.clone(),
             payload: publication.payload.clone(),
             receipt,
+            charge: Some(self.cx.charge_up(publication.bytes())),
         }));
     }
 

@@ -104,6 +104,7 @@ fn a_follower_sees_what_happens_in_order() {
         topic: "t".into(),
         payload: Bytes::from_static(&[0xff, 0]),
         receipt: None,
+        charge: None,
     };
     stage.say(1, vec![connected("d", 2), message("d", 7, None), Uplink::Message(bytes)]);
     stage.say(1, vec![Uplink::Disconnected(gone, CloseReason::Expired)]);
@@ -213,8 +214,14 @@ fn a_slow_follower_is_told_and_cut_and_costs_nothing() {
     let rounds = 40_000;
     for round in 0..rounds {
         let connection = connection(0);
-        let message =
-            Message { device: "d".into(), connection, topic: "t".into(), payload: payload.clone(), receipt: None };
+        let message = Message {
+            device: "d".into(),
+            connection,
+            topic: "t".into(),
+            payload: payload.clone(),
+            receipt: None,
+            charge: None,
+        };
         stage.say(0, vec![Uplink::Message(message)]);
         if round % 1_000 == 999 {
             // Whoever reads is served all the while.

@@ -54,6 +54,7 @@ fn a_message_is_acknowledged_when_the_backbone_holds_it() {
         topic: "t".into(),
         payload: Bytes::from(vec![0; 17 << 20]),
         receipt: Some(Receipt::Connection(connection(3), 78)),
+        charge: None,
     };
     stage.say(1, vec![Uplink::Message(large), message("d", 4, Some(79))]);
     for (number, holds) in [(78, false), (79, true)] {

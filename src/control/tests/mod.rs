@@ -436,6 +436,7 @@ fn message(device: &str, index: u32, acknowledge: Option<u32>) -> Uplink {
         topic: "t".into(),
         payload,
         receipt: acknowledge.map(|id| Receipt::Connection(connection(index), id)),
+        charge: None,
     })
 }
 
