@@ -26,6 +26,15 @@ const CERTIFICATE_MARK_BYTES: usize = 20;
 /// The longest time for which the process is stopped within a turn.
 const STOP: Duration = Duration::from_mins(1);
 
+/// The process is stopped while a worker turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    worker: usize,
+    /// The worker's looks at the clock before it.
+    looks: u32,
+    pub length: Duration,
+}
+
 /// How a gateway is made, and what goes wrong in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Build {
@@ -222,8 +231,18 @@ impl Gateway {
         self.late_until.fill(self.now);
     }
 
+    /// Whether the process is stopped in the turns that come. What arrives meanwhile is held by the network until then.
+    pub fn draw_stop(&mut self) -> Option<Stop> {
+        let many = self.build.faults.stopped;
+        (!self.is_calm && many > 0 && self.random.u32(..many) == 0).then(|| Stop {
+            worker: self.random.usize(..self.turns.len()),
+            looks: self.random.u32(..6),
+            length: self.sooner_or_later(STOP),
+        })
+    }
+
     /// Every worker turns as often as it would by now, or a few times.
-    pub fn turns(&mut self) {
+    pub fn turns(&mut self, mut stop: Option<Stop>) {
         while let Some(entry) = self.mail.first_entry()
             && entry.key().0 <= self.now.micros()
         {
@@ -237,9 +256,18 @@ impl Gateway {
                 if self.over[worker] || self.now < self.late_until[worker] || !self.is_awake(worker) {
                     break;
                 }
-                self.turn(worker);
+                let stop = stop.take_if(|stop| stop.worker == worker);
+                self.turn(worker, stop);
             }
         }
+        if let Some(stop) = stop {
+            self.stop_between_turns(stop.length);
+        }
+    }
+
+    fn stop_between_turns(&mut self, length: Duration) {
+        self.now = self.now.plus(length);
+        self.network.release(self.now);
     }
 
     /// Whether the worker's poll would come back by now.
@@ -254,19 +282,21 @@ impl Gateway {
         is_called || self.now.since(self.slept_since[worker]) >= timeout
     }
 
-    fn turn(&mut self, worker: usize) {
-        let stop =
-            (!self.is_calm && self.build.faults.stopped > 0 && self.random.u32(..self.build.faults.stopped) == 0)
-                .then(|| (self.random.u32(..6), self.sooner_or_later(STOP)));
+    fn turn(&mut self, worker: usize, stop: Option<Stop>) {
         let turn = &mut self.turns[worker];
         let is_due = turn.shard().next_deadline().is_some_and(|deadline| !deadline.is_after(self.now.tick()));
         let io = turn.io();
         std::mem::swap(&mut io.network, &mut self.network);
-        (io.now, io.stop, io.has_moved) = (self.now, stop, is_due);
+        (io.now, io.stop, io.has_moved) = (self.now, stop.map(|stop| (stop.looks, stop.length)), is_due);
         self.over[worker] = !turn.turn();
         let io = turn.io();
+        let is_yet_to_stop = io.stop.take();
         std::mem::swap(&mut io.network, &mut self.network);
         self.now = io.now;
+        if let Some((_, length)) = is_yet_to_stop {
+            self.stop_between_turns(length);
+        }
+        let io = self.turns[worker].io();
         self.slept_since[worker] = self.now;
         self.idle[worker] = if io.has_moved { 0 } else { self.idle[worker] + 1 };
         assert!(self.idle[worker] < IDLE_MAX, "worker {worker} turns and turns and does nothing");

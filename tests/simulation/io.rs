@@ -35,7 +35,7 @@ pub struct Faults {
     pub channel_full: u32,
     /// Polls that a signal interrupts.
     pub interrupted: u32,
-    /// Turns in which the process is stopped somewhere.
+    /// Steps in which the process is stopped somewhere.
     pub stopped: u32,
     /// The shard's invariants are checked after every phase, not only when the world asks for it.
     pub check_phases: bool,
@@ -280,6 +280,7 @@ impl Io for SimIo {
             if looks == 0 {
                 self.stop = None;
                 self.now = self.now.plus(length);
+                self.network.release(self.now);
             }
         }
         self.now

@@ -50,6 +50,12 @@ struct Socket {
     is_dirty: bool,
 }
 
+/// What a peer does while the process is stopped.
+enum Held {
+    Bytes(Vec<u8>),
+    End(Ended),
+}
+
 /// All sockets, and each worker's poll.
 #[derive(Default)]
 pub struct Network {
@@ -59,11 +65,13 @@ pub struct Network {
     pub dirty: Vec<SocketId>,
     /// Bytes that a socket takes before its peer reads.
     room: usize,
+    /// What peers do while the process is stopped, once that is known: nobody sees it before.
+    held: Option<Vec<(SocketId, Held)>>,
 }
 
 impl Network {
     pub fn new(workers: u16, room: usize) -> Self {
-        Self { sockets: Vec::new(), polls: vec![VecDeque::new(); workers.into()], dirty: Vec::new(), room }
+        Self { sockets: Vec::new(), polls: vec![VecDeque::new(); workers.into()], dirty: Vec::new(), room, held: None }
     }
 
     /// A new connection; nobody has accepted it yet.
@@ -230,6 +238,9 @@ impl Network {
 
     /// Bytes arrive. A closed end answers with a reset.
     pub fn send(&mut self, id: SocketId, bytes: &[u8], now: Moment) {
+        if let Some(held) = &mut self.held {
+            return held.push((id, Held::Bytes(bytes.to_vec())));
+        }
         let socket = &mut self.sockets[id as usize];
         if bytes.is_empty() || socket.up_ended != Ended::Not {
             return;
@@ -246,6 +257,9 @@ impl Network {
 
     /// The peer's side ends.
     pub fn end(&mut self, id: SocketId, how: Ended) {
+        if let Some(held) = &mut self.held {
+            return held.push((id, Held::End(how)));
+        }
         let socket = &mut self.sockets[id as usize];
         if socket.is_closed || socket.up_ended == Ended::ByReset {
             return;
@@ -255,6 +269,21 @@ impl Network {
             socket.up = VecDeque::new();
         }
         self.raise(id, Readiness { readable: true, writable: how == Ended::ByReset, to_the_end: true });
+    }
+
+    /// The process will be stopped: what peers do from here on is there when it goes on.
+    pub fn hold(&mut self) {
+        self.held = Some(Vec::new());
+    }
+
+    /// The process goes on.
+    pub fn release(&mut self, now: Moment) {
+        for (id, what) in self.held.take().unwrap_or_default() {
+            match what {
+                Held::Bytes(bytes) => self.send(id, &bytes, now),
+                Held::End(how) => self.end(id, how),
+            }
+        }
     }
 
     /// What there is for the peer, and whether more will come. It has then room again.

@@ -275,7 +275,11 @@ impl World {
             self.events.pop();
             self.handle(event);
         }
-        self.gateway.turns();
+        let stop = self.gateway.draw_stop();
+        if let Some(stop) = stop {
+            self.live_through(stop.length);
+        }
+        self.gateway.turns(stop);
         for socket in std::mem::take(&mut self.gateway.moved) {
             self.peers[socket as usize].has_moved = true;
         }
@@ -285,6 +289,28 @@ impl World {
             self.account.checks += 1;
             self.gateway.check_invariants();
         }
+    }
+
+    /// Peers go on while the process is stopped: the kernel has what they said meanwhile when it goes on.
+    fn live_through(&mut self, length: Duration) {
+        self.tell_peers();
+        self.gateway.network.hold();
+        let begun = self.gateway.now;
+        let until = begun.plus(length).micros();
+        let mut later = Vec::new();
+        while let Some(&Reverse((at, serial, event))) = self.events.peek()
+            && at <= until
+        {
+            self.events.pop();
+            if let Event::Connect(_) = event {
+                later.push(Reverse((until, serial, event)));
+            } else {
+                self.gateway.now = Moment::from_micros(at);
+                self.handle(event);
+            }
+        }
+        self.events.extend(later);
+        self.gateway.now = begun;
     }
 
     // --- The backbone -----------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ fn small(seed: u64) -> Plan {
                 home_full: 0,
                 channel_full: 0,
                 interrupted: one_of(&[0, 5]),
-                stopped: one_of(&[0, 2_000]),
+                stopped: one_of(&[0, 500]),
                 check_phases: false,
             },
             sabotage: Sabotage::None,
@@ -84,7 +84,7 @@ fn large(seed: u64, devices: usize, time: Duration) -> Plan {
                 channel: 16_384,
                 inbox: 100,
                 short_writes: 20,
-                stopped: 50_000,
+                stopped: 12_000,
                 interrupted: 50,
                 ..small(seed).build.faults
             },

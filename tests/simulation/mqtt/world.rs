@@ -202,7 +202,8 @@ impl World {
             self.events.pop();
             self.handle(event);
         }
-        self.gateway.turns();
+        let stop = self.gateway.draw_stop();
+        self.gateway.turns(stop);
         self.gateway.moved.clear();
         if self.gateway.now >= self.backbone_stops_until {
             self.backbone();
@@ -702,7 +703,7 @@ impl World {
         while !self.gateway.is_over() {
             assert!(self.gateway.now < deadline, "the gateway does not end");
             self.gateway.now = self.gateway.now.plus(Duration::from_millis(50));
-            self.gateway.turns();
+            self.gateway.turns(None);
             self.backbone();
             for socket in self.gateway.network.take_dirty() {
                 let (_, ended) = self.gateway.network.take(socket);
