@@ -496,7 +496,7 @@ pub struct Tls {
     pub on_expired: WhenOver,
     /// The protocol versions that are spoken.
     pub versions: TlsVersions,
-    /// The most plaintext in one record for a client that wished for nothing smaller.
+    /// The longest record, with all that stands around its plaintext, for a client that wished for nothing smaller.
     pub record_bytes: usize,
     /// How sessions are resumed; none: not at all.
     pub tickets: Option<Tickets>,
@@ -521,7 +521,7 @@ impl Default for Tls {
     }
 }
 
-/// A record holds at most 4 KB: a small device may have no room for more.
+/// A whole record fits 4 KB: a small device may have no room for more.
 const RECORD_BYTES: usize = 4_096;
 
 /// `[listener.tls.crl]`.

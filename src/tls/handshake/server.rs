@@ -51,7 +51,7 @@ pub struct ServerOptions<'a> {
     pub versions: Versions,
     /// Whether sessions can be resumed, and how.
     pub tickets: Option<TicketOptions<'a>>,
-    /// The most plaintext in one record for a client that wished for nothing smaller.
+    /// The longest record, with all that stands around its plaintext, for a client that wished for nothing smaller.
     pub record_bytes: usize,
 }
 
@@ -238,11 +238,11 @@ impl TlsPolicy {
         config.enable_secret_extraction = true;
         config.key_log = Arc::new(CaptureTrafficSecrets);
         Ok(TlsPolicy {
-            configs: configs_by_size(&config, options.record_bytes),
+            configs: configs_by_size(&config, RecordLimit::of_records(options.record_bytes)),
             chooser,
             ticketer,
             revocation: clients.revocation,
-            record_limit: RecordLimit::at_most(options.record_bytes),
+            record_limit: RecordLimit::of_records(options.record_bytes),
             clock,
             asks_for_certificates: !matches!(options.client_auth, ClientAuth::Off),
             authorities_not_after: clients.authorities_not_after,
@@ -344,10 +344,10 @@ fn load_ticket_keys(options: TicketOptions<'_>, clock: &dyn TimeProvider) -> Res
 
 /// What rustls sends itself (its certificates are the longest) is cut to the size that the client can take. Its own
 /// setting counts the record's header.
-fn configs_by_size(config: &ServerConfig, record_bytes: usize) -> Vec<(usize, Arc<ServerConfig>)> {
+fn configs_by_size(config: &ServerConfig, limit: RecordLimit) -> Vec<(usize, Arc<ServerConfig>)> {
     let with_size = |size: usize| {
         let mut sized = config.clone();
-        sized.max_fragment_size = Some(size.min(record_bytes) + HEADER_LEN);
+        sized.max_fragment_size = Some(size.min(limit.bytes()) + HEADER_LEN);
         (size, Arc::new(sized))
     };
     [PLAINTEXT_MAX].into_iter().chain(RECORD_SIZES).map(with_size).collect()

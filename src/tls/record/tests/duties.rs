@@ -424,6 +424,22 @@ fn half_a_key_update_travels_with_its_connection() {
 }
 
 #[test]
+fn a_whole_record_fits_the_buffer_that_it_is_for() {
+    for suite in [TLS13, TLS12] {
+        let (_, server) = pair(suite);
+        let mut server = server.with_record_limit(RecordLimit::of_records(4_096));
+        let wire = data(&mut server, &vec![7; 40_000]);
+        let (mut rest, mut longest) = (&wire[..], 0);
+        while !rest.is_empty() {
+            let length = HEADER_LEN + usize::from(u16::from_be_bytes([rest[3], rest[4]]));
+            longest = longest.max(length);
+            rest = &rest[length..];
+        }
+        assert!((4_000..=4_096).contains(&longest), "{suite:?}: {longest}");
+    }
+}
+
+#[test]
 fn no_record_is_longer_than_the_peer_can_take() {
     for suite in [TLS13, TLS12] {
         for (wish, bytes) in [(64, 64), (512, 512), (600, 512), (1_023, 1_023), (4_096, 4_096), (1 << 14, 1 << 14)] {

@@ -70,6 +70,6 @@ fn what_is_cut_short_or_unknown_is_not_decoded() {
         assert!(!with(1, 0) && !with(1, 10) && !with(1, 255));
         assert!(with(2, WARNINGS_MAX << 5) && !with(2, (WARNINGS_MAX + 1) << 5));
         assert!(!with(3, EMPTY_RECORDS_MAX + 1) && !with(4, KEY_UPDATES_MAX + 1));
-        assert!(with(5, 0x4f) && !with(5, 0x50));
+        assert!(with(5, 4 << 5 | RecordLimit::MAX_PLACE) && !with(5, 5 << 5) && !with(5, RecordLimit::MAX_PLACE + 1));
     }
 }
