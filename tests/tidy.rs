@@ -495,19 +495,28 @@ fn check_named_paths(file: &str, text: &str, exists: impl Fn(&Path) -> bool, fou
     }
 }
 
-/// (l) Whoever opens the map finds every module, and whoever opens the index every decision.
+/// (l) Whoever opens the map finds every module, and whoever opens the indexes every decision and every page, once.
 fn check_indexes(documents: &[(String, String)], pages: &[String], found: &mut Vec<Violation>) {
     let mut require = |file: &str, what: &str, remedy| {
         let text = documents.iter().find(|(name, _)| name == file).map_or("", |(_, text)| text);
-        if !text.contains(what) {
-            found.push(Violation { file: file.into(), line: 1, rule: format!("lacks {what}"), remedy });
-        }
+        let rule = match text.matches(what).count() {
+            0 => format!("lacks {what}"),
+            1 => return,
+            _ => format!("has {what} more than once"),
+        };
+        found.push(Violation { file: file.into(), line: 1, rule, remedy });
     };
     for row in TABLE.iter().filter(|row| !row.path.contains(['/', '.'])) {
         require("docs/ARCHITECTURE.md", &format!("| `{}`", row.path), "give the module a row in Where things live");
     }
     for page in pages.iter().filter(|page| page.as_str() != "README.md") {
         require("docs/decisions/README.md", &format!("({page})"), "give the decision a row in the index");
+        require("docs/SUMMARY.md", &format!("(decisions/{page})"), "give the decision a line in the book");
+    }
+    for (file, _) in documents {
+        if let Some(page) = file.strip_prefix("docs/").filter(|page| *page != "SUMMARY.md") {
+            require("docs/SUMMARY.md", &format!("]({page})"), "give the page a line in the book");
+        }
     }
 }
 
@@ -739,4 +748,9 @@ fn documents_name_what_is_there() {
     check_indexes(&[], &["README.md".into(), "0001-x.md".into()], &mut found);
     assert!(found.iter().any(|found| found.rule == "lacks (0001-x.md)"));
     assert!(found.iter().any(|found| found.rule == "lacks | `shard`"));
+    let mut found = Vec::new();
+    let book = ("docs/SUMMARY.md".to_owned(), "[x](X.md) [x](X.md)".to_owned());
+    check_indexes(&[book, ("docs/X.md".into(), String::new())], &["0001-x.md".into()], &mut found);
+    assert!(found.iter().any(|found| found.rule == "has ](X.md) more than once"));
+    assert!(found.iter().any(|found| found.rule == "lacks (decisions/0001-x.md)"));
 }
