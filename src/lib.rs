@@ -55,10 +55,10 @@ pub mod broker;
 
 pub mod connection;
 pub mod shard;
-pub mod turn;
-pub mod worker;
-
 pub mod store;
+pub mod turn;
+
+pub mod worker;
 
 pub mod sink;
 

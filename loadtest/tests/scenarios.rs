@@ -68,7 +68,7 @@ impl Gateway {
             seed: 1,
             address_key: [1; 16],
         };
-        let workers = worker::start(&setup).unwrap();
+        let workers = worker::start(&setup, None).unwrap();
         let control = Control::start(Parts {
             inventory: Inventory::default(),
             config: Arc::new(config.clone()),

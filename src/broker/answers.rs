@@ -123,6 +123,9 @@ impl Broker {
         }
         inflight.said.pop_front();
         self.sessions.shed_empty_inflight(session);
+        if said.is_pubrel {
+            self.note_backlog(session);
+        }
         Some(said)
     }
 }

@@ -277,6 +277,10 @@ impl Broker {
         while let Some(inflight) = self.sessions[session].inflight.as_deref()
             && let Some(outbound) = inflight.next_to_resend()
         {
+            if inflight.owes_pubrel() {
+                // Of what came before it: when that is said it goes on.
+                return Resent::Stopped;
+            }
             if !self.journal.is_safe(outbound.mark) {
                 return Resent::Unrecorded;
             }
@@ -395,9 +399,10 @@ impl Broker {
     }
 
     /// Sends what new subscriptions find retained, as far as there is room and as far as may be looked for it in one turn.
-    /// What is kept is looked up when it goes, so that none is older than what went before it.
+    /// What is kept is looked up when it goes, so that none is older than what went before it. All of it comes behind SUBACK: there
+    /// are clients that know of their own subscription only then, and throw away what came before.
     fn send_retained(&mut self, session: u32, budget: &mut SendBudget) {
-        let inflight = self.sessions[session].inflight.as_deref_mut();
+        let inflight = self.sessions[session].inflight.as_deref_mut().filter(|inflight| !inflight.has_suback());
         let Some(mut replays) = inflight.and_then(|inflight| inflight.replays.take()) else { return };
         let stopped = self.send_replays(session, &mut replays, budget);
         if replays.is_empty() {

@@ -222,6 +222,7 @@ impl Broker {
     pub fn end_filters(&mut self, session: u32, mut pending: PendingSuback) -> Option<PendingSuback> {
         if pending.homes == 0 {
             self.sessions.shed_empty_inflight(session);
+            self.note_backlog(session);
             return Some(pending);
         }
         pending.is_whole = true;
@@ -233,6 +234,8 @@ impl Broker {
     pub fn take_suback(&mut self, session: u32) -> Option<PendingSuback> {
         let suback = self.sessions[session].inflight.as_deref_mut()?.take_suback();
         self.sessions.shed_empty_inflight(session);
+        // Retained messages come behind it.
+        self.note_backlog(session);
         suback
     }
 

@@ -370,6 +370,11 @@ impl Inflight {
         self.outbound.get(self.sent)
     }
 
+    /// Whether a PUBREL waits until it may be said.
+    pub(super) fn owes_pubrel(&self) -> bool {
+        self.said.iter().any(|(_, said)| said.is_pubrel)
+    }
+
     pub(super) fn resent(&mut self) {
         if let Some(outbound) = self.outbound.get_mut(self.sent) {
             outbound.is_new = false;

@@ -12,6 +12,7 @@ mod deny;
 mod difference;
 mod error;
 mod files;
+mod kept;
 mod reload;
 mod watch;
 
@@ -79,7 +80,12 @@ impl Gateway {
             seed: u64::from_ne_bytes(random()?),
             address_key: random()?,
         };
-        let workers = worker::start(&setup).map_err(|error| not_started(&error))?;
+        let kept = store.as_ref().map(|open| kept::read(&open.store, &config, home, started)).transpose();
+        let kept = kept.map_err(|error| GatewayError::Start(error.to_string()))?;
+        let workers = worker::start(&setup, kept).map_err(|error| not_started(&error))?;
+        if let Some(open) = &store {
+            open.store.connect(workers.mailboxes.clone());
+        }
         let control = Control::start(Parts {
             config,
             inventory,

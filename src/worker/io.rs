@@ -17,10 +17,11 @@ use super::policy::PolicySwitch;
 use super::sockets::Sockets;
 use super::uplink_batch::UplinkBatches;
 use crate::link::{
-    Command, ConnectionId, Doorbell, Inbox, ListenerId, Mailbox, Outgoing, Passed, Refusal, Uplink, WorkerId,
+    Changes, Command, ConnectionId, Doorbell, Inbox, ListenerId, Mailbox, Outgoing, Passed, Refusal, Uplink, WorkerId,
 };
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
+use crate::store::ChangeSender;
 use crate::time::Moment;
 use crate::turn::{
     Accepted, AdmissionLimits, Broken, Closing, Event, Handoff, HandoffAck, Interrupted, Io, NewPolicy, ReadError,
@@ -54,6 +55,8 @@ pub(super) struct WorkerIo {
     pub refusals: Sampled,
     pub uplink: UplinkBatches,
     pub published: Arc<Published>,
+    /// Where it is said what must outlive the process; none: nowhere.
+    pub changes: Option<ChangeSender>,
 }
 
 /// Of lines that may be as many as somebody likes, one in a second is written.
@@ -385,6 +388,13 @@ impl Io for WorkerIo {
 
     fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {
         self.uplink.send(events)
+    }
+
+    fn keep(&mut self, changes: Changes) -> Result<(), Changes> {
+        match &self.changes {
+            Some(sender) => sender.offer(changes),
+            None => Err(changes),
+        }
     }
 
     fn take_policy(&mut self) -> Option<NewPolicy> {

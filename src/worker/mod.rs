@@ -7,11 +7,13 @@
 pub mod descriptors;
 mod handoff;
 mod io;
+mod kept;
 mod listen;
 mod policy;
 mod sockets;
 mod start;
 mod uplink_batch;
 
+pub use kept::Kept;
 pub use policy::{Policy, PolicySwitch};
 pub use start::{Setup, StartError, Workers, start};

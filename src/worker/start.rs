@@ -19,6 +19,7 @@ use socket2::Socket;
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::handoff::{HandoffChannel, Message, pair};
 use super::io::{Sampled, WorkerIo, token};
+use super::kept::{Kept, KeptPart};
 use super::listen::{Listener, listen, reserve};
 use super::policy::{Policy, PolicySwitch};
 use super::sockets::Sockets;
@@ -101,7 +102,7 @@ impl std::error::Error for StartError {}
 ///
 /// # Errors
 /// [`StartError`]; no thread is left behind.
-pub fn start(setup: &Setup) -> Result<Workers, StartError> {
+pub fn start(setup: &Setup, kept: Option<Kept>) -> Result<Workers, StartError> {
     let limits = &setup.config.limits;
     let count = usize::from(setup.config.workers);
     // Held until the workers listen.
@@ -114,6 +115,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     let polls = make(count, "a worker's poll cannot be made", Poll::new)?;
     let channels = make_channels(count)?;
     let shared = Shared::new(setup.config, setup.address_key);
+    let mut kept = kept.map(|kept| kept.parts(&shared.exchange)).unwrap_or_default().into_iter();
 
     // What a worker takes along and this thread gives up.
     let mut left_behind: Vec<RawFd> = polls.iter().map(AsRawFd::as_raw_fd).collect();
@@ -131,6 +133,7 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
         threads: Vec::new(),
     };
     let (report, reports) = bounded(count);
+    let (begin, waits_to_begin) = bounded::<()>(count);
     for (position, ((poll, channels), inbox)) in polls.into_iter().zip(channels).zip(inboxes).enumerate() {
         let published = Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT));
         workers.published.push(Arc::clone(&published));
@@ -149,8 +152,9 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
             uplink: uplink_sender.clone(),
             published,
             shared: shared.clone(),
+            kept: kept.next().flatten(),
         };
-        let report = report.clone();
+        let (report, waits_to_begin) = (report.clone(), waits_to_begin.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{position}"));
         let thread = thread
             .spawn(move || match parts.build() {
@@ -158,7 +162,10 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
                     // The receiver waits for every report.
                     let _ = report.send(Ok(()));
                     drop(report);
-                    run(turn);
+                    // Nobody is accepted before all have what they begin with.
+                    if waits_to_begin.recv().is_ok() {
+                        run(turn);
+                    }
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));
@@ -169,15 +176,13 @@ pub fn start(setup: &Setup) -> Result<Workers, StartError> {
     }
     drop(report);
 
-    let mut failed = None;
-    for outcome in reports {
-        if let Err(error) = outcome {
-            failed = Some(error);
-        }
-    }
-    if let Some(error) = failed {
+    if let Some(error) = reports.iter().filter_map(Result::err).last() {
+        drop(begin);
         workers.shut_down(Duration::ZERO);
         return Err(error);
+    }
+    for _ in 0..count {
+        begin.send(()).expect("there is room for each");
     }
     close_left_behind(&left_behind)
         .map_err(|error| StartError::System("the workers' descriptors cannot be given up", error))?;
@@ -250,6 +255,7 @@ struct Parts {
     uplink: UplinkSender,
     published: Arc<Published>,
     shared: Shared,
+    kept: Option<KeptPart>,
 }
 
 /// What all workers know together.
@@ -323,19 +329,18 @@ impl Parts {
         let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
         let frame_bytes =
             policy.settings.iter().map(|settings| settings.frame_bytes).max().unwrap_or(limits.frame_bytes);
-        let shard = Shard::new(
-            shard::Setup {
-                worker: self.id,
-                home: self.home,
-                settings: Arc::clone(&policy.settings),
-                handshakes: limits.handshakes as usize,
-                uplink_length: limits.uplink_length,
-                seed: self.seed,
-                exchange: self.shared.exchange,
-                sessions: broker::Bounds::of(limits, self.home.workers()),
-            },
-            now.tick(),
-        );
+        let setup = shard::Setup {
+            worker: self.id,
+            home: self.home,
+            settings: Arc::clone(&policy.settings),
+            handshakes: limits.handshakes as usize,
+            uplink_length: limits.uplink_length,
+            seed: self.seed,
+            exchange: self.shared.exchange,
+            sessions: broker::Bounds::of(limits, self.home.workers()),
+        };
+        let mut shard = Shard::new(setup, now.tick());
+        let changes = self.kept.map(|kept| kept.begin(&mut shard, self.id, &self.mailboxes, now));
         let bounds = turn::Bounds::default();
         let admission = AdmissionLimits::new(limits, &policy.admission, sockets as usize);
         let io = WorkerIo {
@@ -357,6 +362,7 @@ impl Parts {
             refusals: Sampled::default(),
             uplink: UplinkBatches::new(self.id, self.uplink),
             published: self.published,
+            changes,
         };
         let setup = turn::Setup {
             workers: self.home.workers(),

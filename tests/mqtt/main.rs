@@ -12,6 +12,7 @@ mod script;
 mod standstill;
 mod stock;
 mod storm;
+mod survival;
 mod websocket;
 
 use std::collections::HashMap;

@@ -35,7 +35,7 @@ impl Gateway {
                 seed: 7,
                 address_key: [7; 16],
             };
-            let workers = worker::start(&setup).expect("the gateway's worker starts");
+            let workers = worker::start(&setup, None).expect("the gateway's worker starts");
             let named_worker = |id: &u32| {
                 let name = std::fs::read_to_string(format!("/proc/self/task/{id}/comm")).unwrap_or_default();
                 !before.contains(id) && name.starts_with("worker-")
