@@ -90,6 +90,11 @@ pub enum Command {
     Publish(Publish),
     /// Follow what happens: devices that come and go, and what they say
     Watch(Watch),
+    /// Follow one device, or whoever comes from a network, step by step: accept, handshake, who it is, packets, why it ends
+    ///
+    /// By --address also who never becomes a device. Costs nothing where nobody follows anything; at most 4 traces at a time, each
+    /// of 1,000 events a second and worker: what is left out is said. Ends by itself after --for, or with Ctrl-C.
+    Trace(Trace),
     /// Show a running gateway in the terminal: load, storms, refusals, ends, certificates, consumers; q ends it
     Top(Top),
     /// Let a running gateway read anew everything that was configured, and say what came of it
@@ -539,6 +544,39 @@ pub struct Watch {
     pub no_reconnect: bool,
 }
 
+/// Whom `trace` is about.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct Traced {
+    /// The device with this id, from when it is known
+    #[arg(value_name = "ID")]
+    pub device: Option<String>,
+    /// Whoever comes from this address or network, such as 192.0.2.7 or 192.0.2.0/24, from accept on
+    #[arg(long, value_name = "NETWORK")]
+    pub address: Option<String>,
+}
+
+/// `trace`.
+#[derive(Args, Debug)]
+pub struct Trace {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    #[command(flatten)]
+    pub whom: Traced,
+    /// Show packets too: names and what is in their headers, never a password or token
+    #[arg(long)]
+    pub packets: bool,
+    /// Show the first 256 bytes of payloads too; with it packets are shown
+    #[arg(long)]
+    pub payloads: bool,
+    /// For how long, from 1s to 24h
+    #[arg(long = "for", value_name = "DURATION", default_value = "10m", value_parser = trace_span)]
+    pub span: Duration,
+    /// One JSON object a line, as the API has it
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `dev-certs`.
 #[derive(Args, Debug)]
 pub struct DevCerts {
@@ -671,6 +709,12 @@ fn demo_span(text: &str) -> Result<Duration, String> {
     let span = duration(text)?;
     let range = Duration::from_secs(1)..=Duration::from_hours(1);
     if range.contains(&span) { Ok(span) } else { Err("write a duration between 1s and 1h".to_owned()) }
+}
+
+fn trace_span(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_hours(24);
+    if range.contains(&span) { Ok(span) } else { Err("write a duration between 1s and 24h".to_owned()) }
 }
 
 /// Such as `30days`.

@@ -50,6 +50,7 @@ pub fn run() -> ExitCode {
         Command::Unblock(options) => client::unblock(&options),
         Command::Blocks(options) => client::blocks(&options),
         Command::Watch(options) => client::watch(&options),
+        Command::Trace(options) => client::trace(&options),
         Command::Uplink(options) => client::uplink(&options),
         Command::Sinks(options) => client::sinks(&options),
         Command::Store(options) => store::store(&options),

@@ -37,6 +37,7 @@ mod parcel;
 mod protocol;
 mod raw;
 mod settings;
+mod trace;
 mod transport;
 mod websocket;
 
@@ -59,6 +60,7 @@ pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
 pub use settings::{Entry, ListenerSettings, RateRules};
+pub use trace::PacketLog;
 
 use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
@@ -99,6 +101,8 @@ pub struct Context<'a> {
     pub uplink_length: usize,
     /// What the device was granted beyond the listener's rules; none: these hold.
     pub grant: Option<&'a Grant>,
+    /// Where its packets are noted; none: nobody follows it.
+    pub trace: Option<&'a mut PacketLog>,
 }
 
 impl Context<'_> {

@@ -19,10 +19,12 @@ const TICK_MS: u32 = (TICK_MICROS / 1_000) as u32;
 impl OpenConnection<'_, '_> {
     pub(super) fn handle_native(&mut self, input: &mut Input) -> Result<Progress, Termination> {
         while let Some((frame, length)) = self.next_frame(input)? {
-            let step = self.handle_frame(&frame)?;
-            if matches!(step, Step::Paused) {
-                return Ok(Progress::Do(step));
+            let step = self.handle_frame(&frame);
+            if matches!(step, Ok(Step::Paused)) {
+                return step.map(Progress::Do);
             }
+            self.trace_frame(&frame, length);
+            let step = step?;
             input.consume_plain(length);
             if !matches!(step, Step::Wait) {
                 return Ok(Progress::Do(step));

@@ -21,6 +21,7 @@ impl OpenConnection<'_, '_> {
         }
         let length = input.plain().len();
         if length > 0 {
+            self.trace_raw(input.plain(), raw);
             self.handle_raw_bytes(input.plain(), raw);
             input.consume_plain(length);
         }

@@ -64,6 +64,7 @@ impl Bench {
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
             grant: None,
+            trace: None,
         };
         let result = act(&mut self.connection, &self.settings, &mut context);
         assert!(self.plain.is_empty(), "something was said and not sealed");

@@ -163,6 +163,7 @@ impl OpenConnection<'_, '_> {
         if self.cx.plain.is_empty() {
             return Ok(());
         }
+        self.trace_plain();
         match *self.carrier {
             Carrier::Plain | Carrier::Upgrading => {}
             Carrier::Frames => {

@@ -28,6 +28,7 @@ mod pending;
 mod policy;
 mod reasons;
 mod sinks;
+mod traces;
 
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,7 @@ pub use policy::{
     ChainFacts, ControlPolicy, Expiry, ExpiryKind, Inventory, ReloadOutcome, ReloadReport, ReloadRequest,
 };
 use policy::{Current, RELOADS_WAITING_MAX};
+use traces::Traces;
 
 /// How long requests in progress may take to end once the gateway shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -116,6 +118,17 @@ pub struct Parts {
     pub store: Option<OpenStore>,
     /// Where what is in the store goes by itself; none without a store.
     pub sinks: Vec<sink::Settings>,
+}
+
+impl Parts {
+    /// How many workers there are; panics unless there is everything of each.
+    fn checked_workers(&self) -> usize {
+        let workers = usize::from(self.home.workers());
+        assert_eq!(self.mailboxes.len(), workers);
+        assert_eq!(self.published.len(), workers);
+        assert_eq!(self.listeners.len(), self.config.listeners.len());
+        workers
+    }
 }
 
 /// A store, and what it says is settled.
@@ -193,11 +206,7 @@ impl Control {
     /// A file of an authenticator that cannot be used (`InvalidData`), or no thread, timer or
     /// random key from the system.
     pub fn start(parts: Parts) -> io::Result<Control> {
-        let workers = usize::from(parts.home.workers());
-        assert_eq!(parts.mailboxes.len(), workers);
-        assert_eq!(parts.published.len(), workers);
-        assert_eq!(parts.listeners.len(), parts.config.listeners.len());
-
+        let workers = parts.checked_workers();
         let counters = Arc::new(ProcessCounters::default());
         let auth = AuthDesk::start(auth_material(&parts.config)?, counters.clone())?;
         let (blocks, block_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
@@ -227,6 +236,7 @@ impl Control {
             sent: Pending::default(),
             broadcasts: Broadcasts::new(workers),
             history: History::default(),
+            traces: Traces::default(),
             counters,
             requests: Semaphore::new(REQUESTS_MAX),
             sends: Semaphore::new(SENDS_MAX),
@@ -380,6 +390,7 @@ struct State {
     sent: Pending<Outcome>,
     broadcasts: Broadcasts,
     history: History,
+    traces: Traces,
     backbone: Backbone,
     store: Option<Arc<Store>>,
     sinks: Option<Sinks>,

@@ -1,10 +1,11 @@
 //! What a worker may be told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{AuthAnswer, ChangeMark, ConnectionId, Peer, Publication, Receipt, WorkerId};
+use super::{AuthAnswer, ChangeMark, ConnectionId, Peer, Publication, Receipt, Trace, WorkerId};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
 /// carries.
@@ -94,6 +95,8 @@ pub enum Command {
         /// The broadcast's number.
         broadcast: u64,
     },
+    /// These traces are followed from now on, and no others.
+    Trace(Arc<[Arc<Trace>]>),
     /// The gateway ends: accept nothing more, tell every device within `window`, then end the worker.
     Shutdown {
         /// Over how long the goodbyes are spread.

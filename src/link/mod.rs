@@ -14,6 +14,7 @@ pub mod mailbox;
 pub mod peer;
 pub mod publication;
 pub mod reason;
+pub mod trace;
 pub mod uplink;
 pub mod uplink_channel;
 
@@ -32,6 +33,10 @@ pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
 pub use peer::{Choice, Class, Credit, Exchange, Outgoing, Passed, Peer};
 pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
+pub use trace::{
+    Direction, TRACE_BYTES, TRACE_CONNECTIONS_MAX, TRACE_EVENTS_PER_SECOND, TRACE_PAYLOAD_MAX, TRACE_WORDS_MAX,
+    TRACES_MAX, Trace, TraceDepth, TraceEvent, TraceSubject, TraceWhat, TracedPacket,
+};
 pub use uplink::{
     Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, Uplink,
 };

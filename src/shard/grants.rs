@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Shard;
 use crate::connection::{Connection, Due, Step, Termination};
-use crate::link::{AuthAnswer, CloseReason, ConnectionId, Credentials, Grant, Uplink};
+use crate::link::{AuthAnswer, CloseReason, ConnectionId, Credentials, Grant, TraceWhat, Uplink};
 use crate::time::{Moment, Tick};
 use crate::wire::Reader;
 
@@ -124,6 +124,7 @@ impl Shard {
             Ok(Due::Probe(deadline)) => {
                 self.arm_device(index, deadline, now);
                 self.probed.push(index);
+                self.trace(index, now, || TraceWhat::Probed);
             }
             Ok(Due::Suspect) => suspects.push(index),
             Err(termination) => self.end(index, &termination, now),
@@ -142,6 +143,7 @@ impl Shard {
         }
         let (connection, listener) = (self.id(index), self.connections[index as usize].listener());
         let peer = self.address(index).map(|address| address.ip());
+        self.trace(index, now, || TraceWhat::Asked { is_renewal: goes_on });
         self.uplink.push(Uplink::Authenticate { connection, listener, credentials, peer });
         Some(goes_on)
     }
@@ -178,6 +180,7 @@ impl Shard {
             return self.end(index, &termination, now);
         }
         self.grants.set(index, Some(Grant { device: Box::default(), ..grant }));
+        self.trace(index, now, || TraceWhat::Granted);
         if self.account_grant(index, now) && self.settle(index, now) {
             self.ready.push(index);
         }
@@ -191,6 +194,7 @@ impl Shard {
             return self.end(index, &termination, now);
         }
         self.grants.set(index, Some(Grant { device: Box::default(), ..grant }));
+        self.trace(index, now, || TraceWhat::Granted);
         if !self.account_grant(index, now) {
             return;
         }

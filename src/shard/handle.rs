@@ -9,7 +9,9 @@ use super::grants::{Grants, TRY_LATER_MS};
 use super::{Plan, Shard, Sweep};
 use crate::broker::UNFINISHED_IN_A_TURN;
 use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Termination};
-use crate::link::{CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, Uplink};
+use crate::link::{
+    CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, TraceWhat, Uplink,
+};
 use crate::metrics::{Figure, ListenerFigure};
 use crate::pool::Class;
 use crate::time::{Moment, Tick};
@@ -84,6 +86,7 @@ impl Shard {
             let settings = &self.settings[connection.listener().index()];
             if let Some(deadline) = connection.handle_heard(now, settings, &mut self.counters) {
                 self.arm_device(index, deadline, now);
+                self.trace_answered(index, now);
             }
         }
         let before = self.settings_of(index).rates.map(|rules| (rules, self.messages_of(index)));
@@ -116,6 +119,7 @@ impl Shard {
                 Step::Wait => break,
                 Step::Established { resumed, certificate, .. } => {
                     self.sweep.set_mark(index, certificate);
+                    self.trace_established(index, resumed, now);
                     self.handle_established(index, resumed, now);
                     if self.is_certificate_denied(index, now) {
                         return self.end(index, &Termination::new(CloseReason::Denied), now);
@@ -151,6 +155,7 @@ impl Shard {
 
     fn pause(&mut self, index: u32, input: &Input, now: Moment) {
         self.connections[index as usize].pause(input);
+        self.trace(index, now, || TraceWhat::Paused);
         self.account_or_end(index, now);
     }
 
@@ -192,6 +197,10 @@ impl Shard {
         }
         let kept = connection.keep_unsent(bytes);
         self.counters.add(Figure::BufferedBytes, bytes.len() as u64);
+        // What a connection on its way home has still to say travels with it.
+        if !self.connections[index as usize].is_moving() {
+            self.trace(index, now, || TraceWhat::Unsent { bytes: kept });
+        }
         if self.account(index).is_err() {
             let detail = "so many bytes are unsent, of this connection or of all, that limits.pool_bytes has no room";
             self.end(index, &Termination::because(CloseReason::SlowConsumer, detail), now);
@@ -459,6 +468,7 @@ impl Shard {
         }
         self.counters.add(Figure::HandshakesInFlight, 1);
         self.places.begin(ConnectionId { index, generation: connection.generation() }, now);
+        self.trace_handshake(index, now);
         true
     }
 
@@ -473,6 +483,7 @@ impl Shard {
             Announcing::Complete(announced) => {
                 if let Some(announced) = announced {
                     self.handle_announced(index, &announced);
+                    self.trace_announced(index, now);
                 }
                 if self.begin_handshake(index, input, now) {
                     return true;
@@ -548,6 +559,8 @@ impl Shard {
         if self.home.of(connection.device()) != self.worker {
             connection.begin_move();
             self.moves.push_back(index);
+            let home = self.home.of(self.connections[index as usize].device());
+            self.trace(index, now, || TraceWhat::Moving { home });
             return false;
         }
         self.register(index, now);
@@ -584,7 +597,9 @@ impl Shard {
         // What it had half-received is a device's from now on.
         self.account_anyway(index);
         let presence = self.presence(index, Cow::Borrowed(""), now);
+        let identity = presence.facts.identity;
         self.uplink.push(Uplink::Connected(presence));
+        self.trace(index, now, || TraceWhat::Connected { identity });
         match begun {
             Ok(deadline) => self.arm_device(index, deadline, now),
             Err(termination) => self.end(index, &termination, now),
@@ -644,6 +659,10 @@ impl Shard {
         let before = self.connections[index as usize].unsent().len();
         self.with(index, now, |connection, settings, cx| connection.end(termination, settings, cx));
         self.account_anyway(index);
+        if !counted {
+            let (reason, detail) = (termination.reason, &termination.detail);
+            self.trace(index, now, || TraceWhat::Ended { reason, detail: detail.clone() });
+        }
         if was_device {
             // Not before: until its goodbye is said, the session knows how.
             self.detach_session(index, termination.reason, now);

@@ -18,6 +18,7 @@ mod pace;
 mod places;
 mod sweep;
 mod takeovers;
+mod trace;
 mod transmit;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ use pace::Paces;
 use places::Places;
 use sweep::Sweep;
 use takeovers::Takeovers;
+use trace::Tracer;
 pub use transmit::Transmit;
 
 /// What a shard is made with.
@@ -102,6 +104,8 @@ pub struct Shard {
     paces: Paces,
     /// Which devices are taken over again and again.
     takeovers: Takeovers,
+    /// What operators follow.
+    tracer: Tracer,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
@@ -174,6 +178,7 @@ impl Shard {
             grants: Grants::default(),
             paces: Paces::default(),
             takeovers: Takeovers::default(),
+            tracer: Tracer::default(),
             paused: Vec::new(),
             unfinished: VecDeque::new(),
             ready: Vec::new(),
@@ -311,7 +316,7 @@ impl Shard {
     /// Whether there are connections to be looked at though no event says so.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.unfinished.is_empty() || self.sweep.is_underway()
+        !self.ready.is_empty() || !self.unfinished.is_empty() || self.sweep.is_underway() || self.has_untraced()
     }
 
     /// Takes out the connections to be looked at though no event says so.
@@ -356,6 +361,7 @@ impl Shard {
         self.counters.subtract(Figure::Connections, 1);
         self.places.forget(index);
         self.paces.forget(index);
+        self.tracer.forget(index);
         self.sweep.set_mark(index, None);
         if self.connections.is_empty() {
             // After a mass disconnect the memory goes back.
@@ -406,6 +412,8 @@ impl Shard {
         let connection = &mut self.connections[index as usize];
         let settings = &self.settings[connection.listener().index()];
         let mark = self.transmit.mark();
+        let trace = if self.tracer.is_idle() { None } else { self.tracer.log_for(index, connection.device()) };
+        let is_traced = trace.is_some();
         let mut context = Context {
             index,
             now,
@@ -418,10 +426,14 @@ impl Shard {
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
             grant: self.grants.get(index),
+            trace,
         };
         let result = act(connection, settings, &mut context);
         debug_assert!(self.plain.is_empty(), "something was said and not sealed");
         self.transmit.assign(index, mark);
+        if is_traced {
+            self.trace_packets(index, now);
+        }
         result
     }
 

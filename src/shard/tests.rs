@@ -3,6 +3,7 @@
 mod desk;
 mod places;
 mod sweep;
+mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -74,6 +74,7 @@ impl<I: Io> Turn<I> {
                 let connections = self.shard.len();
                 self.drain.get_or_insert(Drain::new(now, window, connections));
             }
+            Command::Trace(traces) => self.shard.follow(&traces, now),
             Command::Authenticated { connection, answer } => self.shard.handle_authenticated(connection, answer, now),
             Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
@@ -95,6 +96,15 @@ impl<I: Io> Turn<I> {
         }
         self.shard.uplink().push(Uplink::Listed { request, devices });
         self.listings.pop_front();
+    }
+
+    /// A trace of a network has begun: whoever is there already and comes from it is looked for, a slice a turn.
+    pub(super) fn advance_traces(&mut self, now: Moment) {
+        if self.shard.has_untraced() {
+            self.has_worked = true;
+            let io = &self.io;
+            self.shard.advance_traces(self.bounds.listed_slots, |slot| io.peer(slot), now);
+        }
     }
 
     pub(super) fn advance_broadcasts(&mut self, now: Moment) {

@@ -57,6 +57,8 @@ impl<I: Io> Turn<I> {
         match self.io.take_in(slot, socket) {
             Ok(()) => {
                 self.admission.arrive(slot, from, origin);
+                let io = &self.io;
+                self.shard.trace_arrived(slot, || io.peer(slot), now);
                 self.shard.handle_arrival(slot, now);
             }
             Err(_) => self.shard.handle_reset(slot, now),

@@ -262,6 +262,7 @@ impl<I: Io> Turn<I> {
         self.receive_commands(now);
         self.advance_listings(now);
         self.advance_broadcasts(now);
+        self.advance_traces(now);
         self.end_phase(Phase::Commands);
         self.expire(deadline, now);
         self.end_phase(Phase::Expire);
@@ -273,9 +274,12 @@ impl<I: Io> Turn<I> {
         self.end_phase(Phase::Deliver);
         self.flush(now);
         self.end_phase(Phase::Flush);
+        // Before somebody's home can tell how it goes on.
+        self.tell_traces();
         self.move_away(now);
         self.end_phase(Phase::MoveAway);
         self.add_addresses();
+        self.tell_traces();
         self.reap();
         self.end_phase(Phase::Reap);
         self.flush_events(woken);
@@ -404,6 +408,12 @@ impl<I: Io> Turn<I> {
         for (device, place, at) in places.into_iter().rev() {
             self.shard.note_place(&device, place, at);
         }
+    }
+
+    /// What operators follow, with the addresses of the sockets: those are here until they are reaped.
+    fn tell_traces(&mut self) {
+        let io = &self.io;
+        self.shard.tell_traces(|slot| io.peer(slot));
     }
 
     fn flush_events(&mut self, woken: Moment) {

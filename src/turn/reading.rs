@@ -205,6 +205,7 @@ impl<I: Io> Turn<I> {
             Ok(counted) => counted,
             Err(refusal) => {
                 self.io.refuse(socket, address, listener, refusal);
+                self.shard.trace_refused(address, listener, refusal, now);
                 let counters = self.shard.counters();
                 counters.count_refused(refusal as usize);
                 counters.add_to_listener(listener.index(), ListenerFigure::Refused, 1);
@@ -213,6 +214,7 @@ impl<I: Io> Turn<I> {
         };
         let slot = self.shard.handle_accept(listener, now);
         self.admission.settle(slot, counted);
+        self.shard.trace_accepted(slot, address, now);
         if is_proxy {
             self.shard.expect_announcement(slot);
         } else {

@@ -27,5 +27,6 @@ mod refusals;
 mod slow;
 mod stalled;
 mod takeover;
+mod trace;
 mod vanishing;
 mod why;

@@ -3,6 +3,7 @@
 mod sinks;
 mod table;
 mod top;
+mod trace;
 mod uplink;
 mod watch;
 mod why;
@@ -23,6 +24,7 @@ use super::arguments::{Block, Blocks, DeviceOrder, Devices, Gateway, Publish, Re
 use super::{CliError, print};
 pub use sinks::sinks;
 pub use top::top;
+pub use trace::trace;
 pub use uplink::uplink;
 pub use watch::watch;
 pub use why::why;

@@ -40,7 +40,11 @@ impl OpenConnection<'_, '_> {
             let decoded = mqtt::decode(input.plain(), version, longest);
             let packet = decoded.map_err(|error| self.refuse_bytes(&error))?;
             let Some((packet, length)) = packet else { return Ok(Progress::NeedsMore) };
-            match self.handle_packet(&packet, mqtt)? {
+            let outcome = self.handle_packet(&packet, mqtt);
+            if !matches!(outcome, Ok(PacketOutcome::Deferred(_))) {
+                self.trace_packet(&packet, length);
+            }
+            match outcome? {
                 PacketOutcome::Consumed => input.consume_plain(length),
                 PacketOutcome::Deferred(step) => return Ok(Progress::Do(step)),
                 PacketOutcome::Taken(step) => {

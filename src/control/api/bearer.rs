@@ -102,9 +102,13 @@ pub(super) async fn whoami(Extension(holder): Extension<Holder>) -> Json<Holder>
     Json(holder)
 }
 
-/// The least role that may ask this: whoever reads changes nothing, devices are commanded under paths of their own, and all
-/// else is about the gateway itself.
+/// The least role that may ask this: whoever reads changes nothing, devices are commanded and followed under paths of their
+/// own, and all else is about the gateway itself.
 fn needed(method: &Method, path: &str) -> Role {
+    // Whoever follows a device sees what it says, and is named in the log.
+    if path == "/v1/trace" {
+        return Role::Command;
+    }
     if [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
         return Role::Read;
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::config::Role;
 use crate::control::READERS_MAX;
 use crate::control::broadcasts::RUNNING_MAX;
-use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX};
+use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, TRACES_MAX};
 
 /// Every error of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub(super) enum ApiError {
     TooManyBroadcasts,
     /// Too many readers follow the events.
     TooManyReaders,
+    /// Too many traces are followed.
+    TooManyTraces,
     /// Nothing is kept for consumers here.
     NoStore,
     /// No such consumer is known.
@@ -126,6 +128,7 @@ impl ApiError {
             | ApiError::ApiBusy
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
+            | ApiError::TooManyTraces
             | ApiError::Store(_)
             | ApiError::Overloaded { .. }
             | ApiError::Crowded { .. }
@@ -155,6 +158,7 @@ impl ApiError {
             ApiError::NoBroadcast(_) => "broadcast_not_found",
             ApiError::TooManyBroadcasts => "too_many_broadcasts",
             ApiError::TooManyReaders => "too_many_readers",
+            ApiError::TooManyTraces => "too_many_traces",
             ApiError::NoStore => "no_store",
             ApiError::NoConsumer(_) => "consumer_not_found",
             ApiError::ReservedConsumer(_) => "consumer_reserved",
@@ -193,6 +197,9 @@ impl ApiError {
         match self {
             ApiError::TooManyBroadcasts => write!(f, "{RUNNING_MAX} broadcasts are under way already; try again"),
             ApiError::TooManyReaders => write!(f, "{READERS_MAX} readers follow the events already; try again"),
+            ApiError::TooManyTraces => {
+                write!(f, "{TRACES_MAX} traces are followed already: end one of them, or try again when one has ended")
+            }
             ApiError::WorkerBusy { worker } => write!(f, "worker {worker} did not answer in time; try again"),
             ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
             ApiError::Crowded { worker, waited_ms } => {
@@ -260,6 +267,7 @@ impl fmt::Display for ApiError {
             ApiError::NoBroadcast(id) => write!(f, "no broadcast {id:?} is known"),
             ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
+            | ApiError::TooManyTraces
             | ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
             | ApiError::Crowded { .. }
@@ -288,7 +296,8 @@ impl IntoResponse for ApiError {
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
             | ApiError::TooManyBroadcasts
-            | ApiError::TooManyReaders => {
+            | ApiError::TooManyReaders
+            | ApiError::TooManyTraces => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}

@@ -15,6 +15,7 @@ mod reload;
 mod broadcast;
 mod events;
 mod sinks;
+mod trace;
 mod uplink;
 
 mod body;
@@ -49,7 +50,7 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 26] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 27] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -67,6 +68,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 26] {
         ("/v1/blocks", get(blocks::list).post(blocks::add).delete(blocks::remove)),
         ("/v1/broadcasts/{id}", get(broadcast::progress).delete(broadcast::cancel)),
         ("/v1/events", get(events::events)),
+        ("/v1/trace", get(trace::trace)),
         ("/v1/uplink", get(uplink::read)),
         ("/v1/uplink/ack", post(uplink::acknowledge)),
         ("/v1/uplink/seek", post(uplink::seek)),

@@ -155,6 +155,12 @@ impl Device {
         Self::connect(address, tls).map(|device| Self { is_native: false, ..device })
     }
 
+    /// The same over a socket that is there.
+    #[track_caller]
+    pub fn raw_over(socket: TcpStream, tls: &ClientTls) -> Self {
+        Self { is_native: false, ..Self::over(socket, tls).unwrap() }
+    }
+
     // --- Speaking ---------------------------------------------------------------------------------------------------
 
     /// Sends frames: one record, one write.
