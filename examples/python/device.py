@@ -25,9 +25,10 @@ import time
 
 HELLO, WELCOME, PING, PONG, MESSAGE, ACK, CLOSE = range(1, 8)
 CLOSE_CODES = ["normal", "going_away", "taken_over", "expired", "protocol_error", "frame_too_large",
-               "identity_mismatch", "token_rejected", "hello_timeout", "slow_consumer", "try_later", "requested"]
+               "identity_mismatch", "token_rejected", "hello_timeout", "slow_consumer", "try_later", "requested",
+               "denied"]
 # Trying again soon will not help with these: somebody has to look.
-HOPELESS = {"taken_over", "protocol_error", "identity_mismatch", "token_rejected"}
+HOPELESS = {"taken_over", "protocol_error", "identity_mismatch", "token_rejected", "denied"}
 
 CONNECT_TIMEOUT = 10.0
 BACKOFF_LONGEST = 300.0
@@ -287,8 +288,9 @@ def main():
 
         # Whoever held for a while begins anew; everybody else doubles the span, and takes a random point in it: a
         # fleet that lost its gateway at one moment must not come back at one moment.
-        # A gateway that says when to come back has spread its devices itself.
-        failures = 0 if time.monotonic() >= options.steady_after or retry_after else failures + 1
+        # A gateway that let it in and says when to come back has spread its devices itself.
+        told = retry_after and options.steady_after < float("inf")
+        failures = 0 if time.monotonic() >= options.steady_after or told else failures + 1
         span = BACKOFF_LONGEST if hopeless else min(BACKOFF_LONGEST, 2.0 ** min(failures, 16))
         wait = retry_after + random.uniform(0, span)
         say(f"coming back in {wait:.1f} s")
