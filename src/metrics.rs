@@ -252,6 +252,8 @@ figures! {
     StoreAppended = Counter "pulsegate_store_events_appended" "",
     /// The oldest events that were dropped from the store for their age or for want of room.
     StoreDropped = Counter "pulsegate_store_events_dropped" "",
+    /// Events that gave way before their time for want of room: every consumer had acknowledged them.
+    StoreGaveWay = Counter "pulsegate_store_events_gave_way" "",
     /// Events larger than all that the store may hold.
     StoreRefused = Counter "pulsegate_store_events_refused" "",
     /// Groups of events written, each with one synchronisation of the disk.

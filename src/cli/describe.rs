@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use pulsegate::config::budget::{Bytes, Thousands};
-use pulsegate::config::{Authenticator, ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol};
+use pulsegate::config::{Authenticator, ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol, StoreShares};
 
 /// What is in effect: one line per listener, then the rest. `bound` are the listeners' addresses in the order of the
 /// configuration, as they really are.
@@ -28,6 +28,9 @@ pub fn in_effect(loaded: &Loaded, bound: &[SocketAddr], admin: SocketAddr) -> St
     line("workers", &config.workers.to_string());
     line("data", &config.data_dir.display().to_string());
     line("durability", &durability_in_words(config));
+    if let Some(shares) = config.store_shares() {
+        line("store", &store_in_words(config, shares));
+    }
     let _ = write!(text, "\nMemory budget\n{}\n", loaded.budget);
     text
 }
@@ -46,6 +49,17 @@ fn durability_in_words(config: &Config) -> String {
     let age = humantime::format_duration(config.uplink.retention);
     let bytes = Bytes(config.uplink.retention_bytes);
     format!("{label}: {promise}; the uplink is kept for {age}, at most {bytes}")
+}
+
+/// Who may have how much of the store.
+fn store_in_words(config: &Config, shares: StoreShares) -> String {
+    let StoreShares { uplink, sessions, one_session, retained } = shares;
+    let mut text = format!("at most {}: the uplink {}", Bytes(config.store.bytes), Bytes(uplink));
+    if sessions > 0 {
+        let [sessions, one, retained] = [sessions, one_session, retained].map(Bytes);
+        let _ = write!(text, ", sessions {sessions} and one of them {one}, retained messages {retained}");
+    }
+    text
 }
 
 fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {

@@ -200,6 +200,40 @@ pub struct Store {
     pub queue_bytes: usize,
 }
 
+/// What may lie in the store's file, in bytes: each has a bound of its own, so that none takes the place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreShares {
+    /// The uplink: the oldest events go first.
+    pub uplink: u64,
+    /// Sessions with all that is in them: as much as the pool lets them have (messages, filters, wills).
+    pub sessions: u64,
+    /// The messages of one of them.
+    pub one_session: u64,
+    /// Retained messages.
+    pub retained: u64,
+}
+
+impl Config {
+    /// Whether a listener speaks MQTT, so that any connection may have a session.
+    #[must_use]
+    pub fn speaks_mqtt(&self) -> bool {
+        self.listeners.iter().any(|listener| matches!(listener.protocol, Protocol::Mqtt(_)))
+    }
+
+    /// What may lie in the store's file; `None`: there is no store.
+    #[must_use]
+    pub fn store_shares(&self) -> Option<StoreShares> {
+        let limits = &self.limits;
+        let of_mqtt = |bytes: usize| if self.speaks_mqtt() { bytes as u64 } else { 0 };
+        (self.store.durability != Durability::Memory).then(|| StoreShares {
+            uplink: self.uplink.retention_bytes,
+            sessions: of_mqtt(limits.pool_bytes / 2),
+            one_session: of_mqtt(limits.session_bytes.min(limits.pool_bytes / 2)),
+            retained: of_mqtt(limits.retained_bytes),
+        })
+    }
+}
+
 impl Default for Store {
     fn default() -> Self {
         Self {

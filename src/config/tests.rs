@@ -2,6 +2,7 @@
 
 mod authenticator;
 mod sinks;
+mod store;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -197,6 +197,7 @@ impl Scrape {
             ProcessFigure::StoreHeld => stored(|stats| &stats.bytes),
             ProcessFigure::StoreAppended => stored(|stats| &stats.appended),
             ProcessFigure::StoreDropped => stored(|stats| &stats.dropped),
+            ProcessFigure::StoreGaveWay => stored(|stats| &stats.gave_way),
             ProcessFigure::StoreRefused => stored(|stats| &stats.refused),
             ProcessFigure::StoreGroups => stored(|stats| &stats.groups),
             ProcessFigure::StoreCommit => stored(|stats| &stats.commit_micros),

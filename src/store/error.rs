@@ -34,6 +34,11 @@ pub enum StoreError {
         /// What SQLite says.
         what: String,
     },
+    /// There is no room on the disk, or within `store.bytes`.
+    NoRoom {
+        /// For which file.
+        path: PathBuf,
+    },
     /// SQLite failed in another way.
     Sqlite {
         /// On which file.
@@ -57,6 +62,7 @@ impl StoreError {
         let path = path.into();
         match Fault::of(&error) {
             Fault::Damage => Self::Damaged { path, what: error.to_string() },
+            Fault::NoRoom => Self::NoRoom { path },
             _ => Self::Sqlite { path, error },
         }
     }
@@ -82,6 +88,9 @@ impl fmt::Display for StoreError {
                  once with --accept-data-loss, which moves it aside and begins an empty one",
                 path.display()
             ),
+            Self::NoRoom { path } => {
+                write!(f, "{}: there is no room: make some on its disk, or write a larger store.bytes", path.display())
+            }
             Self::Sqlite { path, error } => write!(f, "{}: {error}", path.display()),
             Self::NoConsumer(name) => write!(f, "there is no consumer {name:?}"),
             Self::TooManyConsumers(most) => write!(f, "there are {most} consumers already: delete one first"),
@@ -118,6 +127,16 @@ impl Fault {
             _ => Self::Other,
         }
     }
+
+    /// The same for a write, with a look at the disk where SQLite does not tell: it knows a full disk, but neither a quota that is
+    /// used up nor a disk on which the index of its journal finds no room. A synchronisation that failed is never tried again,
+    /// whatever it was for.
+    pub(super) fn of_write(error: &rusqlite::Error, is_full: impl FnOnce() -> bool) -> Self {
+        let fault = Self::of(error);
+        let rusqlite::Error::SqliteFailure(ffi::Error { extended_code, .. }, _) = error else { return fault };
+        let may_be_room = [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE].contains(extended_code);
+        if may_be_room && is_full() { Self::NoRoom } else { fault }
+    }
 }
 
 #[cfg(test)]
@@ -133,5 +152,18 @@ mod tests {
         assert_eq!(fault(ffi::SQLITE_READONLY), Fault::Disk);
         assert_eq!(fault(ffi::SQLITE_CORRUPT), Fault::Damage);
         assert_eq!(fault(ffi::SQLITE_CONSTRAINT), Fault::Other);
+    }
+
+    #[test]
+    fn write_that_failed_is_want_of_room_only_if_the_disk_is_full_and_a_failed_synchronisation_never_is() {
+        let fault =
+            |code, is_full| Fault::of_write(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None), || is_full);
+        for code in [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE] {
+            assert_eq!((fault(code, true), fault(code, false)), (Fault::NoRoom, Fault::Disk));
+        }
+        for code in [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_READ, ffi::SQLITE_READONLY] {
+            assert_eq!(fault(code, true), Fault::Disk);
+        }
+        assert_eq!(fault(ffi::SQLITE_FULL, false), Fault::NoRoom);
     }
 }

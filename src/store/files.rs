@@ -17,6 +17,9 @@ const LOCK: &str = "store.lock";
 /// Room that is given up when the disk is full, so that cursors can still be written.
 const RESERVE: &str = "store.reserve";
 const RESERVE_BYTES: usize = 1 << 20;
+/// Written to see whether there is room, and removed at once.
+const PROBE: &str = "store.probe";
+const PROBE_BYTES: usize = 64 << 10;
 /// Messages and cursors are for nobody else to read.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
@@ -49,6 +52,27 @@ pub(super) fn lock(directory: &Path) -> Result<Lock, StoreError> {
     Ok(Lock(file))
 }
 
+/// Whether the system says that there is no room.
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Writes real bytes that are for nobody: a hole takes no room.
+fn write_filler(path: &Path, bytes: usize) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(path)?;
+    file.write_all(&vec![0xa5; bytes])?;
+    file.sync_all()
+}
+
+/// Whether there is no room beside the store's file at `path`: on the disk, or for this user.
+pub(super) fn is_full(path: &Path) -> bool {
+    let probe = path.with_file_name(PROBE);
+    let written = write_filler(&probe, PROBE_BYTES);
+    // It is not there if it could not be made.
+    let _ = fs::remove_file(&probe);
+    written.is_err_and(|error| is_no_room(&error))
+}
+
 /// Room on the disk that is kept for the time when there is none.
 #[derive(Debug)]
 pub(super) struct Reserve {
@@ -61,7 +85,7 @@ impl Reserve {
         let reserve = Self { path: directory.join(RESERVE) };
         // A disk that is full at the start has none; it is made when there is room again.
         match reserve.restore() {
-            Err(error) if error.kind() != io::ErrorKind::StorageFull => Err(io(&reserve.path)(error)),
+            Err(error) if !is_no_room(&error) => Err(io(&reserve.path)(error)),
             _ => Ok(reserve),
         }
     }
@@ -77,14 +101,7 @@ impl Reserve {
         if fs::metadata(&self.path).is_ok_and(|known| known.len() == RESERVE_BYTES as u64) {
             return Ok(());
         }
-        let write = || {
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(FILE_MODE).open(&self.path)?;
-            // Real bytes, for a hole takes no room.
-            file.write_all(&vec![0xa5; RESERVE_BYTES])?;
-            file.sync_all()
-        };
-        write().inspect_err(|_| self.release())
+        write_filler(&self.path, RESERVE_BYTES).inspect_err(|_| self.release())
     }
 }
 

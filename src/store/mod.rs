@@ -136,6 +136,8 @@ pub struct Stats {
     pub appended: AtomicU64,
     /// Events that retention dropped since the start.
     pub dropped: AtomicU64,
+    /// Events that gave way before their time, for want of room, since the start: every consumer had acknowledged them.
+    pub gave_way: AtomicU64,
     /// Events larger than the whole retention.
     pub refused: AtomicU64,
     /// Groups written since the start.
@@ -245,7 +247,7 @@ impl Store {
         let reserve = files::Reserve::make(&options.directory)?;
         let failed = |error| StoreError::sqlite(&path, error);
         let (state, consumers) = writer::State::load(&connection).map_err(failed)?;
-        sessions::begin(&mut connection, writer::unix_ms()).map_err(failed)?;
+        begin(&mut connection, &reserve).map_err(failed)?;
         let kept = sessions::Kept::load(&connection).map_err(failed)?;
         let shared = Arc::new(Shared {
             path: path.clone(),
@@ -481,6 +483,18 @@ impl Store {
             std::panic::resume_unwind(panicked);
         }
     }
+}
+
+/// What ends with a process is ended, from the reserve where there is no other room: whoever starts again on a full disk is to
+/// hand out what there is.
+fn begin(connection: &mut rusqlite::Connection, reserve: &files::Reserve) -> rusqlite::Result<()> {
+    let begun = sessions::begin(connection, writer::unix_ms());
+    let Err(error) = begun else { return Ok(()) };
+    if error::Fault::of(&error) != error::Fault::NoRoom {
+        return Err(error);
+    }
+    reserve.release();
+    sessions::begin(connection, writer::unix_ms())
 }
 
 impl Drop for Store {

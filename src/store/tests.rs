@@ -283,6 +283,8 @@ fn a_full_store_keeps_cursors_and_goes_on_when_there_is_room() {
     let full = Options { bytes_max: 512 << 10, ..options(directory.path()) };
     let (store, settled) = open(&full);
     block(store.create("c", Position::First)).unwrap();
+    // One that has read nothing: nothing gives way.
+    block(store.create("slow", Position::First)).unwrap();
     let (mut safe, deadline) = (0, Instant::now() + DEADLINE);
     offer_all(&store, vec![message(safe, 10_000)]);
     while store.health() == Health::Well {
@@ -302,6 +304,46 @@ fn a_full_store_keeps_cursors_and_goes_on_when_there_is_room() {
     let (store, _settled) = open(&Options { bytes_max: 64 << 20, ..full });
     assert_eq!(all(&store).len(), safe as usize);
     assert_eq!(store.consumers().unwrap()[0].backlog.cursor, 5);
+}
+
+#[test]
+fn history_that_every_consumer_has_acknowledged_gives_way_and_nothing_else_does() {
+    let directory = TempDir::new().unwrap();
+    let full = Options { bytes_max: 512 << 10, ..options(directory.path()) };
+    let (store, settled) = open(&full);
+    let gave_way = || store.stats().gave_way.load(Ordering::Relaxed);
+    // Nobody reads: there is always room, at the cost of the oldest.
+    for number in 0..100 {
+        offer_all(&store, vec![message(number, 10_000)]);
+        assert!(wait(&settled, 1)[0].accepted);
+    }
+    assert_eq!(store.health(), Health::Well);
+    assert!(gave_way() > 50 && store.first() == gave_way() + 1, "{} events gave way", gave_way());
+
+    // Two that have read nothing of what is held.
+    for name in ["quick", "slow"] {
+        block(store.create(name, Position::First)).unwrap();
+    }
+    let (first, before) = (store.first(), gave_way());
+    let (mut sent, deadline) = (100, Instant::now() + DEADLINE);
+    while store.health() == Health::Well {
+        assert!(Instant::now() < deadline, "the store is never full");
+        if settled.recv_timeout(Duration::from_millis(1)).is_ok() || sent == 100 {
+            offer_all(&store, vec![message(sent, 10_000)]);
+            sent += 1;
+        }
+    }
+    assert_eq!((store.first(), gave_way()), (first, before));
+    block(store.acknowledge("quick", Range { first, last: first + 9 })).unwrap();
+    assert!(settled.recv_timeout(Duration::from_millis(1_500)).is_err(), "the slow one has not acknowledged it");
+    block(store.acknowledge("slow", Range { first, last: first + 4 })).unwrap();
+    // The one that waited is safe, and only what both were done with is gone.
+    assert!(wait(&settled, 1)[0].accepted);
+    assert_eq!((store.health(), store.first(), gave_way()), (Health::Well, first + 5, before + 5));
+    assert!(store.consumers().unwrap().iter().all(|consumer| consumer.backlog.missed == 0));
+    drop(store);
+    let check = check(directory.path()).unwrap();
+    assert_eq!((check.damage, check.range), (Vec::<String>::new(), (first + 5, u64::from(sent))));
 }
 
 #[test]

@@ -3,13 +3,16 @@
 //! ```text
 //!             ┌──────────────▶ Waiting ─────── closed ──▶ (end)
 //!             │ settled           │ something came
-//!             │                   ▼                 no room
+//!             │                   ▼      no room, and nothing gives way
 //!             └──────────────  Writing ────────────────────▶ Full ──┐ requests are written from the reserve;
 //!                                 │ ▲                          │    │ the events are tried again each second
 //!                  the disk fails │ └──── there is room ───────┘◀───┘
 //!                                 ▼
 //!                              Failed: nothing is acknowledged any more
 //! ```
+//!
+//! Without room the journal is brought into the file first, so that its own room can be used again. Then history gives way that
+//! every consumer has acknowledged, the oldest first. Nothing else does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +23,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::coalesce::Plan;
 use super::error::{Fault, StoreError};
-use super::files::{Lock, Reserve};
+use super::files::{self, Lock, Reserve};
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
 use super::record::{Entry, What};
@@ -39,6 +42,8 @@ const MANY: usize = 16;
 const RETRY: Duration = Duration::from_secs(1);
 /// Events that one group drops for their age or for want of room, beyond as many as it adds.
 const DROPPED_MAX: u64 = 4_096;
+/// That history gives way is said at most so often.
+const SAID_EVERY: Duration = Duration::from_mins(1);
 
 /// What the table `uplink_state` says.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +108,8 @@ pub(super) struct Writer {
     is_unsynced: bool,
     /// While there is no room: bytes of changes beyond which no more are taken.
     change_bytes_max: usize,
+    /// When it was said last that history gives way.
+    said_gives_way: Option<Instant>,
 }
 
 /// Which steps of a plan are taken.
@@ -162,6 +169,7 @@ impl Writer {
             },
             is_unsynced: false,
             change_bytes_max: options.queue_bytes,
+            said_gives_way: None,
         };
         writer.tell();
         writer
@@ -202,8 +210,9 @@ impl Writer {
 
     /// Writes all of it, waiting for room if need be. `Err`: the disk has failed.
     fn write(&mut self, mut work: Work, settle: &mut impl Settle) -> Result<(), Fault> {
+        let mut may_checkpoint = true;
         loop {
-            match self.commit(&work, Steps::All) {
+            let error = match self.commit(&work, Steps::All) {
                 Ok(group) => {
                     if self.shared.health() == Health::NoRoom {
                         self.recover();
@@ -211,24 +220,77 @@ impl Writer {
                     self.finish(work, group, settle);
                     return Ok(());
                 }
-                Err(error) if Fault::of(&error) == Fault::NoRoom => {
-                    self.note_no_room(&error);
-                    let Some(kept) = self.wait_for_room(work, settle)? else { return Ok(()) };
-                    work = kept;
-                }
-                Err(error) => {
-                    tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be written");
-                    return Err(Fault::of(&error));
-                }
+                Err(error) => error,
+            };
+            self.expect_no_room(&error)?;
+            if std::mem::take(&mut may_checkpoint) && self.checkpoint()? || self.give_way()? {
+                continue;
+            }
+            self.note_no_room(&error);
+            let Some(kept) = self.wait_for_room(work, settle)? else { return Ok(()) };
+            (work, may_checkpoint) = (kept, true);
+        }
+    }
+
+    /// `Err`: it is not for want of room, and there is no second try.
+    fn expect_no_room(&self, error: &rusqlite::Error) -> Result<(), Fault> {
+        match Fault::of_write(error, || files::is_full(&self.shared.path)) {
+            Fault::NoRoom => Ok(()),
+            fault => {
+                tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be written");
+                Err(fault)
             }
         }
+    }
+
+    /// Brings the journal into the file, so that it begins again in the room that it has. Whether it was tried with success.
+    fn checkpoint(&mut self) -> Result<bool, Fault> {
+        match self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            Ok(()) => Ok(true),
+            Err(error) => self.expect_no_room(&error).map(|()| false),
+        }
+    }
+
+    /// Drops a part of the history that every consumer is done with, before its time. `false`: there is none, or no room
+    /// even for that.
+    fn give_way(&mut self) -> Result<bool, Fault> {
+        let done = self.consumers.values().map(|progress| progress.cursor).min().unwrap_or(self.state.last());
+        let through = done.min(self.state.first() - 1 + DROPPED_MAX);
+        if through < self.state.first() {
+            return Ok(false);
+        }
+        let group = match self.drop_through(through) {
+            Ok(group) => group,
+            Err(error) => return self.expect_no_room(&error).map(|()| false),
+        };
+        self.shared.stats.gave_way.fetch_add(group.dropped, Ordering::Relaxed);
+        self.state = group.state;
+        self.tell();
+        if self.said_gives_way.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
+            self.said_gives_way = Some(Instant::now());
+            tracing::warn!(
+                path = %self.shared.path.display(), events = group.dropped,
+                "no room for the store: what every consumer has acknowledged gives way, the oldest first"
+            );
+        }
+        Ok(true)
+    }
+
+    fn drop_through(&mut self, through: u64) -> rusqlite::Result<Group> {
+        let mut group = Group::of(self.state, self.kept);
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let kept = Retention { since_ms: i64::MIN, bytes: u64::MAX, behind: through };
+        trim(&transaction, &mut group, &mut self.consumers, kept, DROPPED_MAX)?;
+        store_state(&transaction, group.state)?;
+        transaction.commit()?;
+        Ok(group)
     }
 
     /// The events wait, and the changes; what is asked is written from the reserve, and whatever of the changes makes room.
     /// `None`: the end came first, and the events were never acknowledged.
     fn wait_for_room(&mut self, mut work: Work, settle: &mut impl Settle) -> Result<Option<Work>, Fault> {
         let mut requests = std::mem::take(&mut work.requests);
-        let until = Instant::now() + RETRY;
+        let (mut until, mut has_freed) = (Instant::now() + RETRY, false);
         loop {
             let changes = std::mem::take(&mut work.changes);
             let asked = Work { requests, changes, ..Work::default() };
@@ -237,20 +299,27 @@ impl Writer {
             work.changes = changes;
             match committed {
                 // Of the changes nothing is safe before all of it is.
-                Ok(group) => self.finish(Work { requests: asked, ..Work::default() }, group, settle),
-                Err(error) if Fault::of(&error) == Fault::NoRoom => {
-                    for request in asked {
-                        request.answer(Err(StoreError::sqlite(&self.shared.path, no_room())));
-                    }
+                Ok(group) => {
+                    has_freed |= group.steps > 0 || group.dropped > 0;
+                    self.finish(Work { requests: asked, ..Work::default() }, group, settle);
                 }
                 Err(error) => {
-                    tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be written");
-                    return Err(Fault::of(&error));
+                    self.expect_no_room(&error)?;
+                    for request in asked {
+                        request.answer(Err(StoreError::NoRoom { path: self.shared.path.clone() }));
+                    }
                 }
             }
+            if work.is_last {
+                return Ok(None);
+            }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || work.is_last {
-                return Ok((!work.is_last).then_some(work));
+            if left.is_zero() {
+                // The reserve is not for events: it comes first, unless there is room in the file itself by now.
+                if has_freed || self.reserve.restore().is_ok() || self.give_way()? {
+                    return Ok(Some(work));
+                }
+                until = Instant::now() + RETRY;
             }
             let held: usize = work.changes.iter().map(Changes::bytes).sum();
             let more = self.shared.queue.take_requests(left, held < self.change_bytes_max);
@@ -290,13 +359,10 @@ impl Writer {
         let began = Instant::now();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         append(&transaction, &mut group, &work.entries, self.retention_bytes)?;
-        let retention =
-            Retention { since_ms: now_ms.saturating_sub(self.retention_age_ms), bytes: self.retention_bytes };
+        let since_ms = now_ms.saturating_sub(self.retention_age_ms);
+        let retention = Retention { since_ms, bytes: self.retention_bytes, behind: 0 };
         trim(&transaction, &mut group, &mut self.consumers, retention, DROPPED_MAX + work.entries.len() as u64)?;
-        let State { next, events, bytes } = group.state;
-        transaction
-            .prepare_cached("UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3")?
-            .execute(params![next, events, bytes])?;
+        store_state(&transaction, group.state)?;
         sessions::take(&transaction, &plan, &mut group.kept)?;
         for request in &work.requests {
             let result = apply(&transaction, group.state, &mut self.consumers, request, now_ms)?;
@@ -325,19 +391,12 @@ impl Writer {
         if !self.is_unsynced || !is_due {
             return Ok(());
         }
-        // A checkpoint synchronises the journal before it copies.
-        match self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-            Ok(()) => {
-                (self.synced, self.is_unsynced) = (Instant::now(), false);
-                Ok(())
-            }
-            // Tried again with the next group: the journal itself is where it was.
-            Err(error) if Fault::of(&error) == Fault::NoRoom => Ok(()),
-            Err(error) => {
-                tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be synchronised");
-                Err(Fault::of(&error))
-            }
+        // A checkpoint synchronises the journal before it copies. For want of room it is tried again with the next group: the
+        // journal itself is where it was.
+        if self.checkpoint()? {
+            (self.synced, self.is_unsynced) = (Instant::now(), false);
         }
+        Ok(())
     }
 
     /// The group is safe: everybody is told.
@@ -435,7 +494,10 @@ impl Writer {
         self.shared.stats.no_room.fetch_add(1, Ordering::Relaxed);
         if self.shared.health() == Health::Well {
             self.shared.set_health(Health::NoRoom);
-            self.reserve.release();
+            // Where it is the file that may not grow, the disk has room.
+            if files::is_full(&self.shared.path) {
+                self.reserve.release();
+            }
             tracing::error!(
                 path = %self.shared.path.display(), %error,
                 "no room for the store: events wait, and so do their publishers, until there is"
@@ -468,11 +530,18 @@ impl Writer {
     }
 }
 
-/// What retention keeps.
+/// What is kept: events of this time or later, up to so many bytes of them, and only those behind this number.
 #[derive(Clone, Copy)]
 struct Retention {
     since_ms: i64,
     bytes: u64,
+    behind: u64,
+}
+
+fn store_state(transaction: &Transaction<'_>, state: State) -> rusqlite::Result<()> {
+    let State { next, events, bytes } = state;
+    let mut update = transaction.prepare_cached("UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3")?;
+    update.execute(params![next, events, bytes]).map(|_| ())
 }
 
 fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], bytes_max: u64) -> rusqlite::Result<()> {
@@ -532,11 +601,11 @@ fn trim(
         )?;
         let mut rows = oldest.query([count])?;
         while let Some(row) = rows.next()? {
-            let at: i64 = row.get(1)?;
-            if at >= kept.since_ms && group.state.bytes <= kept.bytes {
+            let (seq, at): (u64, i64) = (row.get(0)?, row.get(1)?);
+            if seq > kept.behind && at >= kept.since_ms && group.state.bytes <= kept.bytes {
                 break;
             }
-            dropped = Some(row.get::<_, u64>(0)?);
+            dropped = Some(seq);
             group.state.bytes = group.state.bytes.saturating_sub(row.get(3)?);
             group.state.events -= 1;
             group.dropped += 1;
@@ -654,10 +723,6 @@ fn store_progress(transaction: &Transaction<'_>, name: &str, progress: &Progress
             .execute(params![name, first, last])?;
     }
     Ok(())
-}
-
-fn no_room() -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None)
 }
 
 /// The time of day, in milliseconds since 1970; negative before.

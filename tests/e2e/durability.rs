@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,7 +10,7 @@ use pulsegate::codec::native::Frame;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Device, Event, Gateway, SOON, Site, encoded, hello, message, native, wait_until};
+use crate::support::{Device, Event, Gateway, SOON, Site, SmallDisk, encoded, hello, message, native, wait_until};
 
 /// Lives of the gateway in the suite, and the variable that asks for more.
 const LIVES: u32 = 6;
@@ -149,43 +148,11 @@ fn acknowledged_is_stored_and_handed_out_through_kill_nine() {
     }
 }
 
-/// A small file system, unmounted when it goes. None where one may not be mounted.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(at: &'a Path, kib: u32) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        let options = format!("size={kib}k");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().unwrap();
-        mounted.status.success().then_some(Self(at))
-    }
-
-    /// Fills it to the last block.
-    fn fill(&self) {
-        let full = std::fs::write(self.0.join("filler"), vec![0; 64 << 20]).unwrap_err();
-        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    }
-
-    fn make_room(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        // Lazily: the gateway may still have it open when a test fails.
-        drop(Command::new("umount").arg("-l").arg(self.0).status());
-    }
-}
-
 #[test]
 fn a_full_disk_holds_publishers_up_and_nobody_else() {
     let site = Site::new();
     let data = site.path("data");
-    let Some(disk) = SmallDisk::mount(&data, 6 << 10) else {
-        eprintln!("not run: only root may mount a small file system");
-        return;
-    };
+    let Some(disk) = SmallDisk::mount(&data, 6 << 10) else { return };
     let gateway = site.start("workers = 2\ndata_dir = \"data\"", &[native()]);
     let tls = site.tls();
     let mut device = Device::welcomed(gateway.devices(), &tls, "meter-1");
@@ -222,6 +189,43 @@ fn a_full_disk_holds_publishers_up_and_nobody_else() {
     }
     wait_until("the gateway is ready again", SOON, || gateway.get("/readyz").0 == 200);
     gateway.expect_closed("expired", 0);
+}
+
+#[test]
+fn a_disk_that_fails_ends_the_gateway_and_what_was_acknowledged_is_there() {
+    let site = Site::new();
+    let mut gateway = site.start("", &[native()]);
+    let mut device = Device::welcomed(gateway.devices(), &site.tls(), "meter-1");
+    device.send(&[message(1, b"before")]);
+    assert_eq!(device.hear(), Event::Ack(1));
+    // From here on the system refuses every write beyond a file's first bytes (EFBIG): an error that is no want of room.
+    gateway.limit_file_size(4_096);
+    device.send(&[message(2, b"behind")]);
+    let heard = device.hear_all();
+    assert!(!heard.iter().any(|event| matches!(event, Event::Ack(_))), "{heard:?}");
+    assert_eq!(gateway.wait_for_failure(SOON).code(), Some(1));
+    let said = gateway.logged("the store cannot be written");
+    assert_eq!(said.len(), 1, "it is said once: there is no second try");
+    assert!(said[0]["path"].as_str().unwrap().ends_with("store.sqlite"), "{said:?}");
+    drop(gateway);
+
+    let gateway = Gateway::start(site.directory());
+    let events = gateway.get_json("/v1/uplink?consumer=c&max=100")["events"].take();
+    let payloads: Vec<_> = events.as_array().unwrap().iter().filter_map(|event| event["payload"].as_str()).collect();
+    assert_eq!(payloads, ["before"]);
+}
+
+#[test]
+fn a_read_only_disk_is_refused_by_name() {
+    let site = Site::new();
+    let data = site.path("data");
+    let Some(disk) = SmallDisk::mount(&data, 1 << 10) else { return };
+    site.configure("data_dir = \"data\"", &[native()]);
+    disk.make_read_only();
+    let refused = Gateway::command(site.directory()).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("data/store.lock: Read-only file system"), "{said}");
 }
 
 #[test]

@@ -26,33 +26,34 @@ const WINDOW: usize = 6;
 
 /// What the gateway says.
 #[derive(Debug, PartialEq, Eq)]
-enum Heard {
+pub(super) enum Heard {
     Connack { is_present: bool },
     Suback,
     Puback(u16),
     Pubrec(u16),
     Pubrel(u16),
     Pubcomp(u16),
+    Pingresp,
     Message { topic: String, payload: String, qos: u8, packet: u16, dup: bool, retain: bool },
 }
 
 /// One connection. Whatever cannot be said or heard any more: the gateway is gone.
-struct Connection {
+pub(super) struct Connection {
     device: Device,
     heard: Vec<u8>,
 }
 
 /// What CONNECT asks for.
 #[derive(Clone, Copy)]
-struct Greeting<'a> {
-    id: &'a str,
-    expiry_s: u32,
+pub(super) struct Greeting<'a> {
+    pub(super) id: &'a str,
+    pub(super) expiry_s: u32,
     /// Topic and delay in seconds.
-    will: Option<(&'a str, u32)>,
+    pub(super) will: Option<(&'a str, u32)>,
 }
 
 impl Connection {
-    fn open(address: SocketAddr, tls: &ClientTls, greeting: Greeting<'_>) -> Option<(Self, bool)> {
+    pub(super) fn open(address: SocketAddr, tls: &ClientTls, greeting: Greeting<'_>) -> Option<(Self, bool)> {
         let mut connection = Self { device: Device::raw(address, tls).ok()?, heard: Vec::new() };
         let (mut properties, mut of_will) = (PropertiesBuilder::default(), PropertiesBuilder::default());
         properties.push(&Property::SessionExpiryInterval(greeting.expiry_s));
@@ -82,14 +83,14 @@ impl Connection {
         }
     }
 
-    fn say(&mut self, packet: &Packet<'_>) -> Option<()> {
+    pub(super) fn say(&mut self, packet: &Packet<'_>) -> Option<()> {
         let mut bytes = Vec::new();
         packet.encode(Version::V5, &mut bytes);
         let wire = self.device.seal(&bytes);
         self.device.socket.write_all(&wire).ok()
     }
 
-    fn hear(&mut self) -> Option<Heard> {
+    pub(super) fn hear(&mut self) -> Option<Heard> {
         loop {
             if let Some((packet, length)) = mqtt::decode(&self.heard, Some(Version::V5), PACKET_MAX).unwrap() {
                 let heard = match packet {
@@ -99,6 +100,7 @@ impl Connection {
                     Packet::Pubrec(ack) => Heard::Pubrec(ack.packet_id),
                     Packet::Pubrel(ack) => Heard::Pubrel(ack.packet_id),
                     Packet::Pubcomp(ack) => Heard::Pubcomp(ack.packet_id),
+                    Packet::Pingresp => Heard::Pingresp,
                     Packet::Publish(publish) => Heard::Message {
                         topic: publish.topic.to_owned(),
                         payload: String::from_utf8(publish.payload.to_vec()).unwrap(),
@@ -119,13 +121,13 @@ impl Connection {
         }
     }
 
-    fn subscribe(&mut self, filter: &str) -> Option<()> {
+    pub(super) fn subscribe(&mut self, filter: &str) -> Option<()> {
         let mut filters = Vec::new();
         Subscribe::put_filter(filter, Options::plain(QoS::ExactlyOnce), &mut filters);
         self.say(&Packet::Subscribe(Subscribe::new(1, Properties::EMPTY, &filters)))
     }
 
-    fn publish(&mut self, out: &Out) -> Option<()> {
+    pub(super) fn publish(&mut self, out: &Out) -> Option<()> {
         self.say(&Packet::Publish(Publish {
             dup: out.is_dup,
             qos: QoS::try_from(out.qos).unwrap(),
@@ -137,37 +139,41 @@ impl Connection {
         }))
     }
 
-    fn acknowledge(&mut self, packet: impl FnOnce(Ack<'static>) -> Packet<'static>, packet_id: u16) -> Option<()> {
+    pub(super) fn acknowledge(
+        &mut self,
+        packet: impl FnOnce(Ack<'static>) -> Packet<'static>,
+        packet_id: u16,
+    ) -> Option<()> {
         self.say(&packet(Ack { packet_id, reason: Reason::SUCCESS, properties: Properties::EMPTY }))
     }
 }
 
 /// A message on its way from a publisher.
 #[derive(Clone)]
-struct Out {
-    packet: u16,
-    topic: String,
-    payload: String,
-    qos: u8,
-    retain: bool,
-    is_dup: bool,
+pub(super) struct Out {
+    pub(super) packet: u16,
+    pub(super) topic: String,
+    pub(super) payload: String,
+    pub(super) qos: u8,
+    pub(super) retain: bool,
+    pub(super) is_dup: bool,
     /// PUBREC was heard.
-    is_received: bool,
+    pub(super) is_received: bool,
 }
 
 impl Out {
-    fn new(packet: u16, topic: &str, payload: impl Into<String>, qos: u8) -> Self {
+    pub(super) fn new(packet: u16, topic: &str, payload: impl Into<String>, qos: u8) -> Self {
         let payload = payload.into();
         Self { packet, topic: topic.into(), payload, qos, retain: false, is_dup: false, is_received: false }
     }
 }
 
-fn lasting(id: &str) -> Greeting<'_> {
+pub(super) fn lasting(id: &str) -> Greeting<'_> {
     Greeting { id, expiry_s: 600, will: None }
 }
 
-fn begin(site: &Site, workers: u16) -> Gateway {
-    site.configure(&format!("workers = {workers}"), &[Listener::new("mqtt", "mqtt").table("mqtt", OPEN)]);
+pub(super) fn begin(site: &Site, top: &str) -> Gateway {
+    site.configure(top, &[Listener::new("mqtt", "mqtt").table("mqtt", OPEN)]);
     Gateway::start(site.directory())
 }
 
@@ -193,7 +199,7 @@ fn hear_message(connection: &mut Connection) -> (String, u16, bool) {
 fn sessions_retained_messages_and_wills_survive_kill_nine_and_other_workers() {
     let site = Site::new();
     let tls = site.tls_with(None, |options| options.alpn = &[b"mqtt"]);
-    let gateway = begin(&site, 2);
+    let gateway = begin(&site, "workers = 2");
     let address = gateway.address("mqtt");
     let open = |greeting| Connection::open(address, &tls, greeting).unwrap();
 
@@ -220,7 +226,7 @@ fn sessions_retained_messages_and_wills_survive_kill_nine_and_other_workers() {
     gateway.signal(Signal::KILL);
     drop(gateway);
 
-    let gateway = begin(&site, 3);
+    let gateway = begin(&site, "workers = 3");
     let address = gateway.address("mqtt");
     let open = |greeting| Connection::open(address, &tls, greeting).unwrap();
     // Under the same identifiers, as messages that come again.
@@ -394,14 +400,14 @@ fn what_was_acknowledged_reaches_every_session_through_kill_nine_and_once_at_qos
         .collect();
     let mut random = fastrand::Rng::with_seed(11);
     // Before anything is published all have subscribed.
-    let gateway = begin(&site, 2);
+    let gateway = begin(&site, "workers = 2");
     for subscriber in &mut subscribers {
         subscriber.work(gateway.address("mqtt"), &tls, 0).unwrap();
     }
     gateway.signal(Signal::KILL);
     drop(gateway);
     for _ in 0..lives {
-        let gateway = begin(&site, random.u16(1..=3));
+        let gateway = begin(&site, &format!("workers = {}", random.u16(1..=3)));
         let address = gateway.address("mqtt");
         let further = random.u64(20..600);
         let tls = &tls;
@@ -421,7 +427,7 @@ fn what_was_acknowledged_reaches_every_session_through_kill_nine_and_once_at_qos
         });
     }
     // The last life: everything that was begun is brought to its end.
-    let gateway = begin(&site, 2);
+    let gateway = begin(&site, "workers = 2");
     let address = gateway.address("mqtt");
     thread::scope(|scope| {
         for publisher in &mut publishers {

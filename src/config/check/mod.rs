@@ -23,7 +23,7 @@ use super::budget::{self, Item, MemoryBudget, connections_by_descriptors};
 use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
 use super::raw::{RawBackbone, RawConfig, RawDrain, RawListener};
-use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, Protocol};
+use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, StoreShares};
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
@@ -135,8 +135,7 @@ pub fn resolve(
         sinks,
         listeners,
     };
-    fit_descriptors(&mut context, &mut config).map_err(|problem| vec![problem])?;
-    fit_memory(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
+    fit(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
     let budget = budget_of(&config, machine);
     let Context { warnings, notes, .. } = context;
     Ok(Loaded { config, budget, warnings, notes })
@@ -238,6 +237,14 @@ fn unlike_the_others(
     Ok(())
 }
 
+/// What is wanted fits the machine, or becomes what does, or is warned of; `written`: the connections were asked for.
+fn fit(context: &mut Context<'_>, config: &mut Config, written: bool) -> Result<(), Problem> {
+    fit_descriptors(context, config)?;
+    fit_memory(context, config, written)?;
+    fit_store(context, config);
+    Ok(())
+}
+
 /// More connections than the workers' descriptor tables hold can never be there: the limit becomes what is true.
 fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(), Problem> {
     let place = ConfigKey::top("limits.connections");
@@ -268,8 +275,19 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(),
     Ok(())
 }
 
-fn speaks_mqtt(config: &Config) -> bool {
-    config.listeners.iter().any(|listener| matches!(listener.protocol, Protocol::Mqtt(_)))
+/// What sessions and retained messages may come to has room beside the uplink, or it is said that they may have to wait for it.
+fn fit_store(context: &mut Context<'_>, config: &Config) {
+    let Some(StoreShares { uplink, sessions, retained, .. }) = config.store_shares() else { return };
+    let needed = uplink.saturating_add(sessions).saturating_add(retained);
+    if needed > config.store.bytes {
+        let left = budget::Bytes(config.store.bytes - uplink.min(config.store.bytes));
+        let [sessions, retained] = [sessions, retained].map(budget::Bytes);
+        let text = format!(
+            "uplink.retention_bytes leaves {left} for sessions ({sessions}, half of limits.pool_bytes) and retained messages \
+             ({retained}): without room publishers wait: write at least {needed}, or less of these"
+        );
+        context.warn(&ConfigKey::top("store.bytes"), &text);
+    }
 }
 
 fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
@@ -279,7 +297,7 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
         config.backbone,
         &config.store,
         config.sinks.len(),
-        speaks_mqtt(config),
+        config.speaks_mqtt(),
         machine.memory,
     );
     let answers = cache_bytes(config.listeners.iter().flat_map(|listener| &listener.identity.authenticators));
@@ -305,8 +323,11 @@ fn fit_memory(context: &mut Context<'_>, config: &mut Config, written: bool) -> 
     let (total, there) = (budget::Bytes(budget.total_bytes()), budget::Bytes(memory.bytes));
     if fit == 0 {
         let what = format!("even without connections the gateway needs more than the {there} that there are");
-        let mqtt =
-            if speaks_mqtt(config) { ", limits.sessions, limits.retained_messages, limits.retained_bytes" } else { "" };
+        let mqtt = if config.speaks_mqtt() {
+            ", limits.sessions, limits.retained_messages, limits.retained_bytes"
+        } else {
+            ""
+        };
         let remedy = format!(
             "lower workers, backbone.bytes, limits.pool_bytes, limits.handshakes{mqtt}, limits.inbox_length and limits.uplink_length"
         );

@@ -21,6 +21,8 @@ const LINES_SHOWN: usize = 80;
 pub struct Gateway {
     child: Child,
     ended: Option<ExitStatus>,
+    /// That it fails is what the test is about.
+    may_fail: bool,
     log: Arc<Mutex<Vec<Value>>>,
     listeners: HashMap<String, SocketAddr>,
     admin: SocketAddr,
@@ -78,6 +80,7 @@ impl Gateway {
         let mut gateway = Self {
             child,
             ended: None,
+            may_fail: false,
             log,
             listeners: HashMap::new(),
             admin: SocketAddr::from(([0, 0, 0, 0], 0)),
@@ -375,13 +378,27 @@ impl Gateway {
         self.ended = Some(status);
         status
     }
+
+    /// Waits for the failure that the test has brought about.
+    #[track_caller]
+    pub fn wait_for_failure(&mut self, within: Duration) -> ExitStatus {
+        self.may_fail = true;
+        self.wait(within)
+    }
+
+    /// Lets the system refuse whatever it writes to a file beyond so many bytes of it.
+    pub fn limit_file_size(&self, bytes: u64) {
+        let maximum = rustix::process::getrlimit(Resource::Fsize).maximum;
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, Rlimit { current: Some(bytes), maximum }).unwrap();
+    }
 }
 
 impl Drop for Gateway {
     fn drop(&mut self) {
         let ended = self.ended.or_else(|| self.child.try_wait().unwrap());
         // Killed by the test is an end that was meant.
-        let died = ended.is_some_and(|status| !status.success() && status.signal() != Some(Signal::KILL.as_raw()));
+        let died = !self.may_fail
+            && ended.is_some_and(|status| !status.success() && status.signal() != Some(Signal::KILL.as_raw()));
         // Its end is ours to see to; there is nobody to be told that it was gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -2,6 +2,7 @@
 //! write. Nothing here sleeps for luck: whatever is waited for has a deadline, and a condition that ends the wait.
 
 mod device;
+mod disk;
 mod fleet;
 mod follower;
 mod gateway;
@@ -13,6 +14,7 @@ pub mod token;
 use std::time::{Duration, Instant};
 
 pub use device::{ConnectError, Device, Event, client_hello, dial, dial_from, encoded, hello, message};
+pub use disk::SmallDisk;
 pub use fleet::{Fleet, Manners};
 pub use follower::Follower;
 pub use gateway::{Gateway, time_of};
