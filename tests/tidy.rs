@@ -50,6 +50,7 @@ const TABLE: &[Row] = &[
     row("control", &["network", "pool", "link", "config", "metrics", "time", "codec", "store", "sink", "backbone"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
           "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64", "http_body"]),
+    row("control/api_tls.rs", &["config"], &["rustls", "aws_lc_rs", "tokio", "tokio_rustls", "tracing"]),
     row("control/auth", &["link", "config", "time", "codec"],
         &["serde", "serde_json", "argon2", "aws_lc_rs", "tracing", "bytes", "crossbeam_channel", "rustix", "base64", "jsonwebtoken"]),
     row("control/auth/http.rs", &["config"], &["ureq", "rustls"]),

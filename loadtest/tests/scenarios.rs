@@ -80,6 +80,7 @@ impl Gateway {
             clock: Clock::new(setup.started),
             epoch: 1,
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
+            api_tls: None,
             log_lines_lost: Arc::default(),
             store: None,
             sinks: Vec::new(),

@@ -198,6 +198,15 @@ pub struct Gateway {
     /// A file with the admin token, where the gateway demands one; the variable PULSEGATE_TOKEN may hold the token itself
     #[arg(long, global = true, env = "PULSEGATE_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// The authorities of an API that is spoken over https (PEM); those of the system unless written
+    #[arg(long, global = true, env = "PULSEGATE_ADMIN_CA", value_name = "FILE")]
+    pub admin_ca: Option<PathBuf>,
+    /// The client certificate for an API that demands one (PEM)
+    #[arg(long, global = true, env = "PULSEGATE_ADMIN_CERT", value_name = "FILE", requires = "admin_key")]
+    pub admin_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, global = true, env = "PULSEGATE_ADMIN_KEY", value_name = "FILE", requires = "admin_cert")]
+    pub admin_key: Option<PathBuf>,
 }
 
 /// `why`.
@@ -678,9 +687,9 @@ pub struct HashToken {
 /// Where an API can be: plain HTTP, as the gateway speaks it.
 fn admin_url(text: &str) -> Result<String, String> {
     let url = text.trim_end_matches('/');
-    match url.strip_prefix("http://") {
+    match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
         Some(address) if !address.is_empty() && !address.contains('/') => Ok(url.to_owned()),
-        _ => Err("write http://HOST:PORT; the API speaks plain HTTP, across a network through a tunnel".to_owned()),
+        _ => Err("write http://HOST:PORT, or https://HOST:PORT where the configuration has [admin.tls]".to_owned()),
     }
 }
 
@@ -756,7 +765,7 @@ mod tests {
         assert!(parse("pulsegate dev-certs").is_err());
         assert!(parse("pulsegate sreve").is_err());
         assert!(parse("pulsegate send a b --timeout 1s").is_err());
-        for url in ["https://a", "localhost:7480", "http://", "http://a/v1"] {
+        for url in ["ftp://a", "localhost:7480", "http://", "https://", "http://a/v1"] {
             assert!(parse(&format!("pulsegate devices --admin {url}")).is_err(), "{url}");
         }
         assert!(parse("pulsegate publish a b --qos 3").is_err() && parse("pulsegate publish a").is_err());
@@ -768,5 +777,7 @@ mod tests {
             panic!()
         };
         assert_eq!((send.payload.as_str(), send.gateway.admin.as_str()), ("-5", "http://a:1"));
+        assert!(parse("pulsegate devices --admin https://a:1/ --admin-ca ca.pem").is_ok());
+        assert!(parse("pulsegate devices --admin-cert a.pem").is_err(), "a certificate without its key");
     }
 }

@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use pulsegate::config::budget::{Bytes, Thousands};
-use pulsegate::config::{Authenticator, ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol, StoreShares};
+use pulsegate::config::{
+    AdminTls, Authenticator, ClientAuth, Config, Durability, Listener, Loaded, Mqtt, Protocol, StoreShares,
+};
 
 /// What is in effect: one line per listener, then the rest. `bound` are the listeners' addresses in the order of the
 /// configuration, as they really are.
@@ -23,7 +25,12 @@ pub fn in_effect(loaded: &Loaded, bound: &[SocketAddr], admin: SocketAddr) -> St
         }
     }
     let token = if config.admin.tokens.is_empty() { "" } else { ", bearer token required" };
-    line("admin", &format!("http://{admin}{token}"));
+    let (scheme, certificate) = match &config.admin.tls {
+        None => ("http", ""),
+        Some(AdminTls { client_ca: None, .. }) => ("https", ""),
+        Some(AdminTls { client_ca: Some(_), .. }) => ("https", ", client certificate required"),
+    };
+    line("admin", &format!("{scheme}://{admin}{token}{certificate}"));
     line("connections", &format!("at most {}", Thousands(u64::from(config.limits.connections))));
     line("workers", &config.workers.to_string());
     line("data", &config.data_dir.display().to_string());

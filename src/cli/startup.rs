@@ -58,7 +58,13 @@ fn device_line(loaded: &Loaded, bound: &[SocketAddr], development: Option<&Devel
 
 fn overview_line(loaded: &Loaded, admin: SocketAddr) -> String {
     let token = if loaded.config.admin.tokens.is_empty() { "" } else { " -H \"Authorization: Bearer $TOKEN\"" };
-    format!("curl{token} http://{}/v1/overview", reachable(admin))
+    match &loaded.config.admin.tls {
+        None => format!("curl{token} http://{}/v1/overview", reachable(admin)),
+        Some(tls) => {
+            let client = if tls.client_ca.is_some() { " --cert CLIENT.pem --key CLIENT.key" } else { "" };
+            format!("curl{token} --cacert CA.pem{client} https://{}/v1/overview", reachable(admin))
+        }
+    }
 }
 
 /// Where to connect for an address that was bound: a wildcard is reached over the loopback.

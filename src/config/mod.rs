@@ -96,6 +96,19 @@ pub struct Admin {
     pub token_files: Vec<PathBuf>,
     /// Names under which the API answers besides addresses, loopback names and the node's name.
     pub hosts: Vec<String>,
+    /// What it is spoken over; none: plain HTTP.
+    pub tls: Option<AdminTls>,
+}
+
+/// `[admin.tls]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminTls {
+    /// A PEM file with the certificate chain, leaf first.
+    pub cert: PathBuf,
+    /// A PEM file with its key.
+    pub key: PathBuf,
+    /// The authorities of whoever may ask: every connection must show a certificate of theirs. None: nobody is asked for one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// One bearer token of the API.

@@ -53,6 +53,18 @@ pub struct RawAdmin {
     pub tokens: Vec<RawAdminToken>,
     /// Names under which the API answers.
     pub hosts: Vec<String>,
+    /// `[admin.tls]`.
+    pub tls: Option<RawAdminTls>,
+}
+
+/// `[admin.tls]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the fields of `AdminTls`, which documents them")]
+pub struct RawAdminTls {
+    pub cert: Option<String>,
+    pub key: Option<String>,
+    pub client_ca: Option<String>,
 }
 
 /// `[[admin.token]]`.

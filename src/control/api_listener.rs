@@ -26,9 +26,11 @@ use axum::serve::IncomingStream;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::api_tls::{ApiTls, Transport};
 
 /// Rest after an accept that failed for want of a resource.
 const ACCEPT_REST: Duration = Duration::from_millis(500);
@@ -50,14 +52,20 @@ pub(super) struct ApiListener {
     places: Arc<Semaphore>,
     open: Arc<OpenConnections>,
     bounds: Bounds,
+    /// What the next connection is spoken over.
+    tls: watch::Receiver<Option<ApiTls>>,
 }
 
 impl ApiListener {
     /// Takes over a bound, non-blocking socket. Called within the runtime.
-    pub(super) fn new(listener: std::net::TcpListener, bounds: Bounds) -> io::Result<ApiListener> {
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        bounds: Bounds,
+        tls: watch::Receiver<Option<ApiTls>>,
+    ) -> io::Result<ApiListener> {
         let listener = TcpListener::from_std(listener)?;
         let places = Arc::new(Semaphore::new(bounds.connections));
-        Ok(ApiListener { listener, places, open: Arc::default(), bounds })
+        Ok(ApiListener { listener, places, open: Arc::default(), bounds, tls })
     }
 
     /// A place for a connection that was accepted; an idle one gives way when there is none.
@@ -79,7 +87,8 @@ impl axum::serve::Listener for ApiListener {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     let place = self.place().await;
-                    return (ApiStream::new(stream, peer, &self.open, place, self.bounds), peer);
+                    let transport = Transport::new(stream, self.tls.borrow().as_ref());
+                    return (ApiStream::new(transport, peer, &self.open, place, self.bounds), peer);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the HTTP API could not accept a connection");
@@ -243,7 +252,7 @@ impl Drop for InProgress {
 
 /// One connection of the API; gives its place back when it is dropped.
 pub(super) struct ApiStream {
-    stream: TcpStream,
+    stream: Transport,
     progress: Arc<Progress>,
     open: Arc<OpenConnections>,
     number: u64,
@@ -257,7 +266,7 @@ pub(super) struct ApiStream {
 
 impl ApiStream {
     fn new(
-        stream: TcpStream,
+        stream: Transport,
         peer: SocketAddr,
         open: &Arc<OpenConnections>,
         place: OwnedSemaphorePermit,
@@ -294,6 +303,11 @@ impl ApiStream {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
+    }
+
+    /// The same where no byte need have gone: only what must wait runs out of time.
+    fn poll_pending(&mut self, answer: Poll<io::Result<()>>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if answer.is_ready() { answer } else { self.poll_bounded(answer, context) }
     }
 
     fn deadline(&self) -> Instant {
@@ -353,11 +367,13 @@ impl AsyncWrite for ApiStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let answer = Pin::new(&mut self.stream).poll_flush(context);
+        self.poll_pending(answer, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let answer = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.poll_pending(answer, context)
     }
 }
 
@@ -399,7 +415,7 @@ mod tests {
                 )
                 .layer(from_fn(note));
             let routes = routes.into_make_service_with_connect_info::<ApiPeer>();
-            axum::serve(ApiListener::new(listener, bounds).unwrap(), routes).await
+            axum::serve(ApiListener::new(listener, bounds, watch::channel(None).1).unwrap(), routes).await
         };
         std::thread::spawn(move || runtime.block_on(serve.into_future()));
         (addr, beginnings)

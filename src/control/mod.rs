@@ -16,6 +16,7 @@
 
 mod api;
 mod api_listener;
+mod api_tls;
 pub mod auth;
 mod blocks;
 mod broadcasts;
@@ -51,6 +52,7 @@ use crate::metrics::Published;
 use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use api_listener::{ApiListener, ApiPeer, Bounds};
+pub use api_tls::{ApiTls, ApiTlsError};
 use auth::desk::{AuthDesk, Replacement};
 use auth::material::Material;
 pub use blocks::{Block, BlockOrder, BlockRequest, BlockSource};
@@ -112,6 +114,8 @@ pub struct Parts {
     pub epoch: u64,
     /// The bound socket of the HTTP API.
     pub admin: TcpListener,
+    /// What it is spoken over; none: plain HTTP.
+    pub api_tls: Option<ApiTls>,
     /// How many log lines were lost.
     pub log_lines_lost: Arc<AtomicU64>,
     /// What must survive the process, with what it settles; `None` with `durability = "memory"`.
@@ -213,6 +217,7 @@ impl Control {
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let admin_addr = parts.admin.local_addr()?;
         let (store, settled) = OpenStore::parts(parts.store);
+        let (api_tls, api_tls_now) = watch::channel(parts.api_tls);
         let (sinks, orders) = sinks::of(&parts.config, store.as_ref());
         let state = Arc::new(State {
             store,
@@ -235,6 +240,7 @@ impl Control {
             listed: Pending::default(),
             sent: Pending::default(),
             broadcasts: Broadcasts::new(workers),
+            api_tls,
             history: History::default(),
             traces: Traces::default(),
             counters,
@@ -246,7 +252,7 @@ impl Control {
 
         parts.admin.set_nonblocking(true)?;
         let runtime = runtime()?;
-        let listener = runtime.block_on(async { ApiListener::new(parts.admin, BOUNDS) })?;
+        let listener = runtime.block_on(async { ApiListener::new(parts.admin, BOUNDS, api_tls_now) })?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (replacements, replaced) = crossbeam_channel::unbounded();
@@ -375,6 +381,8 @@ struct State {
     current: Mutex<Arc<Current>>,
     /// When what the listeners hold of certificates ends.
     expiries: Mutex<Arc<[Expiry]>>,
+    /// What new connections of the API are spoken over.
+    api_tls: watch::Sender<Option<ApiTls>>,
     reloads: Sender<ReloadRequest>,
     blocks: Sender<BlockRequest>,
     home: Home,

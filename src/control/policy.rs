@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::State;
 use super::api::bearer::BearerAuth;
+use super::api_tls::ApiTls;
 use super::auth::desk::Replacement;
 use super::auth::material::Material;
 use crate::config::Config;
@@ -65,8 +66,8 @@ pub struct ControlPolicy {
 }
 
 impl ControlPolicy {
-    /// From now on `config` holds, with what is in its files: what its authenticators need, by listener, and these sinks, where
-    /// any has changed.
+    /// From now on `config` holds, with what is in its files: what its authenticators need, by listener, these sinks, where
+    /// any has changed, and what the API is spoken over.
     ///
     /// # Errors
     /// The system gives no random key, or no thread for a sink; then the old holds on.
@@ -76,6 +77,7 @@ impl ControlPolicy {
         inventory: Inventory,
         materials: Vec<Material>,
         sinks: Vec<sink::Settings>,
+        api_tls: Option<ApiTls>,
     ) -> io::Result<()> {
         assert_eq!(materials.len(), config.listeners.len());
         let fresh = Current::new(config.clone(), inventory)?;
@@ -85,6 +87,8 @@ impl ControlPolicy {
         // The hub may be gone only because it panicked, which the end of the control plane reports.
         let _ = self.replacements.send(Replacement { config, materials });
         self.state.replace_current(fresh);
+        // Connections that are open stay as they were begun.
+        self.state.api_tls.send_replace(api_tls);
         Ok(())
     }
 

@@ -9,8 +9,9 @@ use super::deny;
 use super::error::{GatewayError, Problems};
 use super::watch::Signature;
 use crate::config::{
-    self, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Tls, TlsVersions,
+    self, AdminTls, CertificateFiles, ClientAuth, Config, ConfigKey, Listener, Loaded, Machine, Tls, TlsVersions,
 };
+use crate::control::ApiTls;
 use crate::control::auth::material::Material as AuthMaterial;
 use crate::link::Subject;
 use crate::sink;
@@ -34,10 +35,23 @@ pub struct Prepared {
     pub materials: Vec<Material>,
     /// By sink.
     pub sinks: Vec<sink::Settings>,
+    /// What the API is spoken over; none: plain HTTP.
+    pub api: Option<ApiMaterial>,
     /// Who the deny file says is kept out.
     pub denied: Vec<Subject>,
     /// What the files looked like before they were read.
     pub seen: Signature,
+}
+
+/// What the files of `[admin.tls]` hold.
+#[derive(Clone)]
+pub struct ApiMaterial {
+    /// What the API is spoken over.
+    pub tls: ApiTls,
+    /// The same as a listener would have it: proven by a handshake with itself, and asked when it ends.
+    pub proof: ServerTls,
+    /// What it was made from.
+    pub digest: Digest,
 }
 
 /// What the files of one listener hold.
@@ -51,6 +65,9 @@ pub struct Material {
     /// By key of the listener: what its files held.
     pub auth_digests: Vec<(String, Digest)>,
 }
+
+/// What the API is called among the listeners in metrics and warnings. No listener can have this name.
+pub(super) const API_LISTENER: &str = "[admin]";
 
 /// A digest of the contents of files.
 pub type Digest = [u8; 32];
@@ -94,6 +111,7 @@ impl Source {
             }
         }
         let sinks = self.load_sinks(&mut loaded, &mut problems);
+        let api = self.load_api(&mut loaded, &mut problems);
         let denied = match loaded.config.deny_file.as_deref().map(deny::load).transpose() {
             Ok(denied) => denied.unwrap_or_default(),
             Err(error) => {
@@ -103,7 +121,7 @@ impl Source {
             }
         };
         if problems.is_empty() {
-            Ok(Prepared { loaded, materials, sinks, denied, seen })
+            Ok(Prepared { loaded, materials, sinks, api, denied, seen })
         } else {
             Err(Problems(problems))
         }
@@ -137,6 +155,44 @@ impl Source {
             }
         }
         sinks
+    }
+
+    /// Reads and proves what the API is spoken over.
+    fn load_api(&self, loaded: &mut Loaded, problems: &mut Vec<GatewayError>) -> Option<ApiMaterial> {
+        let admin = loaded.config.admin.tls.clone()?;
+        let place = |key: &str| ConfigKey::top(format!("admin.tls.{key}"));
+        if is_readable_by_all(&admin.key) {
+            loaded.warnings.push(readable_by_all(&place("key"), &admin.key));
+        }
+        let files = [Some(&admin.cert), Some(&admin.key), admin.client_ca.as_ref()];
+        let mut context = Context::new(&SHA256);
+        context.update(format!("{admin:?}").as_bytes());
+        context.update(&digest_of(files.into_iter().flatten().map(PathBuf::as_path)));
+        let mut refuse = |key: &str, error: String| {
+            problems.push(GatewayError::File(self.file.clone(), place(key), error.into()));
+            None
+        };
+        let proof = match prove_api(&admin) {
+            Ok((proof, doubts)) => {
+                loaded.warnings.extend(doubts.iter().map(|doubt| format!("admin.tls: {doubt}")));
+                proof
+            }
+            Err(error) => {
+                let key = match error.path.as_deref() {
+                    Some(path) if path == admin.key => "key",
+                    Some(path) if Some(path) == admin.client_ca.as_deref() => "client_ca",
+                    _ => "cert",
+                };
+                return refuse(key, error.to_string());
+            }
+        };
+        if let Err(error) = self_test(&proof) {
+            return refuse("cert", error.to_string());
+        }
+        match ApiTls::load(&admin) {
+            Ok(tls) => Some(ApiMaterial { tls, proof, digest: finish(context) }),
+            Err(error) => refuse(error.key, error.what),
+        }
     }
 
     fn load_listener(
@@ -193,6 +249,9 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = Vec::new();
     files.extend(config.admin.token_files.clone());
     files.extend(config.deny_file.clone());
+    if let Some(AdminTls { cert, key, client_ca }) = &config.admin.tls {
+        files.extend([Some(cert), Some(key), client_ca.as_ref()].into_iter().flatten().cloned());
+    }
     for listener in &config.listeners {
         files.extend(tls_files(listener).map(Path::to_owned));
         files.extend(AuthMaterial::files(&listener.identity).into_iter().map(|(_, file, _)| file));
@@ -252,6 +311,17 @@ fn finish(context: Context) -> Digest {
     let mut digest = [0; 32];
     digest.copy_from_slice(context.finish().as_ref());
     digest
+}
+
+/// As a listener would be that shows and demands the same.
+fn prove_api(admin: &AdminTls) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoadError> {
+    let client_auth = admin.client_ca.as_deref().map_or(handshake::ClientAuth::Off, handshake::ClientAuth::Required);
+    ServerTls::load(&ServerOptions {
+        listener: API_LISTENER,
+        certificates: &[(&admin.cert, &admin.key)],
+        client_auth,
+        ..ServerOptions::default()
+    })
 }
 
 fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoadError> {

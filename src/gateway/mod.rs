@@ -59,7 +59,8 @@ impl Gateway {
     /// [`GatewayError`]: an address that is taken, a store that cannot be used, or what the system does not give. A store
     /// that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
     pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
-        let Prepared { loaded, materials, sinks, denied, seen } = prepared;
+        let Prepared { loaded, materials, sinks, api, denied, seen } = prepared;
+        let api_tls = api.as_ref().map(|api| api.tls.clone());
         let inventory = inventory(&loaded.budget, materials.iter().map(|material| &material.tls));
         let config = Arc::new(loaded.config);
         let started = Instant::now();
@@ -70,7 +71,7 @@ impl Gateway {
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
         // Before anything listens: whoever is answered may rely on it.
         let store = open_store(&config, accept_data_loss)?;
-        let running = Running::begin(Arc::clone(&config), materials, Denied::new(started, denied));
+        let running = Running::begin(Arc::clone(&config), materials, api, Denied::new(started, denied));
         let home = Home::new(random()?, config.workers);
         let setup = Setup {
             config: &config,
@@ -97,6 +98,7 @@ impl Gateway {
             clock: Clock::new(started),
             epoch,
             admin,
+            api_tls,
             log_lines_lost: log.lost(),
             store,
             sinks,

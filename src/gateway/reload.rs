@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, select};
 use super::deny::Denied;
 use super::difference::difference;
 use super::error::{GatewayError, Problems};
-use super::files::{Digest, Material, Prepared, Source, files_of};
+use super::files::{API_LISTENER, ApiMaterial, Digest, Material, Prepared, Source, files_of};
 use super::watch::Signature;
 use super::{inventory, settings_of};
 use crate::config::Config;
@@ -47,6 +47,7 @@ const REVOCATION_LIST_SOON: Duration = Duration::from_hours(24);
 pub(super) struct Running {
     config: Arc<Config>,
     listeners: Vec<Loaded>,
+    api: Option<ApiMaterial>,
     denied: Denied,
 }
 
@@ -60,18 +61,26 @@ struct Loaded {
 
 impl Running {
     /// What a gateway starts with.
-    pub(super) fn begin(config: Arc<Config>, materials: Vec<Material>, denied: Denied) -> Self {
+    pub(super) fn begin(
+        config: Arc<Config>,
+        materials: Vec<Material>,
+        api: Option<ApiMaterial>,
+        denied: Denied,
+    ) -> Self {
         let loaded = |Material { tls, tls_digest, auth_digests, .. }| Loaded { tls, tls_digest, auth_digests };
-        Self { config, listeners: materials.into_iter().map(loaded).collect(), denied }
+        Self { config, listeners: materials.into_iter().map(loaded).collect(), api, denied }
     }
 
     /// When what its listeners hold of certificates ends.
     pub(super) fn expiries(&self) -> Vec<Expiry> {
         let mut expiries = Vec::new();
-        for (listener, loaded) in self.config.listeners.iter().zip(&self.listeners) {
-            let policy = loaded.tls.policy();
+        let names = self.config.listeners.iter().map(|listener| listener.name.as_str());
+        let of_listeners = names.zip(self.listeners.iter().map(|loaded| &loaded.tls));
+        let of_api = self.api.iter().map(|api| (API_LISTENER, &api.proof));
+        for (listener, tls) in of_listeners.chain(of_api) {
+            let policy = tls.policy();
             let mut add = |kind, number, not_after_s| {
-                expiries.push(Expiry { listener: listener.name.clone(), kind, number, not_after_s });
+                expiries.push(Expiry { listener: listener.to_owned(), kind, number, not_after_s });
             };
             policy.chains_not_after().enumerate().for_each(|(number, end)| add(ExpiryKind::Certificate, number, end));
             policy.authorities_not_after().into_iter().for_each(|end| add(ExpiryKind::Authority, 0, end));
@@ -261,7 +270,7 @@ impl Reloader {
 
     /// One swap.
     fn apply(&mut self, prepared: Prepared) -> Result<ReloadReport, Problems> {
-        let Prepared { loaded, materials, sinks, denied, .. } = prepared;
+        let Prepared { loaded, materials, sinks, api, denied, .. } = prepared;
         let mut to = difference(&self.running.config, &loaded.config);
         let mut materials: Vec<Option<Material>> = materials.into_iter().map(Some).collect();
         let mut listeners = Vec::with_capacity(to.sources.len());
@@ -294,6 +303,12 @@ impl Reloader {
             to.changed.push("the deny list".to_owned());
         }
         to.changed.extend(self.control.changed_sinks(&sinks));
+        let digest = |api: &Option<ApiMaterial>| api.as_ref().map(|api| api.digest);
+        if digest(&api) != digest(&self.running.api) {
+            to.changed.push("admin.tls".to_owned());
+            to.config.admin.tls.clone_from(&loaded.config.admin.tls);
+            self.running.api = api;
+        }
         if !to.changed.is_empty() {
             let inventory = inventory(&loaded.budget, listeners.iter().map(|listener: &Loaded| &listener.tls));
             self.swap(Arc::new(to.config), inventory, listeners, auths, sinks)?;
@@ -311,7 +326,8 @@ impl Reloader {
         sinks: Vec<sink::Settings>,
     ) -> Result<(), Problems> {
         let failed = |error| GatewayError::Start(format!("the control plane cannot be changed: {error}"));
-        self.control.replace(Arc::clone(&config), inventory, auths, sinks).map_err(failed)?;
+        let api_tls = self.running.api.as_ref().map(|api| api.tls.clone());
+        self.control.replace(Arc::clone(&config), inventory, auths, sinks, api_tls).map_err(failed)?;
         (self.running.config, self.running.listeners) = (config, listeners);
         self.control.set_expiries(self.running.expiries());
         self.tell_workers();

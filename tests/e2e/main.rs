@@ -5,6 +5,7 @@
 
 mod support;
 
+mod admin_tls;
 mod admission;
 mod article;
 mod control;

@@ -2,6 +2,7 @@
 
 mod sinks;
 mod table;
+mod tls;
 mod top;
 mod trace;
 mod uplink;
@@ -237,12 +238,12 @@ impl Client {
         // In the environment the value of a command line stays out of the list of processes.
         let token = token.transpose()?.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
         let authorization = token.map(|token| format!("Bearer {}", token.trim()));
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT))
-            .timeout_global(patience)
-            .build()
-            .new_agent();
+        let mut agent =
+            Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT)).timeout_global(patience);
+        if gateway.admin.starts_with("https://") {
+            agent = agent.tls_config(tls::config(gateway)?);
+        }
+        let agent = agent.build().new_agent();
         Ok(Self { agent, admin: gateway.admin.clone(), authorization })
     }
 
@@ -274,7 +275,8 @@ impl Client {
         let request = request.body(body).map_err(|error| CliError::Api(error.to_string()))?;
         let mut response = self.agent.run(request).map_err(|error| {
             let what = format!("{} cannot be reached: {error}", self.admin);
-            CliError::Away(format!("{what} (does the gateway run? --admin names where its API listens)"))
+            let advice = "does the gateway run? --admin names where its API listens, with https:// where that has TLS";
+            CliError::Away(format!("{what} ({advice})"))
         })?;
         if response.status().is_success() {
             return Ok(response);

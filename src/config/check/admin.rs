@@ -2,8 +2,8 @@
 
 use super::{Context, check_name, values};
 use crate::config::error::{ConfigKey, Problem};
-use crate::config::raw::{RawAdmin, RawAdminToken};
-use crate::config::{Admin, AdminToken, Role, Secret};
+use crate::config::raw::{RawAdmin, RawAdminTls, RawAdminToken};
+use crate::config::{Admin, AdminTls, AdminToken, Role, Secret};
 
 /// Where the control plane listens, unless written.
 const ADMIN_LISTEN: &str = "127.0.0.1:7480";
@@ -52,7 +52,29 @@ pub(super) fn resolve(context: &mut Context<'_>, raw: RawAdmin) -> Result<Admin,
     for host in &hosts {
         check_host(ConfigKey::top("admin.hosts"), host)?;
     }
-    Ok(Admin { listen, tokens, token_files, hosts })
+    let tls = raw.tls.map(|raw| tls(context, &raw)).transpose()?;
+    if is_remote && tls.is_none() {
+        let what = "it can be reached from other machines without TLS, and whoever is on the way reads tokens and messages: \
+                    add [admin.tls] with cert and key, or let a proxy in front do it";
+        context.note(&ConfigKey::top("admin.listen"), what);
+    }
+    Ok(Admin { listen, tokens, token_files, hosts, tls })
+}
+
+fn tls(context: &Context<'_>, raw: &RawAdminTls) -> Result<AdminTls, Problem> {
+    let path = |key: &str, written: &Option<String>| {
+        let place = ConfigKey::top(format!("admin.tls.{key}"));
+        written.as_deref().map(|written| context.path(place, written)).transpose()
+    };
+    let needed = |key: &str, written: &Option<String>, remedy: &str| {
+        let missing = || Problem::new(ConfigKey::top(format!("admin.tls.{key}")), "it is missing", remedy);
+        path(key, written)?.ok_or_else(missing)
+    };
+    Ok(AdminTls {
+        cert: needed("cert", &raw.cert, "name a PEM file with the certificate that the API shows")?,
+        key: needed("key", &raw.key, "name a PEM file with the key of admin.tls.cert")?,
+        client_ca: path("client_ca", &raw.client_ca)?,
+    })
 }
 
 fn place(index: usize, key: &str) -> ConfigKey {

@@ -162,6 +162,7 @@ fn a_wrong_token_file_stops_the_start() {
         clock: Clock::new(Instant::now()),
         epoch: 1,
         admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+        api_tls: None,
         log_lines_lost: Arc::default(),
         store: None,
         sinks: Vec::new(),

@@ -165,6 +165,7 @@ impl Stage {
             }),
             epoch: 42,
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+            api_tls: None,
             log_lines_lost: Arc::default(),
             store,
             sinks: Vec::new(),
@@ -376,7 +377,13 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         data_dir: "pulsegate-data".into(),
         workers: 3,
         deny_file: None,
-        admin: Admin { listen: (Ipv4Addr::LOCALHOST, 0).into(), tokens, token_files: Vec::new(), hosts: Vec::new() },
+        admin: Admin {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            tokens,
+            token_files: Vec::new(),
+            hosts: Vec::new(),
+            tls: None,
+        },
         limits: Limits {
             connections: 1_000,
             handshakes: 10,

@@ -225,7 +225,7 @@ fn a_role_allows_what_it_says_and_no_more() {
         let mut config = Config::clone(&policy.config());
         config.admin.tokens = tokens;
         let materials = vec![Material::default(), Material::default()];
-        policy.replace(Arc::new(config), Inventory::default(), materials, Vec::new()).unwrap();
+        policy.replace(Arc::new(config), Inventory::default(), materials, Vec::new(), None).unwrap();
     };
     replace(vec![admin_token("new", Role::Read, "fresh")]);
     assert_eq!(["sesame", "look", "fresh"].map(|token| ask(token, "GET", "/v1/overview", "")), [401, 401, 200]);
