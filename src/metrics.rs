@@ -164,7 +164,7 @@ figures! {
     Devices = Gauge "pulsegate_listener_devices" "",
     /// Connections accepted by this listener.
     Accepted = Counter "pulsegate_listener_accepted" "",
-    /// Connections refused before TLS by this listener.
+    /// Connections refused before TLS by this listener; in the exposition by reason too.
     Refused = Counter "pulsegate_listener_refused" "",
     /// Connections of this listener that ended.
     Closed = Counter "pulsegate_listener_closed" "",
@@ -173,6 +173,10 @@ figures! {
     /// TLS handshakes completed with TLS 1.3.
     HandshakesTls13 = Counter "pulsegate_listener_handshakes_tls13" "",
 }
+
+/// A histogram of each listener, over all workers, under the label `listener`.
+pub const LISTENER_HANDSHAKE: (&str, &str) =
+    ("pulsegate_listener_handshake", "From the first bytes to the end of the TLS handshake, by listener.");
 
 /// Listeners whose figures are shown: all that there can be.
 const LISTENERS_MAX: usize = 64;
@@ -401,6 +405,14 @@ impl Histogram {
         self.sum_micros = self.sum_micros.saturating_add(micros);
     }
 
+    /// Adds what another one has seen.
+    pub fn add(&mut self, other: &Histogram) {
+        for (to, from) in self.counts.iter_mut().zip(other.counts) {
+            *to += from;
+        }
+        self.sum_micros = self.sum_micros.saturating_add(other.sum_micros);
+    }
+
     /// How many observations there are.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -418,6 +430,17 @@ pub struct Counters {
     refused: Vec<u64>,
     /// By listener, as far as any was heard of.
     listeners: Vec<[u64; ListenerFigure::COUNT]>,
+    /// The same, of what is rarer than turns.
+    arrivals: Vec<Arrivals>,
+}
+
+/// What a listener has seen of newcomers.
+#[derive(Clone, Debug, Default)]
+struct Arrivals {
+    /// How often any of it has changed.
+    changes: u64,
+    refused: Vec<u64>,
+    handshakes: Histogram,
 }
 
 impl Counters {
@@ -430,7 +453,44 @@ impl Counters {
             closed: vec![0; closed],
             refused: vec![0; refused],
             listeners: Vec::new(),
+            arrivals: Vec::new(),
         }
+    }
+
+    fn arrivals_of(&mut self, listener: usize) -> &mut Arrivals {
+        assert!(listener < LISTENERS_MAX);
+        if listener >= self.arrivals.len() {
+            let nobody = Arrivals { refused: vec![0; self.refused.len()], ..Arrivals::default() };
+            self.arrivals.resize(listener + 1, nobody);
+        }
+        let arrivals = &mut self.arrivals[listener];
+        arrivals.changes += 1;
+        arrivals
+    }
+
+    /// Counts one refusal of the listener with this index, with the reason of this index.
+    pub fn count_refused_by(&mut self, listener: usize, refusal: usize) {
+        self.refused[refusal] += 1;
+        self.add_to_listener(listener, ListenerFigure::Refused, 1);
+        self.arrivals_of(listener).refused[refusal] += 1;
+    }
+
+    /// Adds a handshake of the listener with this index, to its histogram and to that of all.
+    pub fn observe_handshake(&mut self, listener: usize, duration: Duration) {
+        self.observe(Timing::Handshake, duration);
+        self.arrivals_of(listener).handshakes.observe(duration);
+    }
+
+    /// Refusals of a listener so far, by refusal index.
+    #[must_use]
+    pub fn refused_by(&self, listener: usize, refusal: usize) -> u64 {
+        self.arrivals.get(listener).and_then(|arrivals| arrivals.refused.get(refusal)).copied().unwrap_or(0)
+    }
+
+    /// The handshakes of a listener.
+    #[must_use]
+    pub fn handshakes_of(&self, listener: usize) -> Histogram {
+        self.arrivals.get(listener).map_or_else(Histogram::default, |arrivals| arrivals.handshakes)
     }
 
     /// Adds `by` to a figure.
@@ -499,11 +559,6 @@ impl Counters {
         self.closed[reason] += 1;
     }
 
-    /// Counts one refusal with the reason of this index.
-    pub fn count_refused(&mut self, refusal: usize) {
-        self.refused[refusal] += 1;
-    }
-
     /// Closes so far, by reason index.
     #[must_use]
     pub fn closed(&self) -> &[u64] {
@@ -527,6 +582,15 @@ pub struct Published {
     closed: Vec<AtomicU64>,
     refused: Vec<AtomicU64>,
     listeners: Box<[[AtomicU64; ListenerFigure::COUNT]]>,
+    arrivals: Box<[PublishedArrivals]>,
+}
+
+/// The copy of [`Arrivals`], made anew only when these have changed.
+#[derive(Debug)]
+struct PublishedArrivals {
+    changes: AtomicU64,
+    refused: Vec<AtomicU64>,
+    handshakes: [AtomicU64; BUCKETS + 1],
 }
 
 impl Published {
@@ -542,6 +606,13 @@ impl Published {
             listeners: std::iter::repeat_with(|| [const { AtomicU64::new(0) }; ListenerFigure::COUNT])
                 .take(LISTENERS_MAX)
                 .collect(),
+            arrivals: std::iter::repeat_with(|| PublishedArrivals {
+                changes: AtomicU64::default(),
+                refused: zeros(refused),
+                handshakes: [const { AtomicU64::new(0) }; BUCKETS + 1],
+            })
+            .take(LISTENERS_MAX)
+            .collect(),
         }
     }
 
@@ -558,9 +629,18 @@ impl Published {
         for (to, from) in self.listeners.iter().zip(&counters.listeners) {
             copy(to, from);
         }
-        for (to, from) in self.timings.iter().zip(&counters.timings) {
+        let copy_histogram = |to: &[AtomicU64; BUCKETS + 1], from: &Histogram| {
             copy(&to[..BUCKETS], &from.counts);
             to[BUCKETS].store(from.sum_micros, Ordering::Relaxed);
+        };
+        for (to, from) in self.timings.iter().zip(&counters.timings) {
+            copy_histogram(to, from);
+        }
+        for (to, from) in self.arrivals.iter().zip(&counters.arrivals) {
+            if to.changes.swap(from.changes, Ordering::Relaxed) != from.changes {
+                copy(&to.refused, &from.refused);
+                copy_histogram(&to.handshakes, &from.handshakes);
+            }
         }
     }
 
@@ -576,12 +656,22 @@ impl Published {
         for (to, from) in counters.figures.iter_mut().zip(&self.figures) {
             *to = from.load(Ordering::Relaxed);
         }
-        for (to, from) in counters.timings.iter_mut().zip(&self.timings) {
+        let histogram = |from: &[AtomicU64; BUCKETS + 1]| {
+            let mut to = Histogram { sum_micros: from[BUCKETS].load(Ordering::Relaxed), ..Histogram::default() };
             for (to, from) in to.counts.iter_mut().zip(from) {
                 *to = from.load(Ordering::Relaxed);
             }
-            to.sum_micros = from[BUCKETS].load(Ordering::Relaxed);
+            to
+        };
+        for (to, from) in counters.timings.iter_mut().zip(&self.timings) {
+            *to = histogram(from);
         }
+        let arrivals = |from: &PublishedArrivals| Arrivals {
+            changes: from.changes.load(Ordering::Relaxed),
+            refused: load(&from.refused),
+            handshakes: histogram(&from.handshakes),
+        };
+        counters.arrivals = self.arrivals.iter().map(arrivals).collect();
         counters
     }
 }
@@ -598,6 +688,7 @@ mod tests {
         names.extend(ProcessFigure::ALL.iter().map(|figure| figure.name()));
         names.extend(SinkFigure::ALL.iter().map(|figure| figure.name()));
         names.extend(ListenerFigure::ALL.iter().map(|figure| figure.name()));
+        names.push(LISTENER_HANDSHAKE.0);
         for name in &names {
             assert!(name.starts_with("pulsegate_") && !name.ends_with("_total"), "{name}");
         }
@@ -617,7 +708,8 @@ mod tests {
         counters.add(Figure::Accepted, 5);
         counters.set(Figure::LoopLateness, 7);
         counters.count_closed(2);
-        counters.count_refused(1);
+        counters.count_refused_by(2, 1);
+        counters.observe_handshake(2, Duration::from_micros(60));
         counters.add_to_listener(1, ListenerFigure::Devices, 3);
         counters.subtract_from_listener(1, ListenerFigure::Devices, 1);
         counters.observe(Timing::Turn, Duration::from_micros(60));
@@ -628,6 +720,12 @@ mod tests {
         assert_eq!(copy.figure(Figure::Accepted), 5);
         assert_eq!(copy.figure(Figure::LoopLateness), 7);
         assert_eq!(copy.closed(), [0, 0, 1]);
+        assert_eq!([0, 1, 2, 3].map(|listener| copy.refused_by(listener, 1)), [0, 0, 1, 0]);
+        assert_eq!((copy.handshakes_of(2).counts[1], copy.handshakes_of(1).count()), (1, 0));
+        assert_eq!(copy.timing(Timing::Handshake), &copy.handshakes_of(2), "that of all has it too");
+        counters.count_refused_by(2, 0);
+        published.publish(&counters);
+        assert_eq!(published.read().refused_by(2, 0), 1, "what has changed is copied anew");
         assert_eq!(copy.refused(), [0, 1]);
         assert_eq!([0, 1, 2].map(|listener| copy.listener_figure(listener, ListenerFigure::Devices)), [0, 2, 0]);
         assert_eq!(copy.timing(Timing::Turn).counts[1], 1);

@@ -1,10 +1,11 @@
 //! One event as bytes: what it takes in the ring is what it says, and little more.
 //!
 //! ```text
-//!           ┌── kind: 0 connected, 1 disconnected, 2 message
+//!           ┌── kind: 0 connected, 1 disconnected, 2 message, 3 takeover loop
 //! record    kind u8 | worker | at | device length | device | …
 //! presence  … listener u8 | cause u8 | generation | sequence | last heard, before at | peer | identity | detail
 //! message   … topic length | topic | payload: the rest
+//! loop      … listener u8 | peer
 //! ```
 //!
 //! Numbers without a width are LEB128, texts have their length before them, times are milliseconds; a peer is its family (0:
@@ -12,12 +13,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::link::{CloseReason, ListenerId, Message, Presence, WorkerId};
+use crate::link::{CloseReason, ListenerId, Message, Presence, TakeoverLoop, WorkerId};
 use crate::time::Moment;
 
 const CONNECTED: u8 = 0;
 const DISCONNECTED: u8 = 1;
 const MESSAGE: u8 = 2;
+const TAKEOVER_LOOP: u8 = 3;
 /// Of what is said of an end, so much is kept.
 pub const DETAIL_BYTES_MAX: usize = 200;
 /// The cause of an event that has none.
@@ -51,6 +53,13 @@ pub enum What<'a> {
         /// The payload: opaque bytes.
         payload: &'a [u8],
     },
+    /// Two places take its id from each other again and again: newcomers wait from now on.
+    TakeoverLoop {
+        /// Through which listener the first of them came.
+        listener: ListenerId,
+        /// From where, if that is known.
+        peer: Option<SocketAddr>,
+    },
 }
 
 /// What belongs to a presence event besides who and when.
@@ -82,11 +91,13 @@ pub enum Kind {
     Disconnected = DISCONNECTED,
     /// A device said something.
     Message = MESSAGE,
+    /// Two places fight over a device's id.
+    TakeoverLoop = TAKEOVER_LOOP,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 3] = [Kind::Connected, Kind::Disconnected, Kind::Message];
+    pub const ALL: [Kind; 4] = [Kind::Connected, Kind::Disconnected, Kind::Message, Kind::TakeoverLoop];
 
     /// Its word.
     #[must_use]
@@ -95,6 +106,7 @@ impl Kind {
             Kind::Connected => "connected",
             Kind::Disconnected => "disconnected",
             Kind::Message => "message",
+            Kind::TakeoverLoop => "takeover_loop",
         }
     }
 }
@@ -121,6 +133,13 @@ impl<'a> Event<'a> {
         Self { worker, device: &message.device, at, what }
     }
 
+    /// A fight over a device's id.
+    #[must_use]
+    pub fn takeover_loop(worker: WorkerId, told: &'a TakeoverLoop) -> Self {
+        let what = What::TakeoverLoop { listener: told.listener, peer: told.peer };
+        Self { worker, device: &told.device, at: told.at, what }
+    }
+
     /// Its kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -128,6 +147,7 @@ impl<'a> Event<'a> {
             What::Connected(_) => Kind::Connected,
             What::Disconnected(..) => Kind::Disconnected,
             What::Message { .. } => Kind::Message,
+            What::TakeoverLoop { .. } => Kind::TakeoverLoop,
         }
     }
 
@@ -146,6 +166,10 @@ impl<'a> Event<'a> {
                 put(out, topic.len() as u64);
                 out.extend_from_slice(topic.as_bytes());
                 out.extend_from_slice(payload);
+            }
+            What::TakeoverLoop { listener, peer } => {
+                out.push(listener.0);
+                put_peer(out, *peer);
             }
         }
     }
@@ -166,6 +190,10 @@ impl<'a> Event<'a> {
             MESSAGE => {
                 let topic = take_text(&mut rest);
                 What::Message { topic, payload: rest }
+            }
+            TAKEOVER_LOOP => {
+                let listener = ListenerId(take(&mut rest, 1)[0]);
+                What::TakeoverLoop { listener, peer: take_peer(&mut rest) }
             }
             other => unreachable!("a record of kind {other}"),
         };
@@ -290,6 +318,8 @@ mod tests {
             What::Disconnected(facts(millis(86_400_000), "[2001:db8::7]:1", "wörtlich"), CloseReason::Shutdown),
             What::Message { topic: "", payload: b"" },
             What::Message { topic: "zähler/1", payload: &[0, 0xff, 0x80] },
+            What::TakeoverLoop { listener: ListenerId(63), peer: "192.0.2.7:40000".parse().ok() },
+            What::TakeoverLoop { listener: ListenerId(0), peer: None },
         ]
         .map(|what| Event { worker: WorkerId(63), device: "meter-ä", at: millis(86_400_000), what });
         for event in events {

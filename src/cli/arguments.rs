@@ -539,7 +539,7 @@ pub struct Watch {
     /// Only this device
     #[arg(long, value_name = "ID")]
     pub device: Option<String>,
-    /// Only these kinds: connected, disconnected, message (separated by commas)
+    /// Only these kinds: connected, disconnected, message, takeover_loop (separated by commas)
     #[arg(long, value_name = "KINDS")]
     pub kind: Option<String>,
     /// Begin earlier: with `first` (all that the gateway still holds), behind the event with this id, or so long ago (10m)

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{Connection, Context, Input, ListenerSettings, Naming, State, Step, Termination, protocol};
 use crate::link::CloseReason;
-use crate::metrics::Timing;
 use crate::time::Moment;
 use crate::tls::certs::CertificateFacts;
 use crate::tls::handshake::{Handshake, HandshakeError, Hello, Progress, RecordWish, scan};
@@ -105,7 +104,7 @@ impl Connection {
         let State::Handshaking(handshaking) = std::mem::replace(&mut self.state, State::Accepted) else {
             unreachable!("asked by the state")
         };
-        cx.counters.observe(Timing::Handshake, cx.now.since(handshaking.started));
+        cx.counters.observe_handshake(self.listener.index(), cx.now.since(handshaking.started));
         let silence = handshaking.silence;
         let established = match handshaking.tls.finish(cx.wire) {
             Ok(established) => established,

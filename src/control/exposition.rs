@@ -19,7 +19,7 @@ use super::policy::Expiry;
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
     BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Figure, Histogram, Kind,
-    ListenerFigure, NOT_AFTER, ProcessFigure, ReasonFigure, SinkFigure, Timing,
+    LISTENER_HANDSHAKE, ListenerFigure, NOT_AFTER, ProcessFigure, ReasonFigure, SinkFigure, Timing,
 };
 use crate::sink::{Report, Sinks};
 use crate::store::{Backlog, Health, Stats, Store};
@@ -257,6 +257,14 @@ impl Scrape {
         let kind = metric_type(figure.kind());
         let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), None, kind)?;
         for (position, listener) in self.listeners.iter().enumerate() {
+            if figure == ListenerFigure::Refused {
+                for &refusal in Refusal::ALL {
+                    let labels = [("listener", listener.as_str()), ("reason", refusal.label())];
+                    let refused = self.counters.iter().map(|counters| counters.refused_by(position, refusal as usize));
+                    encode_value(&mut metric.encode_family(&labels)?, figure.kind(), refused.sum(), 1)?;
+                }
+                continue;
+            }
             let value = self.counters.iter().map(|counters| counters.listener_figure(position, figure)).sum();
             encode_value(&mut metric.encode_family(&[("listener", listener.as_str())])?, figure.kind(), value, 1)?;
         }
@@ -280,6 +288,17 @@ impl Scrape {
         for (worker, counters) in self.counters.iter().enumerate() {
             let labels = [("worker", worker.to_string())];
             encode_histogram(&mut metric.encode_family(&labels)?, counters.timing(timing))?;
+        }
+        Ok(())
+    }
+
+    fn encode_listener_handshakes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let ((name, help), kind) = (LISTENER_HANDSHAKE, MetricType::Histogram);
+        let mut metric = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+        for (position, listener) in self.listeners.iter().enumerate() {
+            let mut all = Histogram::default();
+            self.counters.iter().for_each(|counters| all.add(&counters.handshakes_of(position)));
+            encode_histogram(&mut metric.encode_family(&[("listener", listener.as_str())])?, &all)?;
         }
         Ok(())
     }
@@ -358,6 +377,7 @@ impl Collector for Scrape {
         for &timing in Timing::ALL {
             self.encode_timing(&mut encoder, timing)?;
         }
+        self.encode_listener_handshakes(&mut encoder)?;
         Ok(())
     }
 }

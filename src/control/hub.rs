@@ -147,6 +147,9 @@ impl Hub {
                 self.log_not_admitted(&end);
                 self.state.history.add_not_admitted(&end);
             }
+            Uplink::TakeoverLoop(told) => {
+                self.offer(&Event::takeover_loop(worker, &told));
+            }
             Uplink::KeepOut { device, span } => self.keep_out(device, span),
             Uplink::Message(message) => self.apply_message(worker, message),
             Uplink::Authenticate { connection, listener, credentials, peer } => {

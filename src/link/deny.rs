@@ -124,6 +124,18 @@ impl DenyList {
         self.networks.iter().any(|&(network, until)| network.contains(address) && holds(until, now))
     }
 
+    /// Whether it names any network.
+    #[must_use]
+    pub fn has_networks(&self) -> bool {
+        !self.networks.is_empty()
+    }
+
+    /// Whether it names a network that `before` did not, or for longer.
+    #[must_use]
+    pub fn denies_more_networks_than(&self, before: &Self) -> bool {
+        self.networks.iter().any(|entry| !before.networks.contains(entry))
+    }
+
     /// The devices that it names.
     pub fn devices(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(|id| &**id)

@@ -38,7 +38,8 @@ pub use trace::{
     TRACES_MAX, Trace, TraceDepth, TraceEvent, TraceSubject, TraceWhat, TracedPacket,
 };
 pub use uplink::{
-    Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, Uplink,
+    Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, TakeoverLoop,
+    Uplink,
 };
 pub use uplink_channel::{UplinkReceiver, UplinkSender, uplink_channel};
 

@@ -28,6 +28,8 @@ pub enum Uplink {
     Disconnected(Presence, CloseReason),
     /// A connection ended that had not become a device: for whoever asks why a device does not come in.
     NotAdmitted(Box<NotAdmitted>),
+    /// Two places take a device's id from each other again and again, and from now on newcomers wait. Once for each such fight.
+    TakeoverLoop(Box<TakeoverLoop>),
     /// A device is to be kept out for a while: it sent more than it may for too long.
     KeepOut {
         /// Which.
@@ -147,6 +149,21 @@ pub struct NotAdmitted {
     pub at: Moment,
     /// Its connection.
     pub facts: ConnectionFacts,
+}
+
+/// Two places fight over a device's id.
+#[derive(Clone, Debug)]
+pub struct TakeoverLoop {
+    /// Whose.
+    pub device: Box<str>,
+    /// Through which listener the newcomer came that is the first to wait.
+    pub listener: ListenerId,
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// From where it came; the other one is in the device's own description. The shard leaves it out, the worker fills it in.
+    pub peer: Option<SocketAddr>,
+    /// When.
+    pub at: Moment,
 }
 
 /// Something that a device said for the backend.

@@ -42,6 +42,7 @@ impl Uplink {
             Uplink::Connected(_)
             | Uplink::Disconnected(..)
             | Uplink::NotAdmitted(_)
+            | Uplink::TakeoverLoop(_)
             | Uplink::KeepOut { .. }
             | Uplink::Message(_) => false,
             Uplink::Authenticate { .. }

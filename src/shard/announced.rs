@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use super::Shard;
 use crate::connection::{Announced, Termination};
 use crate::link::{CloseReason, ListenerId, Refusal};
-use crate::metrics::ListenerFigure;
 use crate::time::Moment;
 
 impl Shard {
@@ -55,9 +54,8 @@ impl Shard {
 
     /// An announced connection may not be.
     pub fn refuse(&mut self, index: u32, refusal: Refusal, now: Moment) {
-        self.counters.count_refused(refusal as usize);
         let listener = self.connections[index as usize].listener().index();
-        self.counters.add_to_listener(listener, ListenerFigure::Refused, 1);
+        self.counters.count_refused_by(listener, refusal as usize);
         self.end(index, &Termination::because(CloseReason::AddressRefused, refusal.label()), now);
     }
 

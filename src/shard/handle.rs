@@ -644,16 +644,7 @@ impl Shard {
         if !counted {
             self.counters.count_closed(termination.reason as usize);
             self.counters.add_to_listener(connection.listener().index(), ListenerFigure::Closed, 1);
-            tracing::debug!(
-                target: "pulsegate::connection",
-                worker = self.worker.0,
-                listener = &*self.settings_of(index).name,
-                connection = %self.id(index),
-                device = connection.device(),
-                reason = termination.reason.label(),
-                detail = &*termination.detail,
-                "connection ended",
-            );
+            self.note_end(index, termination);
             self.leave_state(index, termination, now);
         }
         let before = self.connections[index as usize].unsent().len();

@@ -9,6 +9,7 @@
 mod announced;
 mod describe;
 mod downlink;
+mod ends;
 mod grants;
 mod handle;
 mod invariants;
@@ -40,6 +41,7 @@ use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
 pub use downlink::Broadcast;
+use ends::End;
 use grants::Grants;
 use pace::Paces;
 use places::Places;
@@ -47,6 +49,9 @@ use sweep::Sweep;
 use takeovers::Takeovers;
 use trace::Tracer;
 pub use transmit::Transmit;
+
+/// Connections from denied networks that are ended in one turn.
+const DENIED_IN_A_TURN: usize = 64;
 
 /// What a shard is made with.
 pub struct Setup {
@@ -106,6 +111,8 @@ pub struct Shard {
     takeovers: Takeovers,
     /// What operators follow.
     tracer: Tracer,
+    /// The next slot to be looked at for whether it comes from a network that is denied now; none: all were.
+    next_denied: Option<u32>,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
@@ -113,6 +120,8 @@ pub struct Shard {
     /// Connections to be looked at again this turn or the next, though no event says so.
     ready: Vec<u32>,
     closed: Vec<u32>,
+    /// Ends of this turn, for the log.
+    ends: Vec<End>,
     moves: VecDeque<u32>,
 
     transmit: Transmit,
@@ -179,10 +188,12 @@ impl Shard {
             paces: Paces::default(),
             takeovers: Takeovers::default(),
             tracer: Tracer::default(),
+            next_denied: None,
             paused: Vec::new(),
             unfinished: VecDeque::new(),
             ready: Vec::new(),
             closed: Vec::new(),
+            ends: Vec::new(),
             moves: VecDeque::new(),
             transmit: Transmit::prepared(),
             plain: Vec::new(),
@@ -201,6 +212,11 @@ impl Shard {
     /// sizes. At most so many `handshakes` are begun beside those in progress. Devices that are denied now are ended.
     pub fn replace_settings(&mut self, settings: Arc<[ListenerSettings]>, handshakes: usize, now: Moment) {
         assert_eq!(settings.len(), self.settings.len());
+        if let (Some(before), Some(after)) = (self.settings.first(), settings.first())
+            && after.deny.denies_more_networks_than(&before.deny)
+        {
+            self.next_denied = Some(0);
+        }
         self.settings = settings;
         self.sweep.begin();
         self.handshakes_max = handshakes;
@@ -211,6 +227,47 @@ impl Shard {
             if let Some(index) = self.find(device) {
                 self.end(index, &Termination::new(CloseReason::Denied), now);
             }
+        }
+    }
+
+    /// Whether there are connections to be looked at for whether they come from a network that is denied now.
+    #[must_use]
+    pub fn has_undenied(&self) -> bool {
+        self.next_denied.is_some()
+    }
+
+    /// Looks at `limit` slots more, and ends those who come from a network that is denied now, `DENIED_IN_A_TURN` at most.
+    /// `peer`: where the peer of the socket in a slot is.
+    pub fn advance_denied(&mut self, limit: usize, peer: impl Fn(u32) -> Option<SocketAddr>, now: Moment) {
+        let Some(begin) = self.next_denied else { return };
+        let end = (begin as usize + limit).min(self.slots) as u32;
+        let mut ended = 0;
+        for index in begin..end {
+            if ended == DENIED_IN_A_TURN {
+                self.next_denied = Some(index);
+                return;
+            }
+            let is_there = |connection: &Connection| !connection.is_closed() && !connection.is_moving();
+            if !self.connections.get(index as usize).is_some_and(is_there) {
+                continue;
+            }
+            let address = self.address(index).or_else(|| peer(index));
+            if address.is_some_and(|address| self.refuses_address(address.ip(), now)) {
+                ended += 1;
+                self.end(index, &Termination::new(CloseReason::Denied), now);
+            }
+        }
+        self.next_denied = ((end as usize) < self.slots).then_some(end);
+    }
+
+    /// A connection has come home, whose network may have been denied on its way: then it ends. `peer`: where its socket's is.
+    pub fn check_arrival(&mut self, index: u32, peer: impl FnOnce() -> Option<SocketAddr>, now: Moment) {
+        let has_networks = self.settings.first().is_some_and(|settings| settings.deny.has_networks());
+        if has_networks
+            && let Some(address) = self.address(index).or_else(peer)
+            && self.refuses_address(address.ip(), now)
+        {
+            self.end(index, &Termination::new(CloseReason::Denied), now);
         }
     }
 
@@ -316,7 +373,11 @@ impl Shard {
     /// Whether there are connections to be looked at though no event says so.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.unfinished.is_empty() || self.sweep.is_underway() || self.has_untraced()
+        !self.ready.is_empty()
+            || !self.unfinished.is_empty()
+            || self.sweep.is_underway()
+            || self.has_untraced()
+            || self.has_undenied()
     }
 
     /// Takes out the connections to be looked at though no event says so.

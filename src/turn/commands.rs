@@ -107,6 +107,15 @@ impl<I: Io> Turn<I> {
         }
     }
 
+    /// A network is denied now: whoever is there and comes from it is ended, a slice a turn.
+    pub(super) fn advance_denied(&mut self, now: Moment) {
+        if self.shard.has_undenied() {
+            self.has_worked = true;
+            let io = &self.io;
+            self.shard.advance_denied(self.bounds.listed_slots, |slot| io.peer(slot), now);
+        }
+    }
+
     pub(super) fn advance_broadcasts(&mut self, now: Moment) {
         self.has_worked |= !self.broadcasts.is_empty();
         let (shard, slots) = (&mut self.shard, self.bounds.broadcast_slots);

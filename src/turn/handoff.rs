@@ -60,6 +60,7 @@ impl<I: Io> Turn<I> {
                 let io = &self.io;
                 self.shard.trace_arrived(slot, || io.peer(slot), now);
                 self.shard.handle_arrival(slot, now);
+                self.shard.check_arrival(slot, || io.peer(slot), now);
             }
             Err(_) => self.shard.handle_reset(slot, now),
         }

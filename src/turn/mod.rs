@@ -263,6 +263,7 @@ impl<I: Io> Turn<I> {
         self.advance_listings(now);
         self.advance_broadcasts(now);
         self.advance_traces(now);
+        self.advance_denied(now);
         self.end_phase(Phase::Commands);
         self.expire(deadline, now);
         self.end_phase(Phase::Expire);
@@ -279,6 +280,7 @@ impl<I: Io> Turn<I> {
         self.move_away(now);
         self.end_phase(Phase::MoveAway);
         self.add_addresses();
+        self.log_ends();
         self.tell_traces();
         self.reap();
         self.end_phase(Phase::Reap);
@@ -398,6 +400,9 @@ impl<I: Io> Turn<I> {
                     let facts = &mut presence.facts;
                     facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
                 }
+                Uplink::TakeoverLoop(told) => {
+                    told.peer = told.peer.or_else(|| self.io.peer(told.connection.index));
+                }
                 Uplink::NotAdmitted(end) => {
                     let facts = &mut end.facts;
                     facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
@@ -408,6 +413,12 @@ impl<I: Io> Turn<I> {
         for (device, place, at) in places.into_iter().rev() {
             self.shard.note_place(&device, place, at);
         }
+    }
+
+    /// The log says of each end from where the connection came.
+    fn log_ends(&mut self) {
+        let io = &self.io;
+        self.shard.log_ends(|slot| io.peer(slot));
     }
 
     /// What operators follow, with the addresses of the sockets: those are here until they are reaped.

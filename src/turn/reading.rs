@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use super::{Accepted, Event, Io, Load, ReadError, Turn};
 use crate::link::{Counted, Refusal};
-use crate::metrics::ListenerFigure;
 use crate::shard::Plan;
 use crate::time::{Moment, Tick};
 
@@ -207,8 +206,7 @@ impl<I: Io> Turn<I> {
                 self.io.refuse(socket, address, listener, refusal);
                 self.shard.trace_refused(address, listener, refusal, now);
                 let counters = self.shard.counters();
-                counters.count_refused(refusal as usize);
-                counters.add_to_listener(listener.index(), ListenerFigure::Refused, 1);
+                counters.count_refused_by(listener.index(), refusal as usize);
                 return;
             }
         };

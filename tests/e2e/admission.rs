@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use pulsegate::codec::native::CloseCode;
+use pulsegate::codec::native::{CloseCode, Frame};
 use serde_json::json;
 
 use crate::support::{
@@ -157,6 +157,7 @@ fn a_device_that_floods_is_held_then_closed_and_kept_out_and_its_neighbours_lose
 fn two_places_that_fight_over_an_id_are_damped_and_one_place_is_not() {
     let site = Site::new();
     let gateway = site.start("workers = 2", &[native()]);
+    let mut loops = gateway.follow("?kind=takeover_loop");
     // A device that comes again and again from where it was.
     let mut kept: Vec<_> = (0..30).map(|_| device_from(&site, &gateway, [127, 0, 6, 9], "roamer").unwrap()).collect();
     assert_eq!(gateway.closed("takeover_loop"), 0);
@@ -175,9 +176,40 @@ fn two_places_that_fight_over_an_id_are_damped_and_one_place_is_not() {
     }
     assert_eq!(damped, Some(CloseCode::TRY_LATER));
     gateway.expect_closed("takeover_loop", 1);
+    let told = loops.next().unwrap();
+    assert_eq!((&told["device"], &told["listener"]), (&json!("copied"), &json!("devices")), "{told}");
+    assert!(told["peer"].as_str().unwrap().starts_with("127.0.6."), "{told}");
     let warning = "two places take this id from each other again and again: newcomers wait, and whoever is there stays";
     wait_until("the log says so", SOON, || gateway.logged(warning).len() == 1);
     assert!(gateway.device("copied").is_some(), "whoever has it keeps it");
+}
+
+#[test]
+fn a_network_that_is_denied_is_gone_and_nobody_else_is() {
+    let site = Site::new();
+    let gateway = site.start("workers = 2", &[native()]);
+    let count = 300;
+    let mut denied: Vec<_> = (0..count)
+        .map(|number| device_from(&site, &gateway, [127, 0, 7, 9], &format!("denied-{number}")).unwrap())
+        .collect();
+    let mut stays = device_from(&site, &gateway, [127, 0, 8, 9], "stays").unwrap();
+    // One that has not said who it is.
+    let mut nobody = dial_from([127, 0, 7, 10], gateway.devices());
+    gateway.expect_connections(count + 2);
+    assert_eq!(gateway.post("/v1/blocks", &json!({"network": "127.0.7.0/24"})).0, 204);
+    for device in &mut denied {
+        device.expect_close(CloseCode::DENIED);
+    }
+    assert!(matches!(std::io::Read::read(&mut nobody, &mut [0; 1]), Ok(0) | Err(_)));
+    drop(denied);
+    gateway.expect_closed("denied", count as u64 + 1);
+    gateway.expect_connected(1);
+    stays.send(&[Frame::Ping(b"here")]);
+    assert_eq!(stays.hear(), Event::Pong(b"here".to_vec()));
+    // The log says from where each came.
+    let ended = gateway.logged("connection ended");
+    let is_told = |line: &&serde_json::Value| line["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.7."));
+    assert_eq!(ended.iter().filter(is_told).count(), count + 1, "{ended:?}");
 }
 
 #[test]

@@ -159,6 +159,7 @@ fn describe(event: &Value) -> String {
         "connected" => format!("through {}, generation {}", text("listener"), event["generation"]),
         "disconnected" => format!("{}, last heard {}", text("cause"), text("last_heard")),
         "message" => message(event),
+        "takeover_loop" => format!("two places take this id from each other; {} waits", text("peer")),
         "missed" if event["count"].is_null() => return "… the gateway was started anew\n".to_owned(),
         "missed" => return format!("… {} events are gone\n", event["count"]),
         "lagged" => return format!("… {} events came too fast for this reader\n", event["count"]),

@@ -194,6 +194,18 @@ impl Reader {
                 json(kind, &Presence::new(&self.state, &event, &facts, Some(cause.label())))
             }
             What::Message { topic, payload } => json(kind, &Message::new(&self.state, &event, topic, payload)),
+            What::TakeoverLoop { listener, peer } => {
+                let state = &self.state;
+                let told = TakeoverLoop {
+                    kind,
+                    device: event.device,
+                    listener: &state.config.listeners[listener.index()].name,
+                    peer: peer.map(|peer| peer.to_string()),
+                    worker: event.worker.0,
+                    at: state.clock.format(event.at),
+                };
+                json(kind, &told)
+            }
         };
         shown.id(self.id(held.position + 1))
     }
@@ -251,6 +263,17 @@ impl<'a> Presence<'a> {
             at: state.clock.format(event.at),
         }
     }
+}
+
+#[derive(Serialize)]
+struct TakeoverLoop<'a> {
+    kind: &'static str,
+    device: &'a str,
+    listener: &'a str,
+    /// Of the first newcomer that waits.
+    peer: Option<String>,
+    worker: u16,
+    at: String,
 }
 
 #[derive(Serialize)]

@@ -27,7 +27,7 @@ fn the_overview_sums_what_workers_published() {
             counters.add(Figure::HeartbeatsSent, 10);
             counters.add(Figure::HeartbeatsAnswered, 9);
             counters.count_closed(CloseReason::Expired as usize);
-            counters.count_refused(Refusal::AddressRate as usize);
+            counters.count_refused_by(0, Refusal::AddressRate as usize);
         });
     }
     stage.publish(0, |counters| counters.count_closed(CloseReason::NotTls as usize));

@@ -3,7 +3,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, ListenerFigure, NOT_AFTER};
+use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, LISTENER_HANDSHAKE, ListenerFigure, NOT_AFTER};
 
 /// The full name of a figure's family: name and unit.
 fn family(name: &str, unit: &str) -> String {
@@ -20,7 +20,7 @@ fn families() -> Vec<(String, &'static str)> {
     let build = [(crate::metrics::BUILD_NAME.to_owned(), "info")];
     let consumers = [(CONSUMER_BEHIND.0.to_owned(), "gauge"), (CONSUMER_MISSED.0.to_owned(), "counter")];
     let listeners = ListenerFigure::ALL.iter().map(|figure| (figure.name().to_owned(), kind(figure.kind())));
-    let expiries = [(family(NOT_AFTER.0, "seconds"), "gauge")];
+    let expiries = [(family(NOT_AFTER.0, "seconds"), "gauge"), (family(LISTENER_HANDSHAKE.0, "seconds"), "histogram")];
     figures
         .chain(listeners)
         .chain(expiries)
@@ -42,6 +42,8 @@ fn the_exposition_is_well_formed_and_complete() {
         counters.set(Figure::Connections, 7);
         counters.count_closed(CloseReason::Expired as usize);
         counters.add_to_listener(1, ListenerFigure::HandshakesTls12, 4);
+        counters.count_refused_by(1, Refusal::Overloaded as usize);
+        counters.observe_handshake(1, Duration::from_micros(60));
         for micros in [10, 60, 60, 700, 99_000_000] {
             counters.observe(Timing::RoundTrip, Duration::from_micros(micros));
         }
@@ -83,7 +85,7 @@ fn the_exposition_is_well_formed_and_complete() {
             let number: f64 = value.parse().unwrap();
             assert!(number >= 0.0);
             if suffix == "_bucket" {
-                let worker = labels.split_once("worker=").unwrap().1.to_owned();
+                let worker = labels.split_once(',').unwrap().1.to_owned();
                 if let Some((_, before)) = bucket.as_ref().filter(|(of, _)| *of == format!("{name}{worker}")) {
                     assert!(number as u64 >= *before, "buckets are cumulative: {line}");
                 }
@@ -99,6 +101,12 @@ fn the_exposition_is_well_formed_and_complete() {
     has("pulsegate_connections{worker=\"2\"} 7");
     has("pulsegate_listener_handshakes_tls12_total{listener=\"meters\"} 4");
     has("pulsegate_listener_devices{listener=\"devices\"} 0");
+    has("pulsegate_listener_refused_total{listener=\"meters\",reason=\"overloaded\"} 1");
+    has("pulsegate_listener_refused_total{listener=\"meters\",reason=\"draining\"} 0");
+    has("pulsegate_listener_refused_total{listener=\"devices\",reason=\"overloaded\"} 0");
+    has("pulsegate_listener_handshake_seconds_bucket{le=\"0.00005\",listener=\"meters\"} 0");
+    has("pulsegate_listener_handshake_seconds_bucket{le=\"0.0001\",listener=\"meters\"} 1");
+    has("pulsegate_listener_handshake_seconds_count{listener=\"devices\"} 0");
     has("pulsegate_connections_closed_total{worker=\"2\",reason=\"expired\"} 1");
     has("pulsegate_connections_closed_total{worker=\"0\",reason=\"home_full\"} 0");
     has("pulsegate_connections_refused_total{worker=\"1\",reason=\"draining\"} 0");
