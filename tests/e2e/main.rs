@@ -25,6 +25,7 @@ mod presence;
 mod prometheus;
 mod proxy;
 mod refusals;
+mod reloads;
 mod slow;
 mod stalled;
 mod takeover;

@@ -56,6 +56,12 @@ impl Listener {
         self
     }
 
+    /// Asks for client certificates of these authorities: `optional` or `required`.
+    pub fn clients_of(mut self, authorities: &str, mode: &str) -> Self {
+        let _ = write!(self.tls, "client_ca = {authorities:?}\nclient_auth = {mode:?}\n");
+        self
+    }
+
     /// Shows another certificate.
     pub fn certificate(mut self, cert: &str, key: &str) -> Self {
         self.tls = format!("cert = {cert:?}\nkey = {key:?}\n");
@@ -85,7 +91,8 @@ impl Listener {
         self
     }
 
-    fn text(&self) -> String {
+    /// As it stands in a configuration.
+    pub fn text(&self) -> String {
         format!("{}[listener.tls]\n{}{}", self.head, self.tls, self.tables)
     }
 }

@@ -269,6 +269,11 @@ fn openssl_s_sessions_cross_no_change_of_authorities_lists_or_listener() {
     let clock = LaterClock::new();
     let client_auth = ClientAuth::Required(&lab.authority.pem);
     let base = ServerOptions { listener: "a", client_auth, ..ServerOptions::default() };
+    // Another authority beside the first: the client is as good as before, and its session is not.
+    let both = directory.join("both.pem");
+    let authorities =
+        [&lab.authority.pem, &Authority::new(Algorithm::EcdsaP256).pem].map(|pem| std::fs::read(pem).unwrap());
+    std::fs::write(&both, authorities.concat()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let session = directory.join("session.pem");
     let ask = |server: &ServerTls, version: &str, file: &str| {
@@ -280,6 +285,7 @@ fn openssl_s_sessions_cross_no_change_of_authorities_lists_or_listener() {
             ("the same", base, true),
             ("another listener", ServerOptions { listener: "b", ..base }, false),
             ("a revocation list", ServerOptions { revocation, ..base }, false),
+            ("other authorities", ServerOptions { client_auth: ClientAuth::Required(&both), ..base }, false),
             ("optional", ServerOptions { client_auth: ClientAuth::Optional(&lab.authority.pem), ..base }, false),
         ] {
             let server = load(&lab, base, &clock);
