@@ -205,16 +205,22 @@ fn webhook_refusals_go_to_the_dead_letters_and_hold_up_nobody() {
     assert_eq!(gateway.logged("the other side will not take these: they are in the dead letters").len(), 1);
 }
 
+/// A receiver, its gateway, and a meter whose first two messages are there.
+fn delivering(site: &Site) -> (Receiver<'_>, Gateway, Vec<Meter>) {
+    let mut receiver = Receiver::new(site);
+    receiver.start();
+    configure(site, receiver.port, "presence = false");
+    let gateway = Gateway::start(site.directory());
+    let mut meters = Meter::fleet(1);
+    meters[0].publish(site, &gateway, 2);
+    wait_until("they are there", LATE, || receiver.has_all(&meters));
+    (receiver, gateway, meters)
+}
+
 #[test]
 fn webhook_waits_when_told_and_goes_on_elsewhere() {
     let site = Site::new();
-    let mut receiver = Receiver::new(&site);
-    receiver.start();
-    configure(&site, receiver.port, "presence = false");
-    let gateway = Gateway::start(site.directory());
-    let mut meters = Meter::fleet(1);
-    meters[0].publish(&site, &gateway, 2);
-    wait_until("they are there", LATE, || receiver.has_all(&meters));
+    let (receiver, gateway, mut meters) = delivering(&site);
     assert_eq!(cli(&site, &gateway, &["sinks", "pause", "cloud"]), "paused\n");
     meters[0].publish(&site, &gateway, 3);
     drop(gateway);
@@ -251,13 +257,7 @@ fn webhook_waits_when_told_and_goes_on_elsewhere() {
 #[test]
 fn webhook_settings_are_swapped_under_way() {
     let site = Site::new();
-    let mut receiver = Receiver::new(&site);
-    receiver.start();
-    configure(&site, receiver.port, "presence = false");
-    let gateway = Gateway::start(site.directory());
-    let mut meters = Meter::fleet(1);
-    meters[0].publish(&site, &gateway, 2);
-    wait_until("they are there", LATE, || receiver.has_all(&meters));
+    let (receiver, gateway, mut meters) = delivering(&site);
 
     // Another key, in the same file, and a header: what is in the file counts.
     site.write("authorization", "Bearer of-good-news");
