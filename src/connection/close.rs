@@ -2,13 +2,18 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Deref;
 
 use crate::codec::native::CloseCode;
 use crate::link::CloseReason;
 
-/// The end of a connection: its one reason, and what can be said about it to the peer and to the log.
+/// The end of a connection. A pointer wide: every heartbeat passes results that could have been one.
 #[derive(Clone, Debug)]
-pub struct Termination {
+pub struct Termination(Box<Cause>);
+
+/// Why a connection ends: its one reason, and what can be said about it to the peer and to the log.
+#[derive(Clone, Debug)]
+pub struct Cause {
     /// The cause, as metrics, logs and events name it.
     pub reason: CloseReason,
     /// In words; may be empty.
@@ -23,46 +28,58 @@ pub struct Termination {
     pub lingers: bool,
 }
 
+impl Deref for Termination {
+    type Target = Cause;
+
+    fn deref(&self) -> &Cause {
+        &self.0
+    }
+}
+
 impl Termination {
     /// An end that its reason explains.
     #[must_use]
-    pub const fn new(reason: CloseReason) -> Self {
-        let lingers = lingers(reason);
-        Self { reason, detail: Cow::Borrowed(""), retry_after_ms: 0, code: None, is_sent: false, lingers }
-    }
-
-    /// The same end with the reason code that an MQTT device is told.
-    #[must_use]
-    pub fn with_code(self, code: u8) -> Self {
-        Self { code: Some(code), ..self }
-    }
-
-    /// The same end, and the device was told already.
-    #[must_use]
-    pub fn already_sent(self) -> Self {
-        Self { is_sent: true, ..self }
-    }
-
-    /// The same end of a peer that sends no more and still reads: what was said to it is waited for, whatever the reason.
-    #[must_use]
-    pub fn heard(self) -> Self {
-        Self { lingers: true, ..self }
-    }
-
-    /// The same end with advice when to come back, in milliseconds.
-    #[must_use]
-    pub fn with_retry_after(self, retry_after_ms: u32) -> Self {
-        Self { retry_after_ms, ..self }
+    pub fn new(reason: CloseReason) -> Self {
+        Self::because(reason, "")
     }
 
     /// An end with more to say.
     pub fn because(reason: CloseReason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { detail: detail.into(), ..Self::new(reason) }
+        let (detail, lingers) = (detail.into(), lingers(reason));
+        Self(Box::new(Cause { reason, detail, retry_after_ms: 0, code: None, is_sent: false, lingers }))
     }
 
     /// An end by an error.
     pub fn from_error(reason: CloseReason, error: &impl fmt::Display) -> Self {
         Self::because(reason, error.to_string())
+    }
+
+    /// The same end with the reason code that an MQTT device is told.
+    #[must_use]
+    pub fn with_code(mut self, code: u8) -> Self {
+        self.0.code = Some(code);
+        self
+    }
+
+    /// The same end, and the device was told already.
+    #[must_use]
+    pub fn already_sent(mut self) -> Self {
+        self.0.is_sent = true;
+        self
+    }
+
+    /// The same end of a peer that sends no more and still reads: what was said to it is waited for, whatever the reason.
+    #[must_use]
+    pub fn heard(mut self) -> Self {
+        self.0.lingers = true;
+        self
+    }
+
+    /// The same end with advice when to come back, in milliseconds.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after_ms: u32) -> Self {
+        self.0.retry_after_ms = retry_after_ms;
+        self
     }
 }
 

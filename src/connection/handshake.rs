@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Connection, Context, Input, ListenerSettings, Naming, State, Step, Termination, protocol};
+use super::{Connection, Context, Input, ListenerSettings, Naming, State, Step, Termination, TlsEstablished, protocol};
 use crate::link::CloseReason;
 use crate::time::Moment;
 use crate::tls::certs::CertificateFacts;
@@ -121,7 +121,7 @@ impl Connection {
         self.device = device;
         self.open(established.records, naming, settings);
         let certificate = established.certificate.as_ref().map(CertificateFacts::mark);
-        Step::Established { resumed: established.resumed, silence, certificate }
+        Step::Established(Box::new(TlsEstablished { resumed: established.resumed, silence, certificate }))
     }
 }
 

@@ -55,7 +55,7 @@ use naming::Naming;
 use websocket::Carrier;
 
 pub use announced::{Announced, Announcing};
-pub use close::{Termination, lingers};
+pub use close::{Cause, Termination, lingers};
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
 pub use parcel::BadParcel;
@@ -117,20 +117,24 @@ impl Context<'_> {
     }
 }
 
+/// What came of a TLS handshake.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsEstablished {
+    /// Whether the handshake was a resumption.
+    pub resumed: bool,
+    /// For how long the peer was silent at the most.
+    pub silence: Duration,
+    /// What is kept of the client's certificate.
+    pub certificate: Option<CertificateMark>,
+}
+
 /// What a connection wants its shard to know after it was handed something.
 #[derive(Debug)]
 pub enum Step {
     /// Nothing: it wants more bytes.
     Wait,
-    /// TLS is established; there may be more to do with what was read. `resumed` tells a resumption from a full handshake.
-    Established {
-        /// Whether the handshake was a resumption.
-        resumed: bool,
-        /// For how long the peer was silent at the most.
-        silence: Duration,
-        /// What is kept of the client's certificate.
-        certificate: Option<CertificateMark>,
-    },
+    /// TLS is established; there may be more to do with what was read.
+    Established(Box<TlsEstablished>),
     /// The device is known (its id is set); it may move, then be registered.
     Named,
     /// The device says who it is, and this must be checked: first, or beside what it does, where it is a renewal.
@@ -144,6 +148,9 @@ pub enum Step {
     /// It is over.
     End(Termination),
 }
+
+// Every read passes some of them on.
+const _: () = assert!(size_of::<Step>() <= 16);
 
 /// One connection. At most 256 bytes inline, whatever its state.
 pub struct Connection {

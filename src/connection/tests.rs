@@ -97,7 +97,7 @@ impl Bench {
         loop {
             match self.with(|connection, settings, cx| connection.handle_input(&mut input, settings, cx)) {
                 Step::Wait => break,
-                Step::Established { .. } => {}
+                Step::Established(_) => {}
                 Step::Named => self.named(),
                 Step::Verify(credentials) => {
                     self.token = Some(credentials.secret);

@@ -27,7 +27,7 @@ impl Shard {
         }
         let connection = &self.connections[index as usize];
         let (device, listener) = (connection.device().into(), connection.listener());
-        let Termination { reason, detail, .. } = termination;
+        let (reason, detail) = (&termination.reason, &termination.detail);
         self.ends.push(End { id: self.id(index), listener, device, reason: *reason, detail: detail.clone() });
     }
 

@@ -109,18 +109,18 @@ impl Shard {
             let step = self.with(index, now, |connection, settings, cx| connection.handle_input(input, settings, cx));
             if handshaking && !self.connections[index as usize].is_handshaking() {
                 self.counters.subtract(Figure::HandshakesInFlight, 1);
-                let silence = match step {
-                    Step::Established { silence, .. } => Some(silence),
+                let silence = match &step {
+                    Step::Established(established) => Some(established.silence),
                     _ => None,
                 };
                 self.places.end(index, silence);
             }
             match step {
                 Step::Wait => break,
-                Step::Established { resumed, certificate, .. } => {
-                    self.sweep.set_mark(index, certificate);
-                    self.trace_established(index, resumed, now);
-                    self.handle_established(index, resumed, now);
+                Step::Established(established) => {
+                    self.sweep.set_mark(index, established.certificate);
+                    self.trace_established(index, established.resumed, now);
+                    self.handle_established(index, established.resumed, now);
                     if self.is_certificate_denied(index, now) {
                         return self.end(index, &Termination::new(CloseReason::Denied), now);
                     }
@@ -696,7 +696,7 @@ impl Shard {
 
     /// Takes an ending connection out of whatever its state has put it into.
     fn leave_state(&mut self, index: u32, termination: &Termination, now: Moment) {
-        let Termination { reason, detail, .. } = termination;
+        let (reason, detail) = (&termination.reason, &termination.detail);
         let connection = &self.connections[index as usize];
         if !connection.is_device() {
             self.tell_not_admitted(index, *reason, detail.clone(), now);
