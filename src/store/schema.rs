@@ -1,6 +1,6 @@
 //! The tables, and how a file becomes one of ours: its application id, its version, its pragmas.
 //!
-//! A version is never changed once it was released; a newer one is a step in [`MIGRATIONS`]. docs/FORMATS.md lists them.
+//! A version is never changed once it was released; a newer one is a step in [`MIGRATIONS`]. CHANGELOG.md (Formats) lists them.
 
 use std::path::Path;
 use std::time::Duration;
