@@ -211,7 +211,8 @@ impl Reader {
     }
 }
 
-fn json(kind: &'static str, data: &impl Serialize) -> sse::Event {
+/// One event of a stream, with its data as JSON.
+pub(super) fn json(kind: &'static str, data: &impl Serialize) -> sse::Event {
     let data = serde_json::to_string(data).expect("plain data");
     sse::Event::default().event(kind).data(data)
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::State;
 use super::error::ApiError;
+use super::events::json;
 use super::query::{self, Parsed};
 use crate::control::reasons::explain;
 use crate::link::{Direction, Trace, TraceDepth, TraceEvent, TraceSubject, TraceWhat, TracedPacket};
@@ -167,11 +168,6 @@ impl Drop for Follower {
     fn drop(&mut self) {
         self.state.traces.end(&self.trace, &self.state.mailboxes);
     }
-}
-
-fn json(kind: &'static str, data: &impl Serialize) -> sse::Event {
-    let data = serde_json::to_string(data).expect("plain data");
-    sse::Event::default().event(kind).data(data)
 }
 
 #[derive(Serialize)]
