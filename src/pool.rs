@@ -30,7 +30,7 @@
 //! | `Up` | publishers' sockets are read no further; what nobody asked an acknowledgement for is dropped and counted |
 //! | `Filters` | SUBACK 0x97 (3.1.1: 0x80) |
 //! | `Wills` | CONNACK 0x97 (3.1.1: 3) |
-//! | `Between` | publishers' sockets are read no further; a deletion that needs a tombstone is refused with 0x97 |
+//! | `Between` | publishers' sockets are read no further; for tombstones a message older than those that went is refused with 0x97 |
 //!
 //! A [`Charge`] is what somebody holds of one class, for things whose size changes: it follows that, and gives back what is left
 //! when it is dropped.

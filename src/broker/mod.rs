@@ -85,8 +85,11 @@ pub const ALIASES_MAX: u16 = 16;
 const CONGESTED_AT: usize = 8_192;
 
 /// What other shards may have in an inbox is one in so many bytes of the pool: half of the share of what is between shards
-/// ([`crate::pool::Class::Between`]). The other half is for what waits in the senders.
+/// ([`crate::pool::Class::Between`]). A quarter is for what waits in the senders, each of whom stops at half of what it may have
+/// in an inbox.
 const INBOX_PART: usize = 16;
+/// Tombstones take one in so many bytes of the pool: the last quarter.
+const TOMBSTONE_PART: usize = 32;
 
 /// The bounds of one shard's sessions.
 #[derive(Clone, Copy, Debug)]

@@ -17,8 +17,12 @@
 //!
 //! **Order across shards.** Messages reach the shards in different orders; each carries a stamp from one order of the whole
 //! process, and the later one stays. A deletion leaves a *tombstone*, lest an older message that is still on its way bring
-//! the topic back: only while one can be on its way ([`Exchange::may_be_behind`]), and never longer. So there are no more
-//! tombstones than messages between shards, and none where nothing is between them.
+//! the topic back: only while one can be on its way ([`Exchange::may_be_behind`]), and never longer. So there is none where
+//! nothing is between shards. But one message may wait for long, for a subscriber who is slow, and as many deletions as
+//! devices like come meanwhile. So tombstones have a bound in bytes, and beyond it the oldest become one number, the *floor*:
+//! what was deleted at a lower stamp than that is not known any more. A message from below the floor is refused where its topic
+//! has none, and then withdrawn by all shards: that is rare, and they agree. (Were the deletion refused instead, some
+//! shards would tell newcomers of a message and some not.) Where the topic has one, no deletion came since, and it is kept.
 
 mod shares;
 
@@ -29,14 +33,14 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::link::{Exchange, Publication, WorkerId};
+use crate::pool::ALLOCATION_BYTES;
 use shares::{Free, Shares};
 
 /// Topics are compared byte by byte: beyond so many bytes one counts as a further look.
 const LOOK_BYTES: usize = 256;
-/// Tombstones at most. Reached only when another shard has not been heard for as many deletions: further ones are refused.
-const TOMBSTONES_MAX: usize = 65_536;
-/// Bytes of them at most.
-const TOMBSTONE_BYTES_MAX: usize = 16 << 20;
+/// What a tombstone takes beyond its topic: the publication and its two counts, two allocations, a place in a tree at its usual
+/// fill, and one in a queue that has doubled.
+const TOMBSTONE_BYTES: usize = size_of::<Publication>() + 16 + 2 * ALLOCATION_BYTES + 28 + 16;
 /// Tombstones forgotten for each message that comes: more than one, so that they go faster than they come.
 const BURIED_AT_ONCE: usize = 4;
 /// Tombstones forgotten in one turn in which nothing comes.
@@ -51,7 +55,7 @@ pub enum Set {
     Deleted,
     /// A later one is here already.
     Stale,
-    /// There is no room for another.
+    /// There is no room for another; or it comes from below the floor of what is known to be deleted, and its topic has none.
     Full,
 }
 
@@ -130,6 +134,9 @@ pub struct Retained {
     /// The same, in the order of their arrival.
     graves: VecDeque<Arc<Publication>>,
     grave_bytes: usize,
+    grave_bytes_max: usize,
+    /// Deletions with lower stamps may be forgotten, though an older message may still be on its way.
+    floor: u64,
     arrivals: u64,
     bytes: usize,
     messages_max: usize,
@@ -139,9 +146,16 @@ pub struct Retained {
 }
 
 impl Retained {
-    /// None yet, and at most so many messages and bytes, in the shard of `worker`, one of `workers`.
+    /// None yet, and at most so many messages and bytes of them, and bytes of tombstones, in the shard of `worker`, one of
+    /// `workers`.
     #[must_use]
-    pub fn new(worker: WorkerId, workers: u16, messages_max: usize, bytes_max: usize) -> Self {
+    pub fn new(
+        worker: WorkerId,
+        workers: u16,
+        messages_max: usize,
+        bytes_max: usize,
+        tombstone_bytes_max: usize,
+    ) -> Self {
         Self {
             worker,
             heard: vec![0; usize::from(workers)].into(),
@@ -149,6 +163,8 @@ impl Retained {
             tombstones: BTreeSet::new(),
             graves: VecDeque::new(),
             grave_bytes: 0,
+            grave_bytes_max: tombstone_bytes_max,
+            floor: 0,
             arrivals: 0,
             bytes: 0,
             messages_max,
@@ -224,6 +240,9 @@ impl Retained {
 
     fn store(&mut self, publication: &Arc<Publication>) -> Set {
         let (topic, bytes) = (&*publication.topic, publication.bytes());
+        if publication.stamp < self.floor && !self.messages.contains(topic) {
+            return Set::Full;
+        }
         let old = self.messages.get(topic).map(|kept| &*kept.publication);
         let others = self.messages.len() - usize::from(old.is_some());
         let other_bytes = self.bytes - old.map_or(0, Publication::bytes);
@@ -254,23 +273,43 @@ impl Retained {
     }
 
     fn delete(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> Set {
-        let topic = &*publication.topic;
         if exchange.may_be_behind(publication.stamp, self.worker, &self.heard) {
-            let bytes = self.grave_bytes + publication.bytes();
-            if self.graves.len() >= TOMBSTONES_MAX || bytes > TOMBSTONE_BYTES_MAX {
-                return Set::Full;
-            }
-            self.grave_bytes = bytes;
-            self.graves.push_back(Arc::clone(publication));
-            self.tombstones.replace(Kept { publication: Arc::clone(publication), arrival: 0 });
+            self.entomb(publication);
         } else {
-            self.tombstones.remove(topic);
+            self.tombstones.remove(&*publication.topic);
         }
-        if let Some(deleted) = self.messages.take(topic) {
+        if let Some(deleted) = self.messages.take(&*publication.topic) {
             self.bytes -= deleted.publication.bytes();
             self.note_gone(&deleted.publication);
         }
         Set::Deleted
+    }
+
+    /// Remembers a deletion. The oldest ones make room for it, and raise the floor.
+    fn entomb(&mut self, deletion: &Arc<Publication>) {
+        let bytes = tombstone_bytes(deletion);
+        if bytes > self.grave_bytes_max {
+            self.floor = self.floor.max(deletion.stamp);
+            self.tombstones.remove(&*deletion.topic);
+            return;
+        }
+        while self.grave_bytes + bytes > self.grave_bytes_max
+            && let Some(oldest) = self.graves.pop_front()
+        {
+            self.floor = self.floor.max(oldest.stamp);
+            self.forget(&oldest);
+        }
+        self.grave_bytes += bytes;
+        self.graves.push_back(Arc::clone(deletion));
+        self.tombstones.replace(Kept { publication: Arc::clone(deletion), arrival: 0 });
+    }
+
+    /// A deletion has left the queue: its tombstone goes, unless it is a later one's.
+    fn forget(&mut self, deletion: &Publication) {
+        self.grave_bytes -= tombstone_bytes(deletion);
+        if self.tombstones.get(&*deletion.topic).is_some_and(|kept| kept.publication.stamp == deletion.stamp) {
+            self.tombstones.remove(&*deletion.topic);
+        }
     }
 
     /// Whether a message is of a device whose home this shard is: its share is counted here, and nowhere else.
@@ -292,10 +331,7 @@ impl Retained {
                 return;
             }
             let Some(oldest) = self.graves.pop_front() else { return };
-            self.grave_bytes -= oldest.bytes();
-            if self.tombstones.get(&*oldest.topic).is_some_and(|kept| kept.publication.stamp == oldest.stamp) {
-                self.tombstones.remove(&*oldest.topic);
-            }
+            self.forget(&oldest);
         }
         if self.graves.len() < self.graves.capacity() / 4 {
             self.graves.shrink_to(self.graves.len() * 2);
@@ -348,13 +384,19 @@ impl Retained {
             |publications: &BTreeSet<Kept>| -> usize { publications.iter().map(|kept| kept.publication.bytes()).sum() };
         assert_eq!(self.bytes, bytes(&self.messages));
         self.shares.check(self.messages.iter().map(|kept| &kept.publication).filter(|kept| self.is_own(kept)));
-        assert_eq!(self.grave_bytes, self.graves.iter().map(|grave| grave.bytes()).sum::<usize>());
+        assert_eq!(self.grave_bytes, self.graves.iter().map(|grave| tombstone_bytes(grave)).sum::<usize>());
+        assert!(self.grave_bytes <= self.grave_bytes_max);
         for tombstone in &self.tombstones {
             assert!(!self.messages.contains(tombstone), "a topic is dead and alive");
             let stamp = tombstone.publication.stamp;
             assert!(self.graves.iter().any(|grave| grave.stamp == stamp), "a tombstone that will never go");
         }
     }
+}
+
+/// What one takes, in bytes.
+fn tombstone_bytes(deletion: &Publication) -> usize {
+    deletion.bytes() + TOMBSTONE_BYTES
 }
 
 /// How a topic stands to a filter in a walk in the order of topics.

@@ -13,7 +13,7 @@ use super::retained::{Retained, Set};
 use super::settlement::{NOTHING, Owner, Part, Settled, Token};
 use super::staging::Prepared;
 use super::subscriptions::{Subscriber, Subscriptions};
-use super::{Bounds, Broker, RequestEnd};
+use super::{Bounds, Broker, RequestEnd, TOMBSTONE_PART};
 use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{Reason, topic};
 use crate::config::budget::FILTER_BYTES;
@@ -69,7 +69,13 @@ impl Routing {
         Self {
             subscriptions: Subscriptions::new(key),
             groups: Groups::new(key.rotate_left(32)),
-            retained: Retained::new(worker, workers, bounds.retained_messages, bounds.retained_bytes),
+            retained: Retained::new(
+                worker,
+                workers,
+                bounds.retained_messages,
+                bounds.retained_bytes,
+                bounds.pool_bytes / TOMBSTONE_PART,
+            ),
             charge: Charge::none(pool, Class::Filters),
             membership_bytes: 0,
         }

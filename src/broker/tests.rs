@@ -138,7 +138,8 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
         world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
     };
     world.shards[worker].bounds.retained_messages = 2 * COUNT;
-    world.shards[worker].routing.retained = retained::Retained::new(WorkerId(worker as u16), 3, 2 * COUNT, 1 << 24);
+    world.shards[worker].routing.retained =
+        retained::Retained::new(WorkerId(worker as u16), 3, 2 * COUNT, 1 << 24, 1 << 20);
     for number in 0..COUNT {
         retain(&mut world, &format!("s/{number:05}/s"));
     }

@@ -12,7 +12,7 @@ fn publication(topic: &str, payload: &'static str, stamp: u64) -> Arc<Publicatio
 
 /// One shard alone.
 fn alone(messages_max: usize, bytes_max: usize) -> (Retained, Exchange) {
-    (Retained::new(WorkerId(0), 1, messages_max, bytes_max), Exchange::new(1))
+    (Retained::new(WorkerId(0), 1, messages_max, bytes_max, 0), Exchange::new(1))
 }
 
 fn all_matching(retained: &Retained, filter: &str, arrivals: u64, looks_at_once: usize) -> (Vec<String>, usize) {
@@ -39,7 +39,7 @@ fn order_of_arrival_from_three_shards_does_not_matter() {
         for order in orders {
             let exchange = Exchange::new(4);
             let stamps = [1, 2, 3].map(|worker| exchange.next_stamp(WorkerId(worker)));
-            let mut retained = Retained::new(WorkerId(0), 4, 10, 100);
+            let mut retained = Retained::new(WorkerId(0), 4, 10, 100, 10_000);
             for place in order {
                 retained.set(&publication("t", payloads[place], stamps[place]), &exchange);
                 retained.check_invariants();
@@ -57,7 +57,7 @@ fn order_of_arrival_from_three_shards_does_not_matter() {
 fn deletion_leaves_a_tombstone_only_while_an_older_message_may_come() {
     let exchange = Exchange::new(2);
     let (here, there) = (WorkerId(0), WorkerId(1));
-    let mut retained = Retained::new(here, 2, 10, 100);
+    let mut retained = Retained::new(here, 2, 10, 100, 10_000);
     // Nothing is on its way: nothing is remembered, whether there was such a topic or not.
     for topic in ["never", "kept"] {
         retained.set(&publication("kept", "x", exchange.next_stamp(here)), &exchange);
@@ -68,7 +68,7 @@ fn deletion_leaves_a_tombstone_only_while_an_older_message_may_come() {
     let old = publication("t", "old", exchange.next_stamp(there));
     retained.set(&publication("t", "", exchange.next_stamp(here)), &exchange);
     retained.set(&publication("u", "", exchange.next_stamp(here)), &exchange);
-    assert_eq!(retained.tombstones(), (2, 2));
+    assert_eq!(retained.tombstones(), (2, 2 * (TOMBSTONE_BYTES + 1)));
     assert_eq!(retained.set(&old, &exchange), Set::Stale);
     assert_eq!(retained.tombstones(), (0, 0), "all that came before is here");
     // The topic was set again before its tombstone could go.
@@ -81,31 +81,135 @@ fn deletion_leaves_a_tombstone_only_while_an_older_message_may_come() {
     retained.check_invariants();
 }
 
+/// Every deletion is done, and what is not known to be deleted any more is refused.
 #[test]
-fn tombstones_are_bounded_while_another_shard_is_not_heard() {
+fn tombstones_beyond_their_bound_become_a_floor_below_which_nothing_new_is_taken() {
+    const MAX: usize = 100 * (TOMBSTONE_BYTES + 8);
     let exchange = Exchange::new(2);
-    let mut retained = Retained::new(WorkerId(0), 2, 10, 100);
-    let late = publication("late", "x", exchange.next_stamp(WorkerId(1)));
+    let (here, there) = (WorkerId(0), WorkerId(1));
+    let mut retained = Retained::new(here, 2, 10, 100, MAX);
+    retained.set(&publication("kept", "x", exchange.next_stamp(here)), &exchange);
+    let late = ["first", "other", "kept", "last"].map(|topic| publication(topic, "late", exchange.next_stamp(there)));
     let delete = |retained: &mut Retained, topic: &str| {
-        retained.set(&publication(topic, "", exchange.next_stamp(WorkerId(0))), &exchange)
+        assert_eq!(retained.set(&publication(topic, "", exchange.next_stamp(here)), &exchange), Set::Deleted);
+        retained.check_invariants();
+        assert!(retained.tombstones().1 <= MAX);
     };
-    for number in 0..TOMBSTONES_MAX {
-        assert_eq!(delete(&mut retained, &number.to_string()), Set::Deleted);
-    }
-    assert_eq!(delete(&mut retained, "one more"), Set::Full);
-    assert_eq!(retained.set(&late, &exchange), Set::Stored);
-    // They go faster than they could come.
-    for number in 0..TOMBSTONES_MAX / BURIED_AT_ONCE {
-        assert_eq!(delete(&mut retained, &number.to_string()), Set::Deleted);
-    }
-    assert_eq!(retained.tombstones(), (0, 0));
-    // By bytes.
-    exchange.next_stamp(WorkerId(1));
-    let long = "x".repeat(60_000);
-    let count =
-        (0..10_000).take_while(|number| delete(&mut retained, &format!("{number}{long}")) == Set::Deleted).count();
-    assert_eq!(count, TOMBSTONE_BYTES_MAX / 60_003);
+    delete(&mut retained, "first");
+    (0..1_000).for_each(|number| delete(&mut retained, &number.to_string()));
+    delete(&mut retained, &"long".repeat(MAX));
+    delete(&mut retained, "last");
+    let (count, _) = retained.tombstones();
+    assert!((100..110).contains(&count), "{count}");
+    assert_eq!(late.map(|late| retained.set(&late, &exchange)), [Set::Full, Set::Full, Set::Stored, Set::Stale]);
+    // What is published now is above the floor.
+    assert_eq!(retained.set(&publication("first", "new", exchange.next_stamp(there)), &exchange), Set::Stored);
+    retained.bury(&exchange, 1_000);
+    assert_eq!((retained.tombstones(), retained.len()), ((0, 0), 2));
     retained.check_invariants();
+}
+
+/// Three shards, what each says to each in order but late, and as the broker does it: what one of them refuses, all withdraw.
+struct Crowd {
+    exchange: Exchange,
+    shards: Vec<Retained>,
+    /// By sender and receiver: what was published, and withdrawals, which may overtake that.
+    ways: Vec<[VecDeque<Arc<Publication>>; 2]>,
+    /// By stamp: who has not taken it yet, and whether one of them refused it.
+    open: std::collections::BTreeMap<u64, (usize, bool)>,
+    refused: usize,
+}
+
+impl Crowd {
+    const SIZE: usize = 3;
+
+    fn new(tombstone_bytes_max: usize) -> Self {
+        let shard =
+            |worker| Retained::new(WorkerId(worker as u16), Self::SIZE as u16, 100, 10_000, tombstone_bytes_max);
+        Self {
+            exchange: Exchange::new(Self::SIZE as u16),
+            shards: (0..Self::SIZE).map(shard).collect(),
+            ways: vec![Default::default(); Self::SIZE * Self::SIZE],
+            open: std::collections::BTreeMap::new(),
+            refused: 0,
+        }
+    }
+
+    fn publish(&mut self, from: usize, topic: &str, payload: &'static str) -> u64 {
+        let message = publication(topic, payload, self.exchange.next_stamp(WorkerId(from as u16)));
+        self.open.insert(message.stamp, (Self::SIZE, false));
+        self.tell(from, &message, 0);
+        self.take(from, &message);
+        message.stamp
+    }
+
+    fn tell(&mut self, from: usize, message: &Arc<Publication>, lane: usize) {
+        for to in (0..Self::SIZE).filter(|&to| to != from) {
+            self.ways[from * Self::SIZE + to][lane].push_back(Arc::clone(message));
+        }
+    }
+
+    fn take(&mut self, at: usize, message: &Arc<Publication>) {
+        let is_refused = self.shards[at].set(message, &self.exchange) == Set::Full;
+        if is_refused {
+            self.shards[at].set(&Arc::new(message.withdrawal()), &self.exchange);
+        }
+        self.shards[at].check_invariants();
+        let Some((left, any_refused)) = self.open.get_mut(&message.stamp) else { return };
+        *left -= 1;
+        *any_refused |= is_refused;
+        if (*left, *any_refused) == (0, true) {
+            let (from, withdrawal) =
+                (usize::from(Exchange::worker_of(message.stamp).0), Arc::new(message.withdrawal()));
+            self.tell(from, &withdrawal, 1);
+            self.shards[from].set(&withdrawal, &self.exchange);
+            self.refused += 1;
+        }
+    }
+
+    /// Something that is on its way arrives, if anything is.
+    fn hear(&mut self, random: &mut fastrand::Rng) -> bool {
+        let full = |way: &[VecDeque<_>; 2], lane: usize| !way[lane].is_empty();
+        let choice: Vec<_> = (0..self.ways.len() * 2).filter(|at| full(&self.ways[at / 2], at % 2)).collect();
+        let Some(&at) = random.choice(&choice) else { return false };
+        let message = self.ways[at / 2][at % 2].pop_front().expect("it was looked at");
+        self.take(at / 2 % Self::SIZE, &message);
+        true
+    }
+}
+
+#[test]
+fn shards_agree_in_any_order_however_little_room_there_is_for_tombstones() {
+    let mut refused = [0; 3];
+    for seed in 0..600 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let room = seed as usize % 3;
+        let mut crowd = Crowd::new([0, 3 * (TOMBSTONE_BYTES + 1), 1 << 20][room]);
+        let mut latest = [(0, ""); 6];
+        for _ in 0..60 {
+            let topic = random.usize(..6);
+            let payload = if random.bool() { "" } else { ["x", "y"][random.usize(..2)] };
+            let stamp = crowd.publish(random.usize(..Crowd::SIZE), &"abcdef"[topic..=topic], payload);
+            latest[topic] = (stamp, payload);
+            for _ in 0..random.usize(..5) {
+                crowd.hear(&mut random);
+            }
+        }
+        while crowd.hear(&mut random) {}
+        for (topic, (stamp, payload)) in latest.into_iter().enumerate() {
+            let kept = |shard: &Retained| {
+                shard
+                    .get(&"abcdef"[topic..=topic])
+                    .map_or("", |kept| if kept.payload == "x" { "x" } else { "y" })
+                    .to_owned()
+            };
+            let is_refused = crowd.open[&stamp].1;
+            let all: Vec<_> = crowd.shards.iter().map(kept).collect();
+            assert_eq!(all, vec![if is_refused { "" } else { payload }; Crowd::SIZE], "seed {seed}, topic {topic}");
+        }
+        refused[room] += crowd.refused;
+    }
+    assert!(refused[0] > 0 && refused[1] > 0 && refused[2] == 0, "{refused:?}");
 }
 
 #[test]
