@@ -312,8 +312,9 @@ fn storm(crowd: &Crowd, gateway: &Gateway, good: &mut Good) {
         });
         scope.spawn(move || {
             while Instant::now() < crowd.until {
-                let (status, _) = gateway.get("/v1/devices?limit=1000");
-                assert_eq!(status, 200);
+                // A worker that cannot answer in time is named (`worker_busy`): this is about memory.
+                let (status, body) = gateway.get("/v1/devices?limit=1000");
+                assert!(matches!(status, 200 | 503), "{status} {body}");
                 std::thread::sleep(Duration::from_millis(500));
             }
         });
