@@ -16,7 +16,7 @@ use crate::time::Moment;
 /// Ends remembered: a line of the memory budget.
 const ENDS_MAX: usize = budget::ENDS_MAX as usize;
 /// Of these, of one device.
-const ENDS_PER_DEVICE_MAX: usize = 16;
+pub(super) const ENDS_PER_DEVICE_MAX: usize = 16;
 
 /// One end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use super::auth::desk::{Answer, AuthDesk, Replacement};
 use super::auth::verifier::AuthRequest;
 use super::blocks::{BlockOrder, BlockRequest, BlockSource};
 use super::broadcasts::Share;
-use crate::backbone::Event;
+use crate::backbone::{DETAIL_BYTES_MAX, Event};
 use crate::link::{
     Batch, CloseReason, Command, Message, NotAdmitted, Presence, Subject, Uplink, UplinkReceiver, WorkerId,
 };
@@ -197,13 +197,20 @@ impl Hub {
         if self.state.store.is_none() {
             return;
         }
-        let clock = &self.state.clock;
+        let (clock, facts) = (&self.state.clock, &presence.facts);
         let facts = store::Facts {
             listener: self.state.config.listeners[presence.listener.index()].name.as_str().into(),
             epoch: self.state.epoch,
             generation: presence.generation,
             sequence: presence.sequence,
             last_heard_ms: clock.unix_ms(presence.last_heard),
+            details: Some(store::Details {
+                peer: facts.peer.map_or_else(Box::default, |peer| peer.to_string().into()),
+                identity: facts.identity.into(),
+                tls_version: facts.tls_version.into(),
+                connected_ms: clock.unix_ms(facts.connected_at),
+                detail: facts.detail[..facts.detail.floor_char_boundary(DETAIL_BYTES_MAX)].into(),
+            }),
         };
         let what = match cause {
             None => What::Connected(facts),

@@ -37,8 +37,18 @@ enum Details<'a> {
         generation: u64,
         sequence: u64,
         last_heard: String,
+        /// From here on each is left out where it is not known, as in what a gateway wrote that did not keep it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        peer: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        identity: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        connected_at: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         cause: Option<&'a str>,
+        /// More of the cause, where there is more.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<&'a str>,
     },
 }
 
@@ -47,14 +57,22 @@ impl<'a> Event<'a> {
     #[must_use]
     pub fn new(node: &'a str, stored: &'a Stored) -> Self {
         let entry = &stored.entry;
-        let presence = |facts: &'a Facts, cause| Details::Presence {
-            node,
-            listener: &facts.listener,
-            epoch: facts.epoch,
-            generation: facts.generation,
-            sequence: facts.sequence,
-            last_heard: time(facts.last_heard_ms),
-            cause,
+        let said = |text: &'a str| (!text.is_empty()).then_some(text);
+        let presence = |facts: &'a Facts, cause| {
+            let details = facts.details.as_ref();
+            Details::Presence {
+                node,
+                listener: &facts.listener,
+                epoch: facts.epoch,
+                generation: facts.generation,
+                sequence: facts.sequence,
+                last_heard: time(facts.last_heard_ms),
+                peer: details.and_then(|details| said(&details.peer)),
+                identity: details.map(|details| &*details.identity),
+                connected_at: details.map(|details| time(details.connected_ms)),
+                cause,
+                detail: details.and_then(|details| said(&details.detail)),
+            }
         };
         let (kind, what) = match &entry.what {
             What::Connected(facts) => ("connected", presence(facts, None)),
@@ -76,7 +94,7 @@ impl<'a> Event<'a> {
 }
 
 /// RFC 3339 in UTC, to the millisecond. Before 1970 it is 1970: no clock is right there.
-pub(super) fn time(unix_ms: i64) -> String {
+pub fn time(unix_ms: i64) -> String {
     let since = Duration::from_millis(u64::try_from(unix_ms).unwrap_or(0));
     humantime::format_rfc3339_millis(UNIX_EPOCH + since).to_string()
 }

@@ -37,7 +37,7 @@ use std::{io, mem};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use event::Event;
+pub use event::{Event, time};
 pub use settings::{Fault, Settings, files_of};
 
 use crate::link::{Downlink, Outcome};

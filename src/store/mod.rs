@@ -38,7 +38,7 @@ pub use error::StoreError;
 pub use files::{Check, backup, check, move_aside};
 pub use progress::Range;
 pub use reading::Reader;
-pub use record::{Entry, Facts, Stored, What};
+pub use record::{Details, Entry, Facts, Stored, What};
 pub use sessions::{KeptSession, KeptStats, Waiting};
 pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 

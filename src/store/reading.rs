@@ -9,14 +9,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::StoreError;
 use super::progress::Range;
-use super::record::{Entry, Facts, Stored, What};
+use super::record::{Details, Entry, Facts, Stored, What};
 use super::schema;
 use super::sessions::{self, KeptSession, Unreadable};
 use crate::image::{Message, Publication, Session, SessionKey};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
-                       worker";
+                       worker, peer, identity, tls, connected, detail";
 
 /// Reads the store's file.
 #[derive(Debug)]
@@ -160,5 +160,18 @@ fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {
         generation: row.get::<_, i64>("generation")? as u64,
         sequence: row.get::<_, i64>("sequence")? as u64,
         last_heard_ms: row.get("last_heard")?,
+        details: details(row)?,
     })
+}
+
+fn details(row: &Row<'_>) -> rusqlite::Result<Option<Details>> {
+    // Since version 4, and then all of them.
+    let Some(connected_ms) = row.get("connected")? else { return Ok(None) };
+    Ok(Some(Details {
+        peer: row.get::<_, String>("peer")?.into(),
+        identity: row.get::<_, String>("identity")?.into(),
+        tls_version: row.get::<_, String>("tls")?.into(),
+        connected_ms,
+        detail: row.get::<_, String>("detail")?.into(),
+    }))
 }

@@ -51,6 +51,32 @@ pub struct Facts {
     pub sequence: u64,
     /// When the device was last heard, as Unix time in milliseconds.
     pub last_heard_ms: i64,
+    /// More of it; absent in what a gateway wrote that did not keep it.
+    pub details: Option<Details>,
+}
+
+/// What else is known of a device's connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// From where it came; empty where that is not known.
+    pub peer: Box<str>,
+    /// How the device's id was learned.
+    pub identity: Box<str>,
+    /// The version of TLS.
+    pub tls_version: Box<str>,
+    /// Since when it was there, as Unix time in milliseconds.
+    pub connected_ms: i64,
+    /// What can be said of its end besides the cause; may be empty.
+    pub detail: Box<str>,
+}
+
+impl Facts {
+    fn bytes(&self) -> usize {
+        let of = |details: &Details| {
+            details.peer.len() + details.identity.len() + details.tls_version.len() + details.detail.len()
+        };
+        self.listener.len() + self.details.as_ref().map_or(0, of)
+    }
 }
 
 impl Entry {
@@ -58,8 +84,8 @@ impl Entry {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let texts = match &self.what {
-            What::Connected(facts) => facts.listener.len(),
-            What::Disconnected(facts, cause) => facts.listener.len() + cause.len(),
+            What::Connected(facts) => facts.bytes(),
+            What::Disconnected(facts, cause) => facts.bytes() + cause.len(),
             What::Message { topic, payload } => topic.len() + payload.len(),
         };
         ROW_BYTES + self.device.len() + texts

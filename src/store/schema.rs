@@ -118,6 +118,18 @@ const MIGRATIONS: &[&str] = &[
                 (SELECT count(*) FROM queue WHERE session = key) AS waiting,
                 (SELECT ifnull(sum(bytes), 0) FROM queue WHERE session = key) AS waiting_bytes
          FROM session;",
+    // 4: what else is known of a connection that came or went; NULL in what was there before.
+    "ALTER TABLE uplink ADD COLUMN peer TEXT;          -- of a presence event: from where, empty where that is not known
+     ALTER TABLE uplink ADD COLUMN identity TEXT;      -- how the device's id was learned
+     ALTER TABLE uplink ADD COLUMN tls TEXT;           -- TLSv1.2 or TLSv1.3
+     ALTER TABLE uplink ADD COLUMN connected INTEGER;  -- Unix time in milliseconds
+     ALTER TABLE uplink ADD COLUMN detail TEXT;        -- more of the cause, in words
+     DROP VIEW events;
+     CREATE VIEW events AS
+         SELECT seq, strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch') AS at,
+                CASE kind WHEN 0 THEN 'connected' WHEN 1 THEN 'disconnected' ELSE 'message' END AS kind,
+                device, topic, payload, listener, generation, cause, peer, identity, detail
+         FROM uplink;",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

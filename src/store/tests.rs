@@ -59,7 +59,15 @@ fn number(event: &Stored) -> u32 {
 }
 
 fn presence(sequence: u64, cause: Option<&str>) -> Entry {
-    let facts = Facts { listener: "mqtt".into(), epoch: 7, generation: 1, sequence, last_heard_ms: 5 };
+    let details = Details {
+        peer: "[2001:db8::1]:7".into(),
+        identity: "cert-cn".into(),
+        tls_version: "TLSv1.3".into(),
+        connected_ms: 4,
+        detail: "\u{e4}".into(),
+    };
+    let details = Some(details);
+    let facts = Facts { listener: "mqtt".into(), epoch: 7, generation: 1, sequence, last_heard_ms: 5, details };
     let what = match cause {
         None => What::Connected(facts),
         Some(cause) => What::Disconnected(facts, cause.into()),

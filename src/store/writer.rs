@@ -547,7 +547,8 @@ fn store_state(transaction: &Transaction<'_>, state: State) -> rusqlite::Result<
 fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], bytes_max: u64) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
-         cause, worker) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+         cause, worker, peer, identity, tls, connected, detail)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
     )?;
     for (position, entry) in entries.iter().enumerate() {
         let bytes = entry.bytes() as u64;
@@ -560,6 +561,7 @@ fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], b
             What::Disconnected(facts, cause) => (1, None, Some(facts), Some(cause)),
             What::Message { topic, payload } => (2, Some((topic, payload)), None, None),
         };
+        let details = facts.and_then(|facts| facts.details.as_ref());
         insert.execute(params![
             group.state.next,
             entry.at_ms,
@@ -574,6 +576,11 @@ fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], b
             facts.map(|facts| facts.last_heard_ms),
             cause,
             entry.worker.0,
+            details.map(|details| &details.peer),
+            details.map(|details| &details.identity),
+            details.map(|details| &details.tls_version),
+            details.map(|details| details.connected_ms),
+            details.map(|details| &details.detail),
         ])?;
         group.state.next += 1;
         group.state.events += 1;
@@ -596,7 +603,9 @@ fn trim(
         let mut oldest = transaction.prepare_cached(
             "SELECT seq, at, kind, length(CAST(device AS BLOB)) + ifnull(length(CAST(topic AS BLOB)), 0)
                  + ifnull(length(payload), 0) + ifnull(length(CAST(listener AS BLOB)), 0)
-                 + ifnull(length(CAST(cause AS BLOB)), 0) + 48
+                 + ifnull(length(CAST(cause AS BLOB)), 0) + ifnull(length(CAST(peer AS BLOB)), 0)
+                 + ifnull(length(CAST(identity AS BLOB)), 0) + ifnull(length(CAST(tls AS BLOB)), 0)
+                 + ifnull(length(CAST(detail AS BLOB)), 0) + 48
              FROM uplink ORDER BY seq LIMIT ?1",
         )?;
         let mut rows = oldest.query([count])?;

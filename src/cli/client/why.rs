@@ -19,7 +19,7 @@ fn told(device: &str, ends: &[Value]) -> String {
     let device = harmless(device);
     if ends.is_empty() {
         return format!(
-            "Nothing is remembered of {device}: it has not left or failed since the gateway started, or has another id.\n"
+            "Nothing is remembered of {device}: it has not left, nor failed since the gateway started, or has another id.\n"
         );
     }
     let mut text = String::new();

@@ -1,4 +1,5 @@
-//! `GET /v1/devices/{id}/history`: how the latest connections of a device ended, and its latest attempts to connect.
+//! `GET /v1/devices/{id}/history`: how the latest connections of a device ended, and its latest attempts to connect. Those of
+//! this life of the gateway are in memory; those before are presence events in the store, as far as it keeps these.
 
 use std::sync::Arc;
 
@@ -9,8 +10,15 @@ use serde::Serialize;
 
 use super::State;
 use super::error::ApiError;
-use crate::control::history;
+use crate::config::Listener;
+use crate::control::history::{self, ENDS_PER_DEVICE_MAX};
 use crate::control::reasons::explain;
+use crate::link::CloseReason;
+use crate::sink;
+use crate::store::{Facts, Stored, What};
+
+/// Presence events that are looked through for ends: as many come as go.
+const LOOKED_THROUGH: u32 = 4 * ENDS_PER_DEVICE_MAX as u32;
 
 #[derive(Serialize)]
 pub(super) struct Answer {
@@ -22,17 +30,17 @@ pub(super) struct Answer {
 #[derive(Serialize)]
 struct End {
     at: String,
-    reason: &'static str,
+    reason: Box<str>,
     detail: Box<str>,
     /// Whether it was a connected device; otherwise it did not become one.
     was_connected: bool,
     connected_at: String,
     generation: Option<u64>,
-    listener: String,
+    listener: Box<str>,
     protocol: &'static str,
     peer: Option<String>,
-    identity: &'static str,
-    tls_version: &'static str,
+    identity: Box<str>,
+    tls_version: Box<str>,
     meaning: &'static str,
     look_at: &'static str,
     remedy: &'static str,
@@ -43,8 +51,25 @@ pub(super) async fn history(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Answer>, ApiError> {
     let Path(device) = path.map_err(|_| ApiError::Path)?;
-    let ends = state.history.of(&device).into_iter().map(|end| End::new(&state, end)).collect();
+    let mut ends: Vec<End> = state.history.of(&device).into_iter().map(|end| End::new(&state, end)).collect();
+    if ends.len() < ENDS_PER_DEVICE_MAX && state.store.is_some() {
+        let (state, device) = (Arc::clone(&state), device.clone());
+        let earlier = tokio::task::spawn_blocking(move || earlier(&state, &device)).await;
+        ends.extend(earlier.map_err(|_| ApiError::Store("the store's reader has ended".into()))??);
+        ends.truncate(ENDS_PER_DEVICE_MAX);
+    }
     Ok(Json(Answer { device, ends }))
+}
+
+/// The ends in earlier lives of the gateway, newest first.
+fn earlier(state: &State, device: &str) -> Result<Vec<End>, ApiError> {
+    let Some(store) = &state.store else { return Ok(Vec::new()) };
+    let events = store.reader().presence(device, LOOKED_THROUGH)?;
+    Ok(events.iter().filter_map(|stored| End::earlier(state, stored)).collect())
+}
+
+fn protocol_of(listener: Option<&Listener>) -> &'static str {
+    listener.map_or("", |listener| listener.protocol.label())
 }
 
 impl End {
@@ -53,19 +78,47 @@ impl End {
         let explanation = explain(end.reason);
         Self {
             at: state.clock.format(end.at),
-            reason: end.reason.label(),
+            reason: end.reason.label().into(),
             detail: end.detail,
             was_connected: end.generation.is_some(),
             connected_at: state.clock.format(end.connected_at),
             generation: end.generation,
-            listener: listener.name.clone(),
-            protocol: listener.protocol.label(),
+            listener: listener.name.as_str().into(),
+            protocol: protocol_of(Some(listener)),
             peer: end.peer.map(|peer| peer.to_string()),
-            identity: end.identity,
-            tls_version: end.tls_version,
+            identity: end.identity.into(),
+            tls_version: end.tls_version.into(),
             meaning: explanation.meaning,
             look_at: explanation.look_at,
             remedy: explanation.remedy,
         }
+    }
+
+    /// An end that the store tells of, unless it is of this life, or kept no details.
+    fn earlier(state: &State, stored: &Stored) -> Option<Self> {
+        let What::Disconnected(Facts { listener, epoch, generation, details, .. }, cause) = &stored.entry.what else {
+            return None;
+        };
+        let details = details.as_ref().filter(|_| *epoch != state.epoch)?;
+        // Another version may have had another word, or listener.
+        let reason = CloseReason::ALL.iter().find(|reason| reason.label() == &**cause);
+        let explanation = reason.map(|&reason| explain(reason));
+        let known = state.config.listeners.iter().find(|known| known.name == **listener);
+        Some(Self {
+            at: sink::time(stored.entry.at_ms),
+            reason: cause.clone(),
+            detail: details.detail.clone(),
+            was_connected: true,
+            connected_at: sink::time(details.connected_ms),
+            generation: Some(*generation),
+            listener: listener.clone(),
+            protocol: protocol_of(known),
+            peer: (!details.peer.is_empty()).then(|| details.peer.to_string()),
+            identity: details.identity.clone(),
+            tls_version: details.tls_version.clone(),
+            meaning: explanation.as_ref().map_or("", |explanation| explanation.meaning),
+            look_at: explanation.as_ref().map_or("", |explanation| explanation.look_at),
+            remedy: explanation.as_ref().map_or("", |explanation| explanation.remedy),
+        })
     }
 }

@@ -79,6 +79,8 @@ struct Plan {
     backbone: config::Backbone,
     /// Where there is a store, if there is one.
     store: Option<PathBuf>,
+    /// Which life of the gateway it is.
+    epoch: u64,
     inventory: Inventory,
 }
 
@@ -97,6 +99,7 @@ impl Default for Plan {
             token_file: None,
             backbone,
             store: None,
+            epoch: 42,
             inventory: Inventory::default(),
         }
     }
@@ -163,7 +166,7 @@ impl Stage {
             clock: Clock::with_wall(Instant::now().checked_sub(plan.uptime).unwrap(), |moment| {
                 SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + moment.since(Moment::default())
             }),
-            epoch: 42,
+            epoch: plan.epoch,
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
             api_tls: None,
             log_lines_lost: Arc::default(),

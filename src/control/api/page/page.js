@@ -364,7 +364,7 @@ function deviceView(id) {
       const told = await ask("GET", `${devicePath(id)}/history`, undefined, ended.signal);
       ends.replaceChildren(table([column("When"), column("Reason"), column("What it means, and what to do")],
         told.ends.map((end) => [end.at, end.reason, element("div", {}, end.detail ? element("div", {}, end.detail) : null, element("div", {}, end.meaning), element("div", { class: "quiet" }, end.remedy))]),
-        "Nothing is remembered: it has not left or failed since the gateway started."));
+        "Nothing is remembered: it has not left, nor failed since the gateway started."));
     } catch (error) {
       if (error.name !== "AbortError") ends.replaceChildren(element("p", { class: "bad" }, error.message));
     }
