@@ -1,6 +1,7 @@
 //! The store on a real file: what was settled is there after a crash, cursors move by acknowledgement only, and what
 //! gives way at a bound is the oldest, counted.
 
+mod earlier;
 mod kept;
 
 use std::fs;
