@@ -71,7 +71,7 @@ impl<'a> Event<'a> {
                 identity: details.map(|details| &*details.identity),
                 connected_at: details.map(|details| time(details.connected_ms)),
                 cause,
-                detail: details.and_then(|details| said(&details.detail)),
+                detail: details.filter(|_| cause.is_some()).and_then(|details| said(&details.detail)),
             }
         };
         let (kind, what) = match &entry.what {
