@@ -4,7 +4,7 @@ use pulsegate::config::budget::{
     ADDRESS_BYTES, ADDRESSES, CONNECTION_BYTES, COUNTED_BYTES, INBOX_ENTRY_BYTES, UPLINK_ENTRY_BYTES,
 };
 use pulsegate::connection::Connection;
-use pulsegate::link::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, Command, Counted, Uplink};
+use pulsegate::link::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, Counted, WorkerCommand, WorkerEvent};
 
 /// What a bounded channel keeps beside each entry.
 const STAMP_BYTES: u64 = 8;
@@ -16,7 +16,8 @@ fn a_connection_is_as_large_as_the_budget_says() {
 
 #[test]
 fn queue_entries_are_as_large_as_the_budget_says() {
-    let (inbox, uplink) = (size_of::<Command>() as u64 + STAMP_BYTES, size_of::<Uplink>() as u64 + STAMP_BYTES);
+    let (inbox, uplink) =
+        (size_of::<WorkerCommand>() as u64 + STAMP_BYTES, size_of::<WorkerEvent>() as u64 + STAMP_BYTES);
     assert!(inbox <= INBOX_ENTRY_BYTES && inbox * 2 > INBOX_ENTRY_BYTES, "{inbox}");
     assert!(uplink <= UPLINK_ENTRY_BYTES && uplink * 2 > UPLINK_ENTRY_BYTES, "{uplink}");
 }

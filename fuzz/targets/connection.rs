@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use pulsegate_fuzz::config::{self, Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, Peer, Publication, Receipt, SessionId, WorkerId,
+    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, Downlink, Exchange, Home, ListenerId, Passed, ShardMessage, Publication, Receipt, SessionId, WorkerId,
 };
 use pulsegate_fuzz::broker;
 use pulsegate_fuzz::shard::{Plan, Setup, Shard, Transmit};
@@ -274,16 +274,16 @@ impl Desk {
             // What other shards answer is asked for by number: what nobody asked for is a fault of ours, and panics.
             4..7 => return self.answer_outgoing(which),
             7..10 => return self.shard.handle_publish(9, publication),
-            10 => Peer::Join { group, member: stranger, options, identifier, is_online: which & 32 != 0, waits: 1 },
-            11 => Peer::Leave { group, member: stranger },
+            10 => ShardMessage::Join { group, member: stranger, options, identifier, is_online: which & 32 != 0, waits: 1 },
+            11 => ShardMessage::Leave { group, member: stranger },
             12..15 => {
                 let choice = (what % 16 == 12).then(|| Box::new(Choice { group, member, options, identifier }));
                 let passed = Passed { publication: Arc::new(publication), token: identifier, choice };
                 return self.shard.handle_passed(WorkerId(1), vec![passed]);
             }
-            _ => Peer::Joined { member, waits: identifier },
+            _ => ShardMessage::Joined { member, waits: identifier },
         };
-        self.shard.handle_peers(WorkerId(1), vec![peer]);
+        self.shard.handle_shard_messages(WorkerId(1), vec![peer]);
     }
 
     /// The other shard takes what this one passes on, or sends it back, and returns the credit.
@@ -293,11 +293,11 @@ impl Desk {
             credit[passed.class().index()] = Credit { messages: 1, bytes: passed.publication.bytes() };
             let Passed { publication, token, choice } = passed;
             let answer = match choice {
-                Some(choice) if which & 1 == 0 => Peer::Returned { token, choice, publication },
-                _ => Peer::Taken { token, is_refused: which & 2 == 0 },
+                Some(choice) if which & 1 == 0 => ShardMessage::Returned { token, choice, publication },
+                _ => ShardMessage::Taken { token, is_refused: which & 2 == 0 },
             };
-            let answer = (token != 0 || matches!(answer, Peer::Returned { .. })).then_some(answer);
-            self.shard.handle_peers(WorkerId(1), answer.into_iter().chain([Peer::Credit(credit)]).collect());
+            let answer = (token != 0 || matches!(answer, ShardMessage::Returned { .. })).then_some(answer);
+            self.shard.handle_shard_messages(WorkerId(1), answer.into_iter().chain([ShardMessage::Credit(credit)]).collect());
         }
     }
 

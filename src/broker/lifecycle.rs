@@ -10,7 +10,7 @@ use super::{Broker, Profile};
 use crate::config::budget::WILL_BYTES;
 use crate::devices::Devices;
 use crate::image::{self, Change, SessionKey};
-use crate::link::{Home, ListenerId, Peer, Publication, SessionFacts, SessionId, WorkerId};
+use crate::link::{Home, ListenerId, Publication, SessionFacts, SessionId, ShardMessage, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::{Moment, Tick};
@@ -623,7 +623,7 @@ impl Broker {
         let member = self.id(session);
         for membership in std::mem::take(&mut self.sessions[session].groups) {
             self.routing.note_left(&membership.group);
-            self.tell_group(Peer::Leave { group: membership.group, member });
+            self.tell_group(ShardMessage::Leave { group: membership.group, member });
         }
         if self.routing.subscriptions.remove_some(session, SESSION_SUBSCRIPTIONS_ENDED) {
             self.sessions.remove(session);
@@ -689,7 +689,7 @@ impl Broker {
         for membership in &groups {
             let (options, identifier) = (membership.options, membership.identifier);
             let group = Arc::clone(&membership.group);
-            self.tell_group(Peer::Join { group, member, options, identifier, is_online, waits: 0 });
+            self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online, waits: 0 });
         }
         self.sessions[session].groups = groups;
     }

@@ -10,7 +10,7 @@ use super::subscriptions::Subscriber;
 use super::{Broker, Profile, Will};
 use crate::codec::mqtt::{Version, topic};
 use crate::image::{self, Change};
-use crate::link::{ListenerId, Peer, Publication};
+use crate::link::{ListenerId, Publication, ShardMessage};
 use crate::time::{Moment, TICK_MICROS, Tick};
 
 impl Broker {
@@ -57,7 +57,7 @@ impl Broker {
         let (member, group): (_, Arc<str>) = (self.id(session), filter.into());
         self.sessions[session].groups.push(Membership { group: Arc::clone(&group), options, identifier });
         self.routing.note_joined(&group);
-        self.tell_group(Peer::Join { group, member, options, identifier, is_online: false, waits: 0 });
+        self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online: false, waits: 0 });
     }
 
     /// What is in flight first, in the order of the numbers; behind it what waits.

@@ -18,7 +18,7 @@ use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{Reason, topic};
 use crate::config::budget::FILTER_BYTES;
 use crate::image::{self, Change};
-use crate::link::{Choice, Passed, Peer, Publication, SessionId, WorkerId};
+use crate::link::{Choice, Passed, Publication, SessionId, ShardMessage, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 
@@ -149,26 +149,26 @@ impl Broker {
             self.settle(token, Part::Taken);
         } else {
             self.ways.free(from, class, bytes);
-            self.ways.answer(from, Peer::Returned { token, choice, publication });
+            self.ways.answer(from, ShardMessage::Returned { token, choice, publication });
         }
     }
 
     /// Another shard answers, or says something about a group.
-    pub fn handle_peer(&mut self, from: WorkerId, peer: Peer) {
-        match peer {
-            Peer::Credit(credit) => self.ways.handle_credit(from, credit),
-            Peer::Taken { token, is_refused } => self.settle(token, Part::retained(!is_refused)),
-            Peer::Withdraw { token, publication } => {
+    pub fn handle_shard_message(&mut self, from: WorkerId, message: ShardMessage) {
+        match message {
+            ShardMessage::Credit(credit) => self.ways.handle_credit(from, credit),
+            ShardMessage::Taken { token, is_refused } => self.settle(token, Part::retained(!is_refused)),
+            ShardMessage::Withdraw { token, publication } => {
                 let own = self.settlements.open(Owner::Asker { worker: from, token });
                 self.withdraw_here(&publication, own);
                 self.settle(own, Part::Taken);
             }
-            Peer::Commit { origin, token } => {
+            ShardMessage::Commit { origin, token } => {
                 let own = self.settlements.open(Owner::Asker { worker: from, token });
                 self.commit(origin, own);
                 self.settle(own, Part::Taken);
             }
-            Peer::Joined { member, waits } => {
+            ShardMessage::Joined { member, waits } => {
                 let Some(session) = self.sessions.resolve(member) else { return };
                 self.handle_joined(session, waits);
             }
@@ -184,10 +184,10 @@ impl Broker {
             (Owner::Shard { worker, class, token, bytes }, _) => {
                 self.ways.free(worker, class, bytes);
                 if token != NOTHING {
-                    self.ways.answer(worker, Peer::Taken { token, is_refused });
+                    self.ways.answer(worker, ShardMessage::Taken { token, is_refused });
                 }
             }
-            (Owner::Asker { worker, token }, _) => self.ways.answer(worker, Peer::Taken { token, is_refused }),
+            (Owner::Asker { worker, token }, _) => self.ways.answer(worker, ShardMessage::Taken { token, is_refused }),
             (owner, Some(publication)) => self.withdraw(owner, &publication),
             (Owner::Publisher { session, packet, origin: 0 }, None) => {
                 self.settle_received(session, packet, token, is_refused);
@@ -236,7 +236,7 @@ impl Broker {
         for worker in (0..self.exchange.workers()).map(WorkerId) {
             if worker != self.worker {
                 self.settlements.add(token);
-                self.ways.answer(worker, Peer::Withdraw { token, publication: Arc::clone(&deletion) });
+                self.ways.answer(worker, ShardMessage::Withdraw { token, publication: Arc::clone(&deletion) });
             }
         }
         self.withdraw_here(&deletion, token);
@@ -356,42 +356,42 @@ impl Broker {
     }
 
     /// Says something to the home of the group that it is about.
-    pub(super) fn tell_group(&mut self, peer: Peer) {
-        let (Peer::Join { group, .. } | Peer::Leave { group, .. }) = &peer else {
+    pub(super) fn tell_group(&mut self, message: ShardMessage) {
+        let (ShardMessage::Join { group, .. } | ShardMessage::Leave { group, .. }) = &message else {
             unreachable!("not for a group's home")
         };
         let home = self.home.of(group);
         if home != self.worker {
-            return self.ways.answer(home, peer);
+            return self.ways.answer(home, message);
         }
-        self.handle_group(peer);
+        self.handle_group(message);
     }
 
     /// At the home of the group that it is about.
-    fn handle_group(&mut self, peer: Peer) {
-        match peer {
-            Peer::Join { group, member, options, identifier, is_online, waits } => {
+    fn handle_group(&mut self, message: ShardMessage) {
+        match message {
+            ShardMessage::Join { group, member, options, identifier, is_online, waits } => {
                 let Some((_, filter)) = topic::shared(&group) else { return };
                 self.routing.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
                 // Before it is answered: whoever publishes afterwards asks here.
                 self.note_wants();
                 if waits != 0 && member.worker != self.worker {
-                    self.ways.answer(member.worker, Peer::Joined { member, waits });
+                    self.ways.answer(member.worker, ShardMessage::Joined { member, waits });
                 }
             }
-            Peer::Leave { group, member } => self.routing.groups.leave(&group, member),
-            Peer::Returned { token, choice, publication } => {
+            ShardMessage::Leave { group, member } => self.routing.groups.leave(&group, member),
+            ShardMessage::Returned { token, choice, publication } => {
                 self.routing.groups.leave(&choice.group, choice.member);
                 if let Some(next) = self.routing.groups.choose_in(&choice.group) {
                     self.give_to_member(Arc::clone(&choice.group), next, &publication, token);
                 }
                 self.settle(token, Part::Taken);
             }
-            Peer::Credit(_)
-            | Peer::Taken { .. }
-            | Peer::Withdraw { .. }
-            | Peer::Commit { .. }
-            | Peer::Joined { .. } => {
+            ShardMessage::Credit(_)
+            | ShardMessage::Taken { .. }
+            | ShardMessage::Withdraw { .. }
+            | ShardMessage::Commit { .. }
+            | ShardMessage::Joined { .. } => {
                 unreachable!("not for a group's home")
             }
         }
@@ -525,7 +525,7 @@ impl Broker {
         let is_here = self.home.of(&group) == self.worker;
         let waits = pending.waits;
         self.record_subscribed(session, filter, options, identifier);
-        self.tell_group(Peer::Join { group, member, options, identifier, is_online, waits });
+        self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online, waits });
         pending.homes += usize::from(!is_here);
         Granted::Subscribed
     }
@@ -552,7 +552,7 @@ impl Broker {
         let Some(place) = groups.iter().position(|membership| *membership.group == *filter) else { return false };
         let group = groups.swap_remove(place).group;
         self.routing.note_left(&group);
-        self.tell_group(Peer::Leave { group, member });
+        self.tell_group(ShardMessage::Leave { group, member });
         true
     }
 }

@@ -5,7 +5,7 @@
 //!                            │ every part is done
 //!                            ▼
 //!                          settled ──▶ PUBACK or PUBREC, the API's answer, or (in a shard that it was passed on to)
-//!                                      the sender's credit back and `Peer::Taken`
+//!                                      the sender's credit back and `ShardMessage::Taken`
 //! ```
 //!
 //! A delivery is done when it is in its session's queue below the bound, or was sent, or was dropped by name. So a publisher

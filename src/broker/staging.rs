@@ -23,7 +23,7 @@ use super::journal::Waiting;
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Owner, Part, Token};
 use crate::image::{Change, Received};
-use crate::link::{Peer, SessionId, WorkerId};
+use crate::link::{SessionId, ShardMessage, WorkerId};
 
 /// A publication that every shard has staged, or that was refused.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl Broker {
         for worker in (0..self.exchange.workers()).map(WorkerId) {
             if worker != self.worker {
                 self.settlements.add(second);
-                self.ways.answer(worker, Peer::Commit { origin, token: second });
+                self.ways.answer(worker, ShardMessage::Commit { origin, token: second });
             }
         }
         self.commit(origin, second);

@@ -10,7 +10,7 @@ mod store;
 
 use super::*;
 use crate::codec::mqtt::{self, Options, Packet, QoS};
-use crate::link::{Class, Passed, Peer, Publication};
+use crate::link::{Class, Passed, Publication, ShardMessage};
 use crate::time::Moment;
 use device::message_of;
 use model::{Tally, World};

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::link::{Class, Credit, Outgoing, Passed, Peer, WorkerId};
+use crate::link::{Class, Credit, Outgoing, Passed, ShardMessage, WorkerId};
 
 /// Credit that has come free is told when it is one in so many of all.
 const TOLD_AT: usize = 4;
@@ -41,7 +41,7 @@ impl Window {
 /// One way to one other shard.
 #[derive(Debug)]
 struct Way {
-    answers: Vec<Peer>,
+    answers: Vec<ShardMessage>,
     /// By class: what waits for credit.
     waiting: [VecDeque<Passed>; 2],
     waiting_bytes: usize,
@@ -75,7 +75,7 @@ impl Ways {
     }
 
     /// Something that needs no credit.
-    pub(super) fn answer(&mut self, worker: WorkerId, answer: Peer) {
+    pub(super) fn answer(&mut self, worker: WorkerId, answer: ShardMessage) {
         self.all[worker.index()].answers.push(answer);
     }
 
@@ -122,7 +122,7 @@ impl Ways {
         let way = &mut self.all[worker.index()];
         let mut outgoing = Outgoing { answers: std::mem::take(&mut way.answers), passed: Vec::new() };
         if is_told {
-            outgoing.answers.push(Peer::Credit(std::mem::take(&mut way.free)));
+            outgoing.answers.push(ShardMessage::Credit(std::mem::take(&mut way.free)));
         }
         for (waiting, window) in way.waiting.iter_mut().zip(&mut way.windows) {
             while may_pass
@@ -219,7 +219,7 @@ mod tests {
                     there.free(WorkerId(0), passed.class(), passed.publication.bytes());
                 }
                 for answer in there.take(WorkerId(0), true).answers {
-                    let Peer::Credit(credit) = answer else { panic!("{answer:?}") };
+                    let ShardMessage::Credit(credit) = answer else { panic!("{answer:?}") };
                     here.handle_credit(THERE, credit);
                 }
             }

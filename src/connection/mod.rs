@@ -64,7 +64,7 @@ pub use trace::PacketLog;
 
 use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
-use crate::link::{CloseReason, Credentials, Downlink, Grant, ListenerId, Outcome, Uplink};
+use crate::link::{CloseReason, Credentials, Downlink, Grant, ListenerId, Outcome, WorkerEvent};
 use crate::metrics::{Counters, Figure, Timing};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::{Moment, Tick};
@@ -96,7 +96,7 @@ pub struct Context<'a> {
     /// Wills that are to be published, appended.
     pub due_wills: &'a mut Vec<DueWill>,
     /// What goes up, appended.
-    pub uplink: &'a mut Vec<Uplink>,
+    pub uplink: &'a mut Vec<WorkerEvent>,
     /// The length of `uplink` at which no more messages are taken.
     pub uplink_length: usize,
     /// What the device was granted beyond the listener's rules; none: these hold.
@@ -610,7 +610,7 @@ impl Connection {
             if awaited.len() == AWAITED_MAX
                 && let Some(oldest) = awaited.pop_front()
             {
-                cx.uplink.push(Uplink::Sent { request: oldest.request, outcome: Outcome::Unacknowledged });
+                cx.uplink.push(WorkerEvent::Sent { request: oldest.request, outcome: Outcome::Unacknowledged });
             }
             awaited.push_back(Awaited { message, request });
         }
@@ -656,7 +656,7 @@ impl Connection {
             buffers.paused = false;
             buffers.frames = None;
             for awaited in buffers.awaited.drain(..) {
-                cx.uplink.push(Uplink::Sent { request: awaited.request, outcome: Outcome::Unacknowledged });
+                cx.uplink.push(WorkerEvent::Sent { request: awaited.request, outcome: Outcome::Unacknowledged });
             }
         }
         self.shed_empty_buffers();

@@ -8,7 +8,7 @@ use super::close::close_code;
 use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step, Termination};
 use crate::codec::native::{self, Frame};
-use crate::link::{CloseReason, Credentials, Downlink, Message, Outcome, Receipt, Uplink};
+use crate::link::{CloseReason, Credentials, Downlink, Message, Outcome, Receipt, WorkerEvent};
 use crate::metrics::Figure;
 use crate::time::{TICK_MICROS, ticks_ceil};
 
@@ -118,13 +118,13 @@ impl OpenConnection<'_, '_> {
         let Some(place) = buffers.awaited.iter().position(|awaited| awaited.message == message) else { return };
         let awaited = buffers.awaited.remove(place).expect("the place was found");
         self.cx.counters.add(Figure::MessagesConfirmed, 1);
-        self.cx.uplink.push(Uplink::Sent { request: awaited.request, outcome: Outcome::Acknowledged });
+        self.cx.uplink.push(WorkerEvent::Sent { request: awaited.request, outcome: Outcome::Acknowledged });
     }
 
     /// The one copy that a message costs on its way up.
     pub(super) fn send_up(&mut self, topic: &str, payload: &[u8], acknowledge: Option<u32>) {
         self.cx.counters.add(Figure::MessagesReceived, 1);
-        self.cx.uplink.push(Uplink::Message(Message {
+        self.cx.uplink.push(WorkerEvent::Message(Message {
             device: self.device.clone(),
             connection: self.id,
             topic: topic.into(),

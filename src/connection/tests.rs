@@ -18,7 +18,7 @@ struct Bench {
     wire: Vec<u8>,
     plain: Vec<u8>,
     counters: Counters,
-    uplink: Vec<Uplink>,
+    uplink: Vec<WorkerEvent>,
     uplink_length: usize,
     sessions: Broker,
     /// A token that waits to be checked.
@@ -144,7 +144,7 @@ impl Bench {
 
     fn payloads(&self) -> Vec<&[u8]> {
         let messages = self.uplink.iter().filter_map(|event| match event {
-            Uplink::Message(message) => Some(&message.payload[..]),
+            WorkerEvent::Message(message) => Some(&message.payload[..]),
             _ => None,
         });
         messages.collect()

@@ -20,7 +20,7 @@ use super::blocks::{BlockOrder, BlockRequest, BlockSource};
 use super::broadcasts::Share;
 use crate::backbone::{DETAIL_BYTES_MAX, Event};
 use crate::link::{
-    Batch, CloseReason, Command, Message, NotAdmitted, Presence, Subject, Uplink, UplinkReceiver, WorkerId,
+    Batch, CloseReason, EventReceiver, Message, NotAdmitted, Presence, Subject, WorkerCommand, WorkerEvent, WorkerId,
 };
 use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, Taken, What};
@@ -52,7 +52,7 @@ impl Hub {
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>, replacements: &Receiver<Replacement>) {
-        let UplinkReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
+        let EventReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
         let hashes = self.auth.hashes();
         let judgements = self.auth.judgements();
         let hook_answers = self.auth.hook_answers();
@@ -130,38 +130,38 @@ impl Hub {
         self.offer_entries();
     }
 
-    fn apply_event(&mut self, worker: WorkerId, event: Uplink) {
+    fn apply_event(&mut self, worker: WorkerId, event: WorkerEvent) {
         match event {
-            Uplink::Connected(presence) => {
+            WorkerEvent::Connected(presence) => {
                 self.log_presence(&presence, "connected");
                 self.offer(&Event::connected(worker, &presence));
                 self.store_presence(worker, presence, None);
             }
-            Uplink::Disconnected(presence, reason) => {
+            WorkerEvent::Disconnected(presence, reason) => {
                 self.log_presence(&presence, reason.label());
                 self.state.history.add_disconnected(&presence, reason);
                 self.offer(&Event::disconnected(worker, &presence, reason));
                 self.store_presence(worker, presence, Some(reason));
             }
-            Uplink::NotAdmitted(end) => {
+            WorkerEvent::NotAdmitted(end) => {
                 self.log_not_admitted(&end);
                 self.state.history.add_not_admitted(&end);
             }
-            Uplink::TakeoverLoop(told) => {
+            WorkerEvent::TakeoverLoop(told) => {
                 self.offer(&Event::takeover_loop(worker, &told));
             }
-            Uplink::KeepOut { device, span } => self.keep_out(device, span),
-            Uplink::Message(message) => self.apply_message(worker, message),
-            Uplink::Authenticate { connection, listener, credentials, peer } => {
+            WorkerEvent::KeepOut { device, span } => self.keep_out(device, span),
+            WorkerEvent::Message(message) => self.apply_message(worker, message),
+            WorkerEvent::Authenticate { connection, listener, credentials, peer } => {
                 let asked =
                     AuthRequest { worker, connection, listener, peer, is_renewable: false, must_be_named: false };
                 let answers = self.auth.check(asked, credentials, &self.state.clock, Instant::now());
                 self.tell(answers);
             }
-            Uplink::Described { request, description } => self.state.described.resolve(request, description),
-            Uplink::Listed { request, devices } => self.state.listed.resolve(request, devices),
-            Uplink::Sent { request, outcome } => self.state.sent.resolve(request, outcome),
-            Uplink::Broadcast { broadcast, sent, refused, is_over } => {
+            WorkerEvent::Described { request, description } => self.state.described.resolve(request, description),
+            WorkerEvent::Listed { request, devices } => self.state.listed.resolve(request, devices),
+            WorkerEvent::Sent { request, outcome } => self.state.sent.resolve(request, outcome),
+            WorkerEvent::Broadcast { broadcast, sent, refused, is_over } => {
                 self.state.broadcasts.report(broadcast, worker, Share { sent, refused, is_over });
             }
         }
@@ -189,7 +189,7 @@ impl Hub {
             let what = What::Message { topic, payload };
             self.entries.push(Entry { at_ms, worker, device, what, receipt });
         } else if let Some(receipt) = message.receipt {
-            self.send(worker, Command::MessageSettled { receipt, accepted });
+            self.send(worker, WorkerCommand::MessageSettled { receipt, accepted });
         }
     }
 
@@ -235,7 +235,7 @@ impl Hub {
 
     fn handle_settled(&mut self, all: &[Settled]) {
         for &Settled { worker, receipt, accepted } in all {
-            self.send(worker, Command::MessageSettled { receipt, accepted });
+            self.send(worker, WorkerCommand::MessageSettled { receipt, accepted });
         }
     }
 
@@ -252,13 +252,13 @@ impl Hub {
 
     fn tell(&mut self, answers: Vec<Answer>) {
         for (asked, answer) in answers {
-            self.send(asked.worker, Command::Authenticated { connection: asked.connection, answer });
+            self.send(asked.worker, WorkerCommand::Authenticated { connection: asked.connection, answer });
         }
     }
 
     /// Answers find no bound in a worker's inbox: there is one for each thing that the worker has asked, and it has asked no
     /// more than it waits for.
-    fn send(&mut self, worker: WorkerId, answer: Command) {
+    fn send(&mut self, worker: WorkerId, answer: WorkerCommand) {
         if self.state.mailboxes[worker.index()].answer(answer).is_err() {
             self.state.counters.answers_dropped.fetch_add(1, Ordering::Relaxed);
         }

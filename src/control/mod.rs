@@ -6,7 +6,7 @@
 //! worker ──────────────▶ thread "hub" ────────────┼▶ pending requests of the API
 //!    ▲  │                  ▲     │                └▶ threads "tokens", "jwt", "hook" ─┐
 //!    │  │                  └─────│──────────── results ──────────────────────────────┘
-//!    │  │        Command         │
+//!    │  │     WorkerCommand      │
 //!    └──│──── mailbox ◀──────────┴──── thread "control": HTTP API, metrics
 //!       └── published counters ───────────▲
 //! ```
@@ -47,7 +47,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::backbone::Backbone;
 use crate::config::{self, Config};
-use crate::link::{Description, Home, Mailbox, Outcome, UplinkReceiver};
+use crate::link::{Description, EventReceiver, Home, Mailbox, Outcome};
 use crate::metrics::Published;
 use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
@@ -103,7 +103,7 @@ pub struct Parts {
     /// Where each worker takes commands, by worker; as many as `home` counts.
     pub mailboxes: Vec<Mailbox>,
     /// What the workers say.
-    pub uplink: UplinkReceiver,
+    pub uplink: EventReceiver,
     /// Each worker's counters, by worker; as many as `home` counts.
     pub published: Vec<Arc<Published>>,
     /// The addresses really listened on, by listener; as many as `config.listeners`.
@@ -392,7 +392,7 @@ struct State {
     clock: Clock,
     epoch: u64,
     log_lines_lost: Arc<AtomicU64>,
-    uplink: UplinkReceiver,
+    uplink: EventReceiver,
     described: Pending<Option<Box<Description>>>,
     listed: Pending<Vec<Description>>,
     sent: Pending<Outcome>,

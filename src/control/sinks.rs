@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::State;
 use crate::config::Config;
-use crate::link::{Command, Outcome};
+use crate::link::{Outcome, WorkerCommand};
 use crate::sink::{Order, Sinks};
 use crate::store::Store;
 
@@ -45,7 +45,7 @@ async fn pass_on_one(state: &State, order: Order) {
     let Order { device, downlink, answer } = order;
     let worker = state.home.of(&device);
     let ticket = state.sent.open();
-    let command = Command::Send { request: ticket.request(), device, downlink, acknowledge: false };
+    let command = WorkerCommand::Send { request: ticket.request(), device, downlink, acknowledge: false };
     let outcome = match state.mailboxes[worker.index()].send(command) {
         Ok(()) => ticket.answer(Instant::now() + ANSWER_MAX).await,
         Err(_) => None,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::budget::CONTROL_BYTES;
-use crate::link::{Command, Mailbox, TRACE_BYTES, TRACES_MAX, Trace};
+use crate::link::{Mailbox, TRACE_BYTES, TRACES_MAX, Trace, WorkerCommand};
 
 // What waits for followers is within what the budget gives the control plane.
 const _: () = assert!(TRACE_BYTES as u64 <= CONTROL_BYTES / 2);
@@ -42,7 +42,7 @@ impl Traces {
             let all: Arc<[Arc<Trace>]> = traces.as_slice().into();
             for mailbox in mailboxes {
                 // A worker that is gone follows nothing.
-                let _ = mailbox.answer(Command::Trace(Arc::clone(&all)));
+                let _ = mailbox.answer(WorkerCommand::Trace(Arc::clone(&all)));
             }
         }
         has_changed

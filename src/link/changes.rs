@@ -1,7 +1,7 @@
 //! What a shard says of its sessions and retained messages, on its way to the store (decision D8).
 //!
 //! The changes of a turn are one batch, under a mark that grows with each batch of the same worker. The store writes all
-//! batches of one worker in their order and answers with [`Command::Safe`](super::Command::Safe): so what depends on a
+//! batches of one worker in their order and answers with [`WorkerCommand::Safe`](super::WorkerCommand::Safe): so what depends on a
 //! change waits for the mark of its batch.
 
 use super::WorkerId;

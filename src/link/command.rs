@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{AuthAnswer, ChangeMark, ConnectionId, Peer, Publication, Receipt, Trace, WorkerId};
+use super::{AuthAnswer, ChangeMark, ConnectionId, Publication, Receipt, ShardMessage, Trace, WorkerId};
 
-/// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::Uplink`])
+/// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::WorkerEvent`])
 /// carries.
 #[derive(Clone, Debug)]
-pub enum Command {
-    /// The answer to [`super::Uplink::Authenticate`].
+pub enum WorkerCommand {
+    /// The answer to [`super::WorkerEvent::Authenticate`].
     Authenticated {
         /// The connection whose HELLO, CONNECT or AUTH waits.
         connection: ConnectionId,
@@ -31,21 +31,21 @@ pub enum Command {
         /// The latest that is safe; never less than before.
         mark: ChangeMark,
     },
-    /// Describe one device; answered by [`super::Uplink::Described`].
+    /// Describe one device; answered by [`super::WorkerEvent::Described`].
     Describe {
         /// The number that the answer carries.
         request: u64,
         /// The device asked for; this worker is its home.
         device: Box<str>,
     },
-    /// List devices of this shard in order of their ids; answered by [`super::Uplink::Listed`].
+    /// List devices of this shard in order of their ids; answered by [`super::WorkerEvent::Listed`].
     List {
         /// The number that the answer carries.
         request: u64,
         /// Which devices.
         filter: DeviceFilter,
     },
-    /// Say something to one device; answered by [`super::Uplink::Sent`].
+    /// Say something to one device; answered by [`super::WorkerEvent::Sent`].
     Send {
         /// The number that the answer carries.
         request: u64,
@@ -56,7 +56,7 @@ pub enum Command {
         /// Whether the device is asked to acknowledge it, and the answer waits for that.
         acknowledge: bool,
     },
-    /// End a device's connection with [`super::CloseReason::Requested`]; answered by [`super::Uplink::Sent`], as
+    /// End a device's connection with [`super::CloseReason::Requested`]; answered by [`super::WorkerEvent::Sent`], as
     /// delivered or offline.
     Disconnect {
         /// The number that the answer carries.
@@ -64,7 +64,7 @@ pub enum Command {
         /// The device; this worker is its home.
         device: Box<str>,
     },
-    /// Say something to many devices of this shard, a slice a turn; told of by [`super::Uplink::Broadcast`].
+    /// Say something to many devices of this shard, a slice a turn; told of by [`super::WorkerEvent::Broadcast`].
     Broadcast {
         /// The broadcast's number.
         broadcast: u64,
@@ -75,7 +75,7 @@ pub enum Command {
         /// At most so many devices of this shard in one second, at least 1.
         per_second: u32,
     },
-    /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::Uplink::Sent`] with
+    /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::WorkerEvent::Sent`] with
     /// [`super::Outcome::Delivered`] when every shard has taken it.
     Publish {
         /// The number that the answer carries.
@@ -88,9 +88,9 @@ pub enum Command {
         /// Who says it.
         from: WorkerId,
         /// Answers, credit, and words about groups.
-        answers: Vec<Peer>,
+        answers: Vec<ShardMessage>,
     },
-    /// Go no further with a broadcast; its last [`super::Uplink::Broadcast`] says how far it went.
+    /// Go no further with a broadcast; its last [`super::WorkerEvent::Broadcast`] says how far it went.
     CancelBroadcast {
         /// The broadcast's number.
         broadcast: u64,

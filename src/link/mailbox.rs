@@ -10,16 +10,16 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::{Command, Doorbell, Outgoing, Passed, WorkerId};
+use super::{Doorbell, Outgoing, Passed, WorkerCommand, WorkerId};
 
 /// The worker's inbox holds `limits.inbox_length` commands already, or the worker is gone; the command comes back.
 #[derive(Debug)]
-pub struct MailboxFull(pub Box<Command>);
+pub struct MailboxFull(pub Box<WorkerCommand>);
 
 /// Where things for one worker are put.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
-    commands: Sender<Command>,
+    commands: Sender<WorkerCommand>,
     passed: Sender<(WorkerId, Vec<Passed>)>,
     bell: Arc<Doorbell>,
     requests_max: usize,
@@ -29,7 +29,7 @@ pub struct Mailbox {
 #[derive(Debug)]
 pub struct Inbox {
     /// Commands and answers.
-    pub commands: Receiver<Command>,
+    pub commands: Receiver<WorkerCommand>,
     /// Messages that other shards pass on, and who does.
     pub passed: Receiver<(WorkerId, Vec<Passed>)>,
 }
@@ -55,7 +55,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`MailboxFull`] with the command when as many wait as may, or the worker is gone.
-    pub fn send(&self, command: Command) -> Result<(), MailboxFull> {
+    pub fn send(&self, command: WorkerCommand) -> Result<(), MailboxFull> {
         if self.commands.len() >= self.requests_max {
             return Err(MailboxFull(Box::new(command)));
         }
@@ -66,7 +66,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`MailboxFull`] with the command when the worker is gone.
-    pub fn answer(&self, command: Command) -> Result<(), MailboxFull> {
+    pub fn answer(&self, command: WorkerCommand) -> Result<(), MailboxFull> {
         self.commands.send(command).map_err(|gone| MailboxFull(Box::new(gone.0)))?;
         self.ring();
         Ok(())
@@ -79,7 +79,7 @@ impl Mailbox {
             let _ = self.passed.send((from, passed));
         }
         if !answers.is_empty() {
-            let _ = self.commands.send(Command::Peers { from, answers });
+            let _ = self.commands.send(WorkerCommand::Peers { from, answers });
         }
         self.ring();
     }
@@ -99,8 +99,8 @@ mod tests {
 
     use super::*;
 
-    fn command() -> Command {
-        Command::Shutdown { window: Duration::ZERO }
+    fn command() -> WorkerCommand {
+        WorkerCommand::Shutdown { window: Duration::ZERO }
     }
 
     #[test]

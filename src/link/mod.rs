@@ -1,6 +1,6 @@
 //! The seam between the planes and between shards: what may be said across threads, as plain data.
 //!
-//! Workers and the control plane never name each other; both speak in [`Command`] (into a worker) and [`Uplink`]
+//! Workers and the control plane never name each other; both speak in [`WorkerCommand`] (into a worker) and [`WorkerEvent`]
 //! (out of a worker). Nothing here touches a socket or waits.
 
 pub mod addresses;
@@ -8,40 +8,40 @@ pub mod changes;
 pub mod command;
 pub mod deny;
 pub mod doorbell;
+pub mod event;
+pub mod event_channel;
 pub mod grant;
 pub mod home;
 pub mod mailbox;
-pub mod peer;
 pub mod publication;
 pub mod reason;
+pub mod shard_message;
 pub mod trace;
-pub mod uplink;
-pub mod uplink_channel;
 
 use std::fmt;
 
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes};
-pub use command::{Command, DeviceFilter, Downlink};
+pub use command::{DeviceFilter, Downlink, WorkerCommand};
 pub use deny::{
     DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Fingerprint, NotAFingerprint, Subject,
 };
 pub use doorbell::Doorbell;
+pub use event::{
+    Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, TakeoverLoop,
+    WorkerEvent,
+};
+pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
 pub use home::Home;
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
-pub use peer::{Choice, Class, Credit, Exchange, Outgoing, Passed, Peer};
 pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
+pub use shard_message::{Choice, Class, Credit, Exchange, Outgoing, Passed, ShardMessage};
 pub use trace::{
     Direction, TRACE_BYTES, TRACE_CONNECTIONS_MAX, TRACE_EVENTS_PER_SECOND, TRACE_PAYLOAD_MAX, TRACE_WORDS_MAX,
     TRACES_MAX, Trace, TraceDepth, TraceEvent, TraceSubject, TraceWhat, TracedPacket,
 };
-pub use uplink::{
-    Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, TakeoverLoop,
-    Uplink,
-};
-pub use uplink_channel::{UplinkReceiver, UplinkSender, uplink_channel};
 
 /// A worker, and so its shard: `0..workers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

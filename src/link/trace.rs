@@ -1,7 +1,7 @@
 //! Traces: what an operator wants to see of a device or of a network while it happens, and where the workers put it.
 //!
 //! ```text
-//!   control ──Command::Trace(all that are followed)──▶ worker: which connections are they about?
+//!   control ──WorkerCommand::Trace(all that are followed)──▶ worker: which connections are they about?
 //!      ▲                                                  │ tell: never waits
 //!      └───────── TRACE_EVENTS_WAITING events, and how many were left out ◀┘
 //! ```

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Shard;
 use crate::config::Protocol;
 use crate::connection::Termination;
-use crate::link::{CloseReason, Downlink, Outcome, Uplink};
+use crate::link::{CloseReason, Downlink, Outcome, WorkerEvent};
 use crate::time::Moment;
 
 /// How often a broadcast tells how far it has come.
@@ -47,8 +47,8 @@ impl Broadcast {
         allowed.saturating_sub(self.sent + self.refused)
     }
 
-    fn report(&self, is_over: bool) -> Uplink {
-        Uplink::Broadcast { broadcast: self.number, sent: self.sent, refused: self.refused, is_over }
+    fn report(&self, is_over: bool) -> WorkerEvent {
+        WorkerEvent::Broadcast { broadcast: self.number, sent: self.sent, refused: self.refused, is_over }
     }
 }
 
@@ -60,7 +60,7 @@ impl Shard {
             None => Outcome::Offline,
         };
         if !(acknowledge && outcome == Outcome::Delivered) {
-            self.uplink.push(Uplink::Sent { request, outcome });
+            self.uplink.push(WorkerEvent::Sent { request, outcome });
         }
     }
 
@@ -73,7 +73,7 @@ impl Shard {
             }
             None => Outcome::Offline,
         };
-        self.uplink.push(Uplink::Sent { request, outcome });
+        self.uplink.push(WorkerEvent::Sent { request, outcome });
     }
 
     /// Goes on with a broadcast, by at most `slots` slots. `true`: it is over.

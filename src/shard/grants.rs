@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Shard;
 use crate::connection::{Connection, Due, Step, Termination};
-use crate::link::{AuthAnswer, CloseReason, ConnectionId, Credentials, Grant, TraceWhat, Uplink};
+use crate::link::{AuthAnswer, CloseReason, ConnectionId, Credentials, Grant, TraceWhat, WorkerEvent};
 use crate::time::{Moment, Tick};
 use crate::wire::Reader;
 
@@ -144,7 +144,7 @@ impl Shard {
         let (connection, listener) = (self.id(index), self.connections[index as usize].listener());
         let peer = self.address(index).map(|address| address.ip());
         self.trace(index, now, || TraceWhat::Asked { is_renewal: goes_on });
-        self.uplink.push(Uplink::Authenticate { connection, listener, credentials, peer });
+        self.uplink.push(WorkerEvent::Authenticate { connection, listener, credentials, peer });
         Some(goes_on)
     }
 

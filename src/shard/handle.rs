@@ -10,7 +10,7 @@ use super::{Plan, Shard, Sweep};
 use crate::broker::UNFINISHED_IN_A_TURN;
 use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Termination};
 use crate::link::{
-    CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, TraceWhat, Uplink,
+    CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, TraceWhat, WorkerEvent,
 };
 use crate::metrics::{Figure, ListenerFigure};
 use crate::pool::Class;
@@ -598,7 +598,7 @@ impl Shard {
         self.account_anyway(index);
         let presence = self.presence(index, Cow::Borrowed(""), now);
         let identity = presence.facts.identity;
-        self.uplink.push(Uplink::Connected(presence));
+        self.uplink.push(WorkerEvent::Connected(presence));
         self.trace(index, now, || TraceWhat::Connected { identity });
         match begun {
             Ok(deadline) => self.arm_device(index, deadline, now),
@@ -691,7 +691,7 @@ impl Shard {
         }
         let (device, listener) = (connection.device().into(), connection.listener());
         let facts = self.connection_facts(index, detail, now);
-        self.uplink.push(Uplink::NotAdmitted(Box::new(NotAdmitted { device, listener, reason, at: now, facts })));
+        self.uplink.push(WorkerEvent::NotAdmitted(Box::new(NotAdmitted { device, listener, reason, at: now, facts })));
     }
 
     /// Takes an ending connection out of whatever its state has put it into.
@@ -710,7 +710,7 @@ impl Shard {
             self.counters.subtract(Figure::Devices, 1);
             self.counters.subtract_from_listener(connection.listener().index(), ListenerFigure::Devices, 1);
             let presence = self.presence(index, detail.clone(), now);
-            self.uplink.push(Uplink::Disconnected(presence, *reason));
+            self.uplink.push(WorkerEvent::Disconnected(presence, *reason));
         } else if connection.is_handshaking() {
             self.counters.subtract(Figure::HandshakesInFlight, 1);
             self.places.end(index, None);

@@ -34,7 +34,7 @@ use slab::Slab;
 use crate::broker::{self, Broker, DueWill};
 use crate::connection::{Connection, Context, Kept, ListenerSettings, Termination};
 use crate::devices::Devices;
-use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, Uplink, WorkerId};
+use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, WorkerEvent, WorkerId};
 use crate::metrics::{Counters, Figure};
 use crate::pool::Pool;
 use crate::time::{Moment, Tick};
@@ -126,7 +126,7 @@ pub struct Shard {
 
     transmit: Transmit,
     plain: Vec<u8>,
-    uplink: Vec<Uplink>,
+    uplink: Vec<WorkerEvent>,
     due: Vec<u32>,
     /// Who was probed by the deadlines of this turn.
     probed: Vec<u32>,
@@ -333,7 +333,7 @@ impl Shard {
     }
 
     /// What goes up, in order. Its owner takes from the front.
-    pub fn uplink(&mut self) -> &mut Vec<Uplink> {
+    pub fn uplink(&mut self) -> &mut Vec<WorkerEvent> {
         &mut self.uplink
     }
 

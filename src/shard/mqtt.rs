@@ -9,7 +9,8 @@ use crate::config::Protocol;
 use crate::connection::Connection;
 use crate::image;
 use crate::link::{
-    ChangeMark, Changes, CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Peer, Publication, Uplink, WorkerId,
+    ChangeMark, Changes, CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Publication, ShardMessage,
+    WorkerEvent, WorkerId,
 };
 use crate::metrics::Figure;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
@@ -50,7 +51,7 @@ impl Shard {
                 RequestEnd::Published => Outcome::Delivered,
                 RequestEnd::NotRetained => Outcome::Refused("there is no room for another retained message"),
             };
-            self.uplink.push(Uplink::Sent { request, outcome });
+            self.uplink.push(WorkerEvent::Sent { request, outcome });
         }
         for (session, generation) in self.broker.take_answerable() {
             let Some(index) = self.broker.connection_of(session, generation) else { continue };
@@ -134,9 +135,9 @@ impl Shard {
     // --- Commands ---------------------------------------------------------------------------------------------------
 
     /// What another shard has to say.
-    pub fn handle_peers(&mut self, from: WorkerId, answers: Vec<Peer>) {
+    pub fn handle_shard_messages(&mut self, from: WorkerId, answers: Vec<ShardMessage>) {
         for answer in answers {
-            self.broker.handle_peer(from, answer);
+            self.broker.handle_shard_message(from, answer);
         }
     }
 
@@ -210,7 +211,7 @@ impl Shard {
                 let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
                 let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
                 let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));
-                self.uplink.push(Uplink::Message(Message {
+                self.uplink.push(WorkerEvent::Message(Message {
                     device,
                     connection,
                     topic,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::Shard;
 use crate::config::Protocol;
 use crate::connection::{Connection, RateRules, Termination};
-use crate::link::{CloseReason, ConnectionId, Uplink};
+use crate::link::{CloseReason, ConnectionId, WorkerEvent};
 use crate::metrics::Figure;
 use crate::time::{Moment, TICK_MICROS, Tick};
 
@@ -154,7 +154,7 @@ impl Shard {
                 let span = rules.keep_out;
                 if !span.is_zero() {
                     let device = self.connections[index as usize].device().into();
-                    self.uplink.push(Uplink::KeepOut { device, span });
+                    self.uplink.push(WorkerEvent::KeepOut { device, span });
                 }
                 let detail = "it sent more than listener.rates allows for longer than listener.rates.patience";
                 let retry_after = u32::try_from(span.as_millis()).unwrap_or(u32::MAX);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Shard;
 use crate::connection::Termination;
-use crate::link::{CloseReason, TakeoverLoop, Uplink};
+use crate::link::{CloseReason, TakeoverLoop, WorkerEvent};
 use crate::time::Moment;
 
 /// So many changes of place are free at once,
@@ -102,7 +102,7 @@ impl Shard {
             let (device, listener) = (connection.device().into(), connection.listener());
             let (connection, peer) = (self.id(index), self.address(index));
             let told = TakeoverLoop { device, listener, connection, peer, at: now };
-            self.uplink.push(Uplink::TakeoverLoop(Box::new(told)));
+            self.uplink.push(WorkerEvent::TakeoverLoop(Box::new(told)));
         }
         let retry_after = self.random.u32(RETRY_AFTER_MS);
         let detail = "two places take this id from each other again and again, and the other one has it now";

@@ -309,7 +309,7 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
     there.look_again();
     there.flush();
     let uplink = there.take_uplink();
-    let [Uplink::Connected(_), Uplink::Message(message)] = &uplink[..] else { panic!("{uplink:?}") };
+    let [WorkerEvent::Connected(_), WorkerEvent::Message(message)] = &uplink[..] else { panic!("{uplink:?}") };
     assert_eq!(
         (&*message.payload, message.receipt),
         (&b"said before the move"[..], Some(Receipt::Connection(message.connection, 7)))
@@ -357,7 +357,7 @@ fn a_connection_that_its_home_refuses_is_told_from_here() {
     let told = here.client(index).frames();
     assert!(matches!(&told[..], [Said::Close(CloseCode::TRY_LATER, 5_000..=15_000, _)]), "{told:?}");
     let uplink = here.take_uplink();
-    let [Uplink::NotAdmitted(end)] = &uplink[..] else { panic!("it never was a device: {uplink:?}") };
+    let [WorkerEvent::NotAdmitted(end)] = &uplink[..] else { panic!("it never was a device: {uplink:?}") };
     assert!(end.device.starts_with("device-") && end.reason == CloseReason::HomeFull, "{end:?}");
     here.shard.handle_move_refused(moving, here.now);
     here.shard.handle_moved(moving);
@@ -404,7 +404,7 @@ fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
     let uplink = desk.take_uplink();
     let payloads: Vec<&[u8]> = uplink
         .iter()
-        .map(|event| if let Uplink::Message(message) = event { &message.payload[..] } else { b"" })
+        .map(|event| if let WorkerEvent::Message(message) = event { &message.payload[..] } else { b"" })
         .collect();
     assert_eq!(payloads, [&b"must not be dropped"[..], b"behind it"]);
     assert!(desk.shard.connections[index as usize].buffered() == 0);
@@ -455,7 +455,7 @@ fn raw_bytes_wait_for_room_and_none_is_lost() {
     while desk.shard.connections[index as usize].is_paused() || !desk.shard.uplink().is_empty() {
         assert!(desk.shard.uplink().len() <= 8);
         for event in desk.take_uplink() {
-            let Uplink::Message(message) = event else { panic!("{event:?}") };
+            let WorkerEvent::Message(message) = event else { panic!("{event:?}") };
             got.extend_from_slice(&message.payload);
         }
         desk.shard.resume_paused();
@@ -507,7 +507,7 @@ fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
     assert_eq!(desk.closed(CloseReason::SlowConsumer), 1);
     assert_eq!(desk.figure(Figure::BufferedBytes), 0);
     // Whoever waits for an ACK hears that it will not come.
-    let waiting = |event: &Uplink| matches!(event, Uplink::Sent { outcome: Outcome::Unacknowledged, .. });
+    let waiting = |event: &WorkerEvent| matches!(event, WorkerEvent::Sent { outcome: Outcome::Unacknowledged, .. });
     assert_eq!(desk.take_uplink().iter().filter(|event| waiting(event)).count(), 4);
     assert_eq!(desk.reap(), [index]);
 }

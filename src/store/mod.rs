@@ -284,7 +284,7 @@ impl Store {
         ChangeSender { shared: self.shared.clone() }
     }
 
-    /// Tells the workers, from now on, what is safe: by [`Command::Safe`](crate::link::Command::Safe). What became safe before is told
+    /// Tells the workers, from now on, what is safe: by [`WorkerCommand::Safe`](crate::link::WorkerCommand::Safe). What became safe before is told
     /// too. To be said once.
     pub fn connect(&self, mailboxes: Vec<Mailbox>) {
         self.shared.mailboxes.set(mailboxes).expect("the workers are started once");
@@ -514,7 +514,7 @@ impl ChangeSender {
     ///
     /// # Errors
     /// So many wait already, or nothing is written any more: the changes come back, to be offered again, before any later ones,
-    /// when [`Command::Safe`](crate::link::Command::Safe) is heard.
+    /// when [`WorkerCommand::Safe`](crate::link::WorkerCommand::Safe) is heard.
     pub fn offer(&self, changes: Changes) -> Result<(), Changes> {
         debug_assert!(!changes.changes.is_empty());
         if self.shared.health() == Health::Failed {

@@ -30,7 +30,7 @@ use super::record::{Entry, What};
 use super::sessions::{self, Kept};
 use super::sink;
 use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
-use crate::link::{ChangeMark, Changes, Command, WorkerId};
+use crate::link::{ChangeMark, Changes, WorkerCommand, WorkerId};
 
 /// How long what nobody waits for may wait for company.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -444,7 +444,7 @@ impl Writer {
         let Some(mailboxes) = self.shared.mailboxes.get() else { return };
         for (worker, (mark, is_told)) in self.marks.iter_mut().filter(|(_, (_, is_told))| !is_told) {
             // A worker that is gone needs nothing.
-            let _ = mailboxes[worker.index()].answer(Command::Safe { mark: *mark });
+            let _ = mailboxes[worker.index()].answer(WorkerCommand::Safe { mark: *mark });
             *is_told = true;
         }
     }

@@ -1,7 +1,7 @@
 //! What other threads say, what it begins, and what is said to other shards.
 
 use super::{Drain, Io, TOLD_AFTER, Turn};
-use crate::link::{Command, Uplink, WorkerId};
+use crate::link::{WorkerCommand, WorkerEvent, WorkerId};
 use crate::metrics::Figure;
 use crate::shard::{Broadcast, Listing};
 use crate::time::Moment;
@@ -48,38 +48,40 @@ impl<I: Io> Turn<I> {
         false
     }
 
-    fn handle_command(&mut self, command: Command, now: Moment) {
+    fn handle_command(&mut self, command: WorkerCommand, now: Moment) {
         match command {
-            Command::Describe { request, device } => {
+            WorkerCommand::Describe { request, device } => {
                 let description = self.shard.describe(&device, now).map(|mut description| {
                     description.peer = description.peer.or_else(|| self.io.peer(description.connection.index));
                     Box::new(description)
                 });
-                self.shard.uplink().push(Uplink::Described { request, description });
+                self.shard.uplink().push(WorkerEvent::Described { request, description });
             }
-            Command::List { request, filter } => self.listings.push_back(Listing::new(request, filter)),
-            Command::Send { request, device, downlink, acknowledge } => {
+            WorkerCommand::List { request, filter } => self.listings.push_back(Listing::new(request, filter)),
+            WorkerCommand::Send { request, device, downlink, acknowledge } => {
                 self.shard.handle_send(request, &device, &downlink, acknowledge, now);
             }
-            Command::Disconnect { request, device } => self.shard.handle_disconnect(request, &device, now),
-            Command::Broadcast { broadcast, prefix, downlink, per_second } => {
+            WorkerCommand::Disconnect { request, device } => self.shard.handle_disconnect(request, &device, now),
+            WorkerCommand::Broadcast { broadcast, prefix, downlink, per_second } => {
                 self.broadcasts.push(Broadcast::new(broadcast, prefix, downlink, per_second, now));
             }
-            Command::CancelBroadcast { broadcast } => {
+            WorkerCommand::CancelBroadcast { broadcast } => {
                 for cancelled in self.broadcasts.extract_if(.., |going| going.number() == broadcast) {
                     self.shard.cancel_broadcast(&cancelled);
                 }
             }
-            Command::Shutdown { window } => {
+            WorkerCommand::Shutdown { window } => {
                 let connections = self.shard.len();
                 self.drain.get_or_insert(Drain::new(now, window, connections));
             }
-            Command::Trace(traces) => self.shard.follow(&traces, now),
-            Command::Authenticated { connection, answer } => self.shard.handle_authenticated(connection, answer, now),
-            Command::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
-            Command::Publish { request, publication } => self.shard.handle_publish(request, *publication),
-            Command::Safe { mark } => self.shard.handle_safe(mark),
-            Command::Peers { from, answers } => self.shard.handle_peers(from, answers),
+            WorkerCommand::Trace(traces) => self.shard.follow(&traces, now),
+            WorkerCommand::Authenticated { connection, answer } => {
+                self.shard.handle_authenticated(connection, answer, now);
+            }
+            WorkerCommand::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
+            WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
+            WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),
+            WorkerCommand::Peers { from, answers } => self.shard.handle_shard_messages(from, answers),
         }
     }
 
@@ -94,7 +96,7 @@ impl<I: Io> Turn<I> {
         for description in &mut devices {
             description.peer = description.peer.or_else(|| self.io.peer(description.connection.index));
         }
-        self.shard.uplink().push(Uplink::Listed { request, devices });
+        self.shard.uplink().push(WorkerEvent::Listed { request, devices });
         self.listings.pop_front();
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{AdmissionLimits, Phase};
 use crate::connection::ListenerSettings;
-use crate::link::{Changes, Command, ConnectionId, ListenerId, Outgoing, Passed, Refusal, Uplink, WorkerId};
+use crate::link::{Changes, ConnectionId, ListenerId, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent, WorkerId};
 use crate::metrics::Counters;
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -113,14 +113,14 @@ pub trait Io {
     /// The doorbell was heard: to be said before the inbox is emptied.
     fn answer_bell(&mut self);
     /// The next command of the inbox.
-    fn next_command(&mut self) -> Option<Command>;
+    fn next_command(&mut self) -> Option<WorkerCommand>;
     /// The next messages of the inbox that another shard passes on.
     fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)>;
     /// Says something to another shard, which always has room for it: it asked for it, or gave credit.
     fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing);
     /// Sends events to the control plane from the front, as far as it takes them. `true`: all went.
-    fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool;
-    /// Hands to the store what has changed, in order. [`Command::Safe`] says when it is safe. Never called where nothing is recorded.
+    fn send_up(&mut self, events: &mut Vec<WorkerEvent>) -> bool;
+    /// Hands to the store what has changed, in order. [`WorkerCommand::Safe`] says when it is safe. Never called where nothing is recorded.
     ///
     /// # Errors
     /// It has no room now: the changes come back, to be handed over again.

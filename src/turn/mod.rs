@@ -24,7 +24,7 @@ pub use io::{
 };
 
 use crate::connection::Input;
-use crate::link::{Uplink, WorkerId};
+use crate::link::{WorkerEvent, WorkerId};
 use crate::metrics::{Figure, Timing};
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
 use crate::time::{Moment, Tick};
@@ -386,24 +386,24 @@ impl<I: Io> Turn<I> {
         let (is_watching, mut places) = (self.shard.is_watching_takeovers(), Vec::new());
         for event in self.shard.uplink().iter_mut().rev().take(newer) {
             match event {
-                Uplink::Authenticate { connection, peer, .. } => {
+                WorkerEvent::Authenticate { connection, peer, .. } => {
                     *peer = peer.or_else(|| self.io.peer(connection.index).map(|address| address.ip()));
                 }
-                Uplink::Connected(presence) => {
+                WorkerEvent::Connected(presence) => {
                     let facts = &mut presence.facts;
                     facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
                     if is_watching {
                         places.extend(facts.peer.map(|peer| (presence.device.clone(), peer.ip(), presence.at)));
                     }
                 }
-                Uplink::Disconnected(presence, _) => {
+                WorkerEvent::Disconnected(presence, _) => {
                     let facts = &mut presence.facts;
                     facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
                 }
-                Uplink::TakeoverLoop(told) => {
+                WorkerEvent::TakeoverLoop(told) => {
                     told.peer = told.peer.or_else(|| self.io.peer(told.connection.index));
                 }
-                Uplink::NotAdmitted(end) => {
+                WorkerEvent::NotAdmitted(end) => {
                     let facts = &mut end.facts;
                     facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
                 }

@@ -17,7 +17,8 @@ use super::policy::PolicySwitch;
 use super::sockets::Sockets;
 use super::uplink_batch::UplinkBatches;
 use crate::link::{
-    Changes, Command, ConnectionId, Doorbell, Inbox, ListenerId, Mailbox, Outgoing, Passed, Refusal, Uplink, WorkerId,
+    Changes, ConnectionId, Doorbell, Inbox, ListenerId, Mailbox, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent,
+    WorkerId,
 };
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
@@ -374,7 +375,7 @@ impl Io for WorkerIo {
         self.bell.answer();
     }
 
-    fn next_command(&mut self) -> Option<Command> {
+    fn next_command(&mut self) -> Option<WorkerCommand> {
         self.inbox.commands.try_recv().ok()
     }
 
@@ -386,7 +387,7 @@ impl Io for WorkerIo {
         self.mailboxes[worker.index()].tell(self.id, outgoing);
     }
 
-    fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {
+    fn send_up(&mut self, events: &mut Vec<WorkerEvent>) -> bool {
         self.uplink.send(events)
     }
 

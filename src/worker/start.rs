@@ -29,8 +29,8 @@ use crate::config::budget::descriptors_for_connections;
 use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
 use crate::link::{
-    AddressTable, CloseReason, Command, Doorbell, Exchange, Home, Inbox, ListenerId, Mailbox, Refusal, UplinkReceiver,
-    UplinkSender, WorkerId, mailbox, uplink_channel,
+    AddressTable, CloseReason, Doorbell, EventReceiver, EventSender, Exchange, Home, Inbox, ListenerId, Mailbox,
+    Refusal, WorkerCommand, WorkerId, event_channel, mailbox,
 };
 use crate::metrics::Published;
 use crate::shard::{self, Shard};
@@ -62,7 +62,7 @@ pub struct Workers {
     /// Copies of their counters, by worker.
     pub published: Vec<Arc<Published>>,
     /// What they say.
-    pub uplink: UplinkReceiver,
+    pub uplink: EventReceiver,
     /// Where they listen, by listener: as configured, with a real port.
     pub addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
@@ -109,7 +109,7 @@ pub fn start(setup: &Setup, kept: Option<Kept>) -> Result<Workers, StartError> {
     let (_reserved, addresses) = reserve_all(setup.config)?;
 
     let batches = (limits.uplink_length / BATCH).max(4) * count;
-    let (uplink_sender, uplink) = uplink_channel(batches);
+    let (uplink_sender, uplink) = event_channel(batches);
     let bells = make(count, "a worker's doorbell cannot be made", Doorbell::new)?;
     let bells: Vec<Arc<Doorbell>> = bells.into_iter().map(Arc::new).collect();
     let polls = make(count, "a worker's poll cannot be made", Poll::new)?;
@@ -223,7 +223,7 @@ impl Workers {
     pub fn shut_down(&mut self, window: Duration) {
         for mailbox in &self.mailboxes {
             // One that is gone has ended already.
-            let _ = mailbox.answer(Command::Shutdown { window });
+            let _ = mailbox.answer(WorkerCommand::Shutdown { window });
         }
         for thread in self.threads.drain(..) {
             if let Err(panic) = thread.join() {
@@ -252,7 +252,7 @@ struct Parts {
     channels: Vec<Option<OwnedFd>>,
     inbox: Inbox,
     mailboxes: Vec<Mailbox>,
-    uplink: UplinkSender,
+    uplink: EventSender,
     published: Arc<Published>,
     shared: Shared,
     kept: Option<KeptPart>,

@@ -1,6 +1,6 @@
 //! The way up: what a shard has said, in batches, into a channel that may be full.
 
-use crate::link::{Batch, Uplink, UplinkSender, WorkerId};
+use crate::link::{Batch, EventSender, WorkerEvent, WorkerId};
 
 /// Events of one batch.
 pub(super) const BATCH: usize = 1_024;
@@ -8,19 +8,19 @@ pub(super) const BATCH: usize = 1_024;
 /// One worker's way up.
 pub(super) struct UplinkBatches {
     worker: WorkerId,
-    channel: UplinkSender,
+    channel: EventSender,
     /// How many of the events that wait at the front are known to be no answers.
     looked_at: usize,
 }
 
 impl UplinkBatches {
-    pub(super) fn new(worker: WorkerId, channel: UplinkSender) -> Self {
+    pub(super) fn new(worker: WorkerId, channel: EventSender) -> Self {
         Self { worker, channel, looked_at: 0 }
     }
 
     /// Sends `events` from the front, as far as the channel takes them, and all answers among them at once. `true`: all
     /// went.
-    pub(super) fn send(&mut self, events: &mut Vec<Uplink>) -> bool {
+    pub(super) fn send(&mut self, events: &mut Vec<WorkerEvent>) -> bool {
         self.send_answers(events);
         while !events.is_empty() {
             // Asked first, for to take a batch off the front and put it back moves everything behind it.
@@ -43,7 +43,7 @@ impl UplinkBatches {
     }
 
     /// Answers overtake the events, which may have to wait here or before the store. Each event is looked at once.
-    fn send_answers(&mut self, events: &mut Vec<Uplink>) {
+    fn send_answers(&mut self, events: &mut Vec<WorkerEvent>) {
         let answers: Vec<_> = events.extract_if(self.looked_at.., |event| event.is_answer()).collect();
         self.looked_at = events.len();
         if !answers.is_empty() {
@@ -58,10 +58,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::link::{ConnectionId, Message, Outcome, uplink_channel};
+    use crate::link::{ConnectionId, Message, Outcome, event_channel};
 
-    fn message(number: u32) -> Uplink {
-        Uplink::Message(Message {
+    fn message(number: u32) -> WorkerEvent {
+        WorkerEvent::Message(Message {
             device: "d".into(),
             connection: ConnectionId { index: 0, generation: 1 },
             topic: "t".into(),
@@ -71,17 +71,17 @@ mod tests {
         })
     }
 
-    fn answer(request: u64) -> Uplink {
-        Uplink::Sent { request, outcome: Outcome::Delivered }
+    fn answer(request: u64) -> WorkerEvent {
+        WorkerEvent::Sent { request, outcome: Outcome::Delivered }
     }
 
-    fn messages(numbers: std::ops::Range<u32>) -> Vec<Uplink> {
+    fn messages(numbers: std::ops::Range<u32>) -> Vec<WorkerEvent> {
         numbers.map(message).collect()
     }
 
-    fn numbers(events: &[Uplink]) -> Vec<u32> {
-        let number = |event: &Uplink| match event {
-            Uplink::Message(message) => u32::from_be_bytes(message.payload[..].try_into().unwrap()),
+    fn numbers(events: &[WorkerEvent]) -> Vec<u32> {
+        let number = |event: &WorkerEvent| match event {
+            WorkerEvent::Message(message) => u32::from_be_bytes(message.payload[..].try_into().unwrap()),
             other => panic!("{other:?}"),
         };
         events.iter().map(number).collect()
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn what_the_channel_does_not_take_stays_in_order() {
         let all = 3 * BATCH as u32 + 7;
-        let (sender, receiver) = uplink_channel(2);
+        let (sender, receiver) = event_channel(2);
         let mut batches = UplinkBatches::new(WorkerId(1), sender);
         let mut events = messages(0..all);
         let mut heard = Vec::new();
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn answers_overtake_events_and_each_event_is_looked_at_once() {
-        let (sender, receiver) = uplink_channel(1);
+        let (sender, receiver) = event_channel(1);
         let mut batches = UplinkBatches::new(WorkerId(0), sender);
         assert!(batches.send(&mut messages(0..1)));
         let mut events = messages(1..4);
@@ -115,7 +115,7 @@ mod tests {
         events.extend([message(4), answer(8)]);
         assert!(!batches.send(&mut events));
         let requests: Vec<_> = receiver.answers.try_iter().flat_map(|batch| batch.events).collect();
-        assert!(matches!(requests[..], [Uplink::Sent { request: 7, .. }, Uplink::Sent { request: 8, .. }]));
+        assert!(matches!(requests[..], [WorkerEvent::Sent { request: 7, .. }, WorkerEvent::Sent { request: 8, .. }]));
         assert_eq!(numbers(&events), [1, 2, 3, 4]);
         // There is room: what waited goes, and whatever comes then is looked at anew.
         receiver.events.recv().unwrap();
@@ -128,7 +128,7 @@ mod tests {
     /// A full channel meets a long queue turn after turn: looking at it must not cost a copy of the queue.
     #[test]
     fn a_full_channel_moves_nothing() {
-        let (sender, _receiver) = uplink_channel(1);
+        let (sender, _receiver) = event_channel(1);
         let mut batches = UplinkBatches::new(WorkerId(0), sender);
         assert!(batches.send(&mut messages(0..1)));
         let mut events = messages(0..10 * BATCH as u32);

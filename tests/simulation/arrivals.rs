@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pulsegate::broker;
 use pulsegate::config::{self, Limits};
 use pulsegate::connection::{Input, ListenerSettings};
-use pulsegate::link::{AddressTable, Command, Exchange, Home, ListenerId, Uplink, WorkerId};
+use pulsegate::link::{AddressTable, Exchange, Home, ListenerId, WorkerCommand, WorkerEvent, WorkerId};
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
 use pulsegate::turn::{self, Admission, AdmissionLimits, Bounds, Turn};
@@ -137,11 +137,11 @@ impl Stage {
         let mut messages = 0;
         for turn in &mut self.turns {
             while let Some(event) = turn.io().channel.pop_front() {
-                if let Uplink::Message(message) = event {
+                if let WorkerEvent::Message(message) = event {
                     messages += 1;
                     let receipt = message.receipt.expect("it wants to hear");
                     self.peer.sure_held += 1;
-                    turn.io().command(Command::MessageSettled { receipt, accepted: true });
+                    turn.io().command(WorkerCommand::MessageSettled { receipt, accepted: true });
                 }
             }
         }

@@ -8,7 +8,8 @@ use pulsegate::broker;
 use pulsegate::config::Limits;
 use pulsegate::connection::{Input, ListenerSettings};
 use pulsegate::link::{
-    AddressBounds, AddressRules, AddressTable, Command, ConnectionId, Exchange, Home, ListenerId, Uplink, WorkerId,
+    AddressBounds, AddressRules, AddressTable, ConnectionId, Exchange, Home, ListenerId, WorkerCommand, WorkerEvent,
+    WorkerId,
 };
 use pulsegate::metrics::Figure;
 use pulsegate::shard::{self, Shard};
@@ -166,11 +167,11 @@ impl Gateway {
     }
 
     /// What a worker has sent up, taken by the backbone.
-    pub fn take_up(&mut self, worker: usize) -> Option<Uplink> {
+    pub fn take_up(&mut self, worker: usize) -> Option<WorkerEvent> {
         self.turns[worker].io().channel.pop_front()
     }
 
-    pub fn command(&mut self, worker: usize, command: Command) {
+    pub fn command(&mut self, worker: usize, command: WorkerCommand) {
         self.turns[worker].io().command(command);
     }
 

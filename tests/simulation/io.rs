@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
-use pulsegate::link::{CloseReason, Command, ConnectionId, ListenerId, Outgoing, Passed, Refusal, Uplink, WorkerId};
+use pulsegate::link::{
+    CloseReason, ConnectionId, ListenerId, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent, WorkerId,
+};
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
 use pulsegate::time::Moment;
@@ -106,12 +108,12 @@ pub struct SimIo {
     /// Sent in this turn.
     pub outbox: Vec<(WorkerId, WorkerMessage)>,
 
-    inbox: VecDeque<Command>,
+    inbox: VecDeque<WorkerCommand>,
     is_rung: bool,
     passed: VecDeque<(WorkerId, Vec<Passed>)>,
     /// Said to other shards in this turn.
     pub said: Vec<(WorkerId, Outgoing)>,
-    pub channel: VecDeque<Uplink>,
+    pub channel: VecDeque<WorkerEvent>,
 
     /// Events of the shard that were looked at.
     seen: usize,
@@ -190,7 +192,7 @@ impl SimIo {
     }
 
     /// Puts a command into the inbox and rings.
-    pub fn command(&mut self, command: Command) {
+    pub fn command(&mut self, command: WorkerCommand) {
         self.inbox.push_back(command);
         self.is_rung = true;
     }
@@ -202,7 +204,7 @@ impl SimIo {
             self.passed.push_back((from, passed));
         }
         if !answers.is_empty() {
-            self.inbox.push_back(Command::Peers { from, answers });
+            self.inbox.push_back(WorkerCommand::Peers { from, answers });
         }
         self.is_rung = true;
     }
@@ -236,12 +238,12 @@ impl SimIo {
         let events = std::mem::take(shard.uplink());
         for event in &events[self.seen.min(events.len())..] {
             match event {
-                Uplink::Connected(presence) => {
+                WorkerEvent::Connected(presence) => {
                     if let Some(description) = shard.describe(&presence.device, self.now) {
                         self.devices.insert(presence.device.clone(), self.socket(description.connection.index));
                     }
                 }
-                Uplink::Disconnected(presence, reason) => {
+                WorkerEvent::Disconnected(presence, reason) => {
                     let socket = self.devices.remove(&presence.device);
                     if *reason == CloseReason::Expired {
                         self.judge_expired(socket.expect("whoever is expired was there"));
@@ -494,11 +496,11 @@ impl Io for SimIo {
 
     fn answer_bell(&mut self) {}
 
-    fn next_command(&mut self) -> Option<Command> {
+    fn next_command(&mut self) -> Option<WorkerCommand> {
         loop {
             let command = self.inbox.pop_front()?;
             self.has_moved = true;
-            let is_answer = matches!(command, Command::MessageSettled { .. });
+            let is_answer = matches!(command, WorkerCommand::MessageSettled { .. });
             if self.sabotage == Sabotage::LoseAnswers && is_answer && self.random.u32(..10) == 0 {
                 continue;
             }
@@ -519,7 +521,7 @@ impl Io for SimIo {
         }
     }
 
-    fn send_up(&mut self, events: &mut Vec<Uplink>) -> bool {
+    fn send_up(&mut self, events: &mut Vec<WorkerEvent>) -> bool {
         let count = events.len().min(self.faults.channel.saturating_sub(self.channel.len()));
         self.has_moved |= count > 0;
         self.channel.extend(events.drain(..count));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::ListenerSettings;
-use pulsegate::link::{AuthAnswer, Command, ConnectionId, Downlink, ListenerId, Receipt, Uplink};
+use pulsegate::link::{AuthAnswer, ConnectionId, Downlink, ListenerId, Receipt, WorkerCommand, WorkerEvent};
 use pulsegate::metrics::Figure;
 use pulsegate::time::Moment;
 use pulsegate::tls::handshake::ClientTls;
@@ -326,18 +326,18 @@ impl World {
         }
     }
 
-    fn take_up(&mut self, worker: usize, event: Uplink) {
+    fn take_up(&mut self, worker: usize, event: WorkerEvent) {
         match event {
-            Uplink::Connected(presence) => self.shadow.connected(worker as u16, &presence),
-            Uplink::Disconnected(presence, reason) => self.shadow.disconnected(worker as u16, &presence, reason),
-            Uplink::Message(message) => {
+            WorkerEvent::Connected(presence) => self.shadow.connected(worker as u16, &presence),
+            WorkerEvent::Disconnected(presence, reason) => self.shadow.disconnected(worker as u16, &presence, reason),
+            WorkerEvent::Message(message) => {
                 let id = message.receipt.map(|receipt| match receipt {
                     Receipt::Connection(_, id) => id,
                     Receipt::Publication(_) => unreachable!("no device here has a session"),
                 });
                 self.shadow.held(&mut self.peers, &message.device, &message.payload, id);
                 if let Some(receipt) = message.receipt {
-                    self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
+                    self.gateway.command(worker, WorkerCommand::MessageSettled { receipt, accepted: true });
                 }
                 // A handle from long ago, for a slot that somebody has.
                 if self.random.u8(..) == 0 {
@@ -345,15 +345,16 @@ impl World {
                     let older = generation.wrapping_sub(self.random.u32(1..1_000));
                     let connection = ConnectionId { index, generation: older };
                     let receipt = Receipt::Connection(connection, 99);
-                    self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
-                    self.gateway.command(worker, Command::Authenticated { connection, answer: AuthAnswer::plain() });
+                    self.gateway.command(worker, WorkerCommand::MessageSettled { receipt, accepted: true });
+                    self.gateway
+                        .command(worker, WorkerCommand::Authenticated { connection, answer: AuthAnswer::plain() });
                     self.gateway.post_stale_acks(worker, connection);
                 }
             }
-            Uplink::Sent { request, outcome } => self.shadow.answered(request, outcome),
-            Uplink::Described { request, description } => self.shadow.describe(request, description.is_some()),
+            WorkerEvent::Sent { request, outcome } => self.shadow.answered(request, outcome),
+            WorkerEvent::Described { request, description } => self.shadow.describe(request, description.is_some()),
             // Counted by its reason; the shadow knows devices.
-            Uplink::NotAdmitted(_) => {}
+            WorkerEvent::NotAdmitted(_) => {}
             other => unreachable!("nobody asked for {other:?}"),
         }
     }
@@ -368,16 +369,16 @@ impl World {
             let request = self.shadow.ask(device, kind < 90, self.gateway.now);
             let worker = self.gateway.home.of(&name).index();
             let command = match kind {
-                0..90 => Command::Send {
+                0..90 => WorkerCommand::Send {
                     request,
                     device: name,
                     downlink: Downlink { topic: "t".into(), payload: request.to_be_bytes().to_vec().into() },
                     acknowledge: kind < 45,
                 },
-                90..98 => Command::Describe { request, device: name },
+                90..98 => WorkerCommand::Describe { request, device: name },
                 _ => {
                     self.shadow.disconnected.insert(device);
-                    Command::Disconnect { request, device: name }
+                    WorkerCommand::Disconnect { request, device: name }
                 }
             };
             self.gateway.command(worker, command);

@@ -63,7 +63,7 @@ struct World {
     planted: Planted,
     shards: Vec<Broker>,
     /// By receiver: what each sender has said, both lanes.
-    lanes: Vec<Vec<(VecDeque<Peer>, VecDeque<Passed>)>>,
+    lanes: Vec<Vec<(VecDeque<ShardMessage>, VecDeque<Passed>)>>,
     publishers: Vec<Publisher>,
     subscribers: Vec<Subscriber>,
     /// By message: its topic and QoS.
@@ -197,10 +197,11 @@ impl World {
                 let is_lost = self.random.u8(..50) == 0
                     && matches!(
                         (self.planted, &answer),
-                        (Planted::LosesCredit, Peer::Credit(_)) | (Planted::LosesTaken, Peer::Taken { .. })
+                        (Planted::LosesCredit, ShardMessage::Credit(_))
+                            | (Planted::LosesTaken, ShardMessage::Taken { .. })
                     );
                 if !is_lost {
-                    self.shards[worker].handle_peer(from, answer);
+                    self.shards[worker].handle_shard_message(from, answer);
                 }
             }
             for passed in passed {

@@ -67,7 +67,7 @@ struct World {
     store: ModelStore,
     home: Home,
     shards: Vec<Broker>,
-    ways: HashMap<(usize, usize), (VecDeque<Peer>, VecDeque<Passed>)>,
+    ways: HashMap<(usize, usize), (VecDeque<ShardMessage>, VecDeque<Passed>)>,
     slots: u32,
     clients: Vec<Client>,
     published: BTreeMap<u32, Published>,
@@ -427,7 +427,7 @@ impl World {
         if (self.random.bool() || passed.is_empty())
             && let Some(answer) = answers.pop_front()
         {
-            self.shards[to].handle_peer(WorkerId(from as u16), answer);
+            self.shards[to].handle_shard_message(WorkerId(from as u16), answer);
         } else if let Some(passed) = passed.pop_front() {
             self.shards[to].handle_passed(WorkerId(from as u16), passed, &mut self.counters);
         } else {

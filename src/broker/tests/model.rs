@@ -76,7 +76,7 @@ pub struct World {
     /// By worker: wills that it publishes before it delivers, or in its next turn, which follows at once.
     due_wills: Vec<Vec<DueWill>>,
     /// Between shards, by sender and receiver: two lanes, each in order, but late.
-    ways: HashMap<(u16, u16), (VecDeque<Peer>, VecDeque<Passed>)>,
+    ways: HashMap<(u16, u16), (VecDeque<ShardMessage>, VecDeque<Passed>)>,
     /// Messages whose publishers wait to hear that they are safe.
     unanswered: BTreeSet<u64>,
     pub devices: Vec<Device>,
@@ -465,7 +465,7 @@ impl World {
         if (answers_first || passed.is_empty())
             && let Some(answer) = answers.pop_front()
         {
-            shard.handle_peer(WorkerId(from), answer);
+            shard.handle_shard_message(WorkerId(from), answer);
         } else if let Some(passed) = passed.pop_front() {
             shard.handle_passed(WorkerId(from), passed, &mut self.counters);
         } else {
@@ -515,7 +515,9 @@ impl World {
             let on_the_way = passed.iter().filter(|passed| passed.class() == class).count();
             let comes_back: usize = answers
                 .iter()
-                .map(|answer| if let Peer::Credit(credit) = answer { credit[class.index()].messages } else { 0 })
+                .map(
+                    |answer| if let ShardMessage::Credit(credit) = answer { credit[class.index()].messages } else { 0 },
+                )
                 .sum();
             let held = there.settlements.held_for(WorkerId(from), class).messages;
             let untold = there.ways.untold(WorkerId(from))[class.index()].messages;

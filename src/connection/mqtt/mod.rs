@@ -19,7 +19,7 @@ use super::{Input, Phase, Step, Termination};
 use crate::broker::{Said, WrongAck};
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
 use crate::config::Mqtt;
-use crate::link::{CloseReason, Outcome, Uplink};
+use crate::link::{CloseReason, Outcome, WorkerEvent};
 use crate::metrics::Figure;
 
 /// What became of a packet.
@@ -108,7 +108,7 @@ impl OpenConnection<'_, '_> {
         // One for nothing that is in flight is no fault: it may be late.
         let taken = sessions.handle_puback(session, ack.packet_id, |request| {
             counters.add(Figure::MessagesConfirmed, 1);
-            uplink.push(Uplink::Sent { request, outcome });
+            uplink.push(WorkerEvent::Sent { request, outcome });
         });
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBACK for a message of QoS 2"))
     }
@@ -119,7 +119,7 @@ impl OpenConnection<'_, '_> {
         let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         let known = sessions.handle_pubrec(session, ack.packet_id, failed, |request| {
             counters.add(Figure::MessagesConfirmed, 1);
-            uplink.push(Uplink::Sent { request, outcome });
+            uplink.push(WorkerEvent::Sent { request, outcome });
         });
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREC for a message that does not wait for it"))?;
         if failed {

@@ -10,7 +10,7 @@ use super::{PacketOutcome, broken};
 use crate::broker::{ALIASES_MAX, Known, Ticket};
 use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
 use crate::config::Mqtt;
-use crate::link::{CloseReason, Message, Publication, Receipt, Uplink};
+use crate::link::{CloseReason, Message, Publication, Receipt, WorkerEvent};
 use crate::metrics::Figure;
 
 impl OpenConnection<'_, '_> {
@@ -132,7 +132,7 @@ impl OpenConnection<'_, '_> {
         self.cx.counters.add(Figure::MessagesReceived, 1);
         let wants_answer = ticket != Ticket::NOBODY;
         let receipt = wants_answer.then(|| Receipt::Publication(self.cx.broker.expect_uplink(ticket)));
-        self.cx.uplink.push(Uplink::Message(Message {
+        self.cx.uplink.push(WorkerEvent::Message(Message {
             device: self.device.clone(),
             connection: self.id,
             topic: publication.topic.clone(),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ApiError;
 use super::{State, body};
 use crate::control::broadcasts::{Progress, Share};
-use crate::link::{Command, WorkerId};
+use crate::link::{WorkerCommand, WorkerId};
 
 /// Devices told in a second when the request does not say.
 const PER_SECOND_DEFAULT: u32 = 1_000;
@@ -73,7 +73,7 @@ pub(super) async fn begin(
     let number = state.broadcasts.begin().ok_or(ApiError::TooManyBroadcasts)?;
     let prefix: Box<str> = order.prefix.into();
     for worker in (0..state.home.workers()).map(WorkerId) {
-        let command = Command::Broadcast {
+        let command = WorkerCommand::Broadcast {
             broadcast: number,
             prefix: prefix.clone(),
             downlink: downlink.clone(),
@@ -109,7 +109,7 @@ fn take_back(state: &State, number: u64, refusing: WorkerId) {
 fn cancel_everywhere(state: &State, number: u64) -> Result<bool, ApiError> {
     let Some(running) = state.broadcasts.cancel(number) else { return Ok(false) };
     for worker in running {
-        let told = state.mailboxes[worker.index()].send(Command::CancelBroadcast { broadcast: number });
+        let told = state.mailboxes[worker.index()].send(WorkerCommand::CancelBroadcast { broadcast: number });
         told.map_err(|_| ApiError::WorkerBusy { worker: worker.index() })?;
     }
     Ok(true)

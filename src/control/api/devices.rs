@@ -13,7 +13,7 @@ use super::State;
 use super::error::ApiError;
 use super::query::{self, Parsed};
 use crate::control::pending::{Pending, Ticket};
-use crate::link::{Command, Description, DeviceFilter, SessionFacts, WorkerId};
+use crate::link::{Description, DeviceFilter, SessionFacts, WorkerCommand, WorkerId};
 
 /// Devices on a page when the request does not say.
 const LIMIT_DEFAULT: usize = 100;
@@ -78,7 +78,7 @@ pub(super) async fn describe(
     let Path(device) = path.map_err(|_| ApiError::Path)?;
     let deadline = Instant::now() + ANSWER_MAX;
     let worker = state.home.of(&device);
-    let question = |request| Command::Describe { request, device: device.as_str().into() };
+    let question = |request| WorkerCommand::Describe { request, device: device.as_str().into() };
     let ticket = ask(&state, &state.described, worker, question)?;
     match ticket.answer(deadline).await {
         Some(Some(description)) => Ok(Json(Device::new(&state, *description))),
@@ -93,7 +93,7 @@ pub(super) async fn list(Shared(state): Shared<Arc<State>>, query: Parsed) -> Re
     // Everybody is asked before anybody's answer is waited for.
     let mut tickets = Vec::with_capacity(state.mailboxes.len());
     for worker in (0..state.home.workers()).map(WorkerId) {
-        let question = |request| Command::List { request, filter: filter.clone() };
+        let question = |request| WorkerCommand::List { request, filter: filter.clone() };
         tickets.push((worker, ask(&state, &state.listed, worker, question)?));
     }
     let mut shares = Vec::with_capacity(tickets.len());
@@ -112,7 +112,7 @@ pub(super) fn ask<'a, T>(
     state: &State,
     pending: &'a Pending<T>,
     worker: WorkerId,
-    question: impl FnOnce(u64) -> Command,
+    question: impl FnOnce(u64) -> WorkerCommand,
 ) -> Result<Ticket<'a, T>, ApiError> {
     let ticket = pending.open();
     match state.mailboxes[worker.index()].send(question(ticket.request())) {

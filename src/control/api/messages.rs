@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
-use crate::link::{Command, Outcome};
+use crate::link::{Outcome, WorkerCommand};
 
 /// How long an acknowledgement is waited for when the request does not say.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ pub(super) async fn send(
 
     let deadline = Instant::now() + patience;
     let worker = state.home.of(&device);
-    let command = |request| Command::Send { request, device: device.as_str().into(), downlink, acknowledge };
+    let command = |request| WorkerCommand::Send { request, device: device.as_str().into(), downlink, acknowledge };
     let ticket = ask(&state, &state.sent, worker, command)?;
     match ticket.answer(deadline).await {
         Some(Outcome::Delivered) => Ok(Json(Sent { outcome: "delivered" })),
@@ -73,7 +73,7 @@ pub(super) async fn disconnect(
     let Path(device) = path.map_err(|_| ApiError::Path)?;
     let deadline = Instant::now() + ANSWER_MAX;
     let worker = state.home.of(&device);
-    let command = |request| Command::Disconnect { request, device: device.as_str().into() };
+    let command = |request| WorkerCommand::Disconnect { request, device: device.as_str().into() };
     let ticket = ask(&state, &state.sent, worker, command)?;
     match ticket.answer(deadline).await {
         Some(Outcome::Offline) => Err(ApiError::Offline(device)),

@@ -15,7 +15,7 @@ use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
 use crate::codec::mqtt::topic;
-use crate::link::{Command, Outcome, Publication};
+use crate::link::{Outcome, Publication, WorkerCommand};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,7 +54,7 @@ pub(super) async fn publish(
     let publication = Box::new(publication);
 
     let deadline = Instant::now() + ANSWER_MAX;
-    let ticket = ask(&state, &state.sent, worker, |request| Command::Publish { request, publication })?;
+    let ticket = ask(&state, &state.sent, worker, |request| WorkerCommand::Publish { request, publication })?;
     match ticket.answer(deadline).await {
         Some(Outcome::Refused(why)) => Err(ApiError::NotRetained(why)),
         Some(_) => Ok((StatusCode::ACCEPTED, Json(Published { outcome: "accepted" }))),

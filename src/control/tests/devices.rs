@@ -187,8 +187,8 @@ fn a_silent_worker_costs_two_seconds_and_leaves_nothing_behind() {
     // Answers that come too late find nobody.
     for command in stage.silent[0].try_iter().collect::<Vec<_>>() {
         let event = match command {
-            Command::Describe { request, .. } => Uplink::Described { request, description: None },
-            Command::List { request, .. } => Uplink::Listed { request, devices: Vec::new() },
+            WorkerCommand::Describe { request, .. } => WorkerEvent::Described { request, description: None },
+            WorkerCommand::List { request, .. } => WorkerEvent::Listed { request, devices: Vec::new() },
             other => panic!("{other:?}"),
         };
         stage.say(2, vec![event]);

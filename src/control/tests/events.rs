@@ -77,8 +77,8 @@ impl Follower {
     }
 }
 
-fn connected(device: &str, sequence: u64) -> Uplink {
-    Uplink::Connected(presence(device, sequence))
+fn connected(device: &str, sequence: u64) -> WorkerEvent {
+    WorkerEvent::Connected(presence(device, sequence))
 }
 
 fn payload_of(seen: &Seen) -> u32 {
@@ -106,8 +106,8 @@ fn a_follower_sees_what_happens_in_order() {
         receipt: None,
         charge: None,
     };
-    stage.say(1, vec![connected("d", 2), message("d", 7, None), Uplink::Message(bytes)]);
-    stage.say(1, vec![Uplink::Disconnected(gone, CloseReason::Expired)]);
+    stage.say(1, vec![connected("d", 2), message("d", 7, None), WorkerEvent::Message(bytes)]);
+    stage.say(1, vec![WorkerEvent::Disconnected(gone, CloseReason::Expired)]);
 
     let seen = follower.take(4);
     let ids: Vec<_> = seen.iter().map(|seen| seen.id.as_deref().unwrap()).collect();
@@ -222,7 +222,7 @@ fn a_slow_follower_is_told_and_cut_and_costs_nothing() {
             receipt: None,
             charge: None,
         };
-        stage.say(0, vec![Uplink::Message(message)]);
+        stage.say(0, vec![WorkerEvent::Message(message)]);
         if round % 1_000 == 999 {
             // Whoever reads is served all the while.
             stage.say(0, vec![connected("d", round)]);
@@ -265,7 +265,7 @@ fn followers_hear_to_the_last_event_and_then_the_end() {
     let stage = Stage::new(Plan::default());
     let mut follower = Follower::new(&stage, "", &[]);
     for sequence in 1..=100 {
-        let gone = Uplink::Disconnected(presence("d", sequence), CloseReason::Shutdown);
+        let gone = WorkerEvent::Disconnected(presence("d", sequence), CloseReason::Shutdown);
         stage.uplink.events.send(Batch { worker: WorkerId(0), events: vec![gone] }).unwrap();
     }
     let begun = Instant::now();

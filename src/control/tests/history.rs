@@ -22,8 +22,8 @@ fn the_ends_of_a_device_are_told_with_all_that_is_known() {
         facts: ConnectionFacts { peer: None, ..facts("the token is not right for this device") },
     };
     let stranger = NotAdmitted { device: "".into(), ..refused.clone() };
-    stage.say(1, vec![Uplink::Disconnected(gone, CloseReason::Expired)]);
-    stage.say(0, vec![Uplink::NotAdmitted(Box::new(refused)), Uplink::NotAdmitted(Box::new(stranger))]);
+    stage.say(1, vec![WorkerEvent::Disconnected(gone, CloseReason::Expired)]);
+    stage.say(0, vec![WorkerEvent::NotAdmitted(Box::new(refused)), WorkerEvent::NotAdmitted(Box::new(stranger))]);
     until("both ends are there", || stage.control.state.history.of("meter/1").len() == 2);
 
     let ends = stage.get("/v1/devices/meter%2F1/history").json()["ends"].take();
@@ -55,7 +55,10 @@ fn ends_of_connected_devices_are_told_in_the_next_life_too() {
     };
     let first = stage(42);
     for seconds in [1, 2] {
-        first.say(1, vec![Uplink::Connected(gone(seconds)), Uplink::Disconnected(gone(seconds), CloseReason::Expired)]);
+        first.say(
+            1,
+            vec![WorkerEvent::Connected(gone(seconds)), WorkerEvent::Disconnected(gone(seconds), CloseReason::Expired)],
+        );
     }
     until("they are safe", || first.control.state.store.as_ref().unwrap().head().borrow().last == 4);
     let told = first.get("/v1/devices/meter-1/history").json()["ends"].take();
@@ -64,7 +67,7 @@ fn ends_of_connected_devices_are_told_in_the_next_life_too() {
 
     let second = stage(43);
     assert_eq!(second.get("/v1/devices/meter-1/history").json()["ends"], told);
-    second.say(1, vec![Uplink::Disconnected(gone(3), CloseReason::TakenOver)]);
+    second.say(1, vec![WorkerEvent::Disconnected(gone(3), CloseReason::TakenOver)]);
     until("it is there", || second.control.state.history.of("meter-1").len() == 1);
     let all = second.get("/v1/devices/meter-1/history").json()["ends"].take();
     let reasons: Vec<_> = all.as_array().unwrap().iter().map(|end| end["reason"].as_str().unwrap()).collect();

@@ -13,9 +13,9 @@ fn events_reach_the_backbone_in_the_order_in_which_they_were_said() {
         stage.say(
             1,
             vec![
-                Uplink::Connected(presence("d", sequence)),
+                WorkerEvent::Connected(presence("d", sequence)),
                 message("d", round as u32, None),
-                Uplink::Disconnected(presence("d", sequence + 1), CloseReason::PeerClosed),
+                WorkerEvent::Disconnected(presence("d", sequence + 1), CloseReason::PeerClosed),
             ],
         );
     }
@@ -40,7 +40,7 @@ fn a_message_is_acknowledged_when_the_backbone_holds_it() {
     let stage = Stage::new(Plan { silent: Some(1), ..Plan::default() });
     stage.say(1, vec![message("d", 1, None), message("d", 2, Some(77))]);
     match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-        Command::MessageSettled { receipt, accepted: true } => {
+        WorkerCommand::MessageSettled { receipt, accepted: true } => {
             assert_eq!(receipt, Receipt::Connection(connection(2), 77));
         }
         other => panic!("{other:?}"),
@@ -56,10 +56,10 @@ fn a_message_is_acknowledged_when_the_backbone_holds_it() {
         receipt: Some(Receipt::Connection(connection(3), 78)),
         charge: None,
     };
-    stage.say(1, vec![Uplink::Message(large), message("d", 4, Some(79))]);
+    stage.say(1, vec![WorkerEvent::Message(large), message("d", 4, Some(79))]);
     for (number, holds) in [(78, false), (79, true)] {
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-            Command::MessageSettled { receipt: Receipt::Connection(_, message), accepted } => {
+            WorkerCommand::MessageSettled { receipt: Receipt::Connection(_, message), accepted } => {
                 assert_eq!((message, accepted), (number, holds));
             }
             other => panic!("{other:?}"),
@@ -78,14 +78,16 @@ fn acknowledgements_find_no_bound_in_an_inbox_and_keep_their_order() {
     until("all messages are held", || stage.control.state.backbone.accepted() == u64::from(count));
     for number in 0..count {
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-            Command::MessageSettled { receipt: Receipt::Connection(_, message), .. } => assert_eq!(message, number),
+            WorkerCommand::MessageSettled { receipt: Receipt::Connection(_, message), .. } => {
+                assert_eq!(message, number);
+            }
             other => panic!("{other:?}"),
         }
     }
 }
 
 /// A native device offers a token.
-fn ask(index: u32, device: &str, token: &'static [u8]) -> Uplink {
+fn ask(index: u32, device: &str, token: &'static [u8]) -> WorkerEvent {
     let credentials = Credentials {
         device: device.into(),
         name: device.into(),
@@ -95,7 +97,7 @@ fn ask(index: u32, device: &str, token: &'static [u8]) -> Uplink {
         is_renewal: false,
     };
     let credentials = Box::new(credentials);
-    Uplink::Authenticate { connection: connection(index), listener: ListenerId(0), credentials, peer: None }
+    WorkerEvent::Authenticate { connection: connection(index), listener: ListenerId(0), credentials, peer: None }
 }
 
 #[test]
@@ -107,7 +109,7 @@ fn tokens_are_checked_and_the_answer_goes_to_the_asking_worker() {
     let check = |index, device: &str, token: &'static [u8]| {
         stage.say(2, vec![ask(index, device, token)]);
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-            Command::Authenticated { connection: to, answer } if to == connection(index) => answer,
+            WorkerCommand::Authenticated { connection: to, answer } if to == connection(index) => answer,
             other => panic!("{other:?}"),
         }
     };
@@ -136,7 +138,7 @@ fn shutdown_does_not_hash_all_tokens_that_wait() {
     let ask = |index| ask(index, &format!("meter-{index}"), b"wrong");
     stage.say(0, (0..waiting).map(ask).collect());
     let answer = stage.silent[0].recv_timeout(DEADLINE).unwrap();
-    assert!(matches!(answer, Command::Authenticated { answer: AuthAnswer::Rejected(..), .. }), "{answer:?}");
+    assert!(matches!(answer, WorkerCommand::Authenticated { answer: AuthAnswer::Rejected(..), .. }), "{answer:?}");
     let counters = stage.control.state.counters.clone();
     stage.control.shutdown();
     let checked = counters.tokens_rejected.load(Ordering::Relaxed);
@@ -148,7 +150,7 @@ fn a_wrong_token_file_stops_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("devices.tokens");
     std::fs::write(&path, "meter:secret\n").unwrap();
-    let (_uplink, from_workers) = uplink_channel(16);
+    let (_uplink, from_workers) = event_channel(16);
     let config = Arc::new(config(None, Some(path), config::Backbone::default()));
     let (mailbox, _inbox) = mailbox(1);
     let started = Control::start(Parts {

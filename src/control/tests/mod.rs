@@ -33,9 +33,9 @@ use crate::config::{
     Protocol, Raw, Role, Secret, Tls,
 };
 use crate::link::{
-    AuthAnswer, Batch, CloseReason, Command, ConnectionFacts, ConnectionId, Credentials, Description, Doorbell, Home,
-    ListenerId, Mailbox, Message, NotAdmitted, Outcome, Presence, Publication, Receipt, Refusal, SessionFacts, Uplink,
-    UplinkSender, WorkerId, uplink_channel,
+    AuthAnswer, Batch, CloseReason, ConnectionFacts, ConnectionId, Credentials, Description, Doorbell, EventSender,
+    Home, ListenerId, Mailbox, Message, NotAdmitted, Outcome, Presence, Publication, Receipt, Refusal, SessionFacts,
+    WorkerCommand, WorkerEvent, WorkerId, event_channel,
 };
 use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
 use crate::time::Moment;
@@ -43,7 +43,7 @@ use crate::time::Moment;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A mailbox of `capacity` commands, and its inbox.
-pub(super) fn mailbox(capacity: usize) -> (Mailbox, Receiver<Command>) {
+pub(super) fn mailbox(capacity: usize) -> (Mailbox, Receiver<WorkerCommand>) {
     let (mailbox, inbox) = crate::link::mailbox(capacity, Arc::new(Doorbell::new().unwrap()));
     (mailbox, inbox.commands)
 }
@@ -51,11 +51,11 @@ pub(super) fn mailbox(capacity: usize) -> (Mailbox, Receiver<Command>) {
 /// A control plane before played workers.
 struct Stage {
     control: Control,
-    uplink: UplinkSender,
+    uplink: EventSender,
     published: Vec<Arc<Published>>,
     home: Home,
     /// The inboxes of workers that nobody plays.
-    silent: Vec<Receiver<Command>>,
+    silent: Vec<Receiver<WorkerCommand>>,
     /// What the played workers were told to do to devices, in words.
     told: Receiver<String>,
     agent: ureq::Agent,
@@ -129,7 +129,7 @@ impl Answer {
 impl Stage {
     fn new(plan: Plan) -> Stage {
         let home = Home::new([7; 16], plan.workers);
-        let (uplink, from_workers) = uplink_channel(1_024);
+        let (uplink, from_workers) = event_channel(1_024);
         let mut stage = (Vec::new(), Vec::new());
         let (tell, told) = unbounded();
         for worker in (0..plan.workers).map(WorkerId) {
@@ -203,7 +203,7 @@ impl Stage {
         self.told.try_iter().collect()
     }
 
-    fn say(&self, worker: u16, events: Vec<Uplink>) {
+    fn say(&self, worker: u16, events: Vec<WorkerEvent>) {
         self.uplink.events.send_timeout(Batch { worker: WorkerId(worker), events }, DEADLINE).unwrap();
     }
 
@@ -244,49 +244,49 @@ fn request(
 fn play_worker(
     worker: WorkerId,
     devices: &BTreeMap<String, Description>,
-    inbox: &Receiver<Command>,
-    uplink: &UplinkSender,
+    inbox: &Receiver<WorkerCommand>,
+    uplink: &EventSender,
     tell: &Sender<String>,
 ) {
     let say = |text: String| drop(tell.send(text));
     for command in inbox {
         let answer = match command {
-            Command::Send { request, device, downlink, acknowledge } => {
+            WorkerCommand::Send { request, device, downlink, acknowledge } => {
                 let Some(outcome) = outcome(devices.contains_key(&*device), &device, acknowledge) else { continue };
                 if matches!(outcome, Outcome::Delivered | Outcome::Acknowledged) {
                     say(format!("{device} {} {} {acknowledge}", downlink.topic, shown(&downlink.payload)));
                 }
-                Uplink::Sent { request, outcome }
+                WorkerEvent::Sent { request, outcome }
             }
-            Command::Publish { request, publication } => {
+            WorkerCommand::Publish { request, publication } => {
                 let Publication { topic, payload, qos, retain, expires, .. } = *publication;
                 say(format!("publish {topic} {} {qos} {retain} {}", shown(&payload), expires.is_some()));
-                Uplink::Sent { request, outcome: Outcome::Delivered }
+                WorkerEvent::Sent { request, outcome: Outcome::Delivered }
             }
-            Command::Disconnect { request, device } => {
+            WorkerCommand::Disconnect { request, device } => {
                 let is_here = devices.contains_key(&*device);
                 if is_here {
                     say(format!("{device} disconnect"));
                 }
                 let outcome = if is_here { Outcome::Delivered } else { Outcome::Offline };
-                Uplink::Sent { request, outcome }
+                WorkerEvent::Sent { request, outcome }
             }
-            Command::Broadcast { broadcast, prefix, downlink, per_second } => {
+            WorkerCommand::Broadcast { broadcast, prefix, downlink, per_second } => {
                 say(format!("broadcast {prefix} {} {} {per_second}/s", downlink.topic, shown(&downlink.payload)));
                 let is_slow = prefix.starts_with("slow");
                 let matching = devices.keys().filter(|device| device.starts_with(&*prefix)).count() as u64;
                 let sent = if is_slow { 1 } else { matching };
-                Uplink::Broadcast { broadcast, sent, refused: 0, is_over: !is_slow }
+                WorkerEvent::Broadcast { broadcast, sent, refused: 0, is_over: !is_slow }
             }
-            Command::CancelBroadcast { broadcast } => {
-                Uplink::Broadcast { broadcast, sent: 1, refused: 0, is_over: true }
+            WorkerCommand::CancelBroadcast { broadcast } => {
+                WorkerEvent::Broadcast { broadcast, sent: 1, refused: 0, is_over: true }
             }
-            Command::Describe { request, device } => {
-                Uplink::Described { request, description: devices.get(&*device).cloned().map(Box::new) }
+            WorkerCommand::Describe { request, device } => {
+                WorkerEvent::Described { request, description: devices.get(&*device).cloned().map(Box::new) }
             }
-            Command::List { request, filter } => {
+            WorkerCommand::List { request, filter } => {
                 let matching = devices.values().filter(|device| filter.matches(&device.device));
-                Uplink::Listed { request, devices: matching.take(filter.limit).cloned().collect() }
+                WorkerEvent::Listed { request, devices: matching.take(filter.limit).cloned().collect() }
             }
             other => panic!("{other:?} is for other tests"),
         };
@@ -438,9 +438,9 @@ fn facts(detail: &'static str) -> ConnectionFacts {
     }
 }
 
-fn message(device: &str, index: u32, acknowledge: Option<u32>) -> Uplink {
+fn message(device: &str, index: u32, acknowledge: Option<u32>) -> WorkerEvent {
     let payload = Bytes::from(index.to_be_bytes().to_vec());
-    Uplink::Message(Message {
+    WorkerEvent::Message(Message {
         device: device.into(),
         connection: connection(index),
         topic: "t".into(),

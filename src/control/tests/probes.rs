@@ -51,7 +51,7 @@ fn shutdown_is_bounded_and_closes_the_door() {
     let asking = thread::spawn(move || request(&agent, addr, "GET", "/v1/devices", &[], "").status);
     thread::sleep(Duration::from_millis(200));
     for sequence in 1..=100 {
-        let events = vec![Uplink::Disconnected(presence("d", sequence), CloseReason::Shutdown)];
+        let events = vec![WorkerEvent::Disconnected(presence("d", sequence), CloseReason::Shutdown)];
         uplink.events.send(Batch { worker: WorkerId(0), events }).unwrap();
     }
     let state = control.state.clone();

@@ -13,7 +13,7 @@ fn say_messages(stage: &Stage, numbers: std::ops::Range<u32>) {
     stage.say(1, numbers.clone().map(|number| message("meter-1", number, Some(number))).collect());
     for number in numbers {
         match stage.silent[0].recv_timeout(DEADLINE).unwrap() {
-            Command::MessageSettled { receipt: Receipt::Connection(_, settled), accepted: true } => {
+            WorkerCommand::MessageSettled { receipt: Receipt::Connection(_, settled), accepted: true } => {
                 assert_eq!(settled, number);
             }
             other => panic!("{other:?}"),
@@ -29,7 +29,7 @@ fn sequence(batch: &Value) -> Vec<u64> {
 fn a_consumer_gets_each_event_until_it_is_acknowledged_also_after_a_restart() {
     let directory = TempDir::new().unwrap();
     let first = stage(&directory);
-    first.say(1, vec![Uplink::Connected(presence("meter-1", 1))]);
+    first.say(1, vec![WorkerEvent::Connected(presence("meter-1", 1))]);
     say_messages(&first, 0..3);
 
     let batch = first.get("/v1/uplink?consumer=billing&max=2").json();

@@ -179,7 +179,7 @@ impl Desk {
         self.flush();
     }
 
-    pub fn take_uplink(&mut self) -> Vec<Uplink> {
+    pub fn take_uplink(&mut self) -> Vec<WorkerEvent> {
         std::mem::take(self.shard.uplink())
     }
 
@@ -189,8 +189,8 @@ impl Desk {
         self.take_uplink()
             .iter()
             .filter_map(|event| match event {
-                Uplink::Connected(presence) => Some(short("+", presence)),
-                Uplink::Disconnected(presence, reason) => Some(format!("{} {reason}", short("-", presence))),
+                WorkerEvent::Connected(presence) => Some(short("+", presence)),
+                WorkerEvent::Disconnected(presence, reason) => Some(format!("{} {reason}", short("-", presence))),
                 _ => None,
             })
             .collect()

@@ -11,7 +11,7 @@ use super::super::schema;
 use super::super::sessions::{self, Kept};
 use super::*;
 use crate::image::{Change, Head, Message, Outstanding, Profile, Received, Subscription, Will};
-use crate::link::{ChangeMark, Command, Doorbell, Inbox, mailbox};
+use crate::link::{ChangeMark, Doorbell, Inbox, WorkerCommand, mailbox};
 
 /// What must be in the file, told by the changes alone.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -335,8 +335,8 @@ fn worker_inboxes() -> (Vec<Mailbox>, Vec<Inbox>) {
 fn wait_for_mark(inbox: &Inbox, mark: ChangeMark) {
     loop {
         match inbox.commands.recv_timeout(DEADLINE).expect("the store says what is safe") {
-            Command::Safe { mark: safe } if safe >= mark => return,
-            Command::Safe { .. } => {}
+            WorkerCommand::Safe { mark: safe } if safe >= mark => return,
+            WorkerCommand::Safe { .. } => {}
             other => panic!("{other:?}"),
         }
     }

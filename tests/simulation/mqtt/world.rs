@@ -10,7 +10,7 @@ use pulsegate::codec::mqtt::{
 };
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol};
 use pulsegate::connection::ListenerSettings;
-use pulsegate::link::{Command, ListenerId, Uplink};
+use pulsegate::link::{ListenerId, WorkerCommand, WorkerEvent};
 use pulsegate::metrics::Figure;
 use pulsegate::time::Moment;
 
@@ -219,10 +219,10 @@ impl World {
     fn backbone(&mut self) {
         for worker in 0..self.gateway.workers() {
             while let Some(event) = self.gateway.take_up(worker) {
-                if let Uplink::Message(message) = event
+                if let WorkerEvent::Message(message) = event
                     && let Some(receipt) = message.receipt
                 {
-                    self.gateway.command(worker, Command::MessageSettled { receipt, accepted: true });
+                    self.gateway.command(worker, WorkerCommand::MessageSettled { receipt, accepted: true });
                 }
             }
         }
@@ -697,7 +697,7 @@ impl World {
     fn shut_down(&mut self) {
         let window = Duration::from_secs(10);
         for worker in 0..self.gateway.workers() {
-            self.gateway.command(worker, Command::Shutdown { window });
+            self.gateway.command(worker, WorkerCommand::Shutdown { window });
         }
         let deadline = self.gateway.now.plus(window + Duration::from_secs(10));
         while !self.gateway.is_over() {

@@ -6,11 +6,11 @@
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::{Batch, Uplink};
+use super::{Batch, WorkerEvent};
 
 /// The workers' end; each has a copy.
 #[derive(Clone, Debug)]
-pub struct UplinkSender {
+pub struct EventSender {
     /// Takes batches of events as long as there is room.
     pub events: Sender<Batch>,
     /// Takes batches of answers alone, always.
@@ -19,7 +19,7 @@ pub struct UplinkSender {
 
 /// The control plane's end.
 #[derive(Clone, Debug)]
-pub struct UplinkReceiver {
+pub struct EventReceiver {
     /// What happened, in order for each worker.
     pub events: Receiver<Batch>,
     /// Answers, and questions about tokens.
@@ -28,28 +28,28 @@ pub struct UplinkReceiver {
 
 /// A way with room for so many batches of events.
 #[must_use]
-pub fn uplink_channel(batches: usize) -> (UplinkSender, UplinkReceiver) {
+pub fn event_channel(batches: usize) -> (EventSender, EventReceiver) {
     let (events, taken_events) = bounded(batches);
     let (answers, taken_answers) = unbounded();
-    (UplinkSender { events, answers }, UplinkReceiver { events: taken_events, answers: taken_answers })
+    (EventSender { events, answers }, EventReceiver { events: taken_events, answers: taken_answers })
 }
 
-impl Uplink {
+impl WorkerEvent {
     /// Whether somebody in the control plane, or a connection that cannot go on without it, waits for this.
     #[must_use]
     pub fn is_answer(&self) -> bool {
         match self {
-            Uplink::Connected(_)
-            | Uplink::Disconnected(..)
-            | Uplink::NotAdmitted(_)
-            | Uplink::TakeoverLoop(_)
-            | Uplink::KeepOut { .. }
-            | Uplink::Message(_) => false,
-            Uplink::Authenticate { .. }
-            | Uplink::Described { .. }
-            | Uplink::Listed { .. }
-            | Uplink::Sent { .. }
-            | Uplink::Broadcast { .. } => true,
+            WorkerEvent::Connected(_)
+            | WorkerEvent::Disconnected(..)
+            | WorkerEvent::NotAdmitted(_)
+            | WorkerEvent::TakeoverLoop(_)
+            | WorkerEvent::KeepOut { .. }
+            | WorkerEvent::Message(_) => false,
+            WorkerEvent::Authenticate { .. }
+            | WorkerEvent::Described { .. }
+            | WorkerEvent::Listed { .. }
+            | WorkerEvent::Sent { .. }
+            | WorkerEvent::Broadcast { .. } => true,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! [`Class`]. Without credit they wait in the sender, whose publishers are then read no further. So a shard never has more
 //! in its inbox than it said that it would take, in number and in bytes.
 //!
-//! *Answers* ([`Peer`]) need none: each is asked for, by a message that had credit or by a device that waits, so that
+//! *Answers* ([`ShardMessage`]) need none: each is asked for, by a message that had credit or by a device that waits, so that
 //! there are never more of them than were asked for. They are always taken, whatever else waits.
 //!
 //! docs/decisions/0012 shows why nobody can wait for himself in this.
@@ -43,7 +43,7 @@ impl Class {
 pub struct Passed {
     /// The published message, shared by all who get it.
     pub publication: Arc<Publication>,
-    /// The sender's number for it, carried by [`Peer::Taken`]; 0: the sender does not ask.
+    /// The sender's number for it, carried by [`ShardMessage::Taken`]; 0: the sender does not ask.
     pub token: u32,
     /// For which member of which group; `None`: for whoever has subscribed ([`Class::Published`]).
     pub choice: Option<Box<Choice>>,
@@ -81,7 +81,7 @@ pub struct Credit {
 
 /// One answer, or one thing about a group, said by a shard to another. Needs no credit.
 #[derive(Clone, Debug)]
-pub enum Peer {
+pub enum ShardMessage {
     /// So much of what was passed on has been dealt with: as much may come again, by class.
     Credit([Credit; 2]),
     /// A message that was passed on is safe: with everybody here whom it is for.
@@ -101,14 +101,14 @@ pub enum Peer {
         publication: Arc<Publication>,
     },
     /// A retained message could not be kept by every shard: nobody keeps it, nor an older one of its topic. Answered by
-    /// [`Peer::Taken`].
+    /// [`ShardMessage::Taken`].
     Withdraw {
         /// The number that the answer carries.
         token: u32,
         /// The published message, shared by all who get it.
         publication: Arc<Publication>,
     },
-    /// What was published under this origin is known as received, whatever happens: it may be sent. Answered by [`Peer::Taken`],
+    /// What was published under this origin is known as received, whatever happens: it may be sent. Answered by [`ShardMessage::Taken`],
     /// when it is with everybody whom it is for.
     Commit {
         /// See [`Publication::origin`].
@@ -128,7 +128,7 @@ pub enum Peer {
         identifier: u32,
         /// Whether its device is connected: those are chosen first.
         is_online: bool,
-        /// The SUBSCRIBE that waits for [`Peer::Joined`]; 0: none does.
+        /// The SUBSCRIBE that waits for [`ShardMessage::Joined`]; 0: none does.
         waits: u32,
     },
     /// From a group's home: whoever joined is a member.
@@ -151,7 +151,7 @@ pub enum Peer {
 #[derive(Debug, Default)]
 pub struct Outgoing {
     /// What needs no credit, in order.
-    pub answers: Vec<Peer>,
+    pub answers: Vec<ShardMessage>,
     /// What has credit, in order.
     pub passed: Vec<Passed>,
 }

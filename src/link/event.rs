@@ -16,15 +16,15 @@ pub struct Batch {
     /// Who says it.
     pub worker: WorkerId,
     /// What happened; never empty.
-    pub events: Vec<Uplink>,
+    pub events: Vec<WorkerEvent>,
 }
 
 /// One thing that a worker says.
 #[derive(Debug)]
-pub enum Uplink {
+pub enum WorkerEvent {
     /// A device is here.
     Connected(Presence),
-    /// A device is gone. Exactly one for each [`Uplink::Connected`], with the same generation.
+    /// A device is gone. Exactly one for each [`WorkerEvent::Connected`], with the same generation.
     Disconnected(Presence, CloseReason),
     /// A connection ended that had not become a device: for whoever asks why a device does not come in.
     NotAdmitted(Box<NotAdmitted>),
@@ -39,7 +39,7 @@ pub enum Uplink {
     },
     /// A device said something for the backend.
     Message(Message),
-    /// A device offers what somebody with time must check; answered by `Command::Authenticated`.
+    /// A device offers what somebody with time must check; answered by `WorkerCommand::Authenticated`.
     Authenticate {
         /// The connection that waits.
         connection: ConnectionId,
@@ -50,14 +50,14 @@ pub enum Uplink {
         /// From where it comes: nobody is to keep others out. The shard leaves it out, the worker fills it in.
         peer: Option<IpAddr>,
     },
-    /// The answer to `Command::Describe`.
+    /// The answer to `WorkerCommand::Describe`.
     Described {
         /// The number of the request.
         request: u64,
         /// The device, if it is here.
         description: Option<Box<Description>>,
     },
-    /// The answer to `Command::Send` or `Command::Disconnect`.
+    /// The answer to `WorkerCommand::Send` or `WorkerCommand::Disconnect`.
     Sent {
         /// The number of the request.
         request: u64,
@@ -75,7 +75,7 @@ pub enum Uplink {
         /// Nothing more will come of it: it has reached all, or was cancelled.
         is_over: bool,
     },
-    /// The answer to `Command::List`.
+    /// The answer to `WorkerCommand::List`.
     Listed {
         /// The number of the request.
         request: u64,
