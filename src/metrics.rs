@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What a figure is.
+/// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows.
@@ -15,7 +15,7 @@ pub enum Kind {
     Gauge,
 }
 
-macro_rules! figures {
+macro_rules! metrics {
     ($(#[$outer:meta])+ enum $of:ident;
      $($(#[doc = $doc:literal])+ $variant:ident = $kind:ident $name:literal $unit:literal,)+) => {
         $(#[$outer])+
@@ -24,7 +24,7 @@ macro_rules! figures {
         pub enum $of { $($(#[doc = $doc])+ $variant,)+ }
 
         impl $of {
-            /// Every figure, in declaration order.
+            /// Every metric, in declaration order.
             pub const ALL: &'static [$of] = &[$($of::$variant,)+];
             /// How many there are.
             pub const COUNT: usize = Self::ALL.len();
@@ -47,9 +47,9 @@ macro_rules! figures {
     };
 }
 
-figures! {
-    /// A figure that every worker keeps.
-    enum Figure;
+metrics! {
+    /// A metric that every worker keeps.
+    enum Metric;
     /// Devices connected: named, alive, at home.
     Devices = Gauge "pulsegate_devices" "",
     /// Connections held, whatever their state.
@@ -148,18 +148,18 @@ figures! {
     Commands = Counter "pulsegate_commands" "",
 }
 
-figures! {
+metrics! {
     /// A count that every worker keeps for each reason, under the labels `worker` and `reason`.
-    enum ReasonFigure;
+    enum ReasonMetric;
     /// Connections that ended, by reason.
     Closed = Counter "pulsegate_connections_closed" "",
     /// Connections refused before TLS, by reason.
     Refused = Counter "pulsegate_connections_refused" "",
 }
 
-figures! {
-    /// A figure of each listener, over all workers, under the label `listener`.
-    enum ListenerFigure;
+metrics! {
+    /// A metric of each listener, over all workers, under the label `listener`.
+    enum ListenerMetric;
     /// Devices connected that came through this listener.
     Devices = Gauge "pulsegate_listener_devices" "",
     /// Connections accepted by this listener.
@@ -178,7 +178,7 @@ figures! {
 pub const LISTENER_HANDSHAKE: (&str, &str) =
     ("pulsegate_listener_handshake", "From the first bytes to the end of the TLS handshake, by listener.");
 
-/// Listeners whose figures are shown: all that there can be.
+/// Listeners whose metrics are shown: all that there can be.
 const LISTENERS_MAX: usize = 64;
 
 /// When what a listener holds of certificates ends, in seconds since 1970, by the labels `listener`, `kind` and `number`.
@@ -187,9 +187,9 @@ pub const NOT_AFTER: (&str, &str) = (
     "When a certificate of the listener ends, the first of its authorities, or the first of its revocation lists is to be renewed, in seconds since 1970.",
 );
 
-figures! {
-    /// A figure of the whole process, without labels.
-    enum ProcessFigure;
+metrics! {
+    /// A metric of the whole process, without labels.
+    enum ProcessMetric;
     /// Time since the gateway started.
     Uptime = Gauge "pulsegate_uptime" "seconds",
     /// Bytes that the program holds from its allocator.
@@ -280,9 +280,9 @@ figures! {
     StoreSteps = Counter "pulsegate_store_changes_written" "",
 }
 
-figures! {
-    /// A figure of each sink, under the label `sink`.
-    enum SinkFigure;
+metrics! {
+    /// A metric of each sink, under the label `sink`.
+    enum SinkMetric;
     /// How old the oldest event is that the sink's other side has still to acknowledge.
     Lag = Gauge "pulsegate_sink_lag" "seconds",
     /// Events behind the sink's cursor.
@@ -356,24 +356,24 @@ impl Timing {
     }
 }
 
-impl Figure {
+impl Metric {
     /// How many of what is counted make one of the unit: Prometheus wants whole base units, a loop is late by microseconds.
     #[must_use]
     pub const fn per_unit(self) -> u64 {
         match self {
-            Figure::LoopLateness => 1_000_000,
-            Figure::HandshakesLongestWait => 1_000,
+            Metric::LoopLateness => 1_000_000,
+            Metric::HandshakesLongestWait => 1_000,
             _ => 1,
         }
     }
 }
 
-impl ProcessFigure {
-    /// As [`Figure::per_unit`].
+impl ProcessMetric {
+    /// As [`Metric::per_unit`].
     #[must_use]
     pub const fn per_unit(self) -> u64 {
         match self {
-            ProcessFigure::StoreCommit => 1_000_000,
+            ProcessMetric::StoreCommit => 1_000_000,
             _ => 1,
         }
     }
@@ -420,16 +420,16 @@ impl Histogram {
     }
 }
 
-/// One worker's figures as plain integers. `reasons` and `refusals` are indexed by the labels that the owner of the
+/// One worker's metrics as plain integers. `reasons` and `refusals` are indexed by the labels that the owner of the
 /// reasons defines; this module only carries them.
 #[derive(Clone, Debug)]
 pub struct Counters {
-    figures: [u64; Figure::COUNT],
+    values: [u64; Metric::COUNT],
     timings: [Histogram; Timing::COUNT],
     closed: Vec<u64>,
     refused: Vec<u64>,
     /// By listener, as far as any was heard of.
-    listeners: Vec<[u64; ListenerFigure::COUNT]>,
+    listeners: Vec<[u64; ListenerMetric::COUNT]>,
     /// The same, of what is rarer than turns.
     arrivals: Vec<Arrivals>,
 }
@@ -448,7 +448,7 @@ impl Counters {
     #[must_use]
     pub fn new(closed: usize, refused: usize) -> Self {
         Self {
-            figures: [0; Figure::COUNT],
+            values: [0; Metric::COUNT],
             timings: [Histogram::default(); Timing::COUNT],
             closed: vec![0; closed],
             refused: vec![0; refused],
@@ -471,7 +471,7 @@ impl Counters {
     /// Counts one refusal of the listener with this index, with the reason of this index.
     pub fn count_refused_by(&mut self, listener: usize, refusal: usize) {
         self.refused[refusal] += 1;
-        self.add_to_listener(listener, ListenerFigure::Refused, 1);
+        self.add_to_listener(listener, ListenerMetric::Refused, 1);
         self.arrivals_of(listener).refused[refusal] += 1;
     }
 
@@ -493,54 +493,54 @@ impl Counters {
         self.arrivals.get(listener).map_or_else(Histogram::default, |arrivals| arrivals.handshakes)
     }
 
-    /// Adds `by` to a figure.
-    pub fn add(&mut self, figure: Figure, by: u64) {
-        self.figures[figure as usize] += by;
+    /// Adds `by` to a metric.
+    pub fn add(&mut self, metric: Metric, by: u64) {
+        self.values[metric as usize] += by;
     }
 
     /// Takes `by` from a gauge. A gauge below zero is our own error, and panics.
-    pub fn subtract(&mut self, figure: Figure, by: u64) {
-        debug_assert!(figure.kind() == Kind::Gauge);
-        let value = &mut self.figures[figure as usize];
+    pub fn subtract(&mut self, metric: Metric, by: u64) {
+        debug_assert!(metric.kind() == Kind::Gauge);
+        let value = &mut self.values[metric as usize];
         *value = value.checked_sub(by).expect("a gauge fell below zero");
     }
 
     /// Sets a gauge.
-    pub fn set(&mut self, figure: Figure, value: u64) {
-        debug_assert!(figure.kind() == Kind::Gauge);
-        self.figures[figure as usize] = value;
+    pub fn set(&mut self, metric: Metric, value: u64) {
+        debug_assert!(metric.kind() == Kind::Gauge);
+        self.values[metric as usize] = value;
     }
 
-    /// Adds `by` to a figure of the listener with this index.
-    pub fn add_to_listener(&mut self, listener: usize, figure: ListenerFigure, by: u64) {
-        self.of_listener(listener)[figure as usize] += by;
+    /// Adds `by` to a metric of the listener with this index.
+    pub fn add_to_listener(&mut self, listener: usize, metric: ListenerMetric, by: u64) {
+        self.of_listener(listener)[metric as usize] += by;
     }
 
     /// Takes `by` from a gauge of the listener with this index. Below zero is our own error, and panics.
-    pub fn subtract_from_listener(&mut self, listener: usize, figure: ListenerFigure, by: u64) {
-        debug_assert!(figure.kind() == Kind::Gauge);
-        let value = &mut self.of_listener(listener)[figure as usize];
+    pub fn subtract_from_listener(&mut self, listener: usize, metric: ListenerMetric, by: u64) {
+        debug_assert!(metric.kind() == Kind::Gauge);
+        let value = &mut self.of_listener(listener)[metric as usize];
         *value = value.checked_sub(by).expect("a gauge fell below zero");
     }
 
-    fn of_listener(&mut self, listener: usize) -> &mut [u64; ListenerFigure::COUNT] {
+    fn of_listener(&mut self, listener: usize) -> &mut [u64; ListenerMetric::COUNT] {
         assert!(listener < LISTENERS_MAX);
         if listener >= self.listeners.len() {
-            self.listeners.resize(listener + 1, [0; ListenerFigure::COUNT]);
+            self.listeners.resize(listener + 1, [0; ListenerMetric::COUNT]);
         }
         &mut self.listeners[listener]
     }
 
-    /// A figure of the listener with this index.
+    /// A metric of the listener with this index.
     #[must_use]
-    pub fn listener_figure(&self, listener: usize, figure: ListenerFigure) -> u64 {
-        self.listeners.get(listener).map_or(0, |figures| figures[figure as usize])
+    pub fn listener_value(&self, listener: usize, metric: ListenerMetric) -> u64 {
+        self.listeners.get(listener).map_or(0, |values| values[metric as usize])
     }
 
-    /// One figure's value.
+    /// One metric's value.
     #[must_use]
-    pub fn figure(&self, figure: Figure) -> u64 {
-        self.figures[figure as usize]
+    pub fn value(&self, metric: Metric) -> u64 {
+        self.values[metric as usize]
     }
 
     /// Adds an observation to a histogram.
@@ -574,14 +574,14 @@ impl Counters {
 
 /// The copy of one worker's counters that other threads read.
 ///
-/// Each value is copied on its own: a reader may see figures of two adjacent turns side by side, never a torn one.
+/// Each value is copied on its own: a reader may see metrics of two adjacent turns side by side, never a torn one.
 #[derive(Debug)]
 pub struct Published {
-    figures: [AtomicU64; Figure::COUNT],
+    values: [AtomicU64; Metric::COUNT],
     timings: [[AtomicU64; BUCKETS + 1]; Timing::COUNT],
     closed: Vec<AtomicU64>,
     refused: Vec<AtomicU64>,
-    listeners: Box<[[AtomicU64; ListenerFigure::COUNT]]>,
+    listeners: Box<[[AtomicU64; ListenerMetric::COUNT]]>,
     arrivals: Box<[PublishedArrivals]>,
 }
 
@@ -599,11 +599,11 @@ impl Published {
     pub fn new(closed: usize, refused: usize) -> Self {
         let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
         Self {
-            figures: [const { AtomicU64::new(0) }; Figure::COUNT],
+            values: [const { AtomicU64::new(0) }; Metric::COUNT],
             timings: [const { [const { AtomicU64::new(0) }; BUCKETS + 1] }; Timing::COUNT],
             closed: zeros(closed),
             refused: zeros(refused),
-            listeners: std::iter::repeat_with(|| [const { AtomicU64::new(0) }; ListenerFigure::COUNT])
+            listeners: std::iter::repeat_with(|| [const { AtomicU64::new(0) }; ListenerMetric::COUNT])
                 .take(LISTENERS_MAX)
                 .collect(),
             arrivals: std::iter::repeat_with(|| PublishedArrivals {
@@ -623,7 +623,7 @@ impl Published {
                 to.store(from, Ordering::Relaxed);
             }
         };
-        copy(&self.figures, &counters.figures);
+        copy(&self.values, &counters.values);
         copy(&self.closed, &counters.closed);
         copy(&self.refused, &counters.refused);
         for (to, from) in self.listeners.iter().zip(&counters.listeners) {
@@ -653,7 +653,7 @@ impl Published {
         counters.refused = load(&self.refused);
         counters.listeners =
             self.listeners.iter().map(|of| of.each_ref().map(|value| value.load(Ordering::Relaxed))).collect();
-        for (to, from) in counters.figures.iter_mut().zip(&self.figures) {
+        for (to, from) in counters.values.iter_mut().zip(&self.values) {
             *to = from.load(Ordering::Relaxed);
         }
         let histogram = |from: &[AtomicU64; BUCKETS + 1]| {
@@ -682,12 +682,12 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_well_formed() {
-        let mut names: Vec<_> = Figure::ALL.iter().map(|figure| figure.name()).collect();
+        let mut names: Vec<_> = Metric::ALL.iter().map(|metric| metric.name()).collect();
         names.extend(Timing::ALL.iter().map(|timing| timing.name()));
-        names.extend(ReasonFigure::ALL.iter().map(|figure| figure.name()));
-        names.extend(ProcessFigure::ALL.iter().map(|figure| figure.name()));
-        names.extend(SinkFigure::ALL.iter().map(|figure| figure.name()));
-        names.extend(ListenerFigure::ALL.iter().map(|figure| figure.name()));
+        names.extend(ReasonMetric::ALL.iter().map(|metric| metric.name()));
+        names.extend(ProcessMetric::ALL.iter().map(|metric| metric.name()));
+        names.extend(SinkMetric::ALL.iter().map(|metric| metric.name()));
+        names.extend(ListenerMetric::ALL.iter().map(|metric| metric.name()));
         names.push(LISTENER_HANDSHAKE.0);
         for name in &names {
             assert!(name.starts_with("pulsegate_") && !name.ends_with("_total"), "{name}");
@@ -696,29 +696,29 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
-        assert!(Figure::ALL.iter().all(|figure| figure.help().ends_with('.')));
-        assert!(ReasonFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
-        assert!(ProcessFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
-        assert!(SinkFigure::ALL.iter().all(|figure| figure.help().ends_with('.')));
+        assert!(Metric::ALL.iter().all(|metric| metric.help().ends_with('.')));
+        assert!(ReasonMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
+        assert!(ProcessMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
+        assert!(SinkMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
     }
 
     #[test]
     fn what_is_published_is_what_was_counted() {
         let mut counters = Counters::new(3, 2);
-        counters.add(Figure::Accepted, 5);
-        counters.set(Figure::LoopLateness, 7);
+        counters.add(Metric::Accepted, 5);
+        counters.set(Metric::LoopLateness, 7);
         counters.count_closed(2);
         counters.count_refused_by(2, 1);
         counters.observe_handshake(2, Duration::from_micros(60));
-        counters.add_to_listener(1, ListenerFigure::Devices, 3);
-        counters.subtract_from_listener(1, ListenerFigure::Devices, 1);
+        counters.add_to_listener(1, ListenerMetric::Devices, 3);
+        counters.subtract_from_listener(1, ListenerMetric::Devices, 1);
         counters.observe(Timing::Turn, Duration::from_micros(60));
         counters.observe(Timing::Turn, Duration::from_hours(1));
         let published = Published::new(3, 2);
         published.publish(&counters);
         let copy = published.read();
-        assert_eq!(copy.figure(Figure::Accepted), 5);
-        assert_eq!(copy.figure(Figure::LoopLateness), 7);
+        assert_eq!(copy.value(Metric::Accepted), 5);
+        assert_eq!(copy.value(Metric::LoopLateness), 7);
         assert_eq!(copy.closed(), [0, 0, 1]);
         assert_eq!([0, 1, 2, 3].map(|listener| copy.refused_by(listener, 1)), [0, 0, 1, 0]);
         assert_eq!((copy.handshakes_of(2).counts[1], copy.handshakes_of(1).count()), (1, 0));
@@ -727,7 +727,7 @@ mod tests {
         published.publish(&counters);
         assert_eq!(published.read().refused_by(2, 0), 1, "what has changed is copied anew");
         assert_eq!(copy.refused(), [0, 1]);
-        assert_eq!([0, 1, 2].map(|listener| copy.listener_figure(listener, ListenerFigure::Devices)), [0, 2, 0]);
+        assert_eq!([0, 1, 2].map(|listener| copy.listener_value(listener, ListenerMetric::Devices)), [0, 2, 0]);
         assert_eq!(copy.timing(Timing::Turn).counts[1], 1);
         assert_eq!(*copy.timing(Timing::Turn).counts.last().unwrap(), 1);
         assert_eq!(copy.timing(Timing::Turn).count(), 2);
@@ -736,6 +736,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "below zero")]
     fn a_gauge_cannot_fall_below_zero() {
-        Counters::new(0, 0).subtract(Figure::Devices, 1);
+        Counters::new(0, 0).subtract(Metric::Devices, 1);
     }
 }

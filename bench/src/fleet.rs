@@ -189,9 +189,9 @@ impl Fleet {
 
     /// Heartbeats sent and answered as the shard itself counts them.
     pub fn heartbeats(&mut self) -> (u64, u64) {
-        use pulsegate::metrics::Figure;
+        use pulsegate::metrics::Metric;
         let counters = self.host.shard.counters();
-        (counters.figure(Figure::HeartbeatsSent), counters.figure(Figure::HeartbeatsAnswered))
+        (counters.value(Metric::HeartbeatsSent), counters.value(Metric::HeartbeatsAnswered))
     }
 }
 

@@ -19,7 +19,7 @@ use super::{ALIASES_MAX, Broker, RequestEnd};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
 use crate::image::Change;
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 use crate::pool::Class;
 use crate::time::{Moment, Tick};
 
@@ -307,7 +307,7 @@ impl Broker {
                     return Resent::Stopped;
                 }
                 Sent::TooLong => {
-                    budget.counters.add(Figure::DroppedTooLarge, 1);
+                    budget.counters.add(Metric::DroppedTooLarge, 1);
                     if let Some(given_up) = self.sessions.inflight(session).give_up() {
                         self.give_up_request(given_up.request);
                         self.record_done(session, given_up.number);
@@ -332,7 +332,7 @@ impl Broker {
         let Some(mut delivery) = inflight.dequeue() else { return false };
         if delivery.publication.is_expired(budget.now) {
             // [v5 MQTT-3.3.2-5]
-            budget.counters.add(Figure::DroppedExpired, 1);
+            budget.counters.add(Metric::DroppedExpired, 1);
             self.drop_of(session, &delivery);
         } else {
             let packet = self.next_packet(session);
@@ -474,14 +474,14 @@ impl Broker {
     fn send_new(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) -> Result<(), Delivery> {
         if delivery.publication.is_expired(budget.now) {
             // [v5 MQTT-3.3.2-5]
-            budget.counters.add(Figure::DroppedExpired, 1);
+            budget.counters.add(Metric::DroppedExpired, 1);
             self.drop_of(session, &delivery);
             return Ok(());
         }
         let packet = if delivery.qos > 0 { self.next_packet(session) } else { 0 };
         match encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, false, budget) {
             Sent::Encoded => {
-                budget.counters.add(Figure::Delivered, 1);
+                budget.counters.add(Metric::Delivered, 1);
                 let (token, mut was_recorded) = (delivery.token, false);
                 if delivery.qos > 0 {
                     let mut delivery = Delivery { token: NOTHING, ..delivery };
@@ -494,7 +494,7 @@ impl Broker {
             Sent::NoRoom => Err(delivery),
             Sent::TooLong => {
                 // As if it had been delivered [v5 MQTT-3.1.2-25].
-                budget.counters.add(Figure::DroppedTooLarge, 1);
+                budget.counters.add(Metric::DroppedTooLarge, 1);
                 self.drop_of(session, &delivery);
                 Ok(())
             }
@@ -517,7 +517,7 @@ impl Broker {
             }
             Ok(Enqueued::Waits) => {}
             Err(delivery) => {
-                counters.add(Figure::DroppedQueueFull, 1);
+                counters.add(Metric::DroppedQueueFull, 1);
                 self.drop_of(session, &delivery);
             }
         }
@@ -562,7 +562,7 @@ impl Broker {
 
     /// The connection has ended: whoever waited for what it was to be sent is told.
     pub(super) fn release(&mut self, session: u32, released: Released, counters: &mut Counters) {
-        counters.add(Figure::DroppedQueueFull, released.dropped as u64);
+        counters.add(Metric::DroppedQueueFull, released.dropped as u64);
         for request in released.requests {
             self.give_up_request(request);
         }

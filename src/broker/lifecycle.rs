@@ -11,7 +11,7 @@ use crate::config::budget::WILL_BYTES;
 use crate::devices::Devices;
 use crate::image::{self, Change, SessionKey};
 use crate::link::{Home, ListenerId, Publication, SessionFacts, SessionId, ShardMessage, WorkerId};
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
@@ -498,7 +498,7 @@ impl Broker {
         let due_will = if ends || delay_s == 0 { self.sessions.take_will(session, now) } else { None };
         if ends {
             if self.sessions[session].profile.expiry_s != 0 {
-                counters.add(Figure::SessionsDropped, 1);
+                counters.add(Metric::SessionsDropped, 1);
             }
             self.end(session);
         } else {
@@ -556,7 +556,7 @@ impl Broker {
                 due_wills.extend(self.sessions.take_will(session, now));
             }
             if expired {
-                counters.add(Figure::SessionsExpired, 1);
+                counters.add(Metric::SessionsExpired, 1);
                 self.sessions.leave_away(session);
                 self.end(session);
             } else {

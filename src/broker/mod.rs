@@ -63,7 +63,7 @@ pub use routing::{Granted, Unsubscribed};
 use crate::codec::mqtt::Version;
 use crate::config::Limits;
 use crate::link::{Credit, Exchange, Home, ListenerId, Outgoing, SessionId, WorkerId};
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 use crate::pool::Pool;
 use crate::time::Tick;
 use delivery::Deliveries;
@@ -343,14 +343,14 @@ impl Broker {
 
     /// Sets the gauges.
     pub fn count(&self, counters: &mut Counters) {
-        counters.set(Figure::Sessions, self.sessions.len() as u64);
-        counters.set(Figure::SessionsAway, self.sessions.count_away() as u64);
-        counters.set(Figure::Subscriptions, self.routing.subscriptions.len() as u64);
-        counters.set(Figure::RetainedMessages, self.routing.retained.len() as u64);
-        counters.set(Figure::Unsettled, self.settlements.len() as u64);
-        counters.set(Figure::PoolUsed, self.pool.used_in_all());
+        counters.set(Metric::Sessions, self.sessions.len() as u64);
+        counters.set(Metric::SessionsAway, self.sessions.count_away() as u64);
+        counters.set(Metric::Subscriptions, self.routing.subscriptions.len() as u64);
+        counters.set(Metric::RetainedMessages, self.routing.retained.len() as u64);
+        counters.set(Metric::Unsettled, self.settlements.len() as u64);
+        counters.set(Metric::PoolUsed, self.pool.used_in_all());
         let refused = self.pool.refused_in_all();
-        counters.add(Figure::PoolRefused, refused - counters.figure(Figure::PoolRefused));
+        counters.add(Metric::PoolRefused, refused - counters.value(Metric::PoolRefused));
     }
 
     fn note_answerable(&mut self, session: u32) {

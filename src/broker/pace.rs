@@ -6,7 +6,7 @@
 
 use super::Broker;
 use super::inflight::Released;
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 use crate::time::Tick;
 
 /// In so many ticks (five seconds) a device must take as much as may be in flight to it at a time.
@@ -62,7 +62,7 @@ impl Broker {
                 let mut released = Released::default();
                 inflight.drop_waiting(&mut released);
                 all.push((session, released));
-                counters.add(Figure::Stalled, 1);
+                counters.add(Metric::Stalled, 1);
                 continue;
             } else {
                 inflight.begin_pace(drained);

@@ -19,7 +19,7 @@ use crate::codec::mqtt::{Reason, topic};
 use crate::config::budget::FILTER_BYTES;
 use crate::image::{self, Change};
 use crate::link::{Choice, Passed, Publication, SessionId, ShardMessage, WorkerId};
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 
 /// The first filter of a session is part of it in the memory budget, where it is no longer than this.
@@ -109,7 +109,7 @@ impl Broker {
     /// A message was published in this shard: it goes to every shard where anybody may want it. Whoever has the ticket is
     /// told when all of them have taken it.
     pub fn publish(&mut self, mut publication: Publication, ticket: Ticket, counters: &mut Counters) {
-        counters.add(Figure::Published, 1);
+        counters.add(Metric::Published, 1);
         if publication.retain {
             publication.stamp = self.exchange.next_stamp(self.worker);
         }
@@ -305,7 +305,7 @@ impl Broker {
     /// has one part more. `false`: it could not be retained.
     fn route(&mut self, publication: &Arc<Publication>, token: Token, counters: &mut Counters) -> bool {
         let is_kept = !publication.retain || self.retain(publication, token);
-        counters.add(Figure::RetainedRefused, u64::from(!is_kept));
+        counters.add(Metric::RetainedRefused, u64::from(!is_kept));
         self.match_publication(publication, token);
         is_kept
     }

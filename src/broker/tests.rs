@@ -100,7 +100,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
             COUNT - 1
         );
         assert_eq!(live, [COUNT + 1]);
-        assert_eq!(world.counters.figure(Figure::DroppedQueueFull), 0);
+        assert_eq!(world.counters.value(Metric::DroppedQueueFull), 0);
         assert!(!world.shards[worker].has_deliveries(), "nothing is left to be done");
     }
 }
@@ -364,7 +364,7 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     }
     shard.check_invariants(|_| false);
     assert!(pool.used(Part::Queues) <= pool.share(Part::Queues), "{} bytes", pool.used(Part::Queues));
-    assert!(counters.figure(Figure::DroppedQueueFull) > 1_000);
+    assert!(counters.value(Metric::DroppedQueueFull) > 1_000);
     for &session in &devices {
         let (queued, _) = shard.sessions[session].inflight.as_deref().unwrap().queued();
         assert!((1..=100).contains(&queued), "{queued} messages wait in one session");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pulsegate::control::STUCK_AFTER;
-use pulsegate::metrics::{Figure, Published};
+use pulsegate::metrics::{Metric, Published};
 use sd_notify::NotifyState;
 
 /// How often the main thread looks whether the workers still run.
@@ -51,7 +51,7 @@ impl Supervisor {
         if self.watchdog.is_none() {
             return;
         }
-        let progress = self.published.iter().map(|published| published.read().figure(Figure::LatestProgress));
+        let progress = self.published.iter().map(|published| published.read().value(Metric::LatestProgress));
         match self.pulse.stuck(progress, now) {
             Some(worker) if !self.is_stopping => {
                 tracing::error!(worker, "a worker does not get on with what waits for it: the watchdog is not fed");

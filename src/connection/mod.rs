@@ -65,7 +65,7 @@ pub use trace::PacketLog;
 use crate::broker::{Broker, DueWill};
 use crate::codec::websocket::Decoder;
 use crate::link::{CloseReason, Credentials, Downlink, Grant, ListenerId, Outcome, WorkerEvent};
-use crate::metrics::{Counters, Figure, Timing};
+use crate::metrics::{Counters, Metric, Timing};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::{Moment, Tick};
 use crate::tls::certs::CertificateMark;
@@ -449,7 +449,7 @@ impl Connection {
         if heard.answered == 0 {
             return None;
         }
-        counters.add(Figure::HeartbeatsAnswered, u64::from(heard.answered));
+        counters.add(Metric::HeartbeatsAnswered, u64::from(heard.answered));
         // One that has been told goodbye lingers for as long as it was given, whatever it answers.
         self.is_device().then(|| self.liveness.last_heard().plus(self.schedule(settings).interval))
     }
@@ -563,7 +563,7 @@ impl Connection {
         let due = self.liveness.handle_deadline(&schedule, drained, cx.now);
         if let Due::Probe(_) = due {
             self.as_open(settings, cx).send_probe()?;
-            cx.counters.add(Figure::HeartbeatsSent, 1);
+            cx.counters.add(Metric::HeartbeatsSent, 1);
         }
         Ok(due)
     }
@@ -585,7 +585,7 @@ impl Connection {
         cx: &mut Context,
     ) -> Result<(), Termination> {
         assert!(self.is_device());
-        cx.counters.add(Figure::MessagesAcknowledged, 1);
+        cx.counters.add(Metric::MessagesAcknowledged, 1);
         self.as_open(settings, cx).send_ack(message)
     }
 

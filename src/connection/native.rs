@@ -9,7 +9,7 @@ use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step, Termination};
 use crate::codec::native::{self, Frame};
 use crate::link::{CloseReason, Credentials, Downlink, Message, Outcome, Receipt, WorkerEvent};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::time::{TICK_MICROS, ticks_ceil};
 
 /// The shortest heartbeat interval that a device may ask for, unless the operator's own is shorter.
@@ -49,7 +49,7 @@ impl OpenConnection<'_, '_> {
             (Phase::Unnamed, Frame::Hello(hello)) => return self.handle_hello(hello),
             (_, Frame::Close(_)) => return Err(Termination::new(CloseReason::DeviceClosed)),
             (Phase::Device, Frame::Ping(echo)) => {
-                self.cx.counters.add(Figure::HeartbeatsReceived, 1);
+                self.cx.counters.add(Metric::HeartbeatsReceived, 1);
                 Frame::Pong(echo).encode(self.cx.plain);
             }
             (Phase::Device, Frame::Message(message)) => return Ok(self.handle_message(message)),
@@ -106,7 +106,7 @@ impl OpenConnection<'_, '_> {
         let full = self.cx.is_uplink_full();
         match (full, message.id) {
             (false, id) => self.send_up(message.topic, message.payload, (id != 0).then_some(id)),
-            (true, 0) => self.cx.counters.add(Figure::MessagesDropped, 1),
+            (true, 0) => self.cx.counters.add(Metric::MessagesDropped, 1),
             (true, _) => return Step::Paused,
         }
         Step::Wait
@@ -117,13 +117,13 @@ impl OpenConnection<'_, '_> {
         let Some(buffers) = self.buffers.as_deref_mut() else { return };
         let Some(place) = buffers.awaited.iter().position(|awaited| awaited.message == message) else { return };
         let awaited = buffers.awaited.remove(place).expect("the place was found");
-        self.cx.counters.add(Figure::MessagesConfirmed, 1);
+        self.cx.counters.add(Metric::MessagesConfirmed, 1);
         self.cx.uplink.push(WorkerEvent::Sent { request: awaited.request, outcome: Outcome::Acknowledged });
     }
 
     /// The one copy that a message costs on its way up.
     pub(super) fn send_up(&mut self, topic: &str, payload: &[u8], acknowledge: Option<u32>) {
-        self.cx.counters.add(Figure::MessagesReceived, 1);
+        self.cx.counters.add(Metric::MessagesReceived, 1);
         self.cx.uplink.push(WorkerEvent::Message(Message {
             device: self.device.clone(),
             connection: self.id,

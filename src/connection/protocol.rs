@@ -8,7 +8,7 @@ use super::{Input, ListenerSettings, Termination, native};
 use crate::codec::native::Frame;
 use crate::config::{IdentityFrom, Limits, Protocol};
 use crate::link::Downlink;
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::tls::certs::PeerIdentity;
 
 /// Ticks of silence allowed for each second of MQTT's keep-alive.
@@ -128,7 +128,7 @@ impl OpenConnection<'_, '_> {
             Protocol::Raw(_) => self.cx.plain.extend_from_slice(&downlink.payload),
             Protocol::Mqtt(_) => unreachable!("its session has what is for it"),
         }
-        self.cx.counters.add(Figure::MessagesSent, 1);
+        self.cx.counters.add(Metric::MessagesSent, 1);
         self.seal_plain()
     }
 

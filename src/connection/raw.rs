@@ -4,7 +4,7 @@ use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step};
 use crate::codec::raw::{self, Payload};
 use crate::config;
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 
 /// Raw bytes go up in pieces of at most this size, so that one message never holds the uplink up.
 const RAW_CHUNK_BYTES: usize = 4_096;
@@ -31,7 +31,7 @@ impl OpenConnection<'_, '_> {
     fn handle_raw_bytes(&mut self, bytes: &[u8], raw: &config::Raw) {
         match raw::classify(&raw.heartbeat, bytes) {
             Payload::Heartbeats(count) => {
-                self.cx.counters.add(Figure::HeartbeatsReceived, count as u64);
+                self.cx.counters.add(Metric::HeartbeatsReceived, count as u64);
                 // One for all of them: otherwise a record of short heartbeats would make megabytes of long replies.
                 self.cx.plain.extend_from_slice(&raw.reply);
             }

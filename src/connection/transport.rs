@@ -12,7 +12,7 @@ use super::websocket::{self, Carrier};
 use super::{Buffers, Connection, Context, Input, ListenerSettings, Naming, Phase, State, Step, Termination};
 use crate::codec::websocket::{Decoder, Kind, encode_header};
 use crate::link::{CloseReason, ConnectionId};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::tls::record::{Burst, Handled, Opened};
 
 /// An open connection taken apart for the length of one call, so that the keys that the record layer rebuilds are kept
@@ -147,7 +147,7 @@ impl OpenConnection<'_, '_> {
             Ok(Opened::Data(plaintext)) => Ok(Record::Data { length, plaintext: start..start + plaintext.len() }),
             Ok(Opened::Handled(handled)) => {
                 if let Handled::KeyUpdate { .. } = handled {
-                    self.cx.counters.add(Figure::KeyUpdates, 1);
+                    self.cx.counters.add(Metric::KeyUpdates, 1);
                 }
                 input.skip_record(length);
                 Ok(Record::Nothing)

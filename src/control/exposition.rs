@@ -18,8 +18,8 @@ use super::State;
 use super::policy::Expiry;
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
-    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Figure, Histogram, Kind,
-    LISTENER_HANDSHAKE, ListenerFigure, NOT_AFTER, ProcessFigure, ReasonFigure, SinkFigure, Timing,
+    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Histogram, Kind,
+    LISTENER_HANDSHAKE, ListenerMetric, Metric, NOT_AFTER, ProcessMetric, ReasonMetric, SinkMetric, Timing,
 };
 use crate::sink::{Report, Sinks};
 use crate::store::{Backlog, Health, Stats, Store};
@@ -112,7 +112,7 @@ impl Memory {
     pub(super) fn read() -> Memory {
         // The allocator's figures are those of the last advance of its epoch.
         let fresh = epoch::advance().is_ok();
-        let read = |figure: Result<usize, _>| figure.ok().filter(|_| fresh).map(|bytes| bytes as u64);
+        let read = |metric: Result<usize, _>| metric.ok().filter(|_| fresh).map(|bytes| bytes as u64);
         Memory {
             allocated_bytes: read(stats::allocated::read()),
             resident_bytes: read(stats::resident::read()),
@@ -134,8 +134,8 @@ fn process_resident() -> Option<u64> {
 struct Scrape {
     /// By worker.
     counters: Vec<Counters>,
-    /// By [`ProcessFigure`]; what could not be read is left out.
-    process: [Option<u64>; ProcessFigure::COUNT],
+    /// By [`ProcessMetric`]; what could not be read is left out.
+    process: [Option<u64>; ProcessMetric::COUNT],
     consumers: Vec<Backlog>,
     sinks: Vec<Report>,
     now_ms: i64,
@@ -158,92 +158,92 @@ impl Scrape {
         }
     }
 
-    fn process_figures(state: &State) -> [Option<u64>; ProcessFigure::COUNT] {
+    fn process_figures(state: &State) -> [Option<u64>; ProcessMetric::COUNT] {
         let memory = Memory::read();
         let load = |count: &AtomicU64| Some(count.load(Ordering::Relaxed));
         let store = state.store.as_deref();
         let stored = |count: fn(&Stats) -> &AtomicU64| store.and_then(|store| load(count(store.stats())));
-        let value = |figure| match figure {
-            ProcessFigure::Uptime => Some(state.clock.uptime().as_secs()),
-            ProcessFigure::MemoryAllocated => memory.allocated_bytes,
-            ProcessFigure::MemoryResident => memory.resident_bytes,
-            ProcessFigure::ProcessResident => memory.process_resident_bytes,
-            ProcessFigure::UplinkBatchesWaiting => Some(state.uplink.events.len() as u64),
-            ProcessFigure::TokensVerified => load(&state.counters.tokens_verified),
-            ProcessFigure::TokensCached => load(&state.counters.tokens_cached),
-            ProcessFigure::TokensRejected => load(&state.counters.tokens_rejected),
-            ProcessFigure::TokensUnanswered => load(&state.counters.tokens_unanswered),
-            ProcessFigure::JwtAccepted => load(&state.counters.jwt_accepted),
-            ProcessFigure::JwtRejected => load(&state.counters.jwt_rejected),
-            ProcessFigure::JwtUnanswered => load(&state.counters.jwt_unanswered),
-            ProcessFigure::KeysFetched => load(&state.counters.keys_fetched),
-            ProcessFigure::KeysFailed => load(&state.counters.keys_failed),
-            ProcessFigure::HookAsked => load(&state.counters.hook_asked),
-            ProcessFigure::HookFailures => load(&state.counters.hook_failures),
-            ProcessFigure::HookCached => load(&state.counters.hook_cached),
-            ProcessFigure::HookStale => load(&state.counters.hook_stale),
-            ProcessFigure::HookAccepted => load(&state.counters.hook_accepted),
-            ProcessFigure::HookRejected => load(&state.counters.hook_rejected),
-            ProcessFigure::HookUnanswered => load(&state.counters.hook_unanswered),
-            ProcessFigure::EventsAccepted => Some(state.backbone.accepted()),
-            ProcessFigure::EventsDropped => Some(state.backbone.dropped()),
-            ProcessFigure::EventsRefused => Some(state.backbone.refused()),
-            ProcessFigure::AnswersDropped => load(&state.counters.answers_dropped),
-            ProcessFigure::Reloads => load(&state.counters.reloads),
-            ProcessFigure::ReloadsRefused => load(&state.counters.reloads_refused),
-            ProcessFigure::ReloadRefused => load(&state.counters.is_reload_refused),
-            ProcessFigure::LogLinesLost => load(&state.log_lines_lost),
-            ProcessFigure::StoreEvents => stored(|stats| &stats.events),
-            ProcessFigure::StoreHeld => stored(|stats| &stats.bytes),
-            ProcessFigure::StoreAppended => stored(|stats| &stats.appended),
-            ProcessFigure::StoreDropped => stored(|stats| &stats.dropped),
-            ProcessFigure::StoreGaveWay => stored(|stats| &stats.gave_way),
-            ProcessFigure::StoreRefused => stored(|stats| &stats.refused),
-            ProcessFigure::StoreGroups => stored(|stats| &stats.groups),
-            ProcessFigure::StoreCommit => stored(|stats| &stats.commit_micros),
-            ProcessFigure::StoreSessions => stored(|stats| &stats.kept.sessions),
-            ProcessFigure::StoreWaiting => stored(|stats| &stats.kept.messages),
-            ProcessFigure::StoreWaitingBytes => stored(|stats| &stats.kept.bytes),
-            ProcessFigure::StoreRetained => stored(|stats| &stats.kept.retained),
-            ProcessFigure::StoreChanges => stored(|stats| &stats.kept.changes),
-            ProcessFigure::StoreSteps => stored(|stats| &stats.kept.steps),
-            ProcessFigure::StoreWithoutRoom => store.map(|store| u64::from(store.health() != Health::Well)),
+        let value = |metric| match metric {
+            ProcessMetric::Uptime => Some(state.clock.uptime().as_secs()),
+            ProcessMetric::MemoryAllocated => memory.allocated_bytes,
+            ProcessMetric::MemoryResident => memory.resident_bytes,
+            ProcessMetric::ProcessResident => memory.process_resident_bytes,
+            ProcessMetric::UplinkBatchesWaiting => Some(state.uplink.events.len() as u64),
+            ProcessMetric::TokensVerified => load(&state.counters.tokens_verified),
+            ProcessMetric::TokensCached => load(&state.counters.tokens_cached),
+            ProcessMetric::TokensRejected => load(&state.counters.tokens_rejected),
+            ProcessMetric::TokensUnanswered => load(&state.counters.tokens_unanswered),
+            ProcessMetric::JwtAccepted => load(&state.counters.jwt_accepted),
+            ProcessMetric::JwtRejected => load(&state.counters.jwt_rejected),
+            ProcessMetric::JwtUnanswered => load(&state.counters.jwt_unanswered),
+            ProcessMetric::KeysFetched => load(&state.counters.keys_fetched),
+            ProcessMetric::KeysFailed => load(&state.counters.keys_failed),
+            ProcessMetric::HookAsked => load(&state.counters.hook_asked),
+            ProcessMetric::HookFailures => load(&state.counters.hook_failures),
+            ProcessMetric::HookCached => load(&state.counters.hook_cached),
+            ProcessMetric::HookStale => load(&state.counters.hook_stale),
+            ProcessMetric::HookAccepted => load(&state.counters.hook_accepted),
+            ProcessMetric::HookRejected => load(&state.counters.hook_rejected),
+            ProcessMetric::HookUnanswered => load(&state.counters.hook_unanswered),
+            ProcessMetric::EventsAccepted => Some(state.backbone.accepted()),
+            ProcessMetric::EventsDropped => Some(state.backbone.dropped()),
+            ProcessMetric::EventsRefused => Some(state.backbone.refused()),
+            ProcessMetric::AnswersDropped => load(&state.counters.answers_dropped),
+            ProcessMetric::Reloads => load(&state.counters.reloads),
+            ProcessMetric::ReloadsRefused => load(&state.counters.reloads_refused),
+            ProcessMetric::ReloadRefused => load(&state.counters.is_reload_refused),
+            ProcessMetric::LogLinesLost => load(&state.log_lines_lost),
+            ProcessMetric::StoreEvents => stored(|stats| &stats.events),
+            ProcessMetric::StoreHeld => stored(|stats| &stats.bytes),
+            ProcessMetric::StoreAppended => stored(|stats| &stats.appended),
+            ProcessMetric::StoreDropped => stored(|stats| &stats.dropped),
+            ProcessMetric::StoreGaveWay => stored(|stats| &stats.gave_way),
+            ProcessMetric::StoreRefused => stored(|stats| &stats.refused),
+            ProcessMetric::StoreGroups => stored(|stats| &stats.groups),
+            ProcessMetric::StoreCommit => stored(|stats| &stats.commit_micros),
+            ProcessMetric::StoreSessions => stored(|stats| &stats.kept.sessions),
+            ProcessMetric::StoreWaiting => stored(|stats| &stats.kept.messages),
+            ProcessMetric::StoreWaitingBytes => stored(|stats| &stats.kept.bytes),
+            ProcessMetric::StoreRetained => stored(|stats| &stats.kept.retained),
+            ProcessMetric::StoreChanges => stored(|stats| &stats.kept.changes),
+            ProcessMetric::StoreSteps => stored(|stats| &stats.kept.steps),
+            ProcessMetric::StoreWithoutRoom => store.map(|store| u64::from(store.health() != Health::Well)),
         };
-        let mut process = [None; ProcessFigure::COUNT];
-        for &figure in ProcessFigure::ALL {
-            process[figure as usize] = value(figure);
+        let mut process = [None; ProcessMetric::COUNT];
+        for &metric in ProcessMetric::ALL {
+            process[metric as usize] = value(metric);
         }
         process
     }
 
-    fn encode_figure(&self, encoder: &mut DescriptorEncoder<'_>, figure: Figure) -> fmt::Result {
-        let unit = unit(figure.unit());
-        let kind = metric_type(figure.kind());
-        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), kind)?;
+    fn encode_metric(&self, encoder: &mut DescriptorEncoder<'_>, metric: Metric) -> fmt::Result {
+        let unit = unit(metric.unit());
+        let kind = metric_type(metric.kind());
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), unit.as_ref(), kind)?;
         for (worker, counters) in self.counters.iter().enumerate() {
             let labels = [("worker", worker.to_string())];
-            let mut sample = metric.encode_family(&labels)?;
-            encode_value(&mut sample, figure.kind(), counters.figure(figure), figure.per_unit())?;
+            let mut sample = family.encode_family(&labels)?;
+            encode_value(&mut sample, metric.kind(), counters.value(metric), metric.per_unit())?;
         }
         Ok(())
     }
 
-    fn encode_reasons(&self, encoder: &mut DescriptorEncoder<'_>, figure: ReasonFigure) -> fmt::Result {
-        let kind = metric_type(figure.kind());
-        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), None, kind)?;
+    fn encode_reasons(&self, encoder: &mut DescriptorEncoder<'_>, metric: ReasonMetric) -> fmt::Result {
+        let kind = metric_type(metric.kind());
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;
         for (worker, counters) in self.counters.iter().enumerate() {
             let worker = worker.to_string();
             let mut encode = |reason: &'static str, count| {
                 let labels = [("worker", worker.as_str()), ("reason", reason)];
-                encode_value(&mut metric.encode_family(&labels)?, figure.kind(), count, 1)
+                encode_value(&mut family.encode_family(&labels)?, metric.kind(), count, 1)
             };
-            match figure {
-                ReasonFigure::Closed => {
+            match metric {
+                ReasonMetric::Closed => {
                     for &reason in CloseReason::ALL {
                         encode(reason.label(), counters.closed()[reason as usize])?;
                     }
                 }
-                ReasonFigure::Refused => {
+                ReasonMetric::Refused => {
                     for &refusal in Refusal::ALL {
                         encode(refusal.label(), counters.refused()[refusal as usize])?;
                     }
@@ -253,52 +253,52 @@ impl Scrape {
         Ok(())
     }
 
-    fn encode_listeners(&self, encoder: &mut DescriptorEncoder<'_>, figure: ListenerFigure) -> fmt::Result {
-        let kind = metric_type(figure.kind());
-        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), None, kind)?;
+    fn encode_listeners(&self, encoder: &mut DescriptorEncoder<'_>, metric: ListenerMetric) -> fmt::Result {
+        let kind = metric_type(metric.kind());
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;
         for (position, listener) in self.listeners.iter().enumerate() {
-            if figure == ListenerFigure::Refused {
+            if metric == ListenerMetric::Refused {
                 for &refusal in Refusal::ALL {
                     let labels = [("listener", listener.as_str()), ("reason", refusal.label())];
                     let refused = self.counters.iter().map(|counters| counters.refused_by(position, refusal as usize));
-                    encode_value(&mut metric.encode_family(&labels)?, figure.kind(), refused.sum(), 1)?;
+                    encode_value(&mut family.encode_family(&labels)?, metric.kind(), refused.sum(), 1)?;
                 }
                 continue;
             }
-            let value = self.counters.iter().map(|counters| counters.listener_figure(position, figure)).sum();
-            encode_value(&mut metric.encode_family(&[("listener", listener.as_str())])?, figure.kind(), value, 1)?;
+            let value = self.counters.iter().map(|counters| counters.listener_value(position, metric)).sum();
+            encode_value(&mut family.encode_family(&[("listener", listener.as_str())])?, metric.kind(), value, 1)?;
         }
         Ok(())
     }
 
     fn encode_expiries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (name, help) = NOT_AFTER;
-        let mut metric = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
         for expiry in self.expiries.iter() {
             let number = expiry.number.to_string();
             let labels = [("listener", expiry.listener.as_str()), ("kind", expiry.kind.label()), ("number", &number)];
-            metric.encode_family(&labels)?.encode_gauge(&(expiry.not_after_s as f64))?;
+            family.encode_family(&labels)?.encode_gauge(&(expiry.not_after_s as f64))?;
         }
         Ok(())
     }
 
     fn encode_timing(&self, encoder: &mut DescriptorEncoder<'_>, timing: Timing) -> fmt::Result {
         let kind = MetricType::Histogram;
-        let mut metric = encoder.encode_descriptor(timing.name(), timing.help(), Some(&Unit::Seconds), kind)?;
+        let mut family = encoder.encode_descriptor(timing.name(), timing.help(), Some(&Unit::Seconds), kind)?;
         for (worker, counters) in self.counters.iter().enumerate() {
             let labels = [("worker", worker.to_string())];
-            encode_histogram(&mut metric.encode_family(&labels)?, counters.timing(timing))?;
+            encode_histogram(&mut family.encode_family(&labels)?, counters.timing(timing))?;
         }
         Ok(())
     }
 
     fn encode_listener_handshakes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let ((name, help), kind) = (LISTENER_HANDSHAKE, MetricType::Histogram);
-        let mut metric = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+        let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
         for (position, listener) in self.listeners.iter().enumerate() {
             let mut all = Histogram::default();
             self.counters.iter().for_each(|counters| all.add(&counters.handshakes_of(position)));
-            encode_histogram(&mut metric.encode_family(&[("listener", listener.as_str())])?, &all)?;
+            encode_histogram(&mut family.encode_family(&[("listener", listener.as_str())])?, &all)?;
         }
         Ok(())
     }
@@ -313,40 +313,40 @@ impl Scrape {
         if self.consumers.is_empty() {
             return Ok(());
         }
-        let mut metric = encoder.encode_descriptor(name, help, None, metric_type(kind))?;
+        let mut family = encoder.encode_descriptor(name, help, None, metric_type(kind))?;
         for consumer in &self.consumers {
             let labels = [("consumer", &*consumer.name)];
-            encode_value(&mut metric.encode_family(&labels)?, kind, value(consumer), 1)?;
+            encode_value(&mut family.encode_family(&labels)?, kind, value(consumer), 1)?;
         }
         Ok(())
     }
 
-    fn encode_sinks(&self, encoder: &mut DescriptorEncoder<'_>, figure: SinkFigure) -> fmt::Result {
-        let (kind, unit) = (figure.kind(), unit(figure.unit()));
-        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), metric_type(kind))?;
+    fn encode_sinks(&self, encoder: &mut DescriptorEncoder<'_>, metric: SinkMetric) -> fmt::Result {
+        let (kind, unit) = (metric.kind(), unit(metric.unit()));
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), unit.as_ref(), metric_type(kind))?;
         for report in &self.sinks {
-            let value = match figure {
-                SinkFigure::Lag => report.lag_s(self.now_ms),
-                SinkFigure::Behind => report.backlog.as_ref().map_or(0, |backlog| backlog.behind),
-                SinkFigure::Up => u64::from(report.state == "running"),
-                SinkFigure::Paused => u64::from(report.state == "paused"),
-                SinkFigure::Sent => report.sent,
-                SinkFigure::Failed => report.failed,
-                SinkFigure::DeadLettered => report.dead_lettered,
-                SinkFigure::Commands => report.commands,
-                SinkFigure::CommandsFailed => report.commands_failed,
+            let value = match metric {
+                SinkMetric::Lag => report.lag_s(self.now_ms),
+                SinkMetric::Behind => report.backlog.as_ref().map_or(0, |backlog| backlog.behind),
+                SinkMetric::Up => u64::from(report.state == "running"),
+                SinkMetric::Paused => u64::from(report.state == "paused"),
+                SinkMetric::Sent => report.sent,
+                SinkMetric::Failed => report.failed,
+                SinkMetric::DeadLettered => report.dead_lettered,
+                SinkMetric::Commands => report.commands,
+                SinkMetric::CommandsFailed => report.commands_failed,
             };
-            encode_value(&mut metric.encode_family(&[("sink", report.name.as_str())])?, kind, value, 1)?;
+            encode_value(&mut family.encode_family(&[("sink", report.name.as_str())])?, kind, value, 1)?;
         }
         Ok(())
     }
 
-    fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>, figure: ProcessFigure) -> fmt::Result {
-        let Some(value) = self.process[figure as usize] else { return Ok(()) };
-        let unit = unit(figure.unit());
-        let kind = metric_type(figure.kind());
-        let mut metric = encoder.encode_descriptor(figure.name(), figure.help(), unit.as_ref(), kind)?;
-        encode_value(&mut metric, figure.kind(), value, figure.per_unit())
+    fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>, metric: ProcessMetric) -> fmt::Result {
+        let Some(value) = self.process[metric as usize] else { return Ok(()) };
+        let unit = unit(metric.unit());
+        let kind = metric_type(metric.kind());
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), unit.as_ref(), kind)?;
+        encode_value(&mut family, metric.kind(), value, metric.per_unit())
     }
 }
 
@@ -355,24 +355,24 @@ impl Collector for Scrape {
         encoder
             .encode_descriptor(BUILD_NAME, BUILD_HELP, None, MetricType::Info)?
             .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
-        for &figure in ProcessFigure::ALL {
-            self.encode_process(&mut encoder, figure)?;
+        for &metric in ProcessMetric::ALL {
+            self.encode_process(&mut encoder, metric)?;
         }
-        for &figure in Figure::ALL {
-            self.encode_figure(&mut encoder, figure)?;
+        for &metric in Metric::ALL {
+            self.encode_metric(&mut encoder, metric)?;
         }
-        for &figure in ReasonFigure::ALL {
-            self.encode_reasons(&mut encoder, figure)?;
+        for &metric in ReasonMetric::ALL {
+            self.encode_reasons(&mut encoder, metric)?;
         }
-        for &figure in ListenerFigure::ALL {
-            self.encode_listeners(&mut encoder, figure)?;
+        for &metric in ListenerMetric::ALL {
+            self.encode_listeners(&mut encoder, metric)?;
         }
         self.encode_expiries(&mut encoder)?;
         self.encode_consumers(&mut encoder, CONSUMER_BEHIND, Kind::Gauge, |consumer| consumer.behind)?;
         self.encode_consumers(&mut encoder, CONSUMER_MISSED, Kind::Counter, |consumer| consumer.missed)?;
         // Without sinks there are no such families.
-        for &figure in SinkFigure::ALL.iter().filter(|_| !self.sinks.is_empty()) {
-            self.encode_sinks(&mut encoder, figure)?;
+        for &metric in SinkMetric::ALL.iter().filter(|_| !self.sinks.is_empty()) {
+            self.encode_sinks(&mut encoder, metric)?;
         }
         for &timing in Timing::ALL {
             self.encode_timing(&mut encoder, timing)?;
@@ -394,21 +394,21 @@ fn unit(unit: &str) -> Option<Unit> {
 }
 
 /// `per_unit` of what `value` counts make one of the metric's unit.
-fn encode_value(metric: &mut MetricEncoder<'_>, kind: Kind, value: u64, per_unit: u64) -> fmt::Result {
+fn encode_value(family: &mut MetricEncoder<'_>, kind: Kind, value: u64, per_unit: u64) -> fmt::Result {
     match (kind, per_unit) {
-        (Kind::Counter, 1) => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
-        (Kind::Gauge, 1) => metric.encode_gauge(&value),
-        (Kind::Counter, _) => metric.encode_counter::<NoLabelSet, _, u64>(&(value as f64 / per_unit as f64), None),
-        (Kind::Gauge, _) => metric.encode_gauge(&(value as f64 / per_unit as f64)),
+        (Kind::Counter, 1) => family.encode_counter::<NoLabelSet, _, u64>(&value, None),
+        (Kind::Gauge, 1) => family.encode_gauge(&value),
+        (Kind::Counter, _) => family.encode_counter::<NoLabelSet, _, u64>(&(value as f64 / per_unit as f64), None),
+        (Kind::Gauge, _) => family.encode_gauge(&(value as f64 / per_unit as f64)),
     }
 }
 
 /// The encoder takes one count per bucket and makes them cumulative itself.
-fn encode_histogram(metric: &mut MetricEncoder<'_>, histogram: &Histogram) -> fmt::Result {
+fn encode_histogram(family: &mut MetricEncoder<'_>, histogram: &Histogram) -> fmt::Result {
     let bounds = BUCKETS_MICROS.iter().map(|&micros| micros as f64 / 1e6).chain([f64::INFINITY]);
     let buckets: Vec<(f64, u64)> = bounds.zip(histogram.counts).collect();
     let sum = histogram.sum_micros as f64 / 1e6;
-    metric.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)
+    family.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)
 }
 
 #[cfg(test)]

@@ -425,7 +425,7 @@ impl State {
     }
 }
 
-/// What the control plane counts itself; each is a [`crate::metrics::ProcessFigure`].
+/// What the control plane counts itself; each is a [`crate::metrics::ProcessMetric`].
 #[derive(Debug, Default)]
 struct ProcessCounters {
     tokens_verified: AtomicU64,

@@ -12,7 +12,7 @@ use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Terminat
 use crate::link::{
     CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, TraceWhat, WorkerEvent,
 };
-use crate::metrics::{Figure, ListenerFigure};
+use crate::metrics::{ListenerMetric, Metric};
 use crate::pool::Class;
 use crate::time::{Moment, Tick};
 
@@ -23,8 +23,8 @@ impl Shard {
     pub fn handle_accept(&mut self, listener: ListenerId, now: Moment) -> u32 {
         let generation = self.next_generation();
         let deadline = now.tick().deadline_after(self.settings[listener.index()].handshake_ticks);
-        self.counters.add(Figure::Accepted, 1);
-        self.counters.add_to_listener(listener.index(), ListenerFigure::Accepted, 1);
+        self.counters.add(Metric::Accepted, 1);
+        self.counters.add_to_listener(listener.index(), ListenerMetric::Accepted, 1);
         self.insert(Connection::accept(listener, generation, now.tick()), deadline)
     }
 
@@ -35,7 +35,7 @@ impl Shard {
             connection.begin_waiting();
             let id = ConnectionId { index, generation: connection.generation() };
             self.places.wait(id);
-            self.counters.add(Figure::HandshakesWaiting, 1);
+            self.counters.add(Metric::HandshakesWaiting, 1);
             Plan::Leave
         } else if !connection.wants_read() {
             Plan::Leave
@@ -82,7 +82,7 @@ impl Shard {
     pub fn handle_input(&mut self, index: u32, input: &mut Input, received: usize, now: Moment) {
         if received > 0 {
             let connection = &mut self.connections[index as usize];
-            self.counters.add(Figure::ReceivedBytes, received as u64);
+            self.counters.add(Metric::ReceivedBytes, received as u64);
             let settings = &self.settings[connection.listener().index()];
             if let Some(deadline) = connection.handle_heard(now, settings, &mut self.counters) {
                 self.arm_device(index, deadline, now);
@@ -108,7 +108,7 @@ impl Shard {
             let handshaking = self.connections[index as usize].is_handshaking();
             let step = self.with(index, now, |connection, settings, cx| connection.handle_input(input, settings, cx));
             if handshaking && !self.connections[index as usize].is_handshaking() {
-                self.counters.subtract(Figure::HandshakesInFlight, 1);
+                self.counters.subtract(Metric::HandshakesInFlight, 1);
                 let silence = match &step {
                     Step::Established(established) => Some(established.silence),
                     _ => None,
@@ -164,7 +164,7 @@ impl Shard {
         let connection = &mut self.connections[index as usize];
         if connection.is_called() {
             connection.end_waiting();
-            self.counters.subtract(Figure::HandshakesWaiting, 1);
+            self.counters.subtract(Metric::HandshakesWaiting, 1);
         }
     }
 
@@ -196,7 +196,7 @@ impl Shard {
             return;
         }
         let kept = connection.keep_unsent(bytes);
-        self.counters.add(Figure::BufferedBytes, bytes.len() as u64);
+        self.counters.add(Metric::BufferedBytes, bytes.len() as u64);
         // What a connection on its way home has still to say travels with it.
         if !self.connections[index as usize].is_moving() {
             self.trace(index, now, || TraceWhat::Unsent { bytes: kept });
@@ -225,7 +225,7 @@ impl Shard {
         }
         // What a closed connection has left is counted no more, though it may still go before the socket does.
         if !connection.is_closed() {
-            self.counters.subtract(Figure::BufferedBytes, count as u64);
+            self.counters.subtract(Metric::BufferedBytes, count as u64);
         }
     }
 
@@ -300,7 +300,7 @@ impl Shard {
         }
         match connection.recheck(self.settings_of(index), now.tick()) {
             Some(deadline) => {
-                self.counters.add(Figure::LastReadsHeard, 1);
+                self.counters.add(Metric::LastReadsHeard, 1);
                 self.arm_device(index, deadline, now);
             }
             None => self.end(index, &Termination::new(CloseReason::Expired), now),
@@ -413,7 +413,7 @@ impl Shard {
             .inspect_err(|error| tracing::error!(worker = self.worker.0, %error, "a moved connection was refused"))?;
         let settings = &self.settings[connection.listener().index()];
         let deadline = now.tick().deadline_after(settings.hello_ticks);
-        self.counters.add(Figure::MovesReceived, 1);
+        self.counters.add(Metric::MovesReceived, 1);
         // What its first home had to say goes out with the greeting.
         let unsent = connection.take_unsent();
         let index = self.insert(connection, deadline);
@@ -443,8 +443,8 @@ impl Shard {
         let connection = &mut self.connections[id.index as usize];
         let unsent = connection.unsent().len() as u64;
         connection.forget();
-        self.counters.add(Figure::MovesSent, 1);
-        self.counters.subtract(Figure::BufferedBytes, unsent);
+        self.counters.add(Metric::MovesSent, 1);
+        self.counters.subtract(Metric::BufferedBytes, unsent);
         self.wheel.cancel(id.index);
         self.closed.push(id.index);
     }
@@ -462,11 +462,11 @@ impl Shard {
     /// False: what came is less than a ClientHello, and no place is taken for it.
     fn begin_handshake(&mut self, index: u32, input: &Input, now: Moment) -> bool {
         let connection = &mut self.connections[index as usize];
-        self.counters.subtract(Figure::HandshakesWaiting, 1);
+        self.counters.subtract(Metric::HandshakesWaiting, 1);
         if !connection.begin_handshake(input, &self.settings[connection.listener().index()], now) {
             return false;
         }
-        self.counters.add(Figure::HandshakesInFlight, 1);
+        self.counters.add(Metric::HandshakesInFlight, 1);
         self.places.begin(ConnectionId { index, generation: connection.generation() }, now);
         self.trace_handshake(index, now);
         true
@@ -479,7 +479,7 @@ impl Shard {
                 self.end(index, &termination, now);
                 return false;
             }
-            Announcing::Partial => self.counters.subtract(Figure::HandshakesWaiting, 1),
+            Announcing::Partial => self.counters.subtract(Metric::HandshakesWaiting, 1),
             Announcing::Complete(announced) => {
                 if let Some(announced) = announced {
                     self.handle_announced(index, &announced);
@@ -516,27 +516,27 @@ impl Shard {
             asked += 1;
         }
         let waits = self.longest_waiting().map_or(0, |since| now.tick().since(since));
-        self.counters.set(Figure::HandshakesLongestWait, 100 * u64::from(waits));
+        self.counters.set(Metric::HandshakesLongestWait, 100 * u64::from(waits));
     }
 
     /// A handshake that is to give way was read once more. What it had said may have waited for its turn, or the process was
     /// stopped: then it keeps its place.
     fn settle_silent(&mut self, index: u32, heard: Moment, now: Moment) {
         if heard >= now {
-            self.counters.add(Figure::LastReadsHeard, 1);
+            self.counters.add(Metric::LastReadsHeard, 1);
             return self.places.keep(self.id(index), heard);
         }
-        self.counters.add(Figure::HandshakesGaveWay, 1);
+        self.counters.add(Metric::HandshakesGaveWay, 1);
         let detail = format!("silent for {} ms while others waited for a place", now.since(heard).as_millis());
         self.end(index, &Termination::because(CloseReason::HandshakeTimeout, detail), now);
     }
 
     fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {
-        self.counters.add(if resumed { Figure::HandshakesResumed } else { Figure::HandshakesFull }, 1);
+        self.counters.add(if resumed { Metric::HandshakesResumed } else { Metric::HandshakesFull }, 1);
         let connection = &self.connections[index as usize];
         let (listener, facts) = (connection.listener().index(), connection.facts());
         let is_old = facts.is_some_and(|(version, ..)| version == "TLSv1.2");
-        let version = if is_old { ListenerFigure::HandshakesTls12 } else { ListenerFigure::HandshakesTls13 };
+        let version = if is_old { ListenerMetric::HandshakesTls12 } else { ListenerMetric::HandshakesTls13 };
         self.counters.add_to_listener(listener, version, 1);
         let deadline = now.tick().deadline_after(self.settings_of(index).hello_ticks);
         self.wheel.arm(index, deadline);
@@ -587,9 +587,9 @@ impl Shard {
             self.end(old, &Termination::new(CloseReason::TakenOver), now);
         }
         self.devices.insert(hash, index);
-        self.counters.add(Figure::Devices, 1);
+        self.counters.add(Metric::Devices, 1);
         let listener = self.connections[index as usize].listener().index();
-        self.counters.add_to_listener(listener, ListenerFigure::Devices, 1);
+        self.counters.add_to_listener(listener, ListenerMetric::Devices, 1);
         let generation = self.next_generation();
         let jitter = self.random.u32(..);
         let begun =
@@ -643,7 +643,7 @@ impl Shard {
         let was_device = connection.is_device();
         if !counted {
             self.counters.count_closed(termination.reason as usize);
-            self.counters.add_to_listener(connection.listener().index(), ListenerFigure::Closed, 1);
+            self.counters.add_to_listener(connection.listener().index(), ListenerMetric::Closed, 1);
             self.note_end(index, termination);
             self.leave_state(index, termination, now);
         }
@@ -660,7 +660,7 @@ impl Shard {
         }
         let connection = &mut self.connections[index as usize];
         if connection.is_closed() {
-            self.counters.subtract(Figure::BufferedBytes, before as u64);
+            self.counters.subtract(Metric::BufferedBytes, before as u64);
             self.wheel.cancel(index);
             self.closed.push(index);
         } else {
@@ -703,16 +703,16 @@ impl Shard {
         }
         let connection = &self.connections[index as usize];
         if connection.is_waiting() || connection.is_called() {
-            self.counters.subtract(Figure::HandshakesWaiting, 1);
+            self.counters.subtract(Metric::HandshakesWaiting, 1);
         } else if connection.is_device() {
             let hash = self.home.hash(connection.device());
             self.devices.remove(hash, index);
-            self.counters.subtract(Figure::Devices, 1);
-            self.counters.subtract_from_listener(connection.listener().index(), ListenerFigure::Devices, 1);
+            self.counters.subtract(Metric::Devices, 1);
+            self.counters.subtract_from_listener(connection.listener().index(), ListenerMetric::Devices, 1);
             let presence = self.presence(index, detail.clone(), now);
             self.uplink.push(WorkerEvent::Disconnected(presence, *reason));
         } else if connection.is_handshaking() {
-            self.counters.subtract(Figure::HandshakesInFlight, 1);
+            self.counters.subtract(Metric::HandshakesInFlight, 1);
             self.places.end(index, None);
         }
     }

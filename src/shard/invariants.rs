@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::connection::Connection;
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 
 impl Shard {
     /// Panics when the parts of the shard disagree. Walks every connection: for tests, not for the loop.
@@ -46,11 +46,11 @@ impl Shard {
         assert_eq!(self.closed.len(), closed, "a slot is to be reaped that is not closed, or twice");
         assert_eq!(self.devices.len(), devices, "the device table holds somebody who is not there");
         assert_eq!(self.wheel.len(), self.connections.len() - closed, "the wheel holds somebody who is not there");
-        assert_eq!(self.counters.figure(Figure::Devices), devices as u64);
-        assert_eq!(self.counters.figure(Figure::Connections), self.connections.len() as u64);
-        assert_eq!(self.counters.figure(Figure::HandshakesInFlight), handshakes);
-        assert_eq!(self.counters.figure(Figure::HandshakesWaiting), waiting);
-        assert_eq!(self.counters.figure(Figure::BufferedBytes), unsent as u64);
+        assert_eq!(self.counters.value(Metric::Devices), devices as u64);
+        assert_eq!(self.counters.value(Metric::Connections), self.connections.len() as u64);
+        assert_eq!(self.counters.value(Metric::HandshakesInFlight), handshakes);
+        assert_eq!(self.counters.value(Metric::HandshakesWaiting), waiting);
+        assert_eq!(self.counters.value(Metric::BufferedBytes), unsent as u64);
         assert!(handshakes as usize <= self.handshakes_max_ever, "{handshakes} handshakes in progress");
     }
 }

@@ -35,7 +35,7 @@ use crate::broker::{self, Broker, DueWill};
 use crate::connection::{Connection, Context, Kept, ListenerSettings, Termination};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, WorkerEvent, WorkerId};
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 use crate::pool::Pool;
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
@@ -419,7 +419,7 @@ impl Shard {
             self.addresses.remove(&index);
         }
         assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
-        self.counters.subtract(Figure::Connections, 1);
+        self.counters.subtract(Metric::Connections, 1);
         self.places.forget(index);
         self.paces.forget(index);
         self.tracer.forget(index);
@@ -503,14 +503,14 @@ impl Shard {
     }
 
     fn handshakes(&self) -> usize {
-        self.counters.figure(Figure::HandshakesInFlight) as usize
+        self.counters.value(Metric::HandshakesInFlight) as usize
     }
 
     fn insert(&mut self, connection: Connection, deadline: Tick) -> u32 {
         let index = self.connections.insert(connection);
         self.slots = self.slots.max(index + 1);
         self.wheel.arm(index as u32, deadline);
-        self.counters.add(Figure::Connections, 1);
+        self.counters.add(Metric::Connections, 1);
         index as u32
     }
 

@@ -12,7 +12,7 @@ use crate::link::{
     ChangeMark, Changes, CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Publication, ShardMessage,
     WorkerEvent, WorkerId,
 };
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
 use crate::time::{Moment, Tick};
 
@@ -172,7 +172,7 @@ impl Shard {
         }
         let qos = u8::from(request.is_some());
         let publication = Publication::plain(downlink.topic.clone(), downlink.payload.clone(), qos);
-        self.counters.add(Figure::MessagesSent, 1);
+        self.counters.add(Metric::MessagesSent, 1);
         self.broker.write_to(session, Arc::new(publication), subscriber, request.unwrap_or(0));
         Outcome::Delivered
     }
@@ -201,13 +201,13 @@ impl Shard {
         for DueWill { device, listener, publication } in std::mem::take(&mut self.due_wills) {
             if topic::is_of_server(&publication.topic) {
                 // A mosquitto bridge has one: see `take_connect`.
-                self.counters.add(Figure::DroppedUnauthorized, 1);
+                self.counters.add(Metric::DroppedUnauthorized, 1);
                 continue;
             }
             if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
                 && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
             {
-                self.counters.add(Figure::MessagesReceived, 1);
+                self.counters.add(Metric::MessagesReceived, 1);
                 let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
                 let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
                 let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));

@@ -11,7 +11,7 @@ use super::Shard;
 use crate::config::Protocol;
 use crate::connection::{Connection, RateRules, Termination};
 use crate::link::{CloseReason, ConnectionId, WorkerEvent};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::time::{Moment, TICK_MICROS, Tick};
 
 /// Others that are looked at with each that is charged: more than one, so that what is paid goes faster than it comes.
@@ -130,10 +130,10 @@ impl Shard {
     /// What counts of messages so far, over all devices of the protocol that this one speaks.
     pub(super) fn messages_of(&self, index: u32) -> u64 {
         let figures = match self.connections.get(index as usize).map(|_| &self.settings_of(index).protocol) {
-            Some(Protocol::Mqtt(_)) => [Figure::Published, Figure::DroppedUnauthorized],
-            _ => [Figure::MessagesReceived, Figure::MessagesDropped],
+            Some(Protocol::Mqtt(_)) => [Metric::Published, Metric::DroppedUnauthorized],
+            _ => [Metric::MessagesReceived, Metric::MessagesDropped],
         };
-        figures.map(|figure| self.counters.figure(figure)).iter().sum()
+        figures.map(|figure| self.counters.value(figure)).iter().sum()
     }
 
     /// A device has sent this. Where that is more than it may, its socket is read no further for a while: its own system makes
@@ -147,7 +147,7 @@ impl Shard {
             Verdict::Within => {}
             Verdict::Hold(until) => {
                 self.connections[index as usize].hold();
-                self.counters.add(Figure::RateHeld, 1);
+                self.counters.add(Metric::RateHeld, 1);
                 self.paces.hold(id, until);
             }
             Verdict::Over => {

@@ -25,9 +25,9 @@ fn handshakes_wait_for_a_place_and_go_in_the_order_in_which_they_came() {
     for &index in &slots {
         assert_eq!(desk.shard.plan_read(index), Plan::Leave);
     }
-    assert_eq!(desk.figure(Figure::HandshakesWaiting), 4);
+    assert_eq!(desk.value(Metric::HandshakesWaiting), 4);
     desk.call();
-    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (2, 2));
+    assert_eq!((desk.value(Metric::HandshakesWaiting), desk.value(Metric::HandshakesInFlight)), (2, 2));
     assert!(!desk.shard.has_waiting());
     assert_eq!(desk.shard.longest_waiting(), Some(desk.now.tick()));
     desk.flush();
@@ -38,8 +38,8 @@ fn handshakes_wait_for_a_place_and_go_in_the_order_in_which_they_came() {
     }
     assert!(desk.shard.has_waiting());
     desk.call();
-    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (0, 2));
-    assert_eq!(desk.figure(Figure::HandshakesFull), 2);
+    assert_eq!((desk.value(Metric::HandshakesWaiting), desk.value(Metric::HandshakesInFlight)), (0, 2));
+    assert_eq!(desk.value(Metric::HandshakesFull), 2);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn whoever_is_called_and_has_nothing_to_say_waits_for_its_bytes_again() {
     let index = desk.accept(NATIVE);
     let hello = std::mem::take(&mut desk.client(index).out);
     desk.read(index);
-    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (0, 0));
+    assert_eq!((desk.value(Metric::HandshakesWaiting), desk.value(Metric::HandshakesInFlight)), (0, 0));
     desk.client(index).out = hello;
     for _ in 0..2 {
         desk.read(index);
@@ -179,7 +179,7 @@ fn a_silent_device_is_probed_then_read_once_more_then_expired() {
         desk.pass(Duration::from_secs(10));
         desk.expire();
     }
-    assert_eq!(desk.figure(Figure::HeartbeatsSent), 4);
+    assert_eq!(desk.value(Metric::HeartbeatsSent), 4);
     // The answer of one is in its socket, though no event has told of it.
     let pong = crate::codec::native::Frame::Pong(b"");
     desk.client(late).say(&pong);
@@ -187,7 +187,7 @@ fn a_silent_device_is_probed_then_read_once_more_then_expired() {
     desk.pass(Duration::from_secs(10));
     desk.expire();
     assert_eq!(desk.presence(), ["-dead 2 expired"]);
-    assert_eq!(desk.figure(Figure::LastReadsHeard), 1);
+    assert_eq!(desk.value(Metric::LastReadsHeard), 1);
     assert!(matches!(
         &desk.client(dead).frames()[..],
         [Said::Welcome(_), Said::Ping, Said::Ping, Said::Close(CloseCode::EXPIRED, ..)]
@@ -239,7 +239,7 @@ fn the_answer_to_a_probe_moves_the_deadline_of_a_device_and_not_that_of_a_goodby
     let (lives, leaves) = (desk.connect("lives"), desk.connect("leaves"));
     desk.pass(Duration::from_secs(10));
     desk.expire();
-    assert_eq!(desk.figure(Figure::HeartbeatsSent), 2);
+    assert_eq!(desk.value(Metric::HeartbeatsSent), 2);
     desk.shard.handle_disconnect(1, "leaves", desk.now);
     desk.flush();
     let goodbye = desk.shard.wheel.deadline(leaves);
@@ -263,7 +263,7 @@ fn nobody_is_judged_by_a_time_up_to_which_nothing_was_read() {
     let mut suspects = Vec::new();
     desk.shard.handle_deadlines(drained, desk.now, 16, &mut suspects);
     assert!(suspects.is_empty());
-    assert_eq!(desk.figure(Figure::HeartbeatsSent), 0);
+    assert_eq!(desk.value(Metric::HeartbeatsSent), 0);
 }
 
 /// A shard to which a connection came, the shard where it is at home, and its slot; its HELLO is on the way.
@@ -380,7 +380,7 @@ fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
     desk.client(index).say_message(0, b"behind it");
     desk.read(index);
     assert_eq!(desk.shard.uplink().len(), 8);
-    assert_eq!(desk.figure(Figure::MessagesDropped), 2);
+    assert_eq!(desk.value(Metric::MessagesDropped), 2);
     assert!(desk.shard.connections[index as usize].is_paused());
     assert_eq!(desk.shard.plan_read(index), Plan::Leave);
     // Heartbeats of others go on.
@@ -427,7 +427,7 @@ fn what_goes_up_is_bounded_by_its_bytes_until_the_backbone_has_it() {
     desk.client(index).say_message(2, b"must not be dropped");
     desk.read(index);
     assert!(desk.shard.uplink().is_empty() && desk.shard.waits_for_backbone());
-    assert_eq!(desk.figure(Figure::MessagesDropped), 1);
+    assert_eq!(desk.value(Metric::MessagesDropped), 1);
     desk.shard.resume_paused();
     assert!(!desk.shard.has_ready(), "there is no room yet");
     drop(taken);
@@ -444,7 +444,7 @@ fn raw_bytes_wait_for_room_and_none_is_lost() {
     let mut desk = Desk::new();
     let index = desk.shake_hands(RAW);
     desk.read(index);
-    assert_eq!(desk.figure(Figure::Devices), 1);
+    assert_eq!(desk.value(Metric::Devices), 1);
     assert!(desk.presence()[0].starts_with("+raw-"));
     for n in 0..20u8 {
         desk.client(index).say_bytes(&[n; 30]);
@@ -498,14 +498,14 @@ fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
     let bound = Lab::limits().outbox_bytes;
     desk.shard.handle_unsent(index, &bytes[..bound], desk.now);
     assert!(desk.shard.connections[index as usize].is_device());
-    assert_eq!(desk.figure(Figure::BufferedBytes), bound as u64);
+    assert_eq!(desk.value(Metric::BufferedBytes), bound as u64);
     desk.shard.check_invariants();
     desk.shard.handle_sent(index, 10);
     desk.take_uplink();
     desk.shard.handle_unsent(index, &bytes[..11], desk.now);
     desk.shard.check_invariants();
     assert_eq!(desk.closed(CloseReason::SlowConsumer), 1);
-    assert_eq!(desk.figure(Figure::BufferedBytes), 0);
+    assert_eq!(desk.value(Metric::BufferedBytes), 0);
     // Whoever waits for an ACK hears that it will not come.
     let waiting = |event: &WorkerEvent| matches!(event, WorkerEvent::Sent { outcome: Outcome::Unacknowledged, .. });
     assert_eq!(desk.take_uplink().iter().filter(|event| waiting(event)).count(), 4);
@@ -533,7 +533,7 @@ fn a_peer_that_sends_no_more_gets_what_was_unsent() {
     assert!(desk.shard.take_shutdown(index) && desk.shard.has_ready(), "it is looked at once more");
     desk.shard.handle_eof(index, desk.now);
     desk.shard.check_invariants();
-    assert_eq!((desk.closed(CloseReason::PeerClosed), desk.figure(Figure::BufferedBytes)), (1, 0));
+    assert_eq!((desk.closed(CloseReason::PeerClosed), desk.value(Metric::BufferedBytes)), (1, 0));
     assert_eq!(desk.reap(), [index]);
 }
 
@@ -544,7 +544,7 @@ fn bytes_that_leave_after_the_end_are_not_counted_twice() {
     let index = desk.connect("a");
     desk.shard.handle_unsent(index, &[0; 100], desk.now);
     desk.shard.handle_reset(index, desk.now);
-    assert_eq!(desk.figure(Figure::BufferedBytes), 0);
+    assert_eq!(desk.value(Metric::BufferedBytes), 0);
     assert_eq!(desk.shard.unsent(index).len(), 100);
     desk.shard.handle_sent(index, 60);
     desk.shard.check_invariants();

@@ -2,7 +2,7 @@
 
 use super::{Drain, Io, TOLD_AFTER, Turn};
 use crate::link::{WorkerCommand, WorkerEvent, WorkerId};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::shard::{Broadcast, Listing};
 use crate::time::Moment;
 
@@ -31,7 +31,7 @@ impl<I: Io> Turn<I> {
         for _ in 0..self.bounds.commands {
             let Some(command) = self.io.next_command() else { return true };
             self.progress.note_inbox(now);
-            self.shard.counters().add(Figure::Commands, 1);
+            self.shard.counters().add(Metric::Commands, 1);
             self.handle_command(command, now);
         }
         false
@@ -42,7 +42,7 @@ impl<I: Io> Turn<I> {
         while !self.shard.has_many_deliveries() {
             let Some((from, passed)) = self.io.next_passed() else { return true };
             self.progress.note_inbox(now);
-            self.shard.counters().add(Figure::Commands, 1);
+            self.shard.counters().add(Metric::Commands, 1);
             self.shard.handle_passed(from, passed);
         }
         false

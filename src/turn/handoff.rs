@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::reading::Left;
 use super::{Handoff, HandoffAck, Io, Received, Turn};
 use crate::link::{ConnectionId, WorkerId};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::time::Moment;
 
 impl<I: Io> Turn<I> {
@@ -30,7 +30,7 @@ impl<I: Io> Turn<I> {
                     Handoff::Connection { origin, image, socket } => {
                         let taken = socket.is_some_and(|socket| self.take_in(from, origin, image, socket, now));
                         if !taken {
-                            self.shard.counters().add(Figure::MovesRefused, 1);
+                            self.shard.counters().add(Metric::MovesRefused, 1);
                         }
                         self.io.acknowledge(from, HandoffAck { origin, taken });
                     }

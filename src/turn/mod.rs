@@ -25,7 +25,7 @@ pub use io::{
 
 use crate::connection::Input;
 use crate::link::{WorkerEvent, WorkerId};
-use crate::metrics::{Figure, Timing};
+use crate::metrics::{Metric, Timing};
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
 use crate::time::{Moment, Tick};
 use asked::Asked;
@@ -363,7 +363,7 @@ impl<I: Io> Turn<I> {
             lateness.worst_since = now;
         }
         lateness.worst = lateness.worst.max(lateness.current);
-        self.shard.counters().set(Figure::LoopLateness, self.lateness.worst.as_micros() as u64);
+        self.shard.counters().set(Metric::LoopLateness, self.lateness.worst.as_micros() as u64);
     }
 
     // --- The end of the turn ----------------------------------------------------------------------------------------
@@ -437,9 +437,9 @@ impl<I: Io> Turn<I> {
         let turn = self.io.now().since(woken);
         self.lateness.current = turn;
         let counters = self.shard.counters();
-        counters.add(Figure::Turns, 1);
-        counters.add(Figure::IdleTurns, u64::from(!self.has_worked));
-        counters.set(Figure::LatestProgress, self.progress.latest().since(Moment::default()).as_secs());
+        counters.add(Metric::Turns, 1);
+        counters.add(Metric::IdleTurns, u64::from(!self.has_worked));
+        counters.set(Metric::LatestProgress, self.progress.latest().since(Moment::default()).as_secs());
         counters.observe(Timing::Turn, turn);
         self.io.publish(self.shard.counters());
     }

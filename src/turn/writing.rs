@@ -1,7 +1,7 @@
 //! The only writer to sockets.
 
 use super::{Io, Turn};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::time::Moment;
 
 impl<I: Io> Turn<I> {
@@ -41,7 +41,7 @@ impl<I: Io> Turn<I> {
         }
         match self.io.write(slot, bytes) {
             Ok(count) => {
-                self.shard.counters().add(Figure::SentBytes, count as u64);
+                self.shard.counters().add(Metric::SentBytes, count as u64);
                 if count < bytes.len() {
                     self.shard.handle_unsent(slot, &bytes[count..], now);
                 }
@@ -57,7 +57,7 @@ impl<I: Io> Turn<I> {
         match self.io.write(slot, self.shard.unsent(slot)) {
             Ok(count) => {
                 self.has_worked |= count > 0;
-                self.shard.counters().add(Figure::SentBytes, count as u64);
+                self.shard.counters().add(Metric::SentBytes, count as u64);
                 self.shard.handle_sent(slot, count);
             }
             Err(_) => self.shard.handle_reset(slot, now),

@@ -11,7 +11,7 @@ use pulsegate::link::{
     AddressBounds, AddressRules, AddressTable, ConnectionId, Exchange, Home, ListenerId, WorkerCommand, WorkerEvent,
     WorkerId,
 };
-use pulsegate::metrics::Figure;
+use pulsegate::metrics::Metric;
 use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, Tick};
 use pulsegate::tls::record::RecordLayer;
@@ -158,8 +158,8 @@ impl Gateway {
         self.turns.iter_mut().map(of).sum()
     }
 
-    pub fn figure(&mut self, figure: Figure) -> u64 {
-        self.sum(|turn| turn.shard().counters().figure(figure))
+    pub fn value(&mut self, metric: Metric) -> u64 {
+        self.sum(|turn| turn.shard().counters().value(metric))
     }
 
     pub fn check_invariants(&mut self) {

@@ -9,7 +9,7 @@ use pulsegate::codec::native::CloseCode;
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Protocol, Raw};
 use pulsegate::connection::ListenerSettings;
 use pulsegate::link::{AuthAnswer, ConnectionId, Downlink, ListenerId, Receipt, WorkerCommand, WorkerEvent};
-use pulsegate::metrics::Figure;
+use pulsegate::metrics::Metric;
 use pulsegate::time::Moment;
 use pulsegate::tls::handshake::ClientTls;
 use pulsegate::turn::Bounds;
@@ -656,7 +656,7 @@ impl World {
 
     /// Bytes that sockets have not taken.
     fn buffered(&mut self) -> u64 {
-        self.gateway.figure(Figure::BufferedBytes)
+        self.gateway.value(Metric::BufferedBytes)
     }
 
     // --- The end ----------------------------------------------------------------------------------------------------
@@ -676,15 +676,14 @@ impl World {
         self.gateway.check_invariants();
         let ended = self.gateway.sum(|turn| turn.shard().counters().closed().iter().sum());
         account.expired = self.gateway.sum(|turn| turn.io().expired);
-        account.turns = self.gateway.figure(Figure::Turns);
-        account.idle_turns = self.gateway.figure(Figure::IdleTurns);
-        account.handshakes =
-            self.gateway.figure(Figure::HandshakesFull) + self.gateway.figure(Figure::HandshakesResumed);
-        account.heartbeats = self.gateway.figure(Figure::HeartbeatsSent);
-        account.messages = self.gateway.figure(Figure::MessagesReceived);
-        account.dropped = self.gateway.figure(Figure::MessagesDropped);
-        account.moves = self.gateway.figure(Figure::MovesSent);
-        account.last_reads = self.gateway.figure(Figure::LastReadsHeard);
+        account.turns = self.gateway.value(Metric::Turns);
+        account.idle_turns = self.gateway.value(Metric::IdleTurns);
+        account.handshakes = self.gateway.value(Metric::HandshakesFull) + self.gateway.value(Metric::HandshakesResumed);
+        account.heartbeats = self.gateway.value(Metric::HeartbeatsSent);
+        account.messages = self.gateway.value(Metric::MessagesReceived);
+        account.dropped = self.gateway.value(Metric::MessagesDropped);
+        account.moves = self.gateway.value(Metric::MovesSent);
+        account.last_reads = self.gateway.value(Metric::LastReadsHeard);
         assert_eq!(ended + healthy as u64, account.connections, "a connection has no reason, or two");
         assert_eq!(
             account.messages,

@@ -414,7 +414,7 @@ impl World {
                 .collect();
             if !lost.is_empty() {
                 let (stalled, full) =
-                    (self.counters.figure(Figure::Stalled), self.counters.figure(Figure::DroppedQueueFull));
+                    (self.counters.value(Metric::Stalled), self.counters.value(Metric::DroppedQueueFull));
                 let lost: Vec<_> = lost.into_iter().map(|message| (message, self.messages[message])).collect();
                 return Err(format!(
                     "{} has read all the time and lost {lost:?} ({stalled} stalled, {full} dropped)",
@@ -436,8 +436,8 @@ fn every_world_drains_and_whoever_reads_loses_nothing() {
     for seed in 0..400 {
         let world = run(seed, Planted::Nothing).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
         messages += world.messages.len();
-        stalled += world.counters.figure(Figure::Stalled);
-        refused += world.counters.figure(Figure::RetainedRefused);
+        stalled += world.counters.value(Metric::Stalled);
+        refused += world.counters.value(Metric::RetainedRefused);
         let answered = world.messages.values().filter(|(_, qos)| *qos > 0).count();
         assert_eq!(world.answered.len(), answered, "seed {seed}");
     }

@@ -576,7 +576,7 @@ impl World {
             (0..usize::from(WORKERS)).for_each(|worker| self.deliver(worker));
             if self.is_over() {
                 self.tally.received = self.devices.iter().flat_map(|device| device.received.values()).sum();
-                assert_eq!(self.counters.figure(Figure::SessionsExpired), u64::from(self.tally.expired));
+                assert_eq!(self.counters.value(Metric::SessionsExpired), u64::from(self.tally.expired));
                 return self.check();
             }
         }

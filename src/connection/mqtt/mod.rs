@@ -20,7 +20,7 @@ use crate::broker::{Said, WrongAck};
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Outcome, WorkerEvent};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 
 /// What became of a packet.
 enum PacketOutcome {
@@ -83,7 +83,7 @@ impl OpenConnection<'_, '_> {
             Packet::Subscribe(subscribe) => return self.handle_subscribe(session, subscribe, mqtt),
             Packet::Unsubscribe(unsubscribe) => return Ok(self.handle_unsubscribe(session, unsubscribe)),
             Packet::Pingreq => {
-                self.cx.counters.add(Figure::HeartbeatsReceived, 1);
+                self.cx.counters.add(Metric::HeartbeatsReceived, 1);
                 self.encode(session, &Packet::Pingresp);
             }
             Packet::Disconnect(disconnect) => return Err(self.handle_disconnect(session, disconnect, mqtt)),
@@ -107,7 +107,7 @@ impl OpenConnection<'_, '_> {
         let outcome = if ack.reason.is_error() { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         // One for nothing that is in flight is no fault: it may be late.
         let taken = sessions.handle_puback(session, ack.packet_id, |request| {
-            counters.add(Figure::MessagesConfirmed, 1);
+            counters.add(Metric::MessagesConfirmed, 1);
             uplink.push(WorkerEvent::Sent { request, outcome });
         });
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBACK for a message of QoS 2"))
@@ -118,7 +118,7 @@ impl OpenConnection<'_, '_> {
         let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         let known = sessions.handle_pubrec(session, ack.packet_id, failed, |request| {
-            counters.add(Figure::MessagesConfirmed, 1);
+            counters.add(Metric::MessagesConfirmed, 1);
             uplink.push(WorkerEvent::Sent { request, outcome });
         });
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREC for a message that does not wait for it"))?;

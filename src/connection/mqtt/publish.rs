@@ -11,7 +11,7 @@ use crate::broker::{ALIASES_MAX, Known, Ticket};
 use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Message, Publication, Receipt, WorkerEvent};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 
 impl OpenConnection<'_, '_> {
     pub(super) fn handle_publish(
@@ -43,7 +43,7 @@ impl OpenConnection<'_, '_> {
             return self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
         }
         if !may(self.rules(mqtt).publish, self.device, &topic) {
-            self.cx.counters.add(Figure::DroppedUnauthorized, 1);
+            self.cx.counters.add(Metric::DroppedUnauthorized, 1);
             return self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
         }
         let goes_up = mqtt.uplink.iter().any(|filter| topic::matches(filter, &topic));
@@ -57,7 +57,7 @@ impl OpenConnection<'_, '_> {
         };
         let publication = self.make_publication(session, topic, publish);
         if is_full {
-            self.cx.counters.add(Figure::MessagesDropped, 1);
+            self.cx.counters.add(Metric::MessagesDropped, 1);
         } else if goes_up {
             self.send_publication_up(&publication, ticket);
         }
@@ -129,7 +129,7 @@ impl OpenConnection<'_, '_> {
     }
 
     fn send_publication_up(&mut self, publication: &Publication, ticket: Ticket) {
-        self.cx.counters.add(Figure::MessagesReceived, 1);
+        self.cx.counters.add(Metric::MessagesReceived, 1);
         let wants_answer = ticket != Ticket::NOBODY;
         let receipt = wants_answer.then(|| Receipt::Publication(self.cx.broker.expect_uplink(ticket)));
         self.cx.uplink.push(WorkerEvent::Message(Message {
@@ -170,7 +170,7 @@ impl OpenConnection<'_, '_> {
                 // It may not be published, and v3.1.1 has no word for that: acknowledged, lest it come again and again.
                 _ => Reason::SUCCESS,
             };
-            self.cx.counters.add(Figure::MessagesAcknowledged, u64::from(answer.reason == Reason::SUCCESS));
+            self.cx.counters.add(Metric::MessagesAcknowledged, u64::from(answer.reason == Reason::SUCCESS));
             self.encode_ack(session, answer.packet, answer.qos, reason);
         }
         Ok(())

@@ -38,7 +38,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::api_listener::ApiPeer;
 use super::{STUCK_AFTER, State, exposition};
-use crate::metrics::Figure;
+use crate::metrics::Metric;
 use crate::store::Health;
 use error::ApiError;
 
@@ -139,15 +139,15 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
     for (worker, published) in state.published.iter().enumerate() {
         let counters = published.read();
         // Its own account of its lateness ends with its latest turn, and a loop that turns may yet take nothing.
-        let silent = uptime.saturating_sub(Duration::from_secs(counters.figure(Figure::LatestProgress)));
+        let silent = uptime.saturating_sub(Duration::from_secs(counters.value(Metric::LatestProgress)));
         if silent > STUCK_AFTER {
             return Err(ApiError::Stuck { worker, silent_s: silent.as_secs() });
         }
-        let late_micros = counters.figure(Figure::LoopLateness);
+        let late_micros = counters.value(Metric::LoopLateness);
         if u128::from(late_micros) > shed_micros {
             return Err(ApiError::Overloaded { worker, late_ms: late_micros / 1_000 });
         }
-        let waited_ms = counters.figure(Figure::HandshakesLongestWait);
+        let waited_ms = counters.value(Metric::HandshakesLongestWait);
         if waited_ms > CROWDED_MS {
             return Err(ApiError::Crowded { worker, waited_ms });
         }

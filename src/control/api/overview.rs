@@ -13,7 +13,7 @@ use crate::config::Transport;
 use crate::control::exposition::Memory;
 use crate::control::policy::{ChainFacts, Inventory};
 use crate::link::{CloseReason, Refusal};
-use crate::metrics::{Counters, Figure};
+use crate::metrics::{Counters, Metric};
 
 #[derive(Serialize)]
 pub(super) struct Overview {
@@ -85,7 +85,7 @@ struct Chain {
 pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Json<Overview> {
     let current = state.current();
     let counters: Vec<Counters> = state.published.iter().map(|published| published.read()).collect();
-    let sum = |figure| counters.iter().map(|counters| counters.figure(figure)).sum();
+    let sum = |metric| counters.iter().map(|counters| counters.value(metric)).sum();
     let sum_at = |of: fn(&Counters) -> &[u64], index: usize| counters.iter().map(|counters| of(counters)[index]).sum();
     let closed = |reason: CloseReason| sum_at(Counters::closed, reason as usize);
     let refused = |refusal: Refusal| sum_at(Counters::refused, refusal as usize);
@@ -95,26 +95,26 @@ pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Json<Overview
         version: env!("CARGO_PKG_VERSION"),
         epoch: state.epoch,
         uptime_s: state.clock.uptime().as_secs(),
-        connections: sum(Figure::Connections),
+        connections: sum(Metric::Connections),
         connections_max: u64::from(current.config.limits.connections),
-        devices: sum(Figure::Devices),
-        accepted: sum(Figure::Accepted),
-        handshakes_full: sum(Figure::HandshakesFull),
-        handshakes_resumed: sum(Figure::HandshakesResumed),
-        messages_received: sum(Figure::MessagesReceived),
-        messages_sent: sum(Figure::MessagesSent),
-        sessions: sum(Figure::Sessions),
+        devices: sum(Metric::Devices),
+        accepted: sum(Metric::Accepted),
+        handshakes_full: sum(Metric::HandshakesFull),
+        handshakes_resumed: sum(Metric::HandshakesResumed),
+        messages_received: sum(Metric::MessagesReceived),
+        messages_sent: sum(Metric::MessagesSent),
+        sessions: sum(Metric::Sessions),
         workers: counters.iter().enumerate().map(|(worker, counters)| Share::new(worker, counters)).collect(),
         listeners: listeners(&state, &current.inventory),
-        heartbeats_sent: sum(Figure::HeartbeatsSent),
-        heartbeats_answered: sum(Figure::HeartbeatsAnswered),
+        heartbeats_sent: sum(Metric::HeartbeatsSent),
+        heartbeats_answered: sum(Metric::HeartbeatsAnswered),
         expired: closed(CloseReason::Expired),
         closed: CloseReason::ALL.iter().map(|&reason| (reason.label(), closed(reason))).collect(),
         refused: Refusal::ALL.iter().map(|&refusal| (refusal.label(), refused(refusal))).collect(),
         memory: MemoryOfAll {
             process: Memory::read(),
             budget_bytes: current.inventory.memory_budget,
-            pool_used_bytes: sum(Figure::PoolUsed),
+            pool_used_bytes: sum(Metric::PoolUsed),
             pool_bytes: current.config.limits.pool_bytes as u64,
         },
     })
@@ -124,12 +124,12 @@ impl Share {
     fn new(worker: usize, counters: &Counters) -> Self {
         Self {
             worker,
-            connections: counters.figure(Figure::Connections),
-            devices: counters.figure(Figure::Devices),
-            handshakes_in_flight: counters.figure(Figure::HandshakesInFlight),
-            handshakes_waiting: counters.figure(Figure::HandshakesWaiting),
-            handshakes_longest_wait_ms: counters.figure(Figure::HandshakesLongestWait),
-            loop_lateness_ms: counters.figure(Figure::LoopLateness) as f64 / 1e3,
+            connections: counters.value(Metric::Connections),
+            devices: counters.value(Metric::Devices),
+            handshakes_in_flight: counters.value(Metric::HandshakesInFlight),
+            handshakes_waiting: counters.value(Metric::HandshakesWaiting),
+            handshakes_longest_wait_ms: counters.value(Metric::HandshakesLongestWait),
+            loop_lateness_ms: counters.value(Metric::LoopLateness) as f64 / 1e3,
         }
     }
 }

@@ -12,20 +12,20 @@ fn the_overview_sums_what_workers_published() {
     for worker in 0..3 {
         stage.publish(worker, |counters| {
             let worker = worker as u64;
-            counters.set(Figure::Connections, 100 + worker);
-            counters.set(Figure::Devices, 90 + worker);
-            counters.set(Figure::HandshakesInFlight, worker);
-            counters.set(Figure::LoopLateness, 1_500 * worker);
-            counters.set(Figure::HandshakesWaiting, 7 * worker);
-            counters.set(Figure::HandshakesLongestWait, 40 * worker);
-            counters.set(Figure::PoolUsed, 1_000);
-            counters.add(Figure::Accepted, 110);
-            counters.add(Figure::HandshakesFull, 60);
-            counters.add(Figure::HandshakesResumed, 40);
-            counters.add(Figure::MessagesReceived, 5);
-            counters.add(Figure::MessagesSent, 4);
-            counters.add(Figure::HeartbeatsSent, 10);
-            counters.add(Figure::HeartbeatsAnswered, 9);
+            counters.set(Metric::Connections, 100 + worker);
+            counters.set(Metric::Devices, 90 + worker);
+            counters.set(Metric::HandshakesInFlight, worker);
+            counters.set(Metric::LoopLateness, 1_500 * worker);
+            counters.set(Metric::HandshakesWaiting, 7 * worker);
+            counters.set(Metric::HandshakesLongestWait, 40 * worker);
+            counters.set(Metric::PoolUsed, 1_000);
+            counters.add(Metric::Accepted, 110);
+            counters.add(Metric::HandshakesFull, 60);
+            counters.add(Metric::HandshakesResumed, 40);
+            counters.add(Metric::MessagesReceived, 5);
+            counters.add(Metric::MessagesSent, 4);
+            counters.add(Metric::HeartbeatsSent, 10);
+            counters.add(Metric::HeartbeatsAnswered, 9);
             counters.count_closed(CloseReason::Expired as usize);
             counters.count_refused_by(0, Refusal::AddressRate as usize);
         });

@@ -3,9 +3,9 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, LISTENER_HANDSHAKE, ListenerFigure, NOT_AFTER};
+use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, LISTENER_HANDSHAKE, ListenerMetric, NOT_AFTER};
 
-/// The full name of a figure's family: name and unit.
+/// The full name of a metric's family: name and unit.
 fn family(name: &str, unit: &str) -> String {
     if unit.is_empty() { name.to_owned() } else { format!("{name}_{unit}") }
 }
@@ -13,13 +13,13 @@ fn family(name: &str, unit: &str) -> String {
 /// Every family that must be there, with its type.
 fn families() -> Vec<(String, &'static str)> {
     let kind = |kind| if kind == Kind::Counter { "counter" } else { "gauge" };
-    let figures = Figure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
-    let reasons = ReasonFigure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
-    let process = ProcessFigure::ALL.iter().map(|figure| (family(figure.name(), figure.unit()), kind(figure.kind())));
+    let figures = Metric::ALL.iter().map(|metric| (family(metric.name(), metric.unit()), kind(metric.kind())));
+    let reasons = ReasonMetric::ALL.iter().map(|metric| (family(metric.name(), metric.unit()), kind(metric.kind())));
+    let process = ProcessMetric::ALL.iter().map(|metric| (family(metric.name(), metric.unit()), kind(metric.kind())));
     let timings = Timing::ALL.iter().map(|timing| (family(timing.name(), "seconds"), "histogram"));
     let build = [(crate::metrics::BUILD_NAME.to_owned(), "info")];
     let consumers = [(CONSUMER_BEHIND.0.to_owned(), "gauge"), (CONSUMER_MISSED.0.to_owned(), "counter")];
-    let listeners = ListenerFigure::ALL.iter().map(|figure| (figure.name().to_owned(), kind(figure.kind())));
+    let listeners = ListenerMetric::ALL.iter().map(|metric| (metric.name().to_owned(), kind(metric.kind())));
     let expiries = [(family(NOT_AFTER.0, "seconds"), "gauge"), (family(LISTENER_HANDSHAKE.0, "seconds"), "histogram")];
     figures
         .chain(listeners)
@@ -38,10 +38,10 @@ fn the_exposition_is_well_formed_and_complete() {
     let stage = Stage::new(Plan { store: Some(directory.path().into()), ..Plan::default() });
     stage.get("/v1/uplink?consumer=billing");
     stage.publish(2, |counters| {
-        counters.add(Figure::ReceivedBytes, 12_345);
-        counters.set(Figure::Connections, 7);
+        counters.add(Metric::ReceivedBytes, 12_345);
+        counters.set(Metric::Connections, 7);
         counters.count_closed(CloseReason::Expired as usize);
-        counters.add_to_listener(1, ListenerFigure::HandshakesTls12, 4);
+        counters.add_to_listener(1, ListenerMetric::HandshakesTls12, 4);
         counters.count_refused_by(1, Refusal::Overloaded as usize);
         counters.observe_handshake(1, Duration::from_micros(60));
         for micros in [10, 60, 60, 700, 99_000_000] {
@@ -141,11 +141,11 @@ fn the_api_page_names_every_metric() {
         };
         assert!(page.contains(&sample), "docs/API.md lacks {sample}");
     }
-    for figure in crate::metrics::SinkFigure::ALL {
-        // With the unit where there is one; of those the figure of a counter ends in `_total`.
-        let unit = if figure.unit().is_empty() { String::new() } else { format!("_{}", figure.unit()) };
-        let total = if figure.kind() == crate::metrics::Kind::Counter { "_total" } else { "" };
-        let sample = format!("`{}{unit}{total}`", figure.name());
+    for metric in crate::metrics::SinkMetric::ALL {
+        // With the unit where there is one; of those the metric of a counter ends in `_total`.
+        let unit = if metric.unit().is_empty() { String::new() } else { format!("_{}", metric.unit()) };
+        let total = if metric.kind() == crate::metrics::Kind::Counter { "_total" } else { "" };
+        let sample = format!("`{}{unit}{total}`", metric.name());
         assert!(page.contains(&sample), "docs/API.md lacks {sample}");
     }
     for reason in CloseReason::ALL.iter().map(|reason| reason.label()).chain(Refusal::ALL.iter().map(|r| r.label())) {

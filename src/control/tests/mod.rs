@@ -37,7 +37,7 @@ use crate::link::{
     Home, ListenerId, Mailbox, Message, NotAdmitted, Outcome, Presence, Publication, Receipt, Refusal, SessionFacts,
     WorkerCommand, WorkerEvent, WorkerId, event_channel,
 };
-use crate::metrics::{Counters, Figure, Kind, ProcessFigure, Published, ReasonFigure, Timing};
+use crate::metrics::{Counters, Kind, Metric, ProcessMetric, Published, ReasonMetric, Timing};
 use crate::time::Moment;
 
 const DEADLINE: Duration = Duration::from_secs(20);

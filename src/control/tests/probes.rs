@@ -9,9 +9,9 @@ fn probes_tell_life_from_readiness() {
     assert_eq!((stage.get("/healthz").status, stage.get("/healthz").text.as_str()), (200, "ok\n"));
     assert_eq!((stage.get("/readyz").status, stage.get("/readyz").text.as_str()), (200, "ready\n"));
 
-    stage.publish(1, |counters| counters.set(Figure::LoopLateness, 250_000));
+    stage.publish(1, |counters| counters.set(Metric::LoopLateness, 250_000));
     assert_eq!(stage.get("/readyz").status, 200);
-    stage.publish(1, |counters| counters.set(Figure::LoopLateness, 312_000));
+    stage.publish(1, |counters| counters.set(Metric::LoopLateness, 312_000));
     let (status, code, message) = stage.get("/readyz").error();
     assert_eq!((status, code.as_str()), (503, "overloaded"));
     assert!(message.contains("worker 1 was late by 312 ms"), "{message}");
@@ -29,16 +29,16 @@ fn probes_tell_life_from_readiness() {
 fn a_worker_that_gets_on_no_more_is_seen() {
     let stage = Stage::new(Plan { uptime: Duration::from_mins(1), ..Plan::default() });
     for worker in 0..3 {
-        stage.publish(worker, |counters| counters.set(Figure::LatestProgress, 57));
+        stage.publish(worker, |counters| counters.set(Metric::LatestProgress, 57));
     }
     assert_eq!(stage.get("/readyz").status, 200);
     // It may turn all the time: it takes nothing from its inbox.
-    stage.publish(1, |counters| counters.set(Figure::LatestProgress, 40));
+    stage.publish(1, |counters| counters.set(Metric::LatestProgress, 40));
     let (status, code, message) = stage.get("/readyz").error();
     assert_eq!((status, code.as_str()), (503, "stuck"));
     assert!(message.contains("worker 1 has not got on with what waits for it for 2"), "{message}");
     assert_eq!(stage.get("/healthz").status, 200);
-    stage.publish(1, |counters| counters.set(Figure::LatestProgress, 60));
+    stage.publish(1, |counters| counters.set(Metric::LatestProgress, 60));
     assert_eq!(stage.get("/readyz").status, 200);
 }
 

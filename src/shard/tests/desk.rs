@@ -196,8 +196,8 @@ impl Desk {
             .collect()
     }
 
-    pub fn figure(&mut self, figure: Figure) -> u64 {
-        self.shard.counters().figure(figure)
+    pub fn value(&mut self, metric: Metric) -> u64 {
+        self.shard.counters().value(metric)
     }
 
     pub fn closed(&mut self, reason: CloseReason) -> u64 {

@@ -13,7 +13,7 @@ fn places_are_for_whole_client_hellos() {
         desk.read(index);
         desk.client(index).out = rest;
     }
-    assert_eq!((desk.figure(Figure::HandshakesWaiting), desk.figure(Figure::HandshakesInFlight)), (0, 0));
+    assert_eq!((desk.value(Metric::HandshakesWaiting), desk.value(Metric::HandshakesInFlight)), (0, 0));
     assert_eq!(desk.shard.connections[idlers[0] as usize].buffered(), 1);
     desk.connect("a");
     // What comes to its end is a ClientHello like any other.
@@ -65,7 +65,7 @@ fn the_longest_silent_gives_way_to_who_waits() {
     }
     let newcomer = desk.accept(NATIVE);
     desk.read(newcomer);
-    assert_eq!(desk.figure(Figure::HandshakesInFlight), 2);
+    assert_eq!(desk.value(Metric::HandshakesInFlight), 2);
     // Not before its time, and the shard says when that is.
     desk.expire();
     assert_eq!(desk.closed(CloseReason::HandshakeTimeout), 0);
@@ -73,7 +73,7 @@ fn the_longest_silent_gives_way_to_who_waits() {
     assert!(!look.is_after(desk.now.tick().plus(10)), "{look:?}");
     desk.now = look.start_near(desk.now);
     desk.expire();
-    assert_eq!((desk.closed(CloseReason::HandshakeTimeout), desk.figure(Figure::HandshakesGaveWay)), (1, 1));
+    assert_eq!((desk.closed(CloseReason::HandshakeTimeout), desk.value(Metric::HandshakesGaveWay)), (1, 1));
     assert_eq!(desk.reap(), [stalled[0]]);
     desk.call();
     for _ in 0..2 {

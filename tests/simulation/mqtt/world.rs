@@ -11,7 +11,7 @@ use pulsegate::codec::mqtt::{
 use pulsegate::config::{self, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol};
 use pulsegate::connection::ListenerSettings;
 use pulsegate::link::{ListenerId, WorkerCommand, WorkerEvent};
-use pulsegate::metrics::Figure;
+use pulsegate::metrics::Metric;
 use pulsegate::time::Moment;
 
 use super::client::{Client, Heard};
@@ -670,12 +670,12 @@ impl World {
             assert!(device.open_qos_2.is_empty(), "device {number}: {:?} were never released", device.open_qos_2);
         }
         self.audit_group();
-        for dropped in [Figure::DroppedQueueFull, Figure::DroppedTooLarge, Figure::DroppedUnauthorized] {
-            assert_eq!(self.gateway.figure(dropped), 0, "{dropped:?}");
+        for dropped in [Metric::DroppedQueueFull, Metric::DroppedTooLarge, Metric::DroppedUnauthorized] {
+            assert_eq!(self.gateway.value(dropped), 0, "{dropped:?}");
         }
-        self.account.turns = self.gateway.figure(Figure::Turns);
-        self.account.idle_turns = self.gateway.figure(Figure::IdleTurns);
-        self.account.expired_sessions = self.gateway.figure(Figure::SessionsExpired);
+        self.account.turns = self.gateway.value(Metric::Turns);
+        self.account.idle_turns = self.gateway.value(Metric::IdleTurns);
+        self.account.expired_sessions = self.gateway.value(Metric::SessionsExpired);
         self.account.values = self.values.len() as u64;
     }
 
