@@ -67,8 +67,8 @@ impl Secrets {
 /// What stands behind a moved connection: the mark of its client certificate.
 pub const MARK_BYTES: usize = 20;
 
-/// A named connection in its travelling form, as `connection::parcel` draws it: nothing half-received, nothing unsent.
-pub fn parcel(device: &str, records: &RecordLayer, out: &mut Vec<u8>) {
+/// A named connection in its travelling form, as `connection::image` draws it: nothing half-received, nothing unsent.
+pub fn image(device: &str, records: &RecordLayer, out: &mut Vec<u8>) {
     const NO_ADDRESS: u8 = 0;
     const NO_GRANT: u8 = 0;
     const VERSION: u8 = 2;

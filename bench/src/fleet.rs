@@ -14,7 +14,7 @@ use pulsegate::shard::{self, Plan, Shard, Transmit};
 use pulsegate::time::{Moment, TICK_MICROS};
 use pulsegate::tls::record::{Opened, RecordLayer, next_record};
 
-use crate::fixtures::{Deployment, INTERVAL_SECONDS, SUITE, device_id, parcel, record_pair};
+use crate::fixtures::{Deployment, INTERVAL_SECONDS, SUITE, device_id, image, record_pair};
 
 /// Deadlines of one turn, as the worker bounds them.
 const DEADLINES: usize = 1_024;
@@ -60,8 +60,8 @@ impl Host {
     /// Takes one device in, as if it had come from another worker. Its WELCOME is sealed.
     pub fn take_in(&mut self, number: u32, server: &RecordLayer, scratch: &mut Vec<u8>) {
         scratch.clear();
-        parcel(&device_id(number), server, scratch);
-        let index = self.shard.unpack(scratch, self.now).expect("a parcel of this version");
+        image(&device_id(number), server, scratch);
+        let index = self.shard.unpack(scratch, self.now).expect("an image of this version");
         assert_eq!(index, number, "slots are given out in order");
         self.shard.handle_arrival(index, self.now);
     }

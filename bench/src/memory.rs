@@ -12,7 +12,7 @@ use rustls::ServerConnection;
 use tikv_jemalloc_ctl::thread;
 
 use crate::arguments::Arguments;
-use crate::fixtures::{Deployment, INTERVAL_SECONDS, MARK_BYTES, Rustls, SUITE, device_id, parcel, record_pair};
+use crate::fixtures::{Deployment, INTERVAL_SECONDS, MARK_BYTES, Rustls, SUITE, device_id, image, record_pair};
 use crate::fleet::Host;
 use crate::report::{Column, Table, Unit, ratio};
 
@@ -63,8 +63,8 @@ struct Causes {
 }
 
 /// The connection alone: the address in front and the mark behind are the shard's.
-fn unpacked(parcel: &[u8], number: u32) -> Option<Connection> {
-    Connection::unpack(&parcel[2..parcel.len() - MARK_BYTES], number, Tick(0)).ok()
+fn unpacked(image: &[u8], number: u32) -> Option<Connection> {
+    Connection::unpack(&image[2..image.len() - MARK_BYTES], number, Tick(0)).ok()
 }
 
 /// Fills a shard, then each of its parts alone, the way the shard fills them.
@@ -104,7 +104,7 @@ fn causes(devices: u32) -> Causes {
         for number in 0..devices {
             let (_, server) = record_pair(SUITE, &mut random);
             scratch.clear();
-            parcel(&device_id(number), &server, &mut scratch);
+            image(&device_id(number), &server, &mut scratch);
             connections.push(unpacked(&scratch, number));
         }
         assert!(connections.iter().all(Option::is_some));

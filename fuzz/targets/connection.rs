@@ -143,16 +143,16 @@ impl Desk {
     fn arrive(&mut self, which: u8, bytes: &[u8]) {
         let (server, client) = layers();
         // No address; version 2, listener, named by HELLO, TLS alone, interval, connected at the beginning.
-        let mut parcel = vec![0, 0, 2, which % 4, 1, 0, 0, 50, 0, 0, 0, 0];
-        parcel.extend_from_slice(&[1, b'a' + which / 4 % 4]);
+        let mut image = vec![0, 0, 2, which % 4, 1, 0, 0, 50, 0, 0, 0, 0];
+        image.extend_from_slice(&[1, b'a' + which / 4 % 4]);
         for part in [&bytes[..bytes.len() / 2], &[], &bytes[bytes.len() / 2..], &[]] {
-            parcel.extend_from_slice(&(part.len() as u32).to_be_bytes());
-            parcel.extend_from_slice(part);
+            image.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            image.extend_from_slice(part);
         }
-        server.encode(&mut parcel);
+        server.encode(&mut image);
         // No client certificate.
-        parcel.extend_from_slice(&[0; 20]);
-        if let Ok(slot) = self.shard.unpack(&parcel, self.now) {
+        image.extend_from_slice(&[0; 20]);
+        if let Ok(slot) = self.shard.unpack(&image, self.now) {
             self.peers.insert(slot, client);
             self.shard.handle_arrival(slot, self.now);
         }
@@ -180,7 +180,7 @@ impl Desk {
             }
             3 => self.arrive(which, &[]),
             4 => self.arrive(which, bytes),
-            // What any bytes are worth as a parcel.
+            // What any bytes are worth as an image.
             5 => {
                 if let Ok(slot) = self.shard.unpack(bytes, self.now) {
                     self.shard.handle_arrival(slot, self.now);
@@ -349,8 +349,8 @@ impl Desk {
     fn moves(&mut self, which: u8) {
         while let Some((id, home)) = self.shard.next_move() {
             assert_eq!(home, WorkerId(1));
-            let mut parcel = Vec::new();
-            self.shard.pack(id, &mut parcel);
+            let mut image = Vec::new();
+            self.shard.pack(id, &mut image);
             if which & 1 == 0 {
                 self.shard.handle_moved(id);
             } else {

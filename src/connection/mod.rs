@@ -28,12 +28,12 @@
 mod announced;
 mod close;
 mod handshake;
+mod image;
 mod input;
 mod liveness;
 mod mqtt;
 mod naming;
 mod native;
-mod parcel;
 mod protocol;
 mod raw;
 mod settings;
@@ -56,9 +56,9 @@ use websocket::Carrier;
 
 pub use announced::{Announced, Announcing};
 pub use close::{Cause, Termination, lingers};
+pub use image::InvalidImage;
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
-pub use parcel::BadParcel;
 pub use settings::{Entry, ListenerSettings, RateRules};
 pub use trace::PacketLog;
 

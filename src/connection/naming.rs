@@ -33,7 +33,7 @@ impl Naming {
         }
     }
 
-    /// In a parcel.
+    /// In an image.
     pub(super) const fn code(self) -> u8 {
         match self {
             Naming::Generated => 0,

@@ -246,11 +246,11 @@ fn bytes_split_at_every_position() {
     let stream = std::mem::take(&mut client.out);
 
     // One stream can be received once only; so each cut is tried on a connection of the same form.
-    let mut parcel = Vec::new();
+    let mut image = Vec::new();
     bench.connection.begin_move();
-    bench.connection.pack(&mut parcel);
+    bench.connection.pack(&mut image);
     for cut in 0..=stream.len() {
-        bench.connection = Connection::unpack(&parcel, 9, bench.now.tick()).unwrap();
+        bench.connection = Connection::unpack(&image, 9, bench.now.tick()).unwrap();
         bench.named();
         bench.wire.clear();
         bench.uplink.clear();
@@ -490,12 +490,12 @@ fn a_parcel_in_the_middle_of_everything_goes_on_where_it_was() {
     assert!(bench.connection.buffered() > 6);
     bench.connection.begin_move();
     assert!(!bench.connection.wants_read());
-    let mut parcel = Vec::new();
-    bench.connection.pack(&mut parcel);
+    let mut image = Vec::new();
+    bench.connection.pack(&mut image);
     bench.connection.forget();
     assert!(bench.connection.is_moved());
 
-    bench.connection = Connection::unpack(&parcel, 77, bench.now.tick()).unwrap();
+    bench.connection = Connection::unpack(&image, 77, bench.now.tick()).unwrap();
     assert!(bench.connection.fits(&bench.settings));
     assert_eq!((bench.connection.device(), bench.connection.generation()), ("meter-1", 77));
     assert_eq!(bench.connection.unsent(), b"unsent");
@@ -513,32 +513,32 @@ fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
     let (mut bench, _) = device(Versions::Tls13);
     bench.connection.keep_unsent(b"unsent");
     bench.connection.begin_move();
-    let mut parcel = Vec::new();
-    bench.connection.pack(&mut parcel);
+    let mut image = Vec::new();
+    bench.connection.pack(&mut image);
     let unpack = |bytes: &[u8]| Connection::unpack(bytes, 1, Tick(0)).map(|_| ());
-    assert_eq!(unpack(&parcel), Ok(()));
-    for length in 0..parcel.len() {
-        assert_eq!(unpack(&parcel[..length]), Err(BadParcel), "cut to {length}");
+    assert_eq!(unpack(&image), Ok(()));
+    for length in 0..image.len() {
+        assert_eq!(unpack(&image[..length]), Err(InvalidImage), "cut to {length}");
     }
-    for place in 0..parcel.len() {
+    for place in 0..image.len() {
         for bit in 0..8 {
-            let mut changed = parcel.clone();
+            let mut changed = image.clone();
             changed[place] ^= 1 << bit;
             // Keys and counts may be any; that is for the shard's keys to find out.
             let _ = unpack(&changed);
         }
     }
     let with = |place: usize, byte: u8| {
-        let mut changed = parcel.clone();
+        let mut changed = image.clone();
         changed[place] = byte;
         unpack(&changed)
     };
-    assert_eq!(with(0, parcel[0] + 1), Err(BadParcel), "another version");
-    assert_eq!(with(2, 8), Err(BadParcel), "another way to be named");
-    assert_eq!(with(3, 4), Err(BadParcel), "another carrier");
-    assert_eq!(with(11, b'\n'), Err(BadParcel), "an id with a control character");
-    parcel.push(0);
-    assert_eq!(Connection::unpack(&parcel, 1, Tick(0)).map(|_| ()), Err(BadParcel), "something behind it");
+    assert_eq!(with(0, image[0] + 1), Err(InvalidImage), "another version");
+    assert_eq!(with(2, 8), Err(InvalidImage), "another way to be named");
+    assert_eq!(with(3, 4), Err(InvalidImage), "another carrier");
+    assert_eq!(with(11, b'\n'), Err(InvalidImage), "an id with a control character");
+    image.push(0);
+    assert_eq!(Connection::unpack(&image, 1, Tick(0)).map(|_| ()), Err(InvalidImage), "something behind it");
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(super) enum Carrier {
 }
 
 impl Carrier {
-    /// In a parcel.
+    /// In an image.
     pub(super) const fn code(self) -> u8 {
         match self {
             Carrier::Plain => 0,

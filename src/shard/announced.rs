@@ -87,8 +87,8 @@ impl Shard {
 }
 
 /// The announced address in front of a moved connection, and the connection; `None`: these are not such bytes.
-pub(super) fn take_address(parcel: &[u8]) -> Option<(Option<SocketAddr>, &[u8])> {
-    let (&kind, rest) = parcel.split_first()?;
+pub(super) fn take_address(image: &[u8]) -> Option<(Option<SocketAddr>, &[u8])> {
+    let (&kind, rest) = image.split_first()?;
     let (ip, rest) = match kind {
         0 => return Some((None, rest)),
         4 => rest.split_first_chunk::<4>().map(|(octets, rest)| (IpAddr::from(*octets), rest))?,

@@ -72,8 +72,8 @@ impl Grants {
     }
 
     /// The grant in front of a connection that has moved, and the connection; `None`: these are not such bytes.
-    pub(super) fn unpack(parcel: &[u8]) -> Option<(Option<Grant>, &[u8])> {
-        let mut reader = Reader::new(parcel);
+    pub(super) fn unpack(image: &[u8]) -> Option<(Option<Grant>, &[u8])> {
+        let mut reader = Reader::new(image);
         let grant = if reader.flag().ok()? { Some(Grant::decode(&mut reader).ok()?) } else { None };
         Some((grant, reader.take_all()))
     }

@@ -8,7 +8,7 @@ use super::announced::take_address;
 use super::grants::{Grants, TRY_LATER_MS};
 use super::{Plan, Shard, Sweep};
 use crate::broker::UNFINISHED_IN_A_TURN;
-use crate::connection::{Announcing, BadParcel, Connection, Input, Step, Termination};
+use crate::connection::{Announcing, Connection, Input, InvalidImage, Step, Termination};
 use crate::link::{
     CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, TraceWhat, WorkerEvent,
 };
@@ -394,22 +394,22 @@ impl Shard {
     /// [arrives](Shard::handle_arrival).
     ///
     /// # Errors
-    /// [`BadParcel`] when the bytes are no connection, or one of a listener or a home that is not here, or with more
+    /// [`InvalidImage`] when the bytes are no connection, or one of a listener or a home that is not here, or with more
     /// half-received than there is room for.
-    pub fn unpack(&mut self, parcel: &[u8], now: Moment) -> Result<u32, BadParcel> {
+    pub fn unpack(&mut self, image: &[u8], now: Moment) -> Result<u32, InvalidImage> {
         let generation = self.next_generation();
         let fits = |connection: &Connection| {
             let settings = self.settings.get(connection.listener().index());
             self.home.of(connection.device()) == self.worker
                 && settings.is_some_and(|settings| connection.fits(settings))
         };
-        let (parcel, mark) = Sweep::unpack(parcel).unwrap_or_default();
-        let unpacked = take_address(parcel).ok_or(BadParcel).and_then(|(address, parcel)| {
-            let (grant, parcel) = Grants::unpack(parcel).ok_or(BadParcel)?;
-            Connection::unpack(parcel, generation, now.tick()).map(|connection| (address, connection, grant))
+        let (image, mark) = Sweep::unpack(image).unwrap_or_default();
+        let unpacked = take_address(image).ok_or(InvalidImage).and_then(|(address, image)| {
+            let (grant, image) = Grants::unpack(image).ok_or(InvalidImage)?;
+            Connection::unpack(image, generation, now.tick()).map(|connection| (address, connection, grant))
         });
         let (address, mut connection, grant) = unpacked
-            .and_then(|unpacked| if fits(&unpacked.1) { Ok(unpacked) } else { Err(BadParcel) })
+            .and_then(|unpacked| if fits(&unpacked.1) { Ok(unpacked) } else { Err(InvalidImage) })
             .inspect_err(|error| tracing::error!(worker = self.worker.0, %error, "a moved connection was refused"))?;
         let settings = &self.settings[connection.listener().index()];
         let deadline = now.tick().deadline_after(settings.hello_ticks);

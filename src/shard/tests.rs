@@ -292,9 +292,9 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
     here.expire();
     assert!(here.shard.is_current(moving));
 
-    let mut parcel = Vec::new();
-    here.shard.pack(moving, &mut parcel);
-    let arrived = there.shard.unpack(&parcel, there.now).unwrap();
+    let mut image = Vec::new();
+    here.shard.pack(moving, &mut image);
+    let arrived = there.shard.unpack(&image, there.now).unwrap();
     there.shard.check_invariants();
     there.shard.handle_arrival(arrived, there.now);
     there.shard.check_invariants();
@@ -317,8 +317,8 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
     there.shard.handle_settled(Receipt::Connection(message.connection, 7), true, there.now);
     there.flush();
     assert!(matches!(there.client(arrived).frames()[..], [Said::Welcome(_), Said::Ack(7)]));
-    // A parcel for a home that is not here, or with more than there is room for.
-    assert!(here.shard.unpack(&parcel, here.now).is_err());
+    // An image for a home that is not here, or with more than there is room for.
+    assert!(here.shard.unpack(&image, here.now).is_err());
 }
 
 #[test]
@@ -331,9 +331,9 @@ fn what_a_connection_had_to_say_before_it_moved_leaves_with_the_greeting() {
     here.shard.check_invariants();
 
     let (moving, _) = here.shard.next_move().unwrap();
-    let mut parcel = Vec::new();
-    here.shard.pack(moving, &mut parcel);
-    let arrived = there.shard.unpack(&parcel, there.now).unwrap();
+    let mut image = Vec::new();
+    here.shard.pack(moving, &mut image);
+    let arrived = there.shard.unpack(&image, there.now).unwrap();
     there.shard.handle_arrival(arrived, there.now);
     there.shard.check_invariants();
     assert!(there.shard.unsent(arrived).is_empty());

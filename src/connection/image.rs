@@ -18,17 +18,17 @@ use crate::tls::record::{PLAINTEXT_MAX, RECORD_MAX, RecordLayer};
 
 const VERSION: u8 = 2;
 
-/// The bytes are no parcel of this version.
+/// The bytes are no image of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadParcel;
+pub struct InvalidImage;
 
-impl std::fmt::Display for BadParcel {
+impl std::fmt::Display for InvalidImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("the bytes are not a moved connection of this version")
     }
 }
 
-impl std::error::Error for BadParcel {}
+impl std::error::Error for InvalidImage {}
 
 impl Connection {
     /// Appends the connection as bytes. It must be [moving](Connection::begin_move).
@@ -60,31 +60,31 @@ impl Connection {
     /// A connection from bytes: named, and not yet a device of its new shard.
     ///
     /// # Errors
-    /// [`BadParcel`] when the bytes are anything else.
-    pub fn unpack(bytes: &[u8], generation: u32, now: Tick) -> Result<Self, BadParcel> {
+    /// [`InvalidImage`] when the bytes are anything else.
+    pub fn unpack(bytes: &[u8], generation: u32, now: Tick) -> Result<Self, InvalidImage> {
         let mut rest = Rest(bytes);
         if rest.u8()? != VERSION {
-            return Err(BadParcel);
+            return Err(InvalidImage);
         }
         let listener = ListenerId(rest.u8()?);
-        let naming = Naming::from_code(rest.u8()?).ok_or(BadParcel)?;
-        let carrier = Carrier::from_code(rest.u8()?).ok_or(BadParcel)?;
+        let naming = Naming::from_code(rest.u8()?).ok_or(InvalidImage)?;
+        let carrier = Carrier::from_code(rest.u8()?).ok_or(InvalidImage)?;
         let interval = u16::from_be_bytes(rest.array()?);
         let connected_at = Tick(u32::from_be_bytes(rest.array()?));
         let length = usize::from(rest.u8()?);
-        let device = std::str::from_utf8(rest.take(length)?).map_err(|_| BadParcel)?;
+        let device = std::str::from_utf8(rest.take(length)?).map_err(|_| InvalidImage)?;
         if !native::is_id(device) {
-            return Err(BadParcel);
+            return Err(InvalidImage);
         }
         let saved = Saved { plain: rest.sized()?.to_vec(), cipher: rest.sized()?.to_vec() };
         let unsent = rest.sized()?.to_vec();
         let frames = match rest.sized()? {
             [] => None,
-            bytes => Some(Box::new(Decoder::decode(bytes).ok_or(BadParcel)?)),
+            bytes => Some(Box::new(Decoder::decode(bytes).ok_or(InvalidImage)?)),
         };
-        let (records, used) = RecordLayer::decode(rest.0).ok_or(BadParcel)?;
+        let (records, used) = RecordLayer::decode(rest.0).ok_or(InvalidImage)?;
         if used != rest.0.len() {
-            return Err(BadParcel);
+            return Err(InvalidImage);
         }
         let buffers = Buffers { saved, unsent, frames, ..Buffers::default() };
         Ok(Self {
@@ -121,25 +121,25 @@ impl Connection {
     }
 }
 
-/// What is left to read of a parcel.
+/// What is left to read of an image.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], BadParcel> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(BadParcel)?;
+    fn take(&mut self, count: usize) -> Result<&'a [u8], InvalidImage> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(InvalidImage)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], BadParcel> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], InvalidImage> {
         Ok(self.take(N)?.try_into().expect("taken to measure"))
     }
 
-    fn u8(&mut self) -> Result<u8, BadParcel> {
+    fn u8(&mut self) -> Result<u8, InvalidImage> {
         Ok(self.take(1)?[0])
     }
 
-    fn sized(&mut self) -> Result<&'a [u8], BadParcel> {
+    fn sized(&mut self) -> Result<&'a [u8], InvalidImage> {
         let length = u32::from_be_bytes(self.array()?);
         self.take(length as usize)
     }
