@@ -34,7 +34,7 @@ const TABLE: &[Row] = &[
     row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "arc_swap", "base64"]),
     row("tls/certs", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
     row("broker", &["time", "config", "devices", "metrics", "wheel", "pool", "link", "image", "codec"], &["slab", "hashbrown", "siphasher"]),
-    row("connection", &["time", "network", "config", "metrics", "pool", "link", "tls", "codec", "broker"], &["bytes"]),
+    row("connection", &["time", "network", "wire", "config", "metrics", "pool", "link", "tls", "codec", "broker"], &["bytes"]),
     row("shard", &["time", "wire", "config", "devices", "metrics", "wheel", "pool", "link", "image", "tls", "codec", "broker", "connection"],
         &["slab", "bytes", "fastrand", "tracing"]),
     row("turn", &["time", "network", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"], &[]),

@@ -15,6 +15,7 @@ use crate::codec::websocket::Decoder;
 use crate::link::ListenerId;
 use crate::time::Tick;
 use crate::tls::record::{PLAINTEXT_MAX, RECORD_MAX, RecordLayer};
+use crate::wire::{Reader, WireError};
 
 const VERSION: u8 = 2;
 
@@ -29,6 +30,12 @@ impl std::fmt::Display for InvalidImage {
 }
 
 impl std::error::Error for InvalidImage {}
+
+impl From<WireError> for InvalidImage {
+    fn from(_: WireError) -> Self {
+        InvalidImage
+    }
+}
 
 impl Connection {
     /// Appends the connection as bytes. It must be [moving](Connection::begin_move).
@@ -62,28 +69,29 @@ impl Connection {
     /// # Errors
     /// [`InvalidImage`] when the bytes are anything else.
     pub fn unpack(bytes: &[u8], generation: u32, now: Tick) -> Result<Self, InvalidImage> {
-        let mut rest = Rest(bytes);
-        if rest.u8()? != VERSION {
+        let mut reader = Reader::new(bytes);
+        if reader.u8()? != VERSION {
             return Err(InvalidImage);
         }
-        let listener = ListenerId(rest.u8()?);
-        let naming = Naming::from_code(rest.u8()?).ok_or(InvalidImage)?;
-        let carrier = Carrier::from_code(rest.u8()?).ok_or(InvalidImage)?;
-        let interval = u16::from_be_bytes(rest.array()?);
-        let connected_at = Tick(u32::from_be_bytes(rest.array()?));
-        let length = usize::from(rest.u8()?);
-        let device = std::str::from_utf8(rest.take(length)?).map_err(|_| InvalidImage)?;
+        let listener = ListenerId(reader.u8()?);
+        let naming = Naming::from_code(reader.u8()?).ok_or(InvalidImage)?;
+        let carrier = Carrier::from_code(reader.u8()?).ok_or(InvalidImage)?;
+        let interval = reader.u16()?;
+        let connected_at = Tick(reader.u32()?);
+        let length = usize::from(reader.u8()?);
+        let device = std::str::from_utf8(reader.take(length)?).map_err(|_| InvalidImage)?;
         if !native::is_id(device) {
             return Err(InvalidImage);
         }
-        let saved = Saved { plain: rest.sized()?.to_vec(), cipher: rest.sized()?.to_vec() };
-        let unsent = rest.sized()?.to_vec();
-        let frames = match rest.sized()? {
+        let saved = Saved { plain: sized(&mut reader)?.to_vec(), cipher: sized(&mut reader)?.to_vec() };
+        let unsent = sized(&mut reader)?.to_vec();
+        let frames = match sized(&mut reader)? {
             [] => None,
             bytes => Some(Box::new(Decoder::decode(bytes).ok_or(InvalidImage)?)),
         };
-        let (records, used) = RecordLayer::decode(rest.0).ok_or(InvalidImage)?;
-        if used != rest.0.len() {
+        let record_layer_bytes = reader.len();
+        let (records, used) = RecordLayer::decode(reader.take_all()).ok_or(InvalidImage)?;
+        if used != record_layer_bytes {
             return Err(InvalidImage);
         }
         let buffers = Buffers { saved, unsent, frames, ..Buffers::default() };
@@ -121,26 +129,8 @@ impl Connection {
     }
 }
 
-/// What is left to read of an image.
-struct Rest<'a>(&'a [u8]);
-
-impl<'a> Rest<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], InvalidImage> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(InvalidImage)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], InvalidImage> {
-        Ok(self.take(N)?.try_into().expect("taken to measure"))
-    }
-
-    fn u8(&mut self) -> Result<u8, InvalidImage> {
-        Ok(self.take(1)?[0])
-    }
-
-    fn sized(&mut self) -> Result<&'a [u8], InvalidImage> {
-        let length = u32::from_be_bytes(self.array()?);
-        self.take(length as usize)
-    }
+/// Bytes behind their count.
+fn sized<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], InvalidImage> {
+    let length = reader.u32()?;
+    Ok(reader.take(length as usize)?)
 }
