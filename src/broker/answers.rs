@@ -1,7 +1,7 @@
 //! What goes on when changes are safe: answers to devices and to other shards (decision D8).
 
 use super::Broker;
-use super::inflight::Said;
+use super::inflight::Qos2Reply;
 use super::journal::{Recording, Waiting};
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Part, Token};
@@ -98,34 +98,34 @@ impl Broker {
     }
 
     /// PUBREL or PUBCOMP is to be said when what was recorded so far is safe. `Some`: it is.
-    pub fn say_when_safe(&mut self, session: u32, said: Said) -> Option<Said> {
+    pub fn reply_when_safe(&mut self, session: u32, reply: Qos2Reply) -> Option<Qos2Reply> {
         let mark = self.journal.mark();
         if self.sessions[session].key == NO_KEY || self.journal.is_safe(mark) {
-            return Some(said);
+            return Some(reply);
         }
         let inflight = self.sessions.inflight(session);
-        if said.is_pubrel {
+        if reply.is_pubrel {
             // Nor is it said again before.
-            inflight.set_mark(said.packet, mark);
+            inflight.set_mark(reply.packet, mark);
         }
-        inflight.said.push_back((mark, said));
+        inflight.replies.push_back((mark, reply));
         let id = self.id(session);
         self.when_safe(Waiting::Device(id));
         None
     }
 
     /// The next PUBREL or PUBCOMP that may be said now.
-    pub fn next_said(&mut self, session: u32) -> Option<Said> {
+    pub fn next_reply(&mut self, session: u32) -> Option<Qos2Reply> {
         let inflight = self.sessions[session].inflight.as_deref_mut()?;
-        let &(mark, said) = inflight.said.front()?;
+        let &(mark, reply) = inflight.replies.front()?;
         if !self.journal.is_safe(mark) {
             return None;
         }
-        inflight.said.pop_front();
+        inflight.replies.pop_front();
         self.sessions.shed_empty_inflight(session);
-        if said.is_pubrel {
+        if reply.is_pubrel {
             self.note_backlog(session);
         }
-        Some(said)
+        Some(reply)
     }
 }

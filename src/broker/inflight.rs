@@ -147,7 +147,7 @@ pub struct Answer {
 
 /// The second half of the exchange of a message of QoS 2, said by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct Qos2Reply {
     /// The packet identifier.
     pub packet: u16,
     /// Success, or that nothing is known of it.
@@ -238,7 +238,7 @@ pub(super) struct Inflight {
     /// A CONNACK that waits until what it says is safe, and that mark.
     pub(super) greeting: Option<Box<(u64, Vec<u8>)>>,
     /// PUBRELs and PUBCOMPs that wait until what they say is safe, and those marks.
-    pub(super) said: VecDeque<(u64, Said)>,
+    pub(super) replies: VecDeque<(u64, Qos2Reply)>,
     /// A SUBACK that waits for the homes of groups.
     suback: Option<Box<PendingSuback>>,
     /// Retained messages that new subscriptions are to get.
@@ -262,7 +262,7 @@ impl Inflight {
             && self.queue.is_empty()
             && self.replays.is_none()
             && self.greeting.is_none()
-            && self.said.is_empty()
+            && self.replies.is_empty()
             && self.suback.is_none()
             && self.inbound.is_empty()
             && self.answered.is_empty()
@@ -372,7 +372,7 @@ impl Inflight {
 
     /// Whether a PUBREL waits until it may be said.
     pub(super) fn owes_pubrel(&self) -> bool {
-        self.said.iter().any(|(_, said)| said.is_pubrel)
+        self.replies.iter().any(|(_, reply)| reply.is_pubrel)
     }
 
     pub(super) fn resent(&mut self) {
@@ -703,7 +703,7 @@ impl Inflight {
         self.aliases_out = Vec::new();
         self.suback = None;
         self.greeting = None;
-        self.said = VecDeque::new();
+        self.replies = VecDeque::new();
         self.forget_answered();
         self.inbound.retain(|inbound| inbound.qos == 2);
         self.received = 0;

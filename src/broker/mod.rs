@@ -55,7 +55,7 @@ use std::sync::Arc;
 
 pub use delivery::{SendBudget, SessionBatch};
 pub use inbound::{FilterLooks, Known, Ticket, UNFINISHED_IN_A_TURN};
-pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, Said, WrongAck};
+pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, Qos2Reply, WrongAck};
 pub use journal::Recording;
 pub use lifecycle::{Arrival, Attached, DueWill, Will};
 pub use routing::{Granted, Unsubscribed};

@@ -45,38 +45,38 @@ impl PacketLog {
         (std::mem::take(&mut self.packets), std::mem::take(&mut self.left_out))
     }
 
-    fn note(&mut self, direction: Direction, name: &'static str, bytes: usize, said: Said) {
+    fn note(&mut self, direction: Direction, name: &'static str, bytes: usize, summary: Summary) {
         // One read may hold tens of thousands of packets: more than a second's bound is never told.
         if self.packets.len() >= TRACE_EVENTS_PER_SECOND as usize {
             self.left_out += 1;
             return;
         }
-        let mut words = said.words;
+        let mut words = summary.words;
         words.truncate(words.floor_char_boundary(TRACE_WORDS_MAX));
-        let shown = said.payload.filter(|payload| self.has_payloads && !payload.is_empty());
+        let shown = summary.payload.filter(|payload| self.has_payloads && !payload.is_empty());
         let payload = shown.map(|payload| Bytes::copy_from_slice(&payload[..payload.len().min(TRACE_PAYLOAD_MAX)]));
         self.packets.push(TracedPacket { direction, name, bytes, words, payload });
     }
 
     fn note_frame(&mut self, direction: Direction, frame: &Frame, bytes: usize) {
-        self.note(direction, frame.name(), bytes, Said::of_frame(frame));
+        self.note(direction, frame.name(), bytes, Summary::of_frame(frame));
     }
 
     fn note_packet(&mut self, direction: Direction, packet: &Packet, bytes: usize) {
-        self.note(direction, packet.name(), bytes, Said::of_packet(packet));
+        self.note(direction, packet.name(), bytes, Summary::of_packet(packet));
     }
 
     fn note_raw(&mut self, direction: Direction, bytes: &[u8], raw: &config::Raw) {
-        let (name, said) = match direction {
+        let (name, summary) = match direction {
             Direction::In => match raw::classify(&raw.heartbeat, bytes) {
-                Payload::Heartbeats(count) => ("HEARTBEAT", Said::words(format!("{count} of them"))),
-                Payload::Data(bytes) => ("DATA", Said::words(String::new()).with(bytes)),
+                Payload::Heartbeats(count) => ("HEARTBEAT", Summary::words(format!("{count} of them"))),
+                Payload::Data(bytes) => ("DATA", Summary::words(String::new()).with(bytes)),
             },
-            Direction::Out if bytes == raw.reply => ("REPLY", Said::words(String::new())),
-            Direction::Out if bytes == raw.probe => ("PROBE", Said::words(String::new())),
-            Direction::Out => ("DATA", Said::words(String::new()).with(bytes)),
+            Direction::Out if bytes == raw.reply => ("REPLY", Summary::words(String::new())),
+            Direction::Out if bytes == raw.probe => ("PROBE", Summary::words(String::new())),
+            Direction::Out => ("DATA", Summary::words(String::new()).with(bytes)),
         };
-        self.note(direction, name, bytes.len(), said);
+        self.note(direction, name, bytes.len(), summary);
     }
 
     /// Everything that was encoded since the last time. `version`: of MQTT, where the device has said it.
@@ -97,7 +97,7 @@ impl PacketLog {
                 }),
             };
             let Some(length) = length else {
-                return self.note(Direction::Out, "BYTES", bytes.len(), Said::words(String::new()));
+                return self.note(Direction::Out, "BYTES", bytes.len(), Summary::words(String::new()));
             };
             bytes = &bytes[length..];
         }
@@ -115,12 +115,12 @@ fn decode_own(bytes: &[u8], version: Option<Version>) -> Option<(Packet<'_>, usi
 }
 
 /// What is told of a packet besides its name and length.
-struct Said<'a> {
+struct Summary<'a> {
     words: String,
     payload: Option<&'a [u8]>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> Summary<'a> {
     fn words(words: String) -> Self {
         Self { words, payload: None }
     }

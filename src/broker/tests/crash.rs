@@ -302,9 +302,9 @@ impl World {
     fn release(&mut self, number: usize, worker: usize, session: u32, packet: u16) {
         let shard = &mut self.shards[worker];
         assert!(shard.handle_pubrel(session, packet).is_ok());
-        let said = Said { packet, reason: mqtt::Reason::SUCCESS, is_pubrel: false };
-        if let Some(said) = shard.say_when_safe(session, said) {
-            self.clients[number].complete(said.packet);
+        let reply = Qos2Reply { packet, reason: mqtt::Reason::SUCCESS, is_pubrel: false };
+        if let Some(reply) = shard.reply_when_safe(session, reply) {
+            self.clients[number].complete(reply.packet);
         }
     }
 
@@ -356,11 +356,11 @@ impl World {
             assert_eq!(answer.reason, mqtt::Reason::SUCCESS);
             self.hear_answer(number, worker, session, answer.packet, answer.qos);
         }
-        while let Some(said) = self.shards[worker].next_said(session) {
-            if said.is_pubrel {
-                self.hear_pubrel(number, worker, session, said.packet);
+        while let Some(reply) = self.shards[worker].next_reply(session) {
+            if reply.is_pubrel {
+                self.hear_pubrel(number, worker, session, reply.packet);
             } else {
-                self.clients[number].complete(said.packet);
+                self.clients[number].complete(reply.packet);
             }
         }
         self.shards[worker].take_held(session);
@@ -402,9 +402,9 @@ impl World {
             return;
         }
         assert_eq!(shard.handle_pubrec(session, publish.packet_id, false, |_| {}), Ok(true));
-        let said = Said { packet: publish.packet_id, reason: mqtt::Reason::SUCCESS, is_pubrel: true };
-        if let Some(said) = shard.say_when_safe(session, said) {
-            self.hear_pubrel(number, worker, session, said.packet);
+        let reply = Qos2Reply { packet: publish.packet_id, reason: mqtt::Reason::SUCCESS, is_pubrel: true };
+        if let Some(reply) = shard.reply_when_safe(session, reply) {
+            self.hear_pubrel(number, worker, session, reply.packet);
         }
     }
 

@@ -16,7 +16,7 @@ mod subscribe;
 
 use super::transport::{OpenConnection, Progress};
 use super::{Input, Phase, Step, Termination};
-use crate::broker::{Said, WrongAck};
+use crate::broker::{Qos2Reply, WrongAck};
 use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Version};
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Outcome, WorkerEvent};
@@ -127,7 +127,7 @@ impl OpenConnection<'_, '_> {
         }
         // [MQTT-4.3.3-1]; for what is not known v5 has a reason code (3.6.2.1).
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
-        self.say(session, Said { packet: ack.packet_id, reason, is_pubrel: true });
+        self.reply(session, Qos2Reply { packet: ack.packet_id, reason, is_pubrel: true });
         Ok(())
     }
 
@@ -141,20 +141,20 @@ impl OpenConnection<'_, '_> {
         let known = self.cx.broker.handle_pubrel(session, ack.packet_id);
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREL for a message that PUBREC was not said of"))?;
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
-        self.say(session, Said { packet: ack.packet_id, reason, is_pubrel: false });
+        self.reply(session, Qos2Reply { packet: ack.packet_id, reason, is_pubrel: false });
         Ok(())
     }
 
     /// The second half of an exchange of QoS 2, now or when what it says is safe.
-    fn say(&mut self, session: u32, said: Said) {
-        if let Some(said) = self.cx.broker.say_when_safe(session, said) {
-            self.encode_said(session, said);
+    fn reply(&mut self, session: u32, reply: Qos2Reply) {
+        if let Some(reply) = self.cx.broker.reply_when_safe(session, reply) {
+            self.encode_reply(session, reply);
         }
     }
 
-    pub(super) fn encode_said(&mut self, session: u32, said: Said) {
-        let ack = Ack { packet_id: said.packet, reason: said.reason, properties: Properties::EMPTY };
-        self.encode(session, &if said.is_pubrel { Packet::Pubrel(ack) } else { Packet::Pubcomp(ack) });
+    pub(super) fn encode_reply(&mut self, session: u32, reply: Qos2Reply) {
+        let ack = Ack { packet_id: reply.packet, reason: reply.reason, properties: Properties::EMPTY };
+        self.encode(session, &if reply.is_pubrel { Packet::Pubrel(ack) } else { Packet::Pubcomp(ack) });
     }
 
     // --- Ends -------------------------------------------------------------------------------------------------------

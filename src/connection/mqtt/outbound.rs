@@ -32,8 +32,8 @@ impl Connection {
             }
             open.encode_answers(session)?;
             open.say_suback(session);
-            while let Some(said) = open.cx.broker.next_said(session) {
-                open.encode_said(session, said);
+            while let Some(reply) = open.cx.broker.next_reply(session) {
+                open.encode_reply(session, reply);
             }
         }
         open.seal_plain()
