@@ -35,7 +35,7 @@ fn no_operation_takes_more_instructions_than_its_ceiling() {
             let measured = count(&program, subject, function);
             let _ = writeln!(std::io::stderr(), "ceilings: {name} {measured:.1} instructions");
             known += usize::from(ceilings.contains_key(&name));
-            faults.extend(judge(&name, measured, ceilings.get(&name).copied()));
+            faults.extend(compare(&name, measured, ceilings.get(&name).copied()));
         }
     }
     assert_eq!(known, ceilings.len(), "bench/ceilings.toml names something that is not counted");
@@ -43,7 +43,7 @@ fn no_operation_takes_more_instructions_than_its_ceiling() {
 }
 
 /// What is wrong with a figure, and what to do about it.
-fn judge(name: &str, measured: f64, ceiling: Option<f64>) -> Option<String> {
+fn compare(name: &str, measured: f64, ceiling: Option<f64>) -> Option<String> {
     let fresh = (measured * HEADROOM).ceil();
     let Some(ceiling) = ceiling else {
         return Some(format!("{name}: no ceiling; write {fresh} into bench/ceilings.toml"));
@@ -129,8 +129,8 @@ fn what_is_above_its_ceiling_or_far_below_is_found() {
     let ceilings = parse("# words\n[wheel]\ninsert = 40\n\n[turn]\nhear = 1000.5\n");
     assert_eq!(ceilings.get("wheel.insert"), Some(&40.0));
     assert_eq!(ceilings.get("turn.hear"), Some(&1000.5));
-    assert_eq!(judge("x", 40.0, Some(40.0)), None);
-    assert!(judge("x", 40.5, Some(40.0)).unwrap().contains("raise the ceiling to 46"));
-    assert!(judge("x", 20.0, Some(40.0)).unwrap().contains("lower that to 23"));
-    assert!(judge("x", 20.0, None).unwrap().contains("write 23"));
+    assert_eq!(compare("x", 40.0, Some(40.0)), None);
+    assert!(compare("x", 40.5, Some(40.0)).unwrap().contains("raise the ceiling to 46"));
+    assert!(compare("x", 20.0, Some(40.0)).unwrap().contains("lower that to 23"));
+    assert!(compare("x", 20.0, None).unwrap().contains("write 23"));
 }

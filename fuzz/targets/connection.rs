@@ -309,7 +309,7 @@ impl Desk {
             if self.shard.load_input(slot, &mut self.input) {
                 self.shard.handle_nothing(slot);
             }
-            self.shard.settle_suspect(slot, self.now);
+            self.shard.recheck_suspect(slot, self.now);
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Secrets {
     pub key: String,
 }
 
-/// How JSON Web Tokens are judged.
+/// How JSON Web Tokens are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwt {
     /// The index in the list.

@@ -721,7 +721,7 @@ impl Identity {
         })
     }
 
-    /// How tokens are judged, if they are.
+    /// How tokens are verified, if they are.
     #[must_use]
     pub fn jwt(&self) -> Option<&Jwt> {
         self.authenticators.iter().find_map(|one| match one {

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, at, never, select};
 use tokio::sync::oneshot;
 
 use super::State;
-use super::auth::desk::{Answer, AuthDesk, Replacement};
+use super::auth::chain::{Answer, AuthChains, Replacement};
 use super::auth::verifier::AuthRequest;
 use super::blocks::{BlockOrder, BlockRequest, BlockSource};
 use super::broadcasts::Share;
@@ -33,7 +33,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// The hub thread's own state.
 pub(super) struct Hub {
     state: Arc<State>,
-    auth: AuthDesk,
+    auth: AuthChains,
     /// What the store has settled.
     settled: Receiver<Vec<Settled>>,
     /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
@@ -46,7 +46,7 @@ pub(super) struct Hub {
 
 impl Hub {
     /// A hub for the workers behind `state`; `settled` is what its store says.
-    pub(super) fn new(state: Arc<State>, auth: AuthDesk, settled: Receiver<Vec<Settled>>) -> Self {
+    pub(super) fn new(state: Arc<State>, auth: AuthChains, settled: Receiver<Vec<Settled>>) -> Self {
         Self { state, auth, settled, entries: Vec::new(), charges: Vec::new(), retry_at: None }
     }
 
@@ -54,7 +54,7 @@ impl Hub {
     pub(super) fn run(mut self, stop: &Receiver<()>, replacements: &Receiver<Replacement>) {
         let EventReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
         let hashes = self.auth.hashes();
-        let judgements = self.auth.judgements();
+        let jwt_results = self.auth.jwt_results();
         let hook_answers = self.auth.hook_answers();
         let mut settled = self.settled.clone();
         let nothing = never();
@@ -74,17 +74,17 @@ impl Hub {
                 },
                 recv(hashes) -> result => {
                     let result = result.expect("the token thread ended before its owner");
-                    let answers = self.auth.settle_secret(result, Instant::now());
+                    let answers = self.auth.handle_hash_result(result, Instant::now());
                     self.tell(answers);
                 }
-                recv(judgements) -> results => {
+                recv(jwt_results) -> results => {
                     let results = results.expect("the jwt thread ended before its owner");
-                    let answers = self.auth.settle_jwt(results, &self.state.clock, Instant::now());
+                    let answers = self.auth.handle_jwt_results(results, &self.state.clock, Instant::now());
                     self.tell(answers);
                 }
                 recv(hook_answers) -> result => {
                     let result = result.expect("its sender is kept beside it");
-                    let answers = self.auth.settle_hook(result, &self.state.clock, Instant::now());
+                    let answers = self.auth.handle_hook_result(result, &self.state.clock, Instant::now());
                     self.tell(answers);
                 }
                 recv(replacements) -> by => {
@@ -104,7 +104,7 @@ impl Hub {
         }
         self.drain(&uplink);
         // The threads end early because nobody takes their results any more: all who could must let go.
-        drop((hashes, judgements, hook_answers));
+        drop((hashes, jwt_results, hook_answers));
         self.auth.stop();
     }
 

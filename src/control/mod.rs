@@ -53,7 +53,7 @@ use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
 use api_listener::{ApiListener, ApiPeer, Bounds};
 pub use api_tls::{ApiTls, ApiTlsError};
-use auth::desk::{AuthDesk, Replacement};
+use auth::chain::{AuthChains, Replacement};
 use auth::material::Material;
 pub use blocks::{Block, BlockOrder, BlockRequest, BlockSource};
 use broadcasts::Broadcasts;
@@ -212,7 +212,7 @@ impl Control {
     pub fn start(parts: Parts) -> io::Result<Control> {
         let workers = parts.checked_workers();
         let counters = Arc::new(ProcessCounters::default());
-        let auth = AuthDesk::start(auth_material(&parts.config)?, counters.clone())?;
+        let auth = AuthChains::start(auth_material(&parts.config)?, counters.clone())?;
         let (blocks, block_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let (reloads, reload_requests) = crossbeam_channel::bounded(RELOADS_WAITING_MAX);
         let admin_addr = parts.admin.local_addr()?;

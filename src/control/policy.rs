@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::State;
 use super::api::bearer::BearerAuth;
 use super::api_tls::ApiTls;
-use super::auth::desk::Replacement;
+use super::auth::chain::Replacement;
 use super::auth::material::Material;
 use crate::config::Config;
 use crate::sink;

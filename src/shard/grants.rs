@@ -181,7 +181,7 @@ impl Shard {
         }
         self.grants.set(index, Some(Grant { device: Box::default(), ..grant }));
         self.trace(index, now, || TraceWhat::Granted);
-        if self.account_grant(index, now) && self.settle(index, now) {
+        if self.account_grant(index, now) && self.assign_home(index, now) {
             self.ready.push(index);
         }
     }

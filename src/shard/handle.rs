@@ -126,7 +126,7 @@ impl Shard {
                     }
                 }
                 Step::Named => {
-                    if !self.settle(index, now) {
+                    if !self.assign_home(index, now) {
                         break;
                     }
                 }
@@ -233,7 +233,7 @@ impl Shard {
 
     /// Handles at most `limit` deadlines up to `drained`, the time up to which every readable socket was read. Peers
     /// with nothing left but a last read, and handshakes that are to give way to others, are appended to `suspects`: each must be read once more and then
-    /// [settled](Shard::settle_suspect). `true`: more are due.
+    /// [rechecked](Shard::recheck_suspect). `true`: more are due.
     pub fn handle_deadlines(&mut self, drained: Tick, now: Moment, limit: usize, suspects: &mut Vec<u32>) -> bool {
         self.probed.clear();
         self.make_way(now, suspects);
@@ -290,10 +290,10 @@ impl Shard {
     }
 
     /// A suspect was read once more: it is expired, or gives way, unless it was heard.
-    pub fn settle_suspect(&mut self, index: u32, now: Moment) {
+    pub fn recheck_suspect(&mut self, index: u32, now: Moment) {
         let Some(connection) = self.connections.get(index as usize) else { return };
         if let Some(heard) = connection.heard_in_handshake() {
-            return self.settle_silent(index, heard, now);
+            return self.recheck_silent(index, heard, now);
         }
         if !connection.is_device() {
             return;
@@ -521,7 +521,7 @@ impl Shard {
 
     /// A handshake that is to give way was read once more. What it had said may have waited for its turn, or the process was
     /// stopped: then it keeps its place.
-    fn settle_silent(&mut self, index: u32, heard: Moment, now: Moment) {
+    fn recheck_silent(&mut self, index: u32, heard: Moment, now: Moment) {
         if heard >= now {
             self.counters.add(Metric::LastReadsHeard, 1);
             return self.places.keep(self.id(index), heard);
@@ -544,7 +544,7 @@ impl Shard {
     }
 
     /// The device is known: it goes home, or is registered here. `true`: it is here.
-    pub(super) fn settle(&mut self, index: u32, now: Moment) -> bool {
+    pub(super) fn assign_home(&mut self, index: u32, now: Moment) -> bool {
         if self.connections[index as usize].device().is_empty() {
             let protocol = self.settings_of(index).protocol.label();
             let id = self.generate_id(protocol);

@@ -31,7 +31,7 @@ struct Pace {
 
 /// What is to be done with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RateDecision {
     /// Nothing.
     Within,
     /// It is read no further before this.
@@ -52,7 +52,14 @@ pub(super) struct Paces {
 
 impl Paces {
     /// A device has sent this.
-    pub fn charge(&mut self, id: ConnectionId, rules: &RateRules, messages: u64, bytes: u64, now: Moment) -> Verdict {
+    pub fn charge(
+        &mut self,
+        id: ConnectionId,
+        rules: &RateRules,
+        messages: u64,
+        bytes: u64,
+        now: Moment,
+    ) -> RateDecision {
         self.forget_paid(now);
         let fresh = Pace { generation: id.generation, messages: now, bytes: now, over_since: None };
         let pace = self.by_slot.entry(id.index).or_insert_with(|| {
@@ -73,11 +80,11 @@ impl Paces {
         pace.bytes = after(pace.bytes, bytes, rules.bytes_per_second);
         let owed = pace.messages.max(pace.bytes).since(now);
         let Some(beyond) = owed.checked_sub(rules.burst).filter(|beyond| !beyond.is_zero()) else {
-            return Verdict::Within;
+            return RateDecision::Within;
         };
         let since = *pace.over_since.get_or_insert(now);
         let is_over = rules.patience.is_some_and(|patience| now.since(since) >= patience);
-        if is_over { Verdict::Over } else { Verdict::Hold(now.plus(beyond)) }
+        if is_over { RateDecision::Over } else { RateDecision::Hold(now.plus(beyond)) }
     }
 
     /// A device is read no further before `until`.
@@ -144,13 +151,13 @@ impl Shard {
         }
         let id = self.id(index);
         match self.paces.charge(id, rules, messages, bytes, now) {
-            Verdict::Within => {}
-            Verdict::Hold(until) => {
+            RateDecision::Within => {}
+            RateDecision::Hold(until) => {
                 self.connections[index as usize].hold();
                 self.counters.add(Metric::RateHeld, 1);
                 self.paces.hold(id, until);
             }
-            Verdict::Over => {
+            RateDecision::Over => {
                 let span = rules.keep_out;
                 if !span.is_zero() {
                     let device = self.connections[index as usize].device().into();
@@ -199,20 +206,23 @@ mod tests {
     #[test]
     fn a_device_has_a_burst_then_waits_for_what_it_owes_and_then_is_over() {
         let mut paces = Paces::default();
-        assert_eq!(paces.charge(id(1), &RULES, 20, 100, at(0)), Verdict::Within);
-        assert_eq!(paces.charge(id(1), &RULES, 5, 100, at(0)), Verdict::Hold(at(500)));
-        assert_eq!(paces.charge(id(2), &RULES, 1, 100, at(0)), Verdict::Within, "others have their own");
+        assert_eq!(paces.charge(id(1), &RULES, 20, 100, at(0)), RateDecision::Within);
+        assert_eq!(paces.charge(id(1), &RULES, 5, 100, at(0)), RateDecision::Hold(at(500)));
+        assert_eq!(paces.charge(id(2), &RULES, 1, 100, at(0)), RateDecision::Within, "others have their own");
         // Bytes have a rate of their own.
-        assert_eq!(paces.charge(id(3), &RULES, 1, 3_000, at(0)), Verdict::Hold(at(1_000)));
+        assert_eq!(paces.charge(id(3), &RULES, 1, 3_000, at(0)), RateDecision::Hold(at(1_000)));
         // It goes on as soon as it may, and never comes to have paid all.
         for second in 1..5 {
-            assert_eq!(paces.charge(id(1), &RULES, 10, 0, at(second * 1_000)), Verdict::Hold(at(second * 1_000 + 500)));
+            assert_eq!(
+                paces.charge(id(1), &RULES, 10, 0, at(second * 1_000)),
+                RateDecision::Hold(at(second * 1_000 + 500))
+            );
         }
-        assert_eq!(paces.charge(id(1), &RULES, 10, 0, at(5_000)), Verdict::Over);
+        assert_eq!(paces.charge(id(1), &RULES, 10, 0, at(5_000)), RateDecision::Over);
         // A pause in which all is paid begins the patience anew.
-        assert_eq!(paces.charge(id(1), &RULES, 25, 0, at(60_000)), Verdict::Hold(at(60_500)));
+        assert_eq!(paces.charge(id(1), &RULES, 25, 0, at(60_000)), RateDecision::Hold(at(60_500)));
         let endless = RateRules { patience: None, ..RULES };
-        assert!((0..100).all(|n| matches!(paces.charge(id(4), &endless, 100, 0, at(n)), Verdict::Hold(_))));
+        assert!((0..100).all(|n| matches!(paces.charge(id(4), &endless, 100, 0, at(n)), RateDecision::Hold(_))));
     }
 
     #[test]
@@ -240,6 +250,6 @@ mod tests {
         assert!(paces.by_slot.len() <= 1 && paces.order.len() <= 1, "{} {}", paces.by_slot.len(), paces.order.len());
         paces.charge(id(7), &RULES, 1_000, 0, at(60_000));
         let next = ConnectionId { index: 7, generation: 2 };
-        assert_eq!(paces.charge(next, &RULES, 1, 0, at(60_000)), Verdict::Within);
+        assert_eq!(paces.charge(next, &RULES, 1, 0, at(60_000)), RateDecision::Within);
     }
 }

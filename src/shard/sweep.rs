@@ -118,7 +118,8 @@ impl Shard {
             let Some(connection) = self.connections.get(index) else { continue };
             let listener = connection.listener().index();
             let mark = self.sweep.mark(index as u32);
-            let Some(reason) = verdict(connection, mark, &self.settings[listener], &policies[listener], now) else {
+            let Some(reason) = reason_to_end(connection, mark, &self.settings[listener], &policies[listener], now)
+            else {
                 continue;
             };
             let termination = match reason {
@@ -142,7 +143,7 @@ fn ends_by_time(settings: &ListenerSettings) -> bool {
 }
 
 /// Why a connection ends now, if so.
-fn verdict(
+fn reason_to_end(
     connection: &Connection,
     mark: Option<CertificateMark>,
     settings: &ListenerSettings,

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 /// What becomes of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum BatchOutcome {
     /// The other side has it.
     Taken,
     /// The other side cannot take it now (RFC 9110: 408, 425, 429, 5xx), or nobody answered: it is sent again.
@@ -16,8 +16,8 @@ pub enum Verdict {
     Refused,
 }
 
-impl Verdict {
-    /// Judges a status.
+impl BatchOutcome {
+    /// What a status means.
     #[must_use]
     pub fn of(status: u16) -> Self {
         match status {
@@ -55,22 +55,22 @@ mod tests {
 
     #[test]
     fn what_can_be_sent_again_is_told_from_what_cannot() {
-        for (status, verdict) in [
-            (200, Verdict::Taken),
-            (204, Verdict::Taken),
-            (301, Verdict::Barred),
-            (400, Verdict::Refused),
-            (401, Verdict::Barred),
-            (404, Verdict::Barred),
-            (408, Verdict::Failed),
-            (413, Verdict::Refused),
-            (422, Verdict::Refused),
-            (429, Verdict::Failed),
-            (500, Verdict::Failed),
-            (503, Verdict::Failed),
-            (100, Verdict::Failed),
+        for (status, outcome) in [
+            (200, BatchOutcome::Taken),
+            (204, BatchOutcome::Taken),
+            (301, BatchOutcome::Barred),
+            (400, BatchOutcome::Refused),
+            (401, BatchOutcome::Barred),
+            (404, BatchOutcome::Barred),
+            (408, BatchOutcome::Failed),
+            (413, BatchOutcome::Refused),
+            (422, BatchOutcome::Refused),
+            (429, BatchOutcome::Failed),
+            (500, BatchOutcome::Failed),
+            (503, BatchOutcome::Failed),
+            (100, BatchOutcome::Failed),
         ] {
-            assert_eq!(Verdict::of(status), verdict, "{status}");
+            assert_eq!(BatchOutcome::of(status), outcome, "{status}");
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ureq::Agent;
 use ureq::http::{HeaderValue, Request, StatusCode, Uri};
 
-use super::answer::{Verdict, retry_after};
+use super::answer::{BatchOutcome, retry_after};
 use super::backoff::Backoff;
 use super::batch::{Batch, Shape};
 use super::run::{Over, Run};
@@ -42,7 +42,7 @@ pub(super) struct HttpClient {
 
 /// What came of one try.
 struct Answer {
-    verdict: Verdict,
+    outcome: BatchOutcome,
     /// The receiver has answered with a fault of its own.
     is_fault: bool,
     retry_after: Option<Duration>,
@@ -104,7 +104,7 @@ impl HttpClient {
         if let Some(signer) = &self.signer {
             request = request.header("webhook-signature", signer.sign(id, timestamp, body));
         }
-        let failed = |why| Answer { verdict: Verdict::Failed, is_fault: false, retry_after: None, why };
+        let failed = |why| Answer { outcome: BatchOutcome::Failed, is_fault: false, retry_after: None, why };
         let request = match request.body(body) {
             Ok(request) => request,
             Err(error) => return failed(error.to_string()),
@@ -119,7 +119,7 @@ impl HttpClient {
         // To its end, so that the connection serves again; what it says is for the log.
         let said = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().unwrap_or_default();
         Answer {
-            verdict: Verdict::of(status.as_u16()),
+            outcome: BatchOutcome::of(status.as_u16()),
             is_fault: status.is_server_error(),
             retry_after: asked,
             why: in_words(status, &said),
@@ -232,13 +232,13 @@ impl HttpRun {
         let (mut refused, mut faults) = (0, 0);
         loop {
             let answer = self.client().post(&id, &underway.batch.body);
-            if answer.verdict == Verdict::Taken {
+            if answer.outcome == BatchOutcome::Taken {
                 self.backoff.succeed();
                 self.run.note_sent(underway.batch.count);
                 return Ok(true);
             }
-            refused += u32::from(answer.verdict == Verdict::Refused);
-            faults += u32::from(answer.verdict == Verdict::Failed && answer.is_fault);
+            refused += u32::from(answer.outcome == BatchOutcome::Refused);
+            faults += u32::from(answer.outcome == BatchOutcome::Failed && answer.is_fault);
             self.run.note_failure(&answer.why);
             let is_given_up =
                 refused >= config.tries_refused || (config.tries_failed > 0 && faults >= config.tries_failed);

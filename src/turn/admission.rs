@@ -105,7 +105,7 @@ impl Admission {
     }
 
     /// Whether one connection more from this address is within its bounds. It is counted then, and must be
-    /// [settled](Admission::settle) into its slot.
+    /// [placed](Admission::place) into its slot.
     ///
     /// # Errors
     /// Why not.
@@ -128,7 +128,7 @@ impl Admission {
     /// A connection has come home into this slot; it was `origin` at the worker `from`.
     pub fn arrive(&mut self, slot: u32, from: WorkerId, origin: ConnectionId) {
         let counted = self.addresses.arrive(from, origin);
-        self.settle(slot, counted);
+        self.place(slot, counted);
     }
 
     /// The connection stays at the worker `here` after all.
@@ -139,7 +139,7 @@ impl Admission {
     }
 
     /// The connection has this slot.
-    pub fn settle(&mut self, slot: u32, counted: Counted) {
+    pub fn place(&mut self, slot: u32, counted: Counted) {
         let slot = slot as usize;
         if slot >= self.counted.len() {
             if counted == Counted::NOWHERE {
@@ -215,7 +215,7 @@ mod tests {
         let address = IpAddr::from([192, 0, 2, 1]);
         for slot in 0..2 {
             let counted = here.at_address(address, Moment::default()).unwrap();
-            here.settle(slot, counted);
+            here.place(slot, counted);
         }
         assert_eq!(home.at_address(address, Moment::default()), Err(Refusal::AddressConnections));
         let (one, other) = (WorkerId(0), WorkerId(1));
@@ -246,7 +246,7 @@ mod tests {
         let address = IpAddr::from([192, 0, 2, 1]);
         for slot in 0..100 {
             let counted = admission.at_address(address, Moment::default()).unwrap();
-            admission.settle(slot, counted);
+            admission.place(slot, counted);
         }
         assert!(admission.counted.is_empty());
     }

@@ -104,7 +104,7 @@ impl<I: Io> Turn<I> {
     pub(super) fn admit_announced(&mut self, now: Moment) {
         while let Some((slot, address)) = self.shard.next_announced() {
             match self.at_address(address, now) {
-                Ok(counted) => self.admission.settle(slot, counted),
+                Ok(counted) => self.admission.place(slot, counted),
                 Err(refusal) => self.shard.refuse(slot, refusal, now),
             }
         }
@@ -211,7 +211,7 @@ impl<I: Io> Turn<I> {
             }
         };
         let slot = self.shard.handle_accept(listener, now);
-        self.admission.settle(slot, counted);
+        self.admission.place(slot, counted);
         self.shard.trace_accepted(slot, address, now);
         if is_proxy {
             self.shard.expect_announcement(slot);
@@ -246,7 +246,7 @@ impl<I: Io> Turn<I> {
             if self.read(slot, false, now) == Left::More {
                 self.todo.reads.push_back((slot, false));
             }
-            self.shard.settle_suspect(slot, now);
+            self.shard.recheck_suspect(slot, now);
         }
         self.suspects = suspects;
     }

@@ -246,7 +246,7 @@ impl SimIo {
                 WorkerEvent::Disconnected(presence, reason) => {
                     let socket = self.devices.remove(&presence.device);
                     if *reason == CloseReason::Expired {
-                        self.judge_expired(socket.expect("whoever is expired was there"));
+                        self.check_expired(socket.expect("whoever is expired was there"));
                     }
                 }
                 _ => {}
@@ -257,7 +257,7 @@ impl SimIo {
     }
 
     /// Decision D5, seen from outside: whoever is expired has nothing unread, and was silent for long enough.
-    fn judge_expired(&mut self, socket: SocketId) {
+    fn check_expired(&mut self, socket: SocketId) {
         self.expired += 1;
         assert_eq!(self.network.unread(socket), 0, "peer {socket} was expired unheard");
         let silence = self.now.since(self.network.last_arrival(socket)).as_micros() as u64;

@@ -56,9 +56,9 @@ impl Terms {
     }
 }
 
-/// How an expiry is judged.
+/// What an expiry was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ExpiryCheck {
     /// Sooner than promised, or without the PINGs that it was owed.
     False,
     /// So many microseconds after the exact deadline; 0 when before it, within the rounding.
@@ -94,12 +94,12 @@ impl Watch {
     }
 
     /// What an expiry seen at `now` is.
-    pub fn judge(&self, now: Micros) -> Verdict {
+    pub fn check_expiry(&self, now: Micros) -> ExpiryCheck {
         let unheard = self.terms.probes && u64::from(self.pings) < self.terms.waits();
         if unheard || now < self.earliest() {
-            return Verdict::False;
+            return ExpiryCheck::False;
         }
-        Verdict::Late(now.saturating_sub(self.deadline()))
+        ExpiryCheck::Late(now.saturating_sub(self.deadline()))
     }
 }
 
@@ -122,20 +122,20 @@ mod tests {
     fn the_deadline_is_interval_and_every_timeout_with_a_tick_for_each() {
         let watch = pinged(3);
         assert_eq!(watch.deadline(), 190 * SECOND + 3 * TICK);
-        assert_eq!(watch.judge(190 * SECOND + 3 * TICK + 5), Verdict::Late(5));
-        assert_eq!(watch.judge(190 * SECOND), Verdict::Late(0));
-        assert_eq!(watch.judge(190 * SECOND - 1), Verdict::False);
+        assert_eq!(watch.check_expiry(190 * SECOND + 3 * TICK + 5), ExpiryCheck::Late(5));
+        assert_eq!(watch.check_expiry(190 * SECOND), ExpiryCheck::Late(0));
+        assert_eq!(watch.check_expiry(190 * SECOND - 1), ExpiryCheck::False);
     }
 
     #[test]
     fn whoever_was_not_asked_often_enough_is_expired_falsely() {
         let mut watch = pinged(2);
-        assert_eq!(watch.judge(500 * SECOND), Verdict::False);
+        assert_eq!(watch.check_expiry(500 * SECOND), ExpiryCheck::False);
         watch.handle_ping();
-        assert_eq!(watch.judge(191 * SECOND), Verdict::Late(SECOND - 3 * TICK));
+        assert_eq!(watch.check_expiry(191 * SECOND), ExpiryCheck::Late(SECOND - 3 * TICK));
         // An answer begins everything anew.
         watch.handle_sent(191 * SECOND);
-        assert_eq!(watch.judge(500 * SECOND), Verdict::False);
+        assert_eq!(watch.check_expiry(500 * SECOND), ExpiryCheck::False);
         assert_eq!(watch.deadline(), 281 * SECOND + 3 * TICK);
     }
 
@@ -145,8 +145,8 @@ mod tests {
         let mut watch = Watch::default();
         watch.handle_sent(SECOND);
         watch.handle_terms(Terms { probes: false, ..TERMS });
-        assert_eq!(watch.judge(91 * SECOND), Verdict::Late(0));
-        assert_eq!(watch.judge(91 * SECOND - 1), Verdict::False);
+        assert_eq!(watch.check_expiry(91 * SECOND), ExpiryCheck::Late(0));
+        assert_eq!(watch.check_expiry(91 * SECOND - 1), ExpiryCheck::False);
     }
 
     #[test]
@@ -155,8 +155,8 @@ mod tests {
         watch.handle_sent(7 * SECOND);
         watch.handle_terms(Terms { probes: false, ..TERMS });
         assert_eq!(watch.deadline(), 97 * SECOND + TICK);
-        assert_eq!(watch.judge(97 * SECOND + 2 * TICK), Verdict::Late(TICK));
-        assert_eq!(watch.judge(96 * SECOND), Verdict::False);
+        assert_eq!(watch.check_expiry(97 * SECOND + 2 * TICK), ExpiryCheck::Late(TICK));
+        assert_eq!(watch.check_expiry(96 * SECOND), ExpiryCheck::False);
         assert_eq!(TERMS.bound(), 90 * SECOND);
     }
 }

@@ -372,7 +372,7 @@ impl World {
             (0..self.shards.len()).for_each(|worker| self.turn(worker, false));
             self.pass(1);
             if self.is_quiet() {
-                return self.judge();
+                return self.check_outcome();
             }
         }
         Err("it never comes to its end".to_owned())
@@ -391,7 +391,7 @@ impl World {
             })
     }
 
-    fn judge(self) -> Result<Self, Fault> {
+    fn check_outcome(self) -> Result<Self, Fault> {
         for (from, shard) in self.shards.iter().enumerate() {
             for (to, there) in self.shards.iter().enumerate() {
                 let used = shard.ways.used(WorkerId(to as u16));

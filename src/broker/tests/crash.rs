@@ -482,7 +482,7 @@ impl World {
             self.commit();
             self.check();
             if self.is_over() {
-                return self.judge();
+                return self.check_outcome();
             }
         }
         let waits: Vec<_> = self.clients.iter().map(|client| (client.out.len(), client.is_greeted)).collect();
@@ -503,7 +503,7 @@ impl World {
             && self.clients.iter().all(|client| client.is_greeted && client.has_subscribed && client.out.is_empty())
     }
 
-    fn judge(&mut self) {
+    fn check_outcome(&mut self) {
         let seed = self.seed;
         for (number_of_client, client) in self.clients.iter().enumerate() {
             let mut firsts = BTreeSet::new();

@@ -75,7 +75,7 @@ pub(in crate::control) struct HookResult {
     waiting: Waiting,
     answer: Result<Answer, String>,
     /// Whose question it was: that of a hook which was replaced meanwhile changes nothing of the new one.
-    desk: u64,
+    hook: u64,
 }
 
 impl HookResult {
@@ -97,7 +97,7 @@ enum Answer {
 }
 
 /// One listener's hook: what waits, what is known, and its threads.
-pub(super) struct HookDesk {
+pub(super) struct HookClient {
     pub(super) target: HookTarget,
     number: u64,
     listener_name: String,
@@ -119,9 +119,9 @@ pub(super) struct About<'a> {
     pub(super) node: &'a str,
 }
 
-impl HookDesk {
-    /// Starts its threads, whose results go to `results`; they end when the desk is dropped and their questions are
-    /// answered. `number` is another one for each desk.
+impl HookClient {
+    /// Starts its threads, whose results go to `results`; they end when the client is dropped and their questions are
+    /// answered. `number` is another one for each client.
     pub(super) fn start(
         target: HookTarget,
         number: u64,
@@ -136,7 +136,7 @@ impl HookDesk {
             let work = move || {
                 for Call { waiting, question } in &taken {
                     let answer = ask(&client, &question);
-                    if results.send(HookResult { waiting, answer, desk: number }).is_err() {
+                    if results.send(HookResult { waiting, answer, hook: number }).is_err() {
                         return;
                     }
                 }
@@ -191,9 +191,9 @@ impl HookDesk {
     }
 
     /// A thread is back.
-    pub(super) fn settle(&mut self, result: HookResult, now: (Instant, Moment)) -> Vec<(AuthRequest, Outcome)> {
-        let HookResult { waiting, answer, desk } = result;
-        let is_own = desk == self.number;
+    pub(super) fn handle_result(&mut self, result: HookResult, now: (Instant, Moment)) -> Vec<(AuthRequest, Outcome)> {
+        let HookResult { waiting, answer, hook } = result;
+        let is_own = hook == self.number;
         let mut answers = Vec::new();
         if is_own {
             self.in_flight -= 1;
@@ -333,7 +333,7 @@ impl HookDesk {
         serde_json::to_vec(&question).expect("a question is plain text")
     }
 
-    /// Who waits, when another desk takes its place.
+    /// Who waits, when another client takes its place.
     pub(super) fn into_waiting(mut self) -> Vec<(AuthRequest, Box<Credentials>)> {
         std::iter::from_fn(|| self.queue.pop()).map(|waiting| (waiting.request, waiting.credentials)).collect()
     }

@@ -1,7 +1,7 @@
-//! JSON Web Tokens, judged by a thread of their own: a signature takes some 20 to 100 µs, which the hub has not.
+//! JSON Web Tokens, verified by a thread of their own: a signature takes some 20 to 100 µs, which the hub has not.
 //!
 //! ```text
-//! hub ── offer() ─▶ queue (fair between addresses) ─▶ thread "jwt" ─▶ results() ─▶ settle()
+//! hub ── offer() ─▶ queue (fair between addresses) ─▶ thread "jwt" ─▶ results() ─▶ handle_results()
 //! ```
 //!
 //! What a token says of its algorithm and its key chooses among keys of ours and decides nothing: a key has one algorithm,
@@ -50,8 +50,8 @@ pub(super) enum KeyPlace {
     Url(Arc<FetchSource>),
 }
 
-/// How one listener judges tokens.
-pub(super) struct Judge {
+/// How one listener verifies tokens.
+pub(super) struct JwtPolicy {
     pub(super) config: config::Jwt,
     pub(super) keys: KeyPlace,
     pub(super) wish: KeyWish,
@@ -59,14 +59,14 @@ pub(super) struct Judge {
 
 /// What a token comes to.
 #[derive(Debug, PartialEq)]
-pub(super) enum Judged {
+pub(super) enum JwtOutcome {
     /// It is right; it ends at this time of day, in seconds since 1970.
     Accepted(Grant, u64),
     Rejected(Cow<'static, str>),
     Busy(Cow<'static, str>),
 }
 
-impl Judge {
+impl JwtPolicy {
     fn keys(&self) -> Option<Arc<Keys>> {
         match &self.keys {
             KeyPlace::File(ring) => ring.get(),
@@ -74,15 +74,15 @@ impl Judge {
         }
     }
 
-    pub(super) fn judge(&self, token: &[u8]) -> Judged {
+    pub(super) fn verify(&self, token: &[u8]) -> JwtOutcome {
         if token.len() > TOKEN_BYTES_MAX {
-            return Judged::Rejected(format!("the token is longer than {TOKEN_BYTES_MAX} bytes").into());
+            return JwtOutcome::Rejected(format!("the token is longer than {TOKEN_BYTES_MAX} bytes").into());
         }
         let Ok(header) = decode_header(token) else {
-            return Judged::Rejected("the token's header names no algorithm that could be right".into());
+            return JwtOutcome::Rejected("the token's header names no algorithm that could be right".into());
         };
         let Some(keys) = self.keys() else {
-            return Judged::Busy("the keys could not be fetched yet".into());
+            return JwtOutcome::Busy("the keys could not be fetched yet".into());
         };
         let named = |key: &&Key| header.kid.is_none() || key.id.is_none() || key.id == header.kid;
         let mut is_named = false;
@@ -104,13 +104,13 @@ impl Judge {
             // A key that was made a moment ago, perhaps.
             KeyPlace::Url(source) if !is_named => {
                 self.wish.ask(source);
-                Judged::Busy(format!("no key {kid:?} is among those that were fetched").into())
+                JwtOutcome::Busy(format!("no key {kid:?} is among those that were fetched").into())
             }
-            _ if !is_named => Judged::Rejected(format!("there is no key {kid:?}").into()),
+            _ if !is_named => JwtOutcome::Rejected(format!("there is no key {kid:?}").into()),
             _ if why.is_empty() => {
-                Judged::Rejected(format!("the token is signed with {:?}, for which no key is", header.alg).into())
+                JwtOutcome::Rejected(format!("the token is signed with {:?}, for which no key is", header.alg).into())
             }
-            _ => Judged::Rejected(why),
+            _ => JwtOutcome::Rejected(why),
         }
     }
 
@@ -132,10 +132,10 @@ impl Judge {
         validation
     }
 
-    fn grant(&self, claims: &Value) -> Judged {
+    fn grant(&self, claims: &Value) -> JwtOutcome {
         let claim = &self.config.device_claim;
         let Some(device) = lookup(claims, claim).and_then(Value::as_str).filter(|device| native::is_id(device)) else {
-            return Judged::Rejected(format!("its claim {claim:?} holds no device id").into());
+            return JwtOutcome::Rejected(format!("its claim {claim:?} holds no device id").into());
         };
         let filters = |claim: &Option<String>| match claim {
             None => Ok(None),
@@ -145,15 +145,15 @@ impl Judge {
         };
         let (publish, subscribe) = match (filters(&self.config.publish_claim), filters(&self.config.subscribe_claim)) {
             (Ok(publish), Ok(subscribe)) => (publish, subscribe),
-            (Err(what), _) | (_, Err(what)) => return Judged::Rejected(what.into()),
+            (Err(what), _) | (_, Err(what)) => return JwtOutcome::Rejected(what.into()),
         };
         let grant = Grant { device: device.into(), publish, subscribe, until: None, is_renewable: false };
         if grant.bytes() > GRANT_BYTES_MAX {
-            return Judged::Rejected(format!("its filters take more than {GRANT_BYTES_MAX} bytes").into());
+            return JwtOutcome::Rejected(format!("its filters take more than {GRANT_BYTES_MAX} bytes").into());
         }
         // It is there and in the future, as was checked.
         let ends = claims["exp"].as_f64().unwrap_or_default().clamp(0.0, 1e12) as u64;
-        Judged::Accepted(grant, ends.saturating_add(self.config.leeway.as_secs()))
+        JwtOutcome::Accepted(grant, ends.saturating_add(self.config.leeway.as_secs()))
     }
 }
 
@@ -185,10 +185,10 @@ pub(super) fn filters_in(value: Option<&Value>) -> Result<Box<[String]>, &'stati
 
 // --- The thread -----------------------------------------------------------------------------------------------------
 
-/// A token that is to be judged.
+/// A token that is to be verified.
 pub(super) struct JwtJob {
     pub(super) request: AuthRequest,
-    pub(super) judge: Arc<Judge>,
+    pub(super) policy: Arc<JwtPolicy>,
     pub(super) token: Bytes,
     /// When its connection waits no longer.
     pub(super) expires: Instant,
@@ -197,35 +197,35 @@ pub(super) struct JwtJob {
 /// What the thread found.
 pub(in crate::control) struct JwtResult {
     request: AuthRequest,
-    judged: Judged,
+    outcome: JwtOutcome,
 }
 
 /// The hub's side: what waits, and the thread.
-pub(super) struct JwtDesk {
+pub(super) struct JwtVerifier {
     queue: FairQueue<JwtJob>,
     batches: Sender<Vec<JwtJob>>,
-    is_judging: bool,
+    is_verifying: bool,
     results: Receiver<Vec<JwtResult>>,
     thread: JoinHandle<()>,
 }
 
-impl JwtDesk {
+impl JwtVerifier {
     pub(super) fn start() -> io::Result<Self> {
-        let (batches, to_judge) = bounded::<Vec<JwtJob>>(1);
-        let (judged, results) = bounded(1);
+        let (batches, to_verify) = bounded::<Vec<JwtJob>>(1);
+        let (verified, results) = bounded(1);
         let work = move || {
             if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
                 tracing::warn!(%error, "the jwt thread keeps its ordinary priority");
             }
-            for batch in to_judge {
-                let judge = |job: JwtJob| JwtResult { request: job.request, judged: job.judge.judge(&job.token) };
-                if judged.send(batch.into_iter().map(judge).collect()).is_err() {
+            for batch in to_verify {
+                let verify = |job: JwtJob| JwtResult { request: job.request, outcome: job.policy.verify(&job.token) };
+                if verified.send(batch.into_iter().map(verify).collect()).is_err() {
                     return;
                 }
             }
         };
         let thread = thread::Builder::new().name("jwt".into()).spawn(work)?;
-        Ok(Self { queue: FairQueue::new(WAITING_MAX), batches, is_judging: false, results, thread })
+        Ok(Self { queue: FairQueue::new(WAITING_MAX), batches, is_verifying: false, results, thread })
     }
 
     pub(super) fn results(&self) -> &Receiver<Vec<JwtResult>> {
@@ -233,7 +233,7 @@ impl JwtDesk {
     }
 
     /// Takes one, and gives back what found no place, or waited for too long.
-    pub(super) fn offer(&mut self, job: JwtJob, now: Instant) -> Vec<(AuthRequest, Judged)> {
+    pub(super) fn offer(&mut self, job: JwtJob, now: Instant) -> Vec<(AuthRequest, JwtOutcome)> {
         let origin = super::fair::Origin::of(job.request.peer);
         let mut gone = Vec::new();
         match self.queue.push(origin, job) {
@@ -245,16 +245,16 @@ impl JwtDesk {
         gone
     }
 
-    pub(super) fn settle(&mut self, results: Vec<JwtResult>, now: Instant) -> Vec<(AuthRequest, Judged)> {
-        self.is_judging = false;
-        let mut answers: Vec<_> = results.into_iter().map(|result| (result.request, result.judged)).collect();
+    pub(super) fn handle_results(&mut self, results: Vec<JwtResult>, now: Instant) -> Vec<(AuthRequest, JwtOutcome)> {
+        self.is_verifying = false;
+        let mut answers: Vec<_> = results.into_iter().map(|result| (result.request, result.outcome)).collect();
         answers.extend(self.go_on(now));
         answers
     }
 
-    fn go_on(&mut self, now: Instant) -> Vec<(AuthRequest, Judged)> {
+    fn go_on(&mut self, now: Instant) -> Vec<(AuthRequest, JwtOutcome)> {
         let mut gone = Vec::new();
-        if self.is_judging {
+        if self.is_verifying {
             return gone;
         }
         let mut batch = Vec::new();
@@ -266,12 +266,12 @@ impl JwtDesk {
         if !batch.is_empty() {
             // It has one place, which is free: the thread ends only when this sender does.
             self.batches.try_send(batch).expect("the jwt thread ended before its owner");
-            self.is_judging = true;
+            self.is_verifying = true;
         }
         gone
     }
 
-    /// Ends the thread; waits for the batch that it judges, at most.
+    /// Ends the thread; waits for the batch that it verifies, at most.
     pub(super) fn stop(self) {
         let Self { batches, results, thread, .. } = self;
         drop((batches, results));
@@ -281,6 +281,6 @@ impl JwtDesk {
     }
 }
 
-fn too_many(job: &JwtJob) -> (AuthRequest, Judged) {
-    (job.request, Judged::Busy("too many tokens wait to be checked".into()))
+fn too_many(job: &JwtJob) -> (AuthRequest, JwtOutcome) {
+    (job.request, JwtOutcome::Busy("too many tokens wait to be checked".into()))
 }

@@ -22,7 +22,7 @@ pub struct Material {
     pub(super) hook: Option<HookTarget>,
 }
 
-/// How tokens are judged, and where the keys are.
+/// How tokens are verified, and where the keys are.
 pub(super) struct JwtMaterial {
     pub(super) config: config::Jwt,
     pub(super) keys: KeyPlace,

@@ -1,11 +1,11 @@
 //! Who a device is, and what it may do, where that takes time or memory that an event loop has not.
 //!
-//! `desk` holds each listener's list; `verifier` (with `queue`) hashes tokens and passwords of `tokens` files, `jwt` judges
+//! `chain` holds each listener's list; `verifier` (with `queue`) hashes tokens and passwords of `tokens` files, `jwt` verifies
 //! JSON Web Tokens by `keys`, which `fetch` may bring, and `hook` (with `cache` and `breaker`) asks an HTTP service.
 
 mod breaker;
 mod cache;
-pub(super) mod desk;
+pub(super) mod chain;
 mod fair;
 mod fetch;
 mod hook;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            ┌ blocked after wrong secrets ──────────────▶ busy
-//! offer() ───┼ a hash for the name waits or is computed ─▶ follows it: what comes out may settle it without a hash
+//! offer() ───┼ a hash for the name waits or is computed ─▶ follows it: what comes out may answer it without a hash
 //!            └ otherwise ─▶ known names ┐ each a turn for each address
 //!                           unknown ────┴─▶ next() ─▶ the thread ─▶ finish()
 //! ```

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! hub ── check() ──┬─ the digest of the right secret is known ──────────▶ accepted or rejected at once
-//!                  └─ otherwise ─▶ queue (queue.rs) ─▶ thread "tokens" ─▶ results() ─▶ settle()
+//!                  └─ otherwise ─▶ queue (queue.rs) ─▶ thread "tokens" ─▶ results() ─▶ handle_result()
 //! ```
 //!
 //! A name that is not in the file costs the hash of another and is then rejected, so that the time of an answer does not
@@ -112,7 +112,7 @@ pub(in crate::control) struct HashResult {
 
 /// What was found out about a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::control) enum Verdict {
+pub(in crate::control) enum AuthResult {
     /// It is right.
     Accepted,
     /// It is wrong.
@@ -122,7 +122,7 @@ pub(in crate::control) enum Verdict {
 }
 
 /// Whom to tell what.
-pub(in crate::control) type Answer = (AuthRequest, Verdict);
+pub(in crate::control) type Answer = (AuthRequest, AuthResult);
 
 impl Verifier {
     /// Starts the thread. `files` holds the token file of each listener that has one; a connection waits for `patience`
@@ -171,7 +171,7 @@ impl Verifier {
     ) -> Vec<Answer> {
         // A listener whose file was taken away by a reload while a HELLO was under way names nobody.
         let Some(Some(credentials)) = self.files.get(request.listener.index()) else {
-            return vec![(request, self.count(Verdict::Rejected))];
+            return vec![(request, self.count(AuthResult::Rejected))];
         };
         let file = credentials.file.clone();
         let place = file.find(name);
@@ -181,7 +181,7 @@ impl Verifier {
             return vec![(request, self.answer_by_digest(&token, digest))];
         }
         if file.is_empty() {
-            return vec![(request, self.count(Verdict::Rejected))];
+            return vec![(request, self.count(AuthResult::Rejected))];
         }
         let name = Name { listener: request.listener, text: name.into() };
         self.queue.offer(Job { request, file, name, place, token, expires: now + self.patience }, now);
@@ -194,13 +194,13 @@ impl Verifier {
         credentials.is_some_and(|credentials| credentials.file.find(name).is_some())
     }
 
-    /// Where results arrive, for [`Verifier::settle`].
+    /// Where results arrive, for [`Verifier::handle_result`].
     pub(in crate::control) fn results(&self) -> &Receiver<HashResult> {
         &self.results
     }
 
     /// Remembers a right secret and gives back all that is settled by it.
-    pub(in crate::control) fn settle(&mut self, result: HashResult, now: Instant) -> Vec<Answer> {
+    pub(in crate::control) fn handle_result(&mut self, result: HashResult, now: Instant) -> Vec<Answer> {
         self.is_hashing = false;
         let HashResult { job, is_right } = result;
         let mut answers = Vec::new();
@@ -215,7 +215,7 @@ impl Verifier {
         if let Some(digest) = digest {
             self.queue.note_success(&job);
             self.counters.tokens_verified.fetch_add(1, Ordering::Relaxed);
-            answers.push((job.request, Verdict::Accepted));
+            answers.push((job.request, AuthResult::Accepted));
             let (same, newer): (VecDeque<_>, VecDeque<_>) =
                 followers.into_iter().partition(|follower| Arc::ptr_eq(&follower.file, &job.file));
             for follower in same {
@@ -225,7 +225,7 @@ impl Verifier {
             self.queue.follow(newer, now);
         } else {
             self.queue.note_failure(&job, now);
-            answers.push((job.request, self.count(Verdict::Rejected)));
+            answers.push((job.request, self.count(AuthResult::Rejected)));
             self.follow(&job, followers, now, &mut answers);
         }
         answers.extend(self.go_on(now));
@@ -238,7 +238,7 @@ impl Verifier {
         let mut others = VecDeque::with_capacity(followers.len());
         for follower in followers {
             if Arc::ptr_eq(&follower.file, &wrong.file) && self.is(&follower.token, &digest) {
-                answers.push((follower.request, self.count(Verdict::Rejected)));
+                answers.push((follower.request, self.count(AuthResult::Rejected)));
             } else {
                 others.push_back(follower);
             }
@@ -257,16 +257,16 @@ impl Verifier {
         }
         self.counters.tokens_unanswered.fetch_add(self.queue.take_expired(), Ordering::Relaxed);
         let busy = self.queue.take_busy();
-        busy.into_iter().map(|job| (job.request, self.count(Verdict::Busy))).collect()
+        busy.into_iter().map(|job| (job.request, self.count(AuthResult::Busy))).collect()
     }
 
     /// The answer where the right secret's digest is known: no hash is computed for a wrong one.
-    fn answer_by_digest(&self, token: &[u8], digest: &Digest) -> Verdict {
+    fn answer_by_digest(&self, token: &[u8], digest: &Digest) -> AuthResult {
         if self.is(token, digest) {
             self.counters.tokens_cached.fetch_add(1, Ordering::Relaxed);
-            return Verdict::Accepted;
+            return AuthResult::Accepted;
         }
-        self.count(Verdict::Rejected)
+        self.count(AuthResult::Rejected)
     }
 
     fn is(&self, token: &[u8], digest: &Digest) -> bool {
@@ -279,11 +279,11 @@ impl Verifier {
         digest
     }
 
-    fn count(&self, answer: Verdict) -> Verdict {
+    fn count(&self, answer: AuthResult) -> AuthResult {
         match answer {
-            Verdict::Rejected => self.counters.tokens_rejected.fetch_add(1, Ordering::Relaxed),
-            Verdict::Busy => self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed),
-            Verdict::Accepted => 0,
+            AuthResult::Rejected => self.counters.tokens_rejected.fetch_add(1, Ordering::Relaxed),
+            AuthResult::Busy => self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed),
+            AuthResult::Accepted => 0,
         };
         answer
     }
@@ -324,7 +324,7 @@ impl HashWorker {
 mod tests {
     use super::super::tokens::line_for;
     use super::*;
-    use Verdict::{Accepted, Busy, Rejected};
+    use AuthResult::{Accepted, Busy, Rejected};
 
     const HELLO_TIME: Duration = Duration::from_mins(1);
     /// A hash that takes its time.
@@ -353,18 +353,18 @@ mod tests {
         }
     }
 
-    fn check(verifier: &mut Verifier, index: u32, host: u8, name: &str, token: &str) -> Vec<(u32, Verdict)> {
+    fn check(verifier: &mut Verifier, index: u32, host: u8, name: &str, token: &str) -> Vec<(u32, AuthResult)> {
         let token = Bytes::copy_from_slice(token.as_bytes());
         short(&verifier.check(request(index, host), name, token, Instant::now()))
     }
 
-    fn short(answers: &[Answer]) -> Vec<(u32, Verdict)> {
+    fn short(answers: &[Answer]) -> Vec<(u32, AuthResult)> {
         answers.iter().map(|(request, answer)| (request.connection.index, *answer)).collect()
     }
 
-    fn settled(verifier: &mut Verifier) -> Vec<(u32, Verdict)> {
+    fn settled(verifier: &mut Verifier) -> Vec<(u32, AuthResult)> {
         let result = verifier.results().recv_timeout(Duration::from_mins(1)).expect("no result came");
-        short(&verifier.settle(result, Instant::now()))
+        short(&verifier.handle_result(result, Instant::now()))
     }
 
     fn counted(verifier: &Verifier) -> [u64; 4] {

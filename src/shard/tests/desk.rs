@@ -173,7 +173,7 @@ impl Desk {
         while self.shard.handle_deadlines(self.now.tick(), self.now, 16, &mut suspects) {}
         for index in suspects {
             self.read_once(index);
-            self.shard.settle_suspect(index, self.now);
+            self.shard.recheck_suspect(index, self.now);
         }
         self.shard.check_invariants();
         self.flush();

@@ -2,7 +2,7 @@
 
 use super::super::ComeBack;
 use super::super::device::{Failure, Link, ReadMode};
-use super::super::liveness::Verdict;
+use super::super::liveness::ExpiryCheck;
 use super::super::source::reset_on_close;
 use super::{Count, FleetThread, exponential, record};
 use crate::clock::{Micros, TICK_MICROS, micros, tick_from};
@@ -42,7 +42,7 @@ impl FleetThread {
         let (was_up, was_silent, had_stopped_reading) =
             (device.is_up(), device.is_silent, device.had_stopped_reading());
         if was_silent {
-            self.judge_silence(index, failure);
+            self.check_silence(index, failure);
         } else if had_stopped_reading {
             self.findings.failures[failure as usize] += 1;
             self.counts.add(Count::NotReadingEnded, 1);
@@ -78,15 +78,15 @@ impl FleetThread {
         self.wheel.arm(index, tick_from(at));
     }
 
-    pub(super) fn judge_silence(&mut self, index: u32, failure: Failure) {
+    pub(super) fn check_silence(&mut self, index: u32, failure: Failure) {
         let watch = &self.devices[index as usize].watch;
         let found = &mut self.findings;
         // A protocol without CLOSE has no other way to tell than the end.
         let told = failure == Failure::Expired || self.options.protocol.has_no_close_reason();
-        match watch.judge(self.now) {
+        match watch.check_expiry(self.now) {
             _ if !told => found.expiries.wrong_reason += 1,
-            Verdict::False => found.expiries.early += 1,
-            Verdict::Late(late) => {
+            ExpiryCheck::False => found.expiries.early += 1,
+            ExpiryCheck::Late(late) => {
                 found.expiries.right += 1;
                 record(&mut found.expiry_lateness, late);
             }

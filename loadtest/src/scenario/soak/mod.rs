@@ -98,10 +98,10 @@ pub fn run(run: &mut Run, options: &Soak) -> Result<(), String> {
     }
     trial.end_traffic();
     attacked.report(trial.run);
-    trial.judge_devices();
-    trial.judge_messages();
-    trial.judge_round_trips(&quiet, attacked.round_trips());
-    trial.judge_server(&before, &calm);
+    trial.check_devices();
+    trial.check_messages();
+    trial.check_round_trips(&quiet, attacked.round_trips());
+    trial.check_server(&before, &calm);
     trial.groups.into_iter().for_each(|group| group.fleet.stop());
     Ok(())
 }
@@ -272,7 +272,7 @@ impl Trial<'_> {
         }
     }
 
-    fn judge_devices(&mut self) {
+    fn check_devices(&mut self) {
         for group in &self.groups {
             self.run.findings.merge(&group.findings);
             let counts = group.fleet.counts();
@@ -304,7 +304,7 @@ impl Trial<'_> {
         self.run.require("who was silent was expired, for that reason", holds, text);
     }
 
-    fn judge_messages(&mut self) {
+    fn check_messages(&mut self) {
         let mut total = Messages { sent: Some(0), received: Some(0), lost: Some(0), duplicated: Some(0) };
         for account in &self.accounts {
             let (acknowledged, arrived) = (account.acknowledged.sums(), account.arrived.sums());
@@ -324,7 +324,7 @@ impl Trial<'_> {
         }
     }
 
-    fn judge_round_trips(&mut self, quiet: &RoundTrips, during: &RoundTrips) {
+    fn check_round_trips(&mut self, quiet: &RoundTrips, during: &RoundTrips) {
         self.run.report.latency_us = Percentiles::of(&during.native, 1.0);
         self.run.report.curves.extend(
             [
@@ -347,7 +347,7 @@ impl Trial<'_> {
         }
     }
 
-    fn judge_server(&mut self, before: &Snapshot, calm: &[Snapshot]) {
+    fn check_server(&mut self, before: &Snapshot, calm: &[Snapshot]) {
         let (Some(first), Some(last)) = (calm.first(), calm.last()) else { return };
         if let (Some(first), Some(last)) = (first.usage, last.usage) {
             let growth = (last.rss_bytes as f64 - first.rss_bytes as f64) / 1_048_576.0;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! hub ── check() ─▶ certificate │ token, password (verifier.rs) │ JWT (jwt.rs) │ hook (hook.rs)
-//!    ◀── answers ◀─ settle_*() ◀─ results of their threads
+//!    ◀── answers ◀─ handle_*() ◀─ results of their threads
 //! ```
 //! It lives in the hub, and never waits.
 
@@ -17,10 +17,10 @@ use aws_lc_rs::rand::SystemRandom;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::fetch::KeyFetcher;
-use super::hook::{About, HookDesk, HookResult, Outcome, hook_results};
-use super::jwt::{self, Judge, Judged, JwtDesk, JwtJob, JwtResult, KeyPlace};
+use super::hook::{About, HookClient, HookResult, Outcome, hook_results};
+use super::jwt::{self, JwtJob, JwtOutcome, JwtPolicy, JwtResult, JwtVerifier, KeyPlace};
 use super::material::{JwtMaterial, Material};
-use super::verifier::{self, AuthRequest, HashResult, Verdict, Verifier};
+use super::verifier::{self, AuthRequest, AuthResult, HashResult, Verifier};
 use crate::codec::native;
 use crate::config::{Authenticator, Config, Identity, IdentityFrom};
 use crate::control::{Clock, ProcessCounters};
@@ -37,15 +37,15 @@ pub(in crate::control) struct Replacement {
 }
 
 /// The authenticators of every listener.
-pub(in crate::control) struct AuthDesk {
+pub(in crate::control) struct AuthChains {
     config: Arc<Config>,
     verifier: Verifier,
-    jwt: JwtDesk,
+    jwt: JwtVerifier,
     /// By listener.
-    judges: Vec<Option<(Arc<Judge>, [u8; 32])>>,
+    jwt_policies: Vec<Option<(Arc<JwtPolicy>, [u8; 32])>>,
     keys: KeyFetcher,
     /// By listener.
-    hooks: Vec<Option<HookDesk>>,
+    hooks: Vec<Option<HookClient>>,
     /// How many there ever were.
     hooks_started: u64,
     hook_results: (Sender<HookResult>, Receiver<HookResult>),
@@ -53,7 +53,7 @@ pub(in crate::control) struct AuthDesk {
     counters: Arc<ProcessCounters>,
 }
 
-impl AuthDesk {
+impl AuthChains {
     /// Starts the threads that are needed.
     pub(in crate::control) fn start(first: Replacement, counters: Arc<ProcessCounters>) -> io::Result<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
@@ -61,10 +61,10 @@ impl AuthDesk {
         let Replacement { config, mut materials } = first;
         let files = materials.iter_mut().map(|material| material.tokens.take()).collect();
         let listeners = config.listeners.len();
-        let mut desk = Self {
+        let mut chains = Self {
             verifier: Verifier::start(files, config.limits.hello_time, counters.clone())?,
-            jwt: JwtDesk::start()?,
-            judges: std::iter::repeat_with(|| None).take(listeners).collect(),
+            jwt: JwtVerifier::start()?,
+            jwt_policies: std::iter::repeat_with(|| None).take(listeners).collect(),
             keys: KeyFetcher::start(counters.clone())?,
             hooks: std::iter::repeat_with(|| None).take(listeners).collect(),
             hooks_started: 0,
@@ -73,9 +73,9 @@ impl AuthDesk {
             counters,
             config,
         };
-        desk.set_judges(&mut materials);
-        desk.set_hooks(&mut materials)?;
-        Ok(desk)
+        chains.set_jwt_policies(&mut materials);
+        chains.set_hooks(&mut materials)?;
+        Ok(chains)
     }
 
     /// Goes by other files from now on. What is known of what has not changed stays known. Gives back who can be answered
@@ -84,7 +84,7 @@ impl AuthDesk {
         let Replacement { config, mut materials } = by;
         self.config = config;
         self.verifier.replace_files(materials.iter_mut().map(|material| material.tokens.take()).collect());
-        self.set_judges(&mut materials);
+        self.set_jwt_policies(&mut materials);
         let waiting = match self.set_hooks(&mut materials) {
             Ok(waiting) => waiting,
             Err(error) => {
@@ -95,10 +95,10 @@ impl AuthDesk {
         waiting.into_iter().flat_map(|(asked, credentials)| self.check(asked, credentials, clock, now)).collect()
     }
 
-    fn set_judges(&mut self, materials: &mut [Material]) {
+    fn set_jwt_policies(&mut self, materials: &mut [Material]) {
         for (index, material) in materials.iter_mut().enumerate() {
-            let before = self.judges[index].take();
-            self.judges[index] = material.jwt.take().map(|JwtMaterial { config, mut keys, digest }| {
+            let before = self.jwt_policies[index].take();
+            self.jwt_policies[index] = material.jwt.take().map(|JwtMaterial { config, mut keys, digest }| {
                 if let (KeyPlace::Url(_), Some((before, before_digest))) = (&keys, &before)
                     && matches!(before.keys, KeyPlace::Url(_))
                     && *before_digest == digest
@@ -106,10 +106,10 @@ impl AuthDesk {
                     // The last good keys stay.
                     keys = before.keys.clone();
                 }
-                (Arc::new(Judge { config, keys, wish: self.keys.wish() }), digest)
+                (Arc::new(JwtPolicy { config, keys, wish: self.keys.wish() }), digest)
             });
         }
-        let sources = self.judges.iter().flatten().filter_map(|(judge, _)| match &judge.keys {
+        let sources = self.jwt_policies.iter().flatten().filter_map(|(policy, _)| match &policy.keys {
             KeyPlace::Url(source) => Some(source.clone()),
             KeyPlace::File(_) => None,
         });
@@ -131,13 +131,14 @@ impl AuthDesk {
             if is_same {
                 continue;
             }
-            waiting.extend(self.hooks[index].take().into_iter().flat_map(HookDesk::into_waiting));
+            waiting.extend(self.hooks[index].take().into_iter().flat_map(HookClient::into_waiting));
             if let Some(target) = target {
                 self.hooks_started += 1;
                 let about = About { listener: &self.config.listeners[index], node: &self.config.node };
                 let (key, counters) = (self.key.clone(), self.counters.clone());
                 let results = &self.hook_results.0;
-                self.hooks[index] = Some(HookDesk::start(target, self.hooks_started, &about, key, results, counters)?);
+                self.hooks[index] =
+                    Some(HookClient::start(target, self.hooks_started, &about, key, results, counters)?);
             }
         }
         Ok(waiting)
@@ -197,11 +198,11 @@ impl AuthDesk {
     }
 
     fn check_jwt(&mut self, asked: AuthRequest, it: Credentials, clock: &Clock, now: Instant) -> Vec<Answer> {
-        let Some((judge, _)) = &self.judges[asked.listener.index()] else {
+        let Some((policy, _)) = &self.jwt_policies[asked.listener.index()] else {
             return vec![(asked, rejected("the listener takes no such tokens any more"))];
         };
         let expires = now + self.patience();
-        let job = JwtJob { request: asked, judge: judge.clone(), token: it.secret, expires };
+        let job = JwtJob { request: asked, policy: policy.clone(), token: it.secret, expires };
         let answers = self.jwt.offer(job, now);
         answers.into_iter().map(|answer| self.of_jwt(answer, clock)).collect()
     }
@@ -223,55 +224,62 @@ impl AuthDesk {
 
     // --- What comes back --------------------------------------------------------------------------------------------
 
-    /// Where the hashes of secrets arrive, for [`AuthDesk::settle_secret`].
+    /// Where the hashes of secrets arrive, for [`AuthChains::handle_hash_result`].
     pub(in crate::control) fn hashes(&self) -> Receiver<HashResult> {
         self.verifier.results().clone()
     }
 
-    /// Where tokens arrive that were judged, for [`AuthDesk::settle_jwt`].
-    pub(in crate::control) fn judgements(&self) -> Receiver<Vec<JwtResult>> {
+    /// Where verified tokens arrive, for [`AuthChains::handle_jwt_results`].
+    pub(in crate::control) fn jwt_results(&self) -> Receiver<Vec<JwtResult>> {
         self.jwt.results().clone()
     }
 
-    /// Where the answers of hooks arrive, for [`AuthDesk::settle_hook`].
+    /// Where the answers of hooks arrive, for [`AuthChains::handle_hook_result`].
     pub(in crate::control) fn hook_answers(&self) -> Receiver<HookResult> {
         self.hook_results.1.clone()
     }
 
-    pub(in crate::control) fn settle_secret(&mut self, result: HashResult, now: Instant) -> Vec<Answer> {
-        self.verifier.settle(result, now).into_iter().map(of_secret).collect()
+    pub(in crate::control) fn handle_hash_result(&mut self, result: HashResult, now: Instant) -> Vec<Answer> {
+        self.verifier.handle_result(result, now).into_iter().map(of_secret).collect()
     }
 
-    pub(in crate::control) fn settle_jwt(
+    pub(in crate::control) fn handle_jwt_results(
         &mut self,
         results: Vec<JwtResult>,
         clock: &Clock,
         now: Instant,
     ) -> Vec<Answer> {
-        let answers = self.jwt.settle(results, now);
+        let answers = self.jwt.handle_results(results, now);
         answers.into_iter().map(|answer| self.of_jwt(answer, clock)).collect()
     }
 
-    pub(in crate::control) fn settle_hook(&mut self, result: HookResult, clock: &Clock, now: Instant) -> Vec<Answer> {
+    pub(in crate::control) fn handle_hook_result(
+        &mut self,
+        result: HookResult,
+        clock: &Clock,
+        now: Instant,
+    ) -> Vec<Answer> {
         let Some(hook) = &mut self.hooks[result.listener().index()] else {
             return vec![self.of_hook(result.given_up())];
         };
-        let answers = hook.settle(result, (now, clock.now()));
+        let answers = hook.handle_result(result, (now, clock.now()));
         answers.into_iter().map(|answer| self.of_hook(answer)).collect()
     }
 
-    fn of_jwt(&self, (asked, judged): (AuthRequest, Judged), clock: &Clock) -> Answer {
+    fn of_jwt(&self, (asked, outcome): (AuthRequest, JwtOutcome), clock: &Clock) -> Answer {
         let counters = &self.counters;
-        let (count, answer) = match judged {
-            Judged::Accepted(grant, ends) => {
+        let (count, answer) = match outcome {
+            JwtOutcome::Accepted(grant, ends) => {
                 let unix_ms = i64::try_from(ends.saturating_mul(1_000)).unwrap_or(i64::MAX);
                 let until = Some(clock.timeline().moment_of(unix_ms));
                 (&counters.jwt_accepted, granted(asked, Grant { until, ..grant }))
             }
-            Judged::Rejected(detail) => {
+            JwtOutcome::Rejected(detail) => {
                 (&counters.jwt_rejected, AuthAnswer::Rejected(CloseReason::JwtRejected, detail))
             }
-            Judged::Busy(detail) => (&counters.jwt_unanswered, AuthAnswer::Busy(CloseReason::JwtUnanswered, detail)),
+            JwtOutcome::Busy(detail) => {
+                (&counters.jwt_unanswered, AuthAnswer::Busy(CloseReason::JwtUnanswered, detail))
+            }
         };
         count.fetch_add(1, Ordering::Relaxed);
         (asked, answer)
@@ -309,12 +317,12 @@ fn rejected(what: &'static str) -> AuthAnswer {
     AuthAnswer::Rejected(CloseReason::TokenRejected, what.into())
 }
 
-fn of_secret((asked, verdict): verifier::Answer) -> Answer {
-    let answer = match verdict {
+fn of_secret((asked, result): verifier::Answer) -> Answer {
+    let answer = match result {
         // That the user name is the device's was seen to before.
-        Verdict::Accepted => granted(AuthRequest { must_be_named: false, ..asked }, Grant::default()),
-        Verdict::Rejected => rejected("the token is not right for this device"),
-        Verdict::Busy => AuthAnswer::Busy(CloseReason::TokenUnanswered, "".into()),
+        AuthResult::Accepted => granted(AuthRequest { must_be_named: false, ..asked }, Grant::default()),
+        AuthResult::Rejected => rejected("the token is not right for this device"),
+        AuthResult::Busy => AuthAnswer::Busy(CloseReason::TokenUnanswered, "".into()),
     };
     (asked, answer)
 }
