@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 pub struct Arguments {
     /// What to run; all of them when none is named.
     #[arg(value_enum, value_name = "NAME")]
-    names: Vec<Bench>,
+    names: Vec<Benchmark>,
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -63,7 +63,7 @@ pub enum Subject {
 
 /// One bench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Bench {
+pub enum Benchmark {
     /// The timing wheel against a BTreeSet, a BTreeMap, a BinaryHeap and tokio-util's DelayQueue.
     Wheel,
     /// Opening and sealing records, with a cold and a warm key, against rustls's own connection.
@@ -80,7 +80,7 @@ pub enum Bench {
     Floor,
 }
 
-impl Bench {
+impl Benchmark {
     /// As it is called on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().expect("no bench is hidden").get_name().to_owned()
@@ -95,8 +95,8 @@ impl Bench {
 
 impl Arguments {
     /// The benches to run, in order.
-    pub fn chosen(&self) -> Vec<Bench> {
-        if self.names.is_empty() { Bench::value_variants().to_vec() } else { self.names.clone() }
+    pub fn chosen(&self) -> Vec<Benchmark> {
+        if self.names.is_empty() { Benchmark::value_variants().to_vec() } else { self.names.clone() }
     }
 }
 
@@ -106,14 +106,14 @@ mod tests {
 
     #[test]
     fn everything_runs_unless_something_is_named() {
-        assert_eq!(Arguments::parse_from(["bench"]).chosen(), Bench::value_variants());
-        assert_eq!(Arguments::parse_from(["bench", "turn", "wheel"]).chosen(), [Bench::Turn, Bench::Wheel]);
+        assert_eq!(Arguments::parse_from(["bench"]).chosen(), Benchmark::value_variants());
+        assert_eq!(Arguments::parse_from(["bench", "turn", "wheel"]).chosen(), [Benchmark::Turn, Benchmark::Wheel]);
         assert!(Arguments::try_parse_from(["bench", "nothing"]).is_err());
     }
 
     #[test]
     fn each_bench_has_its_sentence() {
-        for bench in Bench::value_variants() {
+        for bench in Benchmark::value_variants() {
             assert!(!bench.sentence().is_empty(), "{}", bench.name());
         }
     }

@@ -31,7 +31,7 @@ use std::time::Instant;
 use clap::Parser;
 use tikv_jemallocator::Jemalloc;
 
-use arguments::{Arguments, Bench, Command};
+use arguments::{Arguments, Benchmark, Command};
 use report::{Finished, Table};
 
 /// The gateway's own allocator: what a bench allocates costs what it costs there.
@@ -66,14 +66,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run(bench: Bench, arguments: &Arguments) -> Vec<Table> {
+fn run(bench: Benchmark, arguments: &Arguments) -> Vec<Table> {
     match bench {
-        Bench::Wheel => wheel::run(&wheel::Options::from(arguments)),
-        Bench::Record => record::run(&record::Options::from(arguments)),
-        Bench::Handshake => handshake::run(&handshake::Options::from(arguments)),
-        Bench::Codec => codec::run(&codec::Options::from(arguments)),
-        Bench::Turn => turn::run(&turn::Options::from(arguments)),
-        Bench::Memory => memory::run(&memory::Options::from(arguments)),
-        Bench::Floor => floor::run(&floor::Options::from(arguments)),
+        Benchmark::Wheel => wheel::run(&wheel::Options::from(arguments)),
+        Benchmark::Record => record::run(&record::Options::from(arguments)),
+        Benchmark::Handshake => handshake::run(&handshake::Options::from(arguments)),
+        Benchmark::Codec => codec::run(&codec::Options::from(arguments)),
+        Benchmark::Turn => turn::run(&turn::Options::from(arguments)),
+        Benchmark::Memory => memory::run(&memory::Options::from(arguments)),
+        Benchmark::Floor => floor::run(&floor::Options::from(arguments)),
     }
 }

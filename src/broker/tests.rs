@@ -13,19 +13,19 @@ use crate::codec::mqtt::{self, Options, Packet, QoS};
 use crate::link::{Class, Passed, Publication, ShardMessage};
 use crate::time::Moment;
 use device::message_of;
-use model::{Tally, World};
+use model::{Coverage, World};
 use routing::SHARED_MAX;
 
 #[test]
 fn whoever_subscribed_gets_each_message_and_nobody_else_does() {
-    let mut total = Tally::default();
+    let mut total = Coverage::default();
     for seed in 0..2_000 {
         let mut world = World::new(seed);
         for _ in 0..800 {
             world.step();
         }
         world.end();
-        total.add(&world.tally);
+        total.add(&world.coverage);
     }
     assert!(total.is_enough(), "too little happened: {total:?}");
 }

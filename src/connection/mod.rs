@@ -42,7 +42,7 @@ mod transport;
 mod websocket;
 
 #[cfg(test)]
-pub(crate) mod lab;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,6 @@
-//! One connection in memory, against a client in memory. The bench does what a shard does with each step.
+//! One connection in memory, against a client in memory. The harness does what a shard does with each step.
 
-use super::lab::{Client, End, Lab, Said};
+use super::fixtures::{Client, End, Fixtures, ReceivedFrame};
 use super::*;
 use crate::codec::native::{self, CloseCode, Frame, Hello};
 use crate::config::{ClientAuth, Identity, IdentityFrom, Limits};
@@ -10,7 +10,7 @@ use crate::tls::handshake::Versions;
 use crate::tls::record::{Alert, RecordError};
 
 /// One connection and all that it is lent.
-struct Bench {
+struct ConnectionHarness {
     connection: Connection,
     settings: ListenerSettings,
     now: Moment,
@@ -27,9 +27,9 @@ struct Bench {
     ended: Option<Termination>,
 }
 
-impl Bench {
+impl ConnectionHarness {
     fn new(settings: ListenerSettings) -> Self {
-        let Limits { frame_bytes, read_bytes, .. } = Lab::limits();
+        let Limits { frame_bytes, read_bytes, .. } = Fixtures::limits();
         let now = Moment::from_micros(TICK_MICROS);
         let mut connection = Connection::accept(ListenerId(0), 1, now.tick());
         connection.begin_waiting();
@@ -44,7 +44,7 @@ impl Bench {
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             uplink: Vec::new(),
             uplink_length: 100,
-            sessions: Lab::sessions(),
+            sessions: Fixtures::sessions(),
             token: None,
             ended: None,
         }
@@ -156,76 +156,81 @@ impl Bench {
     }
 }
 
-/// A bench and a client whose handshake is done.
-fn established(settings: ListenerSettings, client: &crate::tls::handshake::ClientTls) -> (Bench, Client) {
-    let mut bench = Bench::new(settings);
+/// A harness and a client whose handshake is done.
+fn established(settings: ListenerSettings, client: &crate::tls::handshake::ClientTls) -> (ConnectionHarness, Client) {
+    let mut harness = ConnectionHarness::new(settings);
     let mut client = Client::new(client);
-    bench.exchange(&mut client);
-    (bench, client)
+    harness.exchange(&mut client);
+    (harness, client)
 }
 
-fn device(versions: Versions) -> (Bench, Client) {
-    let lab = Lab::new();
-    let (mut bench, mut client) = established(lab.settings(0, &Lab::native()), &lab.client(None, versions));
+fn device(versions: Versions) -> (ConnectionHarness, Client) {
+    let fixtures = Fixtures::new();
+    let (mut harness, mut client) =
+        established(fixtures.settings(0, &Fixtures::native()), &fixtures.client(None, versions));
     client.say_hello("meter-1");
-    bench.exchange(&mut client);
-    assert!(matches!(client.frames()[..], [Said::Welcome(_)]));
-    (bench, client)
+    harness.exchange(&mut client);
+    assert!(matches!(client.frames()[..], [ReceivedFrame::Welcome(_)]));
+    (harness, client)
 }
 
-fn close(code: CloseCode) -> impl Fn(&Said) -> bool {
-    move |said| matches!(said, Said::Close(found, ..) if *found == code)
+fn close(code: CloseCode) -> impl Fn(&ReceivedFrame) -> bool {
+    move |said| matches!(said, ReceivedFrame::Close(found, ..) if *found == code)
 }
 
 #[test]
 fn a_native_life_in_both_versions() {
     for versions in [Versions::Tls13, Versions::Tls12] {
-        let (mut bench, mut client) = device(versions);
-        assert!(bench.connection.is_device() && bench.is_bare());
-        let (version, _, identity) = bench.connection.facts().unwrap();
+        let (mut harness, mut client) = device(versions);
+        assert!(harness.connection.is_device() && harness.is_bare());
+        let (version, _, identity) = harness.connection.facts().unwrap();
         assert_eq!((version == "TLSv1.3", identity), (versions == Versions::Tls13, "hello"));
         client.say(&Frame::Ping(b"12345678"));
         client.say_message(7, b"up");
         client.say_message(0, b"up, unacknowledged");
-        bench.exchange(&mut client);
-        assert_eq!(bench.payloads(), [&b"up"[..], b"up, unacknowledged"]);
-        bench.with(|connection, settings, cx| connection.handle_message_accepted(7, settings, cx)).unwrap();
-        let due = bench.connection.liveness().last_heard().plus(100);
-        bench.now = due.start_near(bench.now);
-        let probed = bench.with(|connection, settings, cx| connection.handle_deadline(due, settings, cx)).unwrap();
+        harness.exchange(&mut client);
+        assert_eq!(harness.payloads(), [&b"up"[..], b"up, unacknowledged"]);
+        harness.with(|connection, settings, cx| connection.handle_message_accepted(7, settings, cx)).unwrap();
+        let due = harness.connection.liveness().last_heard().plus(100);
+        harness.now = due.start_near(harness.now);
+        let probed = harness.with(|connection, settings, cx| connection.handle_deadline(due, settings, cx)).unwrap();
         assert!(matches!(probed, Due::Probe(_)));
-        bench.exchange(&mut client);
-        assert_eq!(client.frames(), [Said::Pong(b"12345678".to_vec()), Said::Ack(7), Said::Ping]);
+        harness.exchange(&mut client);
+        assert_eq!(
+            client.frames(),
+            [ReceivedFrame::Pong(b"12345678".to_vec()), ReceivedFrame::Ack(7), ReceivedFrame::Ping]
+        );
         client.say(&Frame::Pong(b""));
-        bench.exchange(&mut client);
-        assert!(!bench.connection.liveness().is_probed() && bench.is_bare());
+        harness.exchange(&mut client);
+        assert!(!harness.connection.liveness().is_probed() && harness.is_bare());
         client.records.as_mut().unwrap().burst().close_notify(&mut client.out);
-        bench.exchange(&mut client);
-        assert_eq!((bench.reason(), client.end.take()), (Some(CloseReason::PeerClosed), Some(End::CloseNotify)));
-        assert!(bench.connection.is_lingering(), "what was said to it arrives");
+        harness.exchange(&mut client);
+        assert_eq!((harness.reason(), client.end.take()), (Some(CloseReason::PeerClosed), Some(End::CloseNotify)));
+        assert!(harness.connection.is_lingering(), "what was said to it arrives");
     }
 }
 
 #[test]
 fn a_raw_life_named_by_a_certificate_or_by_us() {
-    let lab = Lab::new();
-    let mut listener = Lab::raw();
+    let fixtures = Fixtures::new();
+    let mut listener = Fixtures::raw();
     listener.tls.client_auth = ClientAuth::Optional;
     for (certificate, id) in [(Some("pump-3"), "pump-3"), (None, "generated")] {
-        let (mut bench, mut client) = established(lab.settings(0, &listener), &lab.client(certificate, Versions::Both));
-        assert!(bench.connection.is_device());
-        assert_eq!(bench.connection.device(), id);
+        let (mut harness, mut client) =
+            established(fixtures.settings(0, &listener), &fixtures.client(certificate, Versions::Both));
+        assert!(harness.connection.is_device());
+        assert_eq!(harness.connection.device(), id);
         for bytes in [&b"heartbeat"[..], b"heartbeatheartbeat", b"heartbeat!", &[7; 5_000]] {
             client.say_bytes(bytes);
         }
-        bench.exchange(&mut client);
+        harness.exchange(&mut client);
         // One reply for a record, however many heartbeats it holds.
         assert_eq!(client.heard, b"okok");
-        let payloads = bench.payloads();
+        let payloads = harness.payloads();
         assert_eq!(payloads.iter().map(|payload| payload.len()).collect::<Vec<_>>(), [10, 4_096, 904]);
-        assert!(bench.is_bare());
-        bench.end(Termination::new(CloseReason::Shutdown));
-        bench.exchange(&mut client);
+        assert!(harness.is_bare());
+        harness.end(Termination::new(CloseReason::Shutdown));
+        harness.exchange(&mut client);
         assert_eq!(client.end, Some(End::CloseNotify));
         assert_eq!(client.heard, b"okok", "the raw protocol has no words for it");
     }
@@ -234,7 +239,7 @@ fn a_raw_life_named_by_a_certificate_or_by_us() {
 /// However the stream is cut, it means the same.
 #[test]
 fn bytes_split_at_every_position() {
-    let (mut bench, mut client) = device(Versions::Tls13);
+    let (mut harness, mut client) = device(Versions::Tls13);
     client.out.clear();
     client.say(&Frame::Ping(b"a"));
     let mut both = Vec::new();
@@ -247,75 +252,76 @@ fn bytes_split_at_every_position() {
 
     // One stream can be received once only; so each cut is tried on a connection of the same form.
     let mut image = Vec::new();
-    bench.connection.begin_move();
-    bench.connection.pack(&mut image);
+    harness.connection.begin_move();
+    harness.connection.pack(&mut image);
     for cut in 0..=stream.len() {
-        bench.connection = Connection::unpack(&image, 9, bench.now.tick()).unwrap();
-        bench.named();
-        bench.wire.clear();
-        bench.uplink.clear();
-        bench.receive(&stream[..cut]);
+        harness.connection = Connection::unpack(&image, 9, harness.now.tick()).unwrap();
+        harness.named();
+        harness.wire.clear();
+        harness.uplink.clear();
+        harness.receive(&stream[..cut]);
         let is_whole = cut == 0 || cut == stream.len();
-        assert!(!is_whole || bench.is_bare(), "cut at {cut}");
-        bench.receive(&stream[cut..]);
-        assert_eq!(bench.payloads(), [b"payload"], "cut at {cut}");
-        assert!(bench.is_bare(), "cut at {cut}");
+        assert!(!is_whole || harness.is_bare(), "cut at {cut}");
+        harness.receive(&stream[cut..]);
+        assert_eq!(harness.payloads(), [b"payload"], "cut at {cut}");
+        assert!(harness.is_bare(), "cut at {cut}");
     }
     for byte in stream.chunks(1) {
-        bench.receive(byte);
+        harness.receive(byte);
     }
-    assert_eq!(bench.reason(), Some(CloseReason::TlsError), "the same records again do not authenticate");
+    assert_eq!(harness.reason(), Some(CloseReason::TlsError), "the same records again do not authenticate");
 }
 
 #[test]
 fn a_handshake_split_at_every_position() {
-    let lab = Lab::new();
-    let (settings, tls) = (lab.settings(0, &Lab::native()), lab.client(None, Versions::Tls13));
-    let mut bench = Bench::new(settings);
+    let fixtures = Fixtures::new();
+    let (settings, tls) = (fixtures.settings(0, &Fixtures::native()), fixtures.client(None, Versions::Tls13));
+    let mut harness = ConnectionHarness::new(settings);
     let mut client = Client::new(&tls);
     while client.records.is_none() {
         for byte in std::mem::take(&mut client.out) {
-            bench.receive(&[byte]);
+            harness.receive(&[byte]);
         }
-        for byte in std::mem::take(&mut bench.wire) {
+        for byte in std::mem::take(&mut harness.wire) {
             client.receive(&[byte]);
         }
     }
     client.say_hello("a");
     for byte in std::mem::take(&mut client.out) {
-        bench.receive(&[byte]);
+        harness.receive(&[byte]);
     }
-    assert!(bench.connection.is_device() && bench.is_bare());
+    assert!(harness.connection.is_device() && harness.is_bare());
 }
 
 /// What a HELLO in these words comes to: the reason for an end, or the heartbeat that the device is told.
 fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello: Hello) -> Result<u32, CloseReason> {
-    let lab = Lab::new();
-    let mut listener = Lab::native();
-    listener.identity = Identity { from: identity, authenticators: Lab::tokens(tokens) };
+    let fixtures = Fixtures::new();
+    let mut listener = Fixtures::native();
+    listener.identity = Identity { from: identity, authenticators: Fixtures::tokens(tokens) };
     listener.tls.client_auth = ClientAuth::Optional;
-    let (mut bench, mut client) = established(lab.settings(0, &listener), &lab.client(certificate, Versions::Tls13));
-    if bench.ended.is_none() {
+    let (mut harness, mut client) =
+        established(fixtures.settings(0, &listener), &fixtures.client(certificate, Versions::Tls13));
+    if harness.ended.is_none() {
         client.say(&Frame::Hello(hello));
-        bench.exchange(&mut client);
+        harness.exchange(&mut client);
     }
-    if let Some(token) = bench.token.take() {
-        assert!(bench.connection.is_verifying() && !bench.connection.wants_read());
+    if let Some(token) = harness.token.take() {
+        assert!(harness.connection.is_verifying() && !harness.connection.wants_read());
         let answer = if &*token == b"right" {
-            bench.connection.handle_authenticated(&Grant::default())
+            harness.connection.handle_authenticated(&Grant::default())
         } else {
             Step::End(Termination::new(CloseReason::TokenRejected))
         };
         match answer {
-            Step::Named => bench.named(),
-            Step::End(termination) => bench.end(termination),
+            Step::Named => harness.named(),
+            Step::End(termination) => harness.end(termination),
             step => panic!("{step:?}"),
         }
     }
-    bench.exchange(&mut client);
+    harness.exchange(&mut client);
     match client.frames()[..] {
-        [Said::Welcome(welcome)] => Ok(welcome.heartbeat_ms),
-        [Said::Close(..)] => Err(bench.reason().unwrap()),
+        [ReceivedFrame::Welcome(welcome)] => Ok(welcome.heartbeat_ms),
+        [ReceivedFrame::Close(..)] => Err(harness.reason().unwrap()),
         ref said => panic!("{said:?}"),
     }
 }
@@ -323,17 +329,17 @@ fn hello(certificate: Option<&str>, identity: IdentityFrom, tokens: bool, hello:
 #[test]
 fn a_hello_must_fit_certificate_and_token() {
     use CloseReason::{IdentityMismatch, IdentityMissing, TokenRejected};
-    use IdentityFrom::{CertCn, CertSanDns, CertSanUri, Hello as Said};
+    use IdentityFrom::{CertCn, CertSanDns, CertSanUri, Hello as ByHello};
     let named = |id, token| Hello { heartbeat_ms: 0, id, token };
-    assert_eq!(hello(None, Said, false, named("a", b"")), Ok(10_000));
+    assert_eq!(hello(None, ByHello, false, named("a", b"")), Ok(10_000));
     assert_eq!(hello(Some("a"), CertCn, false, named("a", b"")), Ok(10_000));
     assert_eq!(hello(Some("a"), CertCn, false, named("b", b"")), Err(IdentityMismatch));
     assert_eq!(hello(Some("a"), CertSanDns, false, named("device.test", b"")), Ok(10_000));
     assert_eq!(hello(Some("a"), CertSanUri, false, named("a", b"")), Err(IdentityMissing));
     assert_eq!(hello(None, CertCn, false, named("a", b"")), Err(IdentityMissing));
-    assert_eq!(hello(None, Said, true, named("a", b"")), Err(TokenRejected));
-    assert_eq!(hello(None, Said, true, named("a", b"wrong")), Err(TokenRejected));
-    assert_eq!(hello(None, Said, true, named("a", b"right")), Ok(10_000));
+    assert_eq!(hello(None, ByHello, true, named("a", b"")), Err(TokenRejected));
+    assert_eq!(hello(None, ByHello, true, named("a", b"wrong")), Err(TokenRejected));
+    assert_eq!(hello(None, ByHello, true, named("a", b"right")), Ok(10_000));
     assert_eq!(hello(Some("a"), CertCn, true, named("a", b"right")), Ok(10_000));
 }
 
@@ -348,36 +354,39 @@ fn a_wanted_heartbeat_is_held_within_bounds_and_rounded_up() {
 
 #[test]
 fn frames_have_their_time() {
-    let lab = Lab::new();
-    let (settings, tls) = (|| lab.settings(0, &Lab::native()), lab.client(None, Versions::Tls13));
+    let fixtures = Fixtures::new();
+    let (settings, tls) = (|| fixtures.settings(0, &Fixtures::native()), fixtures.client(None, Versions::Tls13));
     let message = Frame::Message(native::Message { id: 1, topic: "", payload: b"" });
     for frame in [Frame::Ping(b""), Frame::Pong(b""), message, Frame::Ack(1)] {
-        let (mut bench, mut client) = established(settings(), &tls);
+        let (mut harness, mut client) = established(settings(), &tls);
         client.say(&frame);
-        bench.exchange(&mut client);
-        assert_eq!(bench.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
+        harness.exchange(&mut client);
+        assert_eq!(harness.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
         assert!(client.frames().iter().all(close(CloseCode::PROTOCOL_ERROR)));
-        assert!(bench.uplink.is_empty());
+        assert!(harness.uplink.is_empty());
     }
     let welcome = native::Welcome { heartbeat_ms: 1, timeout_ms: 1, retries: 0, body_max: 1 };
     for frame in [Frame::Welcome(welcome), Frame::Hello(Hello { heartbeat_ms: 0, id: "a", token: b"" })] {
-        let (mut bench, mut client) = device(Versions::Tls13);
+        let (mut harness, mut client) = device(Versions::Tls13);
         client.say(&frame);
-        bench.exchange(&mut client);
-        assert_eq!(bench.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
+        harness.exchange(&mut client);
+        assert_eq!(harness.reason(), Some(CloseReason::ProtocolError), "{frame:?}");
     }
     // A device may say goodbye at any time, and may be answered before what it did wrong.
-    let (mut bench, mut client) = established(settings(), &tls);
+    let (mut harness, mut client) = established(settings(), &tls);
     client.say(&Frame::Close(native::Close { code: CloseCode::NORMAL, retry_after_ms: 0, reason: "" }));
-    bench.exchange(&mut client);
-    assert_eq!(bench.reason(), Some(CloseReason::DeviceClosed));
-    let (mut bench, mut client) = device(Versions::Tls13);
+    harness.exchange(&mut client);
+    assert_eq!(harness.reason(), Some(CloseReason::DeviceClosed));
+    let (mut harness, mut client) = device(Versions::Tls13);
     let mut bytes = Vec::new();
     Frame::Ping(b"1").encode(&mut bytes);
     bytes.push(0xee);
     client.say_bytes(&bytes);
-    bench.exchange(&mut client);
-    assert!(matches!(&client.frames()[..], [Said::Pong(_), Said::Close(CloseCode::PROTOCOL_ERROR, 0, _)]));
+    harness.exchange(&mut client);
+    assert!(matches!(
+        &client.frames()[..],
+        [ReceivedFrame::Pong(_), ReceivedFrame::Close(CloseCode::PROTOCOL_ERROR, 0, _)]
+    ));
 }
 
 #[test]
@@ -394,21 +403,21 @@ fn each_end_is_told_in_its_own_way() {
         (Reason::Requested, Some(CloseCode::REQUESTED)),
         (Reason::PeerClosed, None),
     ] {
-        let (mut bench, mut client) = device(Versions::Tls13);
-        bench.end(Termination::new(reason).with_retry_after(1_234));
-        bench.exchange(&mut client);
-        let expected: Vec<Said> =
-            code.into_iter().map(|code| Said::Close(code, 1_234, reason.label().to_owned())).collect();
+        let (mut harness, mut client) = device(Versions::Tls13);
+        harness.end(Termination::new(reason).with_retry_after(1_234));
+        harness.exchange(&mut client);
+        let expected: Vec<ReceivedFrame> =
+            code.into_iter().map(|code| ReceivedFrame::Close(code, 1_234, reason.label().to_owned())).collect();
         assert_eq!(client.frames(), expected, "{reason}");
         assert_eq!(client.end, Some(End::CloseNotify), "{reason}");
-        assert_eq!(bench.connection.is_lingering(), lingers(reason), "{reason}");
-        assert!(bench.is_bare() && bench.connection.facts().is_none(), "the keys are gone");
+        assert_eq!(harness.connection.is_lingering(), lingers(reason), "{reason}");
+        assert!(harness.is_bare() && harness.connection.facts().is_none(), "the keys are gone");
     }
     // Nobody is there, or nobody reads.
     for reason in [Reason::PeerReset, Reason::SlowConsumer] {
-        let (mut bench, _) = device(Versions::Tls13);
-        bench.end(Termination::new(reason));
-        assert!(bench.wire.is_empty() && bench.connection.is_closed(), "{reason}");
+        let (mut harness, _) = device(Versions::Tls13);
+        harness.end(Termination::new(reason));
+        assert!(harness.wire.is_empty() && harness.connection.is_closed(), "{reason}");
     }
 }
 
@@ -420,101 +429,101 @@ fn what_breaks_the_stream_is_answered_with_its_alert() {
         (&[22, 3, 3, 0, 1, 0], Alert::UnexpectedMessage),
     ];
     for (bytes, alert) in cases {
-        let (mut bench, mut client) = device(Versions::Tls13);
-        bench.receive(bytes);
-        assert_eq!(bench.reason(), Some(CloseReason::TlsError));
-        bench.exchange(&mut client);
+        let (mut harness, mut client) = device(Versions::Tls13);
+        harness.receive(bytes);
+        assert_eq!(harness.reason(), Some(CloseReason::TlsError));
+        harness.exchange(&mut client);
         assert_eq!(client.end, Some(End::Record(RecordError::PeerAlert(alert as u8))));
-        assert!(client.frames().is_empty() && bench.connection.is_lingering());
+        assert!(client.frames().is_empty() && harness.connection.is_lingering());
     }
-    let lab = Lab::new();
+    let fixtures = Fixtures::new();
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n"[..], CloseReason::NotTls),
         (&[22, 3, 1, 0xff, 0xff], CloseReason::HandshakeFailed),
         (&[22, 3, 1, 0, 4, 9, 9, 9, 9], CloseReason::HandshakeFailed),
     ] {
-        let mut bench = Bench::new(lab.settings(0, &Lab::native()));
-        bench.receive(bytes);
-        assert_eq!(bench.reason(), Some(reason));
-        assert_eq!(bench.wire.is_empty(), reason == CloseReason::NotTls, "an alert for whoever speaks TLS");
+        let mut harness = ConnectionHarness::new(fixtures.settings(0, &Fixtures::native()));
+        harness.receive(bytes);
+        assert_eq!(harness.reason(), Some(reason));
+        assert_eq!(harness.wire.is_empty(), reason == CloseReason::NotTls, "an alert for whoever speaks TLS");
     }
 }
 
 #[test]
 fn a_frame_too_long_ends_at_its_header_and_one_that_just_fits_is_taken() {
-    let (mut bench, mut client) = device(Versions::Tls13);
+    let (mut harness, mut client) = device(Versions::Tls13);
     let overhead = native::MESSAGE_OVERHEAD + 1;
-    let most = vec![5; Lab::limits().frame_bytes - overhead];
+    let most = vec![5; Fixtures::limits().frame_bytes - overhead];
     client.say_message(0, &most);
-    bench.exchange(&mut client);
-    assert_eq!(bench.payloads(), [&most[..]]);
+    harness.exchange(&mut client);
+    assert_eq!(harness.payloads(), [&most[..]]);
     client.say_bytes(&[0x05, 0x05, 0xdd]);
-    bench.exchange(&mut client);
-    assert_eq!(bench.reason(), Some(CloseReason::FrameTooLarge));
+    harness.exchange(&mut client);
+    assert_eq!(harness.reason(), Some(CloseReason::FrameTooLarge));
     assert!(client.frames().iter().all(close(CloseCode::FRAME_TOO_LARGE)));
 }
 
 #[test]
 fn a_connection_is_paused_at_the_message_that_must_not_be_lost_and_goes_on_from_there() {
-    let (mut bench, mut client) = device(Versions::Tls13);
-    bench.uplink_length = 1;
+    let (mut harness, mut client) = device(Versions::Tls13);
+    harness.uplink_length = 1;
     for id in 1..=3 {
         client.say_message(id, &[id as u8]);
     }
     client.say(&Frame::Ping(b"after"));
-    bench.receive(&std::mem::take(&mut client.out));
-    assert!(bench.connection.is_paused() && !bench.connection.wants_read());
+    harness.receive(&std::mem::take(&mut client.out));
+    assert!(harness.connection.is_paused() && !harness.connection.wants_read());
     for id in 1..=3u8 {
-        assert_eq!(bench.payloads(), [&[id]]);
-        bench.uplink.clear();
-        bench.connection.resume();
-        bench.connection.load(&mut bench.input);
-        bench.handle_input();
+        assert_eq!(harness.payloads(), [&[id]]);
+        harness.uplink.clear();
+        harness.connection.resume();
+        harness.connection.load(&mut harness.input);
+        harness.handle_input();
     }
-    assert!(!bench.connection.is_paused() && bench.is_bare());
-    bench.exchange(&mut client);
-    assert_eq!(client.frames(), [Said::Pong(b"after".to_vec())]);
+    assert!(!harness.connection.is_paused() && harness.is_bare());
+    harness.exchange(&mut client);
+    assert_eq!(client.frames(), [ReceivedFrame::Pong(b"after".to_vec())]);
 }
 
 /// Half a frame, half a record and unsent bytes travel along.
 #[test]
 fn a_parcel_in_the_middle_of_everything_goes_on_where_it_was() {
-    let (mut bench, mut client) = device(Versions::Tls13);
+    let (mut harness, mut client) = device(Versions::Tls13);
     let mut frame = Vec::new();
     Frame::Message(native::Message { id: 0, topic: "t", payload: b"in three parts" }).encode(&mut frame);
     client.say_bytes(&frame[..7]);
     client.say_bytes(&frame[7..]);
     let stream = std::mem::take(&mut client.out);
-    bench.receive(&stream[..stream.len() - 5]);
-    bench.connection.keep_unsent(b"unsent");
-    assert!(bench.connection.buffered() > 6);
-    bench.connection.begin_move();
-    assert!(!bench.connection.wants_read());
+    harness.receive(&stream[..stream.len() - 5]);
+    harness.connection.keep_unsent(b"unsent");
+    assert!(harness.connection.buffered() > 6);
+    harness.connection.begin_move();
+    assert!(!harness.connection.wants_read());
     let mut image = Vec::new();
-    bench.connection.pack(&mut image);
-    bench.connection.forget();
-    assert!(bench.connection.is_moved());
+    harness.connection.pack(&mut image);
+    harness.connection.forget();
+    assert!(harness.connection.is_moved());
 
-    bench.connection = Connection::unpack(&image, 77, bench.now.tick()).unwrap();
-    assert!(bench.connection.fits(&bench.settings));
-    assert_eq!((bench.connection.device(), bench.connection.generation()), ("meter-1", 77));
-    assert_eq!(bench.connection.unsent(), b"unsent");
-    bench.named();
-    bench.connection.sent(6);
-    bench.receive(&stream[stream.len() - 5..]);
-    assert_eq!(bench.payloads(), [b"in three parts"]);
-    client.receive(&std::mem::take(&mut bench.wire));
-    assert!(matches!(client.frames()[..], [Said::Welcome(_)]));
-    assert!(bench.is_bare());
+    harness.connection = Connection::unpack(&image, 77, harness.now.tick()).unwrap();
+    assert!(harness.connection.fits(&harness.settings));
+    assert_eq!((harness.connection.device(), harness.connection.generation()), ("meter-1", 77));
+    assert_eq!(harness.connection.unsent(), b"unsent");
+    harness.named();
+    harness.connection.sent(6);
+    harness.receive(&stream[stream.len() - 5..]);
+    assert_eq!(harness.payloads(), [b"in three parts"]);
+    client.receive(&std::mem::take(&mut harness.wire));
+    assert!(matches!(client.frames()[..], [ReceivedFrame::Welcome(_)]));
+    assert!(harness.is_bare());
 }
 
 #[test]
 fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
-    let (mut bench, _) = device(Versions::Tls13);
-    bench.connection.keep_unsent(b"unsent");
-    bench.connection.begin_move();
+    let (mut harness, _) = device(Versions::Tls13);
+    harness.connection.keep_unsent(b"unsent");
+    harness.connection.begin_move();
     let mut image = Vec::new();
-    bench.connection.pack(&mut image);
+    harness.connection.pack(&mut image);
     let unpack = |bytes: &[u8]| Connection::unpack(bytes, 1, Tick(0)).map(|_| ());
     assert_eq!(unpack(&image), Ok(()));
     for length in 0..image.len() {
@@ -543,15 +552,15 @@ fn parcels_that_are_cut_or_changed_are_refused_and_never_panic() {
 
 #[test]
 fn a_parcel_with_more_than_there_is_room_for_does_not_fit() {
-    let (mut bench, _) = device(Versions::Tls13);
-    let bound = RECORD_BYTES_MAX + Lab::limits().read_bytes;
+    let (mut harness, _) = device(Versions::Tls13);
+    let bound = RECORD_BYTES_MAX + Fixtures::limits().read_bytes;
     for (length, fits) in [(bound, true), (bound + 1, false)] {
-        bench.connection.buffers.get_or_insert_default().saved.cipher = vec![0; length];
-        assert_eq!(bench.connection.fits(&bench.settings), fits);
+        harness.connection.buffers.get_or_insert_default().saved.cipher = vec![0; length];
+        assert_eq!(harness.connection.fits(&harness.settings), fits);
     }
-    bench.connection.buffers.as_mut().unwrap().saved.cipher = vec![0; bound];
-    bench.connection.load(&mut bench.input);
-    assert!(!bench.input.space().is_empty());
+    harness.connection.buffers.as_mut().unwrap().saved.cipher = vec![0; bound];
+    harness.connection.load(&mut harness.input);
+    assert!(!harness.input.space().is_empty());
 }
 
 const RECORD_BYTES_MAX: usize = crate::tls::record::RECORD_MAX;

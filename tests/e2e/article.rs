@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    Fleet, Gateway, Manners, Program, SOON, Site, hold_for, native, raw, time_of, wait_for, wait_until,
+    Behaviour, Fleet, Gateway, Program, SOON, Site, hold_for, native, raw, time_of, wait_for, wait_until,
 };
 
 /// The raw listener's `interval + timeout × (retries + 1)`: 1.2 s and twice 0.4 s.
@@ -35,7 +35,7 @@ fn find(gateway: &Gateway) -> Option<Value> {
 fn it_stays_while_it_sends_and_is_expired_when_it_stops_while_a_thousand_others_live_on() {
     let site = Site::new();
     let gateway = start(&site);
-    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "other-", OTHERS, Manners::Answer);
+    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "other-", OTHERS, Behaviour::Answer);
     let mut client = client(&site, &gateway, &[]);
     let device = wait_for("it is among the devices", SOON, || find(&gateway));
     let id = device["id"].as_str().unwrap().to_owned();

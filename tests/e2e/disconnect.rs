@@ -1,6 +1,6 @@
 //! Everybody leaves at once: the gateway is back at nobody, and has its memory back.
 
-use crate::support::{Fleet, Manners, Site, native};
+use crate::support::{Behaviour, Fleet, Site, native};
 
 #[test]
 fn thousands_that_are_cut_at_once_leave_nothing_behind() {
@@ -10,7 +10,7 @@ fn thousands_that_are_cut_at_once_leave_nothing_behind() {
     let tls = site.tls();
     let mut allocated = Vec::new();
     for round in 0..2 {
-        let fleet = Fleet::connect(gateway.devices(), &tls, "meter-", DEVICES, Manners::Answer);
+        let fleet = Fleet::connect(gateway.devices(), &tls, "meter-", DEVICES, Behaviour::Answer);
         gateway.expect_connected(DEVICES);
         let held = gateway.allocated();
         let devices = fleet.into_devices();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pulsegate::codec::native::CloseCode;
 use rustix::process::Signal;
 
-use crate::support::{Device, Event, Fleet, Gateway, Manners, SOON, Site, dial, native, raw, wait_until};
+use crate::support::{Behaviour, Device, Event, Fleet, Gateway, SOON, Site, dial, native, raw, wait_until};
 
 const ENDING: Duration = Duration::from_secs(15);
 
@@ -40,7 +40,7 @@ fn ten_thousand_are_told_over_the_window_and_none_by_reset() {
     let site = Site::new();
     let top = "workers = 2\n[drain]\nwindow = \"3s\"\n[limits]\nshed_lateness = \"10s\"";
     let mut gateway = site.start(top, &[native()]);
-    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", count, Manners::Answer);
+    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", count, Behaviour::Answer);
     gateway.expect_connected(count);
 
     let began = Instant::now();

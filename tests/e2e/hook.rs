@@ -5,7 +5,7 @@ use pulsegate::tls::handshake::ClientTls;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Device, Event, Fleet, Gateway, Manners, Program, SOON, Site, native, wait_for, wait_until};
+use crate::support::{Behaviour, Device, Event, Fleet, Gateway, Program, SOON, Site, native, wait_for, wait_until};
 
 /// The identity server.
 struct Identity {
@@ -307,7 +307,7 @@ fn a_crowd_before_a_hanging_hook_moves_no_heartbeat() {
     let behind = crate::support::Listener::new("behind", "native").authenticator(&hook);
     let gateway = site.start("workers = 2", &[open, behind]);
     let tls = site.tls();
-    let fleet = Fleet::connect(gateway.devices(), &tls, "live", 50, Manners::Answer);
+    let fleet = Fleet::connect(gateway.devices(), &tls, "live", 50, Behaviour::Answer);
     let crowd: Vec<Device> = (0..60)
         .map(|n| {
             let mut device = Device::connect(gateway.address("behind"), &tls).unwrap();

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::{CloseCode, Frame, Hello};
 
-use crate::support::{Device, Event, Fleet, Manners, SOON, Site, hold_for, native, raw, wait_for, wait_until};
+use crate::support::{Behaviour, Device, Event, Fleet, SOON, Site, hold_for, native, raw, wait_for, wait_until};
 
 #[test]
 fn a_round_trip_is_measured_and_shown() {
     let site = Site::new();
     let gateway = site.start("", &[native().heartbeat(400, 2_000, 2)]);
-    let _fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", 1, Manners::Answer);
+    let _fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", 1, Behaviour::Answer);
     let device = wait_for("the round trip is shown", SOON, || {
         gateway.device("meter-0").filter(|device| !device["round_trip_ms"].is_null())
     });
@@ -95,8 +95,8 @@ fn a_gateway_that_slept_expires_nobody_who_answered() {
     const DEVICES: usize = 500;
     let site = Site::new();
     let gateway = site.start("workers = 2", &[native().heartbeat(500, 300, 1)]);
-    let answering = Fleet::connect(gateway.devices(), &site.tls(), "answering-", DEVICES / 2, Manners::Answer);
-    let talking = Manners::Talk(Duration::from_millis(300));
+    let answering = Fleet::connect(gateway.devices(), &site.tls(), "answering-", DEVICES / 2, Behaviour::Answer);
+    let talking = Behaviour::AnswerAndPing(Duration::from_millis(300));
     let talking = Fleet::connect(gateway.devices(), &site.tls(), "talking-", DEVICES / 2, talking);
     let all_here = || gateway.connected() == DEVICES as u64 && answering.lost() + talking.lost() == 0;
     wait_until("all have answered", SOON, || answering.answered() > DEVICES && all_here());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Event, Fleet, Manners, SOON, Site, native, wait_until};
+use crate::support::{Behaviour, Event, Fleet, SOON, Site, native, wait_until};
 
 /// Requests under way at a time; the API takes 128.
 const SENDERS: usize = 32;
@@ -16,7 +16,7 @@ fn ten_thousand_devices_acknowledge_a_message_each() {
     let count = 10_000;
     let site = Site::new();
     let gateway = site.start("workers = 2\n[limits]\nshed_lateness = \"10s\"", &[native()]);
-    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", count, Manners::Answer);
+    let fleet = Fleet::connect(gateway.devices(), &site.tls(), "meter-", count, Behaviour::Answer);
     gateway.expect_connected(count);
 
     let next = AtomicUsize::new(0);

@@ -39,13 +39,13 @@ pub(super) struct Client {
 
 struct Connection {
     socket: TcpStream,
-    talk: Talk,
+    protocol: ClientProtocol,
     received: Vec<u8>,
     is_waiting: bool,
 }
 
 /// What is said within a ping.
-enum Talk {
+enum ClientProtocol {
     Plain,
     /// TLS, and the same bytes back.
     Echo(Box<RecordLayer>),
@@ -56,7 +56,7 @@ enum Talk {
 impl Client {
     /// Connects to the plain server.
     pub(super) fn plain(address: SocketAddr, count: u32) -> Self {
-        Self::connect(address, count, |_, _| (Talk::Plain, Vec::new()))
+        Self::connect(address, count, |_, _| (ClientProtocol::Plain, Vec::new()))
     }
 
     /// Connects to the tokio-rustls server.
@@ -64,7 +64,7 @@ impl Client {
         let tls = client_tls(deployment, &[]);
         Self::connect(address, count, |_, socket| {
             let (records, rest) = shake_hands(&tls, socket);
-            (Talk::Echo(Box::new(records)), rest)
+            (ClientProtocol::Echo(Box::new(records)), rest)
         })
     }
 
@@ -74,23 +74,27 @@ impl Client {
         Self::connect(address, count, |number, socket| {
             let (mut records, mut rest) = shake_hands(&tls, socket);
             say_hello(number, &mut records, socket, &mut rest);
-            (Talk::Native(Box::new(records)), rest)
+            (ClientProtocol::Native(Box::new(records)), rest)
         })
     }
 
-    fn connect(address: SocketAddr, count: u32, begin: impl Fn(u32, &mut Blocking) -> (Talk, Vec<u8>)) -> Self {
+    fn connect(
+        address: SocketAddr,
+        count: u32,
+        begin: impl Fn(u32, &mut Blocking) -> (ClientProtocol, Vec<u8>),
+    ) -> Self {
         let poll = Poll::new().expect("a poll");
         let connections = (0..count).map(|number| {
             let mut socket = Blocking::connect(address).expect("the server listens");
             socket.set_nodelay(true).expect("a TCP socket");
             socket.set_read_timeout(Some(PATIENCE)).expect("a TCP socket");
-            let (talk, received) = begin(number, &mut socket);
+            let (protocol, received) = begin(number, &mut socket);
             socket.set_nonblocking(true).expect("a TCP socket");
             let mut socket = TcpStream::from_std(socket);
             poll.registry()
                 .register(&mut socket, Token(number as usize), Interest::READABLE)
                 .expect("room in the poll");
-            Connection { socket, talk, received, is_waiting: false }
+            Connection { socket, protocol, received, is_waiting: false }
         });
         let connections = connections.collect();
         Self { poll, events: Events::with_capacity(1_024), connections, next: 0 }
@@ -148,9 +152,9 @@ impl Client {
 impl Connection {
     fn ping(&mut self) {
         let mut wire = Vec::with_capacity(PING_BYTES);
-        match &mut self.talk {
-            Talk::Plain => wire.resize(PING_BYTES, 0x5a),
-            Talk::Echo(records) | Talk::Native(records) => {
+        match &mut self.protocol {
+            ClientProtocol::Plain => wire.resize(PING_BYTES, 0x5a),
+            ClientProtocol::Echo(records) | ClientProtocol::Native(records) => {
                 records.burst().seal(&ping_frame(), &mut wire).expect("a key with records left");
             }
         }
@@ -178,16 +182,18 @@ impl Connection {
     }
 
     fn has_answer(&mut self) -> bool {
-        let expected = match self.talk {
-            Talk::Plain => {
+        let expected = match self.protocol {
+            ClientProtocol::Plain => {
                 let is_whole = self.received.len() >= PING_BYTES;
                 self.received.drain(..if is_whole { PING_BYTES } else { 0 });
                 return is_whole;
             }
-            Talk::Echo(_) => ping_frame(),
-            Talk::Native(_) => frame(&Frame::Pong(OPAQUE)),
+            ClientProtocol::Echo(_) => ping_frame(),
+            ClientProtocol::Native(_) => frame(&Frame::Pong(OPAQUE)),
         };
-        let (Talk::Echo(records) | Talk::Native(records)) = &mut self.talk else { return false };
+        let (ClientProtocol::Echo(records) | ClientProtocol::Native(records)) = &mut self.protocol else {
+            return false;
+        };
         next_content(records, &mut self.received).is_some_and(|content| {
             assert_eq!(content, expected, "another answer than the ping's");
             true

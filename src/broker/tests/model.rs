@@ -21,7 +21,7 @@ const GRANULARITY: Duration = Duration::from_micros(TICK_MICROS);
 
 /// How often something happened that a run is there for.
 #[derive(Default, Debug)]
-pub struct Tally {
+pub struct Coverage {
     pub messages: u32,
     pub received: u32,
     /// Sessions that expired.
@@ -36,8 +36,8 @@ pub struct Tally {
     pub stale: usize,
 }
 
-impl Tally {
-    pub fn add(&mut self, other: &Tally) {
+impl Coverage {
+    pub fn add(&mut self, other: &Coverage) {
         self.messages += other.messages;
         self.received += other.received;
         self.expired += other.expired;
@@ -56,7 +56,7 @@ impl Tally {
 
 /// How a connection ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
+enum Disconnection {
     Lost,
     /// DISCONNECT 0x00.
     Goodbye,
@@ -83,7 +83,7 @@ pub struct World {
     published: BTreeSet<u32>,
     slots: Vec<u32>,
     pub counters: Counters,
-    pub tally: Tally,
+    pub coverage: Coverage,
 }
 
 impl World {
@@ -127,7 +127,7 @@ impl World {
             published: BTreeSet::new(),
             slots: vec![0; usize::from(WORKERS)],
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
-            tally: Tally::default(),
+            coverage: Coverage::default(),
         }
     }
 
@@ -135,7 +135,7 @@ impl World {
 
     pub fn connect(&mut self, number: usize) {
         // Taken over: the old connection ends first.
-        self.disconnect(number, Ending::Lost);
+        self.disconnect(number, Disconnection::Lost);
         let will = (self.random.u8(..3) == 0).then(|| self.make_will());
         let clean_start = self.random.u8(..8) == 0;
         let device = &mut self.devices[number];
@@ -159,8 +159,8 @@ impl World {
         let goes_on = device.has_session && !clean_start;
         assert_eq!(attached.was_present, goes_on, "{}: whether there is a session", device.name);
         if goes_on {
-            self.tally.resumed += u32::from(device.expiry_s != u32::MAX);
-            self.tally.recalled += u32::from(left.is_some());
+            self.coverage.resumed += u32::from(device.expiry_s != u32::MAX);
+            self.coverage.recalled += u32::from(left.is_some());
         } else {
             device.end_session();
         }
@@ -176,22 +176,22 @@ impl World {
         Will { publication, expiry_s, delay_s }
     }
 
-    fn disconnect(&mut self, number: usize, ending: Ending) {
+    fn disconnect(&mut self, number: usize, ending: Disconnection) {
         let device = &mut self.devices[number];
         let Some(connection) = device.connection.take() else { return };
         let shard = &mut self.shards[device.worker];
         let session = shard.of(connection).unwrap();
-        let is_said = matches!(ending, Ending::Goodbye | Ending::WithWill);
+        let is_said = matches!(ending, Disconnection::Goodbye | Disconnection::WithWill);
         if is_said && device.expiry_s != 0 && self.random.bool() {
             device.expiry_s = *self.random.choice(&[0, 1, 3, u32::MAX]).unwrap();
             shard.set_expiry(session, device.expiry_s);
         }
-        if ending == Ending::Goodbye {
+        if ending == Disconnection::Goodbye {
             shard.forget_will(session);
         }
-        let with_will = ending != Ending::Shutdown;
+        let with_will = ending != Disconnection::Shutdown;
         let due_will = shard.detach(connection, &device.name, with_will, self.now, &mut self.counters);
-        if matches!(ending, Ending::Goodbye | Ending::Shutdown) {
+        if matches!(ending, Disconnection::Goodbye | Disconnection::Shutdown) {
             device.will = None;
         }
         device.away_since = self.now;
@@ -241,8 +241,8 @@ impl World {
 
     /// A message with a number of its own.
     pub fn publication(&mut self, topic: &str, qos: u8) -> Publication {
-        self.tally.messages += 1;
-        Publication::plain(topic, Bytes::from(self.tally.messages.to_be_bytes().to_vec()), qos)
+        self.coverage.messages += 1;
+        Publication::plain(topic, Bytes::from(self.coverage.messages.to_be_bytes().to_vec()), qos)
     }
 
     /// Whoever has subscribed now is owed the message, if both sides want it acknowledged.
@@ -354,12 +354,12 @@ impl World {
             let will = if device.will_due().is_some_and(|due| due < until) { device.will.take() } else { None };
             if device.session_ends().is_some_and(|end| end < until) {
                 device.end_session();
-                self.tally.expired += 1;
+                self.coverage.expired += 1;
             }
             let shard = &self.shards[worker];
             let is_known = shard.sessions.find_away(&device.name).is_some();
             assert_eq!(is_known, device.is_away(), "{}: whether there is a session still", device.name);
-            self.tally.waited += u32::from(will.is_some());
+            self.coverage.waited += u32::from(will.is_some());
             let due_will = given.remove(&*device.name);
             self.inherit(number, will, due_will);
         }
@@ -410,7 +410,7 @@ impl World {
         for packet in packets {
             let is_lost = self.random.u8(..20) == 0;
             if is_lost || !self.answer(number, &packet) {
-                return self.disconnect(number, Ending::Lost);
+                return self.disconnect(number, Disconnection::Lost);
             }
         }
     }
@@ -532,7 +532,7 @@ impl World {
             shard.check_invariants(|slot| self.devices.iter().any(|device| is_it(device, slot)));
         }
         // It looks at everything that is open: now and then is often enough.
-        if self.tally.messages.is_multiple_of(16) {
+        if self.coverage.messages.is_multiple_of(16) {
             for from in 0..WORKERS {
                 (0..WORKERS).filter(|&to| to != from).for_each(|to| self.check_credit(from, to));
             }
@@ -545,10 +545,10 @@ impl World {
         let worker = self.random.usize(..usize::from(WORKERS));
         match self.random.u8(..40) {
             0..=5 => self.connect(number),
-            6 => self.disconnect(number, Ending::Lost),
-            7 => self.disconnect(number, Ending::Shutdown),
-            8 => self.disconnect(number, Ending::Goodbye),
-            9 => self.disconnect(number, Ending::WithWill),
+            6 => self.disconnect(number, Disconnection::Lost),
+            7 => self.disconnect(number, Disconnection::Shutdown),
+            8 => self.disconnect(number, Disconnection::Goodbye),
+            9 => self.disconnect(number, Disconnection::WithWill),
             10..=14 => self.subscribe(number),
             15 => self.unsubscribe(number),
             16..=24 => self.publish(number),
@@ -565,7 +565,7 @@ impl World {
     /// Time stands still; all come back and stay, and take what is theirs.
     pub fn end(&mut self) {
         let now = self.now;
-        self.tally.stale = self.devices.iter_mut().map(|device| device.forget_expired(now)).sum();
+        self.coverage.stale = self.devices.iter_mut().map(|device| device.forget_expired(now)).sum();
         for _ in 0..10_000 {
             for number in 0..DEVICES {
                 if self.devices[number].connection.is_none() {
@@ -575,8 +575,8 @@ impl World {
             self.settle();
             (0..usize::from(WORKERS)).for_each(|worker| self.deliver(worker));
             if self.is_over() {
-                self.tally.received = self.devices.iter().flat_map(|device| device.received.values()).sum();
-                assert_eq!(self.counters.value(Metric::SessionsExpired), u64::from(self.tally.expired));
+                self.coverage.received = self.devices.iter().flat_map(|device| device.received.values()).sum();
+                assert_eq!(self.counters.value(Metric::SessionsExpired), u64::from(self.coverage.expired));
                 return self.check();
             }
         }

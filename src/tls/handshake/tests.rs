@@ -18,12 +18,12 @@ mod resumption;
 const ALL_VERSIONS: [Versions; 2] = [Versions::Tls13, Versions::Tls12];
 
 /// A server certificate for `localhost`, its authority, and client certificates of that authority.
-struct Lab {
+struct Fixtures {
     authority: Authority,
     server: (PathBuf, PathBuf),
 }
 
-impl Lab {
+impl Fixtures {
     fn new(algorithm: Algorithm) -> Self {
         let authority = Authority::new(algorithm);
         let server = authority.issue("localhost", algorithm, Time::Now, &[dns("localhost")]);
@@ -97,7 +97,7 @@ struct Pair {
 }
 
 /// Two established ends, and the bytes that their record layers are to see first.
-struct Talk {
+struct ConnectedPair {
     server: Established,
     client: Established,
     to_server: Vec<u8>,
@@ -124,13 +124,13 @@ impl Pair {
         self
     }
 
-    fn finish(self) -> Talk {
+    fn finish(self) -> ConnectedPair {
         assert_eq!((self.server.error, self.client.error), (None, None));
         let mut out = Vec::new();
         let server = self.server.handshake.finish(&mut out).unwrap();
         let client = self.client.handshake.finish(&mut out).unwrap();
         assert!(out.is_empty());
-        Talk { server, client, to_server: self.server.inbox, to_client: self.client.inbox }
+        ConnectedPair { server, client, to_server: self.server.inbox, to_client: self.client.inbox }
     }
 
     /// The alert that the client learns of, within its handshake or, when it was done first, after it.
@@ -148,7 +148,7 @@ impl Pair {
     }
 }
 
-impl Talk {
+impl ConnectedPair {
     /// Data both ways, before and after new keys both ways.
     fn check(&mut self) {
         let (server, client) = (&mut self.server.records, &mut self.client.records);
@@ -165,22 +165,22 @@ impl Talk {
     }
 }
 
-fn talk(server: &ServerTls, client: &ClientTls) -> Talk {
-    let mut talk = Pair::new(server, client).run().finish();
-    talk.check();
-    talk
+fn connect(server: &ServerTls, client: &ClientTls) -> ConnectedPair {
+    let mut pair = Pair::new(server, client).run().finish();
+    pair.check();
+    pair
 }
 
 #[test]
 fn every_version_key_and_client_certificate_does_what_the_options_say() {
     for algorithm in Algorithm::ALL {
-        let lab = Lab::new(algorithm);
-        let good = lab.client_certificate("pump-17", Time::Now);
-        let expired = lab.client_certificate("pump-18", Time::Past);
-        let future = lab.client_certificate("pump-19", Time::Future);
-        let elsewhere = Lab::new(Algorithm::EcdsaP256);
+        let fixtures = Fixtures::new(algorithm);
+        let good = fixtures.client_certificate("pump-17", Time::Now);
+        let expired = fixtures.client_certificate("pump-18", Time::Past);
+        let future = fixtures.client_certificate("pump-19", Time::Future);
+        let elsewhere = Fixtures::new(Algorithm::EcdsaP256);
         let stranger = elsewhere.client_certificate("pump-17", Time::Now);
-        let ca = &*lab.authority.pem;
+        let ca = &*fixtures.authority.pem;
         for versions in ALL_VERSIONS {
             let (off, optional, required) = (ClientAuth::Off, ClientAuth::Optional(ca), ClientAuth::Required(ca));
             for (auth, identity, expected) in [
@@ -196,15 +196,15 @@ fn every_version_key_and_client_certificate_does_what_the_options_say() {
                 (required, Some(&future), Err((CertificateFault::NotYetValid, Alert::CertificateExpired))),
             ] {
                 let case = format!("{algorithm:?} {versions:?} {auth:?} {identity:?}");
-                let pair = Pair::new(&lab.server(auth, &[]), &lab.client(identity, versions)).run();
+                let pair = Pair::new(&fixtures.server(auth, &[]), &fixtures.client(identity, versions)).run();
                 match expected {
                     Ok(name) => {
-                        let mut talk = pair.finish();
-                        talk.check();
-                        assert!(!talk.server.resumed && !talk.client.resumed, "{case}");
-                        assert_eq!(talk.server.server_name.as_deref(), Some("localhost"), "{case}");
-                        assert_eq!(talk.server.peer, name.map(identity_of), "{case}");
-                        assert_eq!((talk.client.peer, talk.client.server_name), (None, None), "{case}");
+                        let mut pair = pair.finish();
+                        pair.check();
+                        assert!(!pair.server.resumed && !pair.client.resumed, "{case}");
+                        assert_eq!(pair.server.server_name.as_deref(), Some("localhost"), "{case}");
+                        assert_eq!(pair.server.peer, name.map(identity_of), "{case}");
+                        assert_eq!((pair.client.peer, pair.client.server_name), (None, None), "{case}");
                     }
                     Err((fault, alert)) => {
                         let error = pair.server.error.clone().expect(&case);
@@ -227,41 +227,41 @@ fn identity_of(id: &str) -> PeerIdentity {
 
 #[test]
 fn sessions_are_resumed_with_the_client_s_identity() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let (cert, key) = lab.client_certificate("pump-17", Time::Now);
-    let server = lab.server(ClientAuth::Required(&lab.authority.pem), &[b"pulsegate/1"]);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let (cert, key) = fixtures.client_certificate("pump-17", Time::Now);
+    let server = fixtures.server(ClientAuth::Required(&fixtures.authority.pem), &[b"pulsegate/1"]);
     for versions in ALL_VERSIONS {
-        let mut options = lab.options(versions);
+        let mut options = fixtures.options(versions);
         options.identity = Some((&cert, &key));
         options.alpn = &[b"pulsegate/1"];
         options.resumption = ClientResumption::AwaitTicket;
         let client = ClientTls::load(&options).unwrap();
         for round in 0..3 {
-            let talk = talk(&server, &client);
-            assert_eq!((talk.server.resumed, talk.client.resumed), (round > 0, round > 0), "{versions:?} {round}");
-            assert_eq!(talk.server.peer, Some(identity_of("pump-17")), "{versions:?} {round}");
-            assert_eq!(talk.server.server_name.as_deref(), Some("localhost"), "{versions:?} {round}");
-            assert_eq!((talk.server.alpn, talk.client.alpn), (Some(0), Some(0)), "{versions:?} {round}");
+            let pair = connect(&server, &client);
+            assert_eq!((pair.server.resumed, pair.client.resumed), (round > 0, round > 0), "{versions:?} {round}");
+            assert_eq!(pair.server.peer, Some(identity_of("pump-17")), "{versions:?} {round}");
+            assert_eq!(pair.server.server_name.as_deref(), Some("localhost"), "{versions:?} {round}");
+            assert_eq!((pair.server.alpn, pair.client.alpn), (Some(0), Some(0)), "{versions:?} {round}");
             let has_key_exchange = versions == Versions::Tls13 || round == 0;
-            assert_eq!(talk.server.key_exchange.is_some(), has_key_exchange, "{versions:?} {round}");
+            assert_eq!(pair.server.key_exchange.is_some(), has_key_exchange, "{versions:?} {round}");
         }
         // Sessions of one's own, and tickets of another listener, begin at nothing.
-        assert!(!talk(&server, &client.with_own_sessions()).server.resumed);
-        assert!(!talk(&lab.server(ClientAuth::Off, &[]), &client).server.resumed);
+        assert!(!connect(&server, &client.with_own_sessions()).server.resumed);
+        assert!(!connect(&fixtures.server(ClientAuth::Off, &[]), &client).server.resumed);
     }
 }
 
 #[test]
 fn a_ticket_is_not_waited_for_unless_wanted() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let server = lab.server(ClientAuth::Off, &[]);
-    let mut options = lab.options(Versions::Tls13);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let server = fixtures.server(ClientAuth::Off, &[]);
+    let mut options = fixtures.options(Versions::Tls13);
     options.resumption = ClientResumption::On;
     let client = ClientTls::load(&options).unwrap();
     let pair = Pair::new(&server, &client).run();
     assert_eq!(next_record(&pair.client.inbox, Stage::Handshake), Ok(Some(pair.client.inbox.len())), "the ticket");
     pair.finish().check();
-    assert!(!talk(&server, &client).server.resumed);
+    assert!(!connect(&server, &client).server.resumed);
 }
 
 #[test]
@@ -325,9 +325,9 @@ fn the_server_name_and_the_client_s_signature_schemes_choose_the_certificate() {
 
 #[test]
 fn the_application_protocol_is_the_server_s_first_that_the_client_offers() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
     let both: &[&[u8]] = &[b"pulsegate/1", b"mqtt"];
-    let server = lab.server(ClientAuth::Off, both);
+    let server = fixtures.server(ClientAuth::Off, both);
     let cases: [(&[&[u8]], _, _); 4] = [
         (&[], None, None),
         (&[b"mqtt"], Some(1), Some(0)),
@@ -336,12 +336,12 @@ fn the_application_protocol_is_the_server_s_first_that_the_client_offers() {
     ];
     for versions in ALL_VERSIONS {
         for (offered, at_server, at_client) in cases {
-            let mut options = lab.options(versions);
+            let mut options = fixtures.options(versions);
             options.alpn = offered;
-            let talk = talk(&server, &ClientTls::load(&options).unwrap());
-            assert_eq!((talk.server.alpn, talk.client.alpn), (at_server, at_client), "{offered:?}");
+            let pair = connect(&server, &ClientTls::load(&options).unwrap());
+            assert_eq!((pair.server.alpn, pair.client.alpn), (at_server, at_client), "{offered:?}");
         }
-        let mut options = lab.options(versions);
+        let mut options = fixtures.options(versions);
         options.alpn = &[b"h2", b"http/1.1"];
         let pair = Pair::new(&server, &ClientTls::load(&options).unwrap()).run();
         let refused = HandshakeError::NothingInCommon(Choice::ApplicationProtocol);
@@ -352,31 +352,31 @@ fn the_application_protocol_is_the_server_s_first_that_the_client_offers() {
 
 #[test]
 fn every_suite_and_key_exchange_is_carried_over() {
-    let lab_ecdsa = Lab::new(Algorithm::EcdsaP256);
-    let lab_rsa = Lab::new(Algorithm::Rsa2048);
+    let fixtures_ecdsa = Fixtures::new(Algorithm::EcdsaP256);
+    let fixtures_rsa = Fixtures::new(Algorithm::Rsa2048);
     let suites = [0x1301, 0x1302, 0x1303, 0xc02b, 0xc02c, 0xcca9, 0xc02f, 0xc030, 0xcca8];
     for suite in suites {
-        let lab = if [0xc02f, 0xc030, 0xcca8].contains(&suite) { &lab_rsa } else { &lab_ecdsa };
+        let fixtures = if [0xc02f, 0xc030, 0xcca8].contains(&suite) { &fixtures_rsa } else { &fixtures_ecdsa };
         let versions = if suite < 0x1400 { Versions::Tls13 } else { Versions::Tls12 };
-        let mut options = lab.options(versions);
+        let mut options = fixtures.options(versions);
         let wanted = [suite];
         options.cipher_suites = Some(&wanted);
-        let talk = talk(&lab.server(ClientAuth::Off, &[]), &ClientTls::load(&options).unwrap());
-        assert_eq!(talk.server.records.suite().code(), suite);
-        assert_eq!(talk.client.records.suite().code(), suite);
+        let pair = connect(&fixtures.server(ClientAuth::Off, &[]), &ClientTls::load(&options).unwrap());
+        assert_eq!(pair.server.records.suite().code(), suite);
+        assert_eq!(pair.client.records.suite().code(), suite);
     }
-    let server = lab_ecdsa.server(ClientAuth::Off, &[]);
-    let by_default = talk(&server, &lab_ecdsa.client(None, Versions::Both));
+    let server = fixtures_ecdsa.server(ClientAuth::Off, &[]);
+    let by_default = connect(&server, &fixtures_ecdsa.client(None, Versions::Both));
     assert_eq!(by_default.server.key_exchange, Some(0x11ec), "X25519MLKEM768");
     for group in [0x001d, 0x0017, 0x0018, 0x11ec] {
-        assert_eq!(talk(&server, &lab_ecdsa.client_with_groups(&[group])).server.key_exchange, Some(group));
+        assert_eq!(connect(&server, &fixtures_ecdsa.client_with_groups(&[group])).server.key_exchange, Some(group));
     }
 }
 
 #[test]
 fn sha_256_is_preferred_whatever_the_client_s_order() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let server = lab.server(ClientAuth::Off, &[]);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let server = fixtures.server(ClientAuth::Off, &[]);
     let cases: [(&[u16], Versions, u16); 4] = [
         (&[0x1302, 0x1303, 0x1301], Versions::Tls13, 0x1301),
         (&[0x1302, 0x1303], Versions::Tls13, 0x1303),
@@ -384,33 +384,33 @@ fn sha_256_is_preferred_whatever_the_client_s_order() {
         (&[0xc02c, 0xcca9, 0xc02b], Versions::Tls12, 0xc02b),
     ];
     for (offered, versions, agreed) in cases {
-        let mut options = lab.options(versions);
+        let mut options = fixtures.options(versions);
         options.cipher_suites = Some(offered);
-        let talk = talk(&server, &ClientTls::load(&options).unwrap());
-        assert_eq!(talk.server.records.suite().code(), agreed, "of {offered:x?}");
+        let pair = connect(&server, &ClientTls::load(&options).unwrap());
+        assert_eq!(pair.server.records.suite().code(), agreed, "of {offered:x?}");
     }
 }
 
 #[test]
 fn a_hello_retry_request_costs_a_round_trip_and_nothing_else() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let server = lab.server(ClientAuth::Off, &[]);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let server = fixtures.server(ClientAuth::Off, &[]);
     // MLKEM768 alone, whose share the client sends, is not among the server's groups; X25519 is.
-    let client = lab.client_with_groups(&[0x0201, 0x001d]);
+    let client = fixtures.client_with_groups(&[0x0201, 0x001d]);
     let pair = Pair::new(&server, &client).run();
     let kind = pair.server.handshake.connection.handshake_kind();
     assert_eq!(kind, Some(HandshakeKind::FullWithHelloRetryRequest));
-    let mut talk = pair.finish();
-    talk.check();
-    assert_eq!(talk.server.key_exchange, Some(0x001d));
+    let mut pair = pair.finish();
+    pair.check();
+    assert_eq!(pair.server.key_exchange, Some(0x001d));
 }
 
 #[test]
 fn what_follows_the_handshake_is_left_to_the_record_layer() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let server = lab.server(ClientAuth::Off, &[]);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let server = fixtures.server(ClientAuth::Off, &[]);
     for versions in ALL_VERSIONS {
-        let mut pair = Pair::new(&server, &lab.client(None, versions));
+        let mut pair = Pair::new(&server, &fixtures.client(None, versions));
         // The client runs ahead: it is done and speaks at once, all in the flight that holds its Finished.
         while !pair.client.handshake.is_done {
             pair.server.step(&mut pair.client.inbox);
@@ -442,9 +442,9 @@ fn what_follows_the_handshake_is_left_to_the_record_layer() {
 
 #[test]
 fn handshakes_that_take_turns_on_one_thread_keep_their_secrets_apart() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let server = lab.server(ClientAuth::Off, &[]);
-    let client = lab.client(None, Versions::Both);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let server = fixtures.server(ClientAuth::Off, &[]);
+    let client = fixtures.client(None, Versions::Both);
     let mut pairs: Vec<_> = (0..8).map(|_| Pair::new(&server, &client)).collect();
     while pairs.iter_mut().map(Pair::step).filter(|moved| *moved).count() > 0 {}
     for pair in pairs {
@@ -454,11 +454,11 @@ fn handshakes_that_take_turns_on_one_thread_keep_their_secrets_apart() {
 
 /// A server that sends no ticket, and a client that waits for one.
 fn ticketless() -> Pair {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let certificates = [(&*lab.server.0, &*lab.server.1)];
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let certificates = [(&*fixtures.server.0, &*fixtures.server.1)];
     let options = ServerOptions { certificates: &certificates, tickets: None, ..ServerOptions::default() };
     let server = ServerTls::load(&options).unwrap().0;
-    let mut options = lab.options(Versions::Tls13);
+    let mut options = fixtures.options(Versions::Tls13);
     options.resumption = ClientResumption::AwaitTicket;
     let pair = Pair::new(&server, &ClientTls::load(&options).unwrap()).run();
     assert!(pair.client.handshake.is_complete() && !pair.client.handshake.is_done);

@@ -17,11 +17,11 @@ use super::device::{Device, Event, encoded};
 
 /// How the devices of a fleet behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manners {
+pub enum Behaviour {
     /// They answer each PING, and acknowledge each message that asks for it.
     Answer,
     /// The same, and they send a PING of their own every so often.
-    Talk(Duration),
+    AnswerAndPing(Duration),
 }
 
 /// Native devices `{prefix}{n}` that were welcomed and are kept alive, until the fleet is dropped or let go.
@@ -44,13 +44,13 @@ struct State {
 impl Fleet {
     /// Connects `count` devices, one after the other.
     #[track_caller]
-    pub fn connect(address: SocketAddr, tls: &ClientTls, prefix: &str, count: usize, manners: Manners) -> Self {
+    pub fn connect(address: SocketAddr, tls: &ClientTls, prefix: &str, count: usize, behaviour: Behaviour) -> Self {
         raise_descriptor_limit();
         let devices: Vec<Device> =
             (0..count).map(|n| Device::welcomed(address, tls, &format!("{prefix}{n}"))).collect();
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
-        let thread = std::thread::spawn(move || live(devices, manners, &shared));
+        let thread = std::thread::spawn(move || live(devices, behaviour, &shared));
         Self { state, thread: Some(thread) }
     }
 
@@ -87,7 +87,7 @@ impl Drop for Fleet {
     }
 }
 
-fn live(mut devices: Vec<Device>, manners: Manners, state: &State) -> Vec<Device> {
+fn live(mut devices: Vec<Device>, behaviour: Behaviour, state: &State) -> Vec<Device> {
     let mut poll = Poll::new().unwrap();
     let mut events = Events::with_capacity(1_024);
     for (index, device) in devices.iter().enumerate() {
@@ -108,7 +108,7 @@ fn live(mut devices: Vec<Device>, manners: Manners, state: &State) -> Vec<Device
             while devices[index].read() {}
             handle(&mut devices[index], index, &mut gone[index], state);
         }
-        if let Manners::Talk(every) = manners
+        if let Behaviour::AnswerAndPing(every) = behaviour
             && Instant::now() >= next_talk
         {
             next_talk = Instant::now() + every;

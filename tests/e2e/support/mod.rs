@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use device::{ConnectError, Device, Event, client_hello, dial, dial_from, encoded, hello, message};
 pub use disk::SmallDisk;
-pub use fleet::{Fleet, Manners};
+pub use fleet::{Behaviour, Fleet};
 pub use follower::Follower;
 pub use gateway::{Gateway, time_of};
 pub use program::Program;

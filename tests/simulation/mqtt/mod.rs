@@ -2,9 +2,9 @@
 //! over several shards whose words to each other meet full inboxes. A ledger says what each must and may get.
 
 mod client;
+mod coverage;
 mod device;
 mod ledger;
-mod tally;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::certificates::Certificates;
 use crate::gateway::Build;
 use crate::io::{Faults, Patience, Sabotage};
 use crate::{from_environment, seed};
-use tally::Tally;
+use coverage::Coverage;
 use world::{KEEP_ALIVE, Plan, World};
 
 /// Small worlds that are run without being asked for more.
@@ -94,7 +94,7 @@ fn large(seed: u64, devices: usize, time: Duration) -> Plan {
     }
 }
 
-fn run(plan: Plan) -> Tally {
+fn run(plan: Plan) -> Coverage {
     let directory = tempfile::tempdir().unwrap();
     World::new(plan, &Certificates::new(directory.path())).run()
 }
@@ -104,13 +104,13 @@ fn mqtt_small_worlds_in_which_everything_goes_wrong() {
     let first = seed();
     let replayed = from_environment("SIM_SEED").map(|_| 1);
     let runs = from_environment("SIM_RUNS").or(replayed).unwrap_or(RUNS);
-    let mut all = Tally::default();
+    let mut all = Coverage::default();
     for seed in first..first + runs {
         println!("simulation of MQTT: SIM_SEED={seed}");
         let began = Instant::now();
-        let tally = run(small(seed));
-        println!("    {:.1} s: {tally:?}", began.elapsed().as_secs_f64());
-        all.add(&tally);
+        let coverage = run(small(seed));
+        println!("    {:.1} s: {coverage:?}", began.elapsed().as_secs_f64());
+        all.add(&coverage);
     }
     assert!(runs < RUNS || all.is_enough(), "{all:?}");
 }
@@ -123,9 +123,9 @@ fn mqtt_large_world_for_hours() {
     let seed = seed();
     println!("simulation of MQTT: {devices} devices for {hours} hours, SIM_SEED={seed}");
     let began = Instant::now();
-    let tally = run(large(seed, devices, Duration::from_hours(hours)));
-    println!("    {:.1} s: {tally:?}", began.elapsed().as_secs_f64());
-    assert!(tally.received > tally.published / 2 && tally.resumed > 0, "{tally:?}");
+    let coverage = run(large(seed, devices, Duration::from_hours(hours)));
+    println!("    {:.1} s: {coverage:?}", began.elapsed().as_secs_f64());
+    assert!(coverage.received > coverage.published / 2 && coverage.resumed > 0, "{coverage:?}");
 }
 
 /// A world that is sure to meet a planted error.
@@ -138,8 +138,8 @@ fn sabotaged(sabotage: Sabotage) -> Plan {
 
 #[test]
 fn mqtt_world_without_an_error_is_well() {
-    let tally = run(sabotaged(Sabotage::None));
-    assert!(tally.received > 200, "{tally:?}");
+    let coverage = run(sabotaged(Sabotage::None));
+    assert!(coverage.received > 200, "{coverage:?}");
 }
 
 #[test]

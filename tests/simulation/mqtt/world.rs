@@ -15,9 +15,9 @@ use pulsegate::metrics::Metric;
 use pulsegate::time::Moment;
 
 use super::client::{Client, Heard};
+use super::coverage::Coverage;
 use super::device::{Belief, Connection, Device, Inflight, Keeps};
 use super::ledger::{Arrival, GROUP, Message, Subscription};
-use super::tally::Tally;
 use crate::certificates::Certificates;
 use crate::gateway::{Build, Gateway, ImageHead};
 use crate::network::{Ended, SocketId};
@@ -71,7 +71,7 @@ pub struct World {
     backbone_stops_until: Moment,
     /// When a member's session ended last: what it had been given may be lost with it.
     group_left: u64,
-    pub account: Tally,
+    pub coverage: Coverage,
 }
 
 fn limits(plan: &Plan) -> Limits {
@@ -125,7 +125,7 @@ impl World {
             serial: 0,
             backbone_stops_until: Moment::default(),
             group_left: 0,
-            account: Tally::default(),
+            coverage: Coverage::default(),
             plan,
         };
         for device in 0..plan.devices {
@@ -136,7 +136,7 @@ impl World {
     }
 
     /// The whole run: everything goes wrong, then calm, then all come back and get what is theirs.
-    pub fn run(mut self) -> Tally {
+    pub fn run(mut self) -> Coverage {
         let end = self.gateway.now.plus(self.plan.time);
         while self.gateway.now < end {
             self.step();
@@ -162,7 +162,7 @@ impl World {
         }
         self.audit();
         self.shut_down();
-        self.account
+        self.coverage
     }
 
     fn within(&mut self, time: Duration) -> Duration {
@@ -186,7 +186,7 @@ impl World {
     // --- Time -------------------------------------------------------------------------------------------------------
 
     fn step(&mut self) {
-        self.account.steps += 1;
+        self.coverage.steps += 1;
         let length = self.within(self.plan.step);
         self.gateway.now = self.gateway.now.plus(length);
         if self.one_in(self.plan.late) {
@@ -211,7 +211,7 @@ impl World {
         for socket in self.gateway.network.take_dirty() {
             self.hear(socket);
         }
-        if self.account.steps.is_multiple_of(self.plan.check_every) {
+        if self.coverage.steps.is_multiple_of(self.plan.check_every) {
             self.gateway.check_invariants();
         }
     }
@@ -255,7 +255,7 @@ impl World {
         if self.devices[number].connection.is_some() {
             return;
         }
-        self.account.connects += 1;
+        self.coverage.connects += 1;
         let now = self.gateway.now;
         let is_new = self.devices[number].version == Version::V5;
         let clean = self.devices[number].keeps == Keeps::Nothing || (is_new && self.one_in(20));
@@ -301,7 +301,7 @@ impl World {
             is_forbidden: false,
             members: BTreeSet::new(),
         });
-        self.account.published += 1;
+        self.coverage.published += 1;
         self.messages.len() as u32 - 1
     }
 
@@ -465,7 +465,7 @@ impl World {
             let sent = self.next();
             let message = &mut self.messages[will as usize];
             message.sent = sent;
-            self.account.wills += 1;
+            self.coverage.wills += 1;
             self.note_acknowledged(will);
         }
         if connection.is_welcomed {
@@ -596,7 +596,7 @@ impl World {
             device.belief = Belief::Kept;
             return;
         }
-        self.account.resumed += 1;
+        self.coverage.resumed += 1;
         for one in self.devices[number].inflight.clone() {
             if one.is_released {
                 self.devices[number].say_ack(Packet::Pubrel, one.packet_id);
@@ -629,7 +629,7 @@ impl World {
         if arrival.qos == QoS::AtLeastOnce {
             device.say_ack(Packet::Puback, packet_id);
         }
-        self.account.received += 1;
+        self.coverage.received += 1;
         device.account.receive(number, arrival, &mut self.messages);
     }
 
@@ -639,7 +639,7 @@ impl World {
         if std::mem::replace(&mut message.is_acknowledged, true) {
             return;
         }
-        self.account.acknowledged += 1;
+        self.coverage.acknowledged += 1;
         if message.retain {
             self.values.insert(message.topic.clone(), number);
         }
@@ -673,10 +673,10 @@ impl World {
         for dropped in [Metric::DroppedQueueFull, Metric::DroppedTooLarge, Metric::DroppedUnauthorized] {
             assert_eq!(self.gateway.value(dropped), 0, "{dropped:?}");
         }
-        self.account.turns = self.gateway.value(Metric::Turns);
-        self.account.idle_turns = self.gateway.value(Metric::IdleTurns);
-        self.account.expired_sessions = self.gateway.value(Metric::SessionsExpired);
-        self.account.values = self.values.len() as u64;
+        self.coverage.turns = self.gateway.value(Metric::Turns);
+        self.coverage.idle_turns = self.gateway.value(Metric::IdleTurns);
+        self.coverage.expired_sessions = self.gateway.value(Metric::SessionsExpired);
+        self.coverage.values = self.values.len() as u64;
     }
 
     /// Of the members that were there all the time, one got each message.
@@ -687,7 +687,7 @@ impl World {
             }
             let is_member = |device: &Device| device.account.is_member_for(message);
             if message.sent > self.group_left && self.devices.iter().any(is_member) {
-                self.account.shared += 1;
+                self.coverage.shared += 1;
                 assert!(!message.members.is_empty(), "message {number} reached no member of the group");
             }
         }

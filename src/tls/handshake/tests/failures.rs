@@ -8,15 +8,15 @@ fn record(kind: u8, content: &[u8]) -> Vec<u8> {
     [&[kind, 3, 3, high, low], content].concat()
 }
 
-fn server() -> (Lab, ServerTls) {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let server = lab.server(ClientAuth::Off, &[]);
-    (lab, server)
+fn server() -> (Fixtures, ServerTls) {
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let server = fixtures.server(ClientAuth::Off, &[]);
+    (fixtures, server)
 }
 
-fn client_hello(lab: &Lab, versions: Versions) -> Vec<u8> {
+fn client_hello(fixtures: &Fixtures, versions: Versions) -> Vec<u8> {
     let mut hello = Vec::new();
-    let _handshake = Handshake::client(&lab.client(None, versions), &mut hello).unwrap();
+    let _handshake = Handshake::client(&fixtures.client(None, versions), &mut hello).unwrap();
     hello
 }
 
@@ -30,8 +30,8 @@ fn plain_alert(out: &[u8]) -> u8 {
 
 #[test]
 fn a_first_record_that_is_no_client_hello_is_answered_with_an_alert() {
-    let (lab, tls) = server();
-    let hello = client_hello(&lab, Versions::Both);
+    let (fixtures, tls) = server();
+    let hello = client_hello(&fixtures, Versions::Both);
     let oversized = record(22, &vec![1; 65_535]);
     let almost = record(22, &vec![1; 20_000]);
     for (what, bytes, alert) in [
@@ -73,9 +73,9 @@ fn check(tls: &ServerTls, record: &[u8], case: &str) {
 
 #[test]
 fn client_hellos_cut_or_changed_anywhere_end_in_an_alert_or_go_on() {
-    let (lab, tls) = server();
+    let (fixtures, tls) = server();
     for versions in ALL_VERSIONS {
-        let hello = client_hello(&lab, versions);
+        let hello = client_hello(&fixtures, versions);
         for cut in 0..hello.len() - HEADER_LEN {
             // The message's own length is right for what is left, so that the parser sees its end.
             let mut content = hello[HEADER_LEN..HEADER_LEN + cut].to_vec();
@@ -96,16 +96,16 @@ fn client_hellos_cut_or_changed_anywhere_end_in_an_alert_or_go_on() {
 
 #[test]
 fn a_server_flight_changed_anywhere_never_completes_the_client_s_handshake() {
-    let (lab, tls) = server();
+    let (fixtures, tls) = server();
     for versions in ALL_VERSIONS {
         let flight_len = {
-            let mut pair = Pair::new(&tls, &lab.client(None, versions));
+            let mut pair = Pair::new(&tls, &fixtures.client(None, versions));
             pair.server.step(&mut pair.client.inbox);
             pair.client.inbox.len()
         };
         // Signatures differ in length by a few bytes from one handshake to the next.
         for position in (0..flight_len - 16).step_by(7) {
-            let mut pair = Pair::new(&tls, &lab.client(None, versions));
+            let mut pair = Pair::new(&tls, &fixtures.client(None, versions));
             pair.server.step(&mut pair.client.inbox);
             pair.client.inbox[position] ^= 0x55;
             while let Ok(Some(length)) = next_record(&pair.client.inbox, Stage::Handshake) {
@@ -132,7 +132,7 @@ fn old_client_hello(version: u16, suite: u16, scheme: u16) -> Vec<u8> {
 
 #[test]
 fn nothing_in_common_says_what() {
-    let (lab, tls) = server();
+    let (fixtures, tls) = server();
     let mut out = Vec::new();
     let error = Handshake::server(&tls, RecordWish::default())
         .handle_record(&old_client_hello(0x0302, 0xc02b, 0x0403), &mut out)
@@ -142,7 +142,7 @@ fn nothing_in_common_says_what() {
     assert_eq!(error.to_string(), "the peer shares no protocol version with us");
 
     // An RSA-only suite at an ECDSA-only server, and a group that it lacks.
-    let mut options = lab.options(Versions::Tls12);
+    let mut options = fixtures.options(Versions::Tls12);
     options.cipher_suites = Some(&[0xc02f]);
     let pair = Pair::new(&tls, &ClientTls::load(&options).unwrap()).run();
     assert!(matches!(pair.server.error, Some(HandshakeError::NothingInCommon(_))), "{:?}", pair.server.error);
@@ -155,7 +155,7 @@ fn nothing_in_common_says_what() {
     assert_eq!(error, HandshakeError::NothingInCommon(Choice::SignatureScheme));
     assert_eq!(plain_alert(&out), Alert::HandshakeFailure as u8);
 
-    let pair = Pair::new(&tls, &lab.client_with_groups(&[0x0201])).run();
+    let pair = Pair::new(&tls, &fixtures.client_with_groups(&[0x0201])).run();
     assert_eq!(pair.server.error, Some(HandshakeError::NothingInCommon(Choice::KeyExchange)));
     assert_eq!(pair.alert_to_client(), Alert::HandshakeFailure as u8);
 }
@@ -178,7 +178,7 @@ fn an_alert_ends_the_handshake_and_warnings_are_bounded() {
 #[test]
 fn a_client_refuses_a_server_that_it_does_not_trust() {
     let (_lab, tls) = server();
-    let stranger = Lab::new(Algorithm::EcdsaP256);
+    let stranger = Fixtures::new(Algorithm::EcdsaP256);
     for versions in ALL_VERSIONS {
         let pair = Pair::new(&tls, &stranger.client(None, versions)).run();
         let rejected = HandshakeError::CertificateRejected(CertificateFault::UnknownIssuer);
@@ -190,17 +190,17 @@ fn a_client_refuses_a_server_that_it_does_not_trust() {
 #[test]
 #[should_panic(expected = "belongs to the record layer")]
 fn a_record_after_the_handshake_is_the_caller_s_mistake() {
-    let (lab, tls) = server();
-    let mut pair = Pair::new(&tls, &lab.client(None, Versions::Tls13)).run();
+    let (fixtures, tls) = server();
+    let mut pair = Pair::new(&tls, &fixtures.client(None, Versions::Tls13)).run();
     let _ = pair.server.handshake.handle_record(&record(23, &[0; 40]), &mut Vec::new());
 }
 
 /// RFC 8446 section 6: after ServerHello a server's alerts are protected.
 #[test]
 fn what_is_no_record_behind_the_server_hello_draws_a_sealed_alert() {
-    let (lab, tls) = server();
+    let (fixtures, tls) = server();
     for (versions, is_sealed) in [(Versions::Tls13, true), (Versions::Tls12, false)] {
-        let mut pair = Pair::new(&tls, &lab.client(None, versions));
+        let mut pair = Pair::new(&tls, &fixtures.client(None, versions));
         pair.server.step(&mut pair.client.inbox);
         let mut alert = Vec::new();
         pair.server.handshake.refuse(Alert::RecordOverflow, &mut alert);
@@ -219,8 +219,8 @@ fn what_is_no_record_behind_the_server_hello_draws_a_sealed_alert() {
 
 #[test]
 fn an_error_that_rustls_says_nothing_about_is_told_all_the_same() {
-    let (lab, tls) = server();
-    let mut pair = Pair::new(&tls, &lab.client(None, Versions::Tls13));
+    let (fixtures, tls) = server();
+    let mut pair = Pair::new(&tls, &fixtures.client(None, Versions::Tls13));
     pair.server.step(&mut pair.client.inbox);
     let mut out = Vec::new();
     // Two records in one: nothing that a caller does, and nothing that reaches rustls.
@@ -232,9 +232,9 @@ fn an_error_that_rustls_says_nothing_about_is_told_all_the_same() {
 
 #[test]
 fn a_client_may_not_send_certificates_without_end() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let tls = lab.server(ClientAuth::Required(&lab.authority.pem), &[]);
-    let mut pair = Pair::new(&tls, &lab.client(None, Versions::Tls12));
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let tls = fixtures.server(ClientAuth::Required(&fixtures.authority.pem), &[]);
+    let mut pair = Pair::new(&tls, &fixtures.client(None, Versions::Tls12));
     pair.server.step(&mut pair.client.inbox);
     // Certificate, of 64 KB, in records of 4 KB.
     let mut message = vec![0; 65_000];

@@ -17,10 +17,10 @@ fn load(cert: &Path, key: &Path, client_auth: ClientAuth<'_>) -> Result<ServerTl
 
 #[test]
 fn an_unusable_file_is_named_with_the_reason_and_the_remedy() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let directory = lab.authority.directory.path();
-    let (cert, key) = (&*lab.server.0, &*lab.server.1);
-    let other = lab.authority.issue("other", Algorithm::EcdsaP256, Time::Now, &[]);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let directory = fixtures.authority.directory.path();
+    let (cert, key) = (&*fixtures.server.0, &*fixtures.server.1);
+    let other = fixtures.authority.issue("other", Algorithm::EcdsaP256, Time::Now, &[]);
     let file = |name: &str, content: &[u8]| {
         let path = directory.join(name);
         std::fs::write(&path, content).unwrap();
@@ -63,14 +63,14 @@ fn an_unusable_file_is_named_with_the_reason_and_the_remedy() {
         assert!(text.contains(named) && text.contains(words), "{text}");
         seen.push(text);
     }
-    assert!(load(cert, key, ClientAuth::Required(&lab.authority.pem)).is_ok());
+    assert!(load(cert, key, ClientAuth::Required(&fixtures.authority.pem)).is_ok());
 }
 
 #[test]
 fn wrong_options_are_named_too() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
     let with = |edit: &dyn Fn(&mut ClientOptions<'_>)| {
-        let mut options = lab.options(Versions::Both);
+        let mut options = fixtures.options(Versions::Both);
         edit(&mut options);
         ClientTls::load(&options).unwrap_err()
     };
@@ -160,15 +160,15 @@ fn a_chain_that_ends_soon_is_loaded_with_a_warning() {
 
 #[test]
 fn an_unusable_revocation_list_or_ocsp_response_is_named_with_the_remedy() {
-    let lab = Lab::new(Algorithm::EcdsaP256);
-    let (cert, key) = (&*lab.server.0, &*lab.server.1);
-    let directory = lab.authority.directory.path();
+    let fixtures = Fixtures::new(Algorithm::EcdsaP256);
+    let (cert, key) = (&*fixtures.server.0, &*fixtures.server.1);
+    let directory = fixtures.authority.directory.path();
     let file = |name: &str, content: &[u8]| {
         let path = directory.join(name);
         std::fs::write(&path, content).unwrap();
         path
     };
-    let good = lab.authority.revoke("good", &[cert]);
+    let good = fixtures.authority.revoke("good", &[cert]);
     let strange = Authority::new(Algorithm::EcdsaP256);
     let strange_list = strange.revoke("strange", &[]);
     let der = CertificateRevocationListDer::from_pem_file(&good).unwrap();
@@ -176,7 +176,7 @@ fn an_unusable_revocation_list_or_ocsp_response_is_named_with_the_remedy() {
         (file("missing.crl", b"").parent().unwrap().join("none.crl"), "check the path"),
         (file("empty.crl", b""), "holds no revocation list"),
         (file("der.crl", &der), "is not a PEM file"),
-        (lab.authority.pem.clone(), "holds no revocation list"),
+        (fixtures.authority.pem.clone(), "holds no revocation list"),
         (file("bad.crl", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"), "revocation list 1 cannot"),
         (strange_list, "is of none of the authorities"),
     ] {
@@ -185,7 +185,7 @@ fn an_unusable_revocation_list_or_ocsp_response_is_named_with_the_remedy() {
             Some(RevocationOptions { lists: &lists, accept_expired: true, accept_unknown: false, leaf_only: false });
         let options = ServerOptions {
             certificates: &[(cert, key)],
-            client_auth: ClientAuth::Required(&lab.authority.pem),
+            client_auth: ClientAuth::Required(&fixtures.authority.pem),
             revocation,
             ..ServerOptions::default()
         };

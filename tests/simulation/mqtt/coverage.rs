@@ -2,7 +2,7 @@
 
 /// What a run was worth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct Coverage {
     pub steps: u64,
     pub turns: u64,
     pub idle_turns: u64,
@@ -17,8 +17,8 @@ pub struct Tally {
     pub expired_sessions: u64,
 }
 
-impl Tally {
-    pub fn add(&mut self, other: &Tally) {
+impl Coverage {
+    pub fn add(&mut self, other: &Coverage) {
         self.steps += other.steps;
         self.turns += other.turns;
         self.idle_turns += other.idle_turns;

@@ -1,4 +1,4 @@
-//! The desk: does by hand what the worker's turn does.
+//! The harness: does by hand what the worker's turn does.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::connection::Input;
-use crate::connection::lab::{Client, Lab};
+use crate::connection::fixtures::{Client, Fixtures};
 use crate::link::{Exchange, ListenerId, Presence};
 use crate::tls::handshake::{ClientTls, Versions};
 
 /// One shard, its clock, and the clients behind its slots.
-pub struct Desk {
+pub struct ShardHarness {
     pub shard: Shard,
     pub now: Moment,
     pub input: Input,
@@ -21,23 +21,27 @@ pub struct Desk {
     pub shut: Vec<u32>,
 }
 
-impl Desk {
+impl ShardHarness {
     pub fn new() -> Self {
         Self::of(1).pop().unwrap()
     }
 
-    /// The desks of `workers` shards of one gateway.
+    /// The harnesses of `workers` shards of one gateway.
     pub fn of(workers: u16) -> Vec<Self> {
-        let lab = Lab::new();
-        Self::with(workers, &lab, vec![lab.settings(0, &Lab::native()), lab.settings(1, &Lab::raw())])
+        let fixtures = Fixtures::new();
+        Self::with(
+            workers,
+            &fixtures,
+            vec![fixtures.settings(0, &Fixtures::native()), fixtures.settings(1, &Fixtures::raw())],
+        )
     }
 
     /// The same with these listeners.
-    pub fn with(workers: u16, lab: &Lab, settings: Vec<ListenerSettings>) -> Vec<Self> {
+    pub fn with(workers: u16, fixtures: &Fixtures, settings: Vec<ListenerSettings>) -> Vec<Self> {
         let settings: Arc<[ListenerSettings]> = settings.into();
         let home = Home::new([3; 16], workers);
         let exchange = Arc::new(Exchange::new(workers));
-        let desk = |worker| {
+        let harness = |worker| {
             let setup = Setup {
                 worker: WorkerId(worker),
                 home,
@@ -46,18 +50,18 @@ impl Desk {
                 uplink_length: 8,
                 seed: u64::from(worker),
                 exchange: Arc::clone(&exchange),
-                sessions: broker::Bounds::of(&Lab::limits(), workers),
+                sessions: broker::Bounds::of(&Fixtures::limits(), workers),
             };
-            Desk {
+            ShardHarness {
                 shard: Shard::new(setup, Tick(0)),
                 now: Moment::from_micros(50_000),
-                input: Input::new(Lab::limits().frame_bytes, Lab::limits().read_bytes),
+                input: Input::new(Fixtures::limits().frame_bytes, Fixtures::limits().read_bytes),
                 clients: HashMap::new(),
-                tls: lab.client(None, Versions::Tls13),
+                tls: fixtures.client(None, Versions::Tls13),
                 shut: Vec::new(),
             }
         };
-        (0..workers).map(desk).collect()
+        (0..workers).map(harness).collect()
     }
 
     /// A client connects; its ClientHello is on the way.

@@ -20,12 +20,12 @@ use crate::tls::handshake::{
 use crate::tls::record::{Opened, RecordError, RecordLayer, Stage, next_record};
 
 /// An authority, a server certificate, and certificates for devices as they are asked for.
-pub(crate) struct Lab {
+pub(crate) struct Fixtures {
     authority: Authority,
     server: (PathBuf, PathBuf),
 }
 
-impl Lab {
+impl Fixtures {
     /// The authenticators of a listener with a token file, or of one without.
     pub(crate) fn tokens(has_file: bool) -> Vec<Authenticator> {
         if has_file { vec![Authenticator::secrets("tokens".into(), "identity.token_file")] } else { Vec::new() }
@@ -156,7 +156,7 @@ pub(crate) enum End {
 
 /// A frame that the client was sent.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Said {
+pub(crate) enum ReceivedFrame {
     Welcome(Welcome),
     Ping,
     Pong(Vec<u8>),
@@ -242,16 +242,16 @@ impl Client {
     }
 
     /// The frames that it was sent since the last time.
-    pub fn frames(&mut self) -> Vec<Said> {
+    pub fn frames(&mut self) -> Vec<ReceivedFrame> {
         let mut said = Vec::new();
         while let Some((frame, length)) = native::decode(&self.heard, native::BODY_MAX).unwrap() {
             said.push(match frame {
-                Frame::Welcome(welcome) => Said::Welcome(welcome),
-                Frame::Ping(_) => Said::Ping,
-                Frame::Pong(echo) => Said::Pong(echo.to_vec()),
-                Frame::Message(message) => Said::Message { id: message.id, payload: message.payload.to_vec() },
-                Frame::Ack(id) => Said::Ack(id),
-                Frame::Close(close) => Said::Close(close.code, close.retry_after_ms, close.reason.to_owned()),
+                Frame::Welcome(welcome) => ReceivedFrame::Welcome(welcome),
+                Frame::Ping(_) => ReceivedFrame::Ping,
+                Frame::Pong(echo) => ReceivedFrame::Pong(echo.to_vec()),
+                Frame::Message(message) => ReceivedFrame::Message { id: message.id, payload: message.payload.to_vec() },
+                Frame::Ack(id) => ReceivedFrame::Ack(id),
+                Frame::Close(close) => ReceivedFrame::Close(close.code, close.retry_after_ms, close.reason.to_owned()),
                 Frame::Hello(_) => panic!("a gateway says no HELLO"),
             });
             self.heard.drain(..length);
