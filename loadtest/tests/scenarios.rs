@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pulsegate::config::machine::{Memory, MemorySource};
 use pulsegate::config::{Heartbeat, Machine, Protocol, built_in};
 use pulsegate::connection::ListenerSettings;
-use pulsegate::control::{Clock, Control, Inventory, Parts};
+use pulsegate::control::{Clock, Control, ControlParts, Inventory};
 use pulsegate::link::{Home, ListenerId};
 use pulsegate::tls::certs::development;
 use pulsegate::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
@@ -69,7 +69,7 @@ impl Gateway {
             address_key: [1; 16],
         };
         let workers = worker::start(&setup, None).unwrap();
-        let control = Control::start(Parts {
+        let control = Control::start(ControlParts {
             inventory: Inventory::default(),
             config: Arc::new(config.clone()),
             home,

@@ -93,7 +93,7 @@ const STORE_READERS: usize = 4;
 pub const STUCK_AFTER: Duration = Duration::from_secs(10);
 
 /// What the control plane is made of.
-pub struct Parts {
+pub struct ControlParts {
     /// The configuration.
     pub config: Arc<Config>,
     /// What is in its files, for those who look.
@@ -124,7 +124,7 @@ pub struct Parts {
     pub sinks: Vec<sink::Settings>,
 }
 
-impl Parts {
+impl ControlParts {
     /// How many workers there are; panics unless there is everything of each.
     fn checked_workers(&self) -> usize {
         let workers = usize::from(self.home.workers());
@@ -209,7 +209,7 @@ impl Control {
     /// # Errors
     /// A file of an authenticator that cannot be used (`InvalidData`), or no thread, timer or
     /// random key from the system.
-    pub fn start(parts: Parts) -> io::Result<Control> {
+    pub fn start(parts: ControlParts) -> io::Result<Control> {
         let workers = parts.checked_workers();
         let counters = Arc::new(ProcessCounters::default());
         let auth = AuthChains::start(auth_material(&parts.config)?, counters.clone())?;

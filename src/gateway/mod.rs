@@ -27,7 +27,7 @@ use crossbeam_channel::{Sender, bounded};
 use crate::config::budget::MemoryBudget;
 use crate::config::{Config, DEVELOPMENT_CERTIFICATES, Listener};
 use crate::connection::ListenerSettings;
-use crate::control::{ChainFacts, Clock, Control, Inventory, OpenStore, Parts, ReloadRequest, epoch};
+use crate::control::{ChainFacts, Clock, Control, ControlParts, Inventory, OpenStore, ReloadRequest, epoch};
 use crate::link::{DenyList, Home, ListenerId};
 use crate::metrics::Published;
 use crate::store::{self, StoreError};
@@ -87,7 +87,7 @@ impl Gateway {
         if let Some(open) = &store {
             open.store.connect(workers.mailboxes.clone());
         }
-        let control = Control::start(Parts {
+        let control = Control::start(ControlParts {
             config,
             inventory,
             home,

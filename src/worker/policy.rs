@@ -29,11 +29,11 @@ pub struct Policy {
 /// Where the policy is, for workers and for whoever changes it. Clones share it.
 #[derive(Clone)]
 pub struct PolicySwitch {
-    place: Arc<Place>,
+    shared: Arc<Shared>,
     mailboxes: Vec<Mailbox>,
 }
 
-struct Place {
+struct Shared {
     /// Counts the swaps.
     generation: AtomicU64,
     current: Mutex<Arc<Policy>>,
@@ -45,15 +45,15 @@ impl PolicySwitch {
     /// With a first policy, which every worker behind `mailboxes` has.
     pub(super) fn new(policy: Policy, mailboxes: Vec<Mailbox>) -> Self {
         let taken = mailboxes.iter().map(|_| AtomicU64::new(0)).collect();
-        let place = Place { generation: AtomicU64::new(0), current: Mutex::new(Arc::new(policy)), taken };
-        Self { place: Arc::new(place), mailboxes }
+        let shared = Shared { generation: AtomicU64::new(0), current: Mutex::new(Arc::new(policy)), taken };
+        Self { shared: Arc::new(shared), mailboxes }
     }
 
     /// The policy that holds now.
     #[must_use]
     pub fn current(&self) -> Arc<Policy> {
         // A panic within the lock cannot leave half a pointer.
-        self.place.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts a new policy in the place of the old one and waits until every worker has taken it, for `patience` at most:
@@ -68,14 +68,14 @@ impl PolicySwitch {
                 && before.read_bytes == after.read_bytes
         });
         assert!(same, "what connections were sized by stays");
-        *self.place.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
-        let generation = self.place.generation.fetch_add(1, Ordering::Release) + 1;
+        *self.shared.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        let generation = self.shared.generation.fetch_add(1, Ordering::Release) + 1;
         for mailbox in &self.mailboxes {
             mailbox.ring();
         }
         let deadline = Instant::now() + patience;
         loop {
-            let missing = self.place.taken.iter().filter(|taken| taken.load(Ordering::Acquire) < generation).count();
+            let missing = self.shared.taken.iter().filter(|taken| taken.load(Ordering::Acquire) < generation).count();
             if missing == 0 || Instant::now() >= deadline {
                 return missing;
             }
@@ -85,7 +85,7 @@ impl PolicySwitch {
 
     /// The policy, if it is newer than generation `known`, which becomes its own.
     pub(super) fn newer_than(&self, known: &mut u64) -> Option<Arc<Policy>> {
-        let generation = self.place.generation.load(Ordering::Acquire);
+        let generation = self.shared.generation.load(Ordering::Acquire);
         if generation == *known {
             return None;
         }
@@ -95,6 +95,6 @@ impl PolicySwitch {
 
     /// A worker goes by generation `known` from now on.
     pub(super) fn took(&self, worker: WorkerId, known: u64) {
-        self.place.taken[worker.index()].store(known, Ordering::Release);
+        self.shared.taken[worker.index()].store(known, Ordering::Release);
     }
 }

@@ -137,7 +137,7 @@ pub fn start(setup: &Setup, kept: Option<Kept>) -> Result<Workers, StartError> {
     for (position, ((poll, channels), inbox)) in polls.into_iter().zip(channels).zip(inboxes).enumerate() {
         let published = Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT));
         workers.published.push(Arc::clone(&published));
-        let parts = Parts {
+        let parts = WorkerParts {
             id: WorkerId(position as u16),
             started: setup.started,
             seed: setup.seed.wrapping_add(position as u64),
@@ -240,7 +240,7 @@ impl Workers {
 }
 
 /// What one worker's thread is given.
-struct Parts {
+struct WorkerParts {
     id: WorkerId,
     started: Instant,
     seed: u64,
@@ -282,7 +282,7 @@ fn first_policy(setup: &Setup) -> Policy {
     Policy { settings: Arc::clone(&setup.settings), limits: limits.clone(), admission: admission.clone() }
 }
 
-impl Parts {
+impl WorkerParts {
     /// Leaves the shared table and opens what belongs to this worker alone. Runs in the worker's thread.
     fn build(self) -> Result<Turn<WorkerIo>, StartError> {
         let system = |what: &'static str| move |error: io::Error| StartError::System(what, error);

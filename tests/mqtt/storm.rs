@@ -26,14 +26,14 @@ const UNANSWERED: Range<u32> = 0..5;
 const PACKET_MAX: usize = 1 << 16;
 
 /// Where clients connect, and what they have in common.
-struct Place<'a> {
+struct Target<'a> {
     address: SocketAddr,
     tls: &'a ClientTls,
 }
 
 /// One client with a session that outlives its connections.
 struct Client<'a> {
-    place: &'a Place<'a>,
+    target: &'a Target<'a>,
     id: String,
     version: Version,
     device: Device,
@@ -53,10 +53,10 @@ enum Heard {
 }
 
 impl<'a> Client<'a> {
-    fn new(place: &'a Place<'a>, id: String, version: Version, seed: u64) -> Self {
-        let device = Device::raw(place.address, place.tls).unwrap();
+    fn new(target: &'a Target<'a>, id: String, version: Version, seed: u64) -> Self {
+        let device = Device::raw(target.address, target.tls).unwrap();
         let random = fastrand::Rng::with_seed(seed);
-        let mut client = Self { place, id, version, device, heard: Vec::new(), random, left: 0, takeovers: 0 };
+        let mut client = Self { target, id, version, device, heard: Vec::new(), random, left: 0, takeovers: 0 };
         client.greet(false);
         client
     }
@@ -84,7 +84,7 @@ impl<'a> Client<'a> {
 
     /// Connects again while the connection that there is lives.
     fn take_over(&mut self) {
-        let newer = Device::raw(self.place.address, self.place.tls).unwrap();
+        let newer = Device::raw(self.target.address, self.target.tls).unwrap();
         let older = std::mem::replace(&mut self.device, newer);
         self.heard.clear();
         self.greet(true);
@@ -196,12 +196,12 @@ fn nothing_acknowledged_is_lost_through_a_storm_of_takeovers() {
     let limits = "workers = 4\n[limits]\nsession_messages = 10000\nsession_bytes = 16777216";
     let gateway = site.start(limits, &[Listener::new("mqtt", "mqtt").table("mqtt", open)]);
     let tls = site.tls_with(None, |options| options.alpn = &[b"mqtt"]);
-    let place = Place { address: gateway.address("mqtt"), tls: &tls };
+    let target = Target { address: gateway.address("mqtt"), tls: &tls };
     let version = |number: usize| if number.is_multiple_of(2) { Version::V5 } else { Version::V311 };
 
     let subscribers: Vec<_> = (0..SUBSCRIBERS)
         .map(|number| {
-            let mut client = Client::new(&place, format!("sub-{number}"), version(number), number as u64);
+            let mut client = Client::new(&target, format!("sub-{number}"), version(number), number as u64);
             let mut filters = Vec::new();
             Subscribe::put_filter("storm", Options::plain(QoS::AtLeastOnce), &mut filters);
             client.say(&Packet::Subscribe(Subscribe::new(1, Properties::EMPTY, &filters)));
@@ -212,7 +212,7 @@ fn nothing_acknowledged_is_lost_through_a_storm_of_takeovers() {
     let takeovers: u64 = std::thread::scope(|scope| {
         let takers = subscribers.into_iter().map(|client| scope.spawn(|| take_all(client)));
         let publishers = (0..PUBLISHERS).map(|number| {
-            let client = Client::new(&place, format!("pub-{number}"), version(number), 1_000 + number as u64);
+            let client = Client::new(&target, format!("pub-{number}"), version(number), 1_000 + number as u64);
             scope.spawn(move || publish_all(client, number))
         });
         let threads: Vec<_> = takers.chain(publishers).collect();

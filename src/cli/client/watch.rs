@@ -23,21 +23,21 @@ const COME_BACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 pub fn watch(options: &Watch) -> Result<(), CliError> {
     let patience = if options.no_reconnect { None } else { Some(STRETCH) };
     let client = Client::new(&options.gateway, patience)?;
-    let mut place = Place::new(options.since.as_deref(), &client, SystemTime::now())?;
+    let mut cursor = Cursor::new(options.since.as_deref(), &client, SystemTime::now())?;
     let mut wait = COME_BACK.0;
     loop {
-        let heard_before = place.heard;
-        let end = match follow(&client, options, &mut place) {
+        let heard_before = cursor.heard;
+        let end = match follow(&client, options, &mut cursor) {
             Ok(End::NobodyReads) => return Ok(()),
             Ok(End::Stretch) if !options.no_reconnect => continue,
             Ok(_) => CliError::Away("the gateway has ended the stream".to_owned()),
             Err(error) => error,
         };
         // Whoever asks for what is not there is told once; a gateway that was never reached is no gateway that has gone.
-        if options.no_reconnect || place.heard == 0 || !matches!(end, CliError::Away(_)) {
+        if options.no_reconnect || cursor.heard == 0 || !matches!(end, CliError::Away(_)) {
             return Err(end);
         }
-        if place.heard > heard_before {
+        if cursor.heard > heard_before {
             wait = COME_BACK.0;
         }
         // A remark to people: whoever does not read it wants none.
@@ -48,7 +48,7 @@ pub fn watch(options: &Watch) -> Result<(), CliError> {
 }
 
 /// How far it has come.
-struct Place {
+struct Cursor {
     /// All before it has been seen.
     id: Option<String>,
     /// What happened before it is not shown, as RFC 3339.
@@ -57,7 +57,7 @@ struct Place {
     heard: u64,
 }
 
-impl Place {
+impl Cursor {
     fn new(since: Option<&str>, client: &Client, now: SystemTime) -> Result<Self, CliError> {
         let first = || -> Result<String, CliError> {
             let overview = client.get("/v1/overview")?;
@@ -96,8 +96,8 @@ enum End {
     Stretch,
 }
 
-fn follow(client: &Client, options: &Watch, place: &mut Place) -> Result<End, CliError> {
-    let keys = [("device", &options.device), ("kind", &options.kind), ("last_event_id", &place.id)];
+fn follow(client: &Client, options: &Watch, cursor: &mut Cursor) -> Result<End, CliError> {
+    let keys = [("device", &options.device), ("kind", &options.kind), ("last_event_id", &cursor.id)];
     let keys = keys.iter().filter_map(|(key, value)| Some(format!("{key}={}", encoded(value.as_ref()?))));
     let query = keys.collect::<Vec<_>>().join("&");
     let response = client.ask("GET", &format!("/v1/events?{query}"), String::new())?;
@@ -108,14 +108,14 @@ fn follow(client: &Client, options: &Watch, place: &mut Place) -> Result<End, Cl
             Err(error) if is_timeout(&error) => return Ok(End::Stretch),
             Err(error) => return Err(CliError::Away(format!("the gateway is gone: {error}"))),
         };
-        place.heard += 1;
+        cursor.heard += 1;
         if let Some(event) = line.strip_prefix("data:") {
             data = Some(serde_json::from_str::<Value>(event).unwrap_or_default());
         } else if let Some(id) = line.strip_prefix("id:") {
-            place.id = Some(id.trim().to_owned());
+            cursor.id = Some(id.trim().to_owned());
         } else if line.is_empty()
             && let Some(event) = data.take()
-            && let Some(end) = show(&event, options, place)?
+            && let Some(end) = show(&event, options, cursor)?
         {
             return Ok(end);
         }
@@ -124,15 +124,15 @@ fn follow(client: &Client, options: &Watch, place: &mut Place) -> Result<End, Cl
 }
 
 /// Prints an event, if it is wanted; the end when nobody reads.
-fn show(event: &Value, options: &Watch, place: &Place) -> Result<Option<End>, CliError> {
-    if let (Some(at), Some(not_before)) = (event["at"].as_str(), &place.not_before)
+fn show(event: &Value, options: &Watch, cursor: &Cursor) -> Result<Option<End>, CliError> {
+    if let (Some(at), Some(not_before)) = (event["at"].as_str(), &cursor.not_before)
         && at < not_before.as_str()
     {
         return Ok(None);
     }
     let text = if options.json {
         let mut event = event.clone();
-        if let (Value::Object(fields), Some(id)) = (&mut event, &place.id) {
+        if let (Value::Object(fields), Some(id)) = (&mut event, &cursor.id) {
             fields.insert("id".to_owned(), id.as_str().into());
         }
         format!("{event}\n")

@@ -38,11 +38,11 @@ enum Kind {
 }
 
 /// Which sink is looked at.
-struct Place {
+struct Entry {
     index: usize,
 }
 
-impl Place {
+impl Entry {
     fn key(&self, key: &str) -> ConfigKey {
         ConfigKey::top(format!("sink[{}].{key}", self.index))
     }
@@ -72,11 +72,11 @@ pub(super) fn resolve(
     }
     let mut sinks: Vec<Sink> = Vec::new();
     for (index, raw) in raw.into_iter().enumerate().take(MAX_SINKS) {
-        let at = Place { index };
-        match sink(context, &at, raw, node) {
+        let entry = Entry { index };
+        match sink(context, &entry, raw, node) {
             Ok(sink) if sinks.iter().any(|other| other.name == sink.name) => {
                 let what = format!("another sink has the name {:?}", sink.name);
-                problems.push(Problem::new(at.key("name"), what, "give each sink its own name"));
+                problems.push(Problem::new(entry.key("name"), what, "give each sink its own name"));
             }
             Ok(sink) => sinks.push(sink),
             Err(problem) => problems.push(problem),
@@ -85,39 +85,39 @@ pub(super) fn resolve(
     sinks
 }
 
-fn sink(context: &mut Context<'_>, at: &Place, mut raw: RawSink, node: &str) -> Result<Sink, Problem> {
-    let name = raw.name.take().ok_or_else(|| at.missing("name", "name the sink, as in name = \"cloud\""))?;
-    check_name(at.key("name"), &name)?;
+fn sink(context: &mut Context<'_>, entry: &Entry, mut raw: RawSink, node: &str) -> Result<Sink, Problem> {
+    let name = raw.name.take().ok_or_else(|| entry.missing("name", "name the sink, as in name = \"cloud\""))?;
+    check_name(entry.key("name"), &name)?;
     if name.len() > NAME_BYTES_MAX {
         let what = format!("{name:?} is longer than {NAME_BYTES_MAX} bytes");
-        return Err(Problem::new(at.key("name"), what, "write a shorter one"));
+        return Err(Problem::new(entry.key("name"), what, "write a shorter one"));
     }
-    let word = raw.r#type.take().ok_or_else(|| at.missing("type", "write \"http\", \"mqtt\" or \"nats\""))?;
+    let word = raw.r#type.take().ok_or_else(|| entry.missing("type", "write \"http\", \"mqtt\" or \"nats\""))?;
     let kinds = [("http", Kind::Http), ("mqtt", Kind::Mqtt), ("nats", Kind::Nats)];
-    let kind = values::word(at.key("type"), &word, &kinds)?;
-    refuse_foreign_keys(at, &raw, &word)?;
+    let kind = values::word(entry.key("type"), &word, &kinds)?;
+    refuse_foreign_keys(entry, &raw, &word)?;
     let from = raw.from.as_deref().unwrap_or("first");
-    let from_first = values::word(at.key("from"), from, &[("first", true), ("end", false)])?;
-    let retry = retry(at, &raw)?;
-    let timeout = values::duration(at.key("timeout"), raw.timeout.as_deref(), Duration::from_secs(30), TIMEOUT)?;
-    let tries_refused = values::integer(at.key("tries_refused"), raw.tries_refused, 5, TRIES, "tries")?;
-    let tries_failed = values::integer(at.key("tries_failed"), raw.tries_failed, 0, TRIES_OR_NO_END, "tries")?;
+    let from_first = values::word(entry.key("from"), from, &[("first", true), ("end", false)])?;
+    let retry = retry(entry, &raw)?;
+    let timeout = values::duration(entry.key("timeout"), raw.timeout.as_deref(), Duration::from_secs(30), TIMEOUT)?;
+    let tries_refused = values::integer(entry.key("tries_refused"), raw.tries_refused, 5, TRIES, "tries")?;
+    let tries_failed = values::integer(entry.key("tries_failed"), raw.tries_failed, 0, TRIES_OR_NO_END, "tries")?;
     let dead =
-        values::integer(at.key("dead_letter_bytes"), raw.dead_letter_bytes, 64 << 20, DEAD_LETTER_BYTES, "bytes")?;
-    let topics = topics(at, raw.topics.take())?;
+        values::integer(entry.key("dead_letter_bytes"), raw.dead_letter_bytes, 64 << 20, DEAD_LETTER_BYTES, "bytes")?;
+    let topics = topics(entry, raw.topics.take())?;
     let presence = raw.presence.unwrap_or(true);
     if topics.is_empty() && !presence {
         let what = "without topics and without presence nothing goes to it".to_owned();
-        return Err(Problem::new(at.key("topics"), what, "write filters, or leave the key out for all messages"));
+        return Err(Problem::new(entry.key("topics"), what, "write filters, or leave the key out for all messages"));
     }
     let written =
-        raw.url.take().ok_or_else(|| at.missing("url", "write where to, as in \"https://example.com/in\""))?;
-    let url = Url::parse(at, &written, kind)?;
-    let tls = tls(context, at, raw.tls.take(), url.is_tls)?;
+        raw.url.take().ok_or_else(|| entry.missing("url", "write where to, as in \"https://example.com/in\""))?;
+    let url = Url::parse(entry, &written, kind)?;
+    let tls = tls(context, entry, raw.tls.take(), url.is_tls)?;
     let kind = match kind {
-        Kind::Http => SinkKind::Http(http(context, at, &raw, written, url.is_tls)?),
-        Kind::Mqtt => SinkKind::Mqtt(mqtt(context, at, &raw, url, &format!("{node}-{name}"))?),
-        Kind::Nats => SinkKind::Nats(nats(context, at, &raw, written, &url)?),
+        Kind::Http => SinkKind::Http(http(context, entry, &raw, written, url.is_tls)?),
+        Kind::Mqtt => SinkKind::Mqtt(mqtt(context, entry, &raw, url, &format!("{node}-{name}"))?),
+        Kind::Nats => SinkKind::Nats(nats(context, entry, &raw, written, &url)?),
     };
     Ok(Sink {
         name,
@@ -135,7 +135,7 @@ fn sink(context: &mut Context<'_>, at: &Place, mut raw: RawSink, node: &str) -> 
 }
 
 /// Keys of other types say nothing here, and whoever wrote them meant something.
-fn refuse_foreign_keys(at: &Place, raw: &RawSink, kind: &str) -> Result<(), Problem> {
+fn refuse_foreign_keys(entry: &Entry, raw: &RawSink, kind: &str) -> Result<(), Problem> {
     let keys: [(&str, bool, &[&str]); 19] = [
         ("format", raw.format.is_some(), &["http"]),
         ("batch_events", raw.batch_events.is_some(), &["http"]),
@@ -161,27 +161,27 @@ fn refuse_foreign_keys(at: &Place, raw: &RawSink, kind: &str) -> Result<(), Prob
         None => Ok(()),
         Some((key, _, kinds)) => {
             let what = format!("it is for type = \"{}\"", kinds.join("\" or \""));
-            Err(Problem::new(at.key(key), what, "leave it out, or write another type"))
+            Err(Problem::new(entry.key(key), what, "leave it out, or write another type"))
         }
     }
 }
 
-fn retry(at: &Place, raw: &RawSink) -> Result<(Duration, Duration), Problem> {
-    let least = values::duration(at.key("retry_min"), raw.retry_min.as_deref(), Duration::from_millis(500), RETRY)?;
+fn retry(entry: &Entry, raw: &RawSink) -> Result<(Duration, Duration), Problem> {
+    let least = values::duration(entry.key("retry_min"), raw.retry_min.as_deref(), Duration::from_millis(500), RETRY)?;
     let default = Duration::from_mins(1).max(least);
-    let most = values::duration(at.key("retry_max"), raw.retry_max.as_deref(), default, RETRY)?;
+    let most = values::duration(entry.key("retry_max"), raw.retry_max.as_deref(), default, RETRY)?;
     if most < least {
-        return Err(Problem::new(at.key("retry_max"), "it is less than retry_min", "write a longer one"));
+        return Err(Problem::new(entry.key("retry_max"), "it is less than retry_min", "write a longer one"));
     }
     Ok((least, most))
 }
 
-fn topics(at: &Place, written: Option<Vec<String>>) -> Result<Vec<String>, Problem> {
+fn topics(entry: &Entry, written: Option<Vec<String>>) -> Result<Vec<String>, Problem> {
     let topics = written.unwrap_or_else(|| vec!["#".to_owned()]);
     for filter in &topics {
         if !topic::is_topic_filter(filter) || topic::shared(filter).is_some() {
             let what = format!("{filter:?} is not a topic filter");
-            return Err(Problem::new(at.key("topics"), what, "write filters, such as \"fleet/+/state\" or \"#\""));
+            return Err(Problem::new(entry.key("topics"), what, "write filters, such as \"fleet/+/state\" or \"#\""));
         }
     }
     Ok(topics)
@@ -197,7 +197,7 @@ struct Url {
 
 impl Url {
     /// `scheme://host[:port][/path]`. No names and passwords: they would stand in logs.
-    fn parse(at: &Place, written: &str, kind: Kind) -> Result<Self, Problem> {
+    fn parse(entry: &Entry, written: &str, kind: Kind) -> Result<Self, Problem> {
         let (example, schemes, secrets) = match kind {
             Kind::Http => ("https://example.com/in", ["http", "https"], "write authorization_file"),
             Kind::Mqtt => ("mqtts://broker.example.com:8883", ["mqtt", "mqtts"], "write username and password_file"),
@@ -205,7 +205,7 @@ impl Url {
         };
         let refuse = |what: &str| {
             let what = format!("{what}: {:?}", written.split('@').next_back().unwrap_or_default());
-            Problem::new(at.key("url"), what, format!("write it as in {example:?}"))
+            Problem::new(entry.key("url"), what, format!("write it as in {example:?}"))
         };
         let (scheme, rest) = written.split_once("://").ok_or_else(|| refuse("this is not a URL"))?;
         if !schemes.contains(&scheme) {
@@ -214,7 +214,7 @@ impl Url {
         let is_tls = scheme == schemes[1];
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(Problem::new(at.key("url"), "a URL is no place for a secret", secrets));
+            return Err(Problem::new(entry.key("url"), "a URL is no place for a secret", secrets));
         }
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
         if written.len() > URL_BYTES_MAX || !written.bytes().all(fits) {
@@ -234,37 +234,43 @@ impl Url {
     }
 }
 
-fn tls(context: &Context<'_>, at: &Place, raw: Option<RawSinkTls>, is_tls: bool) -> Result<SinkTls, Problem> {
+fn tls(context: &Context<'_>, entry: &Entry, raw: Option<RawSinkTls>, is_tls: bool) -> Result<SinkTls, Problem> {
     let Some(raw) = raw else { return Ok(SinkTls::default()) };
     if !is_tls {
         let what = "the url is one without TLS".to_owned();
-        return Err(Problem::new(at.key("tls"), what, "write https:// or mqtts://, or leave the table out"));
+        return Err(Problem::new(entry.key("tls"), what, "write https:// or mqtts://, or leave the table out"));
     }
     let path = |key: &str, written: &Option<String>| {
-        written.as_deref().map(|written| context.path(at.key(&format!("tls.{key}")), written)).transpose()
+        written.as_deref().map(|written| context.path(entry.key(&format!("tls.{key}")), written)).transpose()
     };
     let client = match (path("cert", &raw.cert)?, path("key", &raw.key)?) {
         (Some(cert), Some(key)) => Some((cert, key)),
         (None, None) => None,
-        (Some(_), None) => return Err(at.missing("tls.key", "name the file with the key of tls.cert")),
-        (None, Some(_)) => return Err(at.missing("tls.cert", "name the file with the certificate of tls.key")),
+        (Some(_), None) => return Err(entry.missing("tls.key", "name the file with the key of tls.cert")),
+        (None, Some(_)) => return Err(entry.missing("tls.cert", "name the file with the certificate of tls.key")),
     };
     Ok(SinkTls { ca: path("ca", &raw.ca)?, client })
 }
 
-fn file(context: &Context<'_>, at: &Place, key: &str, written: Option<&String>) -> Result<Option<PathBuf>, Problem> {
-    written.map(|written| context.path(at.key(key), written)).transpose()
+fn file(context: &Context<'_>, entry: &Entry, key: &str, written: Option<&String>) -> Result<Option<PathBuf>, Problem> {
+    written.map(|written| context.path(entry.key(key), written)).transpose()
 }
 
-fn http(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: String, is_tls: bool) -> Result<HttpSink, Problem> {
+fn http(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    raw: &RawSink,
+    url: String,
+    is_tls: bool,
+) -> Result<HttpSink, Problem> {
     let format = raw.format.as_deref().unwrap_or("lines");
-    let lines = values::word(at.key("format"), format, &[("lines", true), ("json", false)])?;
-    let events = values::integer(at.key("batch_events"), raw.batch_events, 500, BATCH_EVENTS, "events")?;
-    let bytes = values::integer(at.key("batch_bytes"), raw.batch_bytes, 256 << 10, BATCH_BYTES, "bytes")?;
-    let secret_file = file(context, at, "secret_file", raw.secret_file.as_ref())?;
-    let authorization_file = file(context, at, "authorization_file", raw.authorization_file.as_ref())?;
+    let lines = values::word(entry.key("format"), format, &[("lines", true), ("json", false)])?;
+    let events = values::integer(entry.key("batch_events"), raw.batch_events, 500, BATCH_EVENTS, "events")?;
+    let bytes = values::integer(entry.key("batch_bytes"), raw.batch_bytes, 256 << 10, BATCH_BYTES, "bytes")?;
+    let secret_file = file(context, entry, "secret_file", raw.secret_file.as_ref())?;
+    let authorization_file = file(context, entry, "authorization_file", raw.authorization_file.as_ref())?;
     if authorization_file.is_some() && !is_tls {
-        context.warn(&at.key("authorization_file"), "it goes over the network in the clear: write https://");
+        context.warn(&entry.key("authorization_file"), "it goes over the network in the clear: write https://");
     }
     Ok(HttpSink {
         url,
@@ -276,15 +282,21 @@ fn http(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: String, is_tl
     })
 }
 
-fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_id: &str) -> Result<MqttSink, Problem> {
+fn mqtt(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    raw: &RawSink,
+    url: Url,
+    default_id: &str,
+) -> Result<MqttSink, Problem> {
     if url.has_path {
-        return Err(Problem::new(at.key("url"), "a broker has no path", "write it as in \"mqtts://host:8883\""));
+        return Err(Problem::new(entry.key("url"), "a broker has no path", "write it as in \"mqtts://host:8883\""));
     }
     if url.host.starts_with('[') {
         let what = "an IPv6 address is not taken here";
-        return Err(Problem::new(at.key("url"), what, "write the broker's name"));
+        return Err(Problem::new(entry.key("url"), what, "write the broker's name"));
     }
-    let template = |key: &str, fault: Fault| Problem::new(at.key(key), fault.0, fault.1);
+    let template = |key: &str, fault: Fault| Problem::new(entry.key(key), fault.0, fault.1);
     let topic = raw.topic.as_deref().unwrap_or("pulsegate/{device}/up/{topic}");
     let topic = TopicTemplate::parse(topic).map_err(|fault| template("topic", fault))?;
     let presence = raw.presence_topic.as_deref().unwrap_or("pulsegate/{device}/presence");
@@ -293,14 +305,14 @@ fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_
     let commands = commands.map_err(|fault| template("commands", fault))?;
     if commands.is_none() && raw.command_session.is_some() {
         let what = "no commands are taken";
-        return Err(Problem::new(at.key("command_session"), what, "write commands, or leave it out"));
+        return Err(Problem::new(entry.key("command_session"), what, "write commands, or leave it out"));
     }
     let client_id = raw.client_id.clone().unwrap_or_else(|| default_id.to_owned());
     if client_id.is_empty() || client_id.len() > CLIENT_ID_BYTES_MAX || client_id.contains(char::is_control) {
         let what = format!("{client_id:?} is no client identifier");
-        return Err(Problem::new(at.key("client_id"), what, "write 1 to 128 bytes without control characters"));
+        return Err(Problem::new(entry.key("client_id"), what, "write 1 to 128 bytes without control characters"));
     }
-    let password_file = password_file(context, at, raw, url.is_tls)?;
+    let password_file = password_file(context, entry, raw, url.is_tls)?;
     let keep_alive = Duration::from_secs(30);
     let session = Duration::from_hours(1);
     Ok(MqttSink {
@@ -312,12 +324,13 @@ fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_
         password_file,
         topic,
         presence_topic,
-        connections: values::integer(at.key("connections"), raw.connections, 1, CONNECTIONS, "connections")? as usize,
-        inflight: values::integer(at.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16,
-        keep_alive: values::duration(at.key("keep_alive"), raw.keep_alive.as_deref(), keep_alive, KEEP_ALIVE)?,
+        connections: values::integer(entry.key("connections"), raw.connections, 1, CONNECTIONS, "connections")?
+            as usize,
+        inflight: values::integer(entry.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16,
+        keep_alive: values::duration(entry.key("keep_alive"), raw.keep_alive.as_deref(), keep_alive, KEEP_ALIVE)?,
         commands,
         command_session: values::duration(
-            at.key("command_session"),
+            entry.key("command_session"),
             raw.command_session.as_deref(),
             session,
             COMMAND_SESSION,
@@ -327,55 +340,61 @@ fn mqtt(context: &mut Context<'_>, at: &Place, raw: &RawSink, url: Url, default_
 
 fn password_file(
     context: &mut Context<'_>,
-    at: &Place,
+    entry: &Entry,
     raw: &RawSink,
     is_tls: bool,
 ) -> Result<Option<PathBuf>, Problem> {
-    let file = file(context, at, "password_file", raw.password_file.as_ref())?;
+    let file = file(context, entry, "password_file", raw.password_file.as_ref())?;
     if file.is_some() && raw.username.is_none() {
-        return Err(at.missing("username", "write who the password belongs to"));
+        return Err(entry.missing("username", "write who the password belongs to"));
     }
     if file.is_some() && !is_tls {
-        context.warn(&at.key("password_file"), "it goes over the network in the clear: write a url with TLS");
+        context.warn(&entry.key("password_file"), "it goes over the network in the clear: write a url with TLS");
     }
     Ok(file)
 }
 
-fn nats(context: &mut Context<'_>, at: &Place, raw: &RawSink, written: String, url: &Url) -> Result<NatsSink, Problem> {
+fn nats(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    raw: &RawSink,
+    written: String,
+    url: &Url,
+) -> Result<NatsSink, Problem> {
     if url.has_path {
-        return Err(Problem::new(at.key("url"), "a server has no path", "write it as in \"tls://host:4222\""));
+        return Err(Problem::new(entry.key("url"), "a server has no path", "write it as in \"tls://host:4222\""));
     }
     let plain = |token: &str| {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
         !token.is_empty() && token.len() <= 64 && token.bytes().all(fits)
     };
-    let stream = raw.stream.clone().ok_or_else(|| at.missing("stream", "name the stream, which must be there"))?;
+    let stream = raw.stream.clone().ok_or_else(|| entry.missing("stream", "name the stream, which must be there"))?;
     if !plain(&stream) {
         let what = format!("{stream:?} is no name of a stream");
-        return Err(Problem::new(at.key("stream"), what, "write 1 to 64 letters, digits, \"-\" and \"_\""));
+        return Err(Problem::new(entry.key("stream"), what, "write 1 to 64 letters, digits, \"-\" and \"_\""));
     }
     let prefix = raw.prefix.clone().unwrap_or_else(|| "pulsegate".to_owned());
     if prefix.len() > PREFIX_BYTES_MAX || !prefix.split('.').all(plain) {
         let what = format!("{prefix:?} is no beginning of a subject");
         return Err(Problem::new(
-            at.key("prefix"),
+            entry.key("prefix"),
             what,
             "write tokens of letters, digits, \"-\" and \"_\", as in \"site-1.edge\"",
         ));
     }
-    let credentials_file = file(context, at, "credentials_file", raw.credentials_file.as_ref())?;
-    let nkey_file = file(context, at, "nkey_file", raw.nkey_file.as_ref())?;
+    let credentials_file = file(context, entry, "credentials_file", raw.credentials_file.as_ref())?;
+    let nkey_file = file(context, entry, "nkey_file", raw.nkey_file.as_ref())?;
     let ways = [credentials_file.is_some(), nkey_file.is_some(), raw.username.is_some()];
     if ways.into_iter().filter(|way| *way).count() > 1 {
         let what = "the server takes one of credentials, NKey and password";
         return Err(Problem::new(
-            at.key("credentials_file"),
+            entry.key("credentials_file"),
             what,
             "write one of credentials_file, nkey_file and username",
         ));
     }
-    let inflight = values::integer(at.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16;
-    let password_file = password_file(context, at, raw, url.is_tls)?;
+    let inflight = values::integer(entry.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16;
+    let password_file = password_file(context, entry, raw, url.is_tls)?;
     let username = raw.username.clone();
     Ok(NatsSink { url: written, stream, prefix, inflight, credentials_file, nkey_file, username, password_file })
 }

@@ -135,7 +135,7 @@ impl OpenConnection<'_, '_> {
         // The will of a mosquitto bridge is under $SYS: the bridge may come, and its will is dropped when it is due.
         if let Some(will) = &connect.will
             && !topic::is_of_server(will.topic)
-            && !publish::may(self.rules(mqtt).publish, self.device, will.topic)
+            && !publish::may(self.acl(mqtt).publish, self.device, will.topic)
         {
             return Err(self.refuse(
                 connect.version,

@@ -19,20 +19,20 @@ use crate::link::Credentials;
 /// The one authentication method: the authentication data is the token, whole, in CONNECT and in AUTH.
 pub(super) const METHOD: &str = "token";
 
-/// By which rules a device publishes and subscribes.
-pub(super) struct Rules<'r> {
+/// By which filters a device publishes and subscribes.
+pub(super) struct Acl<'r> {
     pub(super) publish: &'r [String],
     pub(super) subscribe: &'r [String],
 }
 
 impl<'x> OpenConnection<'_, 'x> {
     /// Those of its grant, where that has any, and otherwise the listener's.
-    pub(super) fn rules<'r>(&self, mqtt: &'r Mqtt) -> Rules<'r>
+    pub(super) fn acl<'r>(&self, mqtt: &'r Mqtt) -> Acl<'r>
     where
         'x: 'r,
     {
         let grant = self.cx.grant;
-        Rules {
+        Acl {
             publish: grant.and_then(|grant| grant.publish.as_deref()).unwrap_or(&mqtt.publish),
             subscribe: grant.and_then(|grant| grant.subscribe.as_deref()).unwrap_or(&mqtt.subscribe),
         }
@@ -40,7 +40,7 @@ impl<'x> OpenConnection<'_, 'x> {
 
     /// What the session subscribed to under other rules and the device may not have any more ends.
     pub(super) fn end_forbidden_subscriptions(&mut self, session: u32, mqtt: &Mqtt) {
-        let rules = self.rules(mqtt).subscribe;
+        let rules = self.acl(mqtt).subscribe;
         if rules.iter().any(|rule| rule == "#") {
             return;
         }

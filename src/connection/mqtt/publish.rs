@@ -42,7 +42,7 @@ impl OpenConnection<'_, '_> {
         if topic::level_count(&topic) > self.settings.topic_levels {
             return self.refuse_publish(session, publish, Reason::TOPIC_NAME_INVALID);
         }
-        if !may(self.rules(mqtt).publish, self.device, &topic) {
+        if !may(self.acl(mqtt).publish, self.device, &topic) {
             self.cx.counters.add(Metric::DroppedUnauthorized, 1);
             return self.refuse_publish(session, publish, Reason::NOT_AUTHORIZED);
         }

@@ -66,7 +66,7 @@ impl OpenConnection<'_, '_> {
             return Reason::TOPIC_FILTER_INVALID;
         }
         let plain = topic::shared(filter).map_or(filter, |(_, filter)| filter);
-        if !self.may_subscribe(self.rules(mqtt).subscribe, plain) {
+        if !self.may_subscribe(self.acl(mqtt).subscribe, plain) {
             return Reason::NOT_AUTHORIZED;
         }
         match self.cx.broker.subscribe(session, filter, options, identifier, pending) {

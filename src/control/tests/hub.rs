@@ -153,7 +153,7 @@ fn a_wrong_token_file_stops_the_start() {
     let (_uplink, from_workers) = event_channel(16);
     let config = Arc::new(config(None, Some(path), config::Backbone::default()));
     let (mailbox, _inbox) = mailbox(1);
-    let started = Control::start(Parts {
+    let started = Control::start(ControlParts {
         inventory: Inventory::default(),
         listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
         config,

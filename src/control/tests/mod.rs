@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 
 use super::exposition::Format;
 use super::{
-    CONNECTIONS_MAX, ChainFacts, Clock, Control, HEAD_MAX, Inventory, OpenStore, Parts, READERS_MAX, REQUESTS_MAX,
-    SENDS_MAX,
+    CONNECTIONS_MAX, ChainFacts, Clock, Control, ControlParts, HEAD_MAX, Inventory, OpenStore, READERS_MAX,
+    REQUESTS_MAX, SENDS_MAX,
 };
 use crate::backbone::{Held, What};
 use crate::config::{
@@ -155,7 +155,7 @@ impl Stage {
         config.admin.tokens.extend(plan.tokens);
         let config = Arc::new(config);
         let store = OpenStore::open(&config).unwrap();
-        let control = Control::start(Parts {
+        let control = Control::start(ControlParts {
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
             inventory: plan.inventory,
             config,
