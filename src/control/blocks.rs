@@ -14,7 +14,7 @@ pub enum BlockOrder {
     List,
     /// Keep this subject out from now on.
     Add {
-        /// Whom.
+        /// The device, certificate or network.
         subject: Subject,
         /// For how long; `None`: until the process ends.
         span: Option<Duration>,
@@ -23,7 +23,7 @@ pub enum BlockOrder {
     },
     /// Let it in again.
     Remove {
-        /// Whom.
+        /// The device, certificate or network.
         subject: Subject,
     },
 }
@@ -52,7 +52,7 @@ pub enum BlockSource {
 
 /// Somebody wants the deny list, or a change of it.
 pub struct BlockRequest {
-    /// What.
+    /// What is to be done with the list.
     pub order: BlockOrder,
     /// The list as it is then; `None`: there is no room for one more, or no such entry.
     pub answer: oneshot::Sender<Option<Vec<Block>>>,

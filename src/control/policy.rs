@@ -151,7 +151,7 @@ impl ExpiryKind {
 pub struct Expiry {
     /// The listener's name.
     pub listener: String,
-    /// What.
+    /// What of the listener ends.
     pub kind: ExpiryKind,
     /// Which of them, in the order of the configuration.
     pub number: usize,

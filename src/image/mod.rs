@@ -153,7 +153,7 @@ pub struct Received {
 /// All of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Who.
+    /// Whose it is, and what holds for all of it.
     pub head: Head,
     /// In any order.
     pub subscriptions: Vec<Subscription>,
@@ -172,63 +172,63 @@ pub enum Change {
     Kept(Box<Head>),
     /// It is no more, nor is anything in it.
     Ended {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
     },
     /// It has subscribed, or asks for the filter in another way than before.
     Subscribed {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The subscription.
         subscription: Subscription,
     },
     /// It has no such subscription any more.
     Unsubscribed {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The filter as it was written.
         filter: Box<str>,
     },
     /// A message waits for its device, or is sent to it.
     Queued {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The message.
         message: Box<Message>,
     },
     /// A message of it is sent under a packet identifier.
     Sent {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The message's number.
         number: u64,
-        /// Under which.
+        /// The packet identifier under which it is sent.
         packet: u16,
     },
     /// PUBREC has come: the message is with the device, its identifier is in use until PUBCOMP.
     Released {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The message's number.
         number: u64,
     },
     /// A message of it is done with: acknowledged, expired or dropped.
     Done {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The message's number.
         number: u64,
     },
     /// A message of QoS 2 was received from its device, and is swallowed when it comes again.
     Received {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
-        /// The packet.
+        /// Its packet identifier, and the number of what it has caused.
         received: Received,
     },
     /// PUBREL has come: the next message under this identifier is another one.
     Completed {
-        /// Which.
+        /// Whose session: its key.
         session: SessionKey,
         /// The packet identifier.
         packet: u16,

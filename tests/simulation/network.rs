@@ -12,7 +12,7 @@ pub type SocketId = u32;
 /// How a side of a stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    Not,
+    StillOpen,
     InOrder,
     ByReset,
 }
@@ -78,10 +78,10 @@ impl Network {
     pub fn connect(&mut self, now: Moment) -> SocketId {
         self.sockets.push(Socket {
             up: VecDeque::new(),
-            up_ended: Ended::Not,
+            up_ended: Ended::StillOpen,
             last_arrival: now,
             down: Vec::new(),
-            down_ended: Ended::Not,
+            down_ended: Ended::StillOpen,
             room: self.room,
             wants_room: false,
             is_polled_for_room: false,
@@ -103,7 +103,7 @@ impl Network {
         socket.registered = Some((worker, slot));
         socket.registration += 1;
         socket.is_polled_for_room = false;
-        let (readable, over) = (!socket.up.is_empty(), socket.up_ended != Ended::Not);
+        let (readable, over) = (!socket.up.is_empty(), socket.up_ended != Ended::StillOpen);
         if readable || over {
             self.raise(id, Readiness { readable: true, writable: false, to_the_end: over });
         }
@@ -171,7 +171,7 @@ impl Network {
     pub fn write(&mut self, id: SocketId, bytes: &[u8], most: usize) -> Result<usize, Fault> {
         let socket = &mut self.sockets[id as usize];
         assert!(!socket.is_closed, "socket {id} is written after it was closed");
-        if socket.up_ended == Ended::ByReset || socket.down_ended != Ended::Not {
+        if socket.up_ended == Ended::ByReset || socket.down_ended != Ended::StillOpen {
             return Err(Fault::Broken);
         }
         let count = bytes.len().min(socket.room).min(most);
@@ -190,7 +190,7 @@ impl Network {
 
     pub fn shut_down_writing(&mut self, id: SocketId) {
         let socket = &mut self.sockets[id as usize];
-        if socket.down_ended == Ended::Not {
+        if socket.down_ended == Ended::StillOpen {
             socket.down_ended = Ended::InOrder;
             self.mark_dirty(id);
         }
@@ -204,7 +204,7 @@ impl Network {
         let socket = &mut self.sockets[id as usize];
         assert!(!std::mem::replace(&mut socket.is_closed, true), "socket {id} is closed twice");
         if socket.up.is_empty() {
-            if socket.down_ended == Ended::Not {
+            if socket.down_ended == Ended::StillOpen {
                 socket.down_ended = Ended::InOrder;
             }
         } else {
@@ -242,7 +242,7 @@ impl Network {
             return held.push((id, Held::Bytes(bytes.to_vec())));
         }
         let socket = &mut self.sockets[id as usize];
-        if bytes.is_empty() || socket.up_ended != Ended::Not {
+        if bytes.is_empty() || socket.up_ended != Ended::StillOpen {
             return;
         }
         if socket.is_closed {

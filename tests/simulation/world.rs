@@ -570,7 +570,7 @@ impl World {
             self.pump(id);
         }
         self.reactions = reactions;
-        if ended != Ended::Not && !std::mem::replace(&mut self.peers[id as usize].wire_ended, true) {
+        if ended != Ended::StillOpen && !std::mem::replace(&mut self.peers[id as usize].wire_ended, true) {
             self.end_of_stream(id, ended);
         }
     }

@@ -30,9 +30,9 @@ impl Entry {
 #[derive(Debug, PartialEq)]
 pub(super) enum Known {
     /// It may come in: asked so long ago.
-    Yes(Grant, Duration),
+    Granted(Grant, Duration),
     /// It may not.
-    No(Duration),
+    Denied(Duration),
 }
 
 /// The answers of one hook.
@@ -54,8 +54,8 @@ impl Answers {
         let entry = self.entries.get(digest)?;
         let age = now.saturating_duration_since(entry.at);
         Some(match &entry.grant {
-            Some(grant) => Known::Yes(grant.clone(), age),
-            None => Known::No(age),
+            Some(grant) => Known::Granted(grant.clone(), age),
+            None => Known::Denied(age),
         })
     }
 
@@ -106,15 +106,15 @@ mod tests {
         let now = start + Duration::from_secs(1_000);
         assert_eq!(answers.entries.len(), 100);
         assert_eq!(answers.get(&digest(899), now), None);
-        assert_eq!(answers.get(&digest(998), now), Some(Known::Yes(Grant::default(), Duration::from_secs(2))));
-        assert_eq!(answers.get(&digest(999), now), Some(Known::No(Duration::from_secs(1))));
+        assert_eq!(answers.get(&digest(998), now), Some(Known::Granted(Grant::default(), Duration::from_secs(2))));
+        assert_eq!(answers.get(&digest(999), now), Some(Known::Denied(Duration::from_secs(1))));
         // One that is asked about again and again takes its place once.
         for _ in 0..10_000 {
             answers.insert(digest(950), None, now);
             assert!(answers.order.len() <= 2 * answers.entries.len() + 65);
         }
         assert_eq!(answers.entries.len(), 100);
-        assert_eq!(answers.get(&digest(950), now), Some(Known::No(Duration::ZERO)));
+        assert_eq!(answers.get(&digest(950), now), Some(Known::Denied(Duration::ZERO)));
         let sum: usize = answers.entries.values().map(Entry::bytes).sum();
         assert_eq!(answers.bytes, sum);
     }

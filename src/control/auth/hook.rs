@@ -92,8 +92,8 @@ impl HookResult {
 /// What the service said.
 #[derive(Debug, PartialEq)]
 enum Answer {
-    Yes { grant: Grant, expires_in: Option<Duration> },
-    No(String),
+    Granted { grant: Grant, expires_in: Option<Duration> },
+    Denied(String),
 }
 
 /// One listener's hook: what waits, what is known, and its threads.
@@ -219,12 +219,12 @@ impl HookClient {
 
     fn take_answer(&mut self, answer: Answer, waiting: &Waiting, is_own: bool, now: (Instant, Moment)) -> Outcome {
         let (kept, outcome) = match answer {
-            Answer::Yes { grant, expires_in } => {
+            Answer::Granted { grant, expires_in } => {
                 let until = expires_in.map(|expires_in| now.1.plus(expires_in));
                 let grant = Grant { until, ..grant };
                 (Some(grant.clone()), Outcome::Accepted(grant))
             }
-            Answer::No(detail) => (None, Outcome::Rejected(detail)),
+            Answer::Denied(detail) => (None, Outcome::Rejected(detail)),
         };
         if is_own {
             self.answers.insert(waiting.digest, kept, now.0);
@@ -267,11 +267,11 @@ impl HookClient {
     fn fresh(&self, digest: &Digest, now: (Instant, Moment)) -> Option<Outcome> {
         let config = &self.target.config;
         match self.answers.get(digest, now.0)? {
-            Known::Yes(grant, age) if age < config.cache && holds(&grant, now.1) => Some(Outcome::Accepted(grant)),
-            Known::No(age) if age < config.cache_denied => {
+            Known::Granted(grant, age) if age < config.cache && holds(&grant, now.1) => Some(Outcome::Accepted(grant)),
+            Known::Denied(age) if age < config.cache_denied => {
                 Some(Outcome::Rejected("the hook said no a moment ago".to_owned()))
             }
-            Known::Yes(..) | Known::No(_) => None,
+            Known::Granted(..) | Known::Denied(_) => None,
         }
     }
 
@@ -279,7 +279,7 @@ impl HookClient {
     fn unanswered(&self, waiting: &Waiting, why: &'static str, now: (Instant, Moment)) -> (AuthRequest, Outcome) {
         let config = &self.target.config;
         if config.on_error == OnError::AllowCached
-            && let Some(Known::Yes(grant, age)) = self.answers.get(&waiting.digest, now.0)
+            && let Some(Known::Granted(grant, age)) = self.answers.get(&waiting.digest, now.0)
             && age < config.stale.max(config.cache)
             && holds(&grant, now.1)
         {
@@ -385,7 +385,7 @@ fn read_answer(text: &[u8]) -> Result<Answer, String> {
         serde_json::from_slice(text).map_err(|error| format!("its answer is unreadable: {error}"))?;
     if !written.allow {
         let detail: String = written.detail.unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
-        return Ok(Answer::No(if detail.is_empty() { "the hook said no".to_owned() } else { detail }));
+        return Ok(Answer::Denied(if detail.is_empty() { "the hook said no".to_owned() } else { detail }));
     }
     let device = written.device.unwrap_or_default();
     if !device.is_empty() && !native::is_id(&device) {
@@ -405,7 +405,7 @@ fn read_answer(text: &[u8]) -> Result<Answer, String> {
     if grant.bytes() > GRANT_BYTES_MAX {
         return Err(format!("the filters in its answer take more than {GRANT_BYTES_MAX} bytes"));
     }
-    Ok(Answer::Yes { grant, expires_in: written.expires_in_s.map(Duration::from_secs) })
+    Ok(Answer::Granted { grant, expires_in: written.expires_in_s.map(Duration::from_secs) })
 }
 
 /// A way for results of any number of hooks.

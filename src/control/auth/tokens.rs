@@ -189,17 +189,17 @@ pub enum Fault {
     Unreadable(io::Error),
     /// A line without a colon.
     NoColon {
-        /// Which line.
+        /// The number of the line in the file, from 1.
         line: usize,
     },
     /// A line that begins with its only colon.
     NoDevice {
-        /// Which line.
+        /// The number of the line in the file, from 1.
         line: usize,
     },
     /// A device that an earlier line names too.
     Duplicate {
-        /// Which line.
+        /// The number of the line in the file, from 1.
         line: usize,
         /// The earlier line.
         first_line: usize,
@@ -208,12 +208,12 @@ pub enum Fault {
     },
     /// More than 2^32 devices.
     TooLong {
-        /// Which line.
+        /// The number of the line in the file, from 1.
         line: usize,
     },
     /// A hash that cannot be used.
     Hash {
-        /// Which line.
+        /// The number of the line in the file, from 1.
         line: usize,
         /// Why not.
         fault: HashFault,

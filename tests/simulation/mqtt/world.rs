@@ -517,7 +517,7 @@ impl World {
             self.take(number, heard);
         }
         self.pump(number);
-        if ended != Ended::Not {
+        if ended != Ended::StillOpen {
             let silence = self.gateway.now.since(self.devices[number].connection.as_ref().expect("there").said_at);
             assert!(silence >= KEEP_ALIVE, "device {number} was ended for no reason of its own, {ended:?}");
             self.go_away(number);
@@ -707,7 +707,7 @@ impl World {
             self.backbone();
             for socket in self.gateway.network.take_dirty() {
                 let (_, ended) = self.gateway.network.take(socket);
-                if ended != Ended::Not {
+                if ended != Ended::StillOpen {
                     self.gateway.network.end(socket, Ended::InOrder);
                 }
             }
