@@ -5,7 +5,7 @@
 //! why it is so.
 //!
 //! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`network`] is an address and how many of its bits count. [`wire`] reads and writes the bytes of our own
-//! formats. [`codec`] turns bytes into borrowed frames of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
+//! formats, [`whole_file`] small files that are there as a whole. [`codec`] turns bytes into borrowed frames of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
 //! [`image`] is what outlives a process: sessions, messages that wait, retained messages, and the changes of them.
 //!
 //! **Tables.** [`config`] is what the operator wrote, checked, and the memory that it allows ([`config::budget`]).
@@ -35,6 +35,7 @@
 
 pub mod network;
 pub mod time;
+pub mod whole_file;
 pub mod wire;
 
 pub mod codec;

@@ -16,7 +16,7 @@ pub enum BlockOrder {
     Add {
         /// The device, certificate or network.
         subject: Subject,
-        /// For how long; `None`: until the process ends.
+        /// For how long; `None`: for good.
         span: Option<Duration>,
         /// Who says so.
         source: BlockSource,
@@ -44,9 +44,9 @@ pub struct Block {
 pub enum BlockSource {
     /// The file (`deny_file`).
     File,
-    /// The API, in this life of the gateway.
+    /// The API. It is kept in the data directory.
     Api,
-    /// The gateway itself, for a while: the device sent more than it may.
+    /// The gateway itself, for a while: the device sent more than it may. It ends with the process.
     Gateway,
 }
 
@@ -54,6 +54,17 @@ pub enum BlockSource {
 pub struct BlockRequest {
     /// What is to be done with the list.
     pub order: BlockOrder,
-    /// The list as it is then; `None`: there is no room for one more, or no such entry.
-    pub answer: oneshot::Sender<Option<Vec<Block>>>,
+    /// The list as it is then.
+    pub answer: oneshot::Sender<Result<Vec<Block>, BlockError>>,
+}
+
+/// Why it was not done, or not wholly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockError {
+    /// There is no room for one more.
+    NoRoom,
+    /// There is no such entry.
+    NoSuch,
+    /// It holds by now, but not beyond this process: the file, and what the system says.
+    NotKept(String),
 }

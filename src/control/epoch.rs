@@ -4,13 +4,14 @@
 //! in the data directory as decimal text, in the file `epoch`. Readers of events compare epochs to know whether positions are
 //! of this life; one that went back would make old positions look new.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use crate::whole_file;
+
 const FILE: &str = "epoch";
-const FILE_NEW: &str = "epoch.new";
 
 /// The epoch of a start at `now`, greater than any that was given out over this data directory before. The error says
 /// why it could not be kept there: then only the clock tells that the next one is greater.
@@ -35,15 +36,9 @@ fn read(data_dir: &Path) -> io::Result<Option<u64>> {
     }
 }
 
-/// Whole or not at all: a machine that loses its power finds the old one or the new one.
 fn write(data_dir: &Path, epoch: u64) -> io::Result<()> {
     fs::create_dir_all(data_dir)?;
-    let new = data_dir.join(FILE_NEW);
-    let mut file = File::create(&new)?;
-    writeln!(file, "{epoch}")?;
-    file.sync_all()?;
-    fs::rename(&new, data_dir.join(FILE))?;
-    File::open(data_dir)?.sync_all()
+    whole_file::replace(&data_dir.join(FILE), format!("{epoch}\n").as_bytes(), 0o644)
 }
 
 #[cfg(test)]

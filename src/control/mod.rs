@@ -55,7 +55,7 @@ use api_listener::{ApiListener, ApiPeer, Bounds};
 pub use api_tls::{ApiTls, ApiTlsError};
 use auth::chain::{AuthChains, Replacement};
 use auth::material::Material;
-pub use blocks::{Block, BlockOrder, BlockRequest, BlockSource};
+pub use blocks::{Block, BlockError, BlockOrder, BlockRequest, BlockSource};
 use broadcasts::Broadcasts;
 pub use clock::Clock;
 use history::History;

@@ -1,11 +1,12 @@
-//! The deny list: what the file says, and what was said over the API, which lasts until the process ends.
+//! The deny list: what the file says, and what was said over the API, which is kept in the data directory.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use crate::control::{Block, BlockOrder, BlockSource};
+use super::blocks::KeptBlock;
+use crate::control::{Block, BlockError, BlockOrder, BlockSource};
 use crate::link::{DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
 use crate::network::Network;
 use crate::time::Moment;
@@ -91,9 +92,24 @@ pub(super) struct Denied {
 }
 
 impl Denied {
-    /// What the file says when the gateway starts, whose moment zero is `started`.
-    pub(super) fn new(started: Instant, from_file: Vec<Subject>) -> Self {
-        Self { started, from_file, from_api: BTreeMap::new() }
+    /// What the file says when the gateway starts, whose moment zero is `started`, and what was said over the API to
+    /// earlier processes.
+    pub(super) fn new(started: Instant, from_file: Vec<Subject>, kept: Vec<KeptBlock>) -> Self {
+        let mut denied = Self { started, from_file, from_api: BTreeMap::new() };
+        let (now, today) = (denied.now(), SystemTime::now());
+        for (subject, until) in kept {
+            // One that has ended meanwhile is forgotten with the next change.
+            let until = until.map(|until| now.plus(until.duration_since(today).unwrap_or_default()));
+            denied.from_api.insert(subject, (until, BlockSource::Api));
+        }
+        denied
+    }
+
+    /// What the next process is to know.
+    pub(super) fn kept(&self) -> impl Iterator<Item = KeptBlock> {
+        let (now, today) = (self.now(), SystemTime::now());
+        let from_api = self.from_api.iter().filter(|(_, (_, source))| *source == BlockSource::Api);
+        from_api.map(move |(subject, (until, _))| (subject.clone(), until.map(|until| today + until.since(now))))
     }
 
     /// What the file says now. Whether it says something else.
@@ -103,25 +119,25 @@ impl Denied {
         has_changed
     }
 
-    /// Does what was said over the API. Whether that changed the list; `None`: there is no room, or no such entry.
-    pub(super) fn apply(&mut self, order: &BlockOrder) -> Option<bool> {
+    /// Does what was said over the API. Whether that changed the list.
+    pub(super) fn apply(&mut self, order: &BlockOrder) -> Result<bool, BlockError> {
         let now = self.now();
         self.from_api.retain(|_, (until, _)| until.is_none_or(|until| now < until));
         match order {
-            BlockOrder::List => Some(false),
+            BlockOrder::List => Ok(false),
             BlockOrder::Add { subject, span, source } => {
                 if *source == BlockSource::Gateway && self.from_api.contains_key(subject) {
                     // Whatever somebody has said about it holds.
-                    return Some(false);
+                    return Ok(false);
                 }
                 let with_it = self.from_api.keys().chain([subject]);
                 if has_too_many(self.from_file.iter().chain(with_it)) {
-                    return None;
+                    return Err(BlockError::NoRoom);
                 }
                 self.from_api.insert(subject.clone(), (span.map(|span| now.plus(span)), *source));
-                Some(true)
+                Ok(true)
             }
-            BlockOrder::Remove { subject } => self.from_api.remove(subject).map(|_| true),
+            BlockOrder::Remove { subject } => self.from_api.remove(subject).map(|_| true).ok_or(BlockError::NoSuch),
         }
     }
 
@@ -189,25 +205,47 @@ mod tests {
     #[test]
     fn what_the_api_says_is_bounded_ends_and_can_be_taken_back() {
         let device = |id: &str| Subject::Device(id.into());
-        let mut denied = Denied::new(Instant::now(), vec![device("file")]);
+        let mut denied = Denied::new(Instant::now(), vec![device("file")], Vec::new());
         let hour = Some(Duration::from_hours(1));
         let add = |subject, span| BlockOrder::Add { subject, span, source: BlockSource::Api };
-        assert_eq!(denied.apply(&add(device("a"), hour)), Some(true));
+        assert_eq!(denied.apply(&add(device("a"), hour)), Ok(true));
         let by_gateway = BlockOrder::Add { subject: device("a"), span: None, source: BlockSource::Gateway };
-        assert_eq!(denied.apply(&by_gateway), Some(false), "what somebody has said holds");
-        assert_eq!(denied.apply(&add(device("b"), Some(Duration::ZERO))), Some(true));
-        assert_eq!(denied.apply(&BlockOrder::List), Some(false));
+        assert_eq!(denied.apply(&by_gateway), Ok(false), "what somebody has said holds");
+        assert_eq!(denied.apply(&add(device("b"), Some(Duration::ZERO))), Ok(true));
+        assert_eq!(denied.apply(&BlockOrder::List), Ok(false));
         let names: Vec<String> = denied.entries().iter().map(|block| block.subject.to_string()).collect();
         assert_eq!(names, ["device a", "device file"]);
         let list = denied.list();
         assert!(list.refuses_device("a", Moment::default()) && list.refuses_device("file", Moment::default()));
-        assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("a") }), Some(true));
-        assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("file") }), None);
+        assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("a") }), Ok(true));
+        assert_eq!(denied.apply(&BlockOrder::Remove { subject: device("file") }), Err(BlockError::NoSuch));
         for number in 0..DENIED_NETWORKS_MAX as u32 {
             let subject = Subject::Network(std::net::Ipv4Addr::from(number).to_string().parse().unwrap());
-            assert_eq!(denied.apply(&add(subject, None)), Some(true));
+            assert_eq!(denied.apply(&add(subject, None)), Ok(true));
         }
         let subject = Subject::Network("2001:db8::/32".parse().unwrap());
-        assert_eq!(denied.apply(&add(subject, None)), None);
+        assert_eq!(denied.apply(&add(subject, None)), Err(BlockError::NoRoom));
+    }
+
+    #[test]
+    fn what_the_api_says_holds_in_the_next_process_too_for_as_long_as_is_left() {
+        let device = |id: &str| Subject::Device(id.into());
+        let add = |id, span, source| BlockOrder::Add { subject: device(id), span, source };
+        let mut denied = Denied::new(Instant::now(), vec![device("file")], Vec::new());
+        for (id, span, source) in [
+            ("for good", None, BlockSource::Api),
+            ("hour", Some(Duration::from_hours(1)), BlockSource::Api),
+            ("by gateway", Some(Duration::from_hours(1)), BlockSource::Gateway),
+        ] {
+            denied.apply(&add(id, span, source)).unwrap();
+        }
+        let mut kept: Vec<_> = denied.kept().collect();
+        assert_eq!(kept.iter().map(|(subject, _)| subject).collect::<Vec<_>>(), [&device("for good"), &device("hour")]);
+        assert!(kept[0].1.is_none() && kept[1].1.is_some_and(|until| until > SystemTime::now()));
+        kept.push((device("ended"), Some(SystemTime::UNIX_EPOCH)));
+        let next = Denied::new(Instant::now(), Vec::new(), kept);
+        let (list, now) = (next.list(), Moment::from_micros(1_000_000));
+        assert!(list.refuses_device("for good", now) && list.refuses_device("hour", now));
+        assert!(!list.refuses_device("ended", now) && !list.refuses_device("by gateway", now));
     }
 }

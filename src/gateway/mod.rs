@@ -8,6 +8,7 @@
 
 pub mod log;
 
+mod blocks;
 mod deny;
 mod difference;
 mod error;
@@ -34,6 +35,7 @@ use crate::store::{self, StoreError};
 use crate::tls::certs::development::{self, DevelopmentCerts};
 use crate::tls::handshake::ServerTls;
 use crate::worker::{self, Setup, StartError, Workers};
+use blocks::BlocksFile;
 use deny::Denied;
 pub use error::{GatewayError, Problems};
 pub use files::{Prepared, Source};
@@ -71,7 +73,9 @@ impl Gateway {
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
         // Before anything listens: whoever is answered may rely on it.
         let store = open_store(&config, accept_data_loss)?;
-        let running = Running::begin(Arc::clone(&config), materials, api, Denied::new(started, denied));
+        let blocks_file = BlocksFile::of(&config.data_dir);
+        let denied = Denied::new(started, denied, blocks_file.read().map_err(GatewayError::Start)?);
+        let running = Running::begin(Arc::clone(&config), materials, api, denied);
         let home = Home::new(random()?, config.workers);
         let setup = Setup {
             config: &config,
@@ -105,7 +109,7 @@ impl Gateway {
         })
         .map_err(|error| GatewayError::Start(format!("the control plane cannot start: {error}")))?;
         let (stop_reloader, stopped) = bounded(1);
-        let reloader = Reloader::new(source, running, seen, workers.policy.clone(), control.policy());
+        let reloader = Reloader::new(source, running, blocks_file, seen, workers.policy.clone(), control.policy());
         let asked = control.reload_requests().clone();
         let blocks = control.block_requests().clone();
         let reloader = std::thread::Builder::new()

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, select};
 
+use super::blocks::BlocksFile;
 use super::deny::Denied;
 use super::difference::difference;
 use super::error::{GatewayError, Problems};
@@ -20,8 +21,8 @@ use crate::config::Config;
 use crate::connection::ListenerSettings;
 use crate::control::auth::material::Material as AuthMaterial;
 use crate::control::{
-    Block, BlockOrder, BlockRequest, ControlPolicy, Expiry, ExpiryKind, Inventory, ReloadOutcome, ReloadReport,
-    ReloadRequest,
+    Block, BlockError, BlockOrder, BlockRequest, BlockSource, ControlPolicy, Expiry, ExpiryKind, Inventory,
+    ReloadOutcome, ReloadReport, ReloadRequest,
 };
 use crate::sink;
 use crate::tls::handshake::ServerTls;
@@ -100,6 +101,7 @@ impl Running {
 pub(super) struct Reloader {
     source: Source,
     running: Running,
+    blocks_file: BlocksFile,
     workers: PolicySwitch,
     control: ControlPolicy,
     /// What the files looked like when they were read last.
@@ -115,13 +117,14 @@ impl Reloader {
     pub(super) fn new(
         source: Source,
         running: Running,
+        blocks_file: BlocksFile,
         seen: Signature,
         workers: PolicySwitch,
         control: ControlPolicy,
     ) -> Self {
         control.set_expiries(running.expiries());
         let warn_at = Instant::now() + WARN_EVERY;
-        Self { source, running, workers, control, seen, named_in_vain: Vec::new(), warn_at }
+        Self { source, running, blocks_file, workers, control, seen, named_in_vain: Vec::new(), warn_at }
     }
 
     /// Works until `stopped` says so, or its sender is gone.
@@ -160,14 +163,20 @@ impl Reloader {
         }
     }
 
-    /// Changes the deny list, at once and for those who are connected too.
-    fn block(&mut self, order: &BlockOrder) -> Option<Vec<Block>> {
+    /// Changes the deny list, at once and for those who are connected too, and keeps what was said over the API.
+    fn block(&mut self, order: &BlockOrder) -> Result<Vec<Block>, BlockError> {
         let has_changed = self.running.denied.apply(order)?;
         if has_changed {
             tracing::info!(?order, "the deny list was changed");
             self.tell_workers();
+            if !matches!(order, BlockOrder::Add { source: BlockSource::Gateway, .. }) {
+                self.blocks_file.write(self.running.denied.kept()).map_err(|why| {
+                    tracing::error!(why, "the deny list is not kept: what was changed ends with this process");
+                    BlockError::NotKept(why)
+                })?;
+            }
         }
-        Some(self.running.denied.entries())
+        Ok(self.running.denied.entries())
     }
 
     fn tell_workers(&self) {

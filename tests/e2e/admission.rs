@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::{CloseCode, Frame};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
@@ -250,4 +251,29 @@ fn fingerprint(certificate: &std::path::Path) -> String {
         .unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     shown.trim().split_once('=').unwrap().1.to_owned()
+}
+
+#[test]
+fn who_was_blocked_over_the_api_stays_out_when_the_gateway_was_killed() {
+    let site = Site::new();
+    let blocks = |gateway: &Gateway| {
+        let told = gateway.get_json("/v1/blocks");
+        let told = told["blocks"].as_array().unwrap().iter();
+        told.map(|block| (block["device"].as_str().unwrap().to_owned(), block["until"].is_null())).collect::<Vec<_>>()
+    };
+    let mut gateway = site.start("workers = 2", &[native()]);
+    let mut stolen = Device::welcomed(gateway.devices(), &site.tls(), "stolen");
+    for order in [json!({"device": "stolen"}), json!({"device": "b", "for": "1h"})] {
+        assert_eq!(gateway.post("/v1/blocks", &order).0, 204);
+    }
+    stolen.expect_close(CloseCode::DENIED);
+    gateway.signal(Signal::KILL);
+    gateway.wait_for_failure(SOON);
+    drop(gateway);
+
+    let gateway = Gateway::start(site.directory());
+    assert_eq!(blocks(&gateway), [("b".to_owned(), false), ("stolen".to_owned(), true)]);
+    let mut again = Device::connect(gateway.devices(), &site.tls()).unwrap();
+    again.send(&[hello("stolen")]);
+    again.expect_close(CloseCode::DENIED);
 }

@@ -239,14 +239,15 @@ fn unlike_the_others(
 
 /// What is wanted fits the machine, or becomes what does, or is warned of; `written`: the connections were asked for.
 fn fit(context: &mut Context<'_>, config: &mut Config, written: bool) -> Result<(), Problem> {
-    fit_descriptors(context, config)?;
+    fit_descriptors(context, config, written)?;
     fit_memory(context, config, written)?;
     fit_store(context, config);
     Ok(())
 }
 
-/// More connections than the workers' descriptor tables hold can never be there: the limit becomes what is true.
-fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(), Problem> {
+/// More connections than the workers' descriptor tables hold can never be there: the limit becomes what is true, which whoever
+/// wrote another one is told.
+fn fit_descriptors(context: &mut Context<'_>, config: &mut Config, written: bool) -> Result<(), Problem> {
     let place = ConfigKey::top("limits.connections");
     let descriptors = context.machine.descriptors;
     let wanted = config.limits.connections;
@@ -261,6 +262,10 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(),
         let what = format!("a worker may open only {descriptors} descriptors, which leaves none for connections");
         return Err(Problem::new(place, what, raise));
     }
+    config.limits.connections = held;
+    if !written {
+        return Ok(());
+    }
     let remedy = match (config.workers + 1..=MAX_WORKERS).find(|&workers| holds(workers) >= wanted) {
         Some(workers) => format!("write workers = {workers}, or {raise}"),
         None => raise.to_owned(),
@@ -271,7 +276,6 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config) -> Result<(),
         config.workers
     );
     context.warn(&place, &text);
-    config.limits.connections = held;
     Ok(())
 }
 

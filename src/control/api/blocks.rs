@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::body;
 use super::error::ApiError;
 use crate::control::State;
-use crate::control::blocks::{Block, BlockOrder, BlockRequest, BlockSource};
+use crate::control::blocks::{Block, BlockError, BlockOrder, BlockRequest, BlockSource};
 use crate::link::Subject;
 use crate::network::Network;
 
@@ -48,7 +48,7 @@ struct Entry {
 }
 
 pub(super) async fn list(Shared(state): Shared<Arc<State>>) -> Result<Json<Blocks>, ApiError> {
-    let blocks = ask(&state, BlockOrder::List).await?.unwrap_or_default();
+    let blocks = ask(&state, BlockOrder::List).await?;
     Ok(Json(Blocks { blocks: blocks.into_iter().map(|block| Entry::new(&state, block)).collect() }))
 }
 
@@ -61,10 +61,8 @@ pub(super) async fn add(
     let order: Order = body::parse(&headers, body)?;
     let subject = subject(order.device, order.certificate.as_deref(), order.network.as_deref())?;
     let span = order.r#for.as_deref().map(span).transpose()?;
-    match ask(&state, BlockOrder::Add { subject, span, source: BlockSource::Api }).await? {
-        Some(_) => Ok(StatusCode::NO_CONTENT),
-        None => Err(ApiError::TooManyBlocks),
-    }
+    ask(&state, BlockOrder::Add { subject, span, source: BlockSource::Api }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn remove(
@@ -77,17 +75,22 @@ pub(super) async fn remove(
         return Err(ApiError::Body("for is for POST: what is taken back is taken back for good".to_owned()));
     }
     let subject = subject(order.device, order.certificate.as_deref(), order.network.as_deref())?;
-    let name = subject.to_string();
-    match ask(&state, BlockOrder::Remove { subject }).await? {
-        Some(_) => Ok(StatusCode::NO_CONTENT),
-        None => Err(ApiError::NoBlock(name)),
-    }
+    ask(&state, BlockOrder::Remove { subject }).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-async fn ask(state: &State, order: BlockOrder) -> Result<Option<Vec<Block>>, ApiError> {
+async fn ask(state: &State, order: BlockOrder) -> Result<Vec<Block>, ApiError> {
+    let about = match &order {
+        BlockOrder::List => String::new(),
+        BlockOrder::Add { subject, .. } | BlockOrder::Remove { subject } => subject.to_string(),
+    };
     let (answer, wait) = oneshot::channel();
     state.blocks.try_send(BlockRequest { order, answer }).map_err(|_| ApiError::ApiBusy)?;
-    wait.await.map_err(|_| ApiError::ShuttingDown)
+    wait.await.map_err(|_| ApiError::ShuttingDown)?.map_err(|error| match error {
+        BlockError::NoRoom => ApiError::TooManyBlocks,
+        BlockError::NoSuch => ApiError::NoBlock(about),
+        BlockError::NotKept(why) => ApiError::BlockNotKept(why),
+    })
 }
 
 fn subject(device: Option<String>, certificate: Option<&str>, network: Option<&str>) -> Result<Subject, ApiError> {

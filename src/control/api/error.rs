@@ -82,6 +82,8 @@ pub(super) enum ApiError {
     NoBlock(String),
     /// The deny list is full.
     TooManyBlocks,
+    /// What was said of the deny list holds, and is not on the disk; why.
+    BlockNotKept(String),
     /// What is configured is wrong; a line for each thing.
     NotReloaded(String),
     /// The gateway ends.
@@ -119,7 +121,7 @@ impl ApiError {
             | ApiError::ReservedConsumer(_)
             | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            ApiError::NotRetained(_) => StatusCode::INSUFFICIENT_STORAGE,
+            ApiError::NotRetained(_) | ApiError::BlockNotKept(_) => StatusCode::INSUFFICIENT_STORAGE,
             ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden { .. } => StatusCode::FORBIDDEN,
@@ -171,6 +173,7 @@ impl ApiError {
             ApiError::Stuck { .. } => "stuck",
             ApiError::NoBlock(_) => "block_not_found",
             ApiError::TooManyBlocks => "too_many_blocks",
+            ApiError::BlockNotKept(_) => "block_not_kept",
             ApiError::NotReloaded(_) => "not_reloaded",
             ApiError::ShuttingDown => "shutting_down",
         }
@@ -226,6 +229,12 @@ impl fmt::Display for ApiError {
             }
             ApiError::TooManyBlocks => {
                 write!(f, "the deny list is full: {DENIED_DEVICES_MAX} devices, {DENIED_NETWORKS_MAX} networks")
+            }
+            ApiError::BlockNotKept(why) => {
+                write!(
+                    f,
+                    "it holds from now on, and ends with this process, for it cannot be kept: {why}; say it again then"
+                )
             }
             ApiError::NotReloaded(problems) => write!(f, "all that was in effect stays:\n{problems}"),
             ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),

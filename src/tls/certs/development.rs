@@ -9,9 +9,7 @@
 //! For development and first steps: the authority's key lies beside what it signs, which no fleet should live with.
 
 use std::fmt;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +23,7 @@ use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{Leaf, Validity};
+use crate::whole_file::{self, Fresh};
 
 const DAY: Duration = Duration::from_hours(24);
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3_653);
@@ -310,59 +309,19 @@ pub(super) fn exists(path: &Path) -> Result<bool, DevelopmentError> {
 /// is written out, so that a disk that is full leaves what there was. An end of power between the two leaves a pair
 /// that does not fit together, which the next call sees.
 pub(super) fn put_pair(pair: &CertificatePair, key: &str, certificate: &str) -> Result<(), DevelopmentError> {
-    let fresh_key = Fresh::write(&pair.key, key, 0o600)?;
-    let fresh_certificate = Fresh::write(&pair.cert, certificate, 0o644)?;
-    fresh_key.put()?;
-    fresh_certificate.put()
+    let fault = |place: &Path| {
+        let place = place.to_owned();
+        |error| DevelopmentError::Io(place, error)
+    };
+    let fresh_key = Fresh::write(&pair.key, key.as_bytes(), 0o600).map_err(fault(&pair.key))?;
+    let fresh_certificate = Fresh::write(&pair.cert, certificate.as_bytes(), 0o644).map_err(fault(&pair.cert))?;
+    fresh_key.put().map_err(fault(&pair.key))?;
+    fresh_certificate.put().map_err(fault(&pair.cert))
 }
 
 /// Puts one file in its place, new or in the place of an old one.
 pub(super) fn replace_file(place: &Path, text: &str, mode: u32) -> Result<(), DevelopmentError> {
-    Fresh::write(place, text, mode)?.put()
-}
-
-/// A file that is written and has no place yet. It is gone with this value unless it is put there.
-struct Fresh<'a> {
-    path: PathBuf,
-    place: &'a Path,
-}
-
-impl<'a> Fresh<'a> {
-    fn write(place: &'a Path, text: &str, mode: u32) -> Result<Self, DevelopmentError> {
-        let mut name = place.as_os_str().to_owned();
-        name.push(".new");
-        let path = PathBuf::from(name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(DevelopmentError::Io(path, error));
-            }
-            _ => {}
-        }
-        let fresh = Self { path, place };
-        let write = || {
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh.path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(|error| DevelopmentError::Io(place.to_owned(), error))?;
-        Ok(fresh)
-    }
-
-    fn put(self) -> Result<(), DevelopmentError> {
-        let put = || {
-            std::fs::rename(&self.path, self.place)?;
-            let directory = self.place.parent().filter(|directory| !directory.as_os_str().is_empty());
-            std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-        };
-        put().map_err(|error| DevelopmentError::Io(self.place.to_owned(), error))
-    }
-}
-
-impl Drop for Fresh<'_> {
-    fn drop(&mut self) {
-        // In its place by now, or of no use.
-        let _ = std::fs::remove_file(&self.path);
-    }
+    whole_file::replace(place, text.as_bytes(), mode).map_err(|error| DevelopmentError::Io(place.to_owned(), error))
 }
 
 #[cfg(test)]
