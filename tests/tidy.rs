@@ -32,7 +32,7 @@ const TABLE: &[Row] = &[
     row("pool", &[], &[]),
     row("link", &["time", "wire", "network", "pool", "image"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
     row("codec", &["wire"], &[]),
-    row("tls", &[], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "arc_swap", "base64"]),
+    row("tls", &["whole_file"], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "arc_swap", "base64"]),
     row("tls/certs", &["whole_file"], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
     row("broker", &["time", "config", "devices", "metrics", "wheel", "pool", "link", "image", "codec"], &["slab", "hashbrown", "siphasher"]),
     row("connection", &["time", "network", "wire", "config", "metrics", "pool", "link", "tls", "codec", "broker"], &["bytes"]),

@@ -195,6 +195,19 @@ impl ApiError {
         }
     }
 
+    /// Those about who is kept out.
+    fn fmt_block(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::NoBlock(subject) => {
+                write!(f, "no block of {subject} was made over the API; what deny_file says is changed there")
+            }
+            ApiError::BlockNotKept(why) => {
+                write!(f, "it holds from now on, and ends with this process, for it cannot be kept: {why}")
+            }
+            _ => write!(f, "the deny list is full: {DENIED_DEVICES_MAX} devices, {DENIED_NETWORKS_MAX} networks"),
+        }
+    }
+
     /// Those that say: not now.
     fn fmt_busy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -224,18 +237,7 @@ impl fmt::Display for ApiError {
         match self {
             ApiError::NoRoute => f.write_str("there is nothing under this path"),
             ApiError::Method => f.write_str("this path has no such method; the Allow header lists those that it has"),
-            ApiError::NoBlock(subject) => {
-                write!(f, "no block of {subject} was made over the API; what deny_file says is changed there")
-            }
-            ApiError::TooManyBlocks => {
-                write!(f, "the deny list is full: {DENIED_DEVICES_MAX} devices, {DENIED_NETWORKS_MAX} networks")
-            }
-            ApiError::BlockNotKept(why) => {
-                write!(
-                    f,
-                    "it holds from now on, and ends with this process, for it cannot be kept: {why}; say it again then"
-                )
-            }
+            ApiError::NoBlock(_) | ApiError::TooManyBlocks | ApiError::BlockNotKept(_) => self.fmt_block(f),
             ApiError::NotReloaded(problems) => write!(f, "all that was in effect stays:\n{problems}"),
             ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),
             ApiError::Query(fault)
