@@ -114,6 +114,8 @@ metrics! {
     Unsettled = Gauge "pulsegate_mqtt_unsettled" "",
     /// Messages for MQTT subscribers dropped because as many or as much waited for the subscriber as may, and it was away, stalled, or asked for no acknowledgement.
     DroppedQueueFull = Counter "pulsegate_mqtt_dropped_queue_full" "",
+    /// Messages for MQTT subscribers that are away dropped because what lies in the store for such comes to `store.sessions_bytes`, or to this one's part of what is free of it.
+    DroppedStoreFull = Counter "pulsegate_mqtt_dropped_store_full" "",
     /// MQTT subscribers for whom publishers waited, and do no longer, because they took less than a window of messages in five seconds.
     Stalled = Counter "pulsegate_mqtt_stalled" "",
     /// Messages for MQTT subscribers dropped because their expiry interval had passed.

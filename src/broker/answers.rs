@@ -32,6 +32,7 @@ impl Broker {
         while let Some(waiting) = self.journal.next_safe() {
             self.go_on(waiting);
         }
+        self.spill_safe();
     }
 
     /// This goes on when all that was recorded so far is safe.

@@ -28,6 +28,17 @@ pub(super) const TURN_LOOKS: usize = 4_096;
 /// Those of one session, as long as others wait.
 pub(super) const SESSION_LOOKS: usize = 256;
 
+/// What lies in the store for one device that is away is at most such a part of what is free there.
+const STORED_PART: u64 = 8;
+
+impl QueueBound {
+    /// What counts a message that is refused beside so many messages and bytes.
+    fn refused_as(&self, (messages, bytes): (usize, usize), next: &Delivery) -> Metric {
+        let is_own = messages >= self.messages || bytes + next.publication.bytes() > self.bytes;
+        if !is_own && self.is_store_short(bytes, next) { Metric::DroppedStoreFull } else { Metric::DroppedQueueFull }
+    }
+}
+
 /// What a connection lends while its device is written to.
 pub struct SendBudget<'a> {
     /// Plaintext for the device, appended.
@@ -181,6 +192,7 @@ impl Broker {
     pub fn keep(&mut self, batch: SessionBatch, now: Moment, counters: &mut Counters) {
         let is_current = self.sessions.is_current(batch.session, batch.generation);
         for delivery in batch.deliveries {
+            self.staged.note_arrived(batch.session, batch.generation, delivery.number);
             if is_current {
                 self.keep_one(batch.session, delivery, now, counters);
             } else {
@@ -188,6 +200,7 @@ impl Broker {
             }
         }
         if is_current {
+            self.spill_when_safe(batch.session);
             self.sessions.shed_empty_inflight(batch.session);
         }
     }
@@ -205,6 +218,7 @@ impl Broker {
     pub fn write(&mut self, session: u32, deliveries: Vec<Delivery>, budget: &mut SendBudget) {
         self.send_waiting(session, budget);
         for delivery in deliveries {
+            self.staged.note_arrived(session, self.sessions[session].generation, delivery.number);
             self.write_one(session, delivery, budget);
         }
         self.sessions.shed_empty_inflight(session);
@@ -250,7 +264,15 @@ impl Broker {
         loop {
             let inflight = self.sessions[session].inflight.as_deref_mut();
             let Some(inflight) = inflight else { return };
-            let Some(next) = inflight.peek() else { return self.send_retained(session, budget) };
+            let has_stored = inflight.has_stored();
+            let Some(next) = inflight.peek() else {
+                if has_stored {
+                    self.read_stored(session);
+                } else {
+                    self.send_retained(session, budget);
+                }
+                return;
+            };
             let qos = next.qos;
             if qos > 0 && (waits || self.is_recorded_first(session, qos)) {
                 if !self.begin_later(session, maximum, budget) {
@@ -294,7 +316,11 @@ impl Broker {
                     Sent::Encoded
                 }
                 // The next acknowledgement makes room [v5 MQTT-3.3.4-9].
-                Sending::Sent(_) if !inflight.may_resend(maximum) => return Resent::Stopped,
+                Sending::Sent(_) | Sending::Stored { .. } if !inflight.may_resend(maximum) => return Resent::Stopped,
+                Sending::Stored { .. } => {
+                    self.read_stored(session);
+                    return Resent::Stopped;
+                }
                 Sending::Sent(delivery) => {
                     let delivery = Delivery::clone(delivery);
                     encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, dup, budget)
@@ -503,11 +529,12 @@ impl Broker {
 
     /// Puts a message into the session's queue, or behind it where its publisher may wait for the device.
     fn enqueue(&mut self, session: u32, delivery: Delivery, now: Tick, counters: &mut Counters) {
+        let queued = self.sessions.inflight(session).queued();
         let bound = self.queue_bound(session);
         let may_wait = self.sessions[session].is_online() && delivery.qos > 0;
         match self.sessions.inflight(session).enqueue(delivery, &bound, may_wait) {
             Ok(Enqueued::Kept(token)) => {
-                let place = self.sessions.inflight(session).queued().0 - 1;
+                let place = self.sessions.inflight(session).kept().0 - 1;
                 let was_recorded = self.record_kept(session, place);
                 self.settle_kept(token, was_recorded);
             }
@@ -517,7 +544,7 @@ impl Broker {
             }
             Ok(Enqueued::Waits) => {}
             Err(delivery) => {
-                counters.add(Metric::DroppedQueueFull, 1);
+                counters.add(bound.refused_as(queued, &delivery), 1);
                 self.drop_of(session, &delivery);
             }
         }
@@ -528,7 +555,7 @@ impl Broker {
         let bound = self.queue_bound(session);
         let (mut settled, mut first) = (Vec::new(), 0);
         if let Some(inflight) = self.sessions[session].inflight.as_deref_mut() {
-            first = inflight.queued().0;
+            first = inflight.kept().0;
             inflight.admit_waiting(&bound, &mut settled);
         }
         for (place, token) in (first..).zip(settled) {
@@ -539,13 +566,18 @@ impl Broker {
 
     /// What may wait in a session now: what the configuration says, and no more than the pool has for one holder.
     fn queue_bound(&self, session: u32) -> QueueBound {
-        let inflight = self.sessions[session].inflight.as_deref();
-        let (_, queued) = inflight.map_or((0, 0), Inflight::queued);
+        let known = &self.sessions[session];
+        let inflight = known.inflight.as_deref();
+        let (_, queued) = inflight.map_or((0, 0), Inflight::kept);
         // Beside what waits: what is in flight, and what each message takes beside its bytes.
         let others = inflight.map_or(0, Inflight::charged).saturating_sub(queued);
         let room = (self.pool.largest(Class::Queues) as usize).saturating_sub(others);
-        let is_online = self.sessions[session].is_online();
-        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes, room, is_online }
+        let is_online = known.is_online();
+        let is_stored = !is_online && known.key != NO_KEY;
+        // As in the pool: whoever has some gets more only while that is at most a part of what is free.
+        let free = self.bounds.stored_bytes.saturating_sub(self.sessions.stored_bytes);
+        let stored = is_stored.then_some((free / STORED_PART) as usize);
+        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes, room, stored, is_online }
     }
 
     /// A message goes nowhere: nobody waits for it any more. Whoever drops it has counted it.

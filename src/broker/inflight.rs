@@ -16,6 +16,11 @@
 //! The queue has a bound. For a device that is connected and takes what it is sent, messages beyond the bound *wait*: they lie
 //! behind the queue, in order, and are not settled, so that their publishers wait too (`settlement`). How many those can be is
 //! bounded by the publishers' windows and the credit of other shards.
+//!
+//! What a device that is away has not acknowledged lies in the store alone, as soon as it is safe there; what is left of it here is
+//! in `stored` (decision D27).
+
+mod stored;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -27,6 +32,8 @@ use crate::codec::mqtt::Reason;
 use crate::link::Publication;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::Tick;
+use stored::Reading;
+pub(super) use stored::Stored;
 
 /// One message for one session: what its subscriptions have made of the publication.
 #[derive(Clone, Debug)]
@@ -99,7 +106,18 @@ impl Outbound {
     fn bytes(&self) -> usize {
         match &self.state {
             Sending::Sent(delivery) => delivery.publication.bytes(),
-            Sending::Released => 0,
+            Sending::Stored { .. } | Sending::Released => 0,
+        }
+    }
+}
+
+impl Sending {
+    /// The quality of service of what was sent and waits for PUBACK or PUBREC.
+    fn awaits(&self) -> Option<u8> {
+        match self {
+            Sending::Sent(delivery) => Some(delivery.qos),
+            Sending::Stored { qos } => Some(*qos),
+            Sending::Released => None,
         }
     }
 }
@@ -108,6 +126,8 @@ impl Outbound {
 pub(super) enum Sending {
     /// Sent, once or more often; PUBACK or PUBREC is owed.
     Sent(Box<Delivery>),
+    /// The same, and the message lies in the store alone: it is read before it is sent again.
+    Stored { qos: u8 },
     /// PUBREL was sent; PUBCOMP is owed.
     Released,
 }
@@ -179,15 +199,23 @@ pub(super) struct QueueBound {
     pub(super) bytes: usize,
     /// What the pool has for this session by now, in bytes.
     pub(super) room: usize,
+    /// What may wait of it in the store, in bytes, where it goes there: its device is away.
+    pub(super) stored: Option<usize>,
     /// Whether its device is there. One message always may wait for it then, so that it goes on when the pool is full.
     pub(super) is_online: bool,
 }
 
 impl QueueBound {
-    fn admits(&self, messages: usize, bytes: usize, next: &Delivery) -> bool {
-        let bytes = bytes + next.publication.bytes();
-        let has_room = bytes <= self.room || (messages == 0 && self.is_online);
-        messages < self.messages && bytes <= self.bytes && has_room
+    /// Whether one more may wait, beside so many `messages` of so many `bytes`, of which so many are `in_memory`.
+    fn admits(&self, (messages, bytes): (usize, usize), in_memory: usize, next: &Delivery) -> bool {
+        let more = next.publication.bytes();
+        let has_room = in_memory + more <= self.room || (messages == 0 && self.is_online);
+        messages < self.messages && bytes + more <= self.bytes && has_room && !self.is_store_short(bytes, next)
+    }
+
+    /// Whether it is the store that has no room for one more, beside so many `bytes`.
+    pub(super) fn is_store_short(&self, bytes: usize, next: &Delivery) -> bool {
+        self.stored.is_some_and(|stored| bytes + next.publication.bytes() > stored)
     }
 }
 
@@ -231,6 +259,12 @@ pub(super) struct Inflight {
     kept: usize,
     /// Bytes of those.
     kept_bytes: usize,
+    /// What lies in the store alone.
+    stored: Stored,
+    /// How far it was read again; between what was read and what came later it lies in the queue.
+    reading: Reading,
+    /// It is listed among those whose messages go as soon as they are safe in the store.
+    pub(super) is_spilling: bool,
     /// How the device gets on, while publishers wait for it.
     pace: Option<Pace>,
     /// Nobody waits for the device until it has caught up.
@@ -257,6 +291,7 @@ pub(super) struct Inflight {
 }
 
 impl Inflight {
+    /// Whether nothing is in memory.
     pub(super) fn is_empty(&self) -> bool {
         self.outbound.is_empty()
             && self.queue.is_empty()
@@ -304,8 +339,13 @@ impl Inflight {
         self.outbound.len()
     }
 
-    /// Messages that wait within the bound, and their bytes.
+    /// Messages that wait within the bound, and their bytes, wherever they lie.
     pub(super) fn queued(&self) -> (usize, usize) {
+        (self.kept + self.stored.messages as usize, self.kept_bytes + self.stored.bytes as usize)
+    }
+
+    /// Those of them in memory.
+    pub(super) fn kept(&self) -> (usize, usize) {
         (self.kept, self.kept_bytes)
     }
 
@@ -351,13 +391,6 @@ impl Inflight {
         let outbound = Outbound { packet, state, request: 0, number, mark: 0, is_new: false };
         self.outbound_bytes += outbound.bytes();
         self.outbound.push_back(outbound);
-    }
-
-    /// A message that has waited in an earlier process.
-    pub(super) fn restore_queued(&mut self, delivery: Delivery) {
-        self.kept += 1;
-        self.kept_bytes += delivery.publication.bytes();
-        self.queue.push_back(delivery);
     }
 
     /// PUBREC of this message was said by an earlier process, perhaps.
@@ -421,8 +454,8 @@ impl Inflight {
     /// PUBACK. The request that waits for it (0: none); `Ok(None)`: no such message is in flight.
     pub(super) fn handle_puback(&mut self, packet: u16) -> Result<Option<u64>, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(None) };
-        match &self.outbound[place].state {
-            Sending::Sent(delivery) if delivery.qos == 1 => Ok(Some(self.finish(place))),
+        match self.outbound[place].state.awaits() {
+            Some(1) => Ok(Some(self.finish(place))),
             _ => Err(WrongAck),
         }
     }
@@ -431,10 +464,10 @@ impl Inflight {
     /// device says (0: none); `Ok(None)`: no such message is in flight. After `Ok(Some(_))` PUBREL is to be said.
     pub(super) fn handle_pubrec(&mut self, packet: u16, failed: bool) -> Result<Option<u64>, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(None) };
-        match &self.outbound[place].state {
-            Sending::Sent(delivery) if delivery.qos == 2 => {}
+        match self.outbound[place].state.awaits() {
+            Some(2) => {}
             // Said before: PUBREL is said again.
-            Sending::Released if !failed => {}
+            None if !failed => {}
             _ => return Err(WrongAck),
         }
         if failed {
@@ -456,7 +489,7 @@ impl Inflight {
         let Some(place) = self.place(packet) else { return Ok(false) };
         match self.outbound[place].state {
             Sending::Released => self.finish(place),
-            Sending::Sent(_) => return Err(WrongAck),
+            Sending::Sent(_) | Sending::Stored { .. } => return Err(WrongAck),
         };
         Ok(true)
     }
@@ -472,7 +505,7 @@ impl Inflight {
         may_wait: bool,
     ) -> Result<Enqueued, Delivery> {
         let is_first_beyond = self.kept == self.queue.len();
-        if is_first_beyond && bound.admits(self.kept, self.kept_bytes, &delivery) {
+        if is_first_beyond && bound.admits(self.queued(), self.kept_bytes, &delivery) {
             self.kept += 1;
             self.kept_bytes += delivery.publication.bytes();
             let token = delivery.token;
@@ -490,8 +523,9 @@ impl Inflight {
     /// Takes those that wait into the queue, as far as there is room within the bound. They are safe now: their settlements
     /// are appended to `settled`.
     pub(super) fn admit_waiting(&mut self, bound: &QueueBound, settled: &mut Vec<Token>) {
+        let (stored, stored_bytes) = (self.stored.messages as usize, self.stored.bytes as usize);
         while let Some(next) = self.queue.get_mut(self.kept)
-            && bound.admits(self.kept, self.kept_bytes, next)
+            && bound.admits((self.kept + stored, self.kept_bytes + stored_bytes), self.kept_bytes, next)
         {
             settled.push(std::mem::replace(&mut next.token, NOTHING));
             self.kept_bytes += next.publication.bytes();
@@ -500,7 +534,8 @@ impl Inflight {
         if self.kept == self.queue.len() {
             self.pace = None;
         }
-        if self.kept <= bound.messages / 2 && self.kept_bytes <= bound.bytes / 2 {
+        let (messages, bytes) = self.queued();
+        if messages <= bound.messages / 2 && bytes <= bound.bytes / 2 {
             self.is_stalled = false;
         }
     }
@@ -530,14 +565,16 @@ impl Inflight {
         self.pace = Some(Pace { since: now, taken: 0 });
     }
 
+    /// The next one that waits. None may only mean that it lies in the store.
     pub(super) fn peek(&self) -> Option<&Delivery> {
-        self.queue.front()
+        self.queue.front().filter(|_| !self.is_next_stored())
     }
 
     /// The message that [`Inflight::dequeue`] gave out did not go after all.
     pub(super) fn put_back(&mut self, delivery: Delivery) {
         self.kept += 1;
         self.kept_bytes += delivery.publication.bytes();
+        self.note_put_back();
         self.queue.push_front(delivery);
         if let Some(pace) = &mut self.pace {
             pace.taken = pace.taken.saturating_sub(1);
@@ -546,11 +583,13 @@ impl Inflight {
 
     /// Whether anything waits to be sent, or to be sent again.
     pub(super) fn has_waiting(&self) -> bool {
-        !self.queue.is_empty() || self.replays.is_some() || self.sent < self.outbound.len()
+        !self.queue.is_empty() || self.has_stored() || self.replays.is_some() || self.sent < self.outbound.len()
     }
 
     pub(super) fn dequeue(&mut self) -> Option<Delivery> {
         debug_assert!(self.kept > 0 || self.queue.is_empty(), "what waits is admitted before it goes");
+        debug_assert!(!self.is_next_stored(), "what lies in the store goes first");
+        self.note_taken();
         let delivery = self.queue.pop_front()?;
         self.kept -= 1;
         self.kept_bytes -= delivery.publication.bytes();
@@ -725,6 +764,7 @@ impl Inflight {
 
     pub(super) fn check_invariants(&self, is_online: bool) {
         assert!(self.sent <= self.outbound.len());
+        self.check_stored(is_online);
         assert_eq!(self.outbound_bytes, self.outbound.iter().map(Outbound::bytes).sum::<usize>());
         let (kept, waiting) = (self.queue.iter().take(self.kept), self.queue.iter().skip(self.kept));
         assert_eq!(self.kept_bytes, kept.clone().map(|delivery| delivery.publication.bytes()).sum::<usize>());

@@ -201,6 +201,11 @@ impl Journal {
         self.record(Change::Queued { session, message });
     }
 
+    /// The number of the latest message.
+    pub(super) fn latest_number(&self) -> u64 {
+        self.numbers
+    }
+
     /// Numbers go on behind this one.
     pub(super) fn note_number(&mut self, number: u64) {
         self.numbers = self.numbers.max(number);

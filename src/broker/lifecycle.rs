@@ -3,9 +3,10 @@
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use slab::Slab;
 
-use super::inflight::{Inflight, Released};
+use super::inflight::{Inflight, Released, Stored};
 use super::{Broker, Profile};
 use crate::config::budget::WILL_BYTES;
 use crate::devices::Devices;
@@ -159,6 +160,10 @@ pub(super) struct Sessions {
     attached: Vec<u32>,
     /// Sessions of devices that are away.
     away: Devices,
+    /// Those of whose messages nothing is in memory, but some are in the store.
+    stored: HashMap<u32, Stored>,
+    /// Bytes of what lies in the store alone, of all sessions.
+    pub(super) stored_bytes: u64,
     /// When something is due in a session whose device is away.
     wheel: Wheel,
     due: Vec<u32>,
@@ -175,6 +180,8 @@ impl Sessions {
             generations: 0,
             attached: Vec::new(),
             away: Devices::default(),
+            stored: HashMap::new(),
+            stored_bytes: 0,
             wheel: Wheel::new(now),
             due: Vec::new(),
             retired: 0,
@@ -223,14 +230,30 @@ impl Sessions {
     }
 
     pub(super) fn inflight(&mut self, session: u32) -> &mut Inflight {
-        self[session].inflight.get_or_insert_default()
+        let stored = &mut self.stored;
+        let inflight = &mut self.all[session as usize].inflight;
+        inflight.get_or_insert_with(|| Box::new(Inflight::of_stored(stored.remove(&session).unwrap_or_default())))
+    }
+
+    /// What of a session lies in the store alone.
+    pub(super) fn stored(&self, session: u32) -> Stored {
+        match self[session].inflight.as_deref() {
+            Some(inflight) => inflight.stored(),
+            None => self.stored.get(&session).copied().unwrap_or_default(),
+        }
     }
 
     /// Something in flight has changed: what is empty goes, and the pool is told of what is not.
     pub(super) fn shed_empty_inflight(&mut self, session: u32) {
-        let inflight = &mut self.all[session as usize].inflight;
+        let Session { inflight, connection, .. } = &mut self.all[session as usize];
+        let is_away = *connection >= RETIRED;
         match inflight {
-            Some(known) if known.is_empty() => *inflight = None,
+            Some(known) if known.is_empty() && (is_away || !known.has_stored()) => {
+                if known.has_stored() {
+                    self.stored.insert(session, known.stored());
+                }
+                *inflight = None;
+            }
             Some(known) => known.account(&self.pool),
             None => {}
         }
@@ -270,6 +293,12 @@ impl Sessions {
         session
     }
 
+    /// What an earlier process has left of a session in the store.
+    pub(super) fn restore_stored(&mut self, session: u32, stored: Stored) {
+        self.stored_bytes += stored.bytes;
+        self.stored.insert(session, stored);
+    }
+
     pub(super) fn set_will(&mut self, session: u32, will: Will) {
         let mut charge = Charge::none(&self.pool, Class::Wills);
         charge.set(will.bytes());
@@ -299,6 +328,7 @@ impl Sessions {
     /// The session has ended, and its slot is not free yet: no handle finds it any more.
     fn retire(&mut self, session: u32) {
         self.wheel.cancel(session);
+        self.forget_stored(session);
         self.generations = self.generations.wrapping_add(1);
         self.retired += 1;
         let generation = self.generations;
@@ -310,13 +340,21 @@ impl Sessions {
 
     fn remove(&mut self, session: u32) {
         self.wheel.cancel(session);
+        self.forget_stored(session);
         let removed = self.all.remove(session as usize);
         self.retired -= usize::from(removed.is_retired());
         if self.all.is_empty() {
             // After a mass disconnect the memory goes back.
             self.all = Slab::new();
             self.attached = Vec::new();
+            self.stored = HashMap::new();
         }
+    }
+
+    /// The session is about to be no more.
+    fn forget_stored(&mut self, session: u32) {
+        self.stored_bytes -= self.stored(session).bytes;
+        self.stored.remove(&session);
     }
 
     pub(super) fn find_away(&self, device: &str) -> Option<u32> {
@@ -355,7 +393,8 @@ impl Sessions {
         Some(DueWill { device: known.device.clone(), listener: known.profile.listener, publication })
     }
 
-    pub(super) fn check_invariants(&self, is_device: impl Fn(u32) -> bool) {
+    /// `reserved`: what pieces that are read take of the pool.
+    pub(super) fn check_invariants(&self, is_device: impl Fn(u32) -> bool, reserved: usize) {
         let mut away = 0;
         for (index, session) in &self.all {
             let slot = index as u32;
@@ -373,15 +412,23 @@ impl Sessions {
                 assert_eq!(self.find_away(&session.device), Some(slot), "session {index} is away and cannot be found");
             }
             if let Some(inflight) = &session.inflight {
-                assert!(!inflight.is_empty(), "session {index} keeps an empty table of what is in flight");
+                let has_stored = session.is_online() && inflight.has_stored();
+                assert!(
+                    !inflight.is_empty() || has_stored,
+                    "session {index} keeps an empty table of what is in flight"
+                );
+                assert!(!self.stored.contains_key(&slot), "what is stored of session {index} is in two places");
                 inflight.check_invariants(session.is_online());
             }
         }
         assert_eq!(away, self.away.len(), "somebody is listed as away who is not");
         let attached = self.attached.iter().filter(|&&session| session != NOBODY).count();
         assert_eq!(attached + away, self.len());
+        assert!(self.stored.keys().all(|&session| !self[session].is_online() && !self[session].is_retired()));
+        let stored = self.all.iter().map(|(index, _)| self.stored(index as u32).bytes);
+        assert_eq!(self.stored_bytes, stored.sum::<u64>());
         let charged = self.all.iter().filter_map(|(_, session)| session.inflight.as_deref()).map(Inflight::charged);
-        assert_eq!(self.pool.used(Class::Queues), charged.sum::<usize>() as u64);
+        assert_eq!(self.pool.used(Class::Queues), (charged.sum::<usize>() + reserved) as u64);
         let wills = self.all.iter().filter_map(|(_, session)| session.will.as_deref()).map(|kept| kept.charge.bytes());
         assert_eq!(self.pool.used(Class::Wills), wills.sum::<usize>() as u64);
     }
@@ -466,6 +513,10 @@ impl Broker {
         }
         self.record_head(session, device, None);
         self.tell_groups(session, true);
+        if self.sessions.stored(session).through != 0 {
+            // It is read as soon as the device is greeted.
+            self.sessions.inflight(session);
+        }
         self.note_backlog(session);
         let mark = self.journal.mark();
         Attached { session, was_present, due_will, is_safe: mark == before || self.journal.is_safe(mark) }
@@ -489,6 +540,7 @@ impl Broker {
         let mut released = Released::default();
         if let Some(inflight) = &mut known.inflight {
             inflight.disconnect(&mut released);
+            self.spill(session, 0);
         }
         self.sessions.shed_empty_inflight(session);
         self.release(session, released, counters);
@@ -505,6 +557,7 @@ impl Broker {
             self.record_head(session, device, Some(now));
             self.sessions.enter_away(session);
             self.tell_groups(session, false);
+            self.spill_when_safe(session);
         }
         due_will
     }
@@ -584,7 +637,8 @@ impl Broker {
     #[must_use]
     pub fn describe(&self, session: u32, filter_bytes: usize) -> SessionFacts {
         let known = &self.sessions[session];
-        let (queued, queued_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.queued());
+        let (kept, kept_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.kept());
+        let stored = self.sessions.stored(session);
         let own = self.routing.subscriptions.filters(session).map(|(filter, subscriber)| {
             let filter: Box<str> = filter.into();
             (filter, subscriber.qos())
@@ -607,8 +661,8 @@ impl Broker {
             subscriptions: own.chain(shared).take_while(fits).collect(),
             subscription_count: self.routing.subscriptions.count(session) + known.groups.len(),
             inflight: known.inflight.as_ref().map_or(0, |inflight| inflight.unacknowledged()),
-            queued,
-            queued_bytes,
+            queued: kept + stored.messages as usize,
+            queued_bytes: kept_bytes + stored.bytes as usize,
         }
     }
 

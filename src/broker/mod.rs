@@ -21,6 +21,7 @@
 //! | `matching` | publications whose subscribers are not all found yet | `matching` |
 //! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
 //! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
+//! | `spills` | messages that go from memory to the store, and come back from there | `spill` |
 //! | `staged` | messages of QoS 2 that may not be sent yet | `staging` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
 //!
@@ -41,6 +42,7 @@ mod replay;
 mod restore;
 mod routing;
 mod settlement;
+mod spill;
 mod staging;
 mod ways;
 
@@ -73,6 +75,7 @@ use matching::Matching;
 use pace::Paces;
 use routing::Routing;
 use settlement::Settlements;
+use spill::Spills;
 use staging::Staged;
 use subscriptions::Subscriber;
 use ways::Ways;
@@ -108,6 +111,8 @@ pub struct Bounds {
     pub retained_messages: usize,
     /// Bytes of them.
     pub retained_bytes: usize,
+    /// Bytes of messages that lie in the store alone, for devices that are away.
+    pub stored_bytes: u64,
     /// The shard's pool of variable bytes.
     pub pool_bytes: usize,
     /// Messages from all other shards that one shard has taken and not dealt with.
@@ -115,7 +120,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Each shard's, of a gateway with `workers` workers.
+    /// Each shard's, of a gateway with `workers` workers and without a store.
     #[must_use]
     pub fn of(limits: &Limits, workers: u16) -> Self {
         Self {
@@ -126,6 +131,7 @@ impl Bounds {
             subscriptions: limits.session_subscriptions,
             retained_messages: limits.retained_messages,
             retained_bytes: limits.retained_bytes,
+            stored_bytes: 0,
             pool_bytes: limits.pool_bytes / usize::from(workers),
             inbox_messages: limits.inbox_length,
         }
@@ -178,6 +184,7 @@ pub struct Broker {
     settlements: Settlements,
     journal: Journal,
     staged: Staged,
+    spills: Spills,
     ways: Ways,
     paces: Paces,
     /// Sessions whose devices can be told something: that a message of theirs is safe, or that they have subscribed.
@@ -222,6 +229,7 @@ impl Broker {
             settlements: Settlements::default(),
             journal: Journal::default(),
             staged: Staged::default(),
+            spills: Spills::new(&pool),
             ways: Ways::new(setup.exchange.workers(), inbox),
             paces: Paces::default(),
             exchange: setup.exchange,
@@ -365,7 +373,7 @@ impl Broker {
     /// Panics when the parts disagree. `is_device` says whether a slot holds a connected device. For tests.
     pub fn check_invariants(&self, is_device: impl Fn(u32) -> bool) {
         self.routing.check_invariants();
-        self.sessions.check_invariants(is_device);
+        self.sessions.check_invariants(is_device, self.spills.reserved());
         self.settlements.check_invariants();
         self.journal.check_invariants();
         self.staged.check_invariants();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::inflight::{Delivery, Identifiers, Sending};
+use super::inflight::{Delivery, Identifiers, Sending, Stored};
 use super::lifecycle::Membership;
 use super::settlement::NOTHING;
 use super::subscriptions::Subscriber;
@@ -16,8 +16,8 @@ use crate::time::{Moment, TICK_MICROS, Tick};
 impl Broker {
     /// A session that an earlier process has left, of a device whose home is here. Its device is away; one that was connected
     /// when that process ended is so from now on. The store has dropped what was not known to be safe (staging).
-    pub fn restore(&mut self, from: image::Session, now: Moment) {
-        let image::Session { head, subscriptions, messages, outstanding, received } = from;
+    pub fn restore(&mut self, from: image::KeptSession, now: Moment) {
+        let image::KeptSession { head, subscriptions, sent, outstanding, received, waiting } = from;
         let session =
             self.sessions.restore(&head, self.profile_of(&head.profile), self.tick_of(head.away_since_ms, now));
         if let Some(will) = head.will {
@@ -26,7 +26,7 @@ impl Broker {
         for subscription in subscriptions {
             self.restore_subscription(session, subscription);
         }
-        self.restore_messages(session, messages, outstanding, now);
+        self.restore_messages(session, &sent, &outstanding, waiting);
         for received in received {
             debug_assert_eq!(received.origin, 0);
             self.sessions.inflight(session).restore_answered(received.packet);
@@ -60,33 +60,31 @@ impl Broker {
         self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online: false, waits: 0 });
     }
 
-    /// What is in flight first, in the order of the numbers; behind it what waits.
+    /// What is in flight, in the order of the numbers. Whatever its device has not acknowledged lies in the store, and stays there.
     fn restore_messages(
         &mut self,
         session: u32,
-        messages: Vec<image::Message>,
-        outstanding: Vec<image::Outstanding>,
-        now: Moment,
+        sent: &[image::SentMessage],
+        outstanding: &[image::Outstanding],
+        waiting: image::Waiting,
     ) {
-        let mut sent: Vec<_> = outstanding.into_iter().map(|one| (one.number, one.packet, Sending::Released)).collect();
-        let mut latest = 0;
-        for message in messages {
-            latest = latest.max(message.number);
-            let delivery = self.delivery_of(&message, now);
-            match message.packet {
-                Some(packet) => sent.push((message.number, packet, Sending::Sent(Box::new(delivery)))),
-                None => self.sessions.inflight(session).restore_queued(delivery),
-            }
+        let image::Waiting { messages, bytes, last_number } = waiting;
+        if !sent.is_empty() || messages > 0 {
+            let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+            self.sessions.restore_stored(session, Stored { through: last_number, bytes, messages });
         }
-        sent.sort_by_key(|(number, ..)| *number);
-        for (number, packet, state) in sent {
-            latest = latest.max(number);
+        let released = outstanding.iter().map(|one| (one.number, one.packet, Sending::Released));
+        let sent = sent.iter().map(|one| (one.number, one.packet, Sending::Stored { qos: one.qos }));
+        let mut outbound: Vec<_> = released.chain(sent).collect();
+        outbound.sort_by_key(|(number, ..)| *number);
+        for (number, packet, state) in outbound {
             self.sessions.inflight(session).restore_outbound(packet, state, number);
         }
-        self.journal.note_number(latest);
+        self.journal.note_number(last_number);
     }
 
-    fn delivery_of(&self, message: &image::Message, now: Moment) -> Delivery {
+    /// A message as it comes out of the store.
+    pub(super) fn delivery_of(&self, message: &image::Message, now: Moment) -> Delivery {
         let mut identifiers = Identifiers::None;
         message.identifiers.iter().for_each(|&identifier| identifiers.push(identifier));
         Delivery {

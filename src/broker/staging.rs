@@ -16,6 +16,7 @@
 //! Nobody waits for a device in the first half, only for disks. What is staged is bounded by what publishers may have in flight.
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::Broker;
 use super::inflight::Delivery;
@@ -47,6 +48,8 @@ struct StagedDelivery {
 #[derive(Default)]
 pub(super) struct Staged {
     by_origin: HashMap<u64, Vec<StagedDelivery>>,
+    /// By slot and generation of a session: how many that are recorded are not with it yet.
+    on_their_way: HashMap<(u32, u32), u32>,
     len: usize,
     in_turn: usize,
 }
@@ -65,7 +68,27 @@ impl Staged {
         self.in_turn = 0;
     }
 
+    /// Whether messages of a session have their numbers and are not with it yet.
+    pub(super) fn holds(&self, session: u32, generation: u32) -> bool {
+        self.on_their_way.contains_key(&(session, generation))
+    }
+
+    /// One that was staged, and recorded if it has a `number`, is with its session now, or goes nowhere.
+    pub(super) fn note_arrived(&mut self, session: u32, generation: u32, number: u64) {
+        if number != 0
+            && let Entry::Occupied(mut count) = self.on_their_way.entry((session, generation))
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
     fn push(&mut self, origin: u64, staged: StagedDelivery) {
+        if staged.delivery.number != 0 {
+            *self.on_their_way.entry((staged.session, staged.generation)).or_default() += 1;
+        }
         self.len += 1;
         self.in_turn += 1;
         self.by_origin.entry(origin).or_default().push(staged);
@@ -144,6 +167,8 @@ impl Broker {
                 self.settlements.add(token);
                 delivery.token = token;
                 self.deliveries.push(session, generation, delivery);
+            } else {
+                self.staged.note_arrived(session, generation, delivery.number);
             }
         }
     }

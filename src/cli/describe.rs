@@ -60,11 +60,11 @@ fn durability_in_words(config: &Config) -> String {
 
 /// Who may have how much of the store.
 fn store_in_words(config: &Config, shares: StoreShares) -> String {
-    let StoreShares { uplink, sessions, one_session, retained } = shares;
+    let StoreShares { uplink, sessions, one_session, retained, .. } = shares;
     let mut text = format!("at most {}: the uplink {}", Bytes(config.store.bytes), Bytes(uplink));
     if sessions > 0 {
         let [sessions, one, retained] = [sessions, one_session, retained].map(Bytes);
-        let _ = write!(text, ", sessions {sessions} and one of them {one}, retained messages {retained}");
+        let _ = write!(text, ", devices that are away {sessions} and one of them {one}, retained messages {retained}");
     }
     text
 }

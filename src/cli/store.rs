@@ -140,8 +140,8 @@ fn sessions(reader: &Reader) -> Result<(), CliError> {
             "expires_ms": head.expires_ms(),
             "will": head.will.as_ref().map(|will| json!({"topic": will.publication.topic, "delay_s": will.delay_s})),
             "subscriptions": subscriptions,
-            "messages": session.waiting.messages,
-            "bytes": session.waiting.bytes,
+            "messages": session.waiting.messages + session.sent.len() as u64,
+            "bytes": session.waiting.bytes + session.sent.iter().map(|sent| sent.bytes).sum::<u64>(),
             "outstanding": session.outstanding.len(),
             "received": session.received.len(),
         }));
@@ -153,7 +153,7 @@ fn sessions(reader: &Reader) -> Result<(), CliError> {
 fn messages(reader: &Reader) -> Result<(), CliError> {
     let mut owners = Vec::new();
     let read = reader.sessions(|session| {
-        if session.waiting.messages > 0 {
+        if session.waiting.messages > 0 || !session.sent.is_empty() {
             owners.push((session.head.key, session.head.name));
         }
     });
@@ -162,9 +162,8 @@ fn messages(reader: &Reader) -> Result<(), CliError> {
     for (key, device) in owners {
         let mut after = 0;
         loop {
-            let found = reader.messages(key, after, BYTES).map_err(|error| failed(&error))?;
-            let Some(last) = found.last() else { break };
-            after = last.number;
+            let (found, is_all) = reader.messages(key, (after, u64::MAX), BYTES).map_err(|error| failed(&error))?;
+            after = found.last().map_or(after, |last| last.number);
             for message in &found {
                 let mut line = json!({"kind": "message", "device": device, "number": message.number});
                 let object = line.as_object_mut().expect("an object");
@@ -172,6 +171,9 @@ fn messages(reader: &Reader) -> Result<(), CliError> {
                 object.insert("delivery_qos".into(), message.qos.into());
                 describe(&message.publication, object);
                 lines.push(&line);
+            }
+            if is_all {
+                break;
             }
         }
     }

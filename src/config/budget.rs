@@ -43,8 +43,12 @@ pub const SESSION_BYTES: u64 = 280;
 pub const FILTER_BYTES: u64 = 168;
 /// The will of a connected device; what a longer one takes beyond that comes out of the pool.
 pub const WILL_BYTES: u64 = 320;
-/// The same while its device is away: the device's id and its place in a table are then the session's own.
-pub const AWAY_SESSION_BYTES: u64 = SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTRY_BYTES + WHEEL_ENTRY_BYTES;
+/// The same while its device is away: the device's id and its place in a table are then the session's own, and what waits lies in
+/// the store.
+pub const AWAY_SESSION_BYTES: u64 =
+    SESSION_BYTES + DEVICE_ID_BYTES + TABLE_ENTRY_BYTES + WHEEL_ENTRY_BYTES + STORED_BYTES;
+/// How many messages lie in the store for a device that is away, in a table, at the fill that it has on average.
+pub const STORED_BYTES: u64 = 56;
 /// A retained message beyond its topic, properties and payload, and its publisher's entry among the shares, once for all workers.
 pub const RETAINED_BYTES: u64 = 248;
 /// Its place in one worker's table, at the fill that the table has on average.
@@ -265,8 +269,8 @@ mod tests {
     fn the_sum_is_that_of_its_items() {
         let limits = Limits { connections: 100_000, ..Limits::default() };
         let budget = memory_budget(&limits, 4, Backbone::default(), &Store::default(), 0, false, memory(8 * GIB));
-        // Events and changes that wait and that are written, changes once more, and the pages of two connections.
-        let store = 5 * (4 << 20) + 2 * (2_000 << 10);
+        // Events and changes that wait and that are written, changes once more, and the pages of three connections.
+        let store = 5 * (4 << 20) + 3 * (2_000 << 10);
         let user = 100_000 * 329
             + 4 * 512 * 9_728
             + (4 << 20)
@@ -289,7 +293,7 @@ mod tests {
         };
         let more = budget(true).user_bytes() - budget(false).user_bytes();
         let retained = (64 << 20) + 100_000 * 248 + 4 * 100_000 * 28;
-        assert_eq!(more, 100_000 * (280 + 320) + 50_000 * (280 + 65) + retained);
+        assert_eq!(more, 100_000 * (280 + 320) + 50_000 * (280 + 65 + 56) + retained);
     }
 
     #[test]

@@ -211,6 +211,8 @@ pub struct Store {
     pub bytes: u64,
     /// Bytes that may wait to be written, in memory.
     pub queue_bytes: usize,
+    /// Bytes of messages that wait in it for devices that are away: topics, properties and payloads.
+    pub sessions_bytes: u64,
 }
 
 /// What may lie in the store's file, in bytes: each has a bound of its own, so that none takes the place of another.
@@ -218,10 +220,12 @@ pub struct Store {
 pub struct StoreShares {
     /// The uplink: the oldest events go first.
     pub uplink: u64,
-    /// Sessions with all that is in them: as much as the pool lets them have (messages, filters, wills).
+    /// Messages of devices that are away.
     pub sessions: u64,
-    /// The messages of one of them.
+    /// Those of one of them.
     pub one_session: u64,
+    /// What else is in sessions: as much as the pool lets them have (messages of devices that are there, filters, wills).
+    pub pool: u64,
     /// Retained messages.
     pub retained: u64,
 }
@@ -237,12 +241,13 @@ impl Config {
     #[must_use]
     pub fn store_shares(&self) -> Option<StoreShares> {
         let limits = &self.limits;
-        let of_mqtt = |bytes: usize| if self.speaks_mqtt() { bytes as u64 } else { 0 };
+        let of_mqtt = |bytes: u64| if self.speaks_mqtt() { bytes } else { 0 };
         (self.store.durability != Durability::Memory).then(|| StoreShares {
             uplink: self.uplink.retention_bytes,
-            sessions: of_mqtt(limits.pool_bytes / 2),
-            one_session: of_mqtt(limits.session_bytes.min(limits.pool_bytes / 2)),
-            retained: of_mqtt(limits.retained_bytes),
+            sessions: of_mqtt(self.store.sessions_bytes),
+            one_session: of_mqtt(self.store.sessions_bytes.min(limits.session_bytes as u64)),
+            pool: of_mqtt(limits.pool_bytes as u64 / 2),
+            retained: of_mqtt(limits.retained_bytes as u64),
         })
     }
 }
@@ -254,16 +259,17 @@ impl Default for Store {
             sync_interval: Duration::from_secs(1),
             bytes: 2 << 30,
             queue_bytes: 4 << 20,
+            sessions_bytes: 512 << 20,
         }
     }
 }
 
 impl Store {
     /// What the store takes of memory at the most: events and changes that wait, as much again in the group that is being
-    /// written, once more the changes while the disk is full, and the pages that its two connections keep.
+    /// written, once more the changes while the disk is full, and the pages that its three connections keep.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        const PAGES: u64 = 2 * (2_000 << 10);
+        const PAGES: u64 = 3 * (2_000 << 10);
         match self.durability {
             Durability::Memory => 0,
             Durability::Group | Durability::Interval => 5 * self.queue_bytes as u64 + PAGES,

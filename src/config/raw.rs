@@ -133,6 +133,8 @@ pub struct RawStore {
     pub bytes: Option<i64>,
     /// Bytes that may wait to be written.
     pub queue_bytes: Option<i64>,
+    /// Bytes of messages that wait for devices that are away.
+    pub sessions_bytes: Option<i64>,
 }
 
 /// `[uplink]`.

@@ -113,6 +113,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::CertificateExpired
         | CloseReason::ConnectionAge
         | CloseReason::PoolFull
+        | CloseReason::SessionUnreadable
         | CloseReason::Denied
         | CloseReason::RateExceeded
         | CloseReason::TakeoverLoop
@@ -151,6 +152,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         | CloseReason::HookUnanswered
         | CloseReason::HomeFull
         | CloseReason::PoolFull
+        | CloseReason::SessionUnreadable
         | CloseReason::ConnectionAge
         | CloseReason::RateExceeded
         | CloseReason::TakeoverLoop => CloseCode::TRY_LATER,

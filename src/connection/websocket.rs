@@ -170,7 +170,10 @@ pub(super) const fn close_code(reason: CloseReason) -> u16 {
         | CloseReason::Requested
         | CloseReason::Expired
         | CloseReason::HelloTimeout => 1008,
-        CloseReason::TokenUnanswered | CloseReason::HomeFull | CloseReason::PoolFull => 1013,
+        CloseReason::TokenUnanswered
+        | CloseReason::HomeFull
+        | CloseReason::PoolFull
+        | CloseReason::SessionUnreadable => 1013,
         _ => 1000,
     }
 }

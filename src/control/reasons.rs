@@ -195,6 +195,11 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "pulsegate_pool_used_bytes and pulsegate_pool_refused_total.",
         "It comes back by itself; raise limits.pool_bytes where memory allows.",
     ]),
+    (CloseReason::SessionUnreadable, [
+        "What waits for the device in the store cannot be read.",
+        "The gateway's log, which names the file and the fault; `pulsegate store check`.",
+        "It stays there, and the device may come back; mend the disk, or restore a backup.",
+    ]),
     (CloseReason::Denied, [
         "The deny list names the device, its certificate or its network.",
         "Who wrote it there: `pulsegate blocks` tells file, API and gateway (rate_exceeded).",

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::broker::Recording;
 use crate::config::Config;
-use crate::image::Session;
+use crate::image::KeptSession;
 use crate::link::Home;
 use crate::store::{Store, StoreError};
 use crate::time::{Moment, Timeline};
@@ -15,9 +15,9 @@ const PROGRESS: Duration = Duration::from_secs(2);
 
 /// Reads all of it, for the workers of this process.
 pub(super) fn read(store: &Store, config: &Config, home: Home, started: Instant) -> Result<Kept, StoreError> {
-    let mut sessions: Vec<Vec<Session>> = (0..config.workers).map(|_| Vec::new()).collect();
+    let mut sessions: Vec<Vec<KeptSession>> = (0..config.workers).map(|_| Vec::new()).collect();
     let (mut count, mut told) = (0_u64, Instant::now());
-    store.reader().whole_sessions(|session| {
+    store.reader().sessions(|session| {
         sessions[home.of(&session.head.name).index()].push(session);
         count += 1;
         if told.elapsed() > PROGRESS {
@@ -39,6 +39,7 @@ pub(super) fn read(store: &Store, config: &Config, home: Home, started: Instant)
         changes: store.changes(),
         recording: Recording { timeline: Timeline::anchored(moment, SystemTime::now()), listeners: names.collect() },
         next_key: store.next_key().0,
+        stored_bytes: config.store.sessions_bytes,
         sessions,
         retained: retained.into(),
     })

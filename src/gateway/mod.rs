@@ -89,7 +89,8 @@ impl Gateway {
         let kept = kept.map_err(|error| GatewayError::Start(error.to_string()))?;
         let workers = worker::start(&setup, kept).map_err(|error| not_started(&error))?;
         if let Some(open) = &store {
-            open.store.connect(workers.mailboxes.clone());
+            let connected = open.store.connect(workers.mailboxes.clone());
+            connected.map_err(|error| GatewayError::Start(error.to_string()))?;
         }
         let control = Control::start(ControlParts {
             config,

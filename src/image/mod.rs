@@ -165,6 +165,47 @@ pub struct Session {
     pub received: Vec<Received>,
 }
 
+/// A session without the messages themselves: those are read when its device takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSession {
+    /// Who.
+    pub head: Head,
+    /// In any order.
+    pub subscriptions: Vec<Subscription>,
+    /// Messages that were sent, in order of their numbers.
+    pub sent: Vec<SentMessage>,
+    /// In order of their numbers.
+    pub outstanding: Vec<Outstanding>,
+    /// In ascending order of the identifiers.
+    pub received: Vec<Received>,
+    /// Messages that were not sent.
+    pub waiting: Waiting,
+}
+
+/// A message that was sent and that its device has not acknowledged, without what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SentMessage {
+    /// Its place in the session.
+    pub number: u64,
+    /// Its packet identifier.
+    pub packet: u16,
+    /// The quality of service of this delivery: 1 or 2.
+    pub qos: u8,
+    /// Its bytes: topic, properties and payload.
+    pub bytes: u64,
+}
+
+/// Messages that wait in a session and were not sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub messages: u64,
+    /// Their bytes: topics, properties and payloads.
+    pub bytes: u64,
+    /// The largest number in the session, of whatever kind; 0: there is none.
+    pub last_number: u64,
+}
+
 /// What a shard says when something changes that outlives the process. Each is small; they are true in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{AuthAnswer, ChangeMark, ConnectionId, Publication, Receipt, ShardMessage, Trace, WorkerId};
+use super::{AuthAnswer, ChangeMark, ConnectionId, Loaded, Publication, Receipt, ShardMessage, Trace, WorkerId};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::WorkerEvent`])
 /// carries.
@@ -31,6 +31,8 @@ pub enum WorkerCommand {
         /// The latest that is safe; never less than before.
         mark: ChangeMark,
     },
+    /// Messages of a session that were asked of the store ([`Load`](super::Load)), or that there will be none.
+    Loaded(Box<Loaded>),
     /// Describe one device; answered by [`super::WorkerEvent::Described`].
     Describe {
         /// The number that the answer carries.

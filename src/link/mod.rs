@@ -21,7 +21,7 @@ pub mod trace;
 use std::fmt;
 
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
-pub use changes::{ChangeMark, Changes};
+pub use changes::{ChangeMark, Changes, Load, Loaded};
 pub use command::{DeviceFilter, Downlink, WorkerCommand};
 pub use deny::{
     DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Fingerprint, NotAFingerprint, Subject,

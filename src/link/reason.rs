@@ -98,6 +98,8 @@ labelled! {
         HomeFull = "home_full",
         /// What it had half-sent had no room in `limits.pool_bytes`.
         PoolFull = "pool_full",
+        /// What waits for the device in the store cannot be read.
+        SessionUnreadable = "session_unreadable",
         /// The deny list names the device, its certificate or its network.
         Denied = "denied",
         /// The device sent more than `listener.rates` allows, for longer than its patience.

@@ -6,11 +6,11 @@ use super::Shard;
 use crate::broker::{DueWill, Recording, RequestEnd, Ticket};
 use crate::codec::mqtt::topic;
 use crate::config::Protocol;
-use crate::connection::Connection;
+use crate::connection::{Connection, Termination};
 use crate::image;
 use crate::link::{
-    ChangeMark, Changes, CloseReason, Downlink, Message, Outcome, Outgoing, Passed, Publication, ShardMessage,
-    WorkerEvent, WorkerId,
+    ChangeMark, Changes, CloseReason, Downlink, Load, Loaded, Message, Outcome, Outgoing, Passed, Publication,
+    ShardMessage, WorkerEvent, WorkerId,
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
@@ -107,7 +107,7 @@ impl Shard {
     }
 
     /// A session that an earlier process has left: see [`Broker::restore`](crate::broker::Broker::restore).
-    pub fn restore(&mut self, session: image::Session, now: Moment) {
+    pub fn restore(&mut self, session: image::KeptSession, now: Moment) {
         self.broker.restore(session, now);
     }
 
@@ -130,6 +130,19 @@ impl Shard {
     /// So many changes are safe.
     pub fn handle_safe(&mut self, mark: ChangeMark) {
         self.broker.handle_safe(mark);
+    }
+
+    /// What is to be asked of the store: see [`Broker::take_loads`](crate::broker::Broker::take_loads).
+    pub fn take_loads(&mut self) -> Vec<Load> {
+        self.broker.take_loads()
+    }
+
+    /// The store answers. A device whose messages cannot be read is asked to come back.
+    pub fn handle_loaded(&mut self, loaded: Loaded, now: Moment) {
+        if let Some(index) = self.broker.handle_loaded(loaded, now) {
+            let what = "what waits for it in the store cannot be read: the log says why";
+            self.end(index, &Termination::because(CloseReason::SessionUnreadable, what), now);
+        }
     }
 
     // --- Commands ---------------------------------------------------------------------------------------------------

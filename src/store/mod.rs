@@ -14,6 +14,7 @@
 mod coalesce;
 mod error;
 mod files;
+mod loader;
 mod progress;
 mod queue;
 mod reading;
@@ -39,11 +40,12 @@ pub use files::{Check, backup, check, move_aside};
 pub use progress::Range;
 pub use reading::Reader;
 pub use record::{Details, Entry, Facts, Stored, What};
-pub use sessions::{KeptSession, KeptStats, Waiting};
+pub use sessions::KeptStats;
 pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 
-use crate::image::{Publication, SessionKey};
-use crate::link::{Changes, Mailbox, Receipt, WorkerId};
+use crate::image::{KeptSession, Publication, SessionKey};
+use crate::link::{Changes, Load, Mailbox, Receipt, WorkerId};
+use loader::Loader;
 use queue::{Queue, Request};
 use writer::Writer;
 
@@ -209,6 +211,7 @@ pub struct Store {
 struct Shared {
     path: PathBuf,
     queue: Queue,
+    loader: Loader,
     consumers: Mutex<queue::Consumers>,
     head: watch::Sender<Head>,
     /// The oldest event held.
@@ -252,6 +255,7 @@ impl Store {
         let shared = Arc::new(Shared {
             path: path.clone(),
             queue: Queue::new(options.queue_bytes),
+            loader: Loader::new(),
             consumers: Mutex::new(consumers),
             head: watch::Sender::new(Head { last: state.last(), is_closed: false }),
             first: AtomicU64::new(state.first()),
@@ -285,9 +289,14 @@ impl Store {
     }
 
     /// Tells the workers, from now on, what is safe: by [`WorkerCommand::Safe`](crate::link::WorkerCommand::Safe). What became safe before is told
-    /// too. To be said once.
-    pub fn connect(&self, mailboxes: Vec<Mailbox>) {
+    /// too; and answers, by [`WorkerCommand::Loaded`](crate::link::WorkerCommand::Loaded), what they ask for. To be said once.
+    ///
+    /// # Errors
+    /// The file cannot be opened for reading, or there is no thread to be had.
+    pub fn connect(&self, mailboxes: Vec<Mailbox>) -> Result<(), StoreError> {
+        self.shared.loader.begin(&self.shared.path, mailboxes.clone())?;
         self.shared.mailboxes.set(mailboxes).expect("the workers are started once");
+        Ok(())
     }
 
     /// The key of the first session that begins in this run, or the first origin; all later ones are above it.
@@ -475,6 +484,7 @@ impl Store {
     /// afterwards is answered with [`StoreError::Closed`].
     pub fn close(&self) {
         self.shared.queue.close();
+        self.shared.loader.end();
         let writer = self.writer.lock().expect("no holder panics").take();
         if let Some(writer) = writer
             && let Err(panicked) = writer.join()
@@ -521,6 +531,12 @@ impl ChangeSender {
             return Err(changes);
         }
         self.shared.queue.offer_changes(changes)
+    }
+
+    /// Asks for messages of a session that lie in the store alone. Never waits; the answer is
+    /// [`WorkerCommand::Loaded`](crate::link::WorkerCommand::Loaded).
+    pub fn load(&self, load: Load) {
+        self.shared.loader.ask(load);
     }
 }
 

@@ -1,6 +1,5 @@
 //! Reading the uplink: a connection of its own, beside the writer.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -11,8 +10,8 @@ use super::error::StoreError;
 use super::progress::Range;
 use super::record::{Details, Entry, Facts, Stored, What};
 use super::schema;
-use super::sessions::{self, KeptSession, Unreadable};
-use crate::image::{Message, Publication, Session, SessionKey};
+use super::sessions::{self, Unreadable};
+use crate::image::{KeptSession, Message, Publication, SessionKey};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
@@ -92,14 +91,6 @@ impl Reader {
         self.look(|connection| sessions::read_sessions(connection, each))
     }
 
-    /// Every session with all that is in it, in no order of their names.
-    ///
-    /// # Errors
-    /// The file cannot be read, or says what cannot be.
-    pub fn whole_sessions(&self, each: impl FnMut(Session)) -> Result<(), StoreError> {
-        self.look(|connection| sessions::read_whole_sessions(connection, each))
-    }
-
     /// Every retained message, in the order of topics.
     ///
     /// # Errors
@@ -108,13 +99,18 @@ impl Reader {
         self.look(|connection| sessions::read_retained(connection, each))
     }
 
-    /// The messages of a session behind the number `after`, in their order, until they take more than `bytes_max`: at least
-    /// one, if there is one.
+    /// The messages of a session behind the first of these numbers and up to the second, in their order, until they take more
+    /// than `bytes_max`: at least one, if there is one. `true`: there are no more of them.
     ///
     /// # Errors
     /// The file cannot be read, or says what cannot be.
-    pub fn messages(&self, session: SessionKey, after: u64, bytes_max: usize) -> Result<Vec<Message>, StoreError> {
-        self.look(|connection| sessions::read_messages(connection, session, after, bytes_max, &mut HashMap::new()))
+    pub fn messages(
+        &self,
+        session: SessionKey,
+        numbers: (u64, u64),
+        bytes_max: usize,
+    ) -> Result<(Vec<Message>, bool), StoreError> {
+        self.look(|connection| sessions::read_messages(connection, session, numbers, bytes_max))
     }
 
     fn look<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Unreadable>) -> Result<T, StoreError> {

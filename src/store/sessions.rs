@@ -13,10 +13,16 @@ use rusqlite::{Connection, Row as SqlRow, Rows, Transaction, TransactionBehavior
 
 use super::StoreError;
 use super::coalesce::{Held, Plan, Row};
-use crate::image::{Head, ImageError, Message, Outstanding, Publication, Received, Session, SessionKey, Subscription};
+use crate::image::{
+    Head, ImageError, KeptSession, Message, Outstanding, Publication, Received, SentMessage, SessionKey, Subscription,
+    Waiting,
+};
 
 /// RETAIN in the column `delivery`; the lower bits are the QoS.
 const RETAIN_BIT: u8 = 0b100;
+
+/// What a message takes beside its texts, where what is read at a time is bounded.
+const MESSAGE_BYTES: usize = 128;
 
 /// What is held of sessions and retained messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,32 +53,6 @@ pub struct KeptStats {
     pub changes: AtomicU64,
     /// Steps that were left of them to be written.
     pub steps: AtomicU64,
-}
-
-/// A session as it is read at the start: all of it but the messages themselves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptSession {
-    /// Who.
-    pub head: Head,
-    /// In order of their filters.
-    pub subscriptions: Vec<Subscription>,
-    /// Messages of QoS 2 of which PUBCOMP is owed, in order.
-    pub outstanding: Vec<Outstanding>,
-    /// Received packet identifiers of QoS 2, ascending.
-    pub received: Vec<Received>,
-    /// What else waits.
-    pub waiting: Waiting,
-}
-
-/// Messages of a session that wait on the disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many.
-    pub messages: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// The number of the latest, and of the latest that is outstanding; 0: there is none.
-    pub last_number: u64,
 }
 
 /// Why something cannot be read.
@@ -363,31 +343,14 @@ fn keep_retained(transaction: &Transaction<'_>, plan: &Plan<'_>, kept: &mut Kept
 
 // --- Reading --------------------------------------------------------------------------------------------------------
 
-/// Every session with all that is in it. What waits in several is in memory once.
-pub(super) fn read_whole_sessions(connection: &Connection, mut each: impl FnMut(Session)) -> Result<(), Unreadable> {
-    let mut shared = SharedBodies::new();
-    let mut failed = None;
-    read_sessions(connection, |session| {
-        let KeptSession { head, subscriptions, outstanding, received, waiting } = session;
-        let messages = match waiting.messages {
-            0 => Ok(Vec::new()),
-            _ => read_messages(connection, head.key, 0, usize::MAX, &mut shared),
-        };
-        match messages {
-            Ok(messages) => each(Session { head, subscriptions, messages, outstanding, received }),
-            Err(error) => failed = Some(error),
-        }
-    })?;
-    failed.map_or(Ok(()), Err)
-}
-
-/// Every session, in the order of their keys. Four tables are read side by side, each once.
+/// Every session, in the order of their keys, without the messages themselves. Four tables are read side by side, each once.
 pub(super) fn read_sessions(connection: &Connection, mut each: impl FnMut(KeptSession)) -> Result<(), Unreadable> {
     let mut heads = connection.prepare("SELECT key, image, away_since FROM session ORDER BY key")?;
     let mut subscriptions =
         connection.prepare("SELECT session, filter, options, identifier FROM subscription ORDER BY session, filter")?;
-    let mut queue = connection
-        .prepare("SELECT session, number, message IS NULL, packet, bytes FROM queue ORDER BY session, number")?;
+    let mut queue = connection.prepare(
+        "SELECT session, number, message IS NULL, packet, bytes, delivery FROM queue ORDER BY session, number",
+    )?;
     let mut received = connection.prepare("SELECT session, packet, origin FROM received ORDER BY session, packet")?;
     let mut heads = heads.query([])?;
     let mut subscriptions = BySession::new(subscriptions.query([])?)?;
@@ -402,6 +365,7 @@ pub(super) fn read_sessions(connection: &Connection, mut each: impl FnMut(KeptSe
         let mut session = KeptSession {
             head,
             subscriptions: Vec::new(),
+            sent: Vec::new(),
             outstanding: Vec::new(),
             received: Vec::new(),
             waiting: Waiting::default(),
@@ -416,11 +380,17 @@ pub(super) fn read_sessions(connection: &Connection, mut each: impl FnMut(KeptSe
         queue.each(key, |row| {
             let number = row.get(1)?;
             session.waiting.last_number = number;
-            if row.get(2)? {
-                session.outstanding.push(Outstanding { number, packet: row.get(3)? });
-            } else {
-                session.waiting.messages += 1;
-                session.waiting.bytes += row.get::<_, u64>(4)?;
+            match (row.get(2)?, row.get(3)?) {
+                (true, Some(packet)) => session.outstanding.push(Outstanding { number, packet }),
+                (true, None) => return Err(Unreadable::Image(format!("number {number} of session {key} is none"))),
+                (false, Some(packet)) => {
+                    let qos = row.get::<_, u8>(5)? & !RETAIN_BIT;
+                    session.sent.push(SentMessage { number, packet, qos, bytes: row.get(4)? });
+                }
+                (false, None) => {
+                    session.waiting.messages += 1;
+                    session.waiting.bytes += row.get::<_, u64>(4)?;
+                }
             }
             Ok(())
         })?;
@@ -464,37 +434,38 @@ impl<'a> BySession<'a> {
     }
 }
 
-/// Messages of one session behind the number `after`, in their order, until they take more than `bytes_max`: at least one,
-/// if there is one.
+/// Messages of one session behind the number `after` and up to `through`, in their order, until they take more than `bytes_max`:
+/// at least one, if there is one. `true`: there are no more of them.
 pub(super) fn read_messages(
     connection: &Connection,
     SessionKey(key): SessionKey,
-    after: u64,
+    (after, through): (u64, u64),
     bytes_max: usize,
-    shared: &mut SharedBodies,
-) -> Result<Vec<Message>, Unreadable> {
+) -> Result<(Vec<Message>, bool), Unreadable> {
     let mut statement = connection.prepare_cached(
         "SELECT number, packet, delivery, identifiers, image, origin, id, uses FROM queue JOIN message ON id = message
-         WHERE session = ?1 AND number > ?2 ORDER BY number",
+         WHERE session = ?1 AND number > ?2 AND number <= ?3 ORDER BY number",
     )?;
-    let mut rows = statement.query([key, after])?;
-    let (mut messages, mut bytes) = (Vec::new(), 0);
+    // SQLite's integers have a sign.
+    let mut rows = statement.query([key, after, through.min(i64::MAX as u64)])?;
+    let (mut messages, mut bytes, shared) = (Vec::<Message>::new(), 0, &mut SharedBodies::new());
     while let Some(row) = rows.next()? {
+        if bytes > bytes_max {
+            return Ok((messages, false));
+        }
         let message = message_of(row, shared).map_err(|error| match error {
             Unreadable::Image(what) => Unreadable::Image(format!("a message of session {key}: {what}")),
             Unreadable::Sqlite(error) => error.into(),
         })?;
-        bytes += message.publication.bytes();
+        // A message of no bytes counts too: what comes at a time is bounded in number.
+        bytes += message.publication.bytes() + MESSAGE_BYTES;
         messages.push(message);
-        if bytes > bytes_max {
-            break;
-        }
     }
-    Ok(messages)
+    Ok((messages, true))
 }
 
-/// Bodies that several sessions have, as far as they were read.
-pub(super) type SharedBodies = HashMap<u64, Arc<Publication>>;
+/// Bodies that several places have, as far as they were read.
+type SharedBodies = HashMap<u64, Arc<Publication>>;
 
 fn message_of(row: &SqlRow<'_>, shared: &mut SharedBodies) -> Result<Message, Unreadable> {
     let delivery: u8 = row.get(2)?;
@@ -588,10 +559,10 @@ pub(super) fn contradictions(connection: &Connection) -> Result<Vec<String>, Unr
     for key in keys {
         let mut after = 0;
         loop {
-            let read = read_messages(connection, SessionKey(key), after, 1 << 20, &mut SharedBodies::new());
+            let read = read_messages(connection, SessionKey(key), (after, u64::MAX), 1 << 20);
             match read {
-                Ok(messages) if messages.is_empty() => break,
-                Ok(messages) => after = messages[messages.len() - 1].number,
+                Ok((_, true)) => break,
+                Ok((messages, false)) => after = messages.last().map_or(u64::MAX, |last| last.number),
                 Err(error) => break note(Err(error))?,
             }
         }

@@ -81,6 +81,7 @@ impl<I: Io> Turn<I> {
             WorkerCommand::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),
+            WorkerCommand::Loaded(loaded) => self.shard.handle_loaded(*loaded, now),
             WorkerCommand::Peers { from, answers } => self.shard.handle_shard_messages(from, answers),
         }
     }
@@ -129,6 +130,9 @@ impl<I: Io> Turn<I> {
     pub(super) fn deliver(&mut self, now: Moment) {
         self.has_worked |= self.shard.has_deliveries();
         self.shard.deliver(now);
+        for load in self.shard.take_loads() {
+            self.io.load(load);
+        }
     }
 
     /// What must outlive the process goes to the store, before other shards are told what it causes there.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::{AdmissionLimits, Phase};
 use crate::connection::ListenerSettings;
-use crate::link::{Changes, ConnectionId, ListenerId, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent, WorkerId};
+use crate::link::{
+    Changes, ConnectionId, ListenerId, Load, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent, WorkerId,
+};
 use crate::metrics::Counters;
 use crate::shard::Shard;
 use crate::time::Moment;
@@ -127,6 +129,8 @@ pub trait Io {
     fn keep(&mut self, changes: Changes) -> Result<(), Changes> {
         Err(changes)
     }
+    /// Asks the store for messages; [`WorkerCommand::Loaded`] brings them. Never called where nothing is recorded.
+    fn load(&mut self, _load: Load) {}
     /// What holds from now on, if that has changed since it was asked for last.
     fn take_policy(&mut self) -> Option<NewPolicy> {
         None

@@ -17,8 +17,8 @@ use super::policy::PolicySwitch;
 use super::sockets::Sockets;
 use super::uplink_batch::UplinkBatches;
 use crate::link::{
-    Changes, ConnectionId, Doorbell, Inbox, ListenerId, Mailbox, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent,
-    WorkerId,
+    Changes, ConnectionId, Doorbell, Inbox, ListenerId, Load, Mailbox, Outgoing, Passed, Refusal, WorkerCommand,
+    WorkerEvent, WorkerId,
 };
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
@@ -395,6 +395,12 @@ impl Io for WorkerIo {
         match &self.changes {
             Some(sender) => sender.offer(changes),
             None => Err(changes),
+        }
+    }
+
+    fn load(&mut self, load: Load) {
+        if let Some(sender) = &self.changes {
+            sender.load(load);
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::broker::Recording;
-use crate::image::{Publication, Session};
+use crate::broker::{Bounds, Recording};
+use crate::config::Limits;
+use crate::image::{KeptSession, Publication};
 use crate::link::{Exchange, Mailbox, WorkerId};
 use crate::shard::Shard;
 use crate::store::ChangeSender;
@@ -17,17 +18,25 @@ pub struct Kept {
     pub recording: Recording,
     /// Numbers are given out from here on.
     pub next_key: u64,
+    /// Bytes of messages that may wait in the store for devices that are away, of all workers.
+    pub stored_bytes: u64,
     /// Sessions, by the worker that is their home now.
-    pub sessions: Vec<Vec<Session>>,
+    pub sessions: Vec<Vec<KeptSession>>,
     /// Retained messages: each worker keeps all.
     pub retained: Arc<[Publication]>,
+}
+
+/// The bounds of one worker's sessions, with what it has of the store, if there is one.
+pub(super) fn bounds(kept: Option<&KeptPart>, limits: &Limits, workers: u16) -> Bounds {
+    Bounds { stored_bytes: kept.map_or(0, |kept| kept.stored_bytes), ..Bounds::of(limits, workers) }
 }
 
 /// One worker's part of it.
 pub(super) struct KeptPart {
     pub(super) changes: ChangeSender,
+    stored_bytes: u64,
     recording: Recording,
-    sessions: Vec<Session>,
+    sessions: Vec<KeptSession>,
     retained: Arc<[Publication]>,
 }
 
@@ -35,8 +44,10 @@ impl Kept {
     /// As many parts as there are workers, by worker.
     pub(super) fn parts(self, exchange: &Exchange) -> Vec<Option<KeptPart>> {
         exchange.note_key(self.next_key);
+        let stored_bytes = self.stored_bytes / self.sessions.len().max(1) as u64;
         let part = |sessions| KeptPart {
             changes: self.changes.clone(),
+            stored_bytes,
             recording: self.recording.clone(),
             sessions,
             retained: Arc::clone(&self.retained),

@@ -19,12 +19,11 @@ use socket2::Socket;
 use super::descriptors::{close_left_behind, leave_shared_table};
 use super::handoff::{HandoffChannel, Message, pair};
 use super::io::{Sampled, WorkerIo, token};
-use super::kept::{Kept, KeptPart};
+use super::kept::{self, Kept, KeptPart};
 use super::listen::{Listener, listen, reserve};
 use super::policy::{Policy, PolicySwitch};
 use super::sockets::Sockets;
 use super::uplink_batch::{BATCH, UplinkBatches};
-use crate::broker;
 use crate::config::budget::descriptors_for_connections;
 use crate::config::{self, Config};
 use crate::connection::{Input, ListenerSettings};
@@ -337,7 +336,7 @@ impl WorkerParts {
             uplink_length: limits.uplink_length,
             seed: self.seed,
             exchange: self.shared.exchange,
-            sessions: broker::Bounds::of(limits, self.home.workers()),
+            sessions: kept::bounds(self.kept.as_ref(), limits, self.home.workers()),
         };
         let mut shard = Shard::new(setup, now.tick());
         let changes = self.kept.map(|kept| kept.begin(&mut shard, self.id, &self.mailboxes, now));

@@ -6,6 +6,7 @@
 mod support;
 
 mod auth;
+mod away;
 mod disk;
 mod rows_v3;
 mod rows_v5;

@@ -88,6 +88,7 @@ impl World {
             retained_messages: 2,
             retained_bytes: 1 << 20,
             inbox_messages: 16,
+            stored_bytes: 0,
             pool_bytes: 1 << 30,
         };
         let now = Moment::from_micros(TICK_MICROS);

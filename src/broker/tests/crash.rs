@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::store::ModelStore;
 use super::*;
 use crate::codec::mqtt::{self, Options, QoS};
-use crate::link::{CloseReason, Refusal};
+use crate::link::{CloseReason, Load, Refusal};
 use crate::time::{TICK_MICROS, Timeline};
 
 const CLIENTS: usize = 5;
@@ -58,6 +58,16 @@ struct Published {
     owed: Vec<usize>,
 }
 
+/// A fault that is put in, to see that it is found.
+#[derive(Clone, Copy, PartialEq)]
+enum Planted {
+    Nothing,
+    /// A message is lost between the store and its session.
+    Lost,
+    /// What comes while a piece is read is read too.
+    Twice,
+}
+
 struct World {
     seed: u64,
     random: fastrand::Rng,
@@ -69,6 +79,10 @@ struct World {
     shards: Vec<Broker>,
     ways: HashMap<(usize, usize), (VecDeque<ShardMessage>, VecDeque<Passed>)>,
     slots: u32,
+    /// What the shards have asked of the store, by shard.
+    loads: Vec<VecDeque<Load>>,
+    planted: Planted,
+    loaded: usize,
     clients: Vec<Client>,
     published: BTreeMap<u32, Published>,
     counters: Counters,
@@ -80,7 +94,7 @@ fn budget<'a>(out: &'a mut Vec<u8>, turn_bytes: usize, now: Moment, counters: &'
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, planted: Planted) -> Self {
         let clients = (0..CLIENTS).map(|number| Client { name: format!("client {number}"), ..Client::default() });
         let mut world = Self {
             seed,
@@ -92,6 +106,9 @@ impl World {
             shards: Vec::new(),
             ways: HashMap::new(),
             slots: 0,
+            loads: Vec::new(),
+            planted,
+            loaded: 0,
             clients: clients.collect(),
             published: BTreeMap::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
@@ -119,6 +136,7 @@ impl World {
             subscriptions: 100,
             retained_messages: 100,
             retained_bytes: 1 << 20,
+            stored_bytes: 1 << 20,
             pool_bytes: 1 << 28,
             inbox_messages: 16,
         };
@@ -132,6 +150,7 @@ impl World {
                 shard
             })
             .collect();
+        self.loads = vec![VecDeque::new(); usize::from(workers)];
         let (sessions, retained) = self.store.load();
         for session in sessions {
             self.shards[home.of(&session.head.name).index()].restore(session, now);
@@ -153,6 +172,7 @@ impl World {
         self.crashes += 1;
         self.store.crash();
         self.ways.clear();
+        self.loads.clear();
         self.wall_ms += self.random.i64(1..5_000);
         self.clients.iter_mut().for_each(Client::lose_connection);
         self.begin();
@@ -327,9 +347,33 @@ impl World {
                 self.hear_answers(worker, slot, session);
             }
         }
+        self.ask(worker);
         self.hand_over(worker);
         self.carry(worker);
         self.shards[worker].take_requests();
+    }
+
+    /// What shards ask of the store is answered some time later, as things are when it is read.
+    fn ask(&mut self, worker: usize) {
+        let loads = self.shards[worker].take_loads();
+        self.loads[worker].extend(loads);
+    }
+
+    fn answer(&mut self, worker: usize) {
+        let Some(mut load) = self.loads[worker].pop_front() else { return };
+        // As often as not one by one.
+        load.bytes_max *= usize::from(self.random.bool());
+        let mut loaded = self.store.read(&load);
+        let messages = loaded.messages.as_mut().expect("the model can be read");
+        self.loaded += messages.len();
+        match self.planted {
+            Planted::Lost if self.random.u8(..20) == 0 => drop(messages.pop()),
+            // As if what comes while a piece is read could be in it.
+            Planted::Twice => loaded = self.store.read(&Load { through: u64::MAX, ..load }),
+            Planted::Nothing | Planted::Lost => {}
+        }
+        let unreadable = self.shards[worker].handle_loaded(loaded, self.now);
+        assert!(unreadable.is_none());
     }
 
     fn hand_over(&mut self, worker: usize) {
@@ -446,7 +490,8 @@ impl World {
             3 => self.disconnect(number),
             4..=15 => self.publish(number),
             16..=33 => self.turn(worker),
-            34..=44 => self.commit(),
+            34..=41 => self.commit(),
+            42..=44 => self.answer(worker),
             _ => {
                 let to = self.random.usize(..shards);
                 self.arrive(worker, to);
@@ -475,6 +520,9 @@ impl World {
             }
             for worker in 0..self.shards.len() {
                 self.turn(worker);
+                while !self.loads[worker].is_empty() {
+                    self.answer(worker);
+                }
                 for from in 0..self.shards.len() {
                     while self.arrive(from, worker) {}
                 }
@@ -496,6 +544,7 @@ impl World {
                 && shard.settlements.len() == 0
                 && shard.staged.len() == 0
                 && shard.sessions.iter().all(|session| session.inflight.is_none())
+                && shard.sessions.stored_bytes == 0
         };
         self.store.is_quiet()
             && self.shards.iter().all(shard_is_quiet)
@@ -542,17 +591,46 @@ impl Client {
     }
 }
 
-#[test]
-fn whatever_was_acknowledged_survives_a_crash_and_at_qos_2_comes_once() {
-    let (mut published, mut crashes) = (0, 0);
-    for seed in 0..100 {
-        let mut world = World::new(seed);
+/// Many worlds, each with many ends of the process.
+fn play(worlds: std::ops::Range<u64>, planted: Planted) -> (usize, u32, usize) {
+    let (mut published, mut crashes, mut loaded) = (0, 0, 0);
+    for seed in worlds {
+        let mut world = World::new(seed, planted);
         for _ in 0..1_500 {
             world.step(true);
         }
         world.end();
         published += world.published.len();
         crashes += world.crashes;
+        loaded += world.loaded;
     }
+    (published, crashes, loaded)
+}
+
+#[test]
+fn whatever_was_acknowledged_survives_a_crash_and_at_qos_2_comes_once() {
+    let (published, crashes, loaded) = play(0..100, Planted::Nothing);
     assert!(published > 3_000 && crashes > 1_500, "too little happened: {published} messages, {crashes} crashes");
+    assert!(loaded > 3_000, "too little was read again: {loaded} messages");
+}
+
+/// How a planted fault is found.
+fn found(planted: Planted) -> String {
+    let found = std::panic::catch_unwind(|| play(0..10, planted)).expect_err("it is not found");
+    let text = found.downcast_ref::<String>().cloned();
+    text.or_else(|| found.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+#[test]
+fn message_that_is_lost_on_its_way_out_of_the_store_is_missed() {
+    let found = found(Planted::Lost);
+    assert!(found.contains("the store has lost some") || found.contains("never got"), "{found}");
+}
+
+#[test]
+fn message_that_comes_while_others_are_read_must_not_be_read_too() {
+    // Counted twice too, there is one of it in the store when it is read the next time.
+    let found = found(Planted::Twice);
+    let ways = ["it lies in two places", "twice", "the store has lost some"];
+    assert!(ways.iter().any(|way| found.contains(way)), "{found}");
 }

@@ -98,6 +98,7 @@ impl World {
             subscriptions: 100,
             retained_messages: 10_000,
             retained_bytes: 1 << 24,
+            stored_bytes: 0,
             pool_bytes: 1 << 30,
             // In every third world so few that messages wait for credit all the time.
             inbox_messages: if seed.is_multiple_of(3) { 16 } else { 8_192 },

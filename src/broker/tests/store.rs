@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::image::{self, Change, Outstanding, SessionKey};
-use crate::link::{ChangeMark, Changes, WorkerId};
+use crate::link::{ChangeMark, Changes, Load, Loaded, WorkerId};
 
 /// See the head of this file.
 #[derive(Default)]
@@ -44,14 +44,30 @@ impl ModelStore {
     }
 
     /// What there is. What was queued under an origin that is still pending goes before, and that too, at once.
-    pub fn load(&mut self) -> (Vec<image::Session>, Vec<image::Publication>) {
+    pub fn load(&mut self) -> (Vec<image::KeptSession>, Vec<image::Publication>) {
         let received = self.sessions.values().flat_map(|session| &session.received);
         let pending: BTreeSet<u64> = received.map(|received| received.origin).filter(|&origin| origin != 0).collect();
         for session in self.sessions.values_mut() {
             session.messages.retain(|message| !pending.contains(&message.origin));
             session.received.retain(|received| received.origin == 0);
         }
-        (self.sessions.values().cloned().collect(), self.retained.values().map(|kept| (**kept).clone()).collect())
+        (self.sessions.values().map(kept).collect(), self.retained.values().map(|kept| (**kept).clone()).collect())
+    }
+
+    /// What a shard is told of what waits in a session: only what was committed.
+    pub fn read(&self, load: &Load) -> Loaded {
+        let &Load { session, serial, key, after, through, bytes_max } = load;
+        let wanted = |message: &&image::Message| message.number > after && message.number <= through;
+        let (mut messages, mut bytes, mut is_last) = (Vec::new(), 0, true);
+        for message in self.sessions.get(&key).into_iter().flat_map(|known| &known.messages).filter(wanted) {
+            if bytes > bytes_max {
+                is_last = false;
+                break;
+            }
+            bytes += message.publication.bytes() + 128;
+            messages.push(message.clone());
+        }
+        Loaded { session, serial, messages: Some(messages), is_last }
     }
 
     /// The largest number of a session, or of something received, that was ever committed.
@@ -106,6 +122,23 @@ impl ModelStore {
             }
         }
     }
+}
+
+/// A session without its messages.
+fn kept(session: &image::Session) -> image::KeptSession {
+    let image::Session { head, subscriptions, messages, outstanding, received } = session.clone();
+    let unsent = messages.iter().filter(|message| message.packet.is_none());
+    let sent = messages.iter().filter_map(|message| {
+        let (number, qos, bytes) = (message.number, message.qos, message.publication.bytes() as u64);
+        Some(image::SentMessage { number, packet: message.packet?, qos, bytes })
+    });
+    let numbers = messages.iter().map(|message| message.number);
+    let waiting = image::Waiting {
+        messages: unsent.clone().count() as u64,
+        bytes: unsent.map(|message| message.publication.bytes() as u64).sum(),
+        last_number: numbers.chain(outstanding.iter().map(|one| one.number)).max().unwrap_or(0),
+    };
+    image::KeptSession { head, subscriptions, sent: sent.collect(), outstanding, received, waiting }
 }
 
 fn apply_to(session: &mut image::Session, change: &Change, largest: &mut u64) {
@@ -163,7 +196,10 @@ fn coalesced_changes_come_to_the_same() {
             left_out += before - changes.len();
             other.apply_all(&changes);
         }
-        let (mut sessions, mut others) = (one.load().0, other.load().0);
+        one.load();
+        other.load();
+        let of = |store: &ModelStore| store.sessions.values().cloned().collect::<Vec<_>>();
+        let (mut sessions, mut others) = (of(&one), of(&other));
         for session in sessions.iter_mut().chain(&mut others) {
             session.subscriptions.sort_by(|a, b| a.filter.cmp(&b.filter));
             session.outstanding.sort_by_key(|one| one.number);

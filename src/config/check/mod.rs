@@ -281,14 +281,14 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config, written: bool
 
 /// What sessions and retained messages may come to has room beside the uplink, or it is said that they may have to wait for it.
 fn fit_store(context: &mut Context<'_>, config: &Config) {
-    let Some(StoreShares { uplink, sessions, retained, .. }) = config.store_shares() else { return };
-    let needed = uplink.saturating_add(sessions).saturating_add(retained);
+    let Some(StoreShares { uplink, sessions, pool, retained, .. }) = config.store_shares() else { return };
+    let needed = uplink.saturating_add(sessions).saturating_add(pool).saturating_add(retained);
     if needed > config.store.bytes {
         let left = budget::Bytes(config.store.bytes - uplink.min(config.store.bytes));
-        let [sessions, retained] = [sessions, retained].map(budget::Bytes);
+        let [sessions, pool, retained] = [sessions, pool, retained].map(budget::Bytes);
         let text = format!(
-            "uplink.retention_bytes leaves {left} for sessions ({sessions}, half of limits.pool_bytes) and retained messages \
-             ({retained}): without room publishers wait: write at least {needed}, or less of these"
+            "uplink.retention_bytes leaves {left} for devices that are away ({sessions}), those that are there ({pool}, half of \
+             limits.pool_bytes) and retained messages ({retained}): without room publishers wait: write at least {needed}, or less of these"
         );
         context.warn(&ConfigKey::top("store.bytes"), &text);
     }

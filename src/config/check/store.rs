@@ -11,6 +11,9 @@ use crate::config::{Durability, Store, Uplink};
 const SYNC_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 const STORE_BYTES: RangeInclusive<i64> = 16 << 20..=1 << 44;
 const QUEUE_BYTES: RangeInclusive<i64> = 64 << 10..=1 << 30;
+const SESSIONS_BYTES: RangeInclusive<i64> = 1 << 20..=1 << 43;
+/// Unless it is written, what waits for devices that are away is at most such a part of the store.
+const SESSIONS_PART: i64 = 4;
 const RETENTION: RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::from_hours(10 * 365 * 24);
 const RETENTION_BYTES: RangeInclusive<i64> = 1 << 20..=1 << 43;
 
@@ -32,7 +35,20 @@ pub fn store(raw: &RawStore, machine: &Machine) -> Result<Store, Problem> {
     let usual = limits::in_proportion(default.queue_bytes as u64, machine) as i64;
     let queue =
         values::integer(place("queue_bytes"), raw.queue_bytes, usual.max(*QUEUE_BYTES.start()), QUEUE_BYTES, "bytes")?;
-    Ok(Store { durability, sync_interval, bytes: bytes as u64, queue_bytes: queue as usize })
+    // Unless it is written, it is a part of what there is.
+    let usual = (bytes / SESSIONS_PART).min(default.sessions_bytes as i64);
+    let sessions = values::integer(place("sessions_bytes"), raw.sessions_bytes, usual, SESSIONS_BYTES, "bytes")?;
+    if sessions > bytes && durability != Durability::Memory {
+        let what = format!("{sessions} bytes do not fit into a store of {bytes}");
+        return Err(Problem::new(place("sessions_bytes"), what, "write less, or a larger store.bytes"));
+    }
+    Ok(Store {
+        durability,
+        sync_interval,
+        bytes: bytes as u64,
+        queue_bytes: queue as usize,
+        sessions_bytes: sessions as u64,
+    })
 }
 
 /// `[uplink]`. What is kept has to fit into the store, with what a database takes beside its content.

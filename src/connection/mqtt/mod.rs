@@ -239,6 +239,7 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::RateExceeded => Reason::MESSAGE_RATE_TOO_HIGH,
         CloseReason::HomeFull
         | CloseReason::PoolFull
+        | CloseReason::SessionUnreadable
         | CloseReason::TokenUnanswered
         | CloseReason::JwtUnanswered
         | CloseReason::HookUnanswered

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::image::Session;
+use crate::image::{KeptSession, Waiting};
 
 /// Two comings and goings, messages of a device, a consumer, a session with four messages, a retained one.
 const VERSION_3: &str = include_str!("version_3.sql");
@@ -32,11 +32,13 @@ fn a_store_of_version_3_is_brought_up_to_date() {
     assert!(told.len() > 10 && told.iter().all(Option::is_none));
     assert!(matches!(&events[1].entry.what, What::Disconnected(_, cause) if &**cause == "device_closed"));
     assert_eq!(store.cursor("backend"), Some(2));
-    let mut sessions: Vec<Session> = Vec::new();
-    store.reader().whole_sessions(|session| sessions.push(session)).unwrap();
+    let mut sessions: Vec<KeptSession> = Vec::new();
+    store.reader().sessions(|session| sessions.push(session)).unwrap();
     let [session] = &sessions[..] else { panic!("{sessions:?}") };
-    assert_eq!((&*session.head.name, session.subscriptions.len(), session.messages.len()), ("meter-1", 2, 4));
-    assert_eq!(&session.messages[2].publication.payload[..], b"value 3");
+    assert_eq!((&*session.head.name, session.subscriptions.len()), ("meter-1", 2));
+    assert_eq!(session.waiting, Waiting { messages: 4, bytes: 86, last_number: 4 });
+    let (messages, is_all) = store.reader().messages(session.head.key, (0, 4), usize::MAX).unwrap();
+    assert_eq!((&messages[2].publication.payload[..], messages.len(), is_all), (&b"value 3"[..], 4, true));
     let mut retained = Vec::new();
     store.retained(|publication| retained.push(publication.topic)).unwrap();
     assert_eq!(retained, ["site/1/state".into()]);

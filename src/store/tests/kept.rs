@@ -10,7 +10,7 @@ use super::super::coalesce::Plan;
 use super::super::schema;
 use super::super::sessions::{self, Kept};
 use super::*;
-use crate::image::{Change, Head, Message, Outstanding, Profile, Received, Subscription, Will};
+use crate::image::{Change, Head, Message, Outstanding, Profile, Received, SentMessage, Subscription, Waiting, Will};
 use crate::link::{ChangeMark, Doorbell, Inbox, WorkerCommand, mailbox};
 
 /// What must be in the file, told by the changes alone.
@@ -82,14 +82,20 @@ impl Model {
     fn read(connection: &Connection) -> Self {
         let mut model = Self::default();
         let each = |session: KeptSession| {
-            let KeptSession { head, subscriptions, outstanding, received, waiting } = session;
+            let KeptSession { head, subscriptions, sent, outstanding, received, waiting } = session;
             let key = head.key;
-            let messages =
-                sessions::read_messages(connection, key, 0, usize::MAX, &mut sessions::SharedBodies::new()).unwrap();
-            let bytes: usize = messages.iter().map(|message| message.publication.bytes()).sum();
+            let (messages, is_all) = sessions::read_messages(connection, key, (0, u64::MAX), usize::MAX).unwrap();
+            assert!(is_all);
+            let unsent: Vec<_> = messages.iter().filter(|message| message.packet.is_none()).collect();
+            let bytes: usize = unsent.iter().map(|message| message.publication.bytes()).sum();
+            let were_sent = messages.iter().filter_map(|message| {
+                let (number, qos, bytes) = (message.number, message.qos, message.publication.bytes() as u64);
+                Some(SentMessage { number, packet: message.packet?, qos, bytes })
+            });
+            assert_eq!(sent, were_sent.collect::<Vec<_>>());
             let numbers = messages.iter().map(|message| message.number);
             let last_number = numbers.chain(outstanding.iter().map(|one| one.number)).max().unwrap_or(0);
-            assert_eq!(waiting, Waiting { messages: messages.len() as u64, bytes: bytes as u64, last_number });
+            assert_eq!(waiting, Waiting { messages: unsent.len() as u64, bytes: bytes as u64, last_number });
             let known = Known {
                 head,
                 subscriptions: subscriptions.into_iter().map(|one| (one.filter.clone(), one)).collect(),
@@ -360,7 +366,7 @@ fn what_is_said_to_be_safe_is_there_after_a_crash() {
             if round == 1 {
                 // What was safe before anybody could be told is told now.
                 spoken.clone_from(&world.marks);
-                store.connect(mailboxes.clone());
+                store.connect(mailboxes.clone()).unwrap();
             }
             if round > 0 {
                 for (worker, mark) in spoken {
@@ -429,14 +435,15 @@ fn what_ended_with_the_process_is_ended_when_the_store_is_opened() {
     assert_eq!(found[0].received, [Received { packet: 2, origin: 0 }]);
     assert!(found[0].head.away_since_ms.unwrap() >= before, "it was connected until now");
     assert_eq!(found[1].head.away_since_ms, Some(17));
-    let messages = store.reader().messages(subscriber, 0, usize::MAX).unwrap();
-    assert_eq!(messages.iter().map(|message| message.number).collect::<Vec<_>>(), [2, 3, 4]);
-    assert_eq!(store.reader().messages(subscriber, 0, 1).unwrap().len(), 1, "one is handed out, however large");
-    assert_eq!(store.reader().messages(subscriber, 2, usize::MAX).unwrap().len(), 2);
-    let mut whole = Vec::new();
-    store.reader().whole_sessions(|session| whole.push(session)).unwrap();
-    assert_eq!((whole[1].head.key, &whole[1].messages), (subscriber, &messages));
-    let [.., one, other] = &whole[1].messages[..] else { panic!("{whole:?}") };
+    let read = |numbers, bytes| {
+        let (messages, is_all) = store.reader().messages(subscriber, numbers, bytes).unwrap();
+        (messages.iter().map(|message| message.number).collect::<Vec<_>>(), is_all)
+    };
+    assert_eq!(read((0, u64::MAX), usize::MAX), (vec![2, 3, 4], true));
+    assert_eq!(read((0, u64::MAX), 0), (vec![2], false), "one is handed out, however large");
+    assert_eq!((read((2, u64::MAX), usize::MAX), read((2, 3), usize::MAX)), ((vec![3, 4], true), (vec![3], true)));
+    let (messages, _) = store.reader().messages(subscriber, (0, 4), usize::MAX).unwrap();
+    let [.., one, other] = &messages[..] else { panic!("{messages:?}") };
     assert!(Arc::ptr_eq(&one.publication, &other.publication), "what waits in several places is in memory once");
     // What is queued still names the origin 51.
     assert_eq!(store.next_key(), SessionKey(52));
@@ -455,7 +462,7 @@ fn changes_are_bounded_and_whoever_is_refused_hears_of_room() {
     };
     let store = Store::open(&bounded, settle).unwrap();
     let (mailboxes, inboxes) = worker_inboxes();
-    store.connect(mailboxes);
+    store.connect(mailboxes).unwrap();
     let sender = store.changes();
     let batch = |worker, mark| Changes {
         worker: WorkerId(worker),
@@ -491,7 +498,7 @@ fn without_room_what_makes_room_is_written_and_nothing_is_safe_before_all_of_it_
     let full = Options { bytes_max: 768 << 10, ..options(directory.path()) };
     let (store, _settled) = open(&full);
     let (mailboxes, inboxes) = worker_inboxes();
-    store.connect(mailboxes);
+    store.connect(mailboxes).unwrap();
     let sender = store.changes();
     let session = SessionKey(1);
     let batch = |mark, changes| Changes { worker: WorkerId(0), mark: ChangeMark(mark), changes, is_awaited: true };
@@ -548,7 +555,7 @@ fn a_million_sessions_are_read_at_the_start() {
     let (store, _settled) = open(&Options { bytes_max: 4 << 30, ..options(directory.path()) });
     let (opened, began) = (began.elapsed(), Instant::now());
     let mut read = 0;
-    store.reader().whole_sessions(|session| read += session.subscriptions.len() as u64).unwrap();
+    store.reader().sessions(|session| read += session.subscriptions.len() as u64).unwrap();
     println!("opened in {opened:?} (all were connected), {SESSIONS} sessions read in {:?}", began.elapsed());
     assert_eq!(read, SESSIONS);
 }
