@@ -36,7 +36,7 @@ const TABLE: &[Row] = &[
     row("tls/certs", &["whole_file"], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),
     row("broker", &["time", "config", "devices", "metrics", "wheel", "pool", "link", "image", "codec"], &["slab", "hashbrown", "siphasher"]),
     row("connection", &["time", "network", "wire", "config", "metrics", "pool", "link", "tls", "codec", "broker"], &["bytes"]),
-    row("shard", &["time", "wire", "config", "devices", "metrics", "wheel", "pool", "link", "image", "tls", "codec", "broker", "connection"],
+    row("shard", &["time", "network", "wire", "config", "devices", "metrics", "wheel", "pool", "link", "image", "tls", "codec", "broker", "connection"],
         &["slab", "bytes", "fastrand", "tracing"]),
     row("turn", &["time", "network", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"], &[]),
     row("store", &["image", "link"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),

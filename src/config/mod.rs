@@ -461,11 +461,13 @@ pub struct WebSocket {
     pub path: String,
     /// The origins of pages whose browsers may connect; empty: any.
     pub origins: Vec<String>,
+    /// Networks of proxies that must say in X-Forwarded-For whose connections they bring.
+    pub forwarded_from: Vec<Network>,
 }
 
 impl Default for WebSocket {
     fn default() -> Self {
-        Self { path: "/mqtt".to_owned(), origins: Vec::new() }
+        Self { path: "/mqtt".to_owned(), origins: Vec::new(), forwarded_from: Vec::new() }
     }
 }
 

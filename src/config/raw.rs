@@ -450,6 +450,8 @@ pub struct RawWebSocket {
     pub path: Option<String>,
     /// The origins of pages whose browsers may connect.
     pub origins: Option<Vec<String>>,
+    /// Networks of proxies whose X-Forwarded-For is believed.
+    pub forwarded_from: Option<Vec<String>>,
 }
 
 /// `[listener.raw]`.

@@ -332,7 +332,17 @@ fn a_websocket_has_a_path_and_origins_and_carries_what_has_packets_of_its_own() 
     let written =
         over("[listener.websocket]\npath = \"/fleet\"\norigins = [\"https://fleet.example:8443\", \"null\"]\n");
     let origins = vec!["https://fleet.example:8443".to_owned(), "null".to_owned()];
-    assert_eq!(transport(&written), Transport::WebSocket(WebSocket { path: "/fleet".to_owned(), origins }));
+    assert_eq!(
+        transport(&written),
+        Transport::WebSocket(WebSocket { path: "/fleet".to_owned(), origins, ..WebSocket::default() })
+    );
+    let written = over("[listener.websocket]\nforwarded_from = [\"10.0.0.0/8\", \"::1\"]\n");
+    let Transport::WebSocket(websocket) = transport(&written) else { panic!("it is one") };
+    assert_eq!(websocket.forwarded_from, ["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()]);
+    let wrong = over("[listener.websocket]\nforwarded_from = [\"10.0.0.1/8\"]\n");
+    refused(&wrong, &["websocket.forwarded_from: \"10.0.0.1/8\" is no network: write an address, or one with"]);
+    let both = written.replace("protocol =", "proxy_protocol = [\"10.0.0.0/8\"]\nprotocol =");
+    refused(&both, &["websocket.forwarded_from: proxy_protocol says already", "write one of the two"]);
     refused(&over("[listener.websocket]\npath = \"fleet\"\n"), &["websocket.path: \"fleet\" is no path: write a path"]);
     for origin in ["fleet.example", "https://", "https://fleet.example/", "https://*.example", "*"] {
         let text = over(&format!("[listener.websocket]\norigins = [{origin:?}]\n"));

@@ -1,5 +1,5 @@
-//! Before TLS, behind a proxy: whose connection this is (`codec::proxy`). Only a trusted proxy is listened to, and it must say
-//! something.
+//! Behind a proxy: whose connection this is. One that passes TLS on says so before it (`codec::proxy`), one that opens it in the
+//! request for a WebSocket (X-Forwarded-For). Only a trusted proxy is listened to, and it must say something.
 
 use std::net::SocketAddr;
 
@@ -9,11 +9,13 @@ use crate::link::CloseReason;
 
 /// Whether a proxy is still to announce a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Announcement {
+pub enum Announcement {
     /// No: the peer is who it is, or was announced.
     Complete,
     /// Yes: nothing else may come first.
     Expected,
+    /// Yes, in the request for a WebSocket.
+    Forwarded,
     /// The proxy speaks for itself, or for nobody that it could name: it may only look whether somebody is here.
     Check,
 }
@@ -58,16 +60,16 @@ impl From<Proxied<'_>> for Announced {
 }
 
 impl Connection {
-    /// It comes from a trusted proxy, which says first whose connection it is.
-    pub fn expect_announcement(&mut self) {
+    /// It comes from a trusted proxy, which says whose connection it is.
+    pub fn expect_announcement(&mut self, announcement: Announcement) {
         assert!(self.is_accepted());
-        self.announcement = Announcement::Expected;
+        self.announcement = announcement;
     }
 
-    /// Whether a proxy made it for itself, to see whether somebody is here.
+    /// Whether a proxy made it for itself, to see whether somebody is here, as far as is known.
     #[must_use]
     pub fn is_proxy_check(&self) -> bool {
-        self.announcement == Announcement::Check
+        matches!(self.announcement, Announcement::Check | Announcement::Forwarded)
     }
 
     /// Looks for the header in front of the first record, when it is the connection's turn.

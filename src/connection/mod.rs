@@ -50,11 +50,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use announced::Announcement;
 use naming::Naming;
 use websocket::Carrier;
 
-pub use announced::{Announced, Announcing};
+pub use announced::{Announced, Announcement, Announcing};
 pub use close::{Cause, Termination, lingers};
 pub use image::InvalidImage;
 pub use input::{Input, Saved};
@@ -137,6 +136,8 @@ pub enum Step {
     Established(Box<TlsEstablished>),
     /// The device is known (its id is set); it may move, then be registered.
     Named,
+    /// A trusted proxy has said for whom it asks: whether those may come is to be asked before anything else.
+    Announced(Box<Announced>),
     /// The device says who it is, and this must be checked: first, or beside what it does, where it is a renewal.
     Verify(Box<Credentials>),
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.

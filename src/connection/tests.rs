@@ -97,7 +97,8 @@ impl ConnectionHarness {
         loop {
             match self.with(|connection, settings, cx| connection.handle_input(&mut input, settings, cx)) {
                 Step::Wait => break,
-                Step::Established(_) => {}
+                // Whether those may come is the shard's question.
+                Step::Established(_) | Step::Announced(_) => {}
                 Step::Named => self.named(),
                 Step::Verify(credentials) => {
                     self.token = Some(credentials.secret);

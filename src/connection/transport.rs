@@ -9,7 +9,9 @@
 use std::ops::Range;
 
 use super::websocket::{self, Carrier};
-use super::{Buffers, Connection, Context, Input, ListenerSettings, Naming, Phase, State, Step, Termination};
+use super::{
+    Announcement, Buffers, Connection, Context, Input, ListenerSettings, Naming, Phase, State, Step, Termination,
+};
 use crate::codec::websocket::{Decoder, Kind, encode_header};
 use crate::link::{CloseReason, ConnectionId};
 use crate::metrics::Metric;
@@ -22,6 +24,7 @@ pub(super) struct OpenConnection<'c, 'x> {
     pub(super) phase: &'c mut Phase,
     pub(super) naming: &'c mut Naming,
     pub(super) carrier: &'c mut Carrier,
+    pub(super) announcement: &'c mut Announcement,
     pub(super) interval: &'c mut u16,
     pub(super) device: &'c mut Box<str>,
     pub(super) buffers: Option<&'c mut Buffers>,
@@ -70,6 +73,7 @@ impl Connection {
             phase,
             naming,
             carrier: &mut self.carrier,
+            announcement: &mut self.announcement,
             interval,
             device: &mut self.device,
             buffers: self.buffers.as_deref_mut(),
@@ -124,7 +128,9 @@ impl OpenConnection<'_, '_> {
                 Carrier::Plain => input.keep_plaintext(length, plaintext),
                 Carrier::Upgrading => {
                     input.keep_plaintext(length, plaintext);
-                    self.handle_upgrade(input)?;
+                    if let Some(announced) = self.handle_upgrade(input)? {
+                        return Ok(Step::Announced(announced));
+                    }
                 }
                 Carrier::Frames => {
                     is_closing = self.handle_frames(input, plaintext, frames)?;

@@ -7,10 +7,11 @@
 //! Data frames are a byte stream for the protocol within. An idle connection keeps nothing of it: a [`Decoder`] exists only
 //! within a message that has not ended.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::transport::OpenConnection;
-use super::{Input, Termination, protocol};
+use super::{Announced, Announcement, Input, Termination, protocol};
 use crate::codec::websocket::{self, Decoder, Event, Kind, Refusal, Request};
 use crate::link::CloseReason;
 
@@ -50,24 +51,38 @@ impl Carrier {
 }
 
 impl OpenConnection<'_, '_> {
-    /// Looks whether the request is all there, and answers it.
-    pub(super) fn handle_upgrade(&mut self, input: &mut Input) -> Result<(), Termination> {
-        let (key, protocol, length) = {
+    /// Looks whether the request is all there, and answers it. `Some`: it comes through a trusted proxy, which says for whom.
+    pub(super) fn handle_upgrade(&mut self, input: &mut Input) -> Result<Option<Box<Announced>>, Termination> {
+        let (key, protocol, announced, length) = {
             let request = match websocket::decode_request(input.plain()) {
                 Ok(Some((request, length))) => {
-                    self.grant(&request, input.plain().len() - length).map(|name| (request, name, length))
+                    let granted = self.grant(&request, input.plain().len() - length);
+                    granted.and_then(|name| Ok((request, name, self.announced(&request)?, length)))
                 }
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(None),
                 Err(refusal) => Err(refusal),
             };
-            let (request, name, length) = request.map_err(|refusal| self.refuse_upgrade(refusal))?;
-            (request.key.to_owned(), name, length)
+            let (request, name, announced, length) = request.map_err(|refusal| self.refuse_upgrade(refusal))?;
+            (request.key.to_owned(), name, announced, length)
         };
+        *self.announcement = Announcement::Complete;
         input.consume_plain(length);
         websocket::encode_accept(&key, Some(protocol), self.cx.plain);
         self.seal_plain()?;
         *self.carrier = Carrier::Frames;
-        Ok(())
+        Ok(announced)
+    }
+
+    /// For whom a trusted proxy asks.
+    fn announced(&self, request: &Request) -> Result<Option<Box<Announced>>, Refusal> {
+        if *self.announcement != Announcement::Forwarded {
+            return Ok(None);
+        }
+        let trusted = self.settings.websocket.iter().flat_map(|websocket| &websocket.forwarded_from);
+        let source = request.forwarded_for(|address| trusted.clone().any(|network| network.contains(address)));
+        let source = source.ok_or(Refusal::BadRequest("a trusted proxy says not for whom it asks: X-Forwarded-For"))?;
+        // Its port is not told.
+        Ok(Some(Box::new(Announced { source: Some(SocketAddr::new(source, 0)), ..Announced::default() })))
     }
 
     /// The subprotocol that is spoken with whoever asks, if they may have it. `behind`: so many bytes follow the request.

@@ -3,24 +3,33 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Shard;
-use crate::connection::{Announced, Termination};
+use crate::connection::{Announced, Announcement, Termination};
 use crate::link::{CloseReason, ListenerId, Refusal};
+use crate::network::Network;
 use crate::time::Moment;
 
 impl Shard {
     /// Whether a peer at this address is a proxy that this listener trusts. Whoever it is must announce each connection; its
     /// own address says nothing of the device.
     #[must_use]
-    pub fn is_proxy(&self, listener: ListenerId, address: IpAddr) -> bool {
-        self.settings[listener.index()].proxies.iter().any(|network| network.contains(address))
+    pub fn announcement(&self, listener: ListenerId, address: IpAddr) -> Announcement {
+        let settings = &self.settings[listener.index()];
+        let is_in = |networks: &[Network]| networks.iter().any(|network| network.contains(address));
+        if is_in(&settings.proxies) {
+            Announcement::Expected
+        } else if settings.websocket.as_ref().is_some_and(|websocket| is_in(&websocket.forwarded_from)) {
+            Announcement::Forwarded
+        } else {
+            Announcement::Complete
+        }
     }
 
     /// The connection that was just accepted comes from such a proxy.
-    pub fn expect_announcement(&mut self, index: u32) {
-        self.connections[index as usize].expect_announcement();
+    pub fn expect_announcement(&mut self, index: u32, announcement: Announcement) {
+        self.connections[index as usize].expect_announcement(announcement);
     }
 
-    pub(super) fn handle_announced(&mut self, index: u32, announced: &Announced) {
+    pub(super) fn handle_announced(&mut self, index: u32, announced: &Announced, now: Moment) {
         let id = self.id(index);
         tracing::debug!(
             worker = self.worker.0,
@@ -37,6 +46,7 @@ impl Shard {
             self.note_peer(index, source.ip());
         }
         self.announced.push_back(id);
+        self.trace_announced(index, now);
     }
 
     /// The next connection that a proxy has announced in this turn, and the device's address. It goes on unless it is

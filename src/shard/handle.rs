@@ -8,7 +8,7 @@ use super::announced::take_address;
 use super::grants::{Grants, TRY_LATER_MS};
 use super::{Plan, Shard, Sweep};
 use crate::broker::UNFINISHED_IN_A_TURN;
-use crate::connection::{Announcing, Connection, Input, InvalidImage, Step, Termination};
+use crate::connection::{Announcing, Connection, Input, InvalidImage, Step, Termination, TlsEstablished};
 use crate::link::{
     CloseReason, ConnectionFacts, ConnectionId, ListenerId, NotAdmitted, Presence, Receipt, TraceWhat, WorkerEvent,
 };
@@ -118,9 +118,7 @@ impl Shard {
             match step {
                 Step::Wait => break,
                 Step::Established(established) => {
-                    self.sweep.set_mark(index, established.certificate);
-                    self.trace_established(index, established.resumed, now);
-                    self.handle_established(index, established.resumed, now);
+                    self.handle_established(index, &established, now);
                     if self.is_certificate_denied(index, now) {
                         return self.end(index, &Termination::new(CloseReason::Denied), now);
                     }
@@ -129,6 +127,12 @@ impl Shard {
                     if !self.assign_home(index, now) {
                         break;
                     }
+                }
+                Step::Announced(announced) => {
+                    self.handle_announced(index, &announced, now);
+                    // It is asked about in this turn, and goes on in the next one.
+                    self.unfinished.push_back(self.id(index));
+                    return self.pause(index, input, now);
                 }
                 Step::Verify(credentials) => {
                     let Some(goes_on) = self.ask_to_verify(index, credentials, now) else { return };
@@ -482,8 +486,7 @@ impl Shard {
             Announcing::Partial => self.counters.subtract(Metric::HandshakesWaiting, 1),
             Announcing::Complete(announced) => {
                 if let Some(announced) = announced {
-                    self.handle_announced(index, &announced);
-                    self.trace_announced(index, now);
+                    self.handle_announced(index, &announced, now);
                 }
                 if self.begin_handshake(index, input, now) {
                     return true;
@@ -531,8 +534,10 @@ impl Shard {
         self.end(index, &Termination::because(CloseReason::HandshakeTimeout, detail), now);
     }
 
-    fn handle_established(&mut self, index: u32, resumed: bool, now: Moment) {
-        self.counters.add(if resumed { Metric::HandshakesResumed } else { Metric::HandshakesFull }, 1);
+    fn handle_established(&mut self, index: u32, established: &TlsEstablished, now: Moment) {
+        self.sweep.set_mark(index, established.certificate);
+        self.trace_established(index, established.resumed, now);
+        self.counters.add(if established.resumed { Metric::HandshakesResumed } else { Metric::HandshakesFull }, 1);
         let connection = &self.connections[index as usize];
         let (listener, facts) = (connection.listener().index(), connection.facts());
         let is_old = facts.is_some_and(|(version, ..)| version == "TLSv1.2");

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Accepted, Event, Io, Load, ReadError, Turn};
+use crate::connection::Announcement;
 use crate::link::{Counted, Refusal};
 use crate::shard::Plan;
 use crate::time::{Moment, Tick};
@@ -193,11 +194,11 @@ impl<I: Io> Turn<I> {
         };
         backlog.is_starved = false;
         self.has_worked = true;
-        let is_proxy = self.shard.is_proxy(listener, address);
+        let announcement = self.shard.announcement(listener, address);
         let load = self.load(address, now);
         let verdict = match self.admission.at_accept(&load) {
             // Behind a proxy it is asked when that has said the device's address.
-            Ok(()) if !is_proxy => self.at_address(address, now),
+            Ok(()) if announcement == Announcement::Complete => self.at_address(address, now),
             verdict => verdict.map(|()| Counted::NOWHERE),
         };
         let counted = match verdict {
@@ -213,10 +214,10 @@ impl<I: Io> Turn<I> {
         let slot = self.shard.handle_accept(listener, now);
         self.admission.place(slot, counted);
         self.shard.trace_accepted(slot, address, now);
-        if is_proxy {
-            self.shard.expect_announcement(slot);
-        } else {
+        if announcement == Announcement::Complete {
             self.shard.note_peer(slot, address);
+        } else {
+            self.shard.expect_announcement(slot, announcement);
         }
         if self.io.admit(slot, socket).is_err() {
             self.shard.handle_reset(slot, now);

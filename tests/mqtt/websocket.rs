@@ -1,6 +1,6 @@
 //! MQTT over WebSocket (v5 6) through the real program: frames by hand, and stock clients over `wss`.
 
-use crate::support::{Device, Event, Gateway, Listener, SOON, Site};
+use crate::support::{Device, Event, Gateway, Listener, SOON, Site, dial_from};
 
 const REQUEST: &str = "GET /mqtt HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n";
@@ -160,4 +160,60 @@ fn frames_that_may_not_come_end_the_connection_with_their_code() {
     }
     gateway.expect_closed("protocol_error", 4);
     gateway.wait_until_empty();
+}
+
+/// An HTTP proxy in front says for whom it asks. That address is the device's: in the API, for the deny list, for who may come.
+#[test]
+fn a_trusted_proxy_names_the_device_s_address_and_nobody_else_does() {
+    let site = Site::new();
+    let trusted = listener("[]\nforwarded_from = [\"127.0.0.1/32\", \"10.0.0.0/8\"]");
+    let gateway = site.start("workers = 2\n", &[trusted]);
+    let tls = site.tls_with(None, |options| options.alpn = &[b"http/1.1"]);
+    let ask = |source: [u8; 4], forwarded: &str| {
+        let socket = dial_from(source, gateway.address("ws"));
+        let mut device = Device::raw_over(socket, &tls);
+        let forwarded = if forwarded.is_empty() { String::new() } else { format!("X-Forwarded-For: {forwarded}\r\n") };
+        device.send_plain(REQUEST.replace("Upgrade: ", &format!("{forwarded}Upgrade: ")).as_bytes());
+        device
+    };
+    let connect = |id: u8| frame(0x82, &[&CONNECT[..CONNECT.len() - 1], &[id]].concat());
+    let cases = [
+        ([127, 0, 0, 1], "a", "198.51.100.7, 10.1.2.3", "198.51.100.7:0"),
+        ([127, 0, 0, 1], "b", "192.0.2.66, 198.51.100.8:4711,10.0.0.1", "198.51.100.8:0"),
+        ([127, 0, 0, 1], "c", "[2001:db8::7]:99", "[2001:db8::7]:0"),
+        ([127, 0, 0, 1], "d", "10.1.1.1, 10.2.2.2", "10.1.1.1:0"),
+    ];
+    let mut devices = Vec::new();
+    for (source, id, forwarded, peer) in cases {
+        let mut device = ask(source, forwarded);
+        expect(&mut device, GRANTED.as_bytes());
+        device.send_plain(&connect(id.as_bytes()[0]));
+        expect(&mut device, &[&[0x82, 4], CONNACK].concat());
+        assert_eq!(gateway.device(id).unwrap()["peer"], peer, "{forwarded}");
+        devices.push(device);
+    }
+    // Whoever is not trusted may write what it likes.
+    let mut own = ask([127, 0, 0, 2], "198.51.100.7");
+    expect(&mut own, GRANTED.as_bytes());
+    own.send_plain(&connect(b'e'));
+    expect(&mut own, &[&[0x82, 4], CONNACK].concat());
+    assert!(gateway.device("e").unwrap()["peer"].as_str().unwrap().starts_with("127.0.0.2:"));
+    // The proxy must say something, and an address.
+    for forwarded in ["", "unknown", "198.51.100.7, somebody"] {
+        let mut device = ask([127, 0, 0, 1], forwarded);
+        let Some(Event::Data(answer)) = device.hear_within(SOON) else { panic!("no answer to {forwarded:?}") };
+        assert!(answer.starts_with(b"HTTP/1.1 400 "), "{:?}", answer.escape_ascii().to_string());
+        expect_end(&mut device);
+    }
+    gateway.expect_closed("protocol_error", 3);
+    // It may look whether somebody is here.
+    drop(dial_from([127, 0, 0, 1], gateway.address("ws")));
+    gateway.expect_closed("proxy_check", 1);
+    assert_eq!(gateway.post("/v1/blocks", &serde_json::json!({"network": "198.51.100.0/24"})).0, 204);
+    gateway.expect_closed("denied", 2);
+    let mut denied = ask([127, 0, 0, 1], "198.51.100.9");
+    gateway.expect_closed("address_refused", 1);
+    denied.send_plain(&connect(b'f'));
+    while !matches!(denied.hear_within(SOON), Some(Event::CloseNotify | Event::Eof | Event::Reset)) {}
+    assert!(gateway.device("f").is_none() && gateway.device("c").is_some() && gateway.device("d").is_some());
 }

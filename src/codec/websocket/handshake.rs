@@ -1,5 +1,7 @@
 //! The opening handshake (RFC 6455 4.2): one GET, one answer.
 
+use std::net::{IpAddr, SocketAddr};
+
 use super::sha1;
 
 /// The longest request head that is taken.
@@ -69,6 +71,23 @@ impl<'a> Request<'a> {
         values(self.head, "sec-websocket-protocol")
             .flat_map(|value| value.split(','))
             .any(|name| name.trim() == protocol)
+    }
+
+    /// The address for which the last proxy that is not trusted, or the client itself, was connected: what X-Forwarded-For names
+    /// last that is no trusted proxy's, since each proxy appends whom it was asked by. Where all are trusted it is the first.
+    /// `None`: the header is missing, or names something else than an address in front of what is trusted.
+    #[must_use]
+    pub fn forwarded_for(&self, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        // Several of them are one list (RFC 9110 5.3).
+        let lines: Vec<&str> = values(self.head, "x-forwarded-for").collect();
+        let mut named = None;
+        for text in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+            named = Some(address(text.trim())?);
+            if named.is_some_and(|address| !is_trusted(address)) {
+                break;
+            }
+        }
+        named
     }
 
     /// The value of another header, if it is there once or more: the first one.
@@ -166,6 +185,13 @@ fn values<'a>(head: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
         let (found, value) = line.split_once(':')?;
         found.eq_ignore_ascii_case(name).then(|| value.trim_matches([' ', '\t']))
     })
+}
+
+/// An address as proxies write it: some with the port behind it, some IPv6 in brackets. An IPv4 address within IPv6 is one.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().or_else(|_| text.parse().map(|address: SocketAddr| address.ip())).ok()?;
+    Some(IpAddr::to_canonical(&address))
 }
 
 /// Appends the answer that opens the WebSocket (4.2.2), with the subprotocol that was chosen.

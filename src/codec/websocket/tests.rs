@@ -1,5 +1,7 @@
 //! The opening handshake, and frames cut anywhere.
 
+use std::net::IpAddr;
+
 use super::*;
 
 const REQUEST: &str = "GET /mqtt?x=1 HTTP/1.1\r\nHost: gateway:8884\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\
@@ -23,6 +25,35 @@ fn a_request_is_waited_for_to_its_last_byte_and_answered_as_rfc_6455_says() {
     // The example of 1.3.
     assert!(answer.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{answer}");
     assert!(answer.contains("\r\nSec-WebSocket-Protocol: mqtt\r\n"));
+}
+
+#[test]
+fn the_last_address_that_is_no_trusted_proxy_s_is_the_client_s() {
+    let is_trusted = |address: IpAddr| address.is_loopback() || address.to_string().starts_with("10.");
+    let named = |lines: &[&str]| {
+        let lines = lines.iter().flat_map(|line| ["x-forwarded-FOR: ", line, "\r\n"]).chain(["Host:"]);
+        let request = REQUEST.replacen("Host:", &lines.collect::<String>(), 1);
+        let (request, _) = decode_request(request.as_bytes()).unwrap().unwrap();
+        request.forwarded_for(is_trusted).map(|address| address.to_string())
+    };
+    for (lines, expected) in [
+        (&[][..], None),
+        (&["192.0.2.1"], Some("192.0.2.1")),
+        (&["spoofed, 192.0.2.1 ,10.0.0.1"], Some("192.0.2.1")),
+        (&["192.0.2.9", "192.0.2.1", "10.0.0.1, 127.0.0.1"], Some("192.0.2.1")),
+        (&["192.0.2.1:443, [::1]:80"], Some("192.0.2.1")),
+        (&["[2001:db8::1]"], Some("2001:db8::1")),
+        (&["2001:db8::1"], Some("2001:db8::1")),
+        (&["::ffff:192.0.2.1, ::ffff:10.0.0.1"], Some("192.0.2.1")),
+        (&["10.0.0.2, 10.0.0.1"], Some("10.0.0.2")),
+        (&["unknown, 10.0.0.1"], None),
+        (&["192.0.2.1, "], None),
+        (&["192.0.2.1,,10.0.0.1"], None),
+        (&["192.0.2.1:x"], None),
+        (&["[192.0.2.1"], None),
+    ] {
+        assert_eq!(named(lines).as_deref(), expected, "{lines:?}");
+    }
 }
 
 #[test]

@@ -52,7 +52,14 @@ pub fn resolve(
     }
     let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, raw.mqtt, limits)?;
     let transport = transport(context, &at, raw.transport.as_deref(), raw.websocket, &protocol)?;
-    let proxy_protocol = proxy_protocol(context, &at, raw.proxy_protocol)?;
+    let proxy_protocol = proxies(context, &at.key("proxy_protocol"), raw.proxy_protocol)?;
+    if let Transport::WebSocket(websocket) = &transport
+        && !websocket.forwarded_from.is_empty()
+        && !proxy_protocol.is_empty()
+    {
+        let what = "proxy_protocol says already whose connections these are";
+        return Err(Problem::new(at.key("websocket.forwarded_from"), what, "write one of the two"));
+    }
     let tls = tls::resolve(context, &at, raw.tls)?;
     if raw.heartbeat.is_some() && matches!(protocol, Protocol::Mqtt(_)) {
         let text = "it has no effect here: an MQTT device says in CONNECT how often it will be heard (its keep-alive; \
@@ -110,7 +117,7 @@ fn transport(
     match (written, protocol) {
         (None | Some("tls"), _) => Ok(Transport::Tls),
         (Some("websocket"), Protocol::Native | Protocol::Mqtt(_)) => {
-            websocket(at, options.unwrap_or_default()).map(Transport::WebSocket)
+            websocket(context, at, options.unwrap_or_default()).map(Transport::WebSocket)
         }
         (Some("websocket"), Protocol::Raw(_)) => {
             let what = "raw devices are known by their TLS records, which a WebSocket does not keep";
@@ -124,9 +131,9 @@ fn transport(
 }
 
 /// Networks of proxies.
-fn proxy_protocol(
+fn proxies(
     context: &mut Context<'_>,
-    at: &At<'_>,
+    place: &ConfigKey,
     written: Option<Vec<String>>,
 ) -> Result<Vec<Network>, Problem> {
     let mut networks = Vec::new();
@@ -134,18 +141,18 @@ fn proxy_protocol(
         let Ok(network) = text.parse::<Network>() else {
             let what = format!("{text:?} is no network");
             let remedy = "write an address, or one with the bits that count and no others, such as \"10.0.0.0/8\"";
-            return Err(Problem::new(at.key("proxy_protocol"), what, remedy));
+            return Err(Problem::new(place.clone(), what, remedy));
         };
         if network.is_everybody() {
             let text = "everybody may say which address they come from";
-            context.warn(&at.key("proxy_protocol"), text);
+            context.warn(place, text);
         }
         networks.push(network);
     }
     Ok(networks)
 }
 
-fn websocket(at: &At<'_>, raw: RawWebSocket) -> Result<WebSocket, Problem> {
+fn websocket(context: &mut Context<'_>, at: &At<'_>, raw: RawWebSocket) -> Result<WebSocket, Problem> {
     let default = WebSocket::default();
     let path = raw.path.unwrap_or(default.path);
     if !path.starts_with('/') || path.contains(['?', '#', ' ']) || path.chars().any(char::is_control) {
@@ -157,7 +164,8 @@ fn websocket(at: &At<'_>, raw: RawWebSocket) -> Result<WebSocket, Problem> {
         let remedy = "write scheme, host and port if it is not the scheme's own, such as \"https://fleet.example\"";
         return Err(Problem::new(at.key("websocket.origins"), format!("{wrong:?} is no origin"), remedy));
     }
-    Ok(WebSocket { path, origins })
+    let forwarded_from = proxies(context, &at.key("websocket.forwarded_from"), raw.forwarded_from)?;
+    Ok(WebSocket { path, origins, forwarded_from })
 }
 
 /// As browsers say it (RFC 6454 6.2): no path, not even a slash.
