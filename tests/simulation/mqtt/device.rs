@@ -46,6 +46,9 @@ pub struct Inflight {
 }
 
 pub struct Device {
+    pub number: usize,
+    /// The number of the neighbourhood that it speaks with.
+    pub neighbourhood: usize,
     pub name: String,
     pub version: Version,
     pub keeps: Keeps,
@@ -66,10 +69,12 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn new(number: usize, random: &mut fastrand::Rng) -> Self {
+    pub fn new(number: usize, neighbourhood: usize, random: &mut fastrand::Rng) -> Self {
         let keeps = [Keeps::Nothing, Keeps::ForAWhile, Keeps::ForEver][number % 3];
         let is_old = keeps != Keeps::ForAWhile && random.bool();
         Self {
+            number,
+            neighbourhood,
             name: format!("device-{number}"),
             version: if is_old { Version::V311 } else { Version::V5 },
             keeps,
@@ -86,6 +91,10 @@ impl Device {
         }
     }
 
+    pub fn will_topic(&self) -> String {
+        format!("w/{}/{}", self.neighbourhood, self.number)
+    }
+
     pub fn connect_packet(&mut self, clean_start: bool, will: Option<u32>) -> Vec<u8> {
         let mut properties = PropertiesBuilder::default();
         if self.version == Version::V5 {
@@ -95,7 +104,7 @@ impl Device {
                 Keeps::ForEver => u32::MAX,
             }));
         }
-        let topic = format!("w/{}", &self.name["device-".len()..]);
+        let topic = self.will_topic();
         let payload = will.map(u32::to_be_bytes);
         let will = payload.as_ref().map(|payload| Will {
             topic: &topic,

@@ -1,6 +1,7 @@
 //! What was published, and who must, may and must not get it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 use pulsegate::codec::mqtt::{QoS, topic};
 
@@ -10,7 +11,7 @@ pub const GROUP: &str = "$share/g/";
 /// One message, by its number.
 #[expect(clippy::struct_excessive_bools, reason = "what is so of it, each on its own")]
 pub struct Message {
-    pub topic: String,
+    pub topic: Rc<str>,
     pub qos: QoS,
     pub publisher: usize,
     /// When it was first sent, in the order of all that happens.
@@ -44,11 +45,11 @@ pub struct Account {
     past: Vec<(String, u64)>,
     pub owed: BTreeSet<u32>,
     /// The latest value of each retained topic that is owed.
-    pub owed_values: BTreeMap<String, u32>,
+    pub owed_values: BTreeMap<Rc<str>, u32>,
     /// How often each message came.
     pub received: HashMap<u32, u32>,
     /// The latest message of each publisher, topic and QoS that came for the first time.
-    latest: HashMap<(usize, String, [u8; 2]), u32>,
+    latest: HashMap<(usize, Rc<str>, [u8; 2]), u32>,
     /// When the session began.
     pub begun: u64,
 }
@@ -133,7 +134,7 @@ impl Account {
         let Arrival { number, topic, qos, dup, retain } = *arrival;
         let message = &mut messages[number as usize];
         let what = || format!("device {who}: message {number} ({topic}, {qos:?}, dup {dup}, retain {retain})");
-        assert_eq!(message.topic, topic, "{}: of another topic", what());
+        assert_eq!(&*message.topic, topic, "{}: of another topic", what());
         assert!(!message.is_forbidden, "{}: the will of a device that said goodbye", what());
         assert!(qos <= message.qos, "{}: of a higher QoS than it was published with", what());
         let active = self.subscriptions.keys().any(|filter| matches(filter, topic));
@@ -155,7 +156,7 @@ impl Account {
         if is_first && !retain && !message.is_resent && qos > QoS::AtMostOnce && !topic.starts_with("s/") {
             let latest = self
                 .latest
-                .entry((message.publisher, topic.to_owned(), [message.qos as u8, qos as u8]))
+                .entry((message.publisher, message.topic.clone(), [message.qos as u8, qos as u8]))
                 .or_insert(number);
             assert!(number >= *latest, "{}: behind {latest}, which was sent later", what());
             *latest = number;

@@ -32,6 +32,7 @@ fn small(seed: u64) -> Plan {
     Plan {
         seed,
         devices: one_of(&[3, 8, 30]) as usize,
+        neighbourhood: usize::MAX,
         time: Duration::from_hours(1),
         step: Duration::from_millis(one_of(&[200, 2_000]).into()),
         act_every: Duration::from_secs(one_of(&[10, 60, 200]).into()),
@@ -69,6 +70,7 @@ fn small(seed: u64) -> Plan {
 fn large(seed: u64, devices: usize, time: Duration) -> Plan {
     Plan {
         devices,
+        neighbourhood: 30,
         time,
         step: Duration::from_millis(200),
         act_every: Duration::from_secs(250),

@@ -2,6 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ const INFLIGHT: usize = 4;
 pub struct Plan {
     pub seed: u64,
     pub devices: usize,
+    /// So many of them speak with each other and with nobody else: what a message costs must not grow with the world.
+    pub neighbourhood: usize,
     pub time: Duration,
     /// A step of the clock lasts up to this.
     pub step: Duration,
@@ -63,15 +67,21 @@ pub struct World {
     /// Whose a socket is.
     owners: Vec<usize>,
     messages: Vec<Message>,
-    /// The latest value of each retained topic that its owner knows to be held.
-    values: BTreeMap<String, u32>,
+    neighbourhoods: Vec<Neighbourhood>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     /// Numbers all that happens, in its order.
     serial: u64,
     backbone_stops_until: Moment,
-    /// When a member's session ended last: what it had been given may be lost with it.
-    group_left: u64,
     pub coverage: Coverage,
+}
+
+/// Devices that speak with each other.
+#[derive(Clone, Default)]
+struct Neighbourhood {
+    /// The latest value of each retained topic that its owner knows to be held.
+    values: BTreeMap<Rc<str>, u32>,
+    /// When the session of a member of the group ended last: what it had been given may be lost with it.
+    group_left: u64,
 }
 
 fn limits(plan: &Plan) -> Limits {
@@ -80,6 +90,7 @@ fn limits(plan: &Plan) -> Limits {
         outbox_bytes: 1 << 20,
         session_inflight: 8,
         session_messages: 100_000,
+        retained_messages: 8 * plan.devices + 8,
         session_bytes: 64 << 20,
         sessions: 8 * plan.devices as u32 + 8,
         pool_bytes: 4 << 30,
@@ -92,7 +103,7 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
     let mqtt = Mqtt {
         publish: open(),
         subscribe: open(),
-        uplink: vec!["t/0".to_owned(), "r/#".to_owned()],
+        uplink: vec!["t/+/0".to_owned(), "r/#".to_owned()],
         ..Mqtt::default()
     };
     let listener = Listener {
@@ -113,18 +124,19 @@ impl World {
     pub fn new(plan: Plan, certificates: &Certificates) -> Self {
         let mut random = fastrand::Rng::with_seed(plan.seed);
         let gateway = Gateway::new(plan.build, &settings(&plan, certificates), &limits(&plan), random.u64(..));
-        let devices = (0..plan.devices).map(|number| Device::new(number, &mut random)).collect();
+        let new_device = |number| Device::new(number, number / plan.neighbourhood, &mut random);
+        let devices = (0..plan.devices).map(new_device).collect();
+        let neighbourhoods = vec![Neighbourhood::default(); plan.devices.div_ceil(plan.neighbourhood)];
         let mut world = Self {
             gateway,
             random,
             devices,
             owners: Vec::new(),
             messages: Vec::new(),
-            values: BTreeMap::new(),
+            neighbourhoods,
             events: BinaryHeap::new(),
             serial: 0,
             backbone_stops_until: Moment::default(),
-            group_left: 0,
             coverage: Coverage::default(),
             plan,
         };
@@ -163,6 +175,17 @@ impl World {
         self.audit();
         self.shut_down();
         self.coverage
+    }
+
+    /// The neighbourhood of a device.
+    fn around(&mut self, number: usize) -> &mut Neighbourhood {
+        &mut self.neighbourhoods[number / self.plan.neighbourhood]
+    }
+
+    /// Everybody in it.
+    fn neighbours(&self, number: usize) -> Range<usize> {
+        let first = number - number % self.plan.neighbourhood;
+        first..self.devices.len().min(first.saturating_add(self.plan.neighbourhood))
     }
 
     fn within(&mut self, time: Duration) -> Duration {
@@ -261,7 +284,7 @@ impl World {
         let clean = self.devices[number].keeps == Keeps::Nothing || (is_new && self.one_in(20));
         // The will of the connection before may still be published, by this one's taking it over.
         let will = (self.random.u8(..3) == 0 && !self.gateway.is_calm)
-            .then(|| self.publication(number, format!("w/{number}"), QoS::AtLeastOnce, false));
+            .then(|| self.publication(number, self.devices[number].will_topic(), QoS::AtLeastOnce, false));
         let socket = self.gateway.network.connect(now);
         self.owners.push(number);
         assert_eq!(self.owners.len() - 1, socket as usize);
@@ -291,7 +314,7 @@ impl World {
     fn publication(&mut self, publisher: usize, topic: String, qos: QoS, retain: bool) -> u32 {
         let sent = self.next();
         self.messages.push(Message {
-            topic,
+            topic: topic.into(),
             qos,
             publisher,
             sent,
@@ -337,16 +360,18 @@ impl World {
             return self.ping(number);
         }
         let qos = QoS::try_from(self.random.u8(..3)).expect("below three");
+        let here = self.devices[number].neighbourhood;
         let (topic, retain) = match self.random.u8(..10) {
-            0..6 => (format!("t/{}", self.random.u32(..TOPICS)), false),
-            6..8 => (format!("s/{}", self.random.u32(..TOPICS)), false),
-            _ => (format!("r/{number}"), true),
+            0..6 => (format!("t/{here}/{}", self.random.u32(..TOPICS)), false),
+            6..8 => (format!("s/{here}/{}", self.random.u32(..TOPICS)), false),
+            _ => (format!("r/{here}/{number}"), true),
         };
         if retain && qos == QoS::AtMostOnce {
             // It takes the place of the value before, and may be lost on its way to each subscriber.
-            self.values.remove(&topic);
-            for device in &mut self.devices {
-                device.account.owed_values.remove(&topic);
+            self.around(number).values.remove(&*topic);
+            let neighbours = self.neighbours(number);
+            for device in &mut self.devices[neighbours] {
+                device.account.owed_values.remove(&*topic);
             }
         }
         let message = self.publication(number, topic, qos, retain);
@@ -375,15 +400,16 @@ impl World {
     }
 
     fn subscribe(&mut self, number: usize) {
+        let here = self.devices[number].neighbourhood;
         let filter = match self.random.u8(..10) {
-            0..5 => format!("t/{}", self.random.u32(..TOPICS)),
-            5 => "t/#".to_owned(),
-            6 => "w/+".to_owned(),
-            7 => format!("r/{}", self.random.usize(..self.devices.len())),
-            8 => "r/+".to_owned(),
+            0..5 => format!("t/{here}/{}", self.random.u32(..TOPICS)),
+            5 => format!("t/{here}/#"),
+            6 => format!("w/{here}/+"),
+            7 => format!("r/{here}/{}", self.random.usize(self.neighbours(number))),
+            8 => format!("r/{here}/+"),
             // A member without a session that is lost without a trace takes messages with it until it is missed.
-            _ if self.devices[number].keeps == Keeps::Nothing => "r/+".to_owned(),
-            _ => format!("{GROUP}s/#"),
+            _ if self.devices[number].keeps == Keeps::Nothing => format!("r/{here}/+"),
+            _ => format!("{GROUP}s/{here}/#"),
         };
         // A member of the group at QoS 0 loses, with its connection, what nobody else gets: then nothing would be owed.
         let lowest = u8::from(filter.starts_with(GROUP));
@@ -396,8 +422,8 @@ impl World {
         let subscription = Subscription { qos, packet_id, confirmed: None, ending: None };
         device.account.subscriptions.insert(filter.clone(), subscription);
         if filter.starts_with("r/") && qos > QoS::AtMostOnce {
-            let matching = |topic: &str| filter == "r/+" || filter == topic;
-            let held = self.values.iter().filter(|(topic, _)| matching(topic));
+            let matching = |topic: &str| filter.ends_with('+') || filter == topic;
+            let held = self.neighbourhoods[here].values.iter().filter(|(topic, _)| matching(topic));
             device.account.owed_values.extend(held.map(|(topic, &value)| (topic.clone(), value)));
         }
         let mut filters = Vec::new();
@@ -417,7 +443,7 @@ impl World {
         let packet_id = device.take_id();
         device.account.note_unsubscribing(&filter, packet_id, &self.messages);
         if filter.starts_with(GROUP) {
-            self.group_left = self.serial;
+            self.neighbourhoods[device.neighbourhood].group_left = self.serial;
         }
         let mut filters = Vec::new();
         Unsubscribe::put_filter(&filter, &mut filters);
@@ -612,7 +638,7 @@ impl World {
         let at = self.next();
         let device = &mut self.devices[number];
         if device.account.subscriptions.keys().any(|filter| filter.starts_with(GROUP)) {
-            self.group_left = at;
+            self.neighbourhoods[device.neighbourhood].group_left = at;
         }
         device.end_session();
     }
@@ -640,14 +666,15 @@ impl World {
             return;
         }
         self.coverage.acknowledged += 1;
+        let (publisher, topic) = (message.publisher, message.topic.clone());
         if message.retain {
-            self.values.insert(message.topic.clone(), number);
+            self.around(publisher).values.insert(topic.clone(), number);
         }
-        let message = &self.messages[number as usize];
-        if message.topic.starts_with("s/") {
+        if topic.starts_with("s/") {
             return;
         }
-        self.devices.iter_mut().for_each(|device| device.account.note_acknowledged(number, message));
+        let (message, neighbours) = (&self.messages[number as usize], self.neighbours(publisher));
+        self.devices[neighbours].iter_mut().for_each(|device| device.account.note_acknowledged(number, message));
     }
 
     // --- The end ----------------------------------------------------------------------------------------------------
@@ -676,7 +703,7 @@ impl World {
         self.coverage.turns = self.gateway.value(Metric::Turns);
         self.coverage.idle_turns = self.gateway.value(Metric::IdleTurns);
         self.coverage.expired_sessions = self.gateway.value(Metric::SessionsExpired);
-        self.coverage.values = self.values.len() as u64;
+        self.coverage.values = self.neighbourhoods.iter().map(|one| one.values.len() as u64).sum();
     }
 
     /// Of the members that were there all the time, one got each message.
@@ -686,7 +713,9 @@ impl World {
                 continue;
             }
             let is_member = |device: &Device| device.account.is_member_for(message);
-            if message.sent > self.group_left && self.devices.iter().any(is_member) {
+            let group_left = self.neighbourhoods[message.publisher / self.plan.neighbourhood].group_left;
+            let neighbours = self.neighbours(message.publisher);
+            if message.sent > group_left && self.devices[neighbours].iter().any(is_member) {
                 self.coverage.shared += 1;
                 assert!(!message.members.is_empty(), "message {number} reached no member of the group");
             }
