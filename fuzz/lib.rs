@@ -45,5 +45,8 @@ pub mod time;
 #[path = "../src/tls/mod.rs"]
 pub mod tls;
 #[cfg(feature = "gateway")]
+#[path = "../src/turn/mod.rs"]
+pub mod turn;
+#[cfg(feature = "gateway")]
 #[path = "../src/wheel/mod.rs"]
 pub mod wheel;

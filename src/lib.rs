@@ -33,6 +33,10 @@
 
 #![deny(unsafe_code)]
 
+// What its own tests share with the fuzzer and the benches names the package.
+#[cfg(test)]
+extern crate self as pulsegate;
+
 pub mod network;
 pub mod time;
 pub mod whole_file;

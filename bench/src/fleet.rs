@@ -1,7 +1,6 @@
-//! One shard full of devices, driven without sockets: what the worker would do for it, and what the devices would
-//! answer, in the same thread and under a clock that goes by hand.
+//! The turns of one worker full of devices, over memory instead of sockets, and what the devices would answer: in the same
+//! thread and under a clock that goes by hand.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,33 +8,35 @@ use pulsegate::broker;
 use pulsegate::codec::native::{self, BODY_MAX, Frame};
 use pulsegate::config::Limits;
 use pulsegate::connection::{Input, ListenerSettings};
-use pulsegate::link::{Exchange, Home, WorkerId};
-use pulsegate::shard::{self, Plan, Shard, Transmit};
+use pulsegate::link::{ConnectionId, Exchange, Home, WorkerId};
+use pulsegate::shard::{self, Shard};
 use pulsegate::time::{Moment, TICK_MICROS};
 use pulsegate::tls::record::{Opened, RecordLayer, next_record};
+use pulsegate::turn::{Bounds, Turn};
 
 use crate::fixtures::{Deployment, INTERVAL_SECONDS, SUITE, device_id, image, record_pair};
+use crate::memory_io::{Arrivals, MemoryIo, memory_turn};
 
-/// Deadlines of one turn, as the worker bounds them.
-const DEADLINES: usize = 1_024;
-/// Devices that come in before their presence events are taken away, as the worker does with its batches.
+/// Devices that come in together.
 const ARRIVALS: u32 = 1_024;
+/// From where they come: no worker of this gateway.
+const OUTSIDE: WorkerId = WorkerId(1);
 /// What one device answers to one probe, from the probe's record to the gateway's read.
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
-/// A shard without devices, and the memory that its worker would lend it.
+/// A worker without devices: its turns, and those that are on their way to it.
 pub struct Host {
-    pub shard: Shard,
-    input: Input,
-    transmit: Transmit,
-    ready: VecDeque<u32>,
-    suspects: Vec<u32>,
-    now: Moment,
+    turn: Turn<MemoryIo>,
+    arriving: Arrivals,
 }
 
 impl Host {
-    /// The one shard of its gateway.
-    pub fn new(settings: Arc<[ListenerSettings]>) -> Self {
+    /// The one worker of its gateway, whose world has room for so many `sockets`.
+    pub fn new(settings: Arc<[ListenerSettings]>, sockets: u32) -> Self {
+        let bounds = Bounds::default();
+        let now = Moment::from_micros(1_000_000);
+        let mut io = MemoryIo::new(1, settings.len(), bounds.events, now);
+        io.reserve(sockets as usize);
         let setup = shard::Setup {
             worker: WorkerId(0),
             home: Home::new([7; 16], 1),
@@ -46,77 +47,47 @@ impl Host {
             exchange: Arc::new(Exchange::new(1)),
             sessions: broker::Bounds::of(&Limits::default(), 1),
         };
-        let now = Moment::from_micros(1_000_000);
-        Self {
-            shard: Shard::new(setup, now.tick()),
-            input: Input::new(16_384, 16_384),
-            transmit: Transmit::default(),
-            ready: VecDeque::new(),
-            suspects: Vec::new(),
-            now,
+        let turn = memory_turn(io, Shard::new(setup, now.tick()), Input::new(16_384, 16_384), bounds);
+        Self { turn, arriving: Arrivals::default() }
+    }
+
+    /// One device comes, as from another worker; many at a time are taken in. Slots are given out in order.
+    pub fn take_in(&mut self, number: u32, server: &RecordLayer) {
+        let origin = ConnectionId { index: number, generation: 0 };
+        self.arriving.push(origin, |out| image(&device_id(number), server, out));
+        if number % ARRIVALS == ARRIVALS - 1 {
+            self.settle();
         }
     }
 
-    /// Takes one device in, as if it had come from another worker. Its WELCOME is sealed.
-    pub fn take_in(&mut self, number: u32, server: &RecordLayer, scratch: &mut Vec<u8>) {
-        scratch.clear();
-        image(&device_id(number), server, scratch);
-        let index = self.shard.unpack(scratch, self.now).expect("an image of this version");
-        assert_eq!(index, number, "slots are given out in order");
-        self.shard.handle_arrival(index, self.now);
+    /// Takes in all that have come: their WELCOMEs are written. What is said to others is dropped.
+    pub fn settle(&mut self) {
+        let arriving = std::mem::take(&mut self.arriving);
+        self.turn.io().arrive(OUTSIDE, arriving);
+        self.turn_while_called();
+        let io = self.turn.io();
+        assert!(io.acks.iter().all(|ack| ack.taken), "an image of this version");
+        (io.acks, io.up, io.opened) = (Vec::new(), Vec::new(), Vec::new());
     }
 
-    /// Ends the turn in which devices came: what is left of it is dropped or, if it is for devices, handed to `deliver`.
-    pub fn settle(&mut self, mut deliver: impl FnMut(u32, &[u8])) {
-        self.shard.uplink().clear();
-        self.shard.take_ready(&mut self.ready);
-        self.ready.clear();
-        self.shard.take_transmit(&mut self.transmit);
-        for (index, bytes) in self.transmit.segments() {
-            deliver(index, bytes);
-        }
-        self.transmit.clear();
+    /// What was written to devices that do not hear.
+    pub fn forget_written(&mut self) {
+        self.turn.io().clear_written();
     }
 
-    /// The half of a turn that probes: every deadline up to now.
-    fn probe(&mut self) {
-        while self.shard.handle_deadlines(self.now.tick(), self.now, DEADLINES, &mut self.suspects) {}
-        assert!(self.suspects.is_empty(), "every device has answered");
-        self.shard.take_transmit(&mut self.transmit);
-    }
-
-    /// The half of a turn that reads: every answer.
-    fn hear(&mut self, answers: &Answers) {
-        for (index, bytes) in answers.iter() {
-            assert_eq!(self.shard.plan_read(index), Plan::Read);
-            assert!(self.shard.load_input(index, &mut self.input));
-            self.input.space()[..bytes.len()].copy_from_slice(bytes);
-            self.input.filled(bytes.len());
-            self.shard.handle_input(index, &mut self.input, bytes.len(), self.now);
+    /// Turns as often as a worker would without a pause.
+    fn turn_while_called(&mut self) {
+        loop {
+            self.turn.turn();
+            if !self.turn.io().has_events() && !self.turn.timeout().is_zero() {
+                return;
+            }
         }
     }
-}
 
-/// Sealed answers of devices, all in one buffer.
-#[derive(Default)]
-struct Answers {
-    bytes: Vec<u8>,
-    ends: Vec<(u32, usize)>,
-}
-
-impl Answers {
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.ends.clear();
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        let mut start = 0;
-        self.ends.iter().map(move |&(index, end)| {
-            let bytes = &self.bytes[start..end];
-            start = end;
-            (index, bytes)
-        })
+    fn pass(&mut self, time: Duration) {
+        let io = self.turn.io();
+        io.now = io.now.plus(time);
     }
 }
 
@@ -125,30 +96,34 @@ pub struct Fleet {
     host: Host,
     /// The devices' ends, by slot.
     devices: Vec<RecordLayer>,
-    answers: Answers,
+    /// Sealed answers of devices, all in one buffer: whose each is, and where it ends.
+    answers: Vec<u8>,
+    ends: Vec<(u32, usize)>,
     step: Duration,
 }
 
 impl Fleet {
     /// `count` devices, all at home.
     pub fn new(count: u32) -> Self {
-        let mut host = Host::new(Deployment::new(7_443, 7_480, INTERVAL_SECONDS).settings());
+        let mut host = Host::new(Deployment::new(7_443, 7_480, INTERVAL_SECONDS).settings(), count);
         let mut random = fastrand::Rng::with_seed(11);
         let mut devices = Vec::with_capacity(count as usize);
-        let mut scratch = Vec::new();
         for number in 0..count {
             let (device, server) = record_pair(SUITE, &mut random);
-            host.take_in(number, &server, &mut scratch);
             devices.push(device);
-            if number % ARRIVALS == ARRIVALS - 1 || number == count - 1 {
-                host.settle(|index, welcome| {
-                    assert!(matches!(open(&mut devices[index as usize], welcome), Received::Welcome));
-                });
-            }
+            host.take_in(number, &server);
         }
+        host.settle();
+        let mut welcomed = 0;
+        for (slot, welcome) in host.turn.io().written() {
+            assert!(matches!(open(&mut devices[slot as usize], welcome), Received::Welcome));
+            welcomed += 1;
+        }
+        assert_eq!(welcomed, count);
+        host.turn.io().clear_written();
         // Some hundred heartbeats a step, so that reading the CPU clock costs little of it; never less than a tick.
         let ticks = (256 * u64::from(INTERVAL_SECONDS) * 10 / u64::from(count)).clamp(1, 20);
-        Self { host, devices, answers: Answers::default(), step: Duration::from_micros(ticks * TICK_MICROS) }
+        Self { host, devices, answers: Vec::new(), ends: Vec::new(), step: Duration::from_micros(ticks * TICK_MICROS) }
     }
 
     /// Steps in one interval: in so many, every device is probed once.
@@ -156,41 +131,47 @@ impl Fleet {
         (Duration::from_secs(INTERVAL_SECONDS.into()).as_micros() / self.step.as_micros()) as usize
     }
 
-    /// Lets a step of time go by and probes whoever is due. Inlined nowhere, so that it can be counted by its name.
+    /// Lets a step of time go by and turns: whoever is due is probed. Inlined nowhere, so that it can be counted by its name.
     #[inline(never)]
     pub fn counted_probe(&mut self) {
-        self.host.now = self.host.now.plus(self.step);
-        self.host.probe();
+        self.host.pass(self.step);
+        self.host.turn_while_called();
     }
 
     /// The devices' part, which is not the gateway's cost: each opens its PING and seals a PONG. Returns how many.
     pub fn answer(&mut self) -> usize {
-        let Self { host, devices, answers, .. } = self;
+        let Self { host, devices, answers, ends, .. } = self;
         answers.clear();
-        for (index, record) in host.transmit.segments() {
-            let device = &mut devices[index as usize];
+        ends.clear();
+        let io = host.turn.io();
+        for (slot, record) in io.written() {
+            let device = &mut devices[slot as usize];
             assert!(matches!(open(device, record), Received::Ping));
             let mut pong = Vec::new();
             Frame::Pong(&[]).encode(&mut pong);
-            device.burst().seal(&pong, &mut answers.bytes).expect("a fresh key");
-            answers.ends.push((index, answers.bytes.len()));
+            device.burst().seal(&pong, answers).expect("a fresh key");
+            ends.push((slot, answers.len()));
         }
-        host.transmit.clear();
-        answers.ends.len()
+        io.clear_written();
+        let mut start = 0;
+        for &(slot, end) in &*ends {
+            io.receive(slot, &answers[start..end]);
+            start = end;
+        }
+        ends.len()
     }
 
-    /// Every answer arrives and is read. Inlined nowhere, as above.
+    /// Every answer is there and is read. Inlined nowhere, as above.
     #[inline(never)]
     pub fn counted_hear(&mut self) {
-        let Self { host, answers, .. } = self;
-        host.now = host.now.plus(ROUND_TRIP);
-        host.hear(answers);
+        self.host.pass(ROUND_TRIP);
+        self.host.turn_while_called();
     }
 
     /// Heartbeats sent and answered as the shard itself counts them.
     pub fn heartbeats(&mut self) -> (u64, u64) {
         use pulsegate::metrics::Metric;
-        let counters = self.host.shard.counters();
+        let counters = self.host.turn.shard().counters();
         (counters.value(Metric::HeartbeatsSent), counters.value(Metric::HeartbeatsAnswered))
     }
 }

@@ -14,6 +14,9 @@ mod report;
 
 mod fixtures;
 mod fleet;
+#[path = "../../tests/turn/memory_io.rs"]
+#[allow(dead_code, reason = "the fuzzer uses more of it")]
+mod memory_io;
 
 mod codec;
 mod floor;

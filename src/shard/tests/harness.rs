@@ -1,24 +1,23 @@
-//! The harness: does by hand what the worker's turn does.
+//! A shard in its turns, over memory, and the clients behind its slots.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::connection::Input;
 use crate::connection::fixtures::{Client, Fixtures};
-use crate::link::{Exchange, ListenerId, Presence};
+use crate::link::{ConnectionId, Exchange, ListenerId, Presence};
 use crate::tls::handshake::{ClientTls, Versions};
+use crate::turn::{Bounds, HandoffAck, Turn};
+use memory_io::{Arrivals, MemoryIo, PeerEnd, memory_turn};
 
-/// One shard, its clock, and the clients behind its slots.
+/// One worker's turns, and the clients behind its slots.
 pub struct ShardHarness {
-    pub shard: Shard,
-    pub now: Moment,
-    pub input: Input,
+    turn: Turn<MemoryIo>,
     pub clients: HashMap<u32, Client>,
     pub tls: ClientTls,
-    /// Slots that were shut for writing.
-    pub shut: Vec<u32>,
 }
 
 impl ShardHarness {
@@ -26,18 +25,15 @@ impl ShardHarness {
         Self::of(1).pop().unwrap()
     }
 
-    /// The harnesses of `workers` shards of one gateway.
+    /// Those of `workers` shards of one gateway.
     pub fn of(workers: u16) -> Vec<Self> {
         let fixtures = Fixtures::new();
-        Self::with(
-            workers,
-            &fixtures,
-            vec![fixtures.settings(0, &Fixtures::native()), fixtures.settings(1, &Fixtures::raw())],
-        )
+        let settings = vec![fixtures.settings(0, &Fixtures::native()), fixtures.settings(1, &Fixtures::raw())];
+        Self::with_settings(workers, &fixtures, settings)
     }
 
     /// The same with these listeners.
-    pub fn with(workers: u16, fixtures: &Fixtures, settings: Vec<ListenerSettings>) -> Vec<Self> {
+    pub fn with_settings(workers: u16, fixtures: &Fixtures, settings: Vec<ListenerSettings>) -> Vec<Self> {
         let settings: Arc<[ListenerSettings]> = settings.into();
         let home = Home::new([3; 16], workers);
         let exchange = Arc::new(Exchange::new(workers));
@@ -52,103 +48,95 @@ impl ShardHarness {
                 exchange: Arc::clone(&exchange),
                 sessions: broker::Bounds::of(&Fixtures::limits(), workers),
             };
-            ShardHarness {
-                shard: Shard::new(setup, Tick(0)),
-                now: Moment::from_micros(50_000),
-                input: Input::new(Fixtures::limits().frame_bytes, Fixtures::limits().read_bytes),
-                clients: HashMap::new(),
-                tls: fixtures.client(None, Versions::Tls13),
-                shut: Vec::new(),
-            }
+            let (bounds, now) = (Bounds::default(), Moment::from_micros(50_000));
+            let mut io = MemoryIo::new(workers, settings.len(), bounds.events, now);
+            io.checks_phases = true;
+            let input = Input::new(Fixtures::limits().frame_bytes, Fixtures::limits().read_bytes);
+            let turn = memory_turn(io, Shard::new(setup, Tick(0)), input, bounds);
+            ShardHarness { turn, clients: HashMap::new(), tls: fixtures.client(None, Versions::Tls13) }
         };
         (0..workers).map(harness).collect()
     }
 
-    /// A client connects; its ClientHello is on the way.
+    pub fn shard(&mut self) -> &mut Shard {
+        self.turn.shard()
+    }
+
+    pub fn io(&mut self) -> &mut MemoryIo {
+        self.turn.io()
+    }
+
+    pub fn now(&mut self) -> Moment {
+        self.turn.io().now
+    }
+
+    /// Does something with the shard between two turns.
+    pub fn with<R>(&mut self, act: impl FnOnce(&mut Shard, Moment) -> R) -> R {
+        let now = self.now();
+        let result = act(self.turn.shard(), now);
+        self.turn.shard().check_invariants();
+        result
+    }
+
+    /// One turn. What it writes arrives; gives back the slots that it has freed, whose clients stay until others have them.
+    pub fn turn(&mut self) -> Vec<u32> {
+        self.turn.turn();
+        let io = self.turn.io();
+        for (index, bytes) in io.written() {
+            if let Some(client) = self.clients.get_mut(&index) {
+                client.receive(bytes);
+            }
+        }
+        io.clear_written();
+        std::mem::take(&mut io.closed)
+    }
+
+    /// One turn, and all the bytes that it writes.
+    pub fn turn_and_tell(&mut self) -> Vec<u8> {
+        self.turn.turn();
+        let io = self.turn.io();
+        let bytes = io.written().flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        io.clear_written();
+        bytes
+    }
+
+    /// Somebody connects; its ClientHello is not sent yet.
     pub fn accept(&mut self, listener: ListenerId) -> u32 {
-        let index = self.shard.handle_accept(listener, self.now);
+        self.accept_from(listener, [10, 0, 0, 1].into())
+    }
+
+    pub fn accept_from(&mut self, listener: ListenerId, from: IpAddr) -> u32 {
+        self.io().opened.clear();
+        self.io().connect(listener, from);
+        self.turn();
+        let [index] = self.io().opened[..] else { panic!("one is accepted") };
         self.clients.insert(index, Client::new(&self.tls));
-        self.shard.check_invariants();
         index
     }
 
-    /// What the client has said is read, as far as the shard wants it; handshakes begin when there is a place.
-    pub fn read(&mut self, index: u32) {
-        if self.shard.plan_read(index) == Plan::Leave {
-            self.call();
-        } else {
-            self.read_once(index);
-        }
-        self.shard.check_invariants();
+    /// What a client has said is on its way.
+    pub fn send(&mut self, index: u32) {
+        let out = std::mem::take(&mut self.client(index).out);
+        self.io().receive(index, &out);
     }
 
-    /// Connections that wait for their handshakes are called.
-    pub fn call(&mut self) {
-        while let Some(called) = self.shard.next_waiting() {
-            self.read_once(called);
-        }
+    /// The same, and a turn.
+    pub fn read(&mut self, index: u32) -> Vec<u32> {
+        self.send(index);
+        self.turn()
     }
 
-    pub fn read_once(&mut self, index: u32) {
-        while self.shard.load_input(index, &mut self.input) {
-            let out = &mut self.clients.get_mut(&index).unwrap().out;
-            let space = self.input.space();
-            let count = out.len().min(space.len());
-            space[..count].copy_from_slice(&out[..count]);
-            out.drain(..count);
-            if count == 0 {
-                return self.shard.handle_nothing(index);
-            }
-            self.input.filled(count);
-            self.shard.handle_input(index, &mut self.input, count, self.now);
-        }
+    /// A peer's side of the stream ends, and a turn.
+    pub fn end(&mut self, index: u32, end: PeerEnd) -> Vec<u32> {
+        self.io().end(index, end);
+        self.turn()
     }
 
-    /// What the shard wants looked at again.
-    pub fn look_again(&mut self) {
-        let mut ready = VecDeque::new();
-        self.shard.take_ready(&mut ready);
-        for index in ready {
-            if self.shard.load_input(index, &mut self.input) {
-                self.shard.handle_input(index, &mut self.input, 0, self.now);
-                self.read_once(index);
-            }
-            self.shard.check_invariants();
-        }
-    }
-
-    pub fn flush(&mut self) {
-        let mut transmit = Transmit::default();
-        self.shard.take_transmit(&mut transmit);
-        for (index, bytes) in transmit.segments() {
-            assert!(!self.shut.contains(&index), "slot {index} has something to say after its end");
-            self.clients.get_mut(&index).unwrap().receive(bytes);
-        }
-        for (index, _) in transmit.segments() {
-            if self.shard.take_shutdown(index) {
-                self.shut.push(index);
-            }
-        }
-    }
-
-    pub fn reap(&mut self) -> Vec<u32> {
-        let mut reaped = Vec::new();
-        while let Some(index) = self.shard.next_closed() {
-            self.shard.reap(index);
-            self.clients.remove(&index);
-            self.shut.retain(|&shut| shut != index);
-            reaped.push(index);
-            self.shard.check_invariants();
-        }
-        reaped
-    }
-
-    /// A client shakes hands; the turn goes round until nothing moves.
+    /// A client shakes hands.
     pub fn shake_hands(&mut self, listener: ListenerId) -> u32 {
         let index = self.accept(listener);
         for _ in 0..3 {
             self.read(index);
-            self.flush();
         }
         assert!(self.clients[&index].records.is_some(), "the handshake has not come to its end");
         index
@@ -159,7 +147,6 @@ impl ShardHarness {
         let index = self.shake_hands(NATIVE);
         self.client(index).say_hello(id);
         self.read(index);
-        self.flush();
         index
     }
 
@@ -168,23 +155,44 @@ impl ShardHarness {
     }
 
     pub fn pass(&mut self, time: Duration) {
-        self.now = self.now.plus(time);
+        let io = self.turn.io();
+        io.now = io.now.plus(time);
     }
 
-    /// Runs deadlines up to now; suspects are read once more and settled.
-    pub fn expire(&mut self) {
-        let mut suspects = Vec::new();
-        while self.shard.handle_deadlines(self.now.tick(), self.now, 16, &mut suspects) {}
-        for index in suspects {
-            self.read_once(index);
-            self.shard.recheck_suspect(index, self.now);
-        }
-        self.shard.check_invariants();
-        self.flush();
+    /// The one connection that has left for another worker: its handle, its home and its image.
+    pub fn take_sent(&mut self) -> (ConnectionId, WorkerId, Vec<u8>) {
+        let [(home, id, image)] = &mut self.io().sent[..] else { panic!("one connection leaves") };
+        let sent = (*id, *home, std::mem::take(image));
+        self.io().sent.clear();
+        sent
     }
 
+    /// A connection comes home, and with it its client; says in which slot it is.
+    pub fn arrive(&mut self, origin: ConnectionId, image: &[u8], client: Client) -> u32 {
+        let mut arrivals = Arrivals::default();
+        arrivals.push(origin, |out| out.extend_from_slice(image));
+        self.io().opened.clear();
+        self.io().arrive(WorkerId(0), arrivals);
+        let slots = self.turn.shard().slots() as u32;
+        let free = (0..=slots).find(|&slot| !self.turn.shard().holds(slot)).unwrap();
+        self.clients.insert(free, client);
+        self.turn();
+        let acks = std::mem::take(&mut self.io().acks);
+        assert_eq!((&self.io().opened[..], &acks[..]), (&[free][..], &[HandoffAck { origin, taken: true }][..]));
+        free
+    }
+
+    /// Its home has taken a connection that was sent from here, or has not; gives back the slots that become free.
+    pub fn acknowledge(&mut self, origin: ConnectionId, taken: bool) -> Vec<u32> {
+        let mut arrivals = Arrivals::default();
+        arrivals.push_ack(HandoffAck { origin, taken });
+        self.io().arrive(WorkerId(1), arrivals);
+        self.turn()
+    }
+
+    /// What went up since the last time.
     pub fn take_uplink(&mut self) -> Vec<WorkerEvent> {
-        std::mem::take(self.shard.uplink())
+        std::mem::take(&mut self.io().up)
     }
 
     /// Presence events since the last time, in short: `+device generation` and `-device generation reason`.
@@ -201,10 +209,10 @@ impl ShardHarness {
     }
 
     pub fn value(&mut self, metric: Metric) -> u64 {
-        self.shard.counters().value(metric)
+        self.shard().counters().value(metric)
     }
 
     pub fn closed(&mut self, reason: CloseReason) -> u64 {
-        self.shard.counters().closed()[reason as usize]
+        self.shard().counters().closed()[reason as usize]
     }
 }

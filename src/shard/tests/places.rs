@@ -14,15 +14,13 @@ fn places_are_for_whole_client_hellos() {
         harness.client(index).out = rest;
     }
     assert_eq!((harness.value(Metric::HandshakesWaiting), harness.value(Metric::HandshakesInFlight)), (0, 0));
-    assert_eq!(harness.shard.connections[idlers[0] as usize].buffered(), 1);
+    assert_eq!(harness.shard().connections[idlers[0] as usize].buffered(), 1);
     harness.connect("a");
     // What comes to its end is a ClientHello like any other.
     for _ in 0..3 {
         harness.read(idlers[0]);
-        harness.flush();
     }
     assert!(harness.clients[&idlers[0]].records.is_some());
-    harness.shard.check_invariants();
 }
 
 /// A part of a ClientHello that lies there for long is no sign that newcomers wait.
@@ -34,21 +32,19 @@ fn who_waits_for_its_own_bytes_does_not_wait_for_us() {
     harness.read(index);
     harness.client(index).out = rest;
     harness.pass(Duration::from_secs(8));
-    assert_eq!(harness.shard.plan_read(index), Plan::Leave);
-    assert_eq!(harness.shard.longest_waiting(), None);
+    assert_eq!(harness.shard().plan_read(index), Plan::Leave);
+    assert_eq!(harness.shard().longest_waiting(), None);
 }
 
 #[test]
 fn a_client_hello_without_end_is_refused() {
     let mut harness = ShardHarness::new();
     let index = harness.accept(NATIVE);
-    harness.client(index).out = vec![22, 3, 1, 0x20, 0, 1, 0, 0x40, 0];
-    harness.read(index);
+    harness.io().receive(index, &[22, 3, 1, 0x20, 0, 1, 0, 0x40, 0]);
+    // It hears what was said as bytes: it is no client that would understand it.
+    harness.clients.remove(&index);
+    assert_eq!(harness.turn_and_tell(), [21, 3, 3, 0, 2, 2, 50], "decode_error");
     assert_eq!(harness.closed(CloseReason::HandshakeFailed), 1);
-    let mut transmit = Transmit::default();
-    harness.shard.take_transmit(&mut transmit);
-    let said: Vec<u8> = transmit.segments().flat_map(|(_, bytes)| bytes.to_vec()).collect();
-    assert_eq!(said, [21, 3, 3, 0, 2, 2, 50], "decode_error");
 }
 
 /// All places are taken by peers that say ClientHello and nothing more.
@@ -59,27 +55,23 @@ fn the_longest_silent_gives_way_to_who_waits() {
     let stalled = [harness.accept(NATIVE), harness.accept(NATIVE)];
     for &index in &stalled {
         harness.read(index);
-        harness.flush();
-        harness.clients.get_mut(&index).unwrap().out.clear();
+        harness.client(index).out.clear();
         harness.pass(Duration::from_millis(100));
     }
     let newcomer = harness.accept(NATIVE);
     harness.read(newcomer);
     assert_eq!(harness.value(Metric::HandshakesInFlight), 2);
     // Not before its time, and the shard says when that is.
-    harness.expire();
+    harness.turn();
     assert_eq!(harness.closed(CloseReason::HandshakeTimeout), 0);
-    let look = harness.shard.next_deadline().unwrap();
-    assert!(!look.is_after(harness.now.tick().plus(10)), "{look:?}");
-    harness.now = look.start_near(harness.now);
-    harness.expire();
+    let (look, now) = (harness.shard().next_deadline().unwrap(), harness.now());
+    assert!(!look.is_after(now.tick().plus(10)), "{look:?}");
+    harness.io().now = look.start_near(now);
+    let reaped = harness.turn();
     assert_eq!((harness.closed(CloseReason::HandshakeTimeout), harness.value(Metric::HandshakesGaveWay)), (1, 1));
-    assert_eq!(harness.reap(), [stalled[0]]);
-    harness.call();
-    for _ in 0..2 {
-        harness.flush();
+    assert_eq!(reaped, [stalled[0]]);
+    for _ in 0..3 {
         harness.read(newcomer);
     }
-    harness.flush();
     assert!(harness.clients[&newcomer].records.is_some());
 }

@@ -8,7 +8,7 @@ fn what_is_kept_of_a_certificate_travels_home_and_ends_the_connection_when_it_is
     let fixtures = Fixtures::new();
     let mut listener = Fixtures::native();
     listener.tls.client_auth = crate::config::ClientAuth::Required;
-    let mut harnesses = ShardHarness::with(2, &fixtures, vec![fixtures.settings(0, &listener)]);
+    let mut harnesses = ShardHarness::with_settings(2, &fixtures, vec![fixtures.settings(0, &listener)]);
     let (revoked, kept) =
         (fixtures.client(Some("pump-1"), Versions::Tls13), fixtures.client(Some("pump-2"), Versions::Tls12));
     let lists = fixtures.revoke(&["pump-1"]);
@@ -16,36 +16,31 @@ fn what_is_kept_of_a_certificate_travels_home_and_ends_the_connection_when_it_is
         for harness in &mut harnesses {
             harness.tls = tls.clone();
         }
-        let home = harnesses[0].shard.home.of(id).index();
+        let home = harnesses[0].shard().home.of(id).index();
         let [first, second] = &mut harnesses[..] else { panic!("two shards") };
         let (here, there) = if home == 1 { (first, second) } else { (second, first) };
         let index = here.shake_hands(NATIVE);
         here.client(index).say_hello(id);
         here.read(index);
-        let (moving, _) = here.shard.next_move().unwrap();
-        let mut bytes = Vec::new();
-        here.shard.pack(moving, &mut bytes);
-        let arrived = there.shard.unpack(&bytes, there.now).unwrap();
-        there.shard.handle_arrival(arrived, there.now);
-        there.clients.insert(arrived, here.clients.remove(&index).unwrap());
-        here.shard.handle_moved(moving);
-        here.reap();
-        there.flush();
-        assert!(there.shard.connections[arrived as usize].is_device());
+        let (moving, _, image) = here.take_sent();
+        let client = here.clients.remove(&index).unwrap();
+        let arrived = there.arrive(moving, &image, client);
+        here.acknowledge(moving, true);
+        assert!(there.shard().connections[arrived as usize].is_device());
     }
     for harness in &mut harnesses {
         let settings: Arc<[_]> = vec![fixtures.settings_with_lists(0, &listener, &lists)].into();
-        harness.shard.replace_settings(settings, 2, harness.now);
-        while harness.shard.sweep.is_underway() {
-            harness.expire();
+        harness.with(|shard, now| shard.replace_settings(settings, 2, now));
+        while harness.shard().sweep.is_underway() {
+            harness.turn();
         }
     }
     let mut closed = |reason| harnesses.iter_mut().map(|harness| harness.closed(reason)).sum::<u64>();
     assert_eq!(closed(CloseReason::CertificateRevoked), 1);
-    let alive: Vec<_> =
-        harnesses.iter().flat_map(|harness| &harness.shard.connections).filter(|(_, one)| one.is_device()).collect();
-    assert_eq!(alive.len(), 1);
-    assert_eq!(alive[0].1.device(), "pump-2");
+    let device = |(_, one): (usize, &Connection)| one.is_device().then(|| one.device().to_owned());
+    let alive: Vec<String> =
+        harnesses.iter_mut().flat_map(|harness| harness.shard().connections.iter().filter_map(device)).collect();
+    assert_eq!(alive, ["pump-2"]);
 }
 
 #[test]
@@ -54,7 +49,7 @@ fn a_connection_ends_somewhere_in_the_last_tenth_of_its_age() {
     let mut listener = Fixtures::native();
     listener.tls.max_connection_age = Some(Duration::from_hours(1));
     listener.heartbeat.interval = Duration::from_mins(50);
-    let mut harness = ShardHarness::with(1, &fixtures, vec![fixtures.settings(0, &listener)]).pop().unwrap();
+    let mut harness = ShardHarness::with_settings(1, &fixtures, vec![fixtures.settings(0, &listener)]).pop().unwrap();
     harness.tls = fixtures.client(None, Versions::Tls13);
     for number in 0..20 {
         harness.connect(&format!("pump-{number}"));
@@ -65,20 +60,14 @@ fn a_connection_ends_somewhere_in_the_last_tenth_of_its_age() {
         let heard: Vec<u32> = harness.clients.keys().copied().collect();
         for index in heard {
             harness.client(index).say(&crate::codec::native::Frame::Ping(b""));
-            harness.read(index);
+            harness.send(index);
         }
-        harness.expire();
-        ends.extend(harness.reap().iter().map(|_| minute));
-        let lingering: Vec<u32> = harness
-            .shard
-            .connections
-            .iter()
-            .filter(|(_, one)| one.is_lingering())
-            .map(|(index, _)| index as u32)
-            .collect();
+        ends.extend(harness.turn().iter().map(|_| minute));
+        let connections = harness.shard().connections.iter();
+        let lingering: Vec<u32> =
+            connections.filter(|(_, one)| one.is_lingering()).map(|(index, _)| index as u32).collect();
         for index in lingering {
-            harness.shard.handle_reset(index, harness.now);
-            ends.extend(harness.reap().iter().map(|_| minute));
+            ends.extend(harness.end(index, PeerEnd::ByReset).iter().map(|_| minute));
         }
     }
     assert_eq!(harness.closed(CloseReason::ConnectionAge), 20, "{ends:?}");

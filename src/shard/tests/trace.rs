@@ -24,7 +24,7 @@ fn of_network(network: &str, depth: TraceDepth) -> Following {
 
 fn follow(harness: &mut ShardHarness, traces: &[&Following]) {
     let traces: Vec<_> = traces.iter().map(|(trace, _)| Arc::clone(trace)).collect();
-    harness.shard.follow(&traces, harness.now);
+    harness.with(|shard, now| shard.follow(&traces, now));
 }
 
 /// Where the peer of each slot's socket is: a network for the even ones, another for the odd.
@@ -34,7 +34,7 @@ fn peer(slot: u32) -> Option<SocketAddr> {
 
 /// What was told since the last time, in words.
 fn told(harness: &mut ShardHarness, (_, arrive): &Following) -> Vec<String> {
-    harness.shard.tell_traces(peer);
+    harness.shard().tell_traces(peer);
     let word = |event: TraceEvent| match event.what {
         TraceWhat::Packet(packet) => {
             let direction = if packet.direction == Direction::In { '<' } else { '>' };
@@ -56,15 +56,13 @@ fn a_device_is_followed_from_its_first_frame_on_and_nobody_else_is() {
     assert_eq!(told(&mut harness, &following), ["<HELLO", ">WELCOME", "connected"]);
     harness.client(index).say_message(3, b"x");
     harness.read(index);
-    harness.shard.handle_eof(index, harness.now);
+    harness.end(index, PeerEnd::InOrder);
     assert_eq!(told(&mut harness, &following), ["<MESSAGE", "ended peer_closed"]);
     // Nobody follows anything any more.
     follow(&mut harness, &[]);
-    assert!(harness.shard.tracer.is_idle());
-    harness.flush();
-    harness.reap();
+    assert!(harness.shard().tracer.is_idle());
     let index = harness.accept(NATIVE);
-    harness.shard.handle_reset(index, harness.now);
+    harness.end(index, PeerEnd::ByReset);
     assert_eq!(told(&mut harness, &following), [""; 0]);
 }
 
@@ -73,21 +71,17 @@ fn whoever_comes_from_a_network_is_followed_from_accept_on_and_before_it_has_a_n
     let mut harness = ShardHarness::new();
     let following = of_network("192.0.2.0/24", TraceDepth::default());
     follow(&mut harness, &[&following]);
-    let index = harness.accept(NATIVE);
-    harness.shard.trace_accepted(index, [192, 0, 2, 9].into(), harness.now);
-    let other = harness.accept(NATIVE);
-    harness.shard.trace_accepted(other, [192, 0, 3, 9].into(), harness.now);
+    let index = harness.accept_from(NATIVE, [192, 0, 2, 9].into());
+    let other = harness.accept_from(NATIVE, [192, 0, 3, 9].into());
     harness.client(index).out = b"GET / HTTP/1.1\r\n\r\n".to_vec();
     harness.read(index);
-    harness.shard.handle_reset(other, harness.now);
-    harness.shard.trace_refused([192, 0, 2, 8].into(), NATIVE, Refusal::Overloaded, harness.now);
+    harness.end(other, PeerEnd::ByReset);
+    harness.with(|shard, now| shard.trace_refused([192, 0, 2, 8].into(), NATIVE, Refusal::Overloaded, now));
     assert_eq!(told(&mut harness, &following), ["accepted", "handshake", "ended not_tls", "refused"]);
-    harness.flush();
-    harness.shard.handle_reset(index, harness.now);
-    harness.reap();
+    harness.end(index, PeerEnd::ByReset);
     // Its slot is somebody else's now.
-    assert_eq!(harness.accept(NATIVE), index);
-    harness.shard.handle_reset(index, harness.now);
+    assert_eq!(harness.accept_from(NATIVE, [192, 0, 3, 9].into()), index);
+    harness.end(index, PeerEnd::ByReset);
     assert_eq!(told(&mut harness, &following), [""; 0]);
 }
 
@@ -99,28 +93,28 @@ fn who_is_there_already_is_found_slice_by_slice_and_told_once_to_each_new_trace(
     }
     let even = of_network("192.0.0.0/24", PACKETS);
     follow(&mut harness, &[&even]);
-    assert!(harness.shard.has_untraced() && harness.shard.has_ready());
-    harness.shard.advance_traces(3, peer, harness.now);
+    assert!(harness.shard().has_untraced() && harness.shard().has_ready());
+    harness.with(|shard, now| shard.advance_traces(3, peer, now));
     assert_eq!(told(&mut harness, &even), ["present"; 2]);
-    assert!(harness.shard.has_untraced());
-    harness.shard.advance_traces(3, peer, harness.now);
-    assert!(!harness.shard.has_untraced() && !harness.shard.has_ready());
+    assert!(harness.shard().has_untraced());
+    harness.with(|shard, now| shard.advance_traces(3, peer, now));
+    assert!(!harness.shard().has_untraced() && !harness.shard().has_ready());
     assert_eq!(told(&mut harness, &even), [""; 0]);
     // A second one hears of whom it is about; the first goes on as it was, whatever its place.
     let all = of_network("192.0.0.0/16", TraceDepth::default());
     let named = of_device("b", TraceDepth::default());
     follow(&mut harness, &[&all, &named, &even]);
-    harness.shard.advance_traces(9, peer, harness.now);
+    harness.with(|shard, now| shard.advance_traces(9, peer, now));
     assert_eq!(told(&mut harness, &all), ["present"; 4]);
-    harness.shard.handle_disconnect(1, "a", harness.now);
+    harness.with(|shard, now| shard.handle_disconnect(1, "a", now));
     assert_eq!(told(&mut harness, &even), [">CLOSE", "ended requested"]);
     assert_eq!(
         (told(&mut harness, &all), told(&mut harness, &named)),
         (vec!["ended requested".into()], vec!["present".into()])
     );
     let event = {
-        harness.shard.handle_disconnect(2, "b", harness.now);
-        harness.shard.tell_traces(peer);
+        harness.with(|shard, now| shard.handle_disconnect(2, "b", now));
+        harness.shard().tell_traces(peer);
         named.1.try_recv().unwrap()
     };
     assert_eq!((event.address, event.port, &*event.device), (Some([192, 0, 1, 1].into()), 7, "b"));
@@ -135,7 +129,7 @@ fn payloads_are_told_to_those_alone_who_asked_for_them() {
     follow(&mut harness, &[&names, &payloads]);
     harness.client(index).say(&Frame::Message(Message { id: 0, topic: "t", payload: b"secret" }));
     harness.read(index);
-    harness.shard.tell_traces(peer);
+    harness.shard().tell_traces(peer);
     let packet = |(_, arrive): &Following| {
         arrive.try_iter().find_map(|event| match event.what {
             TraceWhat::Packet(packet) => Some(*packet),
@@ -159,31 +153,32 @@ fn at_each_bound_it_is_counted_what_is_left_out() {
         // Each is asked and answered; the uplink is not needed for it.
         (0..100).for_each(|_| harness.client(index).say(&Frame::Ping(b"")));
         harness.read(index);
-        harness.flush();
         expected += 200;
     }
-    harness.shard.tell_traces(peer);
+    harness.shard().tell_traces(peer);
     let heard = arrive.try_iter().count() as u64;
     assert_eq!((heard, trace.take_left_out()), (u64::from(TRACE_EVENTS_PER_SECOND), expected - heard));
     // In the next second there is room again; and beyond its end there is none.
-    harness.now = harness.now.plus(Duration::from_secs(1));
+    harness.pass(Duration::from_secs(1));
     harness.client(index).say(&Frame::Ping(b""));
     harness.read(index);
     assert_eq!(told(&mut harness, &following), ["<PING", ">PONG"]);
-    harness.now = LATE;
+    harness.io().now = LATE;
     harness.client(index).say(&Frame::Ping(b""));
     harness.read(index);
     assert_eq!((told(&mut harness, &following), trace.take_left_out()), (vec![], 0));
 
     // So many connections of a network are known.
     let following = of_network("192.0.2.0/24", TraceDepth::default());
-    harness.now = Moment::from_micros(60_000);
+    harness.io().now = Moment::from_micros(60_000);
     follow(&mut harness, &[&following]);
     for _ in 0..TRACE_CONNECTIONS_MAX + 2 {
-        let index = harness.shard.handle_accept(NATIVE, harness.now);
-        harness.shard.trace_accepted(index, [192, 0, 2, 9].into(), harness.now);
-        harness.now = harness.now.plus(Duration::from_millis(2));
-        harness.shard.tell_traces(peer);
+        harness.with(|shard, now| {
+            let index = shard.handle_accept(NATIVE, now);
+            shard.trace_accepted(index, [192, 0, 2, 9].into(), now);
+        });
+        harness.pass(Duration::from_millis(2));
+        harness.shard().tell_traces(peer);
         following.1.try_iter().for_each(drop);
     }
     assert_eq!(following.0.take_left_out(), 2);
