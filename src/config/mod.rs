@@ -31,7 +31,9 @@ pub use error::{ConfigError, ConfigKey, Problem};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 pub use secret::Secret;
-pub use sink::{HttpSink, MAX_SINKS, MqttSink, NatsSink, SINK_BYTES, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls};
+pub use sink::{
+    HttpSink, MAX_SINKS, MqttSink, NatsLogin, NatsSink, SINK_BYTES, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls,
+};
 pub use template::TopicTemplate;
 
 /// The whole configuration, checked. Every path is absolute or relative to the working directory (paths in a file were

@@ -131,12 +131,19 @@ pub struct NatsSink {
     pub prefix: String,
     /// Messages under way; one of each device.
     pub inflight: u16,
+    /// Who it says that it is.
+    pub login: NatsLogin,
+}
+
+/// How a client of NATS says who it is: one of these ways, or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NatsLogin {
     /// A file of credentials (JWT and seed).
     pub credentials_file: Option<PathBuf>,
     /// A file with the seed of an NKey.
     pub nkey_file: Option<PathBuf>,
-    /// Who it says that it is.
+    /// A name.
     pub username: Option<String>,
-    /// A file with the password.
+    /// A file with its password.
     pub password_file: Option<PathBuf>,
 }

@@ -19,7 +19,7 @@ mod event;
 mod feed;
 mod http;
 mod mqtt;
-mod nats;
+pub(crate) mod nats;
 mod run;
 mod selection;
 mod settings;
@@ -37,8 +37,9 @@ use std::{io, mem};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use backoff::Backoff;
 pub use event::{Event, time};
-pub use settings::{Fault, Settings, files_of};
+pub use settings::{Fault, Reading, Settings, files_of};
 
 use crate::link::{Downlink, Outcome};
 use crate::store::{Backlog, Position, SINK_PREFIX, SinkNote, Store, StoreError};

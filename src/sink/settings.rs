@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::http::HttpClient;
 use super::mqtt::MqttTarget;
-use super::nats::NatsTarget;
+use super::nats::{NatsTarget, files_of_login};
 use super::selection::Selection;
 use super::tls;
 use crate::config::{Sink, SinkKind};
@@ -22,7 +22,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub(super) fn new(key: &'static str, what: impl Into<String>) -> Self {
+    pub(crate) fn new(key: &'static str, what: impl Into<String>) -> Self {
         Self { key, what: what.into() }
     }
 }
@@ -34,7 +34,13 @@ impl fmt::Display for Fault {
 }
 
 /// The files of a sink while they are read: what they hold, taken together, tells whether anything has changed.
-pub(super) struct Reading(Context);
+pub struct Reading(Context);
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
 
 impl Reading {
     /// What a file holds.
@@ -84,7 +90,7 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong.
     pub fn prove(config: &Sink) -> Result<Self, Fault> {
-        let mut reading = Reading(Context::new(&SHA256));
+        let mut reading = Reading::default();
         let target = match &config.kind {
             SinkKind::Http(http) => Target::Http(Box::new(HttpClient::new(config, http, &mut reading)?)),
             SinkKind::Nats(nats) => Target::Nats(Box::new(NatsTarget::new(config, nats, &mut reading)?)),
@@ -123,9 +129,9 @@ pub fn files_of(config: &Sink) -> Vec<(&'static str, PathBuf, bool)> {
             add("authorization_file", http.authorization_file.as_ref(), true);
         }
         SinkKind::Nats(nats) => {
-            add("credentials_file", nats.credentials_file.as_ref(), true);
-            add("nkey_file", nats.nkey_file.as_ref(), true);
-            add("password_file", nats.password_file.as_ref(), true);
+            for (key, path) in files_of_login(&nats.login) {
+                add(key, Some(&path), true);
+            }
         }
         SinkKind::Mqtt(mqtt) => add("password_file", mqtt.password_file.as_ref(), true),
     }

@@ -10,7 +10,8 @@ use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawSink, RawSinkTls};
 use crate::config::template::Fault;
 use crate::config::{
-    Durability, HttpSink, MAX_SINKS, MqttSink, NatsSink, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls, TopicTemplate,
+    Durability, HttpSink, MAX_SINKS, MqttSink, NatsLogin, NatsSink, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls,
+    TopicTemplate,
 };
 
 /// The longest name: with its prefix it is the name of a consumer.
@@ -30,21 +31,32 @@ const INFLIGHT: RangeInclusive<i64> = 1..=1_000;
 const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(65_535);
 const COMMAND_SESSION: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 30);
 
+/// What is spoken at a URL.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Http,
     Mqtt,
     Nats,
 }
 
-/// Which sink is looked at.
-struct Entry {
-    index: usize,
+/// Which table is looked at.
+pub(super) struct Entry {
+    table: String,
 }
 
 impl Entry {
-    fn key(&self, key: &str) -> ConfigKey {
-        ConfigKey::top(format!("sink[{}].{key}", self.index))
+    /// The table of this name.
+    pub(super) fn of_table(table: &str) -> Self {
+        Self { table: table.to_owned() }
+    }
+
+    fn of_sink(index: usize) -> Self {
+        Self { table: format!("sink[{index}]") }
+    }
+
+    /// One of its keys.
+    pub(super) fn key(&self, key: &str) -> ConfigKey {
+        ConfigKey::top(format!("{}.{key}", self.table))
     }
 
     fn missing(&self, key: &str, remedy: &str) -> Problem {
@@ -72,7 +84,7 @@ pub(super) fn resolve(
     }
     let mut sinks: Vec<Sink> = Vec::new();
     for (index, raw) in raw.into_iter().enumerate().take(MAX_SINKS) {
-        let entry = Entry { index };
+        let entry = Entry::of_sink(index);
         match sink(context, &entry, raw, node) {
             Ok(sink) if sinks.iter().any(|other| other.name == sink.name) => {
                 let what = format!("another sink has the name {:?}", sink.name);
@@ -112,7 +124,7 @@ fn sink(context: &mut Context<'_>, entry: &Entry, mut raw: RawSink, node: &str) 
     }
     let written =
         raw.url.take().ok_or_else(|| entry.missing("url", "write where to, as in \"https://example.com/in\""))?;
-    let url = Url::parse(entry, &written, kind)?;
+    let url = Url::parse(entry, "url", &written, kind)?;
     let tls = tls(context, entry, raw.tls.take(), url.is_tls)?;
     let kind = match kind {
         Kind::Http => SinkKind::Http(http(context, entry, &raw, written, url.is_tls)?),
@@ -187,17 +199,17 @@ fn topics(entry: &Entry, written: Option<Vec<String>>) -> Result<Vec<String>, Pr
     Ok(topics)
 }
 
-/// What a sink needs to know of where it goes.
-struct Url {
-    is_tls: bool,
+/// What must be known of where something goes.
+pub(super) struct Url {
+    pub(super) is_tls: bool,
     host: String,
     port: Option<u16>,
-    has_path: bool,
+    pub(super) has_path: bool,
 }
 
 impl Url {
     /// `scheme://host[:port][/path]`. No names and passwords: they would stand in logs.
-    fn parse(entry: &Entry, written: &str, kind: Kind) -> Result<Self, Problem> {
+    pub(super) fn parse(entry: &Entry, key: &str, written: &str, kind: Kind) -> Result<Self, Problem> {
         let (example, schemes, secrets) = match kind {
             Kind::Http => ("https://example.com/in", ["http", "https"], "write authorization_file"),
             Kind::Mqtt => ("mqtts://broker.example.com:8883", ["mqtt", "mqtts"], "write username and password_file"),
@@ -205,7 +217,7 @@ impl Url {
         };
         let refuse = |what: &str| {
             let what = format!("{what}: {:?}", written.split('@').next_back().unwrap_or_default());
-            Problem::new(entry.key("url"), what, format!("write it as in {example:?}"))
+            Problem::new(entry.key(key), what, format!("write it as in {example:?}"))
         };
         let (scheme, rest) = written.split_once("://").ok_or_else(|| refuse("this is not a URL"))?;
         if !schemes.contains(&scheme) {
@@ -214,7 +226,7 @@ impl Url {
         let is_tls = scheme == schemes[1];
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(Problem::new(entry.key("url"), "a URL is no place for a secret", secrets));
+            return Err(Problem::new(entry.key(key), "a URL is no place for a secret", secrets));
         }
         let fits = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
         if written.len() > URL_BYTES_MAX || !written.bytes().all(fits) {
@@ -234,11 +246,20 @@ impl Url {
     }
 }
 
-fn tls(context: &Context<'_>, entry: &Entry, raw: Option<RawSinkTls>, is_tls: bool) -> Result<SinkTls, Problem> {
+pub(super) fn tls(
+    context: &Context<'_>,
+    entry: &Entry,
+    raw: Option<RawSinkTls>,
+    is_tls: bool,
+) -> Result<SinkTls, Problem> {
     let Some(raw) = raw else { return Ok(SinkTls::default()) };
     if !is_tls {
         let what = "the url is one without TLS".to_owned();
-        return Err(Problem::new(entry.key("tls"), what, "write https:// or mqtts://, or leave the table out"));
+        return Err(Problem::new(
+            entry.key("tls"),
+            what,
+            "write one with TLS (https://, mqtts://, tls://), or leave the table out",
+        ));
     }
     let path = |key: &str, written: &Option<String>| {
         written.as_deref().map(|written| context.path(entry.key(&format!("tls.{key}")), written)).transpose()
@@ -256,13 +277,7 @@ fn file(context: &Context<'_>, entry: &Entry, key: &str, written: Option<&String
     written.map(|written| context.path(entry.key(key), written)).transpose()
 }
 
-fn http(
-    context: &mut Context<'_>,
-    entry: &Entry,
-    raw: &RawSink,
-    url: String,
-    is_tls: bool,
-) -> Result<HttpSink, Problem> {
+fn http(context: &mut Context<'_>, entry: &Entry, raw: &RawSink, url: String, is_tls: bool) -> Result<HttpSink, Problem> {
     let format = raw.format.as_deref().unwrap_or("lines");
     let lines = values::word(entry.key("format"), format, &[("lines", true), ("json", false)])?;
     let events = values::integer(entry.key("batch_events"), raw.batch_events, 500, BATCH_EVENTS, "events")?;
@@ -282,13 +297,7 @@ fn http(
     })
 }
 
-fn mqtt(
-    context: &mut Context<'_>,
-    entry: &Entry,
-    raw: &RawSink,
-    url: Url,
-    default_id: &str,
-) -> Result<MqttSink, Problem> {
+fn mqtt(context: &mut Context<'_>, entry: &Entry, raw: &RawSink, url: Url, default_id: &str) -> Result<MqttSink, Problem> {
     if url.has_path {
         return Err(Problem::new(entry.key("url"), "a broker has no path", "write it as in \"mqtts://host:8883\""));
     }
@@ -312,7 +321,8 @@ fn mqtt(
         let what = format!("{client_id:?} is no client identifier");
         return Err(Problem::new(entry.key("client_id"), what, "write 1 to 128 bytes without control characters"));
     }
-    let password_file = password_file(context, entry, raw, url.is_tls)?;
+    let password = (raw.username.as_ref(), raw.password_file.as_ref());
+    let password_file = password_file(context, entry, password, url.is_tls)?;
     let keep_alive = Duration::from_secs(30);
     let session = Duration::from_hours(1);
     Ok(MqttSink {
@@ -324,8 +334,7 @@ fn mqtt(
         password_file,
         topic,
         presence_topic,
-        connections: values::integer(entry.key("connections"), raw.connections, 1, CONNECTIONS, "connections")?
-            as usize,
+        connections: values::integer(entry.key("connections"), raw.connections, 1, CONNECTIONS, "connections")? as usize,
         inflight: values::integer(entry.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16,
         keep_alive: values::duration(entry.key("keep_alive"), raw.keep_alive.as_deref(), keep_alive, KEEP_ALIVE)?,
         commands,
@@ -341,11 +350,11 @@ fn mqtt(
 fn password_file(
     context: &mut Context<'_>,
     entry: &Entry,
-    raw: &RawSink,
+    (username, written): (Option<&String>, Option<&String>),
     is_tls: bool,
 ) -> Result<Option<PathBuf>, Problem> {
-    let file = file(context, entry, "password_file", raw.password_file.as_ref())?;
-    if file.is_some() && raw.username.is_none() {
+    let file = file(context, entry, "password_file", written)?;
+    if file.is_some() && username.is_none() {
         return Err(entry.missing("username", "write who the password belongs to"));
     }
     if file.is_some() && !is_tls {
@@ -354,11 +363,34 @@ fn password_file(
     Ok(file)
 }
 
+/// Who a client of NATS says that it is: `written` are its credentials_file, nkey_file, username and password_file.
+pub(super) fn nats_login(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    written: [Option<&String>; 4],
+    is_tls: bool,
+) -> Result<NatsLogin, Problem> {
+    let [credentials, nkey, username, password] = written;
+    let credentials_file = file(context, entry, "credentials_file", credentials)?;
+    let nkey_file = file(context, entry, "nkey_file", nkey)?;
+    let ways = [credentials_file.is_some(), nkey_file.is_some(), username.is_some()];
+    if ways.into_iter().filter(|way| *way).count() > 1 {
+        let what = "the server takes one of credentials, NKey and password";
+        return Err(Problem::new(
+            entry.key("credentials_file"),
+            what,
+            "write one of credentials_file, nkey_file and username",
+        ));
+    }
+    let password_file = password_file(context, entry, (username, password), is_tls)?;
+    Ok(NatsLogin { credentials_file, nkey_file, username: username.cloned(), password_file })
+}
+
 fn nats(
     context: &mut Context<'_>,
     entry: &Entry,
     raw: &RawSink,
-    written: String,
+    written_url: String,
     url: &Url,
 ) -> Result<NatsSink, Problem> {
     if url.has_path {
@@ -382,19 +414,8 @@ fn nats(
             "write tokens of letters, digits, \"-\" and \"_\", as in \"site-1.edge\"",
         ));
     }
-    let credentials_file = file(context, entry, "credentials_file", raw.credentials_file.as_ref())?;
-    let nkey_file = file(context, entry, "nkey_file", raw.nkey_file.as_ref())?;
-    let ways = [credentials_file.is_some(), nkey_file.is_some(), raw.username.is_some()];
-    if ways.into_iter().filter(|way| *way).count() > 1 {
-        let what = "the server takes one of credentials, NKey and password";
-        return Err(Problem::new(
-            entry.key("credentials_file"),
-            what,
-            "write one of credentials_file, nkey_file and username",
-        ));
-    }
+    let written = [&raw.credentials_file, &raw.nkey_file, &raw.username, &raw.password_file].map(Option::as_ref);
+    let login = nats_login(context, entry, written, url.is_tls)?;
     let inflight = values::integer(entry.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16;
-    let password_file = password_file(context, entry, raw, url.is_tls)?;
-    let username = raw.username.clone();
-    Ok(NatsSink { url: written, stream, prefix, inflight, credentials_file, nkey_file, username, password_file })
+    Ok(NatsSink { url: written_url, stream, prefix, inflight, login })
 }

@@ -10,31 +10,28 @@
 //! goes wrong the client is dropped, and all of it is verified again before something is sent. What was stored and not
 //! acknowledged is sent again under the same `Nats-Msg-Id`, which the server drops within its window of deduplication.
 
-mod subject;
+mod access;
+pub(crate) mod subject;
 
-use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, Context, ErrorCode, stream};
-use async_nats::{Client, ConnectOptions, HeaderMap};
+use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use zeroize::Zeroizing;
 
 use super::backoff::Backoff;
 use super::event::{Event as Json, time};
 use super::feed::Feed;
 use super::run::{Over, Run, lane_of};
 use super::settings::{Fault, Reading, Target};
-use super::tls::ClientTls;
 use crate::config::{NatsSink, Sink};
 use crate::store::{StoreError, Stored, What};
+pub use access::{NatsAccess, check_version, files_of_login, version};
 
-/// Older servers are refused: deduplication and headers behave as this one's do.
-const VERSION_MIN: (u64, u64) = (2, 10);
 /// The longest subject: a server takes 4,096 bytes for a command with its subject and the inbox for the answer.
 const SUBJECT_BYTES_MAX: usize = 3_072;
 /// What headers take beside what stands in them.
@@ -46,65 +43,18 @@ const MESSAGE_TOO_LARGE: ErrorCode = ErrorCode(10_054);
 pub(super) struct NatsTarget {
     config: NatsSink,
     timeout: Duration,
-    proof: Proof,
-    tls: Option<ClientTls>,
-}
-
-enum Proof {
-    None,
-    Credentials(Zeroizing<String>),
-    NKey(Zeroizing<String>),
-    Password(String, Zeroizing<String>),
+    access: NatsAccess,
 }
 
 impl NatsTarget {
     pub(super) fn new(sink: &Sink, config: &NatsSink, reading: &mut Reading) -> Result<Self, Fault> {
-        let proof = if let Some(path) = &config.credentials_file {
-            let content = reading.read("credentials_file", path)?;
-            let text = std::str::from_utf8(&content).unwrap_or_default();
-            // Tried here, so that a wrong file is a fault of the configuration and not of the server.
-            ConnectOptions::new().credentials(text).map_err(|error| {
-                Fault::new("credentials_file", format!("{}: {error}: name a file made by nsc", path.display()))
-            })?;
-            Proof::Credentials(Zeroizing::new(text.to_owned()))
-        } else if let Some(path) = &config.nkey_file {
-            Proof::NKey(reading.line("nkey_file", path)?)
-        } else if let Some(name) = &config.username {
-            let password = config.password_file.as_ref().map(|path| reading.line("password_file", path)).transpose()?;
-            Proof::Password(name.clone(), password.unwrap_or_default())
-        } else {
-            Proof::None
-        };
         let is_tls = config.url.starts_with("tls:");
-        let tls = if is_tls { Some(ClientTls::load(&sink.tls, reading)?) } else { None };
-        Ok(Self { config: config.clone(), timeout: sink.timeout, proof, tls })
+        let access = NatsAccess::load(&config.login, is_tls.then_some(&sink.tls), sink.timeout, reading)?;
+        Ok(Self { config: config.clone(), timeout: sink.timeout, access })
     }
 
     pub(super) fn address(&self) -> &str {
         &self.config.url
-    }
-
-    fn options(&self, name: &str, broken: Arc<Notify>) -> Result<ConnectOptions, String> {
-        let mut options = ConnectOptions::new()
-            .name(name)
-            .connection_timeout(self.timeout)
-            .request_timeout(Some(self.timeout))
-            .event_callback(move |event| {
-                if matches!(event, async_nats::Event::Disconnected | async_nats::Event::Closed) {
-                    broken.notify_one();
-                }
-                ready(())
-            });
-        options = match &self.proof {
-            Proof::None => options,
-            Proof::Credentials(text) => options.credentials(text).map_err(|error| error.to_string())?,
-            Proof::NKey(seed) => options.nkey(seed.to_string()),
-            Proof::Password(name, password) => options.user_and_password(name.clone(), password.to_string()),
-        };
-        if let Some(tls) = &self.tls {
-            options = options.require_tls(true).tls_client_config((*tls.rustls).clone());
-        }
-        Ok(options)
     }
 
     fn message(&self, node: &str, store_id: &str, stored: &Stored) -> Message {
@@ -141,13 +91,10 @@ impl Connection {
     /// Connects, and reads what the promise depends on.
     async fn open(target: &NatsTarget, name: &str) -> Result<(Self, String), String> {
         let broken = Arc::new(Notify::new());
-        let options = target.options(name, Arc::clone(&broken))?;
+        let options = target.access.options(name, Arc::clone(&broken))?;
         let client = options.connect(&target.config.url).await.map_err(|error| error.to_string())?;
         let server = client.server_info();
-        if version(&server.version).is_none_or(|version| version < VERSION_MIN) {
-            let (major, minor) = VERSION_MIN;
-            return Err(format!("nats-server {} is too old: it takes {major}.{minor} or newer", server.version));
-        }
+        check_version(&server.version)?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(target.timeout);
         let stream = context.get_stream(&target.config.stream).await;
@@ -160,12 +107,6 @@ impl Connection {
         let promise = promise(&info.config, &server.version);
         Ok((Self { context, broken, bytes_max, _client: client }, promise))
     }
-}
-
-/// `2.15.1`.
-fn version(text: &str) -> Option<(u64, u64)> {
-    let mut parts = text.split(['.', '-']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn check_subjects(stream: &stream::Config, prefix: &str) -> Result<(), String> {
@@ -417,14 +358,6 @@ fn target(run: &Run) -> &NatsTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_compared_by_number() {
-        assert_eq!(version("2.15.1"), Some((2, 15)));
-        assert_eq!(version("2.9.25-RC.1"), Some((2, 9)));
-        assert!(version("2.9.25") < Some(VERSION_MIN) && version("2.10.0") >= Some(VERSION_MIN));
-        assert_eq!(version("dev"), None);
-    }
 
     #[test]
     fn the_promise_says_what_an_acknowledgement_means() {

@@ -10,7 +10,7 @@ use std::fmt::Write;
 const EMPTY: &str = "%_";
 
 /// The subject of a message.
-pub(super) fn of_message(prefix: &str, device: &str, topic: &str) -> String {
+pub fn of_message(prefix: &str, device: &str, topic: &str) -> String {
     let mut subject = format!("{prefix}.up.");
     encode(device, &mut subject);
     for level in topic.split('/') {
@@ -21,13 +21,14 @@ pub(super) fn of_message(prefix: &str, device: &str, topic: &str) -> String {
 }
 
 /// The subject of a presence event.
-pub(super) fn of_presence(prefix: &str, device: &str) -> String {
+pub fn of_presence(prefix: &str, device: &str) -> String {
     let mut subject = format!("{prefix}.presence.");
     encode(device, &mut subject);
     subject
 }
 
-fn encode(token: &str, into: &mut String) {
+/// Appends one token.
+pub fn encode(token: &str, into: &mut String) {
     if token.is_empty() {
         into.push_str(EMPTY);
     }
@@ -42,8 +43,31 @@ fn encode(token: &str, into: &mut String) {
     }
 }
 
+/// What a token that [`encode`] made says; `None`: it is none of these.
+pub fn decode(token: &str) -> Option<String> {
+    if token == EMPTY {
+        return Some(String::new());
+    }
+    let (mut bytes, mut rest) = (Vec::with_capacity(token.len()), token.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte == b'%' {
+            let (digits, after) = rest.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(byte);
+        }
+    }
+    let text = String::from_utf8(bytes).ok()?;
+    // Only one way to write each: what was escaped and need not be is somebody else's.
+    let mut again = String::with_capacity(token.len());
+    encode(&text, &mut again);
+    (again == token).then_some(text)
+}
+
 /// Whether `filter` takes every subject that `other` takes. In both `*` is a token, and `>` one or more at the end.
-pub(super) fn covers(filter: &str, other: &str) -> bool {
+pub fn covers(filter: &str, other: &str) -> bool {
     let (mut filter, mut other) = (filter.split('.'), other.split('.'));
     loop {
         match (filter.next(), other.next()) {
@@ -61,25 +85,14 @@ mod tests {
 
     use super::*;
 
-    fn decode(token: &str) -> String {
-        if token == EMPTY {
-            return String::new();
-        }
-        let (mut bytes, mut rest) = (Vec::new(), token.as_bytes());
-        while let Some((&byte, after)) = rest.split_first() {
-            rest = after;
-            if byte == b'%' {
-                bytes.push(u8::from_str_radix(std::str::from_utf8(&rest[..2]).unwrap(), 16).unwrap());
-                rest = &rest[2..];
-            } else {
-                bytes.push(byte);
-            }
-        }
-        String::from_utf8(bytes).unwrap()
-    }
-
     fn read(subject: &str, prefix: &str) -> (String, String) {
-        let mut tokens = subject.strip_prefix(prefix).unwrap().strip_prefix(".up.").unwrap().split('.').map(decode);
+        let mut tokens = subject
+            .strip_prefix(prefix)
+            .unwrap()
+            .strip_prefix(".up.")
+            .unwrap()
+            .split('.')
+            .map(|token| decode(token).unwrap());
         let device = tokens.next().unwrap();
         (device, tokens.collect::<Vec<_>>().join("/"))
     }
@@ -115,6 +128,14 @@ mod tests {
             let before = seen.insert(subject.clone(), pair.clone());
             assert!(before.is_none_or(|before| before == pair), "{subject:?}");
         }
+    }
+
+    #[test]
+    fn what_encode_never_wrote_is_no_token() {
+        for token in ["", "%", "%2", "%zz", "%C3", "%41", "%2e", "a b", "%+1", "%_%_"] {
+            assert_eq!(decode(token), None, "{token}");
+        }
+        assert_eq!(decode("a%2Eb").as_deref(), Some("a.b"));
     }
 
     #[test]
