@@ -25,7 +25,8 @@
 //!
 //! **Threads.** [`turn`] is the order in which an event loop does its work, over any [`turn::Io`]. [`worker`] runs it with
 //! the poll, the sockets, the clock, and moves connections to their home. [`store`] puts what must survive the process on
-//! the disk, [`sink`] sends it on to where it is wanted, [`backbone`] keeps the latest events for those who follow them. [`control`] has what an event loop has no time
+//! the disk, [`sink`] sends it on to where it is wanted, [`backbone`] keeps the latest events for those who follow them,
+//! [`fleet`] makes one of several gateways. [`control`] has what an event loop has no time
 //! for: HTTP, metrics, events, token checks. [`gateway`] starts all of it, changes its configuration under live
 //! connections, and ends it.
 //!
@@ -68,6 +69,8 @@ pub mod worker;
 pub mod sink;
 
 pub mod backbone;
+pub mod fleet;
+
 pub mod control;
 
 pub mod gateway;

@@ -305,6 +305,41 @@ metrics! {
     CommandsFailed = Counter "pulsegate_sink_commands_failed" "",
 }
 
+metrics! {
+    /// A figure of a gateway that is one of a fleet, without labels.
+    enum FleetMetric;
+    /// Whether NATS is there and this gateway's lease holds: 1, or else 0.
+    Up = Gauge "pulsegate_fleet_up" "",
+    /// Devices connected here that the fleet knows to be here.
+    Claimed = Gauge "pulsegate_fleet_devices_claimed" "",
+    /// Devices whose rows are still to be written or removed.
+    Waiting = Gauge "pulsegate_fleet_devices_waiting" "",
+    /// Rows of devices written.
+    Written = Counter "pulsegate_fleet_rows_written" "",
+    /// Rows of devices removed.
+    Removed = Counter "pulsegate_fleet_rows_removed" "",
+    /// Writes of rows that found another row than was expected.
+    Conflicts = Counter "pulsegate_fleet_conflicts" "",
+    /// Devices taken over from other gateways.
+    Taken = Counter "pulsegate_fleet_takeovers_won" "",
+    /// Connections ended because another gateway has the device.
+    Lost = Counter "pulsegate_fleet_takeovers_lost" "",
+    /// Connections told to come later because two places fight over an id.
+    Damped = Counter "pulsegate_fleet_takeovers_damped" "",
+    /// Takeovers of which the gateway that lost was not told, because too many waited.
+    Untold = Counter "pulsegate_fleet_takeovers_untold" "",
+    /// Connections to NATS that were made and verified.
+    Connects = Counter "pulsegate_fleet_connects" "",
+    /// Connections to NATS that failed or ended.
+    ConnectsFailed = Counter "pulsegate_fleet_connects_failed" "",
+    /// Commands that another gateway's device took.
+    Forwarded = Counter "pulsegate_fleet_commands_forwarded" "",
+    /// Commands that no other gateway's device took.
+    ForwardsFailed = Counter "pulsegate_fleet_commands_failed" "",
+    /// Requests that came by NATS.
+    Received = Counter "pulsegate_fleet_requests" "",
+}
+
 /// Events that a consumer has still to acknowledge, by the label `consumer`.
 pub const CONSUMER_BEHIND: (&str, &str) =
     ("pulsegate_uplink_consumer_behind", "Events that the consumer has still to acknowledge.");
@@ -689,6 +724,7 @@ mod tests {
         names.extend(ReasonMetric::ALL.iter().map(|metric| metric.name()));
         names.extend(ProcessMetric::ALL.iter().map(|metric| metric.name()));
         names.extend(SinkMetric::ALL.iter().map(|metric| metric.name()));
+        names.extend(FleetMetric::ALL.iter().map(|metric| metric.name()));
         names.extend(ListenerMetric::ALL.iter().map(|metric| metric.name()));
         names.push(LISTENER_HANDSHAKE.0);
         for name in &names {
@@ -702,6 +738,7 @@ mod tests {
         assert!(ReasonMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
         assert!(ProcessMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
         assert!(SinkMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
+        assert!(FleetMetric::ALL.iter().all(|metric| metric.help().ends_with('.')));
     }
 
     #[test]

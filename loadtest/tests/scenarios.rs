@@ -84,6 +84,7 @@ impl Gateway {
             log_lines_lost: Arc::default(),
             store: None,
             sinks: Vec::new(),
+            fleet: None,
         });
         let address = |speaks: fn(&Protocol) -> bool| {
             let position = config.listeners.iter().position(|listener| speaks(&listener.protocol));

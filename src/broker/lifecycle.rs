@@ -579,6 +579,16 @@ impl Broker {
         self.sessions[session].will = None;
     }
 
+    /// Another gateway has the device of this connection: a will that was to come later does not, because the device is there
+    /// [v5 MQTT-3.1.3-9]. One without delay is published as after any takeover.
+    pub fn forget_delayed_will(&mut self, connection: u32) {
+        let Some(session) = self.sessions.of(connection) else { return };
+        let known = &mut self.sessions[session];
+        if known.profile.expiry_s > 0 && known.will.as_ref().is_some_and(|kept| kept.will.delay_s > 0) {
+            known.will = None;
+        }
+    }
+
     /// Whether one more session may be kept while its device is away.
     #[must_use]
     pub fn may_keep_more(&self) -> bool {

@@ -11,6 +11,7 @@ mod secret;
 
 mod check;
 mod error;
+mod fleet;
 mod locate;
 mod sink;
 mod template;
@@ -28,6 +29,7 @@ use crate::network::Network;
 pub use authenticator::{Authenticator, Endpoint, Hook, Jwt, KeySource, OnError, RsaAlgorithm, is_topic_rule};
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
+pub use fleet::{FLEET_DEVICE_BYTES, Fleet};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 pub use secret::Secret;
@@ -58,6 +60,8 @@ pub struct Config {
     pub drain: Drain,
     /// What is kept of what happened.
     pub backbone: Backbone,
+    /// How this gateway is one of a fleet; none: it is alone.
+    pub fleet: Option<Fleet>,
     /// What an acknowledgement promises, and where that is kept.
     pub store: Store,
     /// How much of what devices say is kept for its consumers.

@@ -119,6 +119,29 @@ pub struct RawBackbone {
     pub events: Option<i64>,
     /// Bytes that they may take.
     pub bytes: Option<i64>,
+    /// `[backbone.nats]`.
+    pub nats: Option<RawFleet>,
+}
+
+/// `[backbone.nats]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the fields of `Fleet`, which documents them")]
+pub struct RawFleet {
+    pub urls: Vec<String>,
+    pub prefix: Option<String>,
+    pub replicas: Option<i64>,
+    pub lease: Option<String>,
+    pub timeout: Option<String>,
+    pub retry_min: Option<String>,
+    pub retry_max: Option<String>,
+    pub writes_per_second: Option<i64>,
+    pub ready_without_nats: Option<bool>,
+    pub credentials_file: Option<String>,
+    pub nkey_file: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<String>,
+    pub tls: Option<RawSinkTls>,
 }
 
 /// `[store]`.

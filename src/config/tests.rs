@@ -1,6 +1,7 @@
 //! Every error names file, line, key and remedy; the reference in docs/OPERATING.md is what the defaults are.
 
 mod authenticator;
+mod fleet;
 mod sinks;
 mod store;
 
@@ -687,7 +688,7 @@ fn the_documented_reference_is_the_defaults() {
         let documented = reference.lines().map(|line| {
             let line = line.trim_start_matches(['#', ' ', '[']);
             let of_table = |table: &str| line.strip_prefix(table);
-            ["listener.", "admin.", "admission.", "sink."].into_iter().find_map(of_table).unwrap_or(line)
+            ["listener.", "admin.", "admission.", "backbone.", "sink."].into_iter().find_map(of_table).unwrap_or(line)
         });
         let mut named = documented.filter_map(|line| line.strip_prefix(&*key));
         assert!(named.any(|rest| rest.starts_with([' ', ']', '.'])), "{key} is not in the reference");
@@ -707,11 +708,13 @@ fn every_key() -> Vec<String> {
     let tables = [
         String::new(),
         "[admin]\n".to_owned(),
+        "[backbone]\n".to_owned(),
+        "[backbone.nats]\n".to_owned(),
+        "[backbone.nats.tls]\n".to_owned(),
         "[limits]\n".to_owned(),
         "[admission]\n".to_owned(),
         "[admission.address]\n".to_owned(),
         "[drain]\n".to_owned(),
-        "[backbone]\n".to_owned(),
         "[store]\n".to_owned(),
         "[uplink]\n".to_owned(),
         "[[sink]]\n".to_owned(),

@@ -16,9 +16,10 @@ use tikv_jemalloc_ctl::{epoch, stats};
 
 use super::State;
 use super::policy::Expiry;
+use crate::fleet::{self, Fleet};
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
-    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, Histogram, Kind,
+    BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, FleetMetric, Histogram, Kind,
     LISTENER_HANDSHAKE, ListenerMetric, Metric, NOT_AFTER, ProcessMetric, ReasonMetric, SinkMetric, Timing,
 };
 use crate::sink::{Report, Sinks};
@@ -138,6 +139,7 @@ struct Scrape {
     process: [Option<u64>; ProcessMetric::COUNT],
     consumers: Vec<Backlog>,
     sinks: Vec<Report>,
+    fleet: Option<fleet::Report>,
     now_ms: i64,
     /// Names, by listener.
     listeners: Vec<String>,
@@ -154,6 +156,7 @@ impl Scrape {
             expiries: state.expiries(),
             consumers: state.store.as_deref().map_or(Vec::new(), Store::backlogs),
             sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
+            fleet: state.fleet.as_ref().map(Fleet::report),
             now_ms: state.clock.unix_ms(state.clock.now()),
         }
     }
@@ -341,6 +344,29 @@ impl Scrape {
         Ok(())
     }
 
+    fn encode_fleet(encoder: &mut DescriptorEncoder<'_>, metric: FleetMetric, report: &fleet::Report) -> fmt::Result {
+        let value = match metric {
+            FleetMetric::Up => u64::from(report.state == fleet::State::Connected),
+            FleetMetric::Claimed => report.devices_held,
+            FleetMetric::Waiting => report.devices_waiting,
+            FleetMetric::Written => report.rows_written,
+            FleetMetric::Removed => report.rows_removed,
+            FleetMetric::Conflicts => report.conflicts,
+            FleetMetric::Taken => report.taken,
+            FleetMetric::Lost => report.lost,
+            FleetMetric::Damped => report.damped,
+            FleetMetric::Untold => report.untold,
+            FleetMetric::Connects => report.connects,
+            FleetMetric::ConnectsFailed => report.connects_failed,
+            FleetMetric::Forwarded => report.forwarded,
+            FleetMetric::ForwardsFailed => report.forwards_failed,
+            FleetMetric::Received => report.received,
+        };
+        let kind = metric_type(metric.kind());
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;
+        encode_value(&mut family, metric.kind(), value, 1)
+    }
+
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>, metric: ProcessMetric) -> fmt::Result {
         let Some(value) = self.process[metric as usize] else { return Ok(()) };
         let unit = unit(metric.unit());
@@ -373,6 +399,11 @@ impl Collector for Scrape {
         // Without sinks there are no such families.
         for &metric in SinkMetric::ALL.iter().filter(|_| !self.sinks.is_empty()) {
             self.encode_sinks(&mut encoder, metric)?;
+        }
+        for (&metric, report) in
+            self.fleet.iter().flat_map(|report| FleetMetric::ALL.iter().map(move |it| (it, report)))
+        {
+            Self::encode_fleet(&mut encoder, metric, report)?;
         }
         for &timing in Timing::ALL {
             self.encode_timing(&mut encoder, timing)?;

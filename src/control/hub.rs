@@ -135,11 +135,17 @@ impl Hub {
             WorkerEvent::Connected(presence) => {
                 self.log_presence(&presence, "connected");
                 self.offer(&Event::connected(worker, &presence));
+                if let Some(fleet) = &self.state.fleet {
+                    fleet.connected(&presence.device, presence.generation, presence.facts.peer.map(|peer| peer.ip()));
+                }
                 self.store_presence(worker, presence, None);
             }
             WorkerEvent::Disconnected(presence, reason) => {
                 self.log_presence(&presence, reason.label());
                 self.state.history.add_disconnected(&presence, reason);
+                if let Some(fleet) = &self.state.fleet {
+                    fleet.disconnected(&presence.device, presence.generation);
+                }
                 self.offer(&Event::disconnected(worker, &presence, reason));
                 self.store_presence(worker, presence, Some(reason));
             }

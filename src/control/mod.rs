@@ -23,6 +23,7 @@ mod broadcasts;
 mod clock;
 pub mod epoch;
 mod exposition;
+mod fleet;
 mod history;
 mod hub;
 mod pending;
@@ -47,6 +48,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::backbone::Backbone;
 use crate::config::{self, Config};
+use crate::fleet::{self as nats, Fleet};
 use crate::link::{Description, EventReceiver, Home, Mailbox, Outcome};
 use crate::metrics::Published;
 use crate::sink::{self, Sinks};
@@ -122,6 +124,8 @@ pub struct ControlParts {
     pub store: Option<OpenStore>,
     /// Where what is in the store goes by itself; none without a store.
     pub sinks: Vec<sink::Settings>,
+    /// How this gateway is one of a fleet; none: it is alone.
+    pub fleet: Option<(nats::Settings, u64)>,
 }
 
 impl ControlParts {
@@ -219,9 +223,11 @@ impl Control {
         let (store, settled) = OpenStore::parts(parts.store);
         let (api_tls, api_tls_now) = watch::channel(parts.api_tls);
         let (sinks, orders) = sinks::of(&parts.config, store.as_ref());
+        let (fleet, wishes) = fleet::start(&parts.config, parts.epoch, parts.fleet)?;
         let state = Arc::new(State {
             store,
             sinks,
+            fleet,
             backbone: Backbone::new(parts.config.backbone),
             current: Mutex::new(Arc::new(Current::new(parts.config.clone(), parts.inventory)?)),
             expiries: Mutex::new(Arc::new([])),
@@ -260,9 +266,8 @@ impl Control {
         let hub = Hub::new(state.clone(), auth, settled);
         let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &replaced))?;
         let api = {
-            let serving = serve(listener, state.clone(), orders, api_stopped);
-            let serve = move || runtime.block_on(serving);
-            thread::Builder::new().name("control".into()).spawn(serve)?
+            let serving = serve(listener, state.clone(), (orders, wishes), api_stopped);
+            thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(serving))?
         };
         // Last: what they send is there, and what comes back is heard.
         state.sinks.as_ref().map_or(Ok(()), |sinks| sinks.replace(parts.sinks))?;
@@ -306,7 +311,7 @@ impl Control {
 
     /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
     ///
-    /// Bounded: a second for the uplink, two for sinks, what the disk takes for the store's last group, two seconds for requests in
+    /// Bounded: a second for the uplink, two for sinks, two for the fleet, what the disk takes for the store's last group, two seconds for requests in
     /// progress, and the hash of one token.
     pub fn shutdown(self) {
         self.begin_shutdown();
@@ -317,6 +322,10 @@ impl Control {
         // What other sides have acknowledged is kept.
         if let Some(sinks) = &self.state.sinks {
             sinks.stop();
+        }
+        // Its lease is given back: whoever looks for its devices need not wait.
+        if let Some(fleet) = &self.state.fleet {
+            fleet.stop();
         }
         // Readers of the uplink hear to the last of it.
         if let Some(store) = &self.state.store {
@@ -345,12 +354,15 @@ fn auth_material(config: &Arc<Config>) -> io::Result<Replacement> {
 async fn serve(
     listener: ApiListener,
     state: Arc<State>,
-    orders: Option<mpsc::Receiver<sink::Order>>,
+    (orders, wishes): (Option<mpsc::Receiver<sink::Order>>, Option<mpsc::UnboundedReceiver<nats::Order>>),
     mut stopped: watch::Receiver<bool>,
 ) {
     if let Some(orders) = orders {
         // It ends with the runtime.
         drop(tokio::spawn(sinks::pass_on(Arc::clone(&state), orders)));
+    }
+    if let Some(wishes) = wishes {
+        drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), wishes)));
     }
     let mut grace_started = stopped.clone();
     // An error means that the sender is gone, which is a shutdown too.
@@ -402,6 +414,7 @@ struct State {
     backbone: Backbone,
     store: Option<Arc<Store>>,
     sinks: Option<Sinks>,
+    fleet: Option<Fleet>,
     counters: Arc<ProcessCounters>,
     requests: Semaphore,
     sends: Semaphore,

@@ -33,6 +33,7 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
     stays("workers", running.workers == fresh.workers);
     stays("admin.listen", running.admin.listen == fresh.admin.listen);
     stays("backbone", running.backbone == fresh.backbone);
+    stays("backbone.nats", running.fleet == fresh.fleet);
     stays("store", running.store == fresh.store);
     stays("uplink", running.uplink == fresh.uplink);
     if running.admin.hosts != fresh.admin.hosts {

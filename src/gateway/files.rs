@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::control::ApiTls;
 use crate::control::auth::material::Material as AuthMaterial;
+use crate::fleet;
 use crate::link::Subject;
 use crate::sink;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
@@ -35,6 +36,8 @@ pub struct Prepared {
     pub materials: Vec<Material>,
     /// By sink.
     pub sinks: Vec<sink::Settings>,
+    /// How this gateway is one of a fleet; none: it is alone.
+    pub fleet: Option<fleet::Settings>,
     /// What the API is spoken over; none: plain HTTP.
     pub api: Option<ApiMaterial>,
     /// Who the deny file says is kept out.
@@ -111,6 +114,7 @@ impl Source {
             }
         }
         let sinks = self.load_sinks(&mut loaded, &mut problems);
+        let fleet = self.load_fleet(&mut loaded, &mut problems);
         let api = self.load_api(&mut loaded, &mut problems);
         let denied = match loaded.config.deny_file.as_deref().map(deny::load).transpose() {
             Ok(denied) => denied.unwrap_or_default(),
@@ -121,7 +125,7 @@ impl Source {
             }
         };
         if problems.is_empty() {
-            Ok(Prepared { loaded, materials, sinks, api, denied, seen })
+            Ok(Prepared { loaded, materials, sinks, fleet, api, denied, seen })
         } else {
             Err(Problems(problems))
         }
@@ -155,6 +159,24 @@ impl Source {
             }
         }
         sinks
+    }
+
+    /// Reads and proves what the fleet needs. NATS is not asked: that it is away is no fault of the file.
+    fn load_fleet(&self, loaded: &mut Loaded, problems: &mut Vec<GatewayError>) -> Option<fleet::Settings> {
+        let config = loaded.config.fleet.as_ref()?;
+        let place = |key: &str| ConfigKey::top(format!("backbone.nats.{key}"));
+        for (key, file, is_secret) in fleet::files_of(config) {
+            if is_secret && is_readable_by_all(&file) {
+                loaded.warnings.push(readable_by_all(&place(key), &file));
+            }
+        }
+        match fleet::Settings::prove(config) {
+            Ok(settings) => Some(settings),
+            Err(fault) => {
+                problems.push(GatewayError::File(self.file.clone(), place(fault.key), fault.to_string().into()));
+                None
+            }
+        }
     }
 
     /// Reads and proves what the API is spoken over.

@@ -61,7 +61,7 @@ impl Gateway {
     /// [`GatewayError`]: an address that is taken, a store that cannot be used, or what the system does not give. A store
     /// that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
     pub fn start(source: Source, prepared: Prepared, accept_data_loss: bool, log: &Log) -> Result<Self, GatewayError> {
-        let Prepared { loaded, materials, sinks, api, denied, seen } = prepared;
+        let Prepared { loaded, materials, sinks, fleet, api, denied, seen } = prepared;
         let api_tls = api.as_ref().map(|api| api.tls.clone());
         let inventory = inventory(&loaded.budget, materials.iter().map(|material| &material.tls));
         let config = Arc::new(loaded.config);
@@ -107,6 +107,7 @@ impl Gateway {
             log_lines_lost: log.lost(),
             store,
             sinks,
+            fleet: fleet.map(|fleet| random().map(|seed| (fleet, u64::from_ne_bytes(seed)))).transpose()?,
         })
         .map_err(|error| GatewayError::Start(format!("the control plane cannot start: {error}")))?;
         let (stop_reloader, stopped) = bounded(1);

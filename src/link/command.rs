@@ -66,6 +66,16 @@ pub enum WorkerCommand {
         /// The device; this worker is its home.
         device: Box<str>,
     },
+    /// End a device's connection because another gateway of the fleet has the device now. Not answered.
+    Disown {
+        /// The device; this worker is its home.
+        device: Box<str>,
+        /// Which of its connections; a newer one stays.
+        generation: u64,
+        /// Whether it ends because two places fight over the id: [`super::CloseReason::TakeoverLoop`], else
+        /// [`super::CloseReason::TakenOver`].
+        is_loop: bool,
+    },
     /// Say something to many devices of this shard, a slice a turn; told of by [`super::WorkerEvent::Broadcast`].
     Broadcast {
         /// The broadcast's number.

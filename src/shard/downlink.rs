@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Shard;
+use super::takeovers::RETRY_AFTER_MS;
 use crate::config::Protocol;
 use crate::connection::Termination;
 use crate::link::{CloseReason, Downlink, Outcome, WorkerEvent};
@@ -74,6 +75,23 @@ impl Shard {
             None => Outcome::Offline,
         };
         self.uplink.push(WorkerEvent::Sent { request, outcome });
+    }
+
+    /// Another gateway of the fleet has the device now: this connection of it ends, and no newer one (decision D9).
+    pub fn handle_disown(&mut self, device: &str, generation: u64, is_loop: bool, now: Moment) {
+        let Some(index) = self.find(device) else { return };
+        if self.full_generation(self.connections[index as usize].generation()) != generation {
+            return;
+        }
+        let termination = if is_loop {
+            let detail = "two gateways are asked for this id again and again, and the other one has it now";
+            let retry_after = self.random.u32(RETRY_AFTER_MS);
+            Termination::because(CloseReason::TakeoverLoop, detail).with_retry_after(retry_after)
+        } else {
+            self.broker.forget_delayed_will(index);
+            Termination::because(CloseReason::TakenOver, "another gateway of the fleet has it now")
+        };
+        self.end(index, &termination, now);
     }
 
     /// Goes on with a broadcast, by at most `slots` slots. `true`: it is over.

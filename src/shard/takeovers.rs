@@ -21,7 +21,7 @@ const SPAN: Duration = Duration::from_secs(10);
 const WATCHED_MAX: usize = 4_096;
 
 /// When whoever must wait is asked to come back, in milliseconds.
-const RETRY_AFTER_MS: std::ops::RangeInclusive<u32> = 10_000..=30_000;
+pub(super) const RETRY_AFTER_MS: std::ops::RangeInclusive<u32> = 10_000..=30_000;
 
 /// Where a device was last, and how often it has changed its place.
 #[derive(Clone, Copy, Debug, Default)]

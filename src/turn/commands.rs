@@ -62,6 +62,9 @@ impl<I: Io> Turn<I> {
                 self.shard.handle_send(request, &device, &downlink, acknowledge, now);
             }
             WorkerCommand::Disconnect { request, device } => self.shard.handle_disconnect(request, &device, now),
+            WorkerCommand::Disown { device, generation, is_loop } => {
+                self.shard.handle_disown(&device, generation, is_loop, now);
+            }
             WorkerCommand::Broadcast { broadcast, prefix, downlink, per_second } => {
                 self.broadcasts.push(Broadcast::new(broadcast, prefix, downlink, per_second, now));
             }

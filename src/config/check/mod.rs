@@ -5,6 +5,7 @@ mod admin;
 mod admission;
 mod at;
 mod authenticator;
+mod fleet;
 mod limits;
 mod listener;
 mod mqtt;
@@ -23,7 +24,10 @@ use super::budget::{self, Item, MemoryBudget, connections_by_descriptors};
 use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
 use super::raw::{RawBackbone, RawConfig, RawDrain, RawListener};
-use super::{Admin, Backbone, Config, Drain, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS, StoreShares};
+use super::{
+    Admin, Backbone, Config, Drain, FLEET_DEVICE_BYTES, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS,
+    StoreShares,
+};
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
@@ -99,12 +103,13 @@ pub fn resolve(
         kept(drain(&raw.drain), &mut problems),
         kept(backbone(&raw.backbone), &mut problems),
     );
+    let fleet = kept(fleet::resolve(&mut context, raw.backbone.nats), &mut problems);
     let store = kept(store::store(&raw.store, machine), &mut problems);
     let uplink = store.and_then(|store| kept(store::uplink(&raw.uplink, &store), &mut problems));
     let node_name = head.0.as_deref().unwrap_or_default();
     let sinks = store.map(|store| sink::resolve(&mut context, raw.sinks, node_name, store.durability, &mut problems));
-    let deny_file = raw.deny_file.as_deref().map(|written| context.path(ConfigKey::top("deny_file"), written));
-    let deny_file = deny_file.and_then(|path| kept(path, &mut problems));
+    let deny_file = raw.deny_file.as_deref();
+    let deny_file = deny_file.and_then(|path| kept(context.path(ConfigKey::top("deny_file"), path), &mut problems));
     // Where the limits are wrong, listeners are still looked at.
     let limits = head.4.clone().unwrap_or_default();
     let per_address = raw.limits.connections_per_address;
@@ -114,9 +119,8 @@ pub fn resolve(
     else {
         return Err(problems);
     };
-    let (Some(store), Some(uplink), Some(admission), Some(sinks)) = (store, uplink, admission, sinks) else {
-        return Err(problems);
-    };
+    let rest = (store, uplink, admission, sinks, fleet);
+    let (Some(store), Some(uplink), Some(admission), Some(sinks), Some(fleet)) = rest else { return Err(problems) };
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -130,6 +134,7 @@ pub fn resolve(
         admission,
         drain,
         backbone,
+        fleet,
         store,
         uplink,
         sinks,
@@ -304,6 +309,10 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
         config.speaks_mqtt(),
         machine.memory,
     );
+    if config.fleet.is_some() {
+        let connections = u64::from(config.limits.connections);
+        budget.items.push(Item { what: "fleet", count: connections, each: FLEET_DEVICE_BYTES });
+    }
     let answers = cache_bytes(config.listeners.iter().flat_map(|listener| &listener.identity.authenticators));
     if answers > 0 {
         budget.items.push(Item { what: "hook answers", count: 1, each: answers });

@@ -277,7 +277,13 @@ fn file(context: &Context<'_>, entry: &Entry, key: &str, written: Option<&String
     written.map(|written| context.path(entry.key(key), written)).transpose()
 }
 
-fn http(context: &mut Context<'_>, entry: &Entry, raw: &RawSink, url: String, is_tls: bool) -> Result<HttpSink, Problem> {
+fn http(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    raw: &RawSink,
+    url: String,
+    is_tls: bool,
+) -> Result<HttpSink, Problem> {
     let format = raw.format.as_deref().unwrap_or("lines");
     let lines = values::word(entry.key("format"), format, &[("lines", true), ("json", false)])?;
     let events = values::integer(entry.key("batch_events"), raw.batch_events, 500, BATCH_EVENTS, "events")?;
@@ -297,7 +303,13 @@ fn http(context: &mut Context<'_>, entry: &Entry, raw: &RawSink, url: String, is
     })
 }
 
-fn mqtt(context: &mut Context<'_>, entry: &Entry, raw: &RawSink, url: Url, default_id: &str) -> Result<MqttSink, Problem> {
+fn mqtt(
+    context: &mut Context<'_>,
+    entry: &Entry,
+    raw: &RawSink,
+    url: Url,
+    default_id: &str,
+) -> Result<MqttSink, Problem> {
     if url.has_path {
         return Err(Problem::new(entry.key("url"), "a broker has no path", "write it as in \"mqtts://host:8883\""));
     }
@@ -334,7 +346,8 @@ fn mqtt(context: &mut Context<'_>, entry: &Entry, raw: &RawSink, url: Url, defau
         password_file,
         topic,
         presence_topic,
-        connections: values::integer(entry.key("connections"), raw.connections, 1, CONNECTIONS, "connections")? as usize,
+        connections: values::integer(entry.key("connections"), raw.connections, 1, CONNECTIONS, "connections")?
+            as usize,
         inflight: values::integer(entry.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16,
         keep_alive: values::duration(entry.key("keep_alive"), raw.keep_alive.as_deref(), keep_alive, KEEP_ALIVE)?,
         commands,

@@ -34,7 +34,15 @@ pub(super) fn parse<T: DeserializeOwned>(
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge(format!("the body is longer than {BODY_BYTES_MAX} bytes")),
         _ => ApiError::Body("the body could not be read to its end".to_owned()),
     })?;
-    serde_json::from_slice(&body).map_err(|error| ApiError::Body(format!("the body is not as it must be: {error}")))
+    from_slice(&body)
+}
+
+/// The same of bytes that came another way.
+pub(super) fn from_slice<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    if body.len() > BODY_BYTES_MAX {
+        return Err(ApiError::TooLarge(format!("the body is longer than {BODY_BYTES_MAX} bytes")));
+    }
+    serde_json::from_slice(body).map_err(|error| ApiError::Body(format!("the body is not as it must be: {error}")))
 }
 
 /// What is to be said, from the fields that say it.

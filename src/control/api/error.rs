@@ -41,7 +41,17 @@ pub(super) enum ApiError {
     /// The device to be told something is not connected.
     Offline(String),
     /// The device takes no such message; why.
-    Refused { device: String, why: &'static str },
+    Refused { device: String, why: String },
+    /// NATS is away; whether a device is connected to another gateway is not known.
+    FleetAway(String),
+    /// NATS is away, and so this gateway should get no new devices.
+    NotOfFleet(String),
+    /// The gateway that has the device did not take it.
+    GatewayDeaf { node: String },
+    /// The gateway that has the device did not answer in time.
+    GatewaySilent { device: String, node: String },
+    /// This gateway is alone.
+    NoFleet,
     /// A message could not be retained; why.
     NotRetained(&'static str),
     /// The device did not acknowledge in time.
@@ -90,17 +100,6 @@ pub(super) enum ApiError {
     ShuttingDown,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    error: Inner<'a>,
-}
-
-#[derive(Serialize)]
-struct Inner<'a> {
-    code: &'a str,
-    message: &'a str,
-}
-
 impl ApiError {
     const fn status(&self) -> StatusCode {
         match self {
@@ -118,11 +117,14 @@ impl ApiError {
             ApiError::Refused { .. }
             | ApiError::TooManyBlocks
             | ApiError::NoStore
+            | ApiError::NoFleet
             | ApiError::ReservedConsumer(_)
             | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::NotRetained(_) | ApiError::BlockNotKept(_) => StatusCode::INSUFFICIENT_STORAGE,
-            ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => StatusCode::GATEWAY_TIMEOUT,
+            ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) | ApiError::GatewaySilent { .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden { .. } => StatusCode::FORBIDDEN,
             ApiError::Host(_) => StatusCode::MISDIRECTED_REQUEST,
@@ -132,6 +134,9 @@ impl ApiError {
             | ApiError::TooManyReaders
             | ApiError::TooManyTraces
             | ApiError::Store(_)
+            | ApiError::FleetAway(_)
+            | ApiError::NotOfFleet(_)
+            | ApiError::GatewayDeaf { .. }
             | ApiError::Overloaded { .. }
             | ApiError::Crowded { .. }
             | ApiError::Stuck { .. }
@@ -154,6 +159,10 @@ impl ApiError {
             ApiError::NoDevice(_) => "device_not_found",
             ApiError::Offline(_) => "device_offline",
             ApiError::Refused { .. } => "refused",
+            ApiError::FleetAway(_) | ApiError::NotOfFleet(_) => "fleet_away",
+            ApiError::GatewayDeaf { .. } => "gateway_deaf",
+            ApiError::GatewaySilent { .. } => "gateway_silent",
+            ApiError::NoFleet => "no_fleet",
             ApiError::NotRetained(_) => "not_retained",
             ApiError::AckTimeout { .. } => "ack_timeout",
             ApiError::Unacknowledged(_) => "unacknowledged",
@@ -192,6 +201,43 @@ impl ApiError {
             _ => f.write_str(
                 "nothing is kept for consumers: store.durability is \"memory\"; follow GET /v1/events instead",
             ),
+        }
+    }
+
+    /// Those after which nobody knows whether the device has it.
+    fn fmt_unsure(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::AckTimeout { device, waited } => {
+                let waited = humantime::format_duration(*waited);
+                write!(f, "device {device:?} did not acknowledge within {waited}; the message may have arrived")
+            }
+            ApiError::Unacknowledged(device) => write!(
+                f,
+                "device {device:?} did not acknowledge before its connection ended; the message may have arrived"
+            ),
+            _ => f.write_str("it may have arrived"),
+        }
+    }
+
+    /// Those about other gateways.
+    fn fmt_fleet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::FleetAway(device) => write!(
+                f,
+                "device {device:?} is not connected here, and NATS is away: whether it is connected to another gateway is \
+                 not known; try again"
+            ),
+            ApiError::NotOfFleet(why) => write!(f, "NATS is away, so that devices are not claimed here: {why}"),
+            ApiError::GatewayDeaf { node } => {
+                write!(f, "gateway {node:?} has the device and takes nothing now: nothing was done; try again")
+            }
+            ApiError::GatewaySilent { device, node } => {
+                write!(
+                    f,
+                    "gateway {node:?}, which has device {device:?}, did not answer in time; it may have been done"
+                )
+            }
+            _ => f.write_str("this gateway is alone: the configuration has no [backbone.nats]"),
         }
     }
 
@@ -265,16 +311,7 @@ impl fmt::Display for ApiError {
             ApiError::NotRetained(why) => {
                 write!(f, "it was not retained, and the topic has no retained message any more: {why}")
             }
-            ApiError::AckTimeout { device, waited } => {
-                let waited = humantime::format_duration(*waited);
-                write!(f, "device {device:?} did not acknowledge within {waited}; the message may have arrived")
-            }
-            ApiError::Unacknowledged(device) => {
-                write!(
-                    f,
-                    "device {device:?} did not acknowledge before its connection ended; the message may have arrived"
-                )
-            }
+            ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) => self.fmt_unsure(f),
             ApiError::NoBroadcast(id) => write!(f, "no broadcast {id:?} is known"),
             ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
@@ -285,15 +322,37 @@ impl fmt::Display for ApiError {
             | ApiError::Overloaded { .. }
             | ApiError::Stuck { .. }
             | ApiError::ShuttingDown => self.fmt_busy(f),
+            ApiError::FleetAway(_)
+            | ApiError::NotOfFleet(_)
+            | ApiError::GatewayDeaf { .. }
+            | ApiError::GatewaySilent { .. }
+            | ApiError::NoFleet => self.fmt_fleet(f),
         }
+    }
+}
+
+/// The same as JSON, for whoever asked another way than by HTTP.
+#[derive(Serialize)]
+pub(super) struct ErrorBody {
+    error: OwnedInner,
+}
+
+#[derive(Serialize)]
+struct OwnedInner {
+    code: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    /// What the body of an answer says.
+    pub(super) fn body(&self) -> ErrorBody {
+        ErrorBody { error: OwnedInner { code: self.code(), message: self.to_string() } }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let message = self.to_string();
-        let body = Json(Body { error: Inner { code: self.code(), message: &message } });
-        let mut response = (self.status(), body).into_response();
+        let mut response = (self.status(), Json(self.body())).into_response();
         let headers = response.headers_mut();
         match self {
             // RFC 6750, section 3: the error attribute only when a token came with the request.
@@ -306,6 +365,8 @@ impl IntoResponse for ApiError {
             }
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
+            | ApiError::FleetAway(_)
+            | ApiError::GatewayDeaf { .. }
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
             | ApiError::TooManyTraces => {

@@ -3,12 +3,13 @@
 
 pub(super) mod bearer;
 mod host;
+pub(super) mod messages;
 mod overview;
 
 mod blocks;
 mod devices;
+mod fleet;
 mod history;
-mod messages;
 mod publish;
 mod reload;
 
@@ -38,6 +39,7 @@ use axum::routing::{MethodRouter, delete, get, post};
 
 use super::api_listener::ApiPeer;
 use super::{STUCK_AFTER, State, exposition};
+use crate::fleet::{self as nats, Fleet};
 use crate::metrics::Metric;
 use crate::store::Health;
 use error::ApiError;
@@ -50,7 +52,7 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 27] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 28] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -62,6 +64,7 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 27] {
         ("/v1/devices/{id}/history", get(history::history)),
         ("/v1/devices/{id}/messages", post(messages::send)),
         ("/v1/devices/{id}/connection", delete(messages::disconnect)),
+        ("/v1/fleet", get(fleet::describe)),
         ("/v1/publish", post(publish::publish)),
         ("/v1/broadcast", post(broadcast::begin)),
         ("/v1/reload", post(reload::reload)),
@@ -133,6 +136,12 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
             Health::NoRoom => return Err(ApiError::Store("there is no room for the store: messages wait".to_owned())),
             Health::Failed => return Err(ApiError::Store("the store's disk has failed".to_owned())),
         }
+    }
+    if let Some(report) = state.fleet.as_ref().map(Fleet::report)
+        && report.state == nats::State::Away
+        && !report.ready_without_nats
+    {
+        return Err(ApiError::NotOfFleet(report.error.unwrap_or_default()));
     }
     let shed_micros = state.current().config.limits.shed_lateness.as_micros();
     let uptime = state.clock.uptime();

@@ -168,6 +168,7 @@ fn a_wrong_token_file_stops_the_start() {
         log_lines_lost: Arc::default(),
         store: None,
         sinks: Vec::new(),
+        fleet: None,
     });
     let error = started.err().unwrap().to_string();
     assert!(error.contains("devices.tokens, line 1: not a hash"), "{error}");

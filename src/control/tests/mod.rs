@@ -172,6 +172,7 @@ impl Stage {
             log_lines_lost: Arc::default(),
             store,
             sinks: Vec::new(),
+            fleet: None,
         })
         .unwrap();
         let agent = ureq::Agent::config_builder()
@@ -404,6 +405,7 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
         admission: config::Admission::for_connections(1_000),
         drain: Drain::default(),
         backbone,
+        fleet: None,
         store: config::Store::default(),
         // The played workers live in 2023.
         uplink: config::Uplink { retention: Duration::from_hours(10 * 365 * 24), ..config::Uplink::default() },

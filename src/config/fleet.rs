@@ -1,0 +1,36 @@
+//! `[backbone.nats]`: several gateways that are one fleet, over NATS JetStream.
+
+use std::time::Duration;
+
+use super::{NatsLogin, SinkTls};
+
+/// What the fleet keeps of one device in memory, in bytes: its row and what is to become of it, twice, because a device that has
+/// left is known until its row is gone while another takes its place.
+pub const FLEET_DEVICE_BYTES: u64 = 448;
+
+/// How this gateway is one of a fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// Servers of one cluster, tried in turn; each names the others. At least one.
+    pub urls: Vec<String>,
+    /// Whether they are spoken to over TLS.
+    pub is_tls: bool,
+    /// How they are known, and this gateway to them.
+    pub tls: SinkTls,
+    /// Who it says that it is.
+    pub login: NatsLogin,
+    /// How every subject and every bucket of the fleet begins: one token of letters, digits, `-` and `_`.
+    pub prefix: String,
+    /// How many servers keep each bucket.
+    pub replicas: usize,
+    /// How long a gateway that says nothing counts as there. The same at every gateway.
+    pub lease: Duration,
+    /// How long one question to NATS may take.
+    pub timeout: Duration,
+    /// How long it waits after the first try to connect that failed, and at most.
+    pub retry: (Duration, Duration),
+    /// Rows of devices written or removed in a second, at most.
+    pub writes_per_second: u32,
+    /// Whether `/readyz` says yes while NATS is away.
+    pub ready_without_nats: bool,
+}

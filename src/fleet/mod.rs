@@ -1,0 +1,368 @@
+//! Several gateways that are one fleet, over NATS JetStream (`[backbone.nats]`, decision 0009).
+//!
+//! ```text
+//!   hub ── a device came, went ──▶ Presence (who has which device) ◀── questions, answers ── thread "fleet" ◀──▶ NATS
+//!   API ── this device is not here ──▶ Fleet::forward ── its row, its gateway's lease ──▶ that gateway's subject ──▶ answer
+//!   workers ◀── Order ── thread "fleet" ◀── what other gateways, and anybody, say by NATS
+//! ```
+//!
+//! Nothing of the data plane knows of it: a device is here as soon as it is, and claimed a moment later. Nothing here elects or
+//! replicates: NATS does.
+
+mod instance;
+mod lease;
+mod names;
+mod notices;
+mod pace;
+mod presence;
+mod run;
+mod server;
+mod settings;
+mod status;
+mod wire;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_nats::client::{Request as Ask, RequestErrorKind};
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+pub use settings::{Settings, files_of};
+pub use status::{Report, State};
+pub use wire::Reply;
+
+use crate::link::Downlink;
+use crate::sink::Backoff;
+use lease::{Lease, LeaseRow};
+use presence::{Presence, Row};
+use run::Run;
+use server::Server;
+use status::Status;
+use wire::Request;
+
+/// How long the last words may take: the lease is given back, so that nobody waits for it to end.
+const END_MAX: Duration = Duration::from_secs(2);
+/// What an answer may take beyond what was asked for: the way there and back.
+const SLACK: Duration = Duration::from_millis(500);
+/// How long one knows of a lease what was read of it.
+const LEASE_KNOWN_FOR: Duration = Duration::from_secs(1);
+/// Gateways whose leases are known at a time; beyond that all are asked for again.
+const LEASES_KNOWN_MAX: usize = 1_024;
+/// Where a device may be found after it was looked for: it may move meanwhile.
+const HOPS_MAX: usize = 3;
+
+/// Something that others want of this gateway.
+#[derive(Debug)]
+pub enum Order {
+    /// Say something to a device that another gateway has found to be here.
+    Send {
+        /// The device.
+        device: Box<str>,
+        /// What it is to be told.
+        downlink: Downlink,
+        /// How long its acknowledgement is waited for; `None`: it is not.
+        patience: Option<Duration>,
+        /// What became of it.
+        answer: oneshot::Sender<Reply>,
+    },
+    /// End a device's connection.
+    Disconnect {
+        /// The device.
+        device: Box<str>,
+        /// What became of it.
+        answer: oneshot::Sender<Reply>,
+    },
+    /// Say something to a device wherever it is: as the API's `POST /v1/devices/{id}/messages`.
+    Ask {
+        /// The device.
+        device: Box<str>,
+        /// The body of such a request.
+        body: Bytes,
+        /// The body of its answer.
+        answer: oneshot::Sender<Bytes>,
+    },
+    /// End the connection of a device that another gateway has.
+    End {
+        /// The device.
+        device: Box<str>,
+        /// Which of its connections.
+        generation: u64,
+        /// Whether it ends because two places fight over the id.
+        is_loop: bool,
+    },
+}
+
+/// What is to be done to a device at another gateway.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    /// It is told something. `acknowledge`: its acknowledgement is waited for.
+    Send {
+        /// What it is told.
+        downlink: Downlink,
+        /// Whether its acknowledgement is waited for.
+        acknowledge: bool,
+    },
+    /// Its connection is ended.
+    Disconnect,
+}
+
+/// Why nobody knows what became of it, or where the device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// NATS is away: whether the device is connected elsewhere is not known. Nothing was done.
+    Away,
+    /// The gateway that has the device does not hear. Nothing was done.
+    Deaf(String),
+    /// The gateway that has the device did not answer in time. It may have been done.
+    Silent(String),
+}
+
+/// This gateway's part of the fleet.
+pub struct Fleet {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Who this gateway is.
+pub struct Identity<'a> {
+    /// Its name, unique in the fleet.
+    pub node: &'a str,
+    /// Which of its lives this is.
+    pub epoch: u64,
+    /// Where it keeps what makes it known after a restart.
+    pub data_dir: &'a Path,
+    /// So that two gateways do not try again at the same instants.
+    pub seed: u64,
+}
+
+/// When a lease was read, and its id; none: the gateway had none.
+type KnownLease = (Instant, Option<Box<str>>);
+
+/// What the thread and those who ask share.
+struct Shared {
+    node: String,
+    presence: Mutex<Presence>,
+    /// Rings when the presence has something to ask.
+    bell: Notify,
+    status: Mutex<Status>,
+    /// The connection, while there is one and the lease holds.
+    server: Mutex<Option<Server>>,
+    /// Leases as they were read: when, and under which id.
+    leases: Mutex<HashMap<Box<str>, KnownLease>>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    connects: AtomicU64,
+    connects_failed: AtomicU64,
+    forwarded: AtomicU64,
+    forwards_failed: AtomicU64,
+    received: AtomicU64,
+    untold: AtomicU64,
+}
+
+impl Fleet {
+    /// Starts the thread. What others want of this gateway goes to the receiver.
+    ///
+    /// # Errors
+    /// There is no thread.
+    pub fn start(settings: Settings, identity: &Identity<'_>) -> io::Result<(Self, mpsc::UnboundedReceiver<Order>)> {
+        let mut random = fastrand::Rng::with_seed(identity.seed ^ identity.epoch);
+        let drawn = format!("{:016x}", random.u64(..));
+        let instance = instance::of(identity.data_dir, &drawn).unwrap_or_else(|error| {
+            let data_dir = identity.data_dir.display();
+            tracing::warn!(%error, %data_dir, "the fleet does not know this gateway after a restart until its lease has ended");
+            drawn
+        });
+        let row = LeaseRow { id: format!("{:016x}", random.u64(..)), instance, epoch: identity.epoch };
+        let shared = Arc::new(Shared {
+            node: identity.node.to_owned(),
+            presence: Mutex::new(Presence::new(identity.node, identity.epoch)),
+            bell: Notify::new(),
+            status: Mutex::new(Status::new(Instant::now(), settings.config().ready_without_nats)),
+            server: Mutex::default(),
+            leases: Mutex::default(),
+            counters: Counters::default(),
+        });
+        let (stop, stopped) = watch::channel(false);
+        // Bounded by requests under way, and by devices that are here.
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let backoff = Backoff::new(settings.config().retry, random.u64(..));
+        let lease = Lease::new(settings.config().lease, row);
+        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, orders);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let work = move || runtime.block_on(run.work(stopped));
+        let thread = std::thread::Builder::new().name("fleet".into()).spawn(work)?;
+        Ok((Self { shared, stop, thread: Mutex::new(Some(thread)) }, ordered))
+    }
+
+    /// A device is here. Never waits for anything outside.
+    pub fn connected(&self, device: &str, generation: u64, place: Option<IpAddr>) {
+        self.shared.presence().connected(device, generation, place, Instant::now());
+        self.shared.bell.notify_one();
+    }
+
+    /// A device's connection has ended. Never waits for anything outside.
+    pub fn disconnected(&self, device: &str, generation: u64) {
+        self.shared.presence().disconnected(device, generation);
+        self.shared.bell.notify_one();
+    }
+
+    /// Does something to a device that is not here, wherever it is: once, or not at all. Offline: it is nowhere. Gives the name of
+    /// the gateway that has done it.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    pub async fn forward(&self, device: &str, deed: &Deed, deadline: Instant) -> Result<(Reply, String), Unreachable> {
+        let shared = &self.shared;
+        let done = shared.forward(device, deed, deadline).await;
+        let is_done = matches!(done, Ok((Reply::Delivered | Reply::Acknowledged, _)));
+        let count = if is_done { &shared.counters.forwarded } else { &shared.counters.forwards_failed };
+        count.fetch_add(1, Ordering::Relaxed);
+        done
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.shared.report()
+    }
+
+    /// Gives the lease back and ends the thread. Bounded by two seconds.
+    pub fn stop(&self) {
+        let _ = self.stop.send(true);
+        let Some(thread) = self.thread.lock().expect("no holder panics").take() else { return };
+        let deadline = Instant::now() + END_MAX;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Shared {
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().expect("no holder panics")
+    }
+
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().expect("no holder panics")
+    }
+
+    fn server(&self) -> Option<Server> {
+        self.server.lock().expect("no holder panics").clone()
+    }
+
+    fn set_server(&self, server: Option<Server>) {
+        *self.server.lock().expect("no holder panics") = server;
+    }
+
+    fn report(&self) -> Report {
+        let (counts, waiting) = {
+            let presence = self.presence();
+            (presence.counts(), presence.waiting())
+        };
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Counters { connects, connects_failed, forwarded, forwards_failed, received, untold } = &self.counters;
+        self.status().report(Instant::now(), |report| {
+            report.devices_held = counts.held;
+            report.devices_waiting = waiting;
+            report.rows_written = counts.written;
+            report.rows_removed = counts.removed;
+            report.conflicts = counts.conflicts;
+            report.taken = counts.taken;
+            report.lost = counts.lost;
+            report.damped = counts.damped;
+            report.connects = load(connects);
+            report.connects_failed = load(connects_failed);
+            report.forwarded = load(forwarded);
+            report.forwards_failed = load(forwards_failed);
+            report.received = load(received);
+            report.untold = load(untold);
+        })
+    }
+
+    /// Whether a gateway's lease holds, and is this one.
+    async fn is_live(&self, server: &Server, node: &str, lease: &str) -> Result<bool, String> {
+        let now = Instant::now();
+        let known = {
+            let leases = self.leases.lock().expect("no holder panics");
+            leases.get(node).filter(|(read, _)| now.saturating_duration_since(*read) < LEASE_KNOWN_FOR).cloned()
+        };
+        if let Some((_, id)) = known {
+            return Ok(id.as_deref() == Some(lease));
+        }
+        let found = server.lease(node).await?;
+        let id: Option<Box<str>> = found.map(|(_, lease)| lease.id.into());
+        let is_live = id.as_deref() == Some(lease);
+        let mut leases = self.leases.lock().expect("no holder panics");
+        if leases.len() >= LEASES_KNOWN_MAX {
+            leases.clear();
+        }
+        leases.insert(node.into(), (now, id));
+        Ok(is_live)
+    }
+
+    async fn forward(&self, device: &str, deed: &Deed, deadline: Instant) -> Result<(Reply, String), Unreachable> {
+        let server = self.server().ok_or(Unreachable::Away)?;
+        let mut asked = None;
+        for _ in 0..HOPS_MAX {
+            let found = server.device::<Row>(device).await.map_err(|_| Unreachable::Away)?;
+            let Some((revision, row)) = found else { break };
+            if *row.node == *self.node {
+                // It has just gone, or a row was left behind.
+                self.presence().missed(device);
+                self.bell.notify_one();
+                break;
+            }
+            // Asked already, and it has not moved since.
+            if asked == Some(revision)
+                || !self.is_live(&server, &row.node, &row.lease).await.map_err(|_| Unreachable::Away)?
+            {
+                break;
+            }
+            asked = Some(revision);
+            let reply = self.ask(&server, &row.node, device, deed, deadline).await?;
+            if reply != Reply::Offline {
+                return Ok((reply, row.node.into()));
+            }
+        }
+        Ok((Reply::Offline, self.node.clone()))
+    }
+
+    /// Asks the gateway that has the device; once.
+    async fn ask(
+        &self,
+        server: &Server,
+        node: &str,
+        device: &str,
+        deed: &Deed,
+        deadline: Instant,
+    ) -> Result<Reply, Unreachable> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request = match deed {
+            Deed::Send { downlink, acknowledge } => Request::Send {
+                device: device.into(),
+                topic: downlink.topic.clone(),
+                payload: downlink.payload.clone(),
+                acknowledge: *acknowledge,
+                patience_ms: left.as_millis() as u64,
+            },
+            Deed::Disconnect => Request::Disconnect { device: device.into() },
+        };
+        let asked = Ask::new().payload(request.to_bytes()).timeout(Some(left + SLACK));
+        match server.client.send_request(server.names.gateway(node), asked).await {
+            Ok(message) => Reply::parse(&message.payload).map_err(|_| Unreachable::Silent(node.to_owned())),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(Unreachable::Deaf(node.to_owned())),
+            Err(_) => Err(Unreachable::Silent(node.to_owned())),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Keys and subjects of a fleet. There are subjects for gateways and none for devices: what interest costs grows with gateways.
+//!
+//! | what | name |
+//! | --- | --- |
+//! | the bucket of leases, and the key of one | `PREFIX_gateways`, the gateway's name |
+//! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
+//! | what gateways say to one | `PREFIX.gateway.NAME` |
+//! | what anybody says to a device | `PREFIX.send.DEVICE`, which every gateway hears |
+//!
+//! A key of a bucket may hold letters, digits, `-`, `_`, `=`, `/` and `.`; all bytes of an id that are none of the first four are
+//! written as `=` and two hexadecimal digits, so that no two ids share a key and each is read back.
+
+use std::fmt::Write;
+
+use crate::sink::nats::subject;
+
+/// Names of one fleet.
+#[derive(Clone, Debug)]
+pub struct Names {
+    prefix: String,
+}
+
+impl Names {
+    /// Those that begin so.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// The bucket of leases.
+    pub fn gateways(&self) -> String {
+        format!("{}_gateways", self.prefix)
+    }
+
+    /// The bucket of devices.
+    pub fn devices(&self) -> String {
+        format!("{}_devices", self.prefix)
+    }
+
+    /// The subject that a gateway's lease is written under.
+    pub fn lease(&self, node: &str) -> String {
+        format!("$KV.{}.{}", self.gateways(), key(node))
+    }
+
+    /// The subject that a device's row is written under.
+    pub fn device(&self, device: &str) -> String {
+        format!("$KV.{}.{}", self.devices(), key(device))
+    }
+
+    /// What one gateway hears.
+    pub fn gateway(&self, node: &str) -> String {
+        let mut name = format!("{}.gateway.", self.prefix);
+        subject::encode(node, &mut name);
+        name
+    }
+
+    /// What is said to devices by anybody.
+    pub fn sends(&self) -> String {
+        format!("{}.send.*", self.prefix)
+    }
+
+    /// To which device; `None`: there is none of that name.
+    pub fn sent_to(&self, subject: &str) -> Option<String> {
+        let token = subject.strip_prefix(&*self.prefix)?.strip_prefix(".send.")?;
+        subject::decode(token).filter(|device| !device.is_empty())
+    }
+
+    /// The group in which every gateway hears what is said to devices: one of them answers.
+    pub fn group(&self) -> String {
+        self.prefix.clone()
+    }
+}
+
+/// The stream that holds a bucket.
+pub fn stream_of(bucket: &str) -> String {
+    format!("KV_{bucket}")
+}
+
+/// The key of a name.
+fn key(name: &str) -> String {
+    let mut key = String::with_capacity(name.len());
+    if name.is_empty() {
+        key.push_str("=_");
+    }
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            key.push(byte as char);
+        } else {
+            let _ = write!(key, "={byte:02X}");
+        }
+    }
+    key
+}
+
+/// The name of a key; `None`: [`key`] never wrote it.
+#[cfg(test)]
+fn name(written: &str) -> Option<String> {
+    if written == "=_" {
+        return Some(String::new());
+    }
+    let (mut bytes, mut rest) = (Vec::new(), written.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte == b'=' {
+            let (digits, after) = rest.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_read_well() {
+        let names = Names::new("fleet-1");
+        assert_eq!(names.lease("gate.eu"), "$KV.fleet-1_gateways.gate=2Eeu");
+        assert_eq!(names.device("meter 7"), "$KV.fleet-1_devices.meter=207");
+        assert_eq!(names.gateway("gate.eu"), "fleet-1.gateway.gate%2Eeu");
+        assert_eq!(names.sent_to("fleet-1.send.a%2Eb").as_deref(), Some("a.b"));
+        for other in ["fleet-1.send.", "fleet-1.send.%_", "fleet-1.up.x", "other.send.x", "fleet-1.send.%2"] {
+            assert_eq!(names.sent_to(other), None, "{other}");
+        }
+    }
+
+    /// Whatever devices are called: a key that a bucket takes, another one for each, and the way back.
+    #[test]
+    fn any_id_makes_a_key_that_is_read_back() {
+        let alphabet = ['a', 'Z', '0', '-', '_', '=', '.', '*', '>', '/', ' ', '\0', 'é', '2', 'E', '\u{2028}'];
+        let mut random = fastrand::Rng::with_seed(4);
+        let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
+        for _ in 0..30_000 {
+            let id: String = (0..random.usize(..6)).map(|_| alphabet[random.usize(..alphabet.len())]).collect();
+            let key = key(&id);
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=".contains(&byte);
+            assert!(!key.is_empty() && key.bytes().all(fits), "{key:?}");
+            assert_eq!(name(&key).as_deref(), Some(&*id), "{key:?}");
+            ids.insert(id);
+            keys.insert(key);
+        }
+        assert_eq!(ids.len(), keys.len());
+    }
+}

@@ -1,0 +1,322 @@
+//! One connection to NATS, verified: the server's version, JetStream, the two buckets and what they promise; and the few questions
+//! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::stream::{self, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+
+use super::lease::LeaseRow;
+use super::names::{Names, stream_of};
+use super::settings::Settings;
+use crate::sink::nats::version;
+
+/// Servers before this one are warned of: several faults of replication and of buckets with an age were mended by then.
+const VERSION_ADVISED: (u64, u64, u64) = (2, 11, 2);
+/// The server's answers to a write whose key is not as expected.
+const NOT_AS_EXPECTED: [ErrorCode; 2] =
+    [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT];
+/// The server's answers to the removal of what is not there.
+const GONE: [ErrorCode; 3] = [ErrorCode::NO_MESSAGE_FOUND, ErrorCode(10_057), ErrorCode(10_043)];
+/// Writes under way at a time that the library lets through: more than are ever begun.
+const ACKS_MAX: usize = 4_096;
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is there, at this revision.
+    At(u64),
+    /// The key was not as expected; nothing was written.
+    Conflict,
+    /// There is no answer: it may be there, and may still come to be. Why.
+    Lost(String),
+}
+
+/// A verified connection.
+#[derive(Clone)]
+pub struct Server {
+    pub names: Names,
+    pub client: Client,
+    context: Context,
+    gateways: Stream<()>,
+    devices: Stream<()>,
+}
+
+/// What was found out about a connection.
+pub struct Facts {
+    /// The server's version.
+    pub version: String,
+    /// What holds of what is written there, in one line.
+    pub promise: String,
+    /// What is not as it should be, and works.
+    pub doubts: Vec<String>,
+}
+
+impl Server {
+    /// Connects and verifies. `broken` hears of it when the connection is gone.
+    ///
+    /// # Errors
+    /// Why not, and what to do, in words.
+    pub async fn open(settings: &Settings, name: &str, broken: Arc<Notify>) -> Result<(Self, Facts), String> {
+        let config = settings.config();
+        let options = settings.access().map_err(|fault| fault.to_string())?.options(name, broken)?;
+        let client = options.connect(&config.urls).await.map_err(|error| in_words(&error))?;
+        let info = client.server_info();
+        crate::sink::nats::check_version(&info.version)
+            .map_err(|why| format!("{why} (Debian 12 ships 2.9: take one from github.com/nats-io/nats-server)"))?;
+        let context = jetstream::context::ContextBuilder::new()
+            .timeout(config.timeout)
+            .ack_timeout(config.timeout)
+            .max_ack_inflight(ACKS_MAX)
+            .build(client.clone());
+        context.query_account().await.map_err(|error| {
+            format!(
+                "there is no JetStream: {}: start nats-server with -js, and let the account have it",
+                in_words(&error)
+            )
+        })?;
+        let names = Names::new(&config.prefix);
+        let (gateways, devices) = (names.gateways(), names.devices());
+        let leases = bucket(&context, &gateways, config.replicas, config.lease).await?;
+        check_lease(&gateways, leases.max_age, config.lease)?;
+        let rows = bucket(&context, &devices, config.replicas, Duration::ZERO).await?;
+        let stream = |bucket: &str| {
+            let (context, name) = (context.clone(), stream_of(bucket));
+            async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }
+        };
+        let facts =
+            Facts { promise: promise(&rows, &info.version), doubts: doubts(&info.version), version: info.version };
+        let (gateways, devices) = (stream(&gateways).await?, stream(&devices).await?);
+        Ok((Self { names, client, context, gateways, devices }, facts))
+    }
+
+    /// Writes `payload` if the last revision under `subject` is `expected`; 0: if there is none.
+    pub async fn write(&self, subject: String, expected: u64, payload: Bytes) -> Written {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
+        let settled = match self.context.publish_with_headers(subject, headers, payload).await {
+            Ok(acknowledged) => acknowledged.await,
+            Err(error) => Err(error),
+        };
+        match settled {
+            Ok(acknowledged) => Written::At(acknowledged.sequence),
+            Err(error) => {
+                let code = std::error::Error::source(&error)
+                    .and_then(|source| source.downcast_ref::<jetstream::Error>())
+                    .map(jetstream::Error::error_code);
+                let is_conflict = error.kind() == PublishErrorKind::WrongLastSequence
+                    || code.is_some_and(|code| NOT_AS_EXPECTED.contains(&code));
+                if is_conflict { Written::Conflict } else { Written::Lost(in_words(&error)) }
+            }
+        }
+    }
+
+    /// A gateway's lease and its revision, asked of the stream's leader: a copy that lags would see a lease end that has not.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn lease(&self, node: &str) -> Result<Option<(u64, LeaseRow)>, String> {
+        last(&self.gateways, &self.names.lease(node)).await
+    }
+
+    /// A device's row and its revision. It may be one that was replaced a moment ago: whoever writes over it is told.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn device<T: DeserializeOwned>(&self, device: &str) -> Result<Option<(u64, T)>, String> {
+        match self.devices.direct_get_last_for_subject(self.names.device(device)).await {
+            Ok(message) => Ok(parse(&message.payload)?.map(|row| (message.sequence, row))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(in_words(&error)),
+        }
+    }
+
+    /// The same, asked of the stream's leader: what it says is the latest.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn device_for_sure<T: DeserializeOwned>(&self, device: &str) -> Result<Option<(u64, T)>, String> {
+        last(&self.devices, &self.names.device(device)).await
+    }
+
+    /// Takes away the row of this revision, and no newer one. `true`: it was there.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn remove_device(&self, revision: u64) -> Result<bool, String> {
+        remove(&self.devices, revision).await
+    }
+
+    /// The same of a lease.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn remove_lease(&self, revision: u64) -> Result<bool, String> {
+        remove(&self.gateways, revision).await
+    }
+}
+
+/// What stands under a subject, as the stream's leader has it.
+async fn last<T: DeserializeOwned>(stream: &Stream<()>, subject: &str) -> Result<Option<(u64, T)>, String> {
+    match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(parse(&message.payload)?.map(|row| (message.sequence, row))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(in_words(&error)),
+    }
+}
+
+async fn remove(stream: &Stream<()>, revision: u64) -> Result<bool, String> {
+    use async_nats::jetstream::stream::DeleteMessageErrorKind;
+    match stream.delete_message(revision).await {
+        Ok(was_there) => Ok(was_there),
+        // It is not there any more: the server says so by an error.
+        Err(error) if matches!(error.kind(), DeleteMessageErrorKind::JetStream(told) if GONE.contains(&told.error_code())) => {
+            Ok(false)
+        }
+        Err(error) => Err(in_words(&error)),
+    }
+}
+
+/// Nothing, or what it says. A row that cannot be read is somebody else's, and taken for none.
+fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Option<T>, String> {
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(payload).map(Some).map_err(|error| format!("what is written there is not ours: {error}"))
+}
+
+/// The stream of a bucket as it is, made where it is missing.
+async fn bucket(context: &Context, name: &str, replicas: usize, age: Duration) -> Result<stream::Config, String> {
+    let stream = stream_of(name);
+    let found = match context.get_stream(&stream).await {
+        Ok(found) => found.cached_info().config.clone(),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                let made = context.create_stream(wanted(name, replicas, age)).await;
+                // Another gateway may have made it at the same time: then it is as that one wanted it, which is looked at.
+                let made = made.map_err(|error| {
+                    format!(
+                        "the bucket {name:?} cannot be made: {}: let the account make it, or make it there ({replicas} \
+                         replicas)",
+                        in_words(&error)
+                    )
+                })?;
+                made.cached_info().config.clone()
+            }
+            _ => return Err(format!("the bucket {name:?} cannot be read: {}", in_words(&error))),
+        },
+    };
+    let there = found.num_replicas.max(1);
+    if there != replicas {
+        return Err(format!(
+            "the bucket {name:?} is kept by {there} server(s) and backbone.nats.replicas says {replicas}: write replicas = \
+             {there}, or change it there: nats stream edit {stream} --replicas {replicas}"
+        ));
+    }
+    if found.deny_delete {
+        return Err(format!("rows of the bucket {name:?} cannot be removed: make it anew without deny_delete"));
+    }
+    Ok(found)
+}
+
+/// As other clients of NATS make a bucket, but that a row can be taken away by its revision: so nothing is left of it, and a late
+/// end takes away nobody else's.
+fn wanted(name: &str, replicas: usize, age: Duration) -> stream::Config {
+    stream::Config {
+        name: stream_of(name),
+        subjects: vec![format!("$KV.{name}.>")],
+        max_messages_per_subject: 1,
+        max_age: age,
+        storage: stream::StorageType::File,
+        num_replicas: replicas,
+        discard: stream::DiscardPolicy::New,
+        allow_rollup: true,
+        allow_direct: true,
+        ..stream::Config::default()
+    }
+}
+
+fn check_lease(bucket: &str, there: Duration, ours: Duration) -> Result<(), String> {
+    if there == ours {
+        return Ok(());
+    }
+    let [there, ours] = [there, ours].map(humantime::format_duration);
+    Err(format!(
+        "a lease of this fleet lasts {there} (the bucket {bucket:?}) and backbone.nats.lease says {ours}: write the same at \
+         every gateway, or end them all and remove the bucket: nats kv del {bucket}"
+    ))
+}
+
+/// What holds of a device's row once the server has acknowledged it.
+fn promise(rows: &stream::Config, version: &str) -> String {
+    let replicas = rows.num_replicas.max(1);
+    let servers = match replicas {
+        1 => "one server has it, and without that one it cannot be read".to_owned(),
+        _ => format!("{} of {replicas} servers have it, and as many must be there", replicas / 2 + 1),
+    };
+    let disk = match rows.storage {
+        stream::StorageType::File => "on their disks within their sync_interval (two minutes unless set)",
+        stream::StorageType::Memory => "in their memory only",
+    };
+    format!("where a device is: {servers}, {disk}; nats-server {version}")
+}
+
+fn doubts(server: &str) -> Vec<String> {
+    let is_old = version(server).is_some_and(|version| version < VERSION_ADVISED);
+    let (major, minor, patch) = VERSION_ADVISED;
+    is_old
+        .then(|| {
+            format!("nats-server {server} works, and {major}.{minor}.{patch} or newer is advised: it has faults mended")
+        })
+        .into_iter()
+        .collect()
+}
+
+/// An error with what is behind it.
+pub fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_promise_says_how_many_servers_and_when_on_disk() {
+        let config = wanted("p_devices", 3, Duration::ZERO);
+        let said = promise(&config, "2.15.1");
+        assert!(said.contains("2 of 3 servers have it") && said.contains("sync_interval"), "{said}");
+        let memory = stream::Config { storage: stream::StorageType::Memory, num_replicas: 1, ..config };
+        assert!(promise(&memory, "2.15.1").contains("one server has it"));
+        assert!(promise(&memory, "2.15.1").contains("in their memory only"));
+    }
+
+    #[test]
+    fn an_old_server_is_doubted_by_name() {
+        assert!(doubts("2.10.25")[0].contains("2.11.2 or newer"));
+        assert!(doubts("2.11.2").is_empty() && doubts("2.15.1").is_empty());
+    }
+
+    #[test]
+    fn leases_are_the_same_everywhere() {
+        let second = Duration::from_secs;
+        assert!(check_lease("b", second(10), second(10)).is_ok());
+        let why = check_lease("b", second(30), second(10)).unwrap_err();
+        assert!(why.contains("lasts 30s") && why.contains("backbone.nats.lease says 10s"), "{why}");
+    }
+}

@@ -1,0 +1,130 @@
+//! How this gateway's part of the fleet is, for people, probes and metrics.
+
+use std::time::{Duration, Instant};
+
+/// What NATS is to this gateway now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is there, and the lease holds.
+    Connected,
+    /// It cannot be reached, or not be used: it is tried again.
+    Away,
+}
+
+impl State {
+    /// Its word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            State::Connected => "connected",
+            State::Away => "away",
+        }
+    }
+}
+
+/// What is known by now.
+#[derive(Debug)]
+pub(super) struct Status {
+    state: State,
+    since: Instant,
+    ready_without_nats: bool,
+    error: Option<String>,
+    promise: Option<String>,
+    server: Option<String>,
+}
+
+/// The same, told.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What NATS is to this gateway.
+    pub state: State,
+    /// For how long.
+    pub for_long: Duration,
+    /// Whether a gateway without NATS is to get new devices.
+    pub ready_without_nats: bool,
+    /// Why the last try failed, while NATS is away.
+    pub error: Option<String>,
+    /// What holds of what was written there, as far as it was ever there.
+    pub promise: Option<String>,
+    /// The server's version, as far as it was ever there.
+    pub server: Option<String>,
+    /// Devices here whose rows are as they are to be.
+    pub devices_held: u64,
+    /// Devices whose rows are still to be written or removed.
+    pub devices_waiting: u64,
+    /// Rows written.
+    pub rows_written: u64,
+    /// Rows removed.
+    pub rows_removed: u64,
+    /// Writes that found another row than was expected.
+    pub conflicts: u64,
+    /// Devices taken over from other gateways.
+    pub taken: u64,
+    /// Devices lost to other gateways.
+    pub lost: u64,
+    /// Devices that had to wait because two places fought over their ids.
+    pub damped: u64,
+    /// Connections to NATS that were made.
+    pub connects: u64,
+    /// Connections that failed or ended.
+    pub connects_failed: u64,
+    /// Deeds done by other gateways.
+    pub forwarded: u64,
+    /// Deeds that no other gateway did.
+    pub forwards_failed: u64,
+    /// Requests that came by NATS.
+    pub received: u64,
+    /// Gateways that were not told of a takeover.
+    pub untold: u64,
+}
+
+impl Status {
+    pub(super) fn new(now: Instant, ready_without_nats: bool) -> Self {
+        let error = Some("it was not tried yet".to_owned());
+        Self { state: State::Away, since: now, ready_without_nats, error, promise: None, server: None }
+    }
+
+    /// NATS is there.
+    pub(super) fn connected(&mut self, now: Instant, server: String, promise: String) {
+        (self.state, self.since, self.error) = (State::Connected, now, None);
+        (self.server, self.promise) = (Some(server), Some(promise));
+    }
+
+    /// NATS is not there; why. `true`: that is news.
+    pub(super) fn away(&mut self, now: Instant, why: &str) -> bool {
+        let was_there = self.state == State::Connected;
+        if was_there {
+            (self.state, self.since) = (State::Away, now);
+        }
+        let is_news = was_there || self.error.as_deref() != Some(why);
+        self.error = Some(why.to_owned());
+        is_news
+    }
+
+    pub(super) fn report(&self, now: Instant, fill: impl FnOnce(&mut Report)) -> Report {
+        let mut report = Report {
+            state: self.state,
+            for_long: now.saturating_duration_since(self.since),
+            ready_without_nats: self.ready_without_nats,
+            error: self.error.clone(),
+            promise: self.promise.clone(),
+            server: self.server.clone(),
+            devices_held: 0,
+            devices_waiting: 0,
+            rows_written: 0,
+            rows_removed: 0,
+            conflicts: 0,
+            taken: 0,
+            lost: 0,
+            damped: 0,
+            connects: 0,
+            connects_failed: 0,
+            forwarded: 0,
+            forwards_failed: 0,
+            received: 0,
+            untold: 0,
+        };
+        fill(&mut report);
+        report
+    }
+}

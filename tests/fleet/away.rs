@@ -1,0 +1,99 @@
+//! NATS away: devices stay and are served, what cannot be known is said to be so, and when it is back all is claimed.
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::servers::Servers;
+use crate::support::{Event, Site, message, wait_until};
+use crate::{LATE, Member, heard, members};
+
+#[test]
+fn devices_stay_while_nats_is_away_and_are_claimed_when_it_is_back() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(2, &servers.urls("nats"), "");
+    let mut before = fleet[0].device("before");
+    fleet[0].wait_for_claims(1);
+    assert_eq!(fleet[0].gateway.get("/readyz").0, 200);
+    for signal in [Signal::TERM, Signal::KILL] {
+        servers.stop(0, signal);
+        for member in &fleet {
+            wait_until("it is said to be away", LATE, || member.gateway.get("/readyz").0 == 503);
+        }
+        let (_, body) = fleet[0].gateway.get("/readyz");
+        assert!(body.contains("fleet_away"), "{body}");
+        assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_up"), 0);
+        // Here all goes on: messages are acknowledged, commands arrive, devices come.
+        before.send(&[message(1, b"x")]);
+        while before.hear() != Event::Ack(1) {}
+        assert_eq!(fleet[0].send("before", "here").0, 200);
+        assert_eq!(heard(&mut before).1, "here");
+        let mut meanwhile = fleet[1].device("meanwhile");
+        // Where it is is not known elsewhere; that is not the same as nowhere.
+        let (status, answer) = fleet[0].send("meanwhile", "x");
+        assert_eq!((status, &answer["error"]["code"]), (503, &json!("fleet_away")));
+        servers.start(0, &[]);
+        fleet.iter().for_each(Member::wait_until_joined);
+        fleet[0].wait_for_claims(1);
+        fleet[1].wait_for_claims(1);
+        assert_eq!(fleet[0].send("meanwhile", "found").0, 200);
+        assert_eq!(heard(&mut meanwhile).1, "found");
+        assert_eq!(fleet[1].send("before", "too").0, 200);
+        assert_eq!(heard(&mut before).1, "too");
+        assert_eq!(fleet[0].gateway.get("/readyz").0, 200);
+        meanwhile.leave();
+        fleet[1].wait_for_claims(0);
+    }
+    assert!(!fleet[0].gateway.logged("NATS is away: devices stay, and are not claimed until it is back").is_empty());
+}
+
+#[test]
+fn a_server_that_hangs_is_given_up_and_found_again() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(2, &servers.urls("nats"), "ready_without_nats = true");
+    let mut device = fleet[0].device("meter-1");
+    fleet[0].wait_for_claims(1);
+    servers.signal(0, Signal::STOP);
+    for member in &fleet {
+        wait_until("it is given up", LATE, || member.fleet()["state"] == "away");
+        assert_eq!(member.gateway.get("/readyz").0, 200, "as it was configured");
+    }
+    servers.signal(0, Signal::CONT);
+    for member in &fleet {
+        member.wait_until_joined();
+    }
+    fleet[0].wait_for_claims(1);
+    assert_eq!(fleet[1].send("meter-1", "x").0, 200);
+    assert_eq!(heard(&mut device).1, "x");
+}
+
+#[test]
+fn a_cluster_bears_the_loss_of_any_one_of_its_servers() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 3);
+    servers.start_all();
+    let fleet = members(3, &servers.urls("nats"), "replicas = 3");
+    let promise = fleet[0].fleet()["promise"].as_str().unwrap().to_owned();
+    assert!(promise.contains("2 of 3 servers have it"), "{promise}");
+    let mut devices: Vec<_> = (0..30).map(|number| fleet[number % 3].device(&format!("meter-{number}"))).collect();
+    for member in &fleet {
+        member.wait_for_claims(10);
+    }
+    for server in 0..3 {
+        servers.stop(server, Signal::KILL);
+        // Every device is found from every gateway, as soon as another server leads.
+        for (number, device) in devices.iter_mut().enumerate() {
+            let (member, text) = (&fleet[(number + 1) % 3], format!("{server}-{number}"));
+            wait_until("it is found", LATE, || member.send(&format!("meter-{number}"), &text).0 == 200);
+            while heard(device).1 != text {}
+        }
+        servers.start(server, &[]);
+        for member in &fleet {
+            member.wait_until_joined();
+            member.wait_for_claims(10);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Commands to devices wherever they are, by HTTP at any gateway and by NATS.
+
+use pulsegate::codec::native::{CloseCode, Frame};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::servers::Servers;
+use crate::support::{Site, wait_until};
+use crate::{LATE, disconnect, end, heard, members};
+
+#[test]
+fn a_command_finds_a_device_at_any_of_three_gateways() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(3, &servers.urls("nats"), "");
+    let mut device = fleet[0].device("meter 7.a");
+    fleet[0].wait_for_claims(1);
+    for (number, member) in fleet.iter().enumerate() {
+        let (status, answer) = member.send("meter%207.a", &number.to_string());
+        let node = if number == 0 {
+            json!({"outcome": "delivered"})
+        } else {
+            json!({"outcome": "delivered", "node": "gate-0"})
+        };
+        assert_eq!((status, answer), (200, node));
+        assert_eq!(heard(&mut device).1, number.to_string());
+    }
+    // An acknowledgement is waited for over both ways, and one that does not come is said to be none.
+    let path = "/v1/devices/meter%207.a/messages";
+    let acknowledged = std::thread::scope(|scope| {
+        let asked =
+            scope.spawn(|| fleet[2].gateway.post(path, &json!({"payload": "x", "ack": true, "timeout": "20s"})));
+        let (id, _) = heard(&mut device);
+        device.send(&[Frame::Ack(id)]);
+        asked.join().unwrap()
+    });
+    assert_eq!(acknowledged, (200, json!({"outcome": "acknowledged", "node": "gate-0"})));
+    let (status, answer) = fleet[1].gateway.post(path, &json!({"payload": "y", "ack": true, "timeout": "300ms"}));
+    assert_eq!((status, &answer["error"]["code"]), (504, &json!("ack_timeout")));
+    assert_eq!(heard(&mut device).1, "y");
+    // Its connection is ended from anywhere, and then it is nowhere.
+    assert_eq!(disconnect(&fleet[1], "meter%207.a"), 204);
+    device.expect_close(CloseCode::REQUESTED);
+    fleet[0].wait_for_claims(0);
+    assert_eq!(servers.rows("pulsegate_devices"), 0, "nothing is left of it");
+    for member in &fleet {
+        let (status, answer) = member.send("meter%207.a", "z");
+        assert_eq!((status, &answer["error"]["code"]), (404, &json!("device_offline")));
+    }
+    assert!(fleet[1].gateway.metric("pulsegate_fleet_commands_forwarded_total") >= 2);
+    assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_up"), 1);
+}
+
+#[test]
+fn nats_itself_says_something_to_a_device() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(2, &servers.urls("nats"), "prefix = \"edge\"");
+    let mut device = fleet[1].device("a.b");
+    fleet[1].wait_for_claims(1);
+    // Whichever gateway hears it.
+    for round in 0..8 {
+        let answer = servers.ask("edge.send.a%2Eb", &json!({"topic": "set", "payload": round.to_string()}));
+        assert_eq!(answer["outcome"], "delivered", "{answer}");
+        assert_eq!(heard(&mut device).1, round.to_string());
+    }
+    for (subject, body, code) in [
+        ("edge.send.nobody", json!({"payload": "x"}), "device_offline"),
+        ("edge.send.a%2Eb", json!({"payload": "x", "else": 1}), "invalid_body"),
+        ("edge.send.a%2Eb", json!({}), "invalid_body"),
+        ("edge.send.a%2e", json!({"payload": "x"}), "invalid_path"),
+    ] {
+        let answer = servers.ask(subject, &body);
+        assert_eq!(answer["error"]["code"], code, "{subject} {body}: {answer}");
+    }
+    // What other gateways would say, said by somebody else: nonsense is answered and does no harm.
+    for body in [json!([]), json!({"do": "else"}), json!({"do": "send", "device": "a.b"})] {
+        assert_eq!(servers.ask("edge.gateway.gate-1", &body)["outcome"], "not_understood", "{body}");
+    }
+    let stale = json!({"do": "taken", "device": "a.b", "lease": "x", "generation": 1, "revision": 9});
+    assert_eq!(servers.ask("edge.gateway.gate-1", &stale)["outcome"], "heard");
+    assert_eq!(servers.ask("edge.send.a%2Eb", &json!({"payload": "still"}))["outcome"], "delivered");
+    assert_eq!(heard(&mut device).1, "still");
+}
+
+#[test]
+fn a_gateway_that_is_killed_costs_one_key_and_its_devices_are_found_where_they_come() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let mut fleet = members(2, &servers.urls("nats"), "");
+    let devices: Vec<_> = (0..20).map(|number| fleet[0].device(&format!("meter-{number}"))).collect();
+    fleet[0].wait_for_claims(20);
+    let dead = fleet.remove(0);
+    dead.gateway.signal(Signal::KILL);
+    let rest = &fleet[0];
+    // Nobody is told that it is offline who may be there; and then that it is nowhere.
+    let (_, answer) = rest.send("meter-3", "x");
+    let code = answer["error"]["code"].as_str().unwrap();
+    assert!(["gateway_silent", "gateway_deaf", "device_offline"].contains(&code), "{answer}");
+    wait_until("its lease has ended", LATE, || rest.send("meter-3", "x").0 == 404);
+    assert_eq!(servers.rows("pulsegate_devices"), 20, "not one write a device");
+    drop(devices);
+    let mut again: Vec<_> = (0..20).map(|number| rest.device(&format!("meter-{number}"))).collect();
+    rest.wait_for_claims(20);
+    assert_eq!(rest.fleet()["takeovers"]["won"], 0, "a dead gateway is taken nothing from");
+    let third = crate::Member::joined("gate-2", &servers.urls("nats"), "");
+    assert_eq!(third.send("meter-3", "here").0, 200);
+    assert_eq!(heard(&mut again[3]).1, "here");
+}
+
+#[test]
+fn an_orderly_end_gives_the_lease_back_at_once() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let mut fleet = members(2, &servers.urls("nats"), "");
+    let device = fleet[0].device("meter-1");
+    fleet[0].wait_for_claims(1);
+    let ended = fleet.remove(0);
+    let (site_of_ended, gateway) = (ended.site, ended.gateway);
+    end(gateway);
+    assert_eq!(servers.rows("pulsegate_gateways"), 1);
+    assert_eq!(fleet[0].send("meter-1", "x").0, 404);
+    drop(device);
+    // It comes back under its name at once, and so it does after kill -9: its data directory says that it is the same.
+    for _ in 0..2 {
+        let gateway = crate::Gateway::start(site_of_ended.directory());
+        let member = crate::Member { site: Site::new(), gateway };
+        member.wait_until_joined();
+        member.gateway.signal(Signal::KILL);
+    }
+}

@@ -1,0 +1,117 @@
+//! nats-server: one, or a cluster of three, each with its store in the site's directory, and asked over plain TCP.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{Program, SOON, Site};
+
+/// Servers on ports of their own, which may come and go with what they keep.
+pub struct Servers<'a> {
+    site: &'a Site,
+    ports: Vec<u16>,
+    routes: Vec<u16>,
+    running: Vec<Option<Program>>,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl<'a> Servers<'a> {
+    /// So many, none of which runs yet.
+    pub fn new(site: &'a Site, count: usize) -> Self {
+        let ports = |count| (0..count).map(|_| free_port()).collect();
+        Self { site, ports: ports(count), routes: ports(count), running: (0..count).map(|_| None).collect() }
+    }
+
+    /// As they stand in a configuration.
+    pub fn urls(&self, scheme: &str) -> String {
+        let urls: Vec<_> = self.ports.iter().map(|port| format!("\"{scheme}://localhost:{port}\"")).collect();
+        format!("[{}]", urls.join(", "))
+    }
+
+    pub fn start_all(&mut self) {
+        (0..self.ports.len()).for_each(|server| self.start(server, &[]));
+    }
+
+    pub fn start(&mut self, server: usize, further: &[&str]) {
+        let mut target = PathBuf::from(env!("CARGO_BIN_EXE_pulsegate"));
+        target.pop();
+        target.pop();
+        let installed = target.join("test-clients/python/bin/nats-server");
+        let program = if installed.exists() { installed } else { "nats-server".into() };
+        let mut command = Command::new(program);
+        let store = format!("nats-{server}");
+        command.current_dir(self.site.directory()).args(["-js", "-sd", &store, "-a", "127.0.0.1", "-p"]);
+        command.arg(self.ports[server].to_string()).args(further);
+        if self.ports.len() > 1 {
+            let routes: Vec<_> = self.routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+            let cluster = format!("nats://127.0.0.1:{}", self.routes[server]);
+            command.args([
+                "-n",
+                &store,
+                "--cluster_name",
+                "fleet",
+                "--cluster",
+                &cluster,
+                "--routes",
+                &routes.join(","),
+            ]);
+        }
+        let program = Program::start(command);
+        program.expect("Server is ready");
+        self.running[server] = Some(program);
+    }
+
+    pub fn signal(&self, server: usize, signal: Signal) {
+        self.running[server].as_ref().unwrap().signal(signal);
+    }
+
+    pub fn stop(&mut self, server: usize, signal: Signal) {
+        if let Some(mut program) = self.running[server].take() {
+            program.signal(signal);
+            program.wait(SOON);
+        }
+    }
+
+    /// Asks, as any client may. An answer without content: nobody hears it.
+    #[track_caller]
+    pub fn ask(&self, subject: &str, body: &Value) -> Value {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.ports[0])).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        let mut lines = BufReader::new(socket.try_clone().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert!(line.starts_with("INFO "), "{line}");
+        let body = body.to_string();
+        let asked = format!(
+            "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nSUB answer 1\r\nPUB {subject} answer {}\r\n{body}\r\n",
+            body.len()
+        );
+        socket.write_all(asked.as_bytes()).unwrap();
+        loop {
+            line.clear();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "the server has gone");
+            if line.starts_with("PING") {
+                socket.write_all(b"PONG\r\n").unwrap();
+            } else if line.starts_with("MSG ") {
+                let length = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+                let mut answer = vec![0; length];
+                lines.read_exact(&mut answer).unwrap();
+                return serde_json::from_slice(&answer).unwrap_or(Value::Null);
+            }
+        }
+    }
+
+    /// How many rows a bucket of the fleet has.
+    #[track_caller]
+    pub fn rows(&self, bucket: &str) -> u64 {
+        let info = self.ask(&format!("$JS.API.STREAM.INFO.KV_{bucket}"), &serde_json::json!({}));
+        info["state"]["messages"].as_u64().unwrap_or_else(|| panic!("{info}"))
+    }
+}
