@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, never, select};
+use crossbeam_channel::{Receiver, never, select};
 
 use tokio::sync::oneshot;
 
@@ -23,10 +23,8 @@ use crate::link::{
     Batch, CloseReason, EventReceiver, Message, NotAdmitted, Presence, Subject, WorkerCommand, WorkerEvent, WorkerId,
 };
 use crate::pool::Charge;
-use crate::store::{self, Entry, Settled, Taken, What};
+use crate::store::{self, Entry, Settled, What};
 
-/// How often a full store is tried again.
-const RETRY_EVERY: Duration = Duration::from_millis(5);
 /// How long the last batches may take at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
@@ -40,14 +38,12 @@ pub(super) struct Hub {
     entries: Vec<Entry>,
     /// What they still take of their shards' pools.
     charges: Vec<Charge>,
-    /// When the store is tried again; set while something waits for it.
-    retry_at: Option<Instant>,
 }
 
 impl Hub {
     /// A hub for the workers behind `state`; `settled` is what its store says.
     pub(super) fn new(state: Arc<State>, auth: AuthChains, settled: Receiver<Vec<Settled>>) -> Self {
-        Self { state, auth, settled, entries: Vec::new(), charges: Vec::new(), retry_at: None }
+        Self { state, auth, settled, entries: Vec::new(), charges: Vec::new() }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
@@ -59,8 +55,7 @@ impl Hub {
         let mut settled = self.settled.clone();
         let nothing = never();
         loop {
-            let retry = self.retry_at.map_or_else(never, at);
-            // The store has no room: the workers keep what comes, and their publishers wait.
+            // The store has no room, and says when it has: the workers keep what comes, and their publishers wait.
             let taken = if self.entries.is_empty() { &uplink } else { &nothing };
             select! {
                 recv(answers) -> batch => match batch {
@@ -98,7 +93,6 @@ impl Hub {
                     Ok(all) => self.handle_settled(&all),
                     Err(_) => settled = never(),
                 },
-                recv(retry) -> _ => self.retry(),
                 recv(stop) -> _ => break,
             }
         }
@@ -112,8 +106,8 @@ impl Hub {
         let deadline = Instant::now() + DRAIN_MAX;
         while Instant::now() < deadline {
             if !self.entries.is_empty() {
-                self.offer_entries();
-                std::thread::sleep(RETRY_EVERY);
+                let Ok(all) = self.settled.recv_deadline(deadline) else { break };
+                self.handle_settled(&all);
             } else if let Ok(batch) = uplink.try_recv() {
                 self.apply(batch);
             } else {
@@ -226,13 +220,13 @@ impl Hub {
         self.entries.push(Entry { at_ms, worker, device: presence.device, what, receipt: None });
     }
 
-    /// What the store does not take now is offered again soon.
+    /// What the store does not take now is offered again when it says that there is room.
     fn offer_entries(&mut self) {
         if let Some(store) = &self.state.store
             && !self.entries.is_empty()
-            && store.offer(&mut self.entries) == Taken::Later
         {
-            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_EVERY);
+            // Given back, they wait here; a store that fails ends the gateway.
+            let _ = store.offer(&mut self.entries);
         }
         if self.entries.is_empty() {
             self.charges.clear();
@@ -242,6 +236,9 @@ impl Hub {
     fn handle_settled(&mut self, all: &[Settled]) {
         for &Settled { worker, receipt, accepted } in all {
             self.send(worker, WorkerCommand::MessageSettled { receipt, accepted });
+        }
+        if all.is_empty() {
+            self.offer_entries();
         }
     }
 
@@ -268,11 +265,6 @@ impl Hub {
         if self.state.mailboxes[worker.index()].answer(answer).is_err() {
             self.state.counters.answers_dropped.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    fn retry(&mut self) {
-        self.retry_at = None;
-        self.offer_entries();
     }
 
     fn log_presence(&self, presence: &Presence, cause: &str) {

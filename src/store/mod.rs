@@ -96,7 +96,8 @@ pub struct Settled {
 
 /// Who is told what is settled, after each group. It is called in the writer's thread and must not wait.
 pub trait Settle: Send + 'static {
-    /// All of these, in the order in which they were offered.
+    /// All of these, in the order in which they were offered. None of them: there is room again for events that were given back
+    /// ([`Taken::Later`]).
     fn settle(&mut self, settled: &[Settled]);
 }
 
@@ -545,6 +546,6 @@ impl ChangeSender {
 pub enum Taken {
     /// They are in the queue.
     All,
-    /// There is no room now.
+    /// There is no room now. When there is, that is told ([`Settle`]), unless the store fails or is closed.
     Later,
 }

@@ -56,6 +56,8 @@ pub(super) struct Work {
     pub(super) changes: Vec<Changes>,
     /// Workers whose changes found no room: there is some now.
     pub(super) refused: Vec<WorkerId>,
+    /// Events found no room: there is some now.
+    pub(super) has_room: bool,
     /// Nothing more will come.
     pub(super) is_last: bool,
 }
@@ -68,6 +70,8 @@ struct Waiting {
     changes: Vec<Changes>,
     change_bytes: usize,
     refused: Vec<WorkerId>,
+    /// How often events were given back since there was room last.
+    given_back: u32,
     /// Somebody waits for an answer.
     is_urgent: bool,
     /// The writer sleeps until it is rung for, or until its time is over.
@@ -99,6 +103,7 @@ impl Queue {
         let mut waiting = self.lock();
         // One batch always fits into an empty queue.
         if waiting.is_closed || (waiting.bytes > 0 && waiting.bytes + bytes > self.bytes_max) {
+            waiting.given_back += 1;
             return Taken::Later;
         }
         waiting.entries.append(entries);
@@ -174,6 +179,7 @@ impl Queue {
             requests: std::mem::take(&mut waiting.requests),
             changes: std::mem::take(&mut waiting.changes),
             refused: std::mem::take(&mut waiting.refused),
+            has_room: std::mem::take(&mut waiting.given_back) > 0,
             is_last: waiting.is_closed,
         }
     }

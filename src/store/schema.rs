@@ -146,6 +146,7 @@ pub(super) fn open_writer(path: &Path, durability: Durability, bytes_max: u64) -
     for (pragma, value) in [("journal_mode", "WAL"), ("synchronous", synchronous)] {
         connection.pragma_update(None, pragma, value).map_err(failed)?;
     }
+    keep_to_itself(&connection).map_err(failed)?;
     connection.pragma_update(None, "max_page_count", (bytes_max / page_bytes).max(64)).map_err(failed)?;
     migrate(&mut connection).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -158,8 +159,16 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY).map_err(failed)?;
+    keep_to_itself(&connection).map_err(failed)?;
     check_identity(&connection, path)?;
     Ok(connection)
+}
+
+/// What a statement puts aside (a sort, the rows of RETURNING, the journal of a statement) stays in memory. In a file it would lie in
+/// `/tmp`: on another disk, which may be full or not be there, and readable for others than the store. The writer sorts nothing, and
+/// puts aside what one group deletes; `store check` alone sorts what waits, in a process of its own, at some 20 bytes a message.
+fn keep_to_itself(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "temp_store", "MEMORY")
 }
 
 /// A file of somebody else, or of a newer version, is left alone.
@@ -190,4 +199,20 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
         transaction.commit()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_aside_lies_in_no_file() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join(crate::store::FILE);
+        let place = |connection: &Connection| -> u8 {
+            connection.query_row("PRAGMA temp_store", [], |row| row.get(0)).unwrap()
+        };
+        let writer = open_writer(&path, Durability::Group, 64 << 20).unwrap();
+        assert_eq!((place(&writer), place(&open_reader(&path).unwrap())), (2, 2), "2 is memory");
+    }
 }

@@ -246,11 +246,15 @@ fn the_queue_is_bounded_and_gives_back_what_it_does_not_take() {
     let bounded = Options { queue_bytes: 10_000, ..options(directory.path()) };
     let gate = Arc::new(Mutex::new(()));
     let held = gate.lock().unwrap();
+    let (room, has_room) = unbounded();
     let (sender, settled) = unbounded();
     let settle = {
         let gate = gate.clone();
         move |all: &[Settled]| {
             drop(gate.lock().unwrap());
+            if all.is_empty() {
+                room.send(()).unwrap();
+            }
             for one in all {
                 sender.send(*one).unwrap();
             }
@@ -272,8 +276,12 @@ fn the_queue_is_bounded_and_gives_back_what_it_does_not_take() {
         }
         assert!(Instant::now() < deadline && sent < 10, "the queue has no bound");
     }
+    assert!(has_room.is_empty());
     drop(held);
-    assert_eq!(wait(&settled, sent as usize).len(), sent as usize);
+    has_room.recv_timeout(DEADLINE).expect("whoever was given events back hears of room");
+    assert_eq!(store.offer(&mut vec![message(sent, 5_000)]), Taken::All);
+    assert_eq!(wait(&settled, sent as usize + 1).len(), sent as usize + 1);
+    assert!(has_room.is_empty(), "once");
 }
 
 #[test]

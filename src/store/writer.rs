@@ -186,7 +186,12 @@ impl Writer {
                 work.requests.extend(more.requests);
                 work.changes.extend(more.changes);
                 work.refused.extend(more.refused);
+                work.has_room |= more.has_room;
                 work.is_last |= more.is_last;
+            }
+            if work.has_room {
+                // Before it is written: what comes meanwhile is the next group.
+                settle.settle(&[]);
             }
             last_count = work.entries.len()
                 + work.requests.len()
