@@ -48,7 +48,7 @@ impl Hub {
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>, replacements: &Receiver<Replacement>) {
-        let EventReceiver { events: mut uplink, mut answers } = self.state.uplink.clone();
+        let EventReceiver { events: mut uplink, mut answers, .. } = self.state.uplink.clone();
         let hashes = self.auth.hashes();
         let jwt_results = self.auth.jwt_results();
         let hook_answers = self.auth.hook_answers();
@@ -230,6 +230,10 @@ impl Hub {
         }
         if self.entries.is_empty() {
             self.charges.clear();
+            // As long as more is taken from the workers.
+            for worker in self.state.uplink.take_waiting() {
+                self.state.mailboxes[worker.index()].ring();
+            }
         }
     }
 

@@ -333,7 +333,9 @@ impl Writer {
             }
             requests = more.requests;
             work.changes.extend(more.changes);
-            work.refused.extend(more.refused);
+            // There is room before the queue: what they have to say may make some in the store.
+            self.note_refused(&more.refused);
+            self.tell_marks();
         }
     }
 
@@ -439,7 +441,12 @@ impl Writer {
             self.marks.insert(changes.worker, (changes.mark, false));
             self.shared.stats.kept.changes.fetch_add(changes.changes.len() as u64, Ordering::Relaxed);
         }
-        for &worker in &work.refused {
+        self.note_refused(&work.refused);
+    }
+
+    /// These are told that there is room before the queue.
+    fn note_refused(&mut self, refused: &[WorkerId]) {
+        for &worker in refused {
             self.marks.entry(worker).or_default().1 = false;
         }
     }

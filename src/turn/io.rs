@@ -120,8 +120,12 @@ pub trait Io {
     fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)>;
     /// Says something to another shard, which always has room for it: it asked for it, or gave credit.
     fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing);
-    /// Sends events to the control plane from the front, as far as it takes them. `true`: all went.
+    /// Sends events to the control plane from the front, as far as it takes them. `true`: all went; otherwise the doorbell rings
+    /// when there is room.
     fn send_up(&mut self, events: &mut Vec<WorkerEvent>) -> bool;
+    /// The doorbell rings when the control plane has done something with what it was sent. To be said before one looks for the last
+    /// time whether there is room.
+    fn wait_for_room_above(&mut self);
     /// Hands to the store what has changed, in order. [`WorkerCommand::Safe`] says when it is safe. Never called where nothing is recorded.
     ///
     /// # Errors

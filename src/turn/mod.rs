@@ -176,6 +176,7 @@ struct Todo {
     handoffs: VecDeque<WorkerId>,
     commands: bool,
     deadlines: bool,
+    /// Events could not go up yet.
     uplink: bool,
     /// When something for other shards goes that was left for a little later, together with what comes until then.
     peers: Option<Moment>,
@@ -345,12 +346,10 @@ impl<I: Io> Turn<I> {
 
     /// Whether something waits for somebody who does not ring when it can go on.
     fn waits_for_others(&self) -> bool {
-        self.todo.uplink
-            || self.drain.is_some()
+        self.drain.is_some()
             || !self.broadcasts.is_empty()
             || self.todo.listeners.iter().any(|listener| listener.is_starved)
             || self.io.has_handoffs()
-            || self.shard.has_changes()
     }
 
     /// The loop is late by what has passed since its earliest deadline when it woke, or by the length of its turn.
@@ -430,8 +429,11 @@ impl<I: Io> Turn<I> {
     fn flush_events(&mut self, woken: Moment) {
         self.has_worked |= self.drain.is_some();
         self.hand_over();
-        // Room that the backbone makes is told by nobody: it is looked for.
-        self.todo.uplink = !self.io.send_up(self.shard.uplink()) || self.shard.waits_for_backbone();
+        // What does not go now waits for the bell, which rings when there is room; so does what the store has not taken.
+        self.todo.uplink = !self.io.send_up(self.shard.uplink());
+        if self.shard.waits_for_backbone() {
+            self.io.wait_for_room_above();
+        }
         self.addressed = self.shard.uplink().len();
         self.shard.resume_paused();
         let turn = self.io.now().since(woken);

@@ -391,6 +391,10 @@ impl Io for WorkerIo {
         self.uplink.send(events)
     }
 
+    fn wait_for_room_above(&mut self) {
+        self.uplink.wait();
+    }
+
     fn keep(&mut self, changes: Changes) -> Result<(), Changes> {
         match &self.changes {
             Some(sender) => sender.offer(changes),

@@ -19,13 +19,16 @@ impl UplinkBatches {
     }
 
     /// Sends `events` from the front, as far as the channel takes them, and all answers among them at once. `true`: all
-    /// went.
+    /// went. Otherwise the worker is woken when there is room.
     pub(super) fn send(&mut self, events: &mut Vec<WorkerEvent>) -> bool {
         self.send_answers(events);
         while !events.is_empty() {
             // Asked first, for to take a batch off the front and put it back moves everything behind it.
             if self.channel.events.is_full() {
-                return false;
+                self.channel.wait(self.worker);
+                if self.channel.events.is_full() {
+                    return false;
+                }
             }
             let rest = events.split_off(events.len().min(BATCH));
             let events_of_batch = std::mem::replace(events, rest);
@@ -35,11 +38,16 @@ impl UplinkBatches {
                 let mut back = full.into_inner().events;
                 back.append(events);
                 *events = back;
-                return false;
+                continue;
             }
             self.looked_at -= sent;
         }
         true
+    }
+
+    /// The worker is woken when the control plane has done something with what was sent.
+    pub(super) fn wait(&self) {
+        self.channel.wait(self.worker);
     }
 
     /// Answers overtake the events, which may have to wait here or before the store. Each event is looked at once.
@@ -95,13 +103,15 @@ mod tests {
         let mut events = messages(0..all);
         let mut heard = Vec::new();
         while !batches.send(&mut events) {
+            assert!(receiver.take_waiting().eq([WorkerId(1)]), "it is woken when there is room");
+            assert_eq!(receiver.take_waiting().count(), 0);
             let batch = receiver.events.recv().unwrap();
             assert_eq!((batch.worker, batch.events.len()), (WorkerId(1), BATCH));
             heard.extend(numbers(&batch.events));
         }
         heard.extend(receiver.events.try_iter().flat_map(|batch| numbers(&batch.events)));
         assert_eq!(heard, (0..all).collect::<Vec<_>>());
-        assert!(receiver.answers.is_empty());
+        assert!(receiver.answers.is_empty() && receiver.take_waiting().next().is_none());
     }
 
     #[test]

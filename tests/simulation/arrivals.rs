@@ -136,7 +136,7 @@ impl Stage {
     fn backbone(&mut self) -> usize {
         let mut messages = 0;
         for turn in &mut self.turns {
-            while let Some(event) = turn.io().channel.pop_front() {
+            while let Some(event) = turn.io().take_up() {
                 if let WorkerEvent::Message(message) = event {
                     messages += 1;
                     let receipt = message.receipt.expect("it wants to hear");

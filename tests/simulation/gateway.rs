@@ -168,7 +168,7 @@ impl Gateway {
 
     /// What a worker has sent up, taken by the backbone.
     pub fn take_up(&mut self, worker: usize) -> Option<WorkerEvent> {
-        self.turns[worker].io().channel.pop_front()
+        self.turns[worker].io().take_up()
     }
 
     pub fn command(&mut self, worker: usize, command: WorkerCommand) {

@@ -114,6 +114,8 @@ pub struct SimIo {
     /// Said to other shards in this turn.
     pub said: Vec<(WorkerId, Outgoing)>,
     pub channel: VecDeque<WorkerEvent>,
+    /// How often the worker has said that it waits: the bell rings when something is taken out.
+    waits_for_room: u32,
 
     /// Events of the shard that were looked at.
     seen: usize,
@@ -163,6 +165,7 @@ impl SimIo {
             passed: VecDeque::new(),
             said: Vec::new(),
             channel: VecDeque::new(),
+            waits_for_room: 0,
             seen: 0,
             devices: HashMap::new(),
             has_moved: false,
@@ -270,6 +273,15 @@ impl SimIo {
             let why = if shard.reap(slot) { Closing::Moved } else { Closing::Ended };
             self.close(slot, why);
         }
+    }
+
+    /// The control plane takes something.
+    pub fn take_up(&mut self) -> Option<WorkerEvent> {
+        let taken = self.channel.pop_front();
+        if taken.is_some() && std::mem::take(&mut self.waits_for_room) > 0 {
+            self.is_rung = true;
+        }
+        taken
     }
 }
 
@@ -526,7 +538,12 @@ impl Io for SimIo {
         self.has_moved |= count > 0;
         self.channel.extend(events.drain(..count));
         self.seen -= count;
+        self.waits_for_room += u32::from(!events.is_empty());
         events.is_empty()
+    }
+
+    fn wait_for_room_above(&mut self) {
+        self.waits_for_room += 1;
     }
 
     fn publish(&mut self, _counters: &Counters) {}
