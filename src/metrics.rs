@@ -258,6 +258,8 @@ metrics! {
     StoreAppended = Counter "pulsegate_store_events_appended" "",
     /// The oldest events that were dropped from the store for their age or for want of room.
     StoreDropped = Counter "pulsegate_store_events_dropped" "",
+    /// Of these, events of a device that held more than an eighth of `uplink.retention_bytes`: its own oldest went, and not those of others.
+    StoreDroppedShare = Counter "pulsegate_store_events_dropped_share" "",
     /// Events that gave way before their time for want of room: every consumer had acknowledged them.
     StoreGaveWay = Counter "pulsegate_store_events_gave_way" "",
     /// Events larger than all that the store may hold.

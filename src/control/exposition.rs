@@ -200,6 +200,7 @@ impl Scrape {
             ProcessMetric::StoreHeld => stored(|stats| &stats.bytes),
             ProcessMetric::StoreAppended => stored(|stats| &stats.appended),
             ProcessMetric::StoreDropped => stored(|stats| &stats.dropped),
+            ProcessMetric::StoreDroppedShare => stored(|stats| &stats.dropped_share),
             ProcessMetric::StoreGaveWay => stored(|stats| &stats.gave_way),
             ProcessMetric::StoreRefused => stored(|stats| &stats.refused),
             ProcessMetric::StoreGroups => stored(|stats| &stats.groups),

@@ -148,11 +148,13 @@ pub fn check(directory: &Path) -> Result<Check, StoreError> {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })
         .map_err(failed)?;
-    let (next, counted): (u64, u64) = connection
-        .query_row("SELECT next, events FROM uplink_state", [], |row| Ok((row.get(0)?, row.get(1)?)))
+    let (next, counted, gone): (u64, u64, u64) = connection
+        .query_row("SELECT next, events, gone FROM uplink_state", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .map_err(failed)?;
-    if events > 0 && (last - first + 1 != events || last + 1 != next) {
-        found.damage.push(format!("{events} events are held from {first} to {last}, the next being {next}"));
+    if events > 0 && (last - first + 1 != events + gone || last + 1 != next) {
+        found.damage.push(format!(
+            "{events} events are held from {first} to {last}, {gone} being gone between, the next being {next}"
+        ));
     }
     if events != counted {
         found.damage.push(format!("{events} events are held, {counted} are counted"));

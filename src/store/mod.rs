@@ -19,8 +19,10 @@ mod progress;
 mod queue;
 mod reading;
 mod record;
+mod retention;
 mod schema;
 mod sessions;
+mod share;
 mod sink;
 mod writer;
 
@@ -54,6 +56,8 @@ pub const FILE: &str = "store.sqlite";
 
 /// At most so many consumers: each costs a row and a place in memory.
 pub const CONSUMERS_MAX: usize = 256;
+/// So many numbers are looked through at a time where events have gone before their time.
+const GONE_AT_ONCE: u64 = 4_096;
 /// The longest name of a consumer, in bytes; of a sink's without [`SINK_PREFIX`].
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -139,6 +143,8 @@ pub struct Stats {
     pub appended: AtomicU64,
     /// Events that retention dropped since the start.
     pub dropped: AtomicU64,
+    /// Of these, events of a device that held more than its share.
+    pub dropped_share: AtomicU64,
     /// Events that gave way before their time, for want of room, since the start: every consumer had acknowledged them.
     pub gave_way: AtomicU64,
     /// Events larger than the whole retention.
@@ -372,8 +378,16 @@ impl Store {
             let progress = consumers.get_mut(name).ok_or_else(|| StoreError::NoConsumer(name.into()))?;
             (progress.hand_out(head, count.max(1), Instant::now(), lease), progress.take_untold())
         };
-        let Some(range) = range else { return Ok(Batch { range: None, events: Vec::new(), missed }) };
-        let events = self.reader.range(range, bytes)?;
+        let Some(mut range) = range else { return Ok(Batch { range: None, events: Vec::new(), missed }) };
+        let mut events = self.reader.range(range, bytes)?;
+        while events.is_empty()
+            && let Some(more) = self.hand_out_behind(name, range.last, head, lease)
+        {
+            // All of it went before its time: the reader gets what comes next, and acknowledges both.
+            range.last = more.last;
+            events = self.reader.range(more, bytes)?;
+        }
+        events.truncate(usize::try_from(count.max(1)).unwrap_or(usize::MAX));
         // Cut short by `bytes`: the rest is anybody's again. Retention may have dropped all of it in the meantime.
         let last = events.last().map_or(range.last, |event| event.seq);
         if last < range.last {
@@ -383,6 +397,18 @@ impl Store {
             }
         }
         Ok(Batch { range: Some(Range { first: range.first, last }), events, missed })
+    }
+
+    /// What nobody has of the events right behind `last`.
+    fn hand_out_behind(&self, name: &str, last: u64, head: u64, lease: Duration) -> Option<Range> {
+        let mut consumers = self.shared.consumers.lock().expect("no holder panics");
+        let progress = consumers.get_mut(name)?;
+        let more = progress.hand_out(head, GONE_AT_ONCE, Instant::now(), lease)?;
+        if more.first != last + 1 {
+            progress.release(more);
+            return None;
+        }
+        Some(more)
     }
 
     /// When a range that was handed out to a reader of `name` is due to be handed out again.

@@ -144,17 +144,23 @@ impl Progress {
         }
     }
 
-    /// Retention has dropped every event up to `dropped`. Gives back how many of them were not acknowledged.
-    pub(super) fn drop_through(&mut self, dropped: u64) -> u64 {
-        if dropped <= self.cursor {
-            return 0;
+    /// These events are gone, in order of their numbers: those that were not acknowledged are missed. Gives back how many.
+    pub(super) fn miss(&mut self, gone: &[u64]) -> u64 {
+        let gone = &gone[gone.partition_point(|seq| *seq <= self.cursor)..];
+        let mut missed = gone.len() as u64;
+        for (first, last) in &self.ahead {
+            missed -= (gone.partition_point(|seq| seq <= last) - gone.partition_point(|seq| seq < first)) as u64;
         }
-        let acknowledged: u64 = self.ahead.range(..=dropped).map(|(&first, &last)| last.min(dropped) - first + 1).sum();
-        let missed = dropped - self.cursor - acknowledged;
         self.missed += missed;
         self.untold += missed;
-        self.acknowledge(Range { first: self.cursor + 1, last: dropped });
         missed
+    }
+
+    /// Nothing is left up to `last`.
+    pub(super) fn pass(&mut self, last: u64) {
+        if last > self.cursor {
+            self.acknowledge(Range { first: self.cursor + 1, last });
+        }
     }
 
     /// Begins anew behind `cursor`: what was handed out is nobody's.
@@ -229,10 +235,19 @@ mod tests {
         progress.hand_out(100, 10, now, LEASE);
         progress.hand_out(100, 10, now, LEASE);
         progress.acknowledge(range(11, 20));
-        assert_eq!(progress.drop_through(15), 10);
+        let drop_through = |progress: &mut Progress, last| {
+            let missed = progress.miss(&(1..=last).collect::<Vec<_>>());
+            progress.pass(last);
+            missed
+        };
+        assert_eq!(drop_through(&mut progress, 15), 10);
         assert_eq!((progress.cursor, progress.missed), (20, 10));
-        assert_eq!(progress.drop_through(18), 0);
+        assert_eq!(drop_through(&mut progress, 18), 0);
         assert_eq!((progress.take_untold(), progress.take_untold()), (10, 0));
+        // One in the middle is missed when it goes, and not again with those before it.
+        assert_eq!((progress.miss(&[20, 25]), progress.miss(&[21, 22])), (1, 2));
+        progress.pass(26);
+        assert_eq!((progress.cursor, progress.missed), (26, 13));
         progress.check_invariants();
     }
 
@@ -257,7 +272,8 @@ mod tests {
                         let dropped = random.u64(..=head);
                         let before = progress.cursor;
                         let lost = (before + 1..=dropped).filter(|seq| !done.contains(seq)).count() as u64;
-                        assert_eq!(progress.drop_through(dropped), lost, "seed {seed}");
+                        assert_eq!(progress.miss(&(1..=dropped).collect::<Vec<_>>()), lost, "seed {seed}");
+                        progress.pass(dropped);
                         done.extend(1..=dropped);
                     }
                 }

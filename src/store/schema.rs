@@ -130,6 +130,8 @@ const MIGRATIONS: &[&str] = &[
                 CASE kind WHEN 0 THEN 'connected' WHEN 1 THEN 'disconnected' ELSE 'message' END AS kind,
                 device, topic, payload, listener, generation, cause, peer, identity, detail
          FROM uplink;",
+    // 5: events that went before older ones, because their devices held more than their share.
+    "ALTER TABLE uplink_state ADD COLUMN gone INTEGER NOT NULL DEFAULT 0; -- numbers behind the oldest event whose events are gone",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

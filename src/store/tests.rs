@@ -225,6 +225,57 @@ fn retention_drops_the_oldest_and_tells_each_consumer_what_it_missed() {
 }
 
 #[test]
+fn a_device_that_floods_takes_its_own_place_and_not_that_of_others() {
+    let directory = TempDir::new().unwrap();
+    let bounded = Options { retention_bytes: 100_000, ..options(directory.path()) };
+    let (store, settled) = open(&bounded);
+    block(store.create("c", Position::First)).unwrap();
+    let of = |device: &str, number| Entry { device: device.into(), ..message(number, 100) };
+    // What many say is there, and one says seven times as much as there is room for; the others go on meanwhile.
+    let quiet: Vec<_> = (0..150).map(|number| of(&format!("quiet-{}", number % 50), number)).collect();
+    offer_all(&store, quiet);
+    wait(&settled, 150);
+    for first in (1_000..6_000).step_by(20) {
+        let mut entries: Vec<_> = (first..first + 20).map(|number| of("flood", number)).collect();
+        if first % 500 == 0 {
+            entries.push(of("quiet-late", first));
+        }
+        let count = entries.len();
+        offer_all(&store, entries);
+        wait(&settled, count);
+    }
+    let held = all(&store);
+    let of_others: Vec<_> = held.iter().filter(|event| &*event.entry.device != "flood").map(number).collect();
+    assert_eq!(of_others[..150], (0..150).collect::<Vec<_>>());
+    assert_eq!(of_others[150..], (1_000..6_000).step_by(500).collect::<Vec<_>>());
+    let of_flood: Vec<_> = held.iter().filter(|event| &*event.entry.device == "flood").map(number).collect();
+    assert_eq!((of_flood[0], of_flood.last()), (6_000 - of_flood.len() as u32, Some(&5_999)), "its latest are there");
+    let stats = |of: fn(&Stats) -> &AtomicU64| of(store.stats()).load(Ordering::Relaxed);
+    assert!(stats(|stats| &stats.bytes) <= 100_000 && of_flood.len() > 100);
+    assert_eq!((stats(|stats| &stats.events), store.first()), (held.len() as u64, 1));
+    let gone = 5_000 - of_flood.len() as u64;
+    assert_eq!((stats(|stats| &stats.dropped), stats(|stats| &stats.dropped_share)), (gone, gone));
+
+    // A consumer gets all that is there, in order, and misses what is not, once; also one event at a time, and after a restart.
+    drop(store);
+    assert_eq!(check(directory.path()).unwrap().damage, [""; 0]);
+    let (store, _settled) = open(&bounded);
+    let (mut taken, mut missed) = (Vec::new(), 0);
+    loop {
+        let count = if taken.len() < 155 { 1 } else { 1_000 };
+        let batch = store.hand_out("c", count, usize::MAX, LEASE).unwrap();
+        missed += batch.missed;
+        let Some(range) = batch.range else { break };
+        assert!(!batch.events.is_empty() && batch.events.len() as u64 <= count);
+        taken.extend(batch.events.iter().map(|event| event.seq));
+        block(store.acknowledge("c", range)).unwrap();
+    }
+    assert_eq!(taken, held.iter().map(|event| event.seq).collect::<Vec<_>>());
+    assert_eq!((store.backlogs()[0].behind, store.backlogs()[0].missed), (0, gone));
+    assert_eq!(missed, 0, "what was missed in an earlier life was counted there");
+}
+
+#[test]
 fn old_events_are_dropped_by_age_though_nothing_comes() {
     let directory = TempDir::new().unwrap();
     let aged = Options { retention_age: Duration::from_hours(24), ..options(directory.path()) };

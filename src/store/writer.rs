@@ -27,7 +27,9 @@ use super::files::{self, Lock, Reserve};
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
 use super::record::{Entry, What};
+use super::retention::{self, Retention};
 use super::sessions::{self, Kept};
+use super::share::{Sampled, Shares};
 use super::sink;
 use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
 use crate::link::{ChangeMark, Changes, WorkerCommand, WorkerId};
@@ -48,16 +50,18 @@ const SAID_EVERY: Duration = Duration::from_mins(1);
 /// What the table `uplink_state` says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct State {
-    next: u64,
-    events: u64,
-    bytes: u64,
+    pub(super) next: u64,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    /// Numbers behind the oldest event whose events are gone.
+    pub(super) gone: u64,
 }
 
 impl State {
     /// Reads what there is.
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Self, Consumers)> {
-        let state = connection.query_row("SELECT next, events, bytes FROM uplink_state", [], |row| {
-            Ok(Self { next: row.get(0)?, events: row.get(1)?, bytes: row.get(2)? })
+        let state = connection.query_row("SELECT next, events, bytes, gone FROM uplink_state", [], |row| {
+            Ok(Self { next: row.get(0)?, events: row.get(1)?, bytes: row.get(2)?, gone: row.get(3)? })
         })?;
         let mut consumers = Consumers::new();
         let mut statement = connection.prepare("SELECT name, cursor, missed FROM consumer")?;
@@ -84,7 +88,7 @@ impl State {
 
     /// The number of the oldest event held.
     pub(super) fn first(&self) -> u64 {
-        self.next - self.events
+        self.next - self.events - self.gone
     }
 }
 
@@ -102,6 +106,7 @@ pub(super) struct Writer {
     _lock: Lock,
     retention_age_ms: i64,
     retention_bytes: u64,
+    shares: Shares,
     /// With [`Durability::Interval`]: when the journal was brought to the disk, and how often that is.
     synced: Instant,
     sync_every: Option<Duration>,
@@ -121,8 +126,8 @@ enum Steps {
 }
 
 /// What a group has done, to be true when it is committed.
-struct Group {
-    state: State,
+pub(super) struct Group {
+    pub(super) state: State,
     kept: Kept,
     /// Steps that the changes came to.
     steps: usize,
@@ -130,14 +135,30 @@ struct Group {
     results: Vec<Result<u64, StoreError>>,
     /// Entries that are larger than all that may be held, by their place.
     refused: Vec<usize>,
-    /// How many events retention dropped.
-    dropped: u64,
+    /// Events that went, by their numbers: of the device that held more than its share, and the oldest.
+    pub(super) dropped_share: Vec<u64>,
+    pub(super) dropped_oldest: Vec<u64>,
+    pub(super) sampled: Sampled,
 }
 
 impl Group {
     /// One that has done nothing yet.
     fn of(state: State, kept: Kept) -> Self {
-        Self { state, kept, steps: 0, results: Vec::new(), refused: Vec::new(), dropped: 0 }
+        Self {
+            state,
+            kept,
+            steps: 0,
+            results: Vec::new(),
+            refused: Vec::new(),
+            dropped_share: Vec::new(),
+            dropped_oldest: Vec::new(),
+            sampled: Sampled::default(),
+        }
+    }
+
+    /// How many events went.
+    fn dropped(&self) -> u64 {
+        (self.dropped_share.len() + self.dropped_oldest.len()) as u64
     }
 }
 
@@ -162,6 +183,7 @@ impl Writer {
             _lock: lock,
             retention_age_ms: i64::try_from(options.retention_age.as_millis()).unwrap_or(i64::MAX),
             retention_bytes: options.retention_bytes,
+            shares: Shares::new(options.retention_bytes),
             synced: Instant::now(),
             sync_every: match options.durability {
                 Durability::Group => None,
@@ -268,13 +290,13 @@ impl Writer {
             Ok(group) => group,
             Err(error) => return self.expect_no_room(&error).map(|()| false),
         };
-        self.shared.stats.gave_way.fetch_add(group.dropped, Ordering::Relaxed);
+        self.shared.stats.gave_way.fetch_add(group.dropped(), Ordering::Relaxed);
         self.state = group.state;
         self.tell();
         if self.said_gives_way.is_none_or(|said| said.elapsed() >= SAID_EVERY) {
             self.said_gives_way = Some(Instant::now());
             tracing::warn!(
-                path = %self.shared.path.display(), events = group.dropped,
+                path = %self.shared.path.display(), events = group.dropped(),
                 "no room for the store: what every consumer has acknowledged gives way, the oldest first"
             );
         }
@@ -285,7 +307,7 @@ impl Writer {
         let mut group = Group::of(self.state, self.kept);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let kept = Retention { since_ms: i64::MIN, bytes: u64::MAX, behind: through };
-        trim(&transaction, &mut group, &mut self.consumers, kept, DROPPED_MAX)?;
+        retention::trim(&transaction, &mut group, &mut self.consumers, kept, DROPPED_MAX)?;
         store_state(&transaction, group.state)?;
         transaction.commit()?;
         Ok(group)
@@ -305,7 +327,7 @@ impl Writer {
             match committed {
                 // Of the changes nothing is safe before all of it is.
                 Ok(group) => {
-                    has_freed |= group.steps > 0 || group.dropped > 0;
+                    has_freed |= group.steps > 0 || group.dropped() > 0;
                     self.finish(Work { requests: asked, ..Work::default() }, group, settle);
                 }
                 Err(error) => {
@@ -365,10 +387,13 @@ impl Writer {
         }
         let began = Instant::now();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        append(&transaction, &mut group, &work.entries, self.retention_bytes)?;
+        append(&transaction, &mut group, &self.shares, &work.entries, self.retention_bytes)?;
         let since_ms = now_ms.saturating_sub(self.retention_age_ms);
         let retention = Retention { since_ms, bytes: self.retention_bytes, behind: 0 };
-        trim(&transaction, &mut group, &mut self.consumers, retention, DROPPED_MAX + work.entries.len() as u64)?;
+        let count = DROPPED_MAX + work.entries.len() as u64;
+        let consumers = &mut self.consumers;
+        retention::trim_largest(&transaction, &mut group, consumers, &self.shares, self.retention_bytes, count)?;
+        retention::trim(&transaction, &mut group, consumers, retention, count)?;
         store_state(&transaction, group.state)?;
         sessions::take(&transaction, &plan, &mut group.kept)?;
         for request in &work.requests {
@@ -407,16 +432,18 @@ impl Writer {
     }
 
     /// The group is safe: everybody is told.
-    fn finish(&mut self, work: Work, group: Group, settle: &mut impl Settle) {
+    fn finish(&mut self, work: Work, mut group: Group, settle: &mut impl Settle) {
         let stats = &self.shared.stats;
         let appended = group.state.next - self.state.next;
         stats.appended.fetch_add(appended, Ordering::Relaxed);
         stats.refused.fetch_add(group.refused.len() as u64, Ordering::Relaxed);
-        stats.dropped.fetch_add(group.dropped, Ordering::Relaxed);
+        stats.dropped.fetch_add(group.dropped(), Ordering::Relaxed);
+        stats.dropped_share.fetch_add(group.dropped_share.len() as u64, Ordering::Relaxed);
         stats.kept.steps.fetch_add(group.steps as u64, Ordering::Relaxed);
         (self.state, self.kept) = (group.state, group.kept);
+        self.shares.apply(std::mem::take(&mut group.sampled));
         self.note_marks(&work);
-        self.tell_consumers(&work.requests, &group.results);
+        self.tell_consumers(&work.requests, &group);
         // Before anybody is answered: what is acknowledged can be read.
         self.tell();
         let mut refused = group.refused.iter().copied().peekable();
@@ -463,9 +490,15 @@ impl Writer {
 
     /// Does to the consumers that readers share what was done to those of the file: what was handed out in the meantime
     /// stays handed out.
-    fn tell_consumers(&self, requests: &[Request], results: &[Result<u64, StoreError>]) {
+    fn tell_consumers(&self, requests: &[Request], group: &Group) {
         let mut consumers = self.shared.consumers.lock().expect("no holder panics");
-        for (request, result) in requests.iter().zip(results) {
+        // In the order in which it was done there.
+        for progress in consumers.values_mut() {
+            progress.miss(&group.dropped_share);
+            progress.miss(&group.dropped_oldest);
+            progress.pass(self.state.first() - 1);
+        }
+        for (request, result) in requests.iter().zip(&group.results) {
             let Ok(cursor) = *result else { continue };
             match request {
                 Request::Create { name, .. } => {
@@ -484,10 +517,6 @@ impl Writer {
                 Request::Note { .. } => {}
                 Request::Delete { name, .. } => drop(consumers.remove(name)),
             }
-        }
-        let dropped = self.state.first() - 1;
-        for progress in consumers.values_mut() {
-            progress.drop_through(dropped);
         }
     }
 
@@ -542,21 +571,19 @@ impl Writer {
     }
 }
 
-/// What is kept: events of this time or later, up to so many bytes of them, and only those behind this number.
-#[derive(Clone, Copy)]
-struct Retention {
-    since_ms: i64,
-    bytes: u64,
-    behind: u64,
-}
-
 fn store_state(transaction: &Transaction<'_>, state: State) -> rusqlite::Result<()> {
-    let State { next, events, bytes } = state;
-    let mut update = transaction.prepare_cached("UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3")?;
-    update.execute(params![next, events, bytes]).map(|_| ())
+    let State { next, events, bytes, gone } = state;
+    let sql = "UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3, gone = ?4";
+    transaction.prepare_cached(sql)?.execute(params![next, events, bytes, gone]).map(|_| ())
 }
 
-fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], bytes_max: u64) -> rusqlite::Result<()> {
+fn append(
+    transaction: &Transaction<'_>,
+    group: &mut Group,
+    shares: &Shares,
+    entries: &[Entry],
+    bytes_max: u64,
+) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
          cause, worker, peer, identity, tls, connected, detail)
@@ -594,49 +621,10 @@ fn append(transaction: &Transaction<'_>, group: &mut Group, entries: &[Entry], b
             details.map(|details| details.connected_ms),
             details.map(|details| &details.detail),
         ])?;
+        shares.sample(&mut group.sampled, group.state.next, &entry.device, bytes);
         group.state.next += 1;
         group.state.events += 1;
         group.state.bytes += bytes;
-    }
-    Ok(())
-}
-
-/// Drops what is too old or too much, oldest first, at most `count` events: the rest goes with the next groups.
-fn trim(
-    transaction: &Transaction<'_>,
-    group: &mut Group,
-    consumers: &mut Consumers,
-    kept: Retention,
-    count: u64,
-) -> rusqlite::Result<()> {
-    let mut dropped = None;
-    {
-        // `length` of a BLOB does not read it.
-        let mut oldest = transaction.prepare_cached(
-            "SELECT seq, at, kind, length(CAST(device AS BLOB)) + ifnull(length(CAST(topic AS BLOB)), 0)
-                 + ifnull(length(payload), 0) + ifnull(length(CAST(listener AS BLOB)), 0)
-                 + ifnull(length(CAST(cause AS BLOB)), 0) + ifnull(length(CAST(peer AS BLOB)), 0)
-                 + ifnull(length(CAST(identity AS BLOB)), 0) + ifnull(length(CAST(tls AS BLOB)), 0)
-                 + ifnull(length(CAST(detail AS BLOB)), 0) + 48
-             FROM uplink ORDER BY seq LIMIT ?1",
-        )?;
-        let mut rows = oldest.query([count])?;
-        while let Some(row) = rows.next()? {
-            let (seq, at): (u64, i64) = (row.get(0)?, row.get(1)?);
-            if seq > kept.behind && at >= kept.since_ms && group.state.bytes <= kept.bytes {
-                break;
-            }
-            dropped = Some(seq);
-            group.state.bytes = group.state.bytes.saturating_sub(row.get(3)?);
-            group.state.events -= 1;
-            group.dropped += 1;
-        }
-    }
-    let Some(dropped) = dropped else { return Ok(()) };
-    transaction.prepare_cached("DELETE FROM uplink WHERE seq <= ?1")?.execute([dropped])?;
-    for (name, progress) in consumers.iter_mut().filter(|(_, progress)| progress.cursor < dropped) {
-        progress.drop_through(dropped);
-        store_progress(transaction, name, progress)?;
     }
     Ok(())
 }
@@ -731,7 +719,7 @@ fn find(transaction: &Transaction<'_>, state: State, position: Position) -> rusq
     })
 }
 
-fn store_progress(transaction: &Transaction<'_>, name: &str, progress: &Progress) -> rusqlite::Result<()> {
+pub(super) fn store_progress(transaction: &Transaction<'_>, name: &str, progress: &Progress) -> rusqlite::Result<()> {
     transaction.prepare_cached("UPDATE consumer SET cursor = ?2, missed = ?3 WHERE name = ?1")?.execute(params![
         name,
         progress.cursor,
