@@ -18,7 +18,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
     /// How many: timers for wheel (10,000, 100,000 and 1,000,000 unless told), devices for turn (20,000) and memory
-    /// (100,000). Wheel goes up to 10,000,000.
+    /// (100,000), sessions for start (100,000). Wheel goes up to 10,000,000.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(16..=10_000_000))]
     pub size: Option<u32>,
     /// Writes everything as one JSON object, too.
@@ -76,6 +76,8 @@ pub enum Benchmark {
     Turn,
     /// Bytes of an idle connection by cause, against a rustls connection.
     Memory,
+    /// What a start reads: sessions out of the store and into a shard.
+    Start,
     /// The gateway's CPU time for a ping, against a plain TCP server and a tokio-rustls one under the same client.
     Floor,
 }

@@ -23,6 +23,7 @@ mod floor;
 mod handshake;
 mod memory;
 mod record;
+mod start;
 mod turn;
 mod wheel;
 
@@ -77,6 +78,7 @@ fn run(bench: Benchmark, arguments: &Arguments) -> Vec<Table> {
         Benchmark::Codec => codec::run(&codec::Options::from(arguments)),
         Benchmark::Turn => turn::run(&turn::Options::from(arguments)),
         Benchmark::Memory => memory::run(&memory::Options::from(arguments)),
+        Benchmark::Start => start::run(&start::Options::from(arguments)),
         Benchmark::Floor => floor::run(&floor::Options::from(arguments)),
     }
 }

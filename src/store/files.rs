@@ -64,13 +64,18 @@ fn write_filler(path: &Path, bytes: usize) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether there is no room beside the store's file at `path`: on the disk, or for this user.
-pub(super) fn is_full(path: &Path) -> bool {
+/// What the system says of a write beside the store's file at `path`.
+pub(super) fn probe(path: &Path) -> io::Result<()> {
     let probe = path.with_file_name(PROBE);
     let written = write_filler(&probe, PROBE_BYTES);
     // It is not there if it could not be made.
     let _ = fs::remove_file(&probe);
-    written.is_err_and(|error| is_no_room(&error))
+    written
+}
+
+/// Whether there is no room beside the store's file at `path`: on the disk, or for this user.
+pub(super) fn is_full(path: &Path) -> bool {
+    probe(path).is_err_and(|error| is_no_room(&error))
 }
 
 /// Room on the disk that is kept for the time when there is none.

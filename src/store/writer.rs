@@ -264,7 +264,9 @@ impl Writer {
         match Fault::of_write(error, || files::is_full(&self.shared.path)) {
             Fault::NoRoom => Ok(()),
             fault => {
-                tracing::error!(path = %self.shared.path.display(), %error, "the store cannot be written");
+                // SQLite says that it failed; the system may say why: a disk that is read only by now, for one.
+                let system = files::probe(&self.shared.path).err().map_or_else(String::new, |error| error.to_string());
+                tracing::error!(path = %self.shared.path.display(), %error, system, "the store cannot be written");
                 Err(fault)
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -207,6 +208,56 @@ fn a_disk_that_fails_ends_the_gateway_and_what_was_acknowledged_is_there() {
     let said = gateway.logged("the store cannot be written");
     assert_eq!(said.len(), 1, "it is said once: there is no second try");
     assert!(said[0]["path"].as_str().unwrap().ends_with("store.sqlite"), "{said:?}");
+    drop(gateway);
+
+    let gateway = Gateway::start(site.directory());
+    let events = gateway.get_json("/v1/uplink?consumer=c&max=100")["events"].take();
+    let payloads: Vec<_> = events.as_array().unwrap().iter().filter_map(|event| event["payload"].as_str()).collect();
+    assert_eq!(payloads, ["before"]);
+}
+
+/// Files that nobody can write, until it is dropped.
+struct Immutable(Vec<PathBuf>);
+
+impl Immutable {
+    fn make(files: Vec<PathBuf>) -> Option<Self> {
+        let immutable = Self(files);
+        immutable.set("+i").then_some(immutable)
+    }
+
+    fn set(&self, bit: &str) -> bool {
+        Command::new("chattr").arg(bit).args(&self.0).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        self.set("-i");
+    }
+}
+
+/// The immutable bit stands for a disk that the system makes read only while files on it are open: a remount would be refused then.
+#[test]
+fn a_disk_that_is_read_only_from_now_on_ends_the_gateway_in_one_line() {
+    let site = Site::new();
+    let mut gateway = site.start("data_dir = \"data\"", &[native()]);
+    let mut device = Device::welcomed(gateway.devices(), &site.tls(), "meter-1");
+    device.send(&[message(1, b"before")]);
+    assert_eq!(device.hear(), Event::Ack(1));
+    let data = site.path("data");
+    let Some(read_only) = Immutable::make(vec![data.join("store.sqlite-wal"), data.join("store.sqlite"), data]) else {
+        eprintln!("not run: only root may make files immutable, and not on every file system");
+        return;
+    };
+    device.send(&[message(2, b"behind")]);
+    let heard = device.hear_all();
+    let ended = gateway.wait_for_failure(SOON).code();
+    drop(read_only);
+    assert!(!heard.iter().any(|event| matches!(event, Event::Ack(_))), "{heard:?}");
+    assert_eq!(ended, Some(1));
+    let said = gateway.logged("the store cannot be written");
+    assert_eq!(said.len(), 1, "it is said once: there is no second try");
+    assert!(said[0]["system"].as_str().unwrap().contains("not permitted"), "{said:?}");
     drop(gateway);
 
     let gateway = Gateway::start(site.directory());

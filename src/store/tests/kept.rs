@@ -529,33 +529,3 @@ fn without_room_what_makes_room_is_written_and_nothing_is_safe_before_all_of_it_
     drop(store);
     assert_eq!(check(directory.path()).unwrap().damage, [""; 0]);
 }
-
-/// `cargo test --release --lib a_million_sessions -- --ignored --nocapture` says how long the start takes.
-#[test]
-#[ignore = "a measurement"]
-fn a_million_sessions_are_read_at_the_start() {
-    const SESSIONS: u64 = 1_000_000;
-    const GROUP: u64 = 10_000;
-    let directory = TempDir::new().unwrap();
-    let mut connection = open_file(directory.path());
-    let mut kept = Kept::load(&connection).unwrap();
-    for first in (1..=SESSIONS).step_by(GROUP as usize) {
-        let of = |key| {
-            let session = SessionKey(key);
-            let subscription = Subscription { filter: format!("site/{key}/set").into(), options: 1, identifier: 0 };
-            let head = Box::new(head(session, &format!("meter-{key}"), None));
-            [Change::Kept(head), Change::Subscribed { session, subscription }]
-        };
-        let changes = (first..first + GROUP).flat_map(of).collect();
-        let batch = Changes { worker: WorkerId(0), mark: ChangeMark(first), changes, is_awaited: true };
-        commit(&mut connection, &[batch], &mut kept);
-    }
-    drop(connection);
-    let began = Instant::now();
-    let (store, _settled) = open(&Options { bytes_max: 4 << 30, ..options(directory.path()) });
-    let (opened, began) = (began.elapsed(), Instant::now());
-    let mut read = 0;
-    store.reader().sessions(|session| read += session.subscriptions.len() as u64).unwrap();
-    println!("opened in {opened:?} (all were connected), {SESSIONS} sessions read in {:?}", began.elapsed());
-    assert_eq!(read, SESSIONS);
-}
