@@ -65,16 +65,18 @@ pub struct SessionBatch {
 }
 
 /// A delivery and whose it is.
-struct RoutedDelivery {
-    session: u32,
-    generation: u32,
+pub(super) struct RoutedDelivery {
+    pub(super) session: u32,
+    pub(super) generation: u32,
     delivery: Delivery,
 }
 
 /// What was routed and is not with its session yet, and the sessions that could be sent more.
 #[derive(Default)]
 pub(super) struct Deliveries {
-    routed: VecDeque<RoutedDelivery>,
+    pub(super) routed: VecDeque<RoutedDelivery>,
+    /// Those for devices that are away, in order, while what came before is not safe in the store: see [`Broker::waits_for_store`].
+    pub(super) held: VecDeque<RoutedDelivery>,
     /// Sessions whose devices did not take all at once.
     backlog: Vec<(u32, u32)>,
     /// Sessions whose retained messages are to be looked up, in turns.
@@ -86,12 +88,24 @@ pub(super) struct Deliveries {
 
 impl Deliveries {
     pub(super) fn len(&self) -> usize {
-        self.routed.len()
+        self.routed.len() + self.held.len()
     }
 
-    /// Whether nothing is to be done.
+    /// Whether nothing is to be done but with what is held.
     pub(super) fn is_empty(&self) -> bool {
         self.routed.is_empty() && self.backlog.is_empty() && self.walks.is_empty()
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// What is held goes on, before what came later.
+    pub(super) fn release_held(&mut self) {
+        if !self.held.is_empty() {
+            self.held.append(&mut self.routed);
+            self.routed = std::mem::take(&mut self.held);
+        }
     }
 
     pub(super) fn push(&mut self, session: u32, generation: u32, delivery: Delivery) {
@@ -163,11 +177,7 @@ impl Broker {
                 batches.push(SessionBatch { session, generation, deliveries: Vec::new() });
             }
         }
-        let routed = &mut self.deliveries.routed;
-        let mut now: Vec<RoutedDelivery> = routed.drain(..routed.len().min(limit)).collect();
-        if routed.is_empty() && routed.capacity() > limit {
-            routed.shrink_to(limit);
-        }
+        let mut now = self.take_routed(limit);
         now.sort_by_key(|delivery| delivery.session);
         for RoutedDelivery { session, generation, delivery } in now {
             match batches.last_mut() {
@@ -573,7 +583,7 @@ impl Broker {
         let others = inflight.map_or(0, Inflight::charged).saturating_sub(queued);
         let room = (self.pool.largest(Class::Queues) as usize).saturating_sub(others);
         let is_online = known.is_online();
-        let is_stored = !is_online && known.key != NO_KEY;
+        let is_stored = known.is_spilled();
         // As in the pool: whoever has some gets more only while that is at most a part of what is free.
         let free = self.bounds.stored_bytes.saturating_sub(self.sessions.stored_bytes);
         let stored = is_stored.then_some((free / STORED_PART) as usize);

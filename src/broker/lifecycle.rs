@@ -454,6 +454,11 @@ impl Session {
         self.connection < RETIRED
     }
 
+    /// Whether what waits for its device goes to the store, and from memory.
+    pub(super) fn is_spilled(&self) -> bool {
+        self.connection == NOBODY && self.key != NO_KEY
+    }
+
     /// Whether it has ended, and its slot is kept until its subscriptions are removed.
     pub(super) fn is_retired(&self) -> bool {
         self.connection == RETIRED
@@ -517,6 +522,8 @@ impl Broker {
             // It is read as soon as the device is greeted.
             self.sessions.inflight(session);
         }
+        // Some may be held for it, and come before what comes now.
+        self.deliveries.release_held();
         self.note_backlog(session);
         let mark = self.journal.mark();
         Attached { session, was_present, due_will, is_safe: mark == before || self.journal.is_safe(mark) }

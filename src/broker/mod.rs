@@ -297,10 +297,13 @@ impl Broker {
     /// Whether deliveries wait, or what is done a part in each turn: matching, and what is left of sessions that have ended.
     #[must_use]
     pub fn has_deliveries(&self) -> bool {
+        let holds = self.holds_for_store();
+        let may_match = !holds || !self.has_many_deliveries();
         !self.deliveries.is_empty()
+            || (!holds && self.deliveries.has_held())
             || !self.answerable.is_empty()
             || !self.requests.is_empty()
-            || !self.matching.is_empty()
+            || (may_match && !self.matching.is_empty())
             || !self.ends.is_empty()
     }
 

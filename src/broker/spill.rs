@@ -15,12 +15,14 @@
 //! | --- | --- |
 //! | what is to go from memory, for `Safe` | `Safe`; the session's end; the device, which comes back: then it stays |
 //! | a session that is listed, for its turn | an answer to another one; the connection's end |
+//! | deliveries for devices that are away, while memory is short, for those before them | `Safe`; the device, which comes back |
 //! | a piece that was asked for | `Loaded`, which always comes; one that comes too late finds nobody |
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Broker;
+use super::delivery::{Deliveries, RoutedDelivery};
 use super::inflight::Inflight;
 use super::lifecycle::NO_KEY;
 use crate::link::{Load, Loaded};
@@ -136,6 +138,40 @@ impl Broker {
             // After a storm the memory goes back.
             self.spills.waiting = VecDeque::new();
         }
+    }
+
+    /// Whether messages for devices that are away wait until those before them are safe in the store and gone from memory: else the
+    /// pool would be full of them, and some would be dropped for which the store has room. `Safe` ends it.
+    pub(super) fn holds_for_store(&self) -> bool {
+        !self.spills.waiting.is_empty() && self.pool.used(Class::Queues) > self.pool.share(Class::Queues) / 2
+    }
+
+    /// Whether no more can be delivered before the store says that something is safe.
+    #[must_use]
+    pub fn waits_for_store(&self) -> bool {
+        self.holds_for_store() && self.has_many_deliveries()
+    }
+
+    /// At most `limit` of what was routed. What is for devices that are away is held while that waits for the store.
+    pub(super) fn take_routed(&mut self, limit: usize) -> Vec<RoutedDelivery> {
+        let is_held = self.holds_for_store();
+        if !is_held {
+            self.deliveries.release_held();
+        }
+        let Deliveries { routed, held, .. } = &mut self.deliveries;
+        let mut now: Vec<RoutedDelivery> = routed.drain(..routed.len().min(limit)).collect();
+        if routed.is_empty() && routed.capacity() > limit {
+            routed.shrink_to(limit);
+        }
+        if is_held {
+            let sessions = &self.sessions;
+            let is_away = |routed: &mut RoutedDelivery| {
+                let RoutedDelivery { session, generation, .. } = *routed;
+                sessions.is_current(session, generation) && sessions[session].is_spilled()
+            };
+            held.extend(now.extract_if(.., is_away));
+        }
+        now
     }
 
     // --- Back into memory -------------------------------------------------------------------------------------------

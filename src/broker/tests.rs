@@ -2,6 +2,7 @@
 //! go, are taken over and lose their connections at any step; sessions that expire and wills that wait; messages of every
 //! quality; late and split deliveries between shards. A seed replays a run.
 
+mod away;
 mod congestion;
 mod crash;
 mod device;

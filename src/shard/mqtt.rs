@@ -82,6 +82,12 @@ impl Shard {
         self.broker.has_many_deliveries()
     }
 
+    /// Whether no more can be delivered before the store says that something is safe: that is a command.
+    #[must_use]
+    pub fn waits_for_store(&self) -> bool {
+        self.broker.waits_for_store()
+    }
+
     /// What goes to another shard now: all answers, and what there is credit for.
     pub fn take_outgoing(&mut self, worker: WorkerId) -> Outgoing {
         self.broker.take_outgoing(worker)

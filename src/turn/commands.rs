@@ -19,7 +19,8 @@ impl<I: Io> Turn<I> {
         }
         self.io.answer_bell();
         self.has_worked = true;
-        let is_emptied = self.take_commands(now) && self.take_passed(now);
+        // What waits for the store is looked at again when it has said something.
+        let is_emptied = self.take_commands(now) && (self.take_passed(now) || self.shard.waits_for_store());
         if is_emptied {
             self.todo.commands = false;
             self.progress.note_inbox(now);

@@ -1,0 +1,89 @@
+//! A fleet that is away gets messages faster than the store writes them: they wait, and none is dropped; memory is within its share.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::codec::mqtt::{Options, QoS};
+use crate::image::Change;
+use crate::link::{ChangeMark, CloseReason, Refusal};
+use crate::pool::Class;
+use crate::time::{TICK_MICROS, Timeline};
+
+const DEVICES: u32 = 6_000;
+const MESSAGES: u32 = 5;
+
+/// What the shard has said and the store has not written.
+#[derive(Default)]
+struct Store {
+    mark: ChangeMark,
+    queued: u32,
+}
+
+fn turn(shard: &mut Broker, store: &mut Store, now: Moment, counters: &mut Counters) {
+    shard.begin_turn();
+    for batch in shard.next_deliveries(1_000) {
+        shard.keep(batch, now, counters);
+    }
+    shard.take_answerable();
+    shard.take_requests();
+    shard.hand_over(|changes| {
+        store.mark = changes.mark;
+        let is_queued = |change: &&Change| matches!(change, Change::Queued { .. });
+        store.queued += changes.changes.iter().filter(is_queued).count() as u32;
+        Ok(())
+    });
+}
+
+#[test]
+fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
+    let now = Moment::from_micros(TICK_MICROS);
+    let exchange = Arc::new(Exchange::new(1));
+    let limits = Limits { sessions: DEVICES, pool_bytes: 16 << 20, ..Limits::default() };
+    let bounds = Bounds { stored_bytes: 1 << 30, ..Bounds::of(&limits, 1) };
+    let setup = Setup { worker: WorkerId(0), home: Home::new([9; 16], 1), exchange, bounds, key: 3 };
+    let mut shard = Broker::new(setup, now.tick());
+    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
+    let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
+    let profile = Profile {
+        version: crate::codec::mqtt::Version::V5,
+        listener: ListenerId(0),
+        keep_alive_s: 0,
+        expiry_s: u32::MAX,
+        receive_maximum: 10,
+        packet_maximum: u32::MAX,
+        alias_maximum: 0,
+    };
+    for number in 0..DEVICES {
+        let device = format!("{number}");
+        let arrival = Arrival { connection: 0, device: &device, clean_start: false, profile, will: None };
+        let session = shard.attach(arrival, now).session;
+        assert_eq!(shard.subscribe_one(session, "all", Options::plain(QoS::AtLeastOnce), 0), Granted::Subscribed);
+        shard.detach(0, &device, false, now, &mut counters);
+    }
+    let mut store = Store::default();
+    turn(&mut shard, &mut store, now, &mut counters);
+    shard.handle_safe(store.mark);
+    for _ in 0..MESSAGES {
+        let publication = crate::link::Publication::plain("all", Bytes::from(vec![0; 100]), 1);
+        shard.publish(publication, Ticket::NOBODY, &mut counters);
+    }
+    let most = shard.pool().share(Class::Queues);
+    let (mut waits, mut turns) = (0, 0);
+    while store.queued < DEVICES * MESSAGES {
+        // Until it can do nothing more: then it does not turn for nothing.
+        while shard.has_deliveries() {
+            turn(&mut shard, &mut store, now, &mut counters);
+            turns += 1;
+            assert!(turns < 10_000, "it turns and gets nowhere");
+        }
+        assert!(shard.pool().used(Class::Queues) < most, "memory is full");
+        waits += u32::from(shard.deliveries.has_held());
+        shard.check_invariants(|_| false);
+        shard.handle_safe(store.mark);
+    }
+    assert!(waits > 3, "it never had to wait");
+    assert_eq!(counters.value(Metric::DroppedQueueFull) + counters.value(Metric::DroppedStoreFull), 0);
+    assert_eq!(shard.pool().used(Class::Queues), 0, "all of it is in the store");
+    let waiting = |number: u32| shard.describe(shard.sessions.find_away(&number.to_string()).unwrap(), 0).queued;
+    assert!((0..DEVICES).all(|number| waiting(number) == MESSAGES as usize));
+}
