@@ -133,6 +133,37 @@ fn a_newer_connection_takes_over_and_generations_grow_whoever_was_accepted_first
     assert_eq!(harness.end(newer, PeerEnd::InOrder), [newer]);
 }
 
+#[test]
+fn a_device_that_another_gateway_has_is_ended_and_no_newer_connection_of_it() {
+    let mut harness = ShardHarness::new();
+    let index = harness.connect("a");
+    harness.client(index).frames();
+    let generation = harness.with(|shard, now| shard.describe("a", now)).unwrap().generation;
+    harness.presence();
+    let disown =
+        |device: &str, generation, is_loop| WorkerCommand::Disown { device: device.into(), generation, is_loop };
+    for command in
+        [disown("a", generation - 1, false), disown("a", generation + 1, false), disown("b", generation, false)]
+    {
+        harness.io().command(command);
+        harness.turn();
+        assert!(harness.presence().is_empty() && harness.client(index).frames().is_empty());
+    }
+    harness.io().command(disown("a", generation, false));
+    harness.turn();
+    assert_eq!(harness.presence(), [format!("-a {generation} taken_over")]);
+    assert!(matches!(harness.client(index).frames()[..], [ReceivedFrame::Close(CloseCode::TAKEN_OVER, 0, _)]));
+    // Where two places fight, it is told when to come again.
+    let index = harness.connect("a");
+    let generation = harness.with(|shard, now| shard.describe("a", now)).unwrap().generation;
+    harness.client(index).frames();
+    harness.io().command(disown("a", generation, true));
+    harness.turn();
+    let told = harness.client(index).frames();
+    assert!(matches!(told[..], [ReceivedFrame::Close(CloseCode::TRY_LATER, 10_000..=30_000, _)]), "{told:?}");
+    assert_eq!(harness.closed(CloseReason::TakeoverLoop), 1);
+}
+
 /// Several things said to one connection in one turn may lie apart; nothing may be shut before the last.
 #[test]
 fn a_goodbye_that_lies_apart_from_what_was_said_before_arrives() {

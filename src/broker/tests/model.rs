@@ -64,6 +64,8 @@ enum Disconnection {
     WithWill,
     /// The gateway ends it: no device has died.
     Shutdown,
+    /// Another gateway of the fleet has the device: a will that was to come later does not.
+    Elsewhere,
 }
 
 pub struct World {
@@ -189,6 +191,10 @@ impl World {
         }
         if ending == Disconnection::Goodbye {
             shard.forget_will(session);
+        }
+        if ending == Disconnection::Elsewhere {
+            shard.forget_delayed_will(connection);
+            device.will.take_if(|will| device.expiry_s > 0 && will.delay_s > 0);
         }
         let with_will = ending != Disconnection::Shutdown;
         let due_will = shard.detach(connection, &device.name, with_will, self.now, &mut self.counters);
@@ -546,6 +552,7 @@ impl World {
         let worker = self.random.usize(..usize::from(WORKERS));
         match self.random.u8(..40) {
             0..=5 => self.connect(number),
+            6 if self.random.bool() => self.disconnect(number, Disconnection::Elsewhere),
             6 => self.disconnect(number, Disconnection::Lost),
             7 => self.disconnect(number, Disconnection::Shutdown),
             8 => self.disconnect(number, Disconnection::Goodbye),
