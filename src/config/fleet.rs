@@ -8,6 +8,9 @@ use super::{NatsLogin, SinkTls};
 /// left is known until its row is gone while another takes its place.
 pub const FLEET_DEVICE_BYTES: u64 = 448;
 
+/// The name of the sink by which what devices say goes into the fleet's stream.
+pub const FLEET_SINK: &str = "fleet-uplink";
+
 /// How this gateway is one of a fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
@@ -33,4 +36,6 @@ pub struct Fleet {
     pub writes_per_second: u32,
     /// Whether `/readyz` says yes while NATS is away.
     pub ready_without_nats: bool,
+    /// Whether what devices say goes into a stream of the fleet, from the local log.
+    pub uplink: bool,
 }

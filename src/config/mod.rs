@@ -29,12 +29,13 @@ use crate::network::Network;
 pub use authenticator::{Authenticator, Endpoint, Hook, Jwt, KeySource, OnError, RsaAlgorithm, is_topic_rule};
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
-pub use fleet::{FLEET_DEVICE_BYTES, Fleet};
+pub use fleet::{FLEET_DEVICE_BYTES, FLEET_SINK, Fleet};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 pub use secret::Secret;
 pub use sink::{
-    HttpSink, MAX_SINKS, MqttSink, NatsLogin, NatsSink, SINK_BYTES, SINK_WINDOW_BYTES, Sink, SinkKind, SinkTls,
+    HttpSink, MAX_SINKS, MqttSink, NatsLogin, NatsSink, NatsStream, SINK_BYTES, SINK_WINDOW_BYTES, Sink, SinkKind,
+    SinkTls,
 };
 pub use template::TopicTemplate;
 

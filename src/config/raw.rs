@@ -137,6 +137,7 @@ pub struct RawFleet {
     pub retry_max: Option<String>,
     pub writes_per_second: Option<i64>,
     pub ready_without_nats: Option<bool>,
+    pub uplink: Option<String>,
     pub credentials_file: Option<String>,
     pub nkey_file: Option<String>,
     pub username: Option<String>,

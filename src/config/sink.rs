@@ -123,16 +123,27 @@ pub struct MqttSink {
 /// `type = "nats"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatsSink {
-    /// One server; it names the others.
-    pub url: String,
-    /// The stream, which must be there.
+    /// Servers of one cluster, tried in turn; each names the others. At least one.
+    pub urls: Vec<String>,
+    /// The stream.
     pub stream: String,
+    /// How it is made where it is missing; none: it must be there.
+    pub make: Option<NatsStream>,
     /// How every subject begins: tokens of letters, digits, `-` and `_`.
     pub prefix: String,
     /// Messages under way; one of each device.
     pub inflight: u16,
     /// Who it says that it is.
     pub login: NatsLogin,
+}
+
+/// How a stream is made where it is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatsStream {
+    /// How many servers keep it.
+    pub replicas: usize,
+    /// How long it keeps a message.
+    pub retention: Duration,
 }
 
 /// How a client of NATS says who it is: one of these ways, or none.

@@ -53,7 +53,14 @@ impl Names {
         name
     }
 
-    /// What is said to devices by anybody.
+    /// What is said to one device by anybody.
+    pub fn send(&self, device: &str) -> String {
+        let mut name = format!("{}.send.", self.prefix);
+        subject::encode(device, &mut name);
+        name
+    }
+
+    /// The same of all devices.
     pub fn sends(&self) -> String {
         format!("{}.send.*", self.prefix)
     }
@@ -123,6 +130,7 @@ mod tests {
         assert_eq!(names.lease("gate.eu"), "$KV.fleet-1_gateways.gate=2Eeu");
         assert_eq!(names.device("meter 7"), "$KV.fleet-1_devices.meter=207");
         assert_eq!(names.gateway("gate.eu"), "fleet-1.gateway.gate%2Eeu");
+        assert_eq!(names.send("a.b"), "fleet-1.send.a%2Eb");
         assert_eq!(names.sent_to("fleet-1.send.a%2Eb").as_deref(), Some("a.b"));
         for other in ["fleet-1.send.", "fleet-1.send.%_", "fleet-1.up.x", "other.send.x", "fleet-1.send.%2"] {
             assert_eq!(names.sent_to(other), None, "{other}");

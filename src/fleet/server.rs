@@ -90,6 +90,7 @@ impl Server {
             let (context, name) = (context.clone(), stream_of(bucket));
             async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }
         };
+        check_subjects(&context, &names).await?;
         let facts =
             Facts { promise: promise(&rows, &info.version), doubts: doubts(&info.version), version: info.version };
         let (gateways, devices) = (stream(&gateways).await?, stream(&devices).await?);
@@ -223,6 +224,19 @@ async fn bucket(context: &Context, name: &str, replicas: usize, age: Duration) -
         return Err(format!("rows of the bucket {name:?} cannot be removed: make it anew without deny_delete"));
     }
     Ok(found)
+}
+
+/// A stream that takes what is asked of gateways would answer in their place, and keep every command.
+async fn check_subjects(context: &Context, names: &Names) -> Result<(), String> {
+    for subject in [names.gateway("x"), names.send("x")] {
+        if let Ok(stream) = context.stream_by_subject(subject.clone()).await {
+            return Err(format!(
+                "the stream {stream:?} takes {subject}, which is said to gateways: let it take less (PREFIX.up.> and \
+                 PREFIX.presence.*), or write another backbone.nats.prefix"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// As other clients of NATS make a bucket, but that a row can be taken away by its revision: so nothing is left of it, and a late

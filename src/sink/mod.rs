@@ -220,7 +220,7 @@ impl Sinks {
                 match run.settings.target {
                     Target::Http(_) => HttpRun::work(run, seed).await,
                     Target::Mqtt(_) => MqttRun::work(run, seed).await,
-                    Target::Nats(_) => NatsRun::work(run, seed).await,
+                    Target::Nats(_) => Box::pin(NatsRun::work(run, seed)).await,
                 }
             });
         };
@@ -324,7 +324,7 @@ impl Running {
             target: match &self.settings.target {
                 Target::Http(client) => client.address().to_owned(),
                 Target::Mqtt(target) => target.address(),
-                Target::Nats(target) => target.address().to_owned(),
+                Target::Nats(target) => target.address(),
             },
             state,
             error: self.shared.error(),

@@ -10,6 +10,7 @@ mod commands;
 mod refusals;
 mod servers;
 mod takeover;
+mod uplink;
 
 use std::time::Duration;
 

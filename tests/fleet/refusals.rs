@@ -29,6 +29,9 @@ fn names_leases_and_replicas_must_fit_the_fleet() {
     assert!(servers.ask("$JS.API.STREAM.CREATE.KV_long_gateways", &made)["error"].is_null());
     expect_error(&Member::start("gate-1", &urls, "prefix = \"long\""), "backbone.nats.lease says 2s");
     expect_error(&Member::start("gate-1", &urls, "replicas = 3"), "backbone.nats.replicas says 3");
+    let greedy = json!({"name": "ALL", "subjects": ["greedy.>"]});
+    assert!(servers.ask("$JS.API.STREAM.CREATE.ALL", &greedy)["error"].is_null());
+    expect_error(&Member::start("gate-1", &urls, "prefix = \"greedy\""), "the stream \"ALL\" takes greedy.gateway.x");
     assert_eq!(first.fleet()["state"], "connected");
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::sink::{Entry, Kind, Url, nats_login, tls};
 use super::{Context, values};
-use crate::config::Fleet;
 use crate::config::error::Problem;
 use crate::config::raw::RawFleet;
+use crate::config::{Durability, FLEET_SINK, Fleet, MAX_SINKS, NatsSink, NatsStream, Sink, SinkKind, Store, Uplink};
 
 const URLS_MAX: usize = 16;
 const PREFIX_BYTES_MAX: usize = 32;
@@ -15,6 +15,11 @@ const REPLICAS: RangeInclusive<i64> = 1..=5;
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_mins(5);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
 const RETRY: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(10);
+/// As of a sink for which nothing is written.
+const TRIES_REFUSED: u32 = 5;
+const DEAD_LETTER_BYTES: u64 = 64 << 20;
+/// Messages under way to the fleet's stream; one of each device.
+const UPLINK_INFLIGHT: u16 = 500;
 const WRITES: RangeInclusive<i64> = 10..=1_000_000;
 
 /// How this gateway is one of a fleet, if it is.
@@ -47,6 +52,8 @@ pub(super) fn resolve(context: &mut Context<'_>, raw: Option<RawFleet>) -> Resul
     }
     let replicas = values::integer(entry.key("replicas"), raw.replicas, 1, REPLICAS, "servers")?;
     let writes = values::integer(entry.key("writes_per_second"), raw.writes_per_second, 5_000, WRITES, "rows")?;
+    let word = raw.uplink.as_deref().unwrap_or("off");
+    let uplink = values::word(entry.key("uplink"), word, &[("off", false), ("local", true)])?;
     if replicas % 2 == 0 {
         context.warn(&entry.key("replicas"), "an even number bears no more losses than the odd one below it");
     }
@@ -65,7 +72,49 @@ pub(super) fn resolve(context: &mut Context<'_>, raw: Option<RawFleet>) -> Resul
         retry: (shortest, longest),
         writes_per_second: writes as u32,
         ready_without_nats: raw.ready_without_nats.unwrap_or(false),
+        uplink,
     }))
+}
+
+/// What devices say goes into the fleet's stream as by any sink: from the local log, with a cursor of its own.
+pub(super) fn add_uplink(
+    fleet: Option<&Fleet>,
+    store: &Store,
+    uplink: &Uplink,
+    sinks: &mut Vec<Sink>,
+) -> Result<(), Problem> {
+    let Some(fleet) = fleet.filter(|fleet| fleet.uplink) else { return Ok(()) };
+    let key = Entry::of_table("backbone.nats").key("uplink");
+    let refuse = |what: &str, remedy: &str| Err(Problem::new(key.clone(), what, remedy));
+    if store.durability == Durability::Memory {
+        let what = "\"local\" goes on where it was from the store, and durability = \"memory\" has none";
+        return refuse(what, "write store.durability = \"group\" or \"interval\", or leave it out");
+    }
+    if sinks.len() >= MAX_SINKS || sinks.iter().any(|sink| sink.name == FLEET_SINK) {
+        let what = format!("it is one of the {MAX_SINKS} sinks that there may be, under the name {FLEET_SINK:?}");
+        return refuse(&what, "take one of [[sink]] out, or give it another name");
+    }
+    sinks.push(Sink {
+        name: FLEET_SINK.to_owned(),
+        topics: vec!["#".to_owned()],
+        presence: true,
+        from_first: true,
+        timeout: fleet.timeout,
+        retry: fleet.retry,
+        tries_refused: TRIES_REFUSED,
+        tries_failed: 0,
+        dead_letter_bytes: DEAD_LETTER_BYTES,
+        tls: fleet.tls.clone(),
+        kind: SinkKind::Nats(NatsSink {
+            urls: fleet.urls.clone(),
+            stream: format!("{}_uplink", fleet.prefix),
+            make: Some(NatsStream { replicas: fleet.replicas, retention: uplink.retention }),
+            prefix: fleet.prefix.clone(),
+            inflight: UPLINK_INFLIGHT,
+            login: fleet.login.clone(),
+        }),
+    });
+    Ok(())
 }
 
 /// Where the servers are, and whether they are spoken to over TLS.

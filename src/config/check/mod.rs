@@ -108,8 +108,8 @@ pub fn resolve(
     let uplink = store.and_then(|store| kept(store::uplink(&raw.uplink, &store), &mut problems));
     let node_name = head.0.as_deref().unwrap_or_default();
     let sinks = store.map(|store| sink::resolve(&mut context, raw.sinks, node_name, store.durability, &mut problems));
-    let deny_file = raw.deny_file.as_deref();
-    let deny_file = deny_file.and_then(|path| kept(context.path(ConfigKey::top("deny_file"), path), &mut problems));
+    let of_deny = |path: &str| kept(context.path(ConfigKey::top("deny_file"), path), &mut problems);
+    let deny_file = raw.deny_file.as_deref().and_then(of_deny);
     // Where the limits are wrong, listeners are still looked at.
     let limits = head.4.clone().unwrap_or_default();
     let per_address = raw.limits.connections_per_address;
@@ -120,7 +120,8 @@ pub fn resolve(
         return Err(problems);
     };
     let rest = (store, uplink, admission, sinks, fleet);
-    let (Some(store), Some(uplink), Some(admission), Some(sinks), Some(fleet)) = rest else { return Err(problems) };
+    let (Some(store), Some(uplink), Some(admission), Some(mut sinks), Some(fleet)) = rest else { return Err(problems) };
+    problems.extend(fleet::add_uplink(fleet.as_ref(), &store, &uplink, &mut sinks).err());
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -141,9 +142,8 @@ pub fn resolve(
         listeners,
     };
     fit(&mut context, &mut config, connections_written).map_err(|problem| vec![problem])?;
-    let budget = budget_of(&config, machine);
     let Context { warnings, notes, .. } = context;
-    Ok(Loaded { config, budget, warnings, notes })
+    Ok(Loaded { budget: budget_of(&config, machine), config, warnings, notes })
 }
 
 /// What is right; what is wrong goes to the others that are.

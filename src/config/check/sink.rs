@@ -430,5 +430,5 @@ fn nats(
     let written = [&raw.credentials_file, &raw.nkey_file, &raw.username, &raw.password_file].map(Option::as_ref);
     let login = nats_login(context, entry, written, url.is_tls)?;
     let inflight = values::integer(entry.key("inflight"), raw.inflight, 100, INFLIGHT, "messages")? as u16;
-    Ok(NatsSink { url: written_url, stream, prefix, inflight, login })
+    Ok(NatsSink { urls: vec![written_url], stream, make: None, prefix, inflight, login })
 }

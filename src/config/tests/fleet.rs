@@ -16,7 +16,8 @@ fn the_least_fleet_gets_every_default_and_has_its_row_in_the_budget() {
     assert_eq!((fleet.urls.len(), fleet.is_tls, fleet.prefix.as_str(), fleet.replicas), (2, true, "pulsegate", 1));
     assert_eq!((fleet.lease, fleet.timeout), (Duration::from_secs(10), Duration::from_secs(10) / 3));
     assert_eq!(fleet.retry, (Duration::from_millis(250), Duration::from_secs(15)));
-    assert_eq!((fleet.writes_per_second, fleet.ready_without_nats), (5_000, false));
+    assert_eq!((fleet.writes_per_second, fleet.ready_without_nats, fleet.uplink), (5_000, false, false));
+    assert!(loaded.config.sinks.is_empty());
     assert_eq!((&fleet.login, &fleet.tls), (&NatsLogin::default(), &SinkTls::default()));
     let row = loaded.budget.items.iter().find(|item| item.what == "fleet").unwrap();
     assert_eq!((row.count, row.each), (u64::from(loaded.config.limits.connections), FLEET_DEVICE_BYTES));
@@ -42,6 +43,35 @@ fn everything_of_a_fleet_that_can_be_written_is_taken() {
     assert_eq!((fleet.writes_per_second, fleet.ready_without_nats), (100, true));
     assert_eq!(fleet.login.username.as_deref(), Some("u"));
     assert!(fleet.tls.ca.unwrap().is_absolute(), "relative to the file");
+}
+
+#[test]
+fn the_uplink_of_a_fleet_is_a_sink_of_its_own() {
+    let text = format!("{LEAST}uplink = \"local\"\nreplicas = 3\n[uplink]\nretention = \"2days\"\n");
+    let config = loaded(&with(&text)).config;
+    let [sink] = &*config.sinks else { panic!("{:?}", config.sinks) };
+    assert_eq!((sink.name.as_str(), sink.presence, sink.from_first), (FLEET_SINK, true, true));
+    let SinkKind::Nats(nats) = &sink.kind else { panic!("{sink:?}") };
+    assert_eq!((nats.stream.as_str(), nats.prefix.as_str(), nats.urls.len()), ("pulsegate_uplink", "pulsegate", 2));
+    assert_eq!(nats.make, Some(NatsStream { replicas: 3, retention: Duration::from_hours(48) }));
+    for (text, words) in [
+        (
+            format!("{LEAST}uplink = \"stream\"\n"),
+            "backbone.nats.uplink: \"stream\" is not known: write one of \"off\", \"local\"",
+        ),
+        (
+            format!("{LEAST}uplink = \"local\"\n[store]\ndurability = \"memory\"\n"),
+            "backbone.nats.uplink: \"local\" goes on where it was from the store",
+        ),
+        (
+            format!(
+                "{LEAST}uplink = \"local\"\n[[sink]]\nname = \"fleet-uplink\"\ntype = \"http\"\nurl = \"https://a.example/in\"\n"
+            ),
+            "backbone.nats.uplink: it is one of the 16 sinks that there may be, under the name \"fleet-uplink\"",
+        ),
+    ] {
+        refused(&with(&text), &[words]);
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub(crate) mod subject;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, Context, ErrorCode, stream};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
@@ -28,12 +28,14 @@ use super::event::{Event as Json, time};
 use super::feed::Feed;
 use super::run::{Over, Run, lane_of};
 use super::settings::{Fault, Reading, Target};
-use crate::config::{NatsSink, Sink};
+use crate::config::{NatsSink, NatsStream, Sink};
 use crate::store::{StoreError, Stored, What};
 pub use access::{NatsAccess, check_version, files_of_login, version};
 
 /// The longest subject: a server takes 4,096 bytes for a command with its subject and the inbox for the answer.
 const SUBJECT_BYTES_MAX: usize = 3_072;
+/// For how long a stream that is made here knows what it has: longer than a gateway that was killed is away.
+const DUPLICATE_WINDOW: Duration = Duration::from_mins(10);
 /// What headers take beside what stands in them.
 const HEADER_BYTES: usize = 160;
 /// The server's answer to a message that is larger than its stream takes.
@@ -48,13 +50,13 @@ pub(super) struct NatsTarget {
 
 impl NatsTarget {
     pub(super) fn new(sink: &Sink, config: &NatsSink, reading: &mut Reading) -> Result<Self, Fault> {
-        let is_tls = config.url.starts_with("tls:");
+        let is_tls = config.urls[0].starts_with("tls:");
         let access = NatsAccess::load(&config.login, is_tls.then_some(&sink.tls), sink.timeout, reading)?;
         Ok(Self { config: config.clone(), timeout: sink.timeout, access })
     }
 
-    pub(super) fn address(&self) -> &str {
-        &self.config.url
+    pub(super) fn address(&self) -> String {
+        self.config.urls.join(",")
     }
 
     fn message(&self, node: &str, store_id: &str, stored: &Stored) -> Message {
@@ -92,20 +94,43 @@ impl Connection {
     async fn open(target: &NatsTarget, name: &str) -> Result<(Self, String), String> {
         let broken = Arc::new(Notify::new());
         let options = target.access.options(name, Arc::clone(&broken))?;
-        let client = options.connect(&target.config.url).await.map_err(|error| error.to_string())?;
+        let client = options.connect(&target.config.urls).await.map_err(|error| error.to_string())?;
         let server = client.server_info();
         check_version(&server.version)?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(target.timeout);
-        let stream = context.get_stream(&target.config.stream).await;
-        let stream =
-            stream.map_err(|error| format!("the stream {:?} cannot be read: {error}", target.config.stream))?;
+        let NatsSink { stream: name, make, prefix, .. } = &target.config;
+        let stream = match (context.get_stream(name).await, make) {
+            (Err(error), Some(how)) if is_missing(&error) => {
+                let made = context.create_stream(wanted(name, prefix, how)).await;
+                made.map_err(|error| format!("the stream {name:?} cannot be made: {error}: let the account make it"))?
+            }
+            (found, _) => found.map_err(|error| format!("the stream {name:?} cannot be read: {error}"))?,
+        };
         let info = stream.cached_info();
         check_subjects(&info.config, &target.config.prefix)?;
         let of_stream = usize::try_from(info.config.max_message_size).ok().filter(|most| *most > 0);
         let bytes_max = server.max_payload.min(of_stream.unwrap_or(usize::MAX));
         let promise = promise(&info.config, &server.version);
         Ok((Self { context, broken, bytes_max, _client: client }, promise))
+    }
+}
+
+fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// As it is made where it is missing: it takes all that is sent, and drops what comes twice within ten minutes.
+fn wanted(name: &str, prefix: &str, make: &NatsStream) -> stream::Config {
+    stream::Config {
+        name: name.to_owned(),
+        subjects: vec![format!("{prefix}.up.>"), format!("{prefix}.presence.*")],
+        max_age: make.retention,
+        storage: stream::StorageType::File,
+        num_replicas: make.replicas,
+        duplicate_window: DUPLICATE_WINDOW.min(make.retention),
+        allow_direct: true,
+        ..stream::Config::default()
     }
 }
 
