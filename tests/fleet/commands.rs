@@ -133,3 +133,19 @@ fn an_orderly_end_gives_the_lease_back_at_once() {
         member.gateway.signal(Signal::KILL);
     }
 }
+
+#[test]
+fn devices_that_leave_at_once_leave_nothing_behind_and_do_not_cost_the_connection() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(1, &servers.urls("nats"), "");
+    let devices: Vec<_> = (0..300).map(|number| fleet[0].device(&format!("meter-{number}"))).collect();
+    fleet[0].wait_for_claims(300);
+    assert_eq!(servers.rows("pulsegate_devices"), 300);
+    drop(devices);
+    fleet[0].wait_for_claims(0);
+    assert_eq!(servers.rows("pulsegate_devices"), 0);
+    assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_rows_removed_total"), 300);
+    assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_connects_total"), 1, "it was never given up");
+}
