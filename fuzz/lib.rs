@@ -50,3 +50,6 @@ pub mod turn;
 #[cfg(feature = "gateway")]
 #[path = "../src/wheel/mod.rs"]
 pub mod wheel;
+#[cfg(feature = "gateway")]
+#[path = "../src/whole_file.rs"]
+pub mod whole_file;

@@ -30,7 +30,7 @@ const TABLE: &[Row] = &[
     row("devices", &[], &["hashbrown"]),
     row("wheel", &["time"], &[]),
     row("pool", &[], &[]),
-    row("link", &["time", "wire", "network", "pool", "image"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
+    row("link", &["time", "wire", "codec", "network", "pool", "image"], &["crossbeam_channel", "bytes", "rustix", "siphasher", "tracing"]),
     row("codec", &["wire"], &[]),
     row("tls", &["whole_file"], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "arc_swap", "base64"]),
     row("tls/certs", &["whole_file"], &["rustls", "aws_lc_rs", "x509_parser", "zeroize", "rcgen"]),

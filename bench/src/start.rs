@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pulsegate::broker::{Bounds, Broker, Recording, Setup};
 use pulsegate::config::Limits;
 use pulsegate::image::{Change, Head, Message, Profile, Publication, SessionKey, Subscription};
-use pulsegate::link::{ChangeMark, Changes, Exchange, Home, WorkerId};
+use pulsegate::link::{ChangeMark, Changes, Exchange, Home, QoS, WorkerId};
 use pulsegate::store::{Durability, Options as StoreOptions, Settled, Store};
 use pulsegate::time::{Moment, Timeline};
 use tikv_jemalloc_ctl::thread;
@@ -84,8 +84,15 @@ fn session(key: u64, shared: &Arc<Publication>) -> Vec<Change> {
     let waiting = if key.is_multiple_of(HAVE_WAITING) { WAITING } else { 0 };
     changes.extend((1..=waiting).map(|number| {
         let publication = Arc::clone(shared);
-        let message =
-            Message { number, packet: None, qos: 1, retain: false, identifiers: vec![], publication, origin: 0 };
+        let message = Message {
+            number,
+            packet: None,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            identifiers: vec![],
+            publication,
+            origin: 0,
+        };
         Change::Queued { session, message: Box::new(message) }
     }));
     changes
@@ -98,7 +105,7 @@ fn fill(store: &Store, sessions: u64) {
         let publication = Publication {
             topic: "fleet/all".into(),
             payload: vec![7; 100].into(),
-            qos: 1,
+            qos: QoS::AtLeastOnce,
             retain: false,
             properties: Box::default(),
             expires_ms: None,

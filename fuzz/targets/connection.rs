@@ -22,7 +22,7 @@ use memory_io::{Arrivals, MemoryIo, PeerEnd, memory_turn};
 use pulsegate_fuzz::config::{self, Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, DeviceFilter, Downlink, Exchange, Home, ListenerId, Passed, Publication, Receipt, SessionId,
+    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, DeviceFilter, Downlink, Exchange, Home, ListenerId, Passed, Publication, QoS, Receipt, SessionId,
     ShardMessage, WorkerCommand, WorkerEvent, WorkerId,
 };
 use pulsegate_fuzz::broker;
@@ -328,7 +328,7 @@ impl World {
         Publication {
             topic: ["t", "t/u", "v"][usize::from(which % 3)].into(),
             payload: bytes.to_vec().into(),
-            qos: which % 3,
+            qos: [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][usize::from(which % 3)],
             retain: which & 8 != 0,
             properties: Box::default(),
             expires: (which & 16 != 0).then(|| now.plus(Duration::from_secs(1))),

@@ -238,7 +238,9 @@ impl Broker {
         let maximum = self.inflight_maximum(session);
         let inflight = self.sessions[session].inflight.as_deref();
         let waits = inflight.is_some_and(|inflight| {
-            inflight.queued().0 > 0 || inflight.greeting.is_some() || (delivery.qos > 0 && !inflight.may_send(maximum))
+            inflight.queued().0 > 0
+                || inflight.greeting.is_some()
+                || (delivery.qos.is_acknowledged() && !inflight.may_send(maximum))
         });
         if self.is_recorded_first(session, delivery.qos) {
             self.enqueue(session, delivery, budget.now.tick(), budget.counters);
@@ -284,7 +286,7 @@ impl Broker {
                 return;
             };
             let qos = next.qos;
-            if qos > 0 && (waits || self.is_recorded_first(session, qos)) {
+            if qos.is_acknowledged() && (waits || self.is_recorded_first(session, qos)) {
                 if !self.begin_later(session, maximum, budget) {
                     return;
                 }
@@ -292,7 +294,7 @@ impl Broker {
                 continue;
             }
             let inflight = self.sessions.inflight(session);
-            if qos > 0 && !inflight.may_send(maximum) {
+            if qos.is_acknowledged() && !inflight.may_send(maximum) {
                 return;
             }
             let delivery = inflight.dequeue().expect("one was seen");
@@ -355,8 +357,8 @@ impl Broker {
     }
 
     /// Whether a message of this quality must be recorded as sent before it is: the device knows it by its packet identifier.
-    fn is_recorded_first(&self, session: u32, qos: u8) -> bool {
-        qos == 2 && self.sessions[session].key != NO_KEY
+    fn is_recorded_first(&self, session: u32, qos: QoS) -> bool {
+        qos == QoS::ExactlyOnce && self.sessions[session].key != NO_KEY
     }
 
     /// Gives the next message that waits its packet identifier; it is sent when that is recorded. `false`: not now.
@@ -404,7 +406,7 @@ impl Broker {
         let key = known.key;
         let Some(inflight) = known.inflight.as_deref_mut().filter(|_| key != NO_KEY) else { return false };
         let Some(delivery) = inflight.kept_mut(place) else { return false };
-        let is_new = delivery.qos > 0 && delivery.number == 0;
+        let is_new = delivery.qos.is_acknowledged() && delivery.number == 0;
         if is_new {
             self.journal.record_message(key, delivery, None);
         }
@@ -461,7 +463,7 @@ impl Broker {
             let Some((filter, replay)) = replays.first() else { break Stopped::Window };
             let inflight = self.sessions[session].inflight.as_deref();
             // Whoever may be sent nothing now needs no look.
-            if replay.qos() > 0 && !inflight.is_none_or(|inflight| inflight.may_send(maximum)) {
+            if replay.qos().is_acknowledged() && !inflight.is_none_or(|inflight| inflight.may_send(maximum)) {
                 break Stopped::Window;
             }
             if looks == 0 {
@@ -514,12 +516,12 @@ impl Broker {
             self.drop_of(session, &delivery);
             return Ok(());
         }
-        let packet = if delivery.qos > 0 { self.next_packet(session) } else { 0 };
+        let packet = if delivery.qos.is_acknowledged() { self.next_packet(session) } else { 0 };
         match encode(&mut self.sessions[session], self.deliveries.turn, &delivery, packet, false, budget) {
             Sent::Encoded => {
                 budget.counters.add(Metric::Delivered, 1);
                 let (token, mut was_recorded) = (delivery.token, false);
-                if delivery.qos > 0 {
+                if delivery.qos.is_acknowledged() {
                     let mut delivery = Delivery { token: NOTHING, ..delivery };
                     was_recorded = self.record_sent(session, &mut delivery, packet);
                     self.sessions.inflight(session).begin(packet, delivery);
@@ -541,7 +543,7 @@ impl Broker {
     fn enqueue(&mut self, session: u32, delivery: Delivery, now: Tick, counters: &mut Counters) {
         let queued = self.sessions.inflight(session).queued();
         let bound = self.queue_bound(session);
-        let may_wait = self.sessions[session].is_online() && delivery.qos > 0;
+        let may_wait = self.sessions[session].is_online() && delivery.qos.is_acknowledged();
         match self.sessions.inflight(session).enqueue(delivery, &bound, may_wait) {
             Ok(Enqueued::Kept(token)) => {
                 let place = self.sessions.inflight(session).kept().0 - 1;
@@ -620,7 +622,7 @@ impl Broker {
     fn keep_one(&mut self, session: u32, delivery: Delivery, now: Moment, counters: &mut Counters) {
         self.give_up_request(delivery.request);
         let delivery = Delivery { request: 0, ..delivery };
-        if delivery.qos > 0 && !delivery.publication.is_expired(now) {
+        if delivery.qos.is_acknowledged() && !delivery.publication.is_expired(now) {
             self.enqueue(session, delivery, now.tick(), counters);
         } else {
             self.drop_of(session, &delivery);
@@ -741,7 +743,7 @@ fn encode(
     let mut outgoing = Outgoing {
         topic: if alias.is_some() && !is_new { "" } else { &publication.topic },
         alias,
-        qos: QoS::try_from(delivery.qos).unwrap_or(QoS::AtMostOnce),
+        qos: delivery.qos,
         retain: delivery.retain,
         dup,
         packet_id: packet,

@@ -17,7 +17,7 @@ use super::inflight::{Answer, Inflight, PendingSuback, Receiving, WrongAck};
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Owner, Part, Token};
 use super::{ALIASES_MAX, Broker};
-use crate::codec::mqtt::Reason;
+use crate::codec::mqtt::{QoS, Reason};
 use crate::image::{Change, Received};
 
 /// Filters of SUBSCRIBE and UNSUBSCRIBE that one turn deals with, at one to two microseconds each. A long filter counts for
@@ -75,9 +75,9 @@ impl Broker {
 
     /// What is known of a message of the device with an acknowledgement: `None`: it is new.
     #[must_use]
-    pub fn receiving(&self, session: u32, packet: u16, qos: u8) -> Option<Known> {
+    pub fn receiving(&self, session: u32, packet: u16, qos: QoS) -> Option<Known> {
         let inflight = self.sessions[session].inflight.as_deref()?;
-        if qos == 2 && inflight.is_answered(packet) {
+        if qos == QoS::ExactlyOnce && inflight.is_answered(packet) {
             return Some(Known::Answered);
         }
         inflight.is_unanswered(packet, qos).then_some(Known::Waiting)
@@ -90,7 +90,7 @@ impl Broker {
     }
 
     /// A message that is known has come again. `true`: for the first time on this connection.
-    pub fn receive_again(&mut self, session: u32, packet: u16, qos: u8) -> bool {
+    pub fn receive_again(&mut self, session: u32, packet: u16, qos: QoS) -> bool {
         self.sessions.inflight(session).receive_again(packet, qos)
     }
 
@@ -127,10 +127,10 @@ impl Broker {
 
     /// A message with an acknowledgement has come from the device, and is about to be [published](Broker::publish): it is
     /// answered when it is safe everywhere.
-    pub fn receive(&mut self, session: u32, packet: u16, qos: u8) -> Ticket {
+    pub fn receive(&mut self, session: u32, packet: u16, qos: QoS) -> Ticket {
         let key = self.sessions[session].key;
         let mut origin = 0;
-        if qos == 2 && key != NO_KEY {
+        if qos == QoS::ExactlyOnce && key != NO_KEY {
             // Before anything that it causes: should that be found and this not be settled, it never was.
             origin = self.exchange.next_key();
             self.journal.record(Change::Received { session: key, received: Received { packet, origin } });
@@ -141,7 +141,7 @@ impl Broker {
     }
 
     /// A message with an acknowledgement has come from the device, and is not taken: it is answered when it is its turn.
-    pub fn refuse(&mut self, session: u32, packet: u16, qos: u8, reason: Reason) {
+    pub fn refuse(&mut self, session: u32, packet: u16, qos: QoS, reason: Reason) {
         self.sessions.inflight(session).receive(packet, qos, Receiving::Settled(reason));
     }
 

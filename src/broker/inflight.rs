@@ -28,7 +28,7 @@ use std::sync::Arc;
 use super::pace::Pace;
 use super::replay::Replays;
 use super::settlement::{NOTHING, Token};
-use crate::codec::mqtt::Reason;
+use crate::codec::mqtt::{QoS, Reason};
 use crate::link::Publication;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::time::Tick;
@@ -41,7 +41,7 @@ pub struct Delivery {
     /// The published message, shared by all who get it.
     pub publication: Arc<Publication>,
     /// The quality of service of this delivery.
-    pub qos: u8,
+    pub qos: QoS,
     /// Whether it carries RETAIN.
     pub retain: bool,
     /// The Subscription Identifiers of the subscriptions that matched.
@@ -113,7 +113,7 @@ impl Outbound {
 
 impl Sending {
     /// The quality of service of what was sent and waits for PUBACK or PUBREC.
-    fn awaits(&self) -> Option<u8> {
+    fn awaits(&self) -> Option<QoS> {
         match self {
             Sending::Sent(delivery) => Some(delivery.qos),
             Sending::Stored { qos } => Some(*qos),
@@ -127,7 +127,7 @@ pub(super) enum Sending {
     /// Sent, once or more often; PUBACK or PUBREC is owed.
     Sent(Box<Delivery>),
     /// The same, and the message lies in the store alone: it is read before it is sent again.
-    Stored { qos: u8 },
+    Stored { qos: QoS },
     /// PUBREL was sent; PUBCOMP is owed.
     Released,
 }
@@ -140,7 +140,7 @@ pub struct WrongAck;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inbound {
     pub(super) packet: u16,
-    pub(super) qos: u8,
+    pub(super) qos: QoS,
     pub(super) state: Receiving,
     /// It came on this connection, and so counts against the Receive Maximum (v5 4.9).
     is_of_connection: bool,
@@ -160,7 +160,7 @@ pub struct Answer {
     /// Its packet identifier.
     pub packet: u16,
     /// 1: PUBACK; 2: PUBREC.
-    pub qos: u8,
+    pub qos: QoS,
     /// Success: it was taken.
     pub reason: Reason,
 }
@@ -455,7 +455,7 @@ impl Inflight {
     pub(super) fn handle_puback(&mut self, packet: u16) -> Result<Option<u64>, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(None) };
         match self.outbound[place].state.awaits() {
-            Some(1) => Ok(Some(self.finish(place))),
+            Some(QoS::AtLeastOnce) => Ok(Some(self.finish(place))),
             _ => Err(WrongAck),
         }
     }
@@ -465,7 +465,7 @@ impl Inflight {
     pub(super) fn handle_pubrec(&mut self, packet: u16, failed: bool) -> Result<Option<u64>, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(None) };
         match self.outbound[place].state.awaits() {
-            Some(2) => {}
+            Some(QoS::ExactlyOnce) => {}
             // Said before: PUBREL is said again.
             None if !failed => {}
             _ => return Err(WrongAck),
@@ -624,21 +624,21 @@ impl Inflight {
     }
 
     /// Whether a message of the device waits for its answer.
-    pub(super) fn is_unanswered(&self, packet: u16, qos: u8) -> bool {
+    pub(super) fn is_unanswered(&self, packet: u16, qos: QoS) -> bool {
         self.inbound.iter().any(|inbound| inbound.packet == packet && inbound.qos == qos)
     }
 
     /// A message has come.
-    pub(super) fn receive(&mut self, packet: u16, qos: u8, state: Receiving) {
+    pub(super) fn receive(&mut self, packet: u16, qos: QoS, state: Receiving) {
         self.inbound.push_back(Inbound { packet, qos, state, is_of_connection: true });
         self.received += 1;
     }
 
     /// A message that is known has come again. `true`: for the first time on this connection.
-    pub(super) fn receive_again(&mut self, packet: u16, qos: u8) -> bool {
+    pub(super) fn receive_again(&mut self, packet: u16, qos: QoS) -> bool {
         let known = |inbound: &&mut Inbound| inbound.packet == packet && inbound.qos == qos;
         let is_of_connection = match self.answered.get_mut(&packet) {
-            Some(is_of_connection) if qos == 2 => Some(is_of_connection),
+            Some(is_of_connection) if qos == QoS::ExactlyOnce => Some(is_of_connection),
             _ => self.inbound.iter_mut().find(known).map(|inbound| &mut inbound.is_of_connection),
         };
         let is_first = is_of_connection.is_some_and(|known| !std::mem::replace(known, true));
@@ -671,7 +671,7 @@ impl Inflight {
             self.inbound.front()
         {
             self.inbound.pop_front();
-            if qos == 2 && reason == Reason::SUCCESS {
+            if qos == QoS::ExactlyOnce && reason == Reason::SUCCESS {
                 self.answered.insert(packet, is_of_connection);
             } else {
                 self.received -= usize::from(is_of_connection);
@@ -728,7 +728,9 @@ impl Inflight {
     /// Nobody is there to be told what is safe by now: the device will send it again, and what was taken of QoS 2 is answered
     /// then.
     pub(super) fn forget_answered(&mut self) {
-        let taken = |inbound: &&Inbound| inbound.qos == 2 && inbound.state == Receiving::Settled(Reason::SUCCESS);
+        let taken = |inbound: &&Inbound| {
+            inbound.qos == QoS::ExactlyOnce && inbound.state == Receiving::Settled(Reason::SUCCESS)
+        };
         self.answered.extend(self.inbound.iter().filter(taken).map(|inbound| (inbound.packet, false)));
         self.inbound.retain(|inbound| matches!(inbound.state, Receiving::Waiting(_)));
     }
@@ -744,7 +746,7 @@ impl Inflight {
         self.greeting = None;
         self.replies = VecDeque::new();
         self.forget_answered();
-        self.inbound.retain(|inbound| inbound.qos == 2);
+        self.inbound.retain(|inbound| inbound.qos == QoS::ExactlyOnce);
         self.received = 0;
         self.inbound.iter_mut().for_each(|inbound| inbound.is_of_connection = false);
         self.answered.values_mut().for_each(|is_of_connection| *is_of_connection = false);
@@ -757,7 +759,7 @@ impl Inflight {
         self.drop_waiting(released);
         self.is_stalled = false;
         // Those without an acknowledgement are for whoever is there.
-        self.queue.retain(|delivery| delivery.qos > 0);
+        self.queue.retain(|delivery| delivery.qos.is_acknowledged());
         self.kept = self.queue.len();
         self.kept_bytes = self.queue.iter().map(|delivery| delivery.publication.bytes()).sum();
     }
@@ -769,7 +771,7 @@ impl Inflight {
         let (kept, waiting) = (self.queue.iter().take(self.kept), self.queue.iter().skip(self.kept));
         assert_eq!(self.kept_bytes, kept.clone().map(|delivery| delivery.publication.bytes()).sum::<usize>());
         assert!(kept.clone().all(|delivery| delivery.token == NOTHING), "what is kept is settled");
-        assert!(waiting.clone().all(|delivery| delivery.token != NOTHING && delivery.qos > 0));
+        assert!(waiting.clone().all(|delivery| delivery.token != NOTHING && delivery.qos.is_acknowledged()));
         assert!(is_online || waiting.clone().count() == 0, "publishers wait for a device that is away");
         assert_eq!(self.pace.is_some(), waiting.count() > 0, "whoever is waited for is watched");
         let own = self.inbound.iter().filter(|inbound| inbound.is_of_connection).count();

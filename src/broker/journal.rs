@@ -21,6 +21,7 @@ use super::coalesce::coalesce;
 use super::inflight::Delivery;
 use super::settlement::Token;
 use super::staging::Prepared;
+use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, SessionKey};
 use crate::link::{ChangeMark, Changes, Publication, SessionId, WorkerId};
 use crate::time::{Moment, Timeline};
@@ -186,7 +187,7 @@ impl Journal {
 
     /// Gives a message its number in its session, and records it; with a `packet` it is sent under that.
     pub(super) fn record_message(&mut self, session: SessionKey, delivery: &mut Delivery, packet: Option<u16>) {
-        debug_assert!(delivery.number == 0 && delivery.qos > 0);
+        debug_assert!(delivery.number == 0 && delivery.qos.is_acknowledged());
         self.numbers += 1;
         delivery.number = self.numbers;
         let message = Box::new(image::Message {
@@ -195,7 +196,7 @@ impl Journal {
             qos: delivery.qos,
             retain: delivery.retain,
             identifiers: delivery.identifiers.as_slice().to_vec(),
-            origin: if delivery.qos == 2 { delivery.publication.origin } else { 0 },
+            origin: if delivery.qos == QoS::ExactlyOnce { delivery.publication.origin } else { 0 },
             publication: self.publication(&delivery.publication),
         });
         self.record(Change::Queued { session, message });

@@ -658,7 +658,7 @@ impl Broker {
         let stored = self.sessions.stored(session);
         let own = self.routing.subscriptions.filters(session).map(|(filter, subscriber)| {
             let filter: Box<str> = filter.into();
-            (filter, subscriber.qos())
+            (filter, subscriber.qos() as u8)
         });
         let mut left = filter_bytes;
         let fits = |(filter, _): &(Box<str>, u8)| {

@@ -8,6 +8,7 @@ use super::inflight::{Delivery, Identifiers};
 use super::retained::Position;
 use super::settlement::NOTHING;
 use super::subscriptions::Subscriber;
+use crate::codec::mqtt::QoS;
 use crate::link::Publication;
 
 /// The retained messages of one subscription.
@@ -29,7 +30,7 @@ pub(super) struct Replay {
 
 impl Replay {
     /// The quality of service of its messages at most.
-    pub(super) fn qos(&self) -> u8 {
+    pub(super) fn qos(&self) -> QoS {
         self.subscriber.qos()
     }
 
@@ -212,7 +213,7 @@ mod tests {
         replays.remove("b");
         replays.set_position(Position::At("x".into()));
         let (filter, replay) = replays.first().unwrap();
-        assert!(&**filter == "a" && replay.qos() == 2 && matches!(replay.position(), Position::At(_)));
+        assert!(&**filter == "a" && replay.qos() == QoS::ExactlyOnce && matches!(replay.position(), Position::At(_)));
         assert_eq!(order(&mut replays), [("a".to_owned(), 9)]);
     }
 }

@@ -15,7 +15,7 @@ use super::staging::Prepared;
 use super::subscriptions::{Subscriber, Subscriptions};
 use super::{Bounds, Broker, RequestEnd, TOMBSTONE_PART};
 use crate::codec::mqtt::subscribe::Options;
-use crate::codec::mqtt::{Reason, topic};
+use crate::codec::mqtt::{QoS, Reason, topic};
 use crate::config::budget::FILTER_BYTES;
 use crate::image::{self, Change};
 use crate::link::{Choice, Passed, Publication, SessionId, ShardMessage, WorkerId};
@@ -314,7 +314,7 @@ impl Broker {
     /// until it will not.
     pub(super) fn push(&mut self, session: u32, delivery: Delivery) {
         self.settlements.add(delivery.token);
-        if delivery.qos == 2 && delivery.publication.origin != 0 && delivery.number == 0 {
+        if delivery.qos == QoS::ExactlyOnce && delivery.publication.origin != 0 && delivery.number == 0 {
             return self.stage(session, delivery);
         }
         self.deliveries.push(session, self.sessions[session].generation, delivery);

@@ -28,7 +28,7 @@ use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 use slab::Slab;
 
-use crate::codec::mqtt::topic;
+use crate::codec::mqtt::{QoS, topic};
 use crate::pool::ALLOCATION_BYTES;
 use places::{Few, Place, Places};
 pub use walk::Walk;
@@ -45,10 +45,15 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// The quality of service granted: 0, 1 or 2.
+    /// The quality of service granted.
     #[must_use]
-    pub const fn qos(&self) -> u8 {
-        self.options & 0b11
+    pub const fn qos(&self) -> QoS {
+        match self.options & 0b11 {
+            0 => QoS::AtMostOnce,
+            1 => QoS::AtLeastOnce,
+            // No SUBSCRIBE has 3: it is not decoded.
+            _ => QoS::ExactlyOnce,
+        }
     }
 }
 

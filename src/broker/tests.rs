@@ -44,7 +44,7 @@ impl Broker {
 #[test]
 fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_went_before() {
     const COUNT: u32 = 2_000;
-    for qos in [0, 1, 2] {
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
         let mut world = World::new(7);
         let worker = world.devices[0].worker;
         world.shards[worker].bounds.messages = 5;
@@ -55,7 +55,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         }
         world.connect(0);
         let session = world.session_of(0).unwrap();
-        let options = Options::plain(QoS::try_from(qos).unwrap());
+        let options = Options::plain(qos);
         assert_eq!(world.shards[worker].subscribe_one(session, "kept/#", options, 0), Granted::Subscribed);
         // One is replaced before its turn: what comes is the new one, once, as the live message that it is.
         let mut publication = world.publication("kept/01999", qos);
@@ -96,7 +96,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
         }
         assert!(
             kept.iter().copied().eq(1..COUNT),
-            "QoS {qos}: {} of {} came, or in another order",
+            "{qos:?}: {} of {} came, or in another order",
             kept.len(),
             COUNT - 1
         );
@@ -134,7 +134,7 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
     let worker = world.devices[0].worker;
     let other = (1..world.devices.len()).find(|&device| world.devices[device].worker == worker).unwrap();
     let retain = |world: &mut World, topic: &str| {
-        let mut publication = world.publication(topic, 0);
+        let mut publication = world.publication(topic, QoS::AtMostOnce);
         publication.retain = true;
         world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
     };
@@ -182,7 +182,7 @@ fn walk_for_retained_messages_is_bounded_in_a_turn_and_others_take_turns_with_it
 fn retained_message_comes_once_for_each_packet_that_asks() {
     let mut world = World::new(7);
     let worker = world.devices[0].worker;
-    let mut publication = world.publication("r", 0);
+    let mut publication = world.publication("r", QoS::AtMostOnce);
     publication.retain = true;
     world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
     world.connect(0);
@@ -237,7 +237,7 @@ fn publication_through_many_filters_goes_on_in_later_turns_and_holds_up_no_other
     world.shards[worker].subscribe_one(sessions[1], "#", options, 0);
     let deep = format!("{}z", "a/".repeat(LEVELS));
     let publish = |world: &mut World, topic: &str| {
-        let mut publication = world.publication(topic, 1);
+        let mut publication = world.publication(topic, QoS::AtLeastOnce);
         publication.publisher = Some(world.shards[worker].id(sessions[0]));
         let shard = &mut world.shards[worker];
         let ticket = shard.request(u64::from(message_of(&publication.payload)));
@@ -296,7 +296,8 @@ fn session_with_many_subscriptions_ends_in_steps_and_gets_nothing_meanwhile() {
     let mut turns = 0;
     while shard.has_deliveries() {
         for number in [0, 19_999] {
-            let publication = crate::link::Publication::plain(format!("{number}/x"), bytes::Bytes::new(), 0);
+            let publication =
+                crate::link::Publication::plain(format!("{number}/x"), bytes::Bytes::new(), QoS::AtMostOnce);
             shard.publish(publication, Ticket::NOBODY, counters);
         }
         assert!(turns == 0 || shard.sessions.len() == 0);
@@ -356,7 +357,7 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
         shard.detach(connection, &format!("{connection}"), false, now, counters);
     }
     for _ in 0..500 {
-        let publication = crate::link::Publication::plain("all", bytes::Bytes::from(vec![0; 2_000]), 1);
+        let publication = crate::link::Publication::plain("all", bytes::Bytes::from(vec![0; 2_000]), QoS::AtLeastOnce);
         shard.publish(publication, Ticket::NOBODY, counters);
         shard.begin_turn();
         for batch in shard.next_deliveries(1_000) {
@@ -372,7 +373,7 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     }
     // Wills: a short one is part of its session, a long one must find room.
     let will = |bytes: usize| {
-        let publication = crate::link::Publication::plain("w", bytes::Bytes::from(vec![0; bytes]), 1);
+        let publication = crate::link::Publication::plain("w", bytes::Bytes::from(vec![0; bytes]), QoS::AtLeastOnce);
         Will { publication, expiry_s: None, delay_s: 0 }
     };
     assert!(shard.has_room_for(&will(30)) && shard.has_room_for(&will(4_000)) && !shard.has_room_for(&will(100_000)));

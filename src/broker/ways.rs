@@ -186,7 +186,7 @@ mod tests {
     const THERE: WorkerId = WorkerId(1);
 
     fn passed(bytes: usize) -> Passed {
-        let publication = Publication::plain("t", Bytes::from(vec![0; bytes - 1]), 1);
+        let publication = Publication::plain("t", Bytes::from(vec![0; bytes - 1]), crate::link::QoS::AtLeastOnce);
         Passed { publication: Arc::new(publication), token: 1, choice: None }
     }
 

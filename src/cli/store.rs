@@ -168,7 +168,7 @@ fn messages(reader: &Reader) -> Result<(), CliError> {
                 let mut line = json!({"kind": "message", "device": device, "number": message.number});
                 let object = line.as_object_mut().expect("an object");
                 object.insert("packet".into(), message.packet.into());
-                object.insert("delivery_qos".into(), message.qos.into());
+                object.insert("delivery_qos".into(), (message.qos as u8).into());
                 describe(&message.publication, object);
                 lines.push(&line);
             }
@@ -193,7 +193,7 @@ fn retained(reader: &Reader) -> Result<(), CliError> {
 
 fn describe(publication: &Publication, line: &mut Map<String, Value>) {
     line.insert("topic".into(), (&*publication.topic).into());
-    line.insert("qos".into(), publication.qos.into());
+    line.insert("qos".into(), (publication.qos as u8).into());
     line.insert("expires_ms".into(), publication.expires_ms.into());
     put_payload(&publication.payload, line);
 }

@@ -26,7 +26,7 @@ use super::{
     Change, Head, ImageError, Message, Outstanding, Profile, Publication, Received, Session, SessionKey, Subscription,
     Will,
 };
-use crate::codec::mqtt::{Options, Properties, REMAINING_MAX, Version, topic};
+use crate::codec::mqtt::{Options, Properties, QoS, REMAINING_MAX, Version, topic};
 use crate::wire::{Reader, Tagged, Writer};
 
 /// The tags of what stands on its own.
@@ -72,15 +72,15 @@ macro_rules! on_its_own {
 
 on_its_own!(Publication: PUBLICATION, Head: HEAD, Session: SESSION, Change: CHANGE);
 
-fn put_delivery(qos: u8, retain: bool, out: &mut Writer) {
-    out.u8(qos & QOS_BITS | if retain { RETAIN_BIT } else { 0 });
+fn put_delivery(qos: QoS, retain: bool, out: &mut Writer) {
+    out.u8(qos as u8 | if retain { RETAIN_BIT } else { 0 });
 }
 
-fn get_delivery(from: &mut Reader) -> Result<(u8, bool), ImageError> {
+fn get_delivery(from: &mut Reader) -> Result<(QoS, bool), ImageError> {
     let byte = from.u8()?;
     ensure(byte & !(QOS_BITS | RETAIN_BIT) == 0, "bits are set that mean nothing")?;
-    ensure(byte & QOS_BITS <= 2, "the QoS is 3")?;
-    Ok((byte & QOS_BITS, byte & RETAIN_BIT != 0))
+    let qos = QoS::try_from(byte & QOS_BITS).map_err(|()| ImageError::Content("the QoS is 3"))?;
+    Ok((qos, byte & RETAIN_BIT != 0))
 }
 
 impl Publication {

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::codec::mqtt::QoS;
 use crate::wire::WireError;
 
 /// What a row, an entry or a packet of each takes beside its texts, in bytes: what it counts where changes are bounded.
@@ -44,7 +45,7 @@ pub struct Publication {
     /// The payload: opaque bytes.
     pub payload: Bytes,
     /// The quality of service with which it was published: 0, 1 or 2.
-    pub qos: u8,
+    pub qos: QoS,
     /// Whether it was published to be retained.
     pub retain: bool,
     /// The encoded MQTT 5 properties that go along with it unaltered; often empty.
@@ -119,7 +120,7 @@ pub struct Message {
     /// The packet identifier under which it was sent; `None`: it was not sent.
     pub packet: Option<u16>,
     /// The quality of service of this delivery: 1 or 2, or 0 where it waits for a device without being acknowledged.
-    pub qos: u8,
+    pub qos: QoS,
     /// Whether it carries RETAIN.
     pub retain: bool,
     /// The Subscription Identifiers of the subscriptions that matched, each at least 1.
@@ -190,7 +191,7 @@ pub struct SentMessage {
     /// Its packet identifier.
     pub packet: u16,
     /// The quality of service of this delivery: 1 or 2.
-    pub qos: u8,
+    pub qos: QoS,
     /// Its bytes: topic, properties and payload.
     pub bytes: u64,
 }

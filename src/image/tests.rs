@@ -15,7 +15,7 @@ fn publication(topic: &str, payload: &'static [u8]) -> Publication {
     Publication {
         topic: topic.into(),
         payload: Bytes::from_static(payload),
-        qos: 2,
+        qos: QoS::ExactlyOnce,
         retain: true,
         // Content Type "text/x", User Property "a": "b".
         properties: (*b"\x03\0\x06text/x\x26\0\x01a\0\x01b").into(),
@@ -49,7 +49,7 @@ fn head() -> Head {
 fn message(number: u64, packet: Option<u16>) -> Message {
     let publication = Arc::new(publication("site/4/set", b"on"));
     let identifiers = vec![7, 268_435_455];
-    Message { number, packet, qos: 1, retain: false, identifiers, publication, origin: 5 }
+    Message { number, packet, qos: QoS::AtLeastOnce, retain: false, identifiers, publication, origin: 5 }
 }
 
 fn session() -> Session {

@@ -20,6 +20,7 @@ pub mod trace;
 
 use std::fmt;
 
+pub use crate::codec::mqtt::QoS;
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes, Load, Loaded};
 pub use command::{DeviceFilter, Downlink, WorkerCommand};

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::QoS;
 use super::{Exchange, WorkerId};
 use crate::time::Moment;
 
@@ -26,7 +27,7 @@ pub struct Publication {
     /// The payload: opaque bytes.
     pub payload: Bytes,
     /// The quality of service with which it was published: 0, 1 or 2.
-    pub qos: u8,
+    pub qos: QoS,
     /// Whether it was published to be retained.
     pub retain: bool,
     /// The encoded MQTT 5 properties that go along with it unaltered ([MQTT-3.3.2-4] and those after it); often empty.
@@ -47,7 +48,7 @@ pub struct Publication {
 impl Publication {
     /// One from the owner to whoever has subscribed, and nothing more: not retained, without properties, never stale.
     #[must_use]
-    pub fn plain(topic: impl Into<Box<str>>, payload: Bytes, qos: u8) -> Self {
+    pub fn plain(topic: impl Into<Box<str>>, payload: Bytes, qos: QoS) -> Self {
         Self {
             topic: topic.into(),
             payload,
@@ -67,7 +68,7 @@ impl Publication {
     #[must_use]
     pub fn withdrawal(&self) -> Self {
         let stamp = Exchange::withdrawal_of(self.stamp);
-        Self { retain: true, stamp, ..Self::plain(self.topic.clone(), Bytes::new(), 0) }
+        Self { retain: true, stamp, ..Self::plain(self.topic.clone(), Bytes::new(), QoS::AtMostOnce) }
     }
 
     /// What it counts as where messages are bounded by bytes.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Shard;
 use crate::broker::{DueWill, Recording, RequestEnd, Ticket};
-use crate::codec::mqtt::topic;
+use crate::codec::mqtt::{QoS, topic};
 use crate::config::Protocol;
 use crate::connection::{Connection, Termination};
 use crate::image;
@@ -184,12 +184,12 @@ impl Shard {
         let Some(subscriber) = self.broker.subscription_for(session, &downlink.topic) else {
             return Outcome::Refused("the device has not subscribed to this topic");
         };
-        if request.is_some() && subscriber.qos() == 0 {
+        if request.is_some() && !subscriber.qos().is_acknowledged() {
             return Outcome::Refused(
                 "the device has subscribed to this topic with QoS 0, which has no acknowledgements",
             );
         }
-        let qos = u8::from(request.is_some());
+        let qos = if request.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce };
         let publication = Publication::plain(downlink.topic.clone(), downlink.payload.clone(), qos);
         self.counters.add(Metric::MessagesSent, 1);
         self.broker.write_to(session, Arc::new(publication), subscriber, request.unwrap_or(0));

@@ -141,7 +141,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::link::{ChangeMark, WorkerId};
+    use crate::link::{ChangeMark, QoS, WorkerId};
 
     const SESSION: SessionKey = SessionKey(7);
 
@@ -149,14 +149,21 @@ mod tests {
         let publication = Publication {
             topic: "a".into(),
             payload: Bytes::from_static(b"x"),
-            qos: 1,
+            qos: QoS::AtLeastOnce,
             retain: false,
             properties: Box::default(),
             expires_ms: None,
         };
         let publication = Arc::new(publication);
-        let message =
-            Message { number, packet: None, qos: 1, retain: false, identifiers: Vec::new(), publication, origin: 0 };
+        let message = Message {
+            number,
+            packet: None,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            identifiers: Vec::new(),
+            publication,
+            origin: 0,
+        };
         Change::Queued { session: SESSION, message: Box::new(message) }
     }
 

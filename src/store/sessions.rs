@@ -17,6 +17,7 @@ use crate::image::{
     Head, ImageError, KeptSession, Message, Outstanding, Publication, Received, SentMessage, SessionKey, Subscription,
     Waiting,
 };
+use crate::link::QoS;
 
 /// RETAIN in the column `delivery`; the lower bits are the QoS.
 const RETAIN_BIT: u8 = 0b100;
@@ -279,7 +280,7 @@ fn keep_queues(
     for (&(SessionKey(key), number), row) in &plan.queue {
         match *row {
             Row::Insert { message, packet, is_released } => {
-                let delivery = message.qos | if message.retain { RETAIN_BIT } else { 0 };
+                let delivery = message.qos as u8 | if message.retain { RETAIN_BIT } else { 0 };
                 let body = inserted.get(&Arc::as_ptr(&message.publication)).filter(|_| !is_released);
                 let bytes = if is_released { 0 } else { message.publication.bytes() as u64 };
                 let identifiers = identifiers_of(message).filter(|_| !is_released);
@@ -384,7 +385,7 @@ pub(super) fn read_sessions(connection: &Connection, mut each: impl FnMut(KeptSe
                 (true, Some(packet)) => session.outstanding.push(Outstanding { number, packet }),
                 (true, None) => return Err(Unreadable::Image(format!("number {number} of session {key} is none"))),
                 (false, Some(packet)) => {
-                    let qos = row.get::<_, u8>(5)? & !RETAIN_BIT;
+                    let qos = qos_of(row.get(5)?, number)?;
                     session.sent.push(SentMessage { number, packet, qos, bytes: row.get(4)? });
                 }
                 (false, None) => {
@@ -488,12 +489,17 @@ fn message_of(row: &SqlRow<'_>, shared: &mut SharedBodies) -> Result<Message, Un
     Ok(Message {
         number,
         packet: row.get(1)?,
-        qos: delivery & !RETAIN_BIT,
+        qos: qos_of(delivery, number)?,
         retain: delivery & RETAIN_BIT != 0,
         identifiers: identifiers.iter().map(|identifier| u32::from_be_bytes(*identifier)).collect(),
         origin: row.get(5)?,
         publication,
     })
+}
+
+/// The QoS in the byte that says how a message is delivered.
+fn qos_of(delivery: u8, number: u64) -> Result<QoS, Unreadable> {
+    QoS::try_from(delivery & !RETAIN_BIT).map_err(|()| Unreadable::Image(format!("number {number} has no QoS")))
 }
 
 /// Every retained message, in the order of topics.

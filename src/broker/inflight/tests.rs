@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 
-fn delivery(qos: u8, request: u64) -> Delivery {
+fn delivery(qos: QoS, request: u64) -> Delivery {
     let publication = Publication::plain("t", Bytes::from_static(b"12345"), qos);
     Delivery {
         publication: Arc::new(publication),
@@ -20,12 +20,12 @@ fn delivery(qos: u8, request: u64) -> Delivery {
 #[test]
 fn qos_2_out_is_released_once_and_a_request_is_answered_by_the_first_word() {
     let mut inflight = Inflight::default();
-    inflight.begin(7, delivery(2, 99));
+    inflight.begin(7, delivery(QoS::ExactlyOnce, 99));
     assert_eq!(inflight.handle_pubrec(7, false), Ok(Some(99)));
     assert_eq!(inflight.handle_pubrec(7, false), Ok(Some(0)));
     assert_eq!((inflight.handle_pubcomp(7), inflight.handle_pubcomp(7)), (Ok(true), Ok(false)));
     assert!(inflight.is_empty());
-    inflight.begin(8, delivery(2, 0));
+    inflight.begin(8, delivery(QoS::ExactlyOnce, 0));
     assert_eq!(inflight.handle_pubrec(8, true), Ok(Some(0)));
     assert!(inflight.is_empty());
 }
@@ -33,15 +33,15 @@ fn qos_2_out_is_released_once_and_a_request_is_answered_by_the_first_word() {
 #[test]
 fn an_acknowledgement_that_a_message_does_not_wait_for_is_wrong() {
     let mut inflight = Inflight::default();
-    inflight.begin(1, delivery(1, 0));
-    inflight.begin(2, delivery(2, 0));
+    inflight.begin(1, delivery(QoS::AtLeastOnce, 0));
+    inflight.begin(2, delivery(QoS::ExactlyOnce, 0));
     assert_eq!((inflight.handle_pubrec(1, false), inflight.handle_pubcomp(1)), (Err(WrongAck), Err(WrongAck)));
     assert_eq!((inflight.handle_puback(2), inflight.handle_pubcomp(2)), (Err(WrongAck), Err(WrongAck)));
     assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
     assert_eq!((inflight.handle_puback(2), inflight.handle_pubrec(2, true)), (Err(WrongAck), Err(WrongAck)));
     assert_eq!((inflight.handle_puback(9), inflight.handle_pubrec(9, false)), (Ok(None), Ok(None)), "late, not wrong");
-    inflight.receive(1, 1, Receiving::Waiting(1));
-    inflight.receive(2, 2, Receiving::Waiting(2));
+    inflight.receive(1, QoS::AtLeastOnce, Receiving::Waiting(1));
+    inflight.receive(2, QoS::ExactlyOnce, Receiving::Waiting(2));
     assert_eq!((inflight.handle_pubrel(1), inflight.handle_pubrel(2)), (Err(WrongAck), Err(WrongAck)));
     inflight.settle(1, 1, Reason::SUCCESS);
     inflight.settle(2, 2, Reason::SUCCESS);
@@ -54,7 +54,7 @@ fn an_acknowledgement_that_a_message_does_not_wait_for_is_wrong() {
 fn after_a_reconnect_everything_goes_again_in_its_order() {
     let mut inflight = Inflight::default();
     for packet in 1..=3 {
-        inflight.begin(packet, delivery(2, u64::from(packet)));
+        inflight.begin(packet, delivery(QoS::ExactlyOnce, u64::from(packet)));
     }
     assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(2)));
     let mut released = Released::default();
@@ -75,7 +75,7 @@ fn after_a_reconnect_everything_goes_again_in_its_order() {
 fn what_a_former_connection_sent_may_be_acknowledged_before_it_comes_again() {
     let mut inflight = Inflight::default();
     for packet in 1..=5 {
-        inflight.begin(packet, delivery(if packet == 1 { 1 } else { 2 }, 0));
+        inflight.begin(packet, delivery(if packet == 1 { QoS::AtLeastOnce } else { QoS::ExactlyOnce }, 0));
     }
     assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(0)));
     inflight.disconnect(&mut Released::default());
@@ -98,13 +98,13 @@ fn what_a_former_connection_sent_may_be_acknowledged_before_it_comes_again() {
 fn what_counts_against_the_receive_maximum_came_on_this_connection() {
     let mut inflight = Inflight::default();
     for packet in 1..=3 {
-        inflight.receive(packet, 2, Receiving::Settled(Reason::SUCCESS));
+        inflight.receive(packet, QoS::ExactlyOnce, Receiving::Settled(Reason::SUCCESS));
         assert!(inflight.next_answer().is_some());
     }
     assert_eq!(inflight.received(), 3);
     inflight.disconnect(&mut Released::default());
     assert_eq!(inflight.received(), 0);
-    assert!(inflight.receive_again(2, 2) && !inflight.receive_again(2, 2));
+    assert!(inflight.receive_again(2, QoS::ExactlyOnce) && !inflight.receive_again(2, QoS::ExactlyOnce));
     assert_eq!(inflight.received(), 1);
     assert_eq!((inflight.handle_pubrel(1), inflight.received()), (Ok(true), 1), "1 was of the last connection");
     assert_eq!((inflight.handle_pubrel(2), inflight.received()), (Ok(true), 0));
@@ -114,16 +114,19 @@ fn what_counts_against_the_receive_maximum_came_on_this_connection() {
 #[test]
 fn answers_keep_the_order_of_what_they_answer() {
     let mut inflight = Inflight::default();
-    for (packet, qos) in [(1, 1), (2, 2), (3, 1)] {
+    for (packet, qos) in [(1, QoS::AtLeastOnce), (2, QoS::ExactlyOnce), (3, QoS::AtLeastOnce)] {
         inflight.receive(packet, qos, Receiving::Waiting(packet.into()));
     }
     assert!(inflight.settle(3, 3, Reason::SUCCESS) && inflight.settle(2, 2, Reason::SUCCESS));
     assert_eq!(inflight.next_answer(), None);
     assert!(!inflight.settle(1, 9, Reason::SUCCESS), "of another message under this number");
     assert!(inflight.settle(1, 1, Reason::QUOTA_EXCEEDED));
-    assert_eq!(inflight.next_answer(), Some(Answer { packet: 1, qos: 1, reason: Reason::QUOTA_EXCEEDED }));
-    assert_eq!(inflight.next_answer(), Some(Answer { packet: 2, qos: 2, reason: Reason::SUCCESS }));
-    assert_eq!(inflight.next_answer(), Some(Answer { packet: 3, qos: 1, reason: Reason::SUCCESS }));
+    assert_eq!(
+        inflight.next_answer(),
+        Some(Answer { packet: 1, qos: QoS::AtLeastOnce, reason: Reason::QUOTA_EXCEEDED })
+    );
+    assert_eq!(inflight.next_answer(), Some(Answer { packet: 2, qos: QoS::ExactlyOnce, reason: Reason::SUCCESS }));
+    assert_eq!(inflight.next_answer(), Some(Answer { packet: 3, qos: QoS::AtLeastOnce, reason: Reason::SUCCESS }));
     assert_eq!(inflight.next_answer(), None);
     assert!(inflight.is_answered(2) && !inflight.is_answered(1));
     assert_eq!((inflight.handle_pubrel(2), inflight.handle_pubrel(2)), (Ok(true), Ok(false)));
@@ -133,16 +136,20 @@ fn answers_keep_the_order_of_what_they_answer() {
 #[test]
 fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
     let mut inflight = Inflight::default();
-    for (packet, qos) in [(1, 2), (2, 2), (3, 1)] {
+    for (packet, qos) in [(1, QoS::ExactlyOnce), (2, QoS::ExactlyOnce), (3, QoS::AtLeastOnce)] {
         inflight.receive(packet, qos, Receiving::Waiting(packet.into()));
     }
     inflight.settle(2, 2, Reason::SUCCESS);
     inflight.disconnect(&mut Released::default());
-    assert!(inflight.is_unanswered(1, 2) && inflight.is_answered(2) && !inflight.is_unanswered(3, 1));
+    assert!(
+        inflight.is_unanswered(1, QoS::ExactlyOnce)
+            && inflight.is_answered(2)
+            && !inflight.is_unanswered(3, QoS::AtLeastOnce)
+    );
     // The device is back, and has not said it again: it is answered when it does, and once.
     inflight.settle(1, 1, Reason::SUCCESS);
     assert_eq!(inflight.next_answer(), None);
-    assert!(inflight.is_answered(1) && inflight.receive_again(1, 2));
+    assert!(inflight.is_answered(1) && inflight.receive_again(1, QoS::ExactlyOnce));
     inflight.check_invariants(true);
 }
 
@@ -153,10 +160,13 @@ fn bound(messages: usize, bytes: usize) -> QueueBound {
 #[test]
 fn the_queue_is_bounded_by_messages_and_by_bytes() {
     let mut inflight = Inflight::default();
-    assert!(inflight.enqueue(delivery(1, 0), &bound(2, 100), true).is_ok());
-    assert!(inflight.enqueue(delivery(0, 0), &bound(2, 11), true).is_err());
-    assert!(inflight.enqueue(delivery(0, 0), &bound(2, 12), true).is_ok());
-    assert!(inflight.enqueue(delivery(1, 0), &bound(2, 100), true).is_err(), "nobody waits to hear of it");
+    assert!(inflight.enqueue(delivery(QoS::AtLeastOnce, 0), &bound(2, 100), true).is_ok());
+    assert!(inflight.enqueue(delivery(QoS::AtMostOnce, 0), &bound(2, 11), true).is_err());
+    assert!(inflight.enqueue(delivery(QoS::AtMostOnce, 0), &bound(2, 12), true).is_ok());
+    assert!(
+        inflight.enqueue(delivery(QoS::AtLeastOnce, 0), &bound(2, 100), true).is_err(),
+        "nobody waits to hear of it"
+    );
     assert_eq!(inflight.queued(), (2, 12));
     inflight.disconnect(&mut Released::default());
     assert_eq!(inflight.queued(), (1, 6));
@@ -164,7 +174,7 @@ fn the_queue_is_bounded_by_messages_and_by_bytes() {
 }
 
 fn settled(token: Token) -> Delivery {
-    Delivery { token, ..delivery(1, 0) }
+    Delivery { token, ..delivery(QoS::AtLeastOnce, 0) }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 use crate::codec::mqtt::topic;
 
 fn publication(topic: &str, payload: &'static str, stamp: u64) -> Arc<Publication> {
-    let plain = Publication::plain(topic, Bytes::from_static(payload.as_bytes()), 0);
+    let plain = Publication::plain(topic, Bytes::from_static(payload.as_bytes()), crate::link::QoS::AtMostOnce);
     Arc::new(Publication { retain: true, stamp, ..plain })
 }
 

@@ -64,7 +64,8 @@ fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
     turn(&mut shard, &mut store, now, &mut counters);
     shard.handle_safe(store.mark);
     for _ in 0..MESSAGES {
-        let publication = crate::link::Publication::plain("all", Bytes::from(vec![0; 100]), 1);
+        let publication =
+            crate::link::Publication::plain("all", Bytes::from(vec![0; 100]), crate::link::QoS::AtLeastOnce);
         shard.publish(publication, Ticket::NOBODY, &mut counters);
     }
     let most = shard.pool().share(Class::Queues);

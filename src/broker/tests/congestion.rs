@@ -48,12 +48,12 @@ struct Subscriber {
     worker: usize,
     connection: u32,
     filter: &'static str,
-    qos: u8,
+    qos: QoS,
     /// It reads all the time and never goes.
     is_steady: bool,
     is_frozen: bool,
     /// What it was sent and has not acknowledged.
-    pending: VecDeque<(u16, u8)>,
+    pending: VecDeque<(u16, QoS)>,
     got: BTreeSet<u32>,
 }
 
@@ -67,7 +67,7 @@ struct World {
     publishers: Vec<Publisher>,
     subscribers: Vec<Subscriber>,
     /// By message: its topic and QoS.
-    messages: BTreeMap<u32, (&'static str, u8)>,
+    messages: BTreeMap<u32, (&'static str, QoS)>,
     answered: BTreeSet<u32>,
     connections: u32,
     counters: Counters,
@@ -148,10 +148,10 @@ impl World {
         let name = format!("subscriber {number}");
         let worker = home.of(&name).index();
         let (connection, session) = self.attach(worker, &name);
-        let (filter, qos) = (FILTERS[number % FILTERS.len()], 1 + (number % 2) as u8);
+        let (filter, qos) = (FILTERS[number % FILTERS.len()], [QoS::AtLeastOnce, QoS::ExactlyOnce][number % 2]);
         let shard = &mut self.shards[worker];
         shard.begin_subscribe();
-        shard.subscribe_one(session, filter, Options::plain(QoS::try_from(qos).unwrap()), 0);
+        shard.subscribe_one(session, filter, Options::plain(qos), 0);
         self.subscribers.push(Subscriber {
             name,
             worker,
@@ -216,11 +216,11 @@ impl World {
         for _ in 0..self.random.u8(..6) {
             let publisher = &mut self.publishers[number];
             let shard = &mut self.shards[publisher.worker];
-            let qos = self.random.u8(..3);
+            let qos = QoS::try_from(self.random.u8(..3)).unwrap();
             if shard.is_congested() || publisher.is_held {
                 return;
             }
-            if qos > 0 && shard.hold(publisher.session) {
+            if qos.is_acknowledged() && shard.hold(publisher.session) {
                 publisher.is_held = true;
                 return;
             }
@@ -229,7 +229,7 @@ impl World {
             let payload = Bytes::from(message.to_be_bytes().to_vec());
             let mut publication = Publication::plain(topic, payload, qos);
             publication.retain = self.random.u8(..4) == 0;
-            let ticket = if qos == 0 {
+            let ticket = if qos == QoS::AtMostOnce {
                 Ticket::NOBODY
             } else {
                 publisher.next_packet = publisher.next_packet % 60_000 + 1;
@@ -254,7 +254,7 @@ impl World {
             while let Some(answer) = shard.next_answer(session) {
                 let message = publisher.waiting.remove(&answer.packet).expect("an answer to what was asked");
                 assert!(self.answered.insert(message), "message {message} is answered twice");
-                if answer.qos == 2 && answer.reason == crate::codec::mqtt::Reason::SUCCESS {
+                if answer.qos == QoS::ExactlyOnce && answer.reason == crate::codec::mqtt::Reason::SUCCESS {
                     assert_eq!(shard.handle_pubrel(session, answer.packet), Ok(true));
                 }
             }
@@ -270,7 +270,7 @@ impl World {
             let shard = &mut self.shards[worker];
             let Some(session) = shard.of(subscriber.connection) else { continue };
             for (packet, qos) in subscriber.pending.drain(..) {
-                if qos == 1 {
+                if qos == QoS::AtLeastOnce {
                     assert_eq!(shard.handle_puback(session, packet, |_| {}), Ok(true));
                 } else {
                     assert_eq!(shard.handle_pubrec(session, packet, false, |_| {}), Ok(true));
@@ -301,7 +301,7 @@ impl World {
                 let Packet::Publish(publish) = packet else { continue };
                 subscriber.got.insert(message_of(publish.payload));
                 if publish.qos != QoS::AtMostOnce {
-                    subscriber.pending.push_back((publish.packet_id, publish.qos as u8));
+                    subscriber.pending.push_back((publish.packet_id, publish.qos));
                 }
             }
         }
@@ -403,8 +403,8 @@ impl World {
             }
         }
         for subscriber in self.subscribers.iter().filter(|known| known.is_steady && !known.filter.starts_with('$')) {
-            let owed = |(_, (topic, qos)): &(&u32, &(&str, u8))| {
-                (*qos).min(subscriber.qos) > 0 && mqtt::topic::matches(subscriber.filter, topic)
+            let owed = |(_, (topic, qos)): &(&u32, &(&str, QoS))| {
+                (*qos).min(subscriber.qos).is_acknowledged() && mqtt::topic::matches(subscriber.filter, topic)
             };
             let lost: Vec<&u32> = self
                 .messages
@@ -439,7 +439,7 @@ fn every_world_drains_and_whoever_reads_loses_nothing() {
         messages += world.messages.len();
         stalled += world.counters.value(Metric::Stalled);
         refused += world.counters.value(Metric::RetainedRefused);
-        let answered = world.messages.values().filter(|(_, qos)| *qos > 0).count();
+        let answered = world.messages.values().filter(|(_, qos)| qos.is_acknowledged()).count();
         assert_eq!(world.answered.len(), answered, "seed {seed}");
     }
     assert!(messages > 40_000, "too little happened: {messages} messages");

@@ -22,7 +22,7 @@ const KEPT: [&str; CLIENTS] = ["kept/0", "kept/1", "kept/2", "kept/3", "kept/4"]
 struct Out {
     packet: u16,
     number: u32,
-    qos: u8,
+    qos: QoS,
     topic: &'static str,
     /// It went on this connection.
     is_sent: bool,
@@ -53,7 +53,7 @@ struct Client {
 struct Published {
     by: usize,
     topic: &'static str,
-    qos: u8,
+    qos: QoS,
     /// Clients that had subscribed by then.
     owed: Vec<usize>,
 }
@@ -230,9 +230,9 @@ impl World {
             return;
         }
         let (topic, qos) = if self.random.u8(..6) == 0 {
-            (KEPT[number], 1)
+            (KEPT[number], QoS::AtLeastOnce)
         } else {
-            (TOPICS[self.random.usize(..TOPICS.len())], self.random.u8(1..=2))
+            (TOPICS[self.random.usize(..TOPICS.len())], QoS::try_from(self.random.u8(1..=2)).unwrap())
         };
         let message = self.published.len() as u32 + 1;
         let owed = (0..CLIENTS).filter(|&one| self.clients[one].has_subscribed && TOPICS.contains(&topic)).collect();
@@ -288,7 +288,7 @@ impl World {
     fn send(&mut self, number: usize, worker: usize, session: u32, out: &Out) {
         let shard = &mut self.shards[worker];
         self.clients[number].out.iter_mut().filter(|one| one.packet == out.packet).for_each(|one| one.is_dup = true);
-        if (out.qos == 2 || out.is_dup)
+        if (out.qos == QoS::ExactlyOnce || out.is_dup)
             && let Some(known) = shard.receiving(session, out.packet, out.qos)
         {
             shard.receive_again(session, out.packet, out.qos);
@@ -306,11 +306,11 @@ impl World {
         shard.publish(publication, ticket, &mut self.counters);
     }
 
-    fn hear_answer(&mut self, number: usize, worker: usize, session: u32, packet: u16, qos: u8) {
+    fn hear_answer(&mut self, number: usize, worker: usize, session: u32, packet: u16, qos: QoS) {
         let client = &mut self.clients[number];
         let place = client.out.iter().position(|out| out.packet == packet).expect("what is answered was sent");
         client.acknowledged.insert(client.out[place].number);
-        if qos == 1 {
+        if qos == QoS::AtLeastOnce {
             client.out.remove(place);
         } else {
             client.out[place].is_received = true;
@@ -563,7 +563,10 @@ impl World {
                 assert!(self.clients[published.by].acknowledged.contains(number));
                 let is_owed = published.owed.contains(&number_of_client);
                 assert!(count > 0 || !is_owed, "seed {seed}: {name} never got {number} of {by}");
-                assert!(count <= 1 || published.qos == 1, "seed {seed}: {name} got {number} of {by} twice");
+                assert!(
+                    count <= 1 || published.qos == QoS::AtLeastOnce,
+                    "seed {seed}: {name} got {number} of {by} twice"
+                );
             }
             // In order for each publisher, topic and quality, of what it had subscribed to when it went for the first time.
             let mut latest = HashMap::new();
@@ -573,7 +576,7 @@ impl World {
                     continue;
                 }
                 let before = latest.insert((by, topic, qos), number);
-                let what = format!("{} of {by} under {topic} at QoS {qos}", client.name);
+                let what = format!("{} of {by} under {topic} at {qos:?}", client.name);
                 assert!(before.is_none_or(|before| before < number), "seed {seed}: {what}: {number} behind {before:?}");
             }
         }

@@ -37,7 +37,7 @@ pub struct Testament {
 /// What a subscription has made of a message.
 #[derive(Clone, Copy)]
 struct Grant {
-    qos: u8,
+    qos: QoS,
     expires: Option<Moment>,
 }
 
@@ -57,7 +57,7 @@ pub struct Device {
     /// What is still to be published, should it be.
     pub will: Option<Testament>,
     /// What it has subscribed to, and the QoS.
-    pub subscriptions: BTreeMap<&'static str, u8>,
+    pub subscriptions: BTreeMap<&'static str, QoS>,
     /// By message: how often it was received.
     pub received: HashMap<u32, u32>,
     /// Messages whose QoS and subscription say that they must have come by the end.
@@ -127,7 +127,7 @@ impl Device {
         let Some(granted) = matching.map(|(_, granted)| *granted).max() else { return };
         let qos = granted.min(publication.qos);
         self.may_get.insert(message, Grant { qos, expires: publication.expires });
-        if qos > 0 {
+        if qos.is_acknowledged() {
             self.owed.insert(message);
         }
     }
@@ -136,7 +136,7 @@ impl Device {
     pub fn note_sent(&mut self, publish: &mqtt::Publish, now: Moment) {
         let (name, message) = (&self.name, message_of(publish.payload));
         let Some(&grant) = self.may_get.get(&message) else { panic!("{name} was sent message {message}") };
-        assert_eq!(publish.qos as u8, grant.qos, "{name}, message {message}");
+        assert_eq!(publish.qos, grant.qos, "{name}, message {message}");
         // What was sent once goes again however old it is (v5 4.4); what was not, does not when it has expired.
         assert_eq!(!self.sent.insert(message), publish.dup, "{name} was sent message {message} anew, or not yet");
         let told = publish.properties.message_expiry_interval();

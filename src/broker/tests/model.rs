@@ -173,7 +173,7 @@ impl World {
     }
 
     fn make_will(&mut self) -> Will {
-        let publication = self.publication(WILL_TOPIC, 1);
+        let publication = self.publication(WILL_TOPIC, QoS::AtLeastOnce);
         let delay_s = if self.random.bool() { 0 } else { self.random.u32(1..=6) };
         let expiry_s = (self.random.u8(..4) == 0).then(|| self.random.u32(1..=20));
         Will { publication, expiry_s, delay_s }
@@ -213,11 +213,11 @@ impl World {
 
     fn subscribe(&mut self, number: usize) {
         let filter = FILTERS[self.random.usize(..FILTERS.len())];
-        let qos = self.random.u8(..3);
+        let qos = QoS::try_from(self.random.u8(..3)).unwrap();
         // Whether a message that is on its way meets the subscription is not told by anybody: it waits.
         self.settle();
         let Some(session) = self.session_of(number) else { return };
-        let options = Options::plain(QoS::try_from(qos).unwrap());
+        let options = Options::plain(qos);
         let device = &mut self.devices[number];
         assert_eq!(self.shards[device.worker].subscribe_one(session, filter, options, 0), Granted::Subscribed);
         device.subscriptions.insert(filter, qos);
@@ -238,7 +238,7 @@ impl World {
             return;
         }
         let topic = TOPICS[self.random.usize(..TOPICS.len())];
-        let qos = self.random.u8(..3);
+        let qos = QoS::try_from(self.random.u8(..3)).unwrap();
         let mut publication = self.publication(topic, qos);
         if self.random.u8(..4) == 0 {
             publication.expires = Some(self.now.plus(Duration::from_secs(self.random.u64(1..=20))));
@@ -247,7 +247,7 @@ impl World {
     }
 
     /// A message with a number of its own.
-    pub fn publication(&mut self, topic: &str, qos: u8) -> Publication {
+    pub fn publication(&mut self, topic: &str, qos: QoS) -> Publication {
         self.coverage.messages += 1;
         Publication::plain(topic, Bytes::from(self.coverage.messages.to_be_bytes().to_vec()), qos)
     }
@@ -258,8 +258,8 @@ impl World {
         assert!(self.published.insert(message), "message {message} of seed {} is published twice", self.seed);
         self.devices.iter_mut().for_each(|device| device.note_published(message, &publication));
         let shard = &mut self.shards[worker];
-        let ticket = if publication.qos > 0 { shard.request(message.into()) } else { Ticket::NOBODY };
-        if publication.qos > 0 {
+        let ticket = if publication.qos.is_acknowledged() { shard.request(message.into()) } else { Ticket::NOBODY };
+        if publication.qos.is_acknowledged() {
             self.unanswered.insert(message.into());
         }
         shard.publish(publication, ticket, &mut self.counters);

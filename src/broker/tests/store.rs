@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, Outstanding, SessionKey};
 use crate::link::{ChangeMark, Changes, Load, Loaded, WorkerId};
 
@@ -226,7 +227,7 @@ impl Log {
         let publication = image::Publication {
             topic: topic.into(),
             payload: vec![random.u8(..)].into(),
-            qos: 1,
+            qos: QoS::AtLeastOnce,
             retain: true,
             properties: Box::default(),
             expires_ms: None,
@@ -253,7 +254,7 @@ impl Log {
                 let message = image::Message {
                     number: self.number,
                     packet: None,
-                    qos: 2,
+                    qos: QoS::ExactlyOnce,
                     retain: false,
                     identifiers: Vec::new(),
                     publication: Arc::new(publication),

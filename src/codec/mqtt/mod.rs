@@ -82,16 +82,24 @@ impl Version {
     }
 }
 
-/// Quality of service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Quality of service: how surely a message arrives (v5 4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum QoS {
-    /// 0.
+    /// 0: it is sent once, and may be lost.
     AtMostOnce = 0,
-    /// 1.
+    /// 1: it is sent until PUBACK comes, and may come twice.
     AtLeastOnce = 1,
-    /// 2.
+    /// 2: it is sent until PUBREC comes, and comes once.
     ExactlyOnce = 2,
+}
+
+impl QoS {
+    /// Whether it is acknowledged.
+    #[must_use]
+    pub const fn is_acknowledged(self) -> bool {
+        !matches!(self, QoS::AtMostOnce)
+    }
 }
 
 impl TryFrom<u8> for QoS {

@@ -300,7 +300,7 @@ fn make_will(will: &mqtt::Will) -> Will {
         publication: Publication {
             retain: will.retain,
             properties: properties.into(),
-            ..Publication::plain(will.topic, bytes::Bytes::copy_from_slice(will.payload), will.qos as u8)
+            ..Publication::plain(will.topic, bytes::Bytes::copy_from_slice(will.payload), will.qos)
         },
         expiry_s: will.properties.message_expiry_interval(),
         delay_s: will.properties.will_delay_interval().unwrap_or(0),

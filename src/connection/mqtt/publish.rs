@@ -53,7 +53,7 @@ impl OpenConnection<'_, '_> {
         }
         let ticket = match publish.qos {
             QoS::AtMostOnce => Ticket::NOBODY,
-            qos => self.cx.broker.receive(session, publish.packet_id, qos as u8),
+            qos => self.cx.broker.receive(session, publish.packet_id, qos),
         };
         let publication = self.make_publication(session, topic, publish);
         if is_full {
@@ -73,7 +73,7 @@ impl OpenConnection<'_, '_> {
         if publish.qos == QoS::AtLeastOnce && !publish.dup {
             return Ok(false);
         }
-        let (packet, qos) = (publish.packet_id, publish.qos as u8);
+        let (packet, qos) = (publish.packet_id, publish.qos);
         let Some(known) = self.cx.broker.receiving(session, packet, qos) else { return Ok(false) };
         if self.cx.broker.receive_again(session, packet, qos) {
             self.check_receive_maximum(session, 0)?;
@@ -124,7 +124,7 @@ impl OpenConnection<'_, '_> {
             expires: expiry.map(|seconds| self.cx.now.plus(Duration::from_secs(seconds.into()))),
             owner: if publish.retain { self.cx.broker.owner(self.device) } else { 0 },
             publisher: Some(self.cx.broker.id(session)),
-            ..Publication::plain(topic, Bytes::copy_from_slice(publish.payload), publish.qos as u8)
+            ..Publication::plain(topic, Bytes::copy_from_slice(publish.payload), publish.qos)
         }
     }
 
@@ -150,7 +150,7 @@ impl OpenConnection<'_, '_> {
         reason: Reason,
     ) -> Result<PacketOutcome, Termination> {
         if publish.qos != QoS::AtMostOnce {
-            self.cx.broker.refuse(session, publish.packet_id, publish.qos as u8, reason);
+            self.cx.broker.refuse(session, publish.packet_id, publish.qos, reason);
             self.encode_answers(session)?;
         }
         Ok(PacketOutcome::Consumed)
@@ -176,9 +176,9 @@ impl OpenConnection<'_, '_> {
         Ok(())
     }
 
-    fn encode_ack(&mut self, session: u32, packet_id: u16, qos: u8, reason: Reason) {
+    fn encode_ack(&mut self, session: u32, packet_id: u16, qos: QoS, reason: Reason) {
         let ack = Ack { packet_id, reason, properties: Properties::EMPTY };
-        self.encode(session, &if qos == 1 { Packet::Puback(ack) } else { Packet::Pubrec(ack) });
+        self.encode(session, &if qos == QoS::AtLeastOnce { Packet::Puback(ack) } else { Packet::Pubrec(ack) });
     }
 }
 

@@ -15,7 +15,7 @@ use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
 use crate::codec::mqtt::topic;
-use crate::link::{Outcome, Publication, WorkerCommand};
+use crate::link::{Outcome, Publication, QoS, WorkerCommand};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,15 +42,13 @@ pub(super) async fn publish(
 ) -> Result<(StatusCode, Json<Published>), ApiError> {
     let order: Order = body::parse(&headers, body)?;
     check_topic(&order.topic, state.config.limits.topic_levels)?;
-    if order.qos > 2 {
-        return Err(ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)));
-    }
+    let qos =
+        QoS::try_from(order.qos).map_err(|()| ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)))?;
     let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
     let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
     // Always the same worker for a topic: what is published under it one after the other arrives so.
     let worker = state.home.of(&order.topic);
-    let publication =
-        Publication { retain: order.retain, expires, ..Publication::plain(order.topic, payload, order.qos) };
+    let publication = Publication { retain: order.retain, expires, ..Publication::plain(order.topic, payload, qos) };
     let publication = Box::new(publication);
 
     let deadline = Instant::now() + ANSWER_MAX;

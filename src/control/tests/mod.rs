@@ -261,7 +261,7 @@ fn play_worker(
             }
             WorkerCommand::Publish { request, publication } => {
                 let Publication { topic, payload, qos, retain, expires, .. } = *publication;
-                say(format!("publish {topic} {} {qos} {retain} {}", shown(&payload), expires.is_some()));
+                say(format!("publish {topic} {} {} {retain} {}", shown(&payload), qos as u8, expires.is_some()));
                 WorkerEvent::Sent { request, outcome: Outcome::Delivered }
             }
             WorkerCommand::Disconnect { request, device } => {

@@ -11,7 +11,7 @@ use super::super::schema;
 use super::super::sessions::{self, Kept};
 use super::*;
 use crate::image::{Change, Head, Message, Outstanding, Profile, Received, SentMessage, Subscription, Waiting, Will};
-use crate::link::{ChangeMark, Doorbell, Inbox, WorkerCommand, mailbox};
+use crate::link::{ChangeMark, Doorbell, Inbox, QoS, WorkerCommand, mailbox};
 
 /// What must be in the file, told by the changes alone.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -189,7 +189,7 @@ impl World {
                 let message = Message {
                     number: *number,
                     packet: None,
-                    qos: 2,
+                    qos: QoS::ExactlyOnce,
                     retain: random.bool(),
                     identifiers,
                     publication,
@@ -264,7 +264,7 @@ fn publication(random: &mut Rng, topic: &str) -> Publication {
     Publication {
         topic: topic.into(),
         payload: vec![b'p'; random.usize(1..900)].into(),
-        qos: 1,
+        qos: QoS::AtLeastOnce,
         retain: false,
         properties: Box::default(),
         expires_ms: random.bool().then(|| random.i64(..)),
@@ -404,7 +404,15 @@ fn what_ended_with_the_process_is_ended_when_the_store_is_opened() {
     let shared = Arc::new(publication(&mut random, "t"));
     let queued = |number, origin| {
         let publication = Arc::clone(&shared);
-        let message = Message { number, packet: None, qos: 2, retain: false, identifiers: vec![], publication, origin };
+        let message = Message {
+            number,
+            packet: None,
+            qos: QoS::ExactlyOnce,
+            retain: false,
+            identifiers: vec![],
+            publication,
+            origin,
+        };
         Change::Queued { session: subscriber, message: Box::new(message) }
     };
     let received = |packet, origin| Change::Received { session: publisher, received: Received { packet, origin } };
@@ -505,8 +513,15 @@ fn without_room_what_makes_room_is_written_and_nothing_is_safe_before_all_of_it_
     let queued = |number| {
         let publication = Publication { payload: vec![7; 20_000].into(), ..publication(&mut Rng::with_seed(1), "t") };
         let publication = Arc::new(publication);
-        let message =
-            Message { number, packet: None, qos: 1, retain: false, identifiers: vec![], publication, origin: 0 };
+        let message = Message {
+            number,
+            packet: None,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            identifiers: vec![],
+            publication,
+            origin: 0,
+        };
         Change::Queued { session, message: Box::new(message) }
     };
     sender.offer(batch(1, vec![Change::Kept(Box::new(head(session, "d", None)))])).unwrap();
