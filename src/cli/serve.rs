@@ -81,7 +81,7 @@ fn print_if_somebody_reads(message: String) {
 async fn attend(gateway: Gateway, mut signals: Signals, log: &Log) -> Result<(), CliError> {
     let mut supervisor = Supervisor::new(gateway.published().to_vec());
     // Only now: whoever is told that the gateway is ready may end it.
-    Supervisor::ready();
+    supervisor.ready();
     let mut ticks = tokio::time::interval(supervisor.interval());
     loop {
         tokio::select! {

@@ -3,10 +3,14 @@
 //! The watchdog is fed only while every worker gets on with what waits for it. An idle event loop looks at its inbox at
 //! least every five seconds; one that has taken nothing from it for twice that is stuck, however often it turns, and only a
 //! restart mends it.
+//!
+//! A thread of its own says all of it: the socket of a supervisor that reads nothing blocks whoever writes to it, and the main
+//! thread must hear signals.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use pulsegate::control::STUCK_AFTER;
 use pulsegate::metrics::{Metric, Published};
 use sd_notify::NotifyState;
@@ -17,12 +21,16 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub const END_MAX: Duration = Duration::from_secs(12);
 /// What the supervisor is asked to wait beyond the goodbyes before it kills.
 const STOP_EXTRA: Duration = Duration::from_secs(15);
+/// What may wait for a supervisor that does not read. More is not said to it.
+const UNSAID_MAX: usize = 16;
 const _: () = assert!(END_MAX.as_secs() < STOP_EXTRA.as_secs());
 
 /// Whoever started the gateway, if it wants to hear of it.
 pub struct Supervisor {
     /// How often it wants to hear at least. None: it does not ask.
     watchdog: Option<Duration>,
+    /// To the thread that tells it.
+    unsaid: Sender<Vec<NotifyState<'static>>>,
     published: Vec<Arc<Published>>,
     pulse: Pulse,
     is_stopping: bool,
@@ -32,7 +40,12 @@ impl Supervisor {
     /// The one that the environment names (`NOTIFY_SOCKET`, `WATCHDOG_USEC`), about the workers behind `published`.
     pub fn new(published: Vec<Arc<Published>>) -> Self {
         let pulse = Pulse::new(published.len(), Instant::now());
-        Self { watchdog: sd_notify::watchdog_enabled(), published, pulse, is_stopping: false }
+        let (unsaid, to_say) = bounded(UNSAID_MAX);
+        let teller = std::thread::Builder::new().name("supervisor".into()).spawn(move || tell(&to_say));
+        if let Err(error) = teller {
+            tracing::warn!(%error, "the supervisor cannot be told anything: there is no thread for it");
+        }
+        Self { watchdog: sd_notify::watchdog_enabled(), unsaid, published, pulse, is_stopping: false }
     }
 
     /// How often [`Supervisor::feed`] should be called.
@@ -41,8 +54,8 @@ impl Supervisor {
     }
 
     /// Everything listens.
-    pub fn ready() {
-        tell(&[NotifyState::Ready]);
+    pub fn ready(&self) {
+        self.say(vec![NotifyState::Ready]);
     }
 
     /// The gateway lives, if it does. From the first goodbye on workers end one by one, and the supervisor's patience
@@ -56,7 +69,7 @@ impl Supervisor {
             Some(worker) if !self.is_stopping => {
                 tracing::error!(worker, "a worker does not get on with what waits for it: the watchdog is not fed");
             }
-            _ => tell(&[NotifyState::Watchdog]),
+            _ => self.say(vec![NotifyState::Watchdog]),
         }
     }
 
@@ -64,14 +77,23 @@ impl Supervisor {
     pub fn stopping(&mut self, window: Duration) {
         self.is_stopping = true;
         let most = u32::try_from((window + STOP_EXTRA).as_micros()).unwrap_or(u32::MAX);
-        tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(most)]);
+        self.say(vec![NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(most)]);
+    }
+
+    fn say(&self, states: Vec<NotifyState<'static>>) {
+        if self.unsaid.try_send(states).is_err() {
+            tracing::debug!("the supervisor reads nothing: it is told no more until it does");
+        }
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    // Without NOTIFY_SOCKET it does nothing and is fine.
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the supervisor could not be told");
+/// Until there is nobody any more who has something to say.
+fn tell(unsaid: &Receiver<Vec<NotifyState<'static>>>) {
+    for states in unsaid {
+        // Without NOTIFY_SOCKET it does nothing and is fine.
+        if let Err(error) = sd_notify::notify(&states) {
+            tracing::warn!(%error, "the supervisor could not be told");
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::{Frame, Message};
@@ -223,12 +225,15 @@ fn the_end_is_told_to_devices_over_the_window_to_followers_and_to_the_supervisor
     let site = Site::new("[drain]\nwindow = \"1s\"");
     let notify = site.path().join("notify");
     let supervisor = UnixDatagram::bind(&notify).unwrap();
-    supervisor.set_read_timeout(Some(SOON)).unwrap();
-    let hear = || {
+    // It reads all the time, as supervisors do.
+    let (told, to_hear) = mpsc::channel();
+    thread::spawn(move || {
         let mut text = [0; 256];
-        let length = supervisor.recv(&mut text).unwrap();
-        String::from_utf8(text[..length].to_vec()).unwrap()
-    };
+        while let Ok(length) = supervisor.recv(&mut text)
+            && told.send(String::from_utf8(text[..length].to_vec()).unwrap()).is_ok()
+        {}
+    });
+    let hear = || to_hear.recv_timeout(SOON).unwrap();
     let mut gateway = Gateway::start(site.path(), |command| {
         command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "600000");
     });
@@ -258,6 +263,20 @@ fn the_end_is_told_to_devices_over_the_window_to_followers_and_to_the_supervisor
     assert!(gateway.program.wait().success());
     let told: Vec<String> = std::iter::repeat_with(hear).find(|text| text.contains("STOPPING=1")).into_iter().collect();
     assert!(told[0].contains("EXTEND_TIMEOUT_USEC=16000000"), "{told:?}");
+}
+
+#[test]
+fn a_supervisor_that_reads_nothing_does_not_keep_the_gateway_from_hearing_signals() {
+    let site = Site::new("[drain]\nwindow = \"0s\"");
+    let notify = site.path().join("notify");
+    let _deaf = UnixDatagram::bind(&notify).unwrap();
+    let mut gateway = Gateway::start(site.path(), |command| {
+        command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "3000");
+    });
+    // That takes much longer than the socket takes to be full.
+    let _devices: Vec<Device> = (0..100).map(|number| gateway.connect(&format!("d-{number}"))).collect();
+    gateway.program.signal(Signal::TERM);
+    assert!(gateway.program.wait().success());
 }
 
 #[test]
