@@ -129,7 +129,7 @@ mod tests {
             "\n               open: any device may publish and subscribe anywhere (listener.mqtt.publish, .subscribe)\n",
             "at most 200,000",
             "data         pulsegate-data\n",
-            "store        at most 2.0 GiB: the uplink 1.0 GiB, sessions 128.0 MiB and one of them 1.0 MiB, retained messages ",
+            "store        at most 2.0 GiB: the uplink 1.0 GiB, devices that are away 512.0 MiB and one of them 1.0 MiB, retained messages ",
             "Memory budget\n  connections",
             "\n  openssl s_client -connect 127.0.0.1:21002 -CAfile certs/ca.pem -quiet\n",
             "\n  curl http://[::1]:21003/v1/overview\n",
