@@ -65,7 +65,7 @@ pub enum Reply {
     },
     /// The gateway has too much to do; nothing was done.
     Busy,
-    /// It was heard. For [`Request::Taken`].
+    /// It was heard: for `Request::Taken`.
     Heard,
     /// The request is none.
     NotUnderstood {

@@ -3,7 +3,7 @@
 //! *Commands and answers* are always taken in, and always worked through. Answers are bounded by what was asked: they never
 //! find a bound here. What nobody has asked for, a request of the API, is refused where as much waits as may.
 //!
-//! *Messages that other shards pass on* have credit from this worker ([`super::peer`]): what is in the lane is never more
+//! *Messages that other shards pass on* have credit from this worker ([`super::shard_message`]): what is in the lane is never more
 //! than it granted.
 
 use std::sync::Arc;
