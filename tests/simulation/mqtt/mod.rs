@@ -105,16 +105,21 @@ fn run(plan: Plan) -> Coverage {
 fn mqtt_small_worlds_in_which_everything_goes_wrong() {
     let first = seed();
     let replayed = from_environment("SIM_SEED").map(|_| 1);
-    let runs = from_environment("SIM_RUNS").or(replayed).unwrap_or(RUNS);
+    let asked = from_environment("SIM_RUNS").or(replayed);
     let mut all = Coverage::default();
-    for seed in first..first + runs {
+    // Twelve worlds are drawn that now and then lack what is rare: then there are more.
+    let least = asked.unwrap_or(RUNS);
+    for seed in first..first + asked.unwrap_or(10 * RUNS) {
+        if seed - first >= least && all.is_enough() {
+            break;
+        }
         println!("simulation of MQTT: SIM_SEED={seed}");
         let began = Instant::now();
         let coverage = run(small(seed));
         println!("    {:.1} s: {coverage:?}", began.elapsed().as_secs_f64());
         all.add(&coverage);
     }
-    assert!(runs < RUNS || all.is_enough(), "{all:?}");
+    assert!(least < RUNS || all.is_enough(), "{all:?}");
 }
 
 /// `SIM_DEVICES=100000 SIM_HOURS=2` for the world that a release is tried with.
