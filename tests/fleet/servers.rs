@@ -1,19 +1,17 @@
 //! nats-server: one, or a cluster of three, each with its store in the site's directory, and asked over plain TCP.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::Command;
+use std::net::TcpListener;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Program, SOON, Site};
+use crate::support::{Program, SOON, Site, nats_ask, nats_server};
 
 /// Servers on ports of their own, which may come and go with what they keep.
 pub struct Servers<'a> {
     site: &'a Site,
-    ports: Vec<u16>,
+    /// Where clients find them.
+    pub ports: Vec<u16>,
     routes: Vec<u16>,
     running: Vec<Option<Program>>,
 }
@@ -40,12 +38,7 @@ impl<'a> Servers<'a> {
     }
 
     pub fn start(&mut self, server: usize, further: &[&str]) {
-        let mut target = PathBuf::from(env!("CARGO_BIN_EXE_pulsegate"));
-        target.pop();
-        target.pop();
-        let installed = target.join("test-clients/python/bin/nats-server");
-        let program = if installed.exists() { installed } else { "nats-server".into() };
-        let mut command = Command::new(program);
+        let mut command = nats_server();
         let store = format!("nats-{server}");
         command.current_dir(self.site.directory()).args(["-js", "-sd", &store, "-a", "127.0.0.1", "-p"]);
         command.arg(self.ports[server].to_string()).args(further);
@@ -79,33 +72,10 @@ impl<'a> Servers<'a> {
         }
     }
 
-    /// Asks, as any client may. An answer without content: nobody hears it.
+    /// Asks the first of them, as any client may.
     #[track_caller]
     pub fn ask(&self, subject: &str, body: &Value) -> Value {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.ports[0])).unwrap();
-        socket.set_read_timeout(Some(SOON)).unwrap();
-        let mut lines = BufReader::new(socket.try_clone().unwrap());
-        let mut line = String::new();
-        lines.read_line(&mut line).unwrap();
-        assert!(line.starts_with("INFO "), "{line}");
-        let body = body.to_string();
-        let asked = format!(
-            "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nSUB answer 1\r\nPUB {subject} answer {}\r\n{body}\r\n",
-            body.len()
-        );
-        socket.write_all(asked.as_bytes()).unwrap();
-        loop {
-            line.clear();
-            assert!(lines.read_line(&mut line).unwrap() > 0, "the server has gone");
-            if line.starts_with("PING") {
-                socket.write_all(b"PONG\r\n").unwrap();
-            } else if line.starts_with("MSG ") {
-                let length = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
-                let mut answer = vec![0; length];
-                lines.read_exact(&mut answer).unwrap();
-                return serde_json::from_slice(&answer).unwrap_or(Value::Null);
-            }
-        }
+        nats_ask(self.ports[0], subject, body)
     }
 
     /// How many rows a bucket of the fleet has.

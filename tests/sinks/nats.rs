@@ -1,17 +1,15 @@
 //! `type = "nats"`, against a real nats-server, asked over plain TCP.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Device, Event, Gateway, Program, SOON, Site, message, native, wait_until};
+use crate::support::{Device, Event, Gateway, Program, SOON, Site, message, native, nats_ask, nats_server, wait_until};
 use crate::{LATE, Meter, free_port, publish_all, sink, sink_metric};
 
 /// A server on one port, which may come and go with what it keeps.
@@ -27,12 +25,7 @@ impl<'a> Server<'a> {
     }
 
     fn start(&mut self, further: &[&str]) {
-        let mut target = PathBuf::from(env!("CARGO_BIN_EXE_pulsegate"));
-        target.pop();
-        target.pop();
-        let installed = target.join("test-clients/python/bin/nats-server");
-        let program = if installed.exists() { installed } else { "nats-server".into() };
-        let mut command = Command::new(program);
+        let mut command = nats_server();
         command.current_dir(self.site.directory()).args(["-js", "-sd", "nats", "-a", "127.0.0.1", "-p"]);
         command.arg(self.port.to_string()).args(further);
         let program = Program::start(command);
@@ -54,30 +47,7 @@ impl<'a> Server<'a> {
     /// Asks, as any client may.
     #[track_caller]
     fn ask(&self, subject: &str, body: &Value) -> Value {
-        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        socket.set_read_timeout(Some(SOON)).unwrap();
-        let mut lines = BufReader::new(socket.try_clone().unwrap());
-        let mut line = String::new();
-        lines.read_line(&mut line).unwrap();
-        assert!(line.starts_with("INFO "), "{line}");
-        let body = body.to_string();
-        let asked = format!(
-            "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nSUB answer 1\r\nPUB {subject} answer {}\r\n{body}\r\n",
-            body.len()
-        );
-        socket.write_all(asked.as_bytes()).unwrap();
-        loop {
-            line.clear();
-            assert!(lines.read_line(&mut line).unwrap() > 0, "the server has gone");
-            if line.starts_with("PING") {
-                socket.write_all(b"PONG\r\n").unwrap();
-            } else if line.starts_with("MSG ") {
-                let length = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
-                let mut answer = vec![0; length];
-                lines.read_exact(&mut answer).unwrap();
-                return serde_json::from_slice(&answer).unwrap();
-            }
-        }
+        nats_ask(self.port, subject, body)
     }
 
     #[track_caller]
