@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -41,6 +41,12 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 const PATIENCE_MAX: Duration = Duration::from_mins(1);
 /// How long somebody who asks by NATS may be waited for.
 const ASKED_MAX: Duration = Duration::from_secs(63);
+
+/// How often the loop turns at least,
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// and for how long it may not have turned. After that the process stood still, or a question took as long, and what others
+/// wanted meanwhile is too old: it might come behind what they wanted later of somebody else.
+const STILL_MAX: Duration = Duration::from_secs(1);
 
 /// A number of a question and its answer, or why there is none.
 type Answered = (u64, Result<Answer, String>);
@@ -221,11 +227,16 @@ impl Run {
         self.shared.set_server(Some(server.clone()));
         self.note_connected(facts);
         self.notices.begin(&self.shared, server);
+        let mut turned = Instant::now();
         loop {
             let now = Instant::now();
             if self.lease.due(now) <= now {
                 self.renew(server, &mut session).await.map_err(broke)?;
             }
+            if turned.elapsed() > STILL_MAX {
+                self.refuse_old(server, (&mut ours, &mut sends), &mut session).await.map_err(broke)?;
+            }
+            turned = Instant::now();
             let paced = self.ask(server, &mut session);
             self.handle_effects(server);
             tokio::select! {
@@ -233,14 +244,38 @@ impl Run {
                 () = broken.notified() => return Err(Over::Broken("the connection is gone".to_owned())),
                 () = tokio::time::sleep_until(self.lease.due(now).into()) => {}
                 Some(answered) = session.asked.join_next() => self.handle_answers(answered, &mut session).map_err(broke)?,
-                Some(message) = ours.next() => self.hear(server, message, &mut session, Heard::ByGateway),
-                Some(message) = sends.next() => self.hear(server, message, &mut session, Heard::ByAnybody),
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                Some(message) = ours.next() => {
+                    let is_old = turned.elapsed() > STILL_MAX;
+                    self.hear(server, message, &mut session, Heard::ByGateway, is_old);
+                }
+                Some(message) = sends.next() => {
+                    let is_old = turned.elapsed() > STILL_MAX;
+                    self.hear(server, message, &mut session, Heard::ByAnybody, is_old);
+                }
                 Some(_) = session.answering.join_next() => {}
                 () = self.notices.advance() => {}
                 () = self.shared.bell.notified(), if paced.is_none_or(|due| due <= now) => {}
                 () = tokio::time::sleep_until(paced.unwrap_or(now).into()), if paced.is_some() => {}
             }
         }
+    }
+
+    /// The loop has not turned for long: what came meanwhile is answered as not done. It is all here when the server has answered
+    /// a question that was asked after it, since one connection brings both in order.
+    async fn refuse_old(
+        &self,
+        server: &Server,
+        (ours, sends): (&mut Subscriber, &mut Subscriber),
+        session: &mut Session,
+    ) -> Result<(), String> {
+        server.lease(&self.shared.node).await?;
+        for (heard, subscriber) in [(Heard::ByGateway, ours), (Heard::ByAnybody, sends)] {
+            while let Some(Some(message)) = subscriber.next().now_or_never() {
+                self.hear(server, message, session, heard, true);
+            }
+        }
+        Ok(())
     }
 
     async fn subscribe(&self, server: &Server) -> Result<(Subscriber, Subscriber), String> {
@@ -311,7 +346,8 @@ impl Run {
 
     // --- What others say ----------------------------------------------------------------------------------------------
 
-    fn hear(&self, server: &Server, message: Message, session: &mut Session, heard: Heard) {
+    /// `is_old`: it waited for too long to be carried out.
+    fn hear(&self, server: &Server, message: Message, session: &mut Session, heard: Heard, is_old: bool) {
         self.shared.counters.received.fetch_add(1, Ordering::Relaxed);
         // Whoever does not want to know what became of it is not served: an answer is what the promise is about.
         let Some(reply) = message.reply.clone() else { return };
@@ -328,7 +364,10 @@ impl Run {
         let device = server.names.sent_to(&message.subject);
         session.answering.spawn(async move {
             let answer = match heard {
-                Heard::ByGateway => serve_gateway(&shared, &orders, &message.payload).await.to_bytes(),
+                Heard::ByGateway => serve_gateway(&shared, &orders, &message.payload, is_old).await.to_bytes(),
+                Heard::ByAnybody if is_old => {
+                    error_body("api_busy", "the gateway stood still; nothing was done; try again")
+                }
                 Heard::ByAnybody => serve_anybody(&orders, device, message.payload).await,
             };
             // Whoever asked finds out by its own deadline.
@@ -365,7 +404,7 @@ async fn question(shared: &Shared, server: &Server, device: &str, ask: Ask) -> R
     }
 }
 
-async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, payload: &[u8]) -> Reply {
+async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, payload: &[u8], is_old: bool) -> Reply {
     let (order, answered, most) = match Request::parse(payload) {
         Err(why) => return Reply::NotUnderstood { why },
         Ok(Request::Taken { device, lease, generation, revision }) => {
@@ -375,6 +414,8 @@ async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, p
             }
             return Reply::Heard;
         }
+        // That a device was taken is true however late it is said; what is wanted of one is not.
+        Ok(_) if is_old => return Reply::Busy,
         Ok(Request::Send { device, topic, payload, acknowledge, patience_ms }) => {
             let patience = acknowledge.then(|| Duration::from_millis(patience_ms).min(PATIENCE_MAX));
             let (answer, answered) = oneshot::channel();
