@@ -39,6 +39,9 @@ pub mod broker;
 #[path = "../src/shard/mod.rs"]
 pub mod shard;
 #[cfg(feature = "gateway")]
+#[path = "../src/slot.rs"]
+pub mod slot;
+#[cfg(feature = "gateway")]
 #[path = "../src/time.rs"]
 pub mod time;
 #[cfg(feature = "gateway")]

@@ -10,6 +10,7 @@ use pulsegate::config::Limits;
 use pulsegate::connection::{Input, ListenerSettings};
 use pulsegate::link::{ConnectionId, Exchange, Home, WorkerId};
 use pulsegate::shard::{self, Shard};
+use pulsegate::slot::ConnectionSlot;
 use pulsegate::time::{Moment, TICK_MICROS};
 use pulsegate::tls::record::{Opened, RecordLayer, next_record};
 use pulsegate::turn::{Bounds, Turn};
@@ -53,7 +54,7 @@ impl Host {
 
     /// One device comes, as from another worker; many at a time are taken in. Slots are given out in order.
     pub fn take_in(&mut self, number: u32, server: &RecordLayer) {
-        let origin = ConnectionId { index: number, generation: 0 };
+        let origin = ConnectionId { slot: ConnectionSlot(number), generation: 0 };
         self.arriving.push(origin, |out| image(&device_id(number), server, out));
         if number % ARRIVALS == ARRIVALS - 1 {
             self.settle();
@@ -98,7 +99,7 @@ pub struct Fleet {
     devices: Vec<RecordLayer>,
     /// Sealed answers of devices, all in one buffer: whose each is, and where it ends.
     answers: Vec<u8>,
-    ends: Vec<(u32, usize)>,
+    ends: Vec<(ConnectionSlot, usize)>,
     step: Duration,
 }
 
@@ -116,7 +117,7 @@ impl Fleet {
         host.settle();
         let mut welcomed = 0;
         for (slot, welcome) in host.turn.io().written() {
-            assert!(matches!(open(&mut devices[slot as usize], welcome), Received::Welcome));
+            assert!(matches!(open(&mut devices[slot.index()], welcome), Received::Welcome));
             welcomed += 1;
         }
         assert_eq!(welcomed, count);
@@ -145,7 +146,7 @@ impl Fleet {
         ends.clear();
         let io = host.turn.io();
         for (slot, record) in io.written() {
-            let device = &mut devices[slot as usize];
+            let device = &mut devices[slot.index()];
             assert!(matches!(open(device, record), Received::Ping));
             let mut pong = Vec::new();
             Frame::Pong(&[]).encode(&mut pong);

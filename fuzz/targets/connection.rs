@@ -13,6 +13,7 @@ extern crate pulsegate_fuzz as pulsegate;
 #[allow(dead_code, reason = "the benches use more of it")]
 mod memory_io;
 
+use pulsegate::slot::{ConnectionSlot, SessionSlot};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -102,14 +103,14 @@ fn layers() -> (RecordLayer, RecordLayer) {
 /// The other worker: what is not at home here goes there, and what it says is made up by the input.
 const OTHER: WorkerId = WorkerId(1);
 /// The handle at the other worker of a connection that comes from there.
-const ORIGIN: ConnectionId = ConnectionId { index: 7, generation: 7 };
+const ORIGIN: ConnectionId = ConnectionId { slot: ConnectionSlot(7), generation: 7 };
 const DEVICES: [&str; 4] = ["a", "b", "c", "d"];
 
 /// A worker and the clients whose keys are known, by slot.
 struct World {
     turn: Turn<MemoryIo>,
     exchange: Arc<Exchange>,
-    peers: HashMap<u32, RecordLayer>,
+    peers: HashMap<ConnectionSlot, RecordLayer>,
     /// Handles of connections that were there once.
     seen: Vec<ConnectionId>,
     /// Messages that the backbone has not answered for.
@@ -157,9 +158,9 @@ impl World {
     }
 
     /// The slot that the input means, if there is somebody.
-    fn slot(&mut self, which: u8) -> Option<u32> {
+    fn slot(&mut self, which: u8) -> Option<ConnectionSlot> {
         let shard = self.turn.shard();
-        let slot = u32::from(which) % (shard.slots() as u32).max(1);
+        let slot = ConnectionSlot(u32::from(which) % (shard.slots() as u32).max(1));
         shard.holds(slot).then_some(slot)
     }
 
@@ -222,7 +223,7 @@ impl World {
         }
     }
 
-    fn with_slot(&mut self, which: u8, act: impl FnOnce(&mut Self, u32)) {
+    fn with_slot(&mut self, which: u8, act: impl FnOnce(&mut Self, ConnectionSlot)) {
         if let Some(slot) = self.slot(which) {
             act(self, slot);
         }
@@ -345,7 +346,7 @@ impl World {
     }
 
     fn member(which: u8) -> SessionId {
-        SessionId { worker: WorkerId(u16::from(which & 1)), index: u32::from(which >> 1 & 3), generation: u32::from(which >> 3) }
+        SessionId { worker: WorkerId(u16::from(which & 1)), slot: SessionSlot(u32::from(which >> 1 & 3)), generation: u32::from(which >> 3) }
     }
 
     /// The other shard passes a message on.

@@ -6,6 +6,7 @@ use super::journal::{Recording, Waiting};
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Part, Token};
 use crate::link::{ChangeMark, Changes};
+use crate::slot::SessionSlot;
 
 impl Broker {
     // --- The store --------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ impl Broker {
     // --- Answers to devices -----------------------------------------------------------------------------------------
 
     /// Keeps CONNACK until what it says is safe. Nothing else is said to the device before, and nothing of it is read.
-    pub fn hold_greeting(&mut self, session: u32, connack: Vec<u8>) {
+    pub fn hold_greeting(&mut self, session: SessionSlot, connack: Vec<u8>) {
         let mark = self.journal.mark();
         self.sessions.inflight(session).greeting = Some(Box::new((mark, connack)));
         let id = self.id(session);
@@ -85,12 +86,12 @@ impl Broker {
 
     /// Whether CONNACK was not said yet.
     #[must_use]
-    pub fn is_ungreeted(&self, session: u32) -> bool {
+    pub fn is_ungreeted(&self, session: SessionSlot) -> bool {
         self.sessions[session].inflight.as_deref().is_some_and(|inflight| inflight.greeting.is_some())
     }
 
     /// The CONNACK that may be said now.
-    pub fn take_greeting(&mut self, session: u32) -> Option<Vec<u8>> {
+    pub fn take_greeting(&mut self, session: SessionSlot) -> Option<Vec<u8>> {
         let inflight = self.sessions[session].inflight.as_deref_mut()?;
         let greeting = inflight.greeting.take_if(|greeting| self.journal.is_safe(greeting.0))?;
         self.sessions.shed_empty_inflight(session);
@@ -99,7 +100,7 @@ impl Broker {
     }
 
     /// PUBREL or PUBCOMP is to be said when what was recorded so far is safe. `Some`: it is.
-    pub fn reply_when_safe(&mut self, session: u32, reply: Qos2Reply) -> Option<Qos2Reply> {
+    pub fn reply_when_safe(&mut self, session: SessionSlot, reply: Qos2Reply) -> Option<Qos2Reply> {
         let mark = self.journal.mark();
         if self.sessions[session].key == NO_KEY || self.journal.is_safe(mark) {
             return Some(reply);
@@ -116,7 +117,7 @@ impl Broker {
     }
 
     /// The next PUBREL or PUBCOMP that may be said now.
-    pub fn next_reply(&mut self, session: u32) -> Option<Qos2Reply> {
+    pub fn next_reply(&mut self, session: SessionSlot) -> Option<Qos2Reply> {
         let inflight = self.sessions[session].inflight.as_deref_mut()?;
         let &(mark, reply) = inflight.replies.front()?;
         if !self.journal.is_safe(mark) {

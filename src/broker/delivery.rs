@@ -21,6 +21,7 @@ use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
 use crate::image::Change;
 use crate::metrics::{Counters, Metric};
 use crate::pool::Class;
+use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::{Moment, Tick};
 
 /// Looks at retained messages in one turn, all sessions together: at some 0.3 µs each.
@@ -57,7 +58,7 @@ pub struct SendBudget<'a> {
 #[derive(Debug)]
 pub struct SessionBatch {
     /// The session's slot.
-    pub session: u32,
+    pub session: SessionSlot,
     /// Its generation: the slot may be another's by the time it is looked at.
     pub generation: u32,
     /// The deliveries.
@@ -66,7 +67,7 @@ pub struct SessionBatch {
 
 /// A delivery and whose it is.
 pub(super) struct RoutedDelivery {
-    pub(super) session: u32,
+    pub(super) session: SessionSlot,
     pub(super) generation: u32,
     delivery: Delivery,
 }
@@ -78,9 +79,9 @@ pub(super) struct Deliveries {
     /// Those for devices that are away, in order, while what came before is not safe in the store: see [`Broker::waits_for_store`].
     pub(super) held: VecDeque<RoutedDelivery>,
     /// Sessions whose devices did not take all at once.
-    backlog: Vec<(u32, u32)>,
+    backlog: Vec<(SessionSlot, u32)>,
     /// Sessions whose retained messages are to be looked up, in turns.
-    walks: VecDeque<(u32, u32)>,
+    walks: VecDeque<(SessionSlot, u32)>,
     /// Looks at retained messages that are left in this turn.
     looks: usize,
     turn: u32,
@@ -108,7 +109,7 @@ impl Deliveries {
         }
     }
 
-    pub(super) fn push(&mut self, session: u32, generation: u32, delivery: Delivery) {
+    pub(super) fn push(&mut self, session: SessionSlot, generation: u32, delivery: Delivery) {
         self.routed.push_back(RoutedDelivery { session, generation, delivery });
     }
 }
@@ -194,7 +195,7 @@ impl Broker {
 
     /// The slot of a session's connection; `None` if its device is away, or the session is not the one that was meant.
     #[must_use]
-    pub fn connection_of(&self, session: u32, generation: u32) -> Option<u32> {
+    pub fn connection_of(&self, session: SessionSlot, generation: u32) -> Option<ConnectionSlot> {
         self.sessions.connection_of(session, generation)
     }
 
@@ -216,7 +217,7 @@ impl Broker {
     }
 
     /// The socket of a connection has taken everything: what its session could not send goes on.
-    pub fn handle_drained(&mut self, connection: u32) {
+    pub fn handle_drained(&mut self, connection: ConnectionSlot) {
         if let Some(session) = self.of(connection) {
             self.note_backlog(session);
         }
@@ -225,7 +226,7 @@ impl Broker {
     // --- Writing to a device ----------------------------------------------------------------------------------------
 
     /// Sends what is in `deliveries`, and before it whatever of the session's older messages there is room for.
-    pub fn write(&mut self, session: u32, deliveries: Vec<Delivery>, budget: &mut SendBudget) {
+    pub fn write(&mut self, session: SessionSlot, deliveries: Vec<Delivery>, budget: &mut SendBudget) {
         self.send_waiting(session, budget);
         for delivery in deliveries {
             self.staged.note_arrived(session, self.sessions[session].generation, delivery.number);
@@ -234,7 +235,7 @@ impl Broker {
         self.sessions.shed_empty_inflight(session);
     }
 
-    fn write_one(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) {
+    fn write_one(&mut self, session: SessionSlot, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
         let inflight = self.sessions[session].inflight.as_deref();
         let waits = inflight.is_some_and(|inflight| {
@@ -256,14 +257,14 @@ impl Broker {
     }
 
     /// What had no room waits for the next turn, or for the socket if that is what it is short of.
-    fn wait_for_room(&mut self, session: u32, budget: &SendBudget) {
+    fn wait_for_room(&mut self, session: SessionSlot, budget: &SendBudget) {
         if budget.unsent == 0 {
             self.note_backlog(session);
         }
     }
 
     /// Sends again what a former connection left unacknowledged, then what waits, as far as there is room.
-    fn send_waiting(&mut self, session: u32, budget: &mut SendBudget) {
+    fn send_waiting(&mut self, session: SessionSlot, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
         if self.is_ungreeted(session) {
             return;
@@ -307,7 +308,7 @@ impl Broker {
     }
 
     /// Sends again what a former connection left unacknowledged, and what has waited until it was recorded.
-    fn resend(&mut self, session: u32, maximum: usize, budget: &mut SendBudget) -> Resent {
+    fn resend(&mut self, session: SessionSlot, maximum: usize, budget: &mut SendBudget) -> Resent {
         while let Some(inflight) = self.sessions[session].inflight.as_deref()
             && let Some(outbound) = inflight.next_to_resend()
         {
@@ -357,12 +358,12 @@ impl Broker {
     }
 
     /// Whether a message of this quality must be recorded as sent before it is: the device knows it by its packet identifier.
-    fn is_recorded_first(&self, session: u32, qos: QoS) -> bool {
+    fn is_recorded_first(&self, session: SessionSlot, qos: QoS) -> bool {
         qos == QoS::ExactlyOnce && self.sessions[session].key != NO_KEY
     }
 
     /// Gives the next message that waits its packet identifier; it is sent when that is recorded. `false`: not now.
-    fn begin_later(&mut self, session: u32, maximum: usize, budget: &mut SendBudget) -> bool {
+    fn begin_later(&mut self, session: SessionSlot, maximum: usize, budget: &mut SendBudget) -> bool {
         let inflight = self.sessions.inflight(session);
         if inflight.unacknowledged() >= maximum {
             return false;
@@ -387,7 +388,7 @@ impl Broker {
     // --- What is recorded -------------------------------------------------------------------------------------------
 
     /// Records that a message is sent under a packet identifier, if its session is recorded. Whether it was.
-    fn record_sent(&mut self, session: u32, delivery: &mut Delivery, packet: u16) -> bool {
+    fn record_sent(&mut self, session: SessionSlot, delivery: &mut Delivery, packet: u16) -> bool {
         let key = self.sessions[session].key;
         if key == NO_KEY {
             return false;
@@ -401,7 +402,7 @@ impl Broker {
     }
 
     /// Records the message of a session that is within the bound at this place. Whether it was recorded now.
-    fn record_kept(&mut self, session: u32, place: usize) -> bool {
+    fn record_kept(&mut self, session: SessionSlot, place: usize) -> bool {
         let known = &mut self.sessions[session];
         let key = known.key;
         let Some(inflight) = known.inflight.as_deref_mut().filter(|_| key != NO_KEY) else { return false };
@@ -414,7 +415,7 @@ impl Broker {
     }
 
     /// A message of a session is done with.
-    fn record_done(&mut self, session: u32, number: u64) {
+    fn record_done(&mut self, session: SessionSlot, number: u64) {
         let key = self.sessions[session].key;
         if number != 0 && key != NO_KEY {
             self.journal.record(Change::Done { session: key, number });
@@ -431,7 +432,7 @@ impl Broker {
     }
 
     /// A message of a session goes nowhere. Whoever drops it has counted it.
-    fn drop_of(&mut self, session: u32, delivery: &Delivery) {
+    fn drop_of(&mut self, session: SessionSlot, delivery: &Delivery) {
         self.record_done(session, delivery.number);
         self.drop_delivery(delivery);
     }
@@ -439,7 +440,7 @@ impl Broker {
     /// Sends what new subscriptions find retained, as far as there is room and as far as may be looked for it in one turn.
     /// What is kept is looked up when it goes, so that none is older than what went before it. All of it comes behind SUBACK: there
     /// are clients that know of their own subscription only then, and throw away what came before.
-    fn send_retained(&mut self, session: u32, budget: &mut SendBudget) {
+    fn send_retained(&mut self, session: SessionSlot, budget: &mut SendBudget) {
         let inflight = self.sessions[session].inflight.as_deref_mut().filter(|inflight| !inflight.has_suback());
         let Some(mut replays) = inflight.and_then(|inflight| inflight.replays.take()) else { return };
         let stopped = self.send_replays(session, &mut replays, budget);
@@ -455,7 +456,7 @@ impl Broker {
         }
     }
 
-    fn send_replays(&mut self, session: u32, replays: &mut Replays, budget: &mut SendBudget) -> Stopped {
+    fn send_replays(&mut self, session: SessionSlot, replays: &mut Replays, budget: &mut SendBudget) -> Stopped {
         let maximum = self.inflight_maximum(session);
         let mut looks = self.looks_for(session);
         let allowed = looks;
@@ -487,7 +488,7 @@ impl Broker {
     }
 
     /// How often this session may look at retained messages now. Those that wait for it take turns.
-    fn looks_for(&mut self, session: u32) -> usize {
+    fn looks_for(&mut self, session: SessionSlot) -> usize {
         let walk = &mut self.sessions[session].walk;
         let may = match walk {
             Walk::Due => true,
@@ -500,7 +501,7 @@ impl Broker {
         if may { self.deliveries.looks.min(SESSION_LOOKS) } else { 0 }
     }
 
-    fn note_walk(&mut self, session: u32) {
+    fn note_walk(&mut self, session: SessionSlot) {
         let known = &mut self.sessions[session];
         if known.walk != Walk::Waits {
             known.walk = Walk::Waits;
@@ -509,7 +510,7 @@ impl Broker {
     }
 
     /// Sends a message for the first time. It comes back when there is no room for it now.
-    fn send_new(&mut self, session: u32, delivery: Delivery, budget: &mut SendBudget) -> Result<(), Delivery> {
+    fn send_new(&mut self, session: SessionSlot, delivery: Delivery, budget: &mut SendBudget) -> Result<(), Delivery> {
         if delivery.publication.is_expired(budget.now) {
             // [v5 MQTT-3.3.2-5]
             budget.counters.add(Metric::DroppedExpired, 1);
@@ -540,7 +541,7 @@ impl Broker {
     }
 
     /// Puts a message into the session's queue, or behind it where its publisher may wait for the device.
-    fn enqueue(&mut self, session: u32, delivery: Delivery, now: Tick, counters: &mut Counters) {
+    fn enqueue(&mut self, session: SessionSlot, delivery: Delivery, now: Tick, counters: &mut Counters) {
         let queued = self.sessions.inflight(session).queued();
         let bound = self.queue_bound(session);
         let may_wait = self.sessions[session].is_online() && delivery.qos.is_acknowledged();
@@ -563,7 +564,7 @@ impl Broker {
     }
 
     /// There is room in the queue: those that wait behind it come in, and are safe.
-    fn admit_waiting(&mut self, session: u32) {
+    fn admit_waiting(&mut self, session: SessionSlot) {
         let bound = self.queue_bound(session);
         let (mut settled, mut first) = (Vec::new(), 0);
         if let Some(inflight) = self.sessions[session].inflight.as_deref_mut() {
@@ -577,7 +578,7 @@ impl Broker {
     }
 
     /// What may wait in a session now: what the configuration says, and no more than the pool has for one holder.
-    fn queue_bound(&self, session: u32) -> QueueBound {
+    fn queue_bound(&self, session: SessionSlot) -> QueueBound {
         let known = &self.sessions[session];
         let inflight = known.inflight.as_deref();
         let (_, queued) = inflight.map_or((0, 0), Inflight::kept);
@@ -605,7 +606,7 @@ impl Broker {
     }
 
     /// The connection has ended: whoever waited for what it was to be sent is told.
-    pub(super) fn release(&mut self, session: u32, released: Released, counters: &mut Counters) {
+    pub(super) fn release(&mut self, session: SessionSlot, released: Released, counters: &mut Counters) {
         counters.add(Metric::DroppedQueueFull, released.dropped as u64);
         for request in released.requests {
             self.give_up_request(request);
@@ -619,7 +620,7 @@ impl Broker {
     }
 
     /// A message for a device that is away: kept if it is to be acknowledged.
-    fn keep_one(&mut self, session: u32, delivery: Delivery, now: Moment, counters: &mut Counters) {
+    fn keep_one(&mut self, session: SessionSlot, delivery: Delivery, now: Moment, counters: &mut Counters) {
         self.give_up_request(delivery.request);
         let delivery = Delivery { request: 0, ..delivery };
         if delivery.qos.is_acknowledged() && !delivery.publication.is_expired(now) {
@@ -629,7 +630,7 @@ impl Broker {
         }
     }
 
-    pub(super) fn note_backlog(&mut self, session: u32) {
+    pub(super) fn note_backlog(&mut self, session: SessionSlot) {
         let known = &mut self.sessions[session];
         if !known.is_backlogged && known.inflight.as_deref().is_some_and(Inflight::has_waiting) {
             known.is_backlogged = true;
@@ -637,7 +638,7 @@ impl Broker {
         }
     }
 
-    pub(super) fn inflight_maximum(&self, session: u32) -> usize {
+    pub(super) fn inflight_maximum(&self, session: SessionSlot) -> usize {
         let known = &self.sessions[session];
         let charged = known.inflight.as_deref().map_or(0, Inflight::charged);
         if charged as u64 > self.pool.largest(Class::Queues) {
@@ -648,7 +649,7 @@ impl Broker {
     }
 
     /// The next packet identifier: not 0, and not one in use [MQTT-2.2.1-3].
-    fn next_packet(&mut self, session: u32) -> u16 {
+    fn next_packet(&mut self, session: SessionSlot) -> u16 {
         let known = &mut self.sessions[session];
         loop {
             known.next_packet = known.next_packet.wrapping_add(1);
@@ -665,7 +666,12 @@ impl Broker {
     ///
     /// # Errors
     /// [`WrongAck`] if the message waits for another acknowledgement.
-    pub fn handle_puback(&mut self, session: u32, packet: u16, confirmed: impl FnOnce(u64)) -> Result<bool, WrongAck> {
+    pub fn handle_puback(
+        &mut self,
+        session: SessionSlot,
+        packet: u16,
+        confirmed: impl FnOnce(u64),
+    ) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let (number, _) = inflight.number_of(packet);
         let Some(request) = inflight.handle_puback(packet)? else { return Ok(false) };
@@ -683,7 +689,7 @@ impl Broker {
     /// [`WrongAck`] if the message waits for another acknowledgement.
     pub fn handle_pubrec(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         packet: u16,
         failed: bool,
         confirmed: impl FnOnce(u64),
@@ -707,7 +713,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`WrongAck`] if the message waits for another acknowledgement.
-    pub fn handle_pubcomp(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
+    pub fn handle_pubcomp(&mut self, session: SessionSlot, packet: u16) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let (number, _) = inflight.number_of(packet);
         let done = inflight.handle_pubcomp(packet)?;
@@ -718,7 +724,7 @@ impl Broker {
         Ok(done)
     }
 
-    fn after_acknowledgement(&mut self, session: u32) {
+    fn after_acknowledgement(&mut self, session: SessionSlot) {
         self.sessions.shed_empty_inflight(session);
         self.note_backlog(session);
     }

@@ -8,11 +8,16 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use slab::Slab;
 
 use super::subscriptions::{Subscriber, Subscriptions, Walk};
 use crate::link::SessionId;
 use crate::pool::ALLOCATION_BYTES;
+use crate::slot::{Table, slot};
+
+slot! {
+    /// A group at its home.
+    pub(super) struct GroupSlot
+}
 
 /// One session in one group.
 #[derive(Clone, Copy, Debug)]
@@ -35,23 +40,23 @@ struct Group {
 }
 
 /// By group and session: where the member stands.
-type Places = HashMap<(u32, SessionId), u32>;
+type Places = HashMap<(GroupSlot, SessionId), u32>;
 
 /// A member in its group and in the table of places, with what both keep free.
-const MEMBER_BYTES: usize = 2 * (size_of::<Member>() + size_of::<((u32, SessionId), u32)>());
+const MEMBER_BYTES: usize = 2 * (size_of::<Member>() + size_of::<((GroupSlot, SessionId), u32)>());
 
 /// A group beside its members and its filter, in bytes.
 const fn group_bytes(name: &str) -> usize {
-    size_of::<Group>() + 2 * size_of::<(Arc<str>, u32)>() + name.len() + ALLOCATION_BYTES
+    size_of::<Group>() + 2 * size_of::<(Arc<str>, GroupSlot)>() + name.len() + ALLOCATION_BYTES
 }
 
 /// The groups at home here.
 pub(super) struct Groups {
-    all: Slab<Group>,
-    by_name: HashMap<Arc<str>, u32>,
+    all: Table<GroupSlot, Group>,
+    by_name: HashMap<Arc<str>, GroupSlot>,
     places: Places,
     /// The groups as subscribers of their filters, with their generations as identifiers.
-    filters: Subscriptions,
+    filters: Subscriptions<GroupSlot>,
     generations: u32,
     /// Bytes of names and members.
     bytes: usize,
@@ -60,7 +65,7 @@ pub(super) struct Groups {
 impl Groups {
     pub(super) fn new(key: u64) -> Self {
         Self {
-            all: Slab::new(),
+            all: Table::new(),
             by_name: HashMap::new(),
             places: HashMap::new(),
             filters: Subscriptions::new(key),
@@ -80,58 +85,58 @@ impl Groups {
 
     /// Takes in a member, or what has changed about one. `name` is `$share/NAME/FILTER`, with this `filter`.
     pub(super) fn join(&mut self, name: &Arc<str>, filter: &str, member: Member) {
-        let index = self.by_name.get(name).copied().unwrap_or_else(|| self.make(name, filter));
-        let group = &mut self.all[index as usize];
-        let place = if let Some(&place) = self.places.get(&(index, member.session)) {
+        let slot = self.by_name.get(name).copied().unwrap_or_else(|| self.make(name, filter));
+        let group = &mut self.all[slot];
+        let place = if let Some(&place) = self.places.get(&(slot, member.session)) {
             place as usize
         } else {
             self.bytes += MEMBER_BYTES;
             group.members.push(Member { is_online: false, ..member });
-            self.places.insert((index, member.session), group.members.len() as u32 - 1);
+            self.places.insert((slot, member.session), group.members.len() as u32 - 1);
             group.members.len() - 1
         };
         let is_online = std::mem::replace(&mut group.members[place], member).is_online;
         if member.is_online && !is_online {
-            group.swap(place, group.online, index, &mut self.places);
+            group.swap(place, group.online, slot, &mut self.places);
             group.online += 1;
         } else if is_online && !member.is_online {
             group.online -= 1;
-            group.swap(place, group.online, index, &mut self.places);
+            group.swap(place, group.online, slot, &mut self.places);
         }
     }
 
-    fn make(&mut self, name: &Arc<str>, filter: &str) -> u32 {
+    fn make(&mut self, name: &Arc<str>, filter: &str) -> GroupSlot {
         self.generations = self.generations.wrapping_add(1);
         self.bytes += group_bytes(name);
         let generation = self.generations;
         let group = Group { name: Arc::clone(name), members: Vec::new(), online: 0, next: 0, generation };
-        let index = self.all.insert(group) as u32;
-        self.by_name.insert(Arc::clone(name), index);
-        self.filters.subscribe(filter, Subscriber { session: index, identifier: generation, options: 0 });
-        index
+        let slot = self.all.insert(group);
+        self.by_name.insert(Arc::clone(name), slot);
+        self.filters.subscribe(filter, Subscriber { slot, identifier: generation, options: 0 });
+        slot
     }
 
     /// Lets a member go; a group without any is no more.
     pub(super) fn leave(&mut self, name: &str, session: SessionId) {
-        let Some(&index) = self.by_name.get(name) else { return };
-        let Some(place) = self.places.remove(&(index, session)) else { return };
-        let group = &mut self.all[index as usize];
+        let Some(&slot) = self.by_name.get(name) else { return };
+        let Some(place) = self.places.remove(&(slot, session)) else { return };
+        let group = &mut self.all[slot];
         let mut place = place as usize;
         if place < group.online {
             group.online -= 1;
-            group.swap(place, group.online, index, &mut self.places);
+            group.swap(place, group.online, slot, &mut self.places);
             place = group.online;
         }
         let last = group.members.len() - 1;
-        group.swap(place, last, index, &mut self.places);
+        group.swap(place, last, slot, &mut self.places);
         group.members.pop();
-        self.places.remove(&(index, session));
+        self.places.remove(&(slot, session));
         self.bytes -= MEMBER_BYTES;
         if group.members.is_empty() {
-            self.filters.remove_all(index);
+            self.filters.remove_all(slot);
             self.by_name.remove(name);
             self.bytes -= group_bytes(name);
-            self.all.remove(index as usize);
+            self.all.remove(slot);
         }
     }
 
@@ -142,14 +147,14 @@ impl Groups {
         topic: &str,
         walk: &mut Walk,
         visits: &mut usize,
-        found: &mut Vec<Subscriber>,
+        found: &mut Vec<Subscriber<GroupSlot>>,
     ) -> bool {
         self.filters.advance(topic, walk, visits, found)
     }
 
     /// Chooses a member of a group that was found; `None` where the group is no more.
-    pub(super) fn choose(&mut self, found: Subscriber) -> Option<(Arc<str>, Member)> {
-        let group = self.all.get_mut(found.session as usize)?;
+    pub(super) fn choose(&mut self, found: Subscriber<GroupSlot>) -> Option<(Arc<str>, Member)> {
+        let group = self.all.get_mut(found.slot)?;
         if group.generation != found.identifier {
             return None;
         }
@@ -158,20 +163,20 @@ impl Groups {
 
     /// Chooses a member of one group.
     pub(super) fn choose_in(&mut self, name: &str) -> Option<Member> {
-        let &index = self.by_name.get(name)?;
-        self.all[index as usize].choose()
+        let &slot = self.by_name.get(name)?;
+        self.all[slot].choose()
     }
 
     pub(super) fn check_invariants(&self) {
         assert_eq!(self.all.len(), self.by_name.len());
         assert_eq!(self.all.len(), self.filters.len());
         let (mut bytes, mut members) = (0, 0);
-        for (index, group) in &self.all {
+        for (slot, group) in self.all.iter() {
             assert!(!group.members.is_empty(), "a group without members");
             bytes += group_bytes(&group.name) + group.members.len() * MEMBER_BYTES;
             members += group.members.len();
             for (place, member) in group.members.iter().enumerate() {
-                assert_eq!(self.places.get(&(index as u32, member.session)), Some(&(place as u32)));
+                assert_eq!(self.places.get(&(slot, member.session)), Some(&(place as u32)));
                 assert_eq!(member.is_online, place < group.online, "those who are connected stand first");
             }
         }
@@ -189,7 +194,7 @@ impl Group {
     }
 
     /// Two members change places; whoever is not in the table stays out of it.
-    fn swap(&mut self, one: usize, other: usize, group: u32, places: &mut Places) {
+    fn swap(&mut self, one: usize, other: usize, group: GroupSlot, places: &mut Places) {
         self.members.swap(one, other);
         for place in [one, other] {
             if let Some(known) = places.get_mut(&(group, self.members[place].session)) {
@@ -203,9 +208,10 @@ impl Group {
 mod tests {
     use super::*;
     use crate::link::WorkerId;
+    use crate::slot::SessionSlot;
 
     fn member(index: u32, is_online: bool) -> Member {
-        let session = SessionId { worker: WorkerId(0), index, generation: 1 };
+        let session = SessionId { worker: WorkerId(0), slot: SessionSlot(index), generation: 1 };
         Member { session, options: 1, identifier: 0, is_online }
     }
 
@@ -221,12 +227,12 @@ mod tests {
             let (mut found, mut visits) = (Vec::new(), 100);
             assert!(groups.advance("a/b", &mut Walk::default(), &mut visits, &mut found));
             assert_eq!(found.len(), 1);
-            groups.choose(found[0]).unwrap().1.session.index
+            groups.choose(found[0]).unwrap().1.session.slot.0
         };
         assert_eq!([next(), next(), next(), next()], [0, 2, 0, 2]);
         groups.leave(&name, member(0, true).session);
         groups.leave(&name, member(2, true).session);
-        assert_eq!(groups.choose_in(&name).unwrap().session.index, 1);
+        assert_eq!(groups.choose_in(&name).unwrap().session.slot.0, 1);
         groups.leave(&name, member(1, true).session);
         assert!(groups.is_empty() && groups.choose_in(&name).is_none());
         groups.check_invariants();
@@ -252,7 +258,7 @@ mod tests {
         (0..40).for_each(|index| groups.join(&name, "a", member(index, index % 4 == 0)));
         let mut chosen = std::collections::BTreeMap::new();
         for _ in 0..30 {
-            *chosen.entry(groups.choose_in(&name).unwrap().session.index).or_insert(0) += 1;
+            *chosen.entry(groups.choose_in(&name).unwrap().session.slot.0).or_insert(0) += 1;
         }
         assert_eq!(chosen, (0..40).step_by(4).map(|index| (index, 3)).collect());
     }

@@ -19,6 +19,7 @@ use super::settlement::{NOTHING, Owner, Part, Token};
 use super::{ALIASES_MAX, Broker};
 use crate::codec::mqtt::{QoS, Reason};
 use crate::image::{Change, Received};
+use crate::slot::SessionSlot;
 
 /// Filters of SUBSCRIBE and UNSUBSCRIBE that one turn deals with, at one to two microseconds each. A long filter counts for
 /// several.
@@ -75,7 +76,7 @@ impl Broker {
 
     /// What is known of a message of the device with an acknowledgement: `None`: it is new.
     #[must_use]
-    pub fn receiving(&self, session: u32, packet: u16, qos: QoS) -> Option<Known> {
+    pub fn receiving(&self, session: SessionSlot, packet: u16, qos: QoS) -> Option<Known> {
         let inflight = self.sessions[session].inflight.as_deref()?;
         if qos == QoS::ExactlyOnce && inflight.is_answered(packet) {
             return Some(Known::Answered);
@@ -85,18 +86,18 @@ impl Broker {
 
     /// How many messages of the device came on this connection and are not done with (v5 4.9).
     #[must_use]
-    pub fn received(&self, session: u32) -> usize {
+    pub fn received(&self, session: SessionSlot) -> usize {
         self.sessions[session].inflight.as_deref().map_or(0, Inflight::received)
     }
 
     /// A message that is known has come again. `true`: for the first time on this connection.
-    pub fn receive_again(&mut self, session: u32, packet: u16, qos: QoS) -> bool {
+    pub fn receive_again(&mut self, session: SessionSlot, packet: u16, qos: QoS) -> bool {
         self.sessions.inflight(session).receive_again(packet, qos)
     }
 
     /// Whether no more of the device may be read before it has been told something. It is among those of
     /// [`Broker::take_answerable`] then, and [`Broker::take_held`] says when it may be read again.
-    pub fn hold(&mut self, session: u32) -> bool {
+    pub fn hold(&mut self, session: SessionSlot) -> bool {
         let is_held = self.must_hold(session);
         self.sessions[session].is_held |= is_held;
         is_held
@@ -104,11 +105,11 @@ impl Broker {
 
     /// Whether the device is held, and is read again when [`Broker::take_held`] says so.
     #[must_use]
-    pub fn is_held(&self, session: u32) -> bool {
+    pub fn is_held(&self, session: SessionSlot) -> bool {
         self.sessions[session].is_held
     }
 
-    fn must_hold(&self, session: u32) -> bool {
+    fn must_hold(&self, session: SessionSlot) -> bool {
         let most = usize::from(self.bounds.inflight);
         let inflight = self.sessions[session].inflight.as_deref();
         inflight.is_some_and(|inflight| {
@@ -117,7 +118,7 @@ impl Broker {
     }
 
     /// Whether a device that was held may be read again.
-    pub fn take_held(&mut self, session: u32) -> bool {
+    pub fn take_held(&mut self, session: SessionSlot) -> bool {
         let may_go_on = self.sessions[session].is_held && !self.must_hold(session);
         if may_go_on {
             self.sessions[session].is_held = false;
@@ -127,7 +128,7 @@ impl Broker {
 
     /// A message with an acknowledgement has come from the device, and is about to be [published](Broker::publish): it is
     /// answered when it is safe everywhere.
-    pub fn receive(&mut self, session: u32, packet: u16, qos: QoS) -> Ticket {
+    pub fn receive(&mut self, session: SessionSlot, packet: u16, qos: QoS) -> Ticket {
         let key = self.sessions[session].key;
         let mut origin = 0;
         if qos == QoS::ExactlyOnce && key != NO_KEY {
@@ -141,7 +142,7 @@ impl Broker {
     }
 
     /// A message with an acknowledgement has come from the device, and is not taken: it is answered when it is its turn.
-    pub fn refuse(&mut self, session: u32, packet: u16, qos: QoS, reason: Reason) {
+    pub fn refuse(&mut self, session: SessionSlot, packet: u16, qos: QoS, reason: Reason) {
         self.sessions.inflight(session).receive(packet, qos, Receiving::Settled(reason));
     }
 
@@ -162,7 +163,7 @@ impl Broker {
     }
 
     /// The next answer that the device may be given.
-    pub fn next_answer(&mut self, session: u32) -> Option<Answer> {
+    pub fn next_answer(&mut self, session: SessionSlot) -> Option<Answer> {
         let answer = self.sessions[session].inflight.as_deref_mut()?.next_answer();
         self.sessions.shed_empty_inflight(session);
         answer
@@ -172,7 +173,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`WrongAck`] if PUBREC was not said of the message.
-    pub fn handle_pubrel(&mut self, session: u32, packet: u16) -> Result<bool, WrongAck> {
+    pub fn handle_pubrel(&mut self, session: SessionSlot, packet: u16) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let known = inflight.handle_pubrel(packet)?;
         let key = self.sessions[session].key;
@@ -187,7 +188,7 @@ impl Broker {
 
     /// SUBSCRIBE or UNSUBSCRIBE is dealt with, or what earlier turns have left of it: as many of its filters as there are codes
     /// are done. `None`: an earlier one still waits for its answer, and the device is [held](Broker::hold).
-    pub fn begin_filters(&mut self, session: u32, packet: u16) -> Option<PendingSuback> {
+    pub fn begin_filters(&mut self, session: SessionSlot, packet: u16) -> Option<PendingSuback> {
         let inflight = self.sessions[session].inflight.as_deref_mut();
         if let Some(unfinished) = inflight.and_then(Inflight::take_unfinished) {
             debug_assert_eq!(unfinished.packet, packet, "nothing more is read before it is done");
@@ -201,7 +202,7 @@ impl Broker {
     }
 
     /// Whether one more filter may be dealt with now. Otherwise it is [put off](Broker::put_off_filters).
-    pub fn may_look(&mut self, session: u32, filter: &str, packet: &mut FilterLooks) -> bool {
+    pub fn may_look(&mut self, session: SessionSlot, filter: &str, packet: &mut FilterLooks) -> bool {
         if self.filter_looks.0 == 0 || packet.0 == 0 {
             return false;
         }
@@ -212,14 +213,14 @@ impl Broker {
     }
 
     /// What is left of a packet is dealt with in the next turns.
-    pub fn put_off_filters(&mut self, session: u32, pending: PendingSuback) {
+    pub fn put_off_filters(&mut self, session: SessionSlot, pending: PendingSuback) {
         self.sessions.inflight(session).hold_suback(pending);
         self.sessions.shed_empty_inflight(session);
     }
 
     /// Every filter was dealt with. Returns it when nothing is to be waited for, else it is
     /// [taken](Broker::take_suback) when the homes of groups have answered.
-    pub fn end_filters(&mut self, session: u32, mut pending: PendingSuback) -> Option<PendingSuback> {
+    pub fn end_filters(&mut self, session: SessionSlot, mut pending: PendingSuback) -> Option<PendingSuback> {
         if pending.homes == 0 {
             self.sessions.shed_empty_inflight(session);
             self.note_backlog(session);
@@ -231,7 +232,7 @@ impl Broker {
     }
 
     /// The SUBACK that the device may be given.
-    pub fn take_suback(&mut self, session: u32) -> Option<PendingSuback> {
+    pub fn take_suback(&mut self, session: SessionSlot) -> Option<PendingSuback> {
         let suback = self.sessions[session].inflight.as_deref_mut()?.take_suback();
         self.sessions.shed_empty_inflight(session);
         // Retained messages come behind it.
@@ -242,7 +243,7 @@ impl Broker {
     // --- Aliases ----------------------------------------------------------------------------------------------------
 
     /// The device gives a topic a number, `1..=ALIASES_MAX` [v5 MQTT-3.3.2-10].
-    pub fn set_alias(&mut self, session: u32, alias: u16, topic: &str) {
+    pub fn set_alias(&mut self, session: SessionSlot, alias: u16, topic: &str) {
         debug_assert!((1..=ALIASES_MAX).contains(&alias));
         let aliases = &mut self.sessions.inflight(session).aliases_in;
         let place = usize::from(alias) - 1;
@@ -254,7 +255,7 @@ impl Broker {
 
     /// The topic that the device gave a number.
     #[must_use]
-    pub fn alias(&self, session: u32, alias: u16) -> Option<&str> {
+    pub fn alias(&self, session: SessionSlot, alias: u16) -> Option<&str> {
         let inflight = self.sessions[session].inflight.as_deref()?;
         inflight.aliases_in.get(usize::from(alias).checked_sub(1)?)?.as_deref()
     }

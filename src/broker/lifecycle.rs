@@ -4,7 +4,6 @@ use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use slab::Slab;
 
 use super::inflight::{Inflight, Released, Stored};
 use super::{Broker, Profile};
@@ -14,6 +13,7 @@ use crate::image::{self, Change, SessionKey};
 use crate::link::{Home, ListenerId, Publication, SessionFacts, SessionId, ShardMessage, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
+use crate::slot::{ConnectionSlot, SessionSlot, Table};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 
@@ -69,7 +69,7 @@ pub struct DueWill {
 #[derive(Debug)]
 pub struct Arrival<'a> {
     /// The slot of its connection.
-    pub connection: u32,
+    pub connection: ConnectionSlot,
     /// Its id.
     pub device: &'a str,
     /// Whether it wants a new session.
@@ -84,7 +84,7 @@ pub struct Arrival<'a> {
 #[derive(Debug)]
 pub struct Attached {
     /// The session's slot.
-    pub session: u32,
+    pub session: SessionSlot,
     /// Whether there was one.
     pub was_present: bool,
     /// The will of the session that was discarded, if that was still to be published [v5 MQTT-3.1.3-9].
@@ -97,9 +97,11 @@ pub struct Attached {
 pub(super) const NO_KEY: SessionKey = SessionKey(0);
 
 /// No connection.
-const NOBODY: u32 = u32::MAX;
+const NOBODY: ConnectionSlot = ConnectionSlot(u32::MAX);
 /// No connection any more: the session has ended.
-const RETIRED: u32 = NOBODY - 1;
+const RETIRED: ConnectionSlot = ConnectionSlot(u32::MAX - 1);
+/// The session of no connection.
+const NO_SESSION: SessionSlot = SessionSlot(u32::MAX);
 
 /// One session.
 pub(super) struct Session {
@@ -108,7 +110,7 @@ pub(super) struct Session {
     pub(super) key: SessionKey,
     pub(super) generation: u32,
     /// The slot of its connection, or [`NOBODY`], or [`RETIRED`].
-    connection: u32,
+    connection: ConnectionSlot,
     pub(super) next_packet: u16,
     /// Whether it is listed as one that could send more.
     pub(super) is_backlogged: bool,
@@ -154,19 +156,19 @@ pub(super) struct Membership {
 pub(super) struct Sessions {
     worker: WorkerId,
     home: Home,
-    all: Slab<Session>,
+    all: Table<SessionSlot, Session>,
     generations: u32,
-    /// By connection: the slot of its session, or [`NOBODY`].
-    attached: Vec<u32>,
+    /// By connection: the slot of its session, or [`NO_SESSION`].
+    attached: Vec<SessionSlot>,
     /// Sessions of devices that are away.
-    away: Devices,
+    away: Devices<SessionSlot>,
     /// Those of whose messages nothing is in memory, but some are in the store.
-    stored: HashMap<u32, Stored>,
+    stored: HashMap<SessionSlot, Stored>,
     /// Bytes of what lies in the store alone, of all sessions.
     pub(super) stored_bytes: u64,
     /// When something is due in a session whose device is away.
-    wheel: Wheel,
-    due: Vec<u32>,
+    wheel: Wheel<SessionSlot>,
+    due: Vec<SessionSlot>,
     retired: usize,
     pool: Arc<Pool>,
 }
@@ -176,7 +178,7 @@ impl Sessions {
         Self {
             worker,
             home,
-            all: Slab::new(),
+            all: Table::new(),
             generations: 0,
             attached: Vec::new(),
             away: Devices::default(),
@@ -206,37 +208,37 @@ impl Sessions {
         self.wheel.next()
     }
 
-    pub(super) fn of(&self, connection: u32) -> Option<u32> {
-        self.attached.get(connection as usize).copied().filter(|&session| session != NOBODY)
+    pub(super) fn of(&self, connection: ConnectionSlot) -> Option<SessionSlot> {
+        self.attached.get(connection.index()).copied().filter(|&session| session != NO_SESSION)
     }
 
-    pub(super) fn id(&self, session: u32) -> SessionId {
-        SessionId { worker: self.worker, index: session, generation: self[session].generation }
+    pub(super) fn id(&self, session: SessionSlot) -> SessionId {
+        SessionId { worker: self.worker, slot: session, generation: self[session].generation }
     }
 
     /// A session that is not the one that was meant finds nothing.
-    pub(super) fn is_current(&self, session: u32, generation: u32) -> bool {
-        self.all.get(session as usize).is_some_and(|known| known.generation == generation)
+    pub(super) fn is_current(&self, session: SessionSlot, generation: u32) -> bool {
+        self.all.get(session).is_some_and(|known| known.generation == generation)
     }
 
-    pub(super) fn resolve(&self, id: SessionId) -> Option<u32> {
-        (id.worker == self.worker && self.is_current(id.index, id.generation)).then_some(id.index)
+    pub(super) fn resolve(&self, id: SessionId) -> Option<SessionSlot> {
+        (id.worker == self.worker && self.is_current(id.slot, id.generation)).then_some(id.slot)
     }
 
     /// The slot of a session's connection, if it is the session that was meant and its device is there.
-    pub(super) fn connection_of(&self, session: u32, generation: u32) -> Option<u32> {
-        let known = self.all.get(session as usize).filter(|known| known.generation == generation)?;
+    pub(super) fn connection_of(&self, session: SessionSlot, generation: u32) -> Option<ConnectionSlot> {
+        let known = self.all.get(session).filter(|known| known.generation == generation)?;
         Some(known.connection).filter(|_| known.is_online())
     }
 
-    pub(super) fn inflight(&mut self, session: u32) -> &mut Inflight {
+    pub(super) fn inflight(&mut self, session: SessionSlot) -> &mut Inflight {
         let stored = &mut self.stored;
-        let inflight = &mut self.all[session as usize].inflight;
+        let inflight = &mut self.all[session].inflight;
         inflight.get_or_insert_with(|| Box::new(Inflight::of_stored(stored.remove(&session).unwrap_or_default())))
     }
 
     /// What of a session lies in the store alone.
-    pub(super) fn stored(&self, session: u32) -> Stored {
+    pub(super) fn stored(&self, session: SessionSlot) -> Stored {
         match self[session].inflight.as_deref() {
             Some(inflight) => inflight.stored(),
             None => self.stored.get(&session).copied().unwrap_or_default(),
@@ -244,8 +246,8 @@ impl Sessions {
     }
 
     /// Something in flight has changed: what is empty goes, and the pool is told of what is not.
-    pub(super) fn shed_empty_inflight(&mut self, session: u32) {
-        let Session { inflight, connection, .. } = &mut self.all[session as usize];
+    pub(super) fn shed_empty_inflight(&mut self, session: SessionSlot) {
+        let Session { inflight, connection, .. } = &mut self.all[session];
         let is_away = *connection >= RETIRED;
         match inflight {
             Some(known) if known.is_empty() && (is_away || !known.has_stored()) => {
@@ -259,7 +261,7 @@ impl Sessions {
         }
     }
 
-    fn begin(&mut self, profile: Profile) -> u32 {
+    fn begin(&mut self, profile: Profile) -> SessionSlot {
         self.generations = self.generations.wrapping_add(1);
         let session = Session {
             profile,
@@ -279,11 +281,11 @@ impl Sessions {
             inflight: None,
             groups: Vec::new(),
         };
-        self.all.insert(session) as u32
+        self.all.insert(session)
     }
 
     /// A session that an earlier process has left; [`Sessions::enter_away`] makes it one that can be found.
-    pub(super) fn restore(&mut self, head: &image::Head, profile: Profile, away_since: Tick) -> u32 {
+    pub(super) fn restore(&mut self, head: &image::Head, profile: Profile, away_since: Tick) -> SessionSlot {
         let session = self.begin(profile);
         let known = &mut self[session];
         known.key = head.key;
@@ -294,29 +296,29 @@ impl Sessions {
     }
 
     /// What an earlier process has left of a session in the store.
-    pub(super) fn restore_stored(&mut self, session: u32, stored: Stored) {
+    pub(super) fn restore_stored(&mut self, session: SessionSlot, stored: Stored) {
         self.stored_bytes += stored.bytes;
         self.stored.insert(session, stored);
     }
 
-    pub(super) fn set_will(&mut self, session: u32, will: Will) {
+    pub(super) fn set_will(&mut self, session: SessionSlot, will: Will) {
         let mut charge = Charge::none(&self.pool, Class::Wills);
         charge.set(will.bytes());
         self[session].will = Some(Box::new(KeptWill { will, charge }));
     }
 
-    fn attach(&mut self, session: u32, connection: u32) {
-        let slot = connection as usize;
+    fn attach(&mut self, session: SessionSlot, connection: ConnectionSlot) {
+        let slot = connection.index();
         if self.attached.len() <= slot {
-            self.attached.resize(slot + 1, NOBODY);
+            self.attached.resize(slot + 1, NO_SESSION);
         }
         self.attached[slot] = session;
         self[session].connection = connection;
     }
 
-    fn detach(&mut self, connection: u32, device: &str, now: Tick) -> Option<u32> {
+    fn detach(&mut self, connection: ConnectionSlot, device: &str, now: Tick) -> Option<SessionSlot> {
         let session = self.of(connection)?;
-        self.attached[connection as usize] = NOBODY;
+        self.attached[connection.index()] = NO_SESSION;
         let known = &mut self[session];
         known.connection = NOBODY;
         known.is_held = false;
@@ -326,7 +328,7 @@ impl Sessions {
     }
 
     /// The session has ended, and its slot is not free yet: no handle finds it any more.
-    fn retire(&mut self, session: u32) {
+    fn retire(&mut self, session: SessionSlot) {
         self.wheel.cancel(session);
         self.forget_stored(session);
         self.generations = self.generations.wrapping_add(1);
@@ -338,41 +340,41 @@ impl Sessions {
         (known.will, known.inflight, known.device) = (None, None, Box::default());
     }
 
-    fn remove(&mut self, session: u32) {
+    fn remove(&mut self, session: SessionSlot) {
         self.wheel.cancel(session);
         self.forget_stored(session);
-        let removed = self.all.remove(session as usize);
+        let removed = self.all.remove(session);
         self.retired -= usize::from(removed.is_retired());
         if self.all.is_empty() {
             // After a mass disconnect the memory goes back.
-            self.all = Slab::new();
+            self.all = Table::new();
             self.attached = Vec::new();
             self.stored = HashMap::new();
         }
     }
 
     /// The session is about to be no more.
-    fn forget_stored(&mut self, session: u32) {
+    fn forget_stored(&mut self, session: SessionSlot) {
         self.stored_bytes -= self.stored(session).bytes;
         self.stored.remove(&session);
     }
 
-    pub(super) fn find_away(&self, device: &str) -> Option<u32> {
+    pub(super) fn find_away(&self, device: &str) -> Option<SessionSlot> {
         self.away.find(self.home.hash(device), |session| *self[session].device == *device)
     }
 
-    pub(super) fn enter_away(&mut self, session: u32) {
+    pub(super) fn enter_away(&mut self, session: SessionSlot) {
         self.away.insert(self.home.hash(&self[session].device), session);
         self.arm(session);
     }
 
-    fn leave_away(&mut self, session: u32) {
+    fn leave_away(&mut self, session: SessionSlot) {
         self.away.remove(self.home.hash(&self[session].device), session);
         self.wheel.cancel(session);
     }
 
     /// Arms the next thing that is due while the device is away.
-    fn arm(&mut self, session: u32) {
+    fn arm(&mut self, session: SessionSlot) {
         let known = &self[session];
         let will = known.will.as_ref().map(|kept| kept.will.delay_s);
         let expiry = Some(known.profile.expiry_s).filter(|&expiry_s| expiry_s != u32::MAX);
@@ -381,7 +383,7 @@ impl Sessions {
         }
     }
 
-    fn take_will(&mut self, session: u32, now: Moment) -> Option<DueWill> {
+    fn take_will(&mut self, session: SessionSlot, now: Moment) -> Option<DueWill> {
         let (publisher, home) = (self.id(session), self.home);
         let known = &mut self[session];
         let KeptWill { will, charge } = *known.will.take()?;
@@ -394,38 +396,34 @@ impl Sessions {
     }
 
     /// `reserved`: what pieces that are read take of the pool.
-    pub(super) fn check_invariants(&self, is_device: impl Fn(u32) -> bool, reserved: usize) {
+    pub(super) fn check_invariants(&self, is_device: impl Fn(ConnectionSlot) -> bool, reserved: usize) {
         let mut away = 0;
-        for (index, session) in &self.all {
-            let slot = index as u32;
+        for (slot, session) in self.all.iter() {
             if session.is_retired() {
                 assert!(!session.is_online() && session.groups.is_empty() && session.inflight.is_none());
                 continue;
             }
             if session.is_online() {
-                assert_eq!(self.of(session.connection), Some(slot), "session {index} and its connection disagree");
-                assert!(is_device(session.connection), "session {index} has a connection that is no device");
-                assert!(self.wheel.deadline(slot).is_none(), "session {index} is online and has a deadline");
+                assert_eq!(self.of(session.connection), Some(slot), "session {slot} and its connection disagree");
+                assert!(is_device(session.connection), "session {slot} has a connection that is no device");
+                assert!(self.wheel.deadline(slot).is_none(), "session {slot} is online and has a deadline");
             } else {
                 away += 1;
-                assert!(!session.device.is_empty(), "session {index} is away and has no name");
-                assert_eq!(self.find_away(&session.device), Some(slot), "session {index} is away and cannot be found");
+                assert!(!session.device.is_empty(), "session {slot} is away and has no name");
+                assert_eq!(self.find_away(&session.device), Some(slot), "session {slot} is away and cannot be found");
             }
             if let Some(inflight) = &session.inflight {
                 let has_stored = session.is_online() && inflight.has_stored();
-                assert!(
-                    !inflight.is_empty() || has_stored,
-                    "session {index} keeps an empty table of what is in flight"
-                );
-                assert!(!self.stored.contains_key(&slot), "what is stored of session {index} is in two places");
+                assert!(!inflight.is_empty() || has_stored, "session {slot} keeps an empty table of what is in flight");
+                assert!(!self.stored.contains_key(&slot), "what is stored of session {slot} is in two places");
                 inflight.check_invariants(session.is_online());
             }
         }
         assert_eq!(away, self.away.len(), "somebody is listed as away who is not");
-        let attached = self.attached.iter().filter(|&&session| session != NOBODY).count();
+        let attached = self.attached.iter().filter(|&&session| session != NO_SESSION).count();
         assert_eq!(attached + away, self.len());
         assert!(self.stored.keys().all(|&session| !self[session].is_online() && !self[session].is_retired()));
-        let stored = self.all.iter().map(|(index, _)| self.stored(index as u32).bytes);
+        let stored = self.all.iter().map(|(slot, _)| self.stored(slot).bytes);
         assert_eq!(self.stored_bytes, stored.sum::<u64>());
         let charged = self.all.iter().filter_map(|(_, session)| session.inflight.as_deref()).map(Inflight::charged);
         assert_eq!(self.pool.used(Class::Queues), (charged.sum::<usize>() + reserved) as u64);
@@ -434,17 +432,17 @@ impl Sessions {
     }
 }
 
-impl Index<u32> for Sessions {
+impl Index<SessionSlot> for Sessions {
     type Output = Session;
 
-    fn index(&self, session: u32) -> &Session {
-        &self.all[session as usize]
+    fn index(&self, session: SessionSlot) -> &Session {
+        &self.all[session]
     }
 }
 
-impl IndexMut<u32> for Sessions {
-    fn index_mut(&mut self, session: u32) -> &mut Session {
-        &mut self.all[session as usize]
+impl IndexMut<SessionSlot> for Sessions {
+    fn index_mut(&mut self, session: SessionSlot) -> &mut Session {
+        &mut self.all[session]
     }
 }
 
@@ -533,7 +531,7 @@ impl Broker {
     /// the way that lets the will be forgotten.
     pub fn detach(
         &mut self,
-        connection: u32,
+        connection: ConnectionSlot,
         device: &str,
         with_will: bool,
         now: Moment,
@@ -577,18 +575,18 @@ impl Broker {
     }
 
     /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
-    pub fn set_expiry(&mut self, session: u32, expiry_s: u32) {
+    pub fn set_expiry(&mut self, session: SessionSlot, expiry_s: u32) {
         self.sessions[session].profile.expiry_s = expiry_s;
     }
 
     /// The device has said goodbye: its will is forgotten [MQTT-3.14.4-3].
-    pub fn forget_will(&mut self, session: u32) {
+    pub fn forget_will(&mut self, session: SessionSlot) {
         self.sessions[session].will = None;
     }
 
     /// Another gateway has the device of this connection: a will that was to come later does not, because the device is there
     /// [v5 MQTT-3.1.3-9]. One without delay is published as after any takeover.
-    pub fn forget_delayed_will(&mut self, connection: u32) {
+    pub fn forget_delayed_will(&mut self, connection: ConnectionSlot) {
         let Some(session) = self.sessions.of(connection) else { return };
         let known = &mut self.sessions[session];
         if known.profile.expiry_s > 0 && known.will.as_ref().is_some_and(|kept| kept.will.delay_s > 0) {
@@ -644,7 +642,7 @@ impl Broker {
 
     /// What a session has subscribed to, each filter as it was written.
     #[must_use]
-    pub fn filters(&self, session: u32) -> Vec<String> {
+    pub fn filters(&self, session: SessionSlot) -> Vec<String> {
         let own = self.routing.subscriptions.filters(session).map(|(filter, _)| filter);
         let shared = self.sessions[session].groups.iter().map(|membership| membership.group.to_string());
         own.chain(shared).collect()
@@ -652,7 +650,7 @@ impl Broker {
 
     /// What is known of a session, with its filters up to so many bytes of them.
     #[must_use]
-    pub fn describe(&self, session: u32, filter_bytes: usize) -> SessionFacts {
+    pub fn describe(&self, session: SessionSlot, filter_bytes: usize) -> SessionFacts {
         let known = &self.sessions[session];
         let (kept, kept_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.kept());
         let stored = self.sessions.stored(session);
@@ -686,7 +684,7 @@ impl Broker {
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
     /// The session is no more: its subscriptions and messages go with it.
-    pub(super) fn end(&mut self, session: u32) {
+    pub(super) fn end(&mut self, session: SessionSlot) {
         let key = std::mem::replace(&mut self.sessions[session].key, NO_KEY);
         if key != NO_KEY {
             self.journal.record(Change::Ended { session: key });
@@ -706,7 +704,7 @@ impl Broker {
     }
 
     /// Records a session without what is in it, if it is one that is recorded.
-    pub(super) fn record_head(&mut self, session: u32, name: &str, away_since: Option<Moment>) {
+    pub(super) fn record_head(&mut self, session: SessionSlot, name: &str, away_since: Option<Moment>) {
         let known = &self.sessions[session];
         let Some(recording) = self.journal.recording().filter(|_| known.key != NO_KEY) else { return };
         let Profile { version, listener, keep_alive_s, expiry_s, receive_maximum, packet_maximum, alias_maximum } =
@@ -754,7 +752,7 @@ impl Broker {
     }
 
     /// Tells the homes of the session's groups whether its device is there.
-    fn tell_groups(&mut self, session: u32, is_online: bool) {
+    fn tell_groups(&mut self, session: SessionSlot, is_online: bool) {
         let member = self.id(session);
         let groups = std::mem::take(&mut self.sessions[session].groups);
         for membership in &groups {

@@ -14,11 +14,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Broker;
+use super::groups::GroupSlot;
 use super::inflight::{Delivery, Identifiers};
 use super::settlement::{Part, Token};
 use super::subscriptions::{Subscriber, Walk};
 use crate::codec::mqtt::subscribe::Options;
 use crate::link::{Publication, SessionId};
+use crate::slot::SessionSlot;
 
 /// Nodes visited for what comes in one turn, at some 0.1 µs each; beyond that everything waits for the next turn.
 const TURN_VISITS: usize = 16_384;
@@ -36,7 +38,7 @@ const WAITING_BYTES_MAX: usize = 4 << 20;
 struct Search {
     stage: Stage,
     walk: Walk,
-    groups: Vec<Subscriber>,
+    groups: Vec<Subscriber<GroupSlot>>,
     found: Vec<Found>,
     delivered: usize,
 }
@@ -131,7 +133,7 @@ impl Matching {
 impl Broker {
     /// Whether something that this session has published is still being matched.
     #[must_use]
-    pub fn is_matching(&self, session: u32) -> bool {
+    pub fn is_matching(&self, session: SessionSlot) -> bool {
         !self.matching.is_empty() && self.matching.has_publisher(self.id(session))
     }
 
@@ -206,7 +208,7 @@ impl Broker {
             }
             // Overlapping subscriptions make one delivery.
             if search.found.len() > 1 {
-                search.found.sort_by_key(|found| found.subscriber.session);
+                search.found.sort_by_key(|found| found.subscriber.slot);
             }
             search.stage = Stage::Deliveries;
         }
@@ -218,7 +220,7 @@ impl Broker {
         let is_done = self.routing.subscriptions.advance(topic, &mut search.walk, visits, &mut found);
         let sessions = &self.sessions;
         search.found.extend(found.drain(..).filter_map(|subscriber| {
-            let known = &sessions[subscriber.session];
+            let known = &sessions[subscriber.slot];
             (!known.is_retired()).then_some(Found { subscriber, generation: known.generation })
         }));
         self.found = found;
@@ -232,9 +234,9 @@ impl Broker {
             if self.has_many_deliveries() {
                 return false;
             }
-            let session = subscriber.session;
+            let session = subscriber.slot;
             let rest = &search.found[search.delivered..];
-            let own = rest.iter().take_while(|found| found.subscriber.session == session);
+            let own = rest.iter().take_while(|found| found.subscriber.slot == session);
             // No Local: not to the connection that published it [v5 MQTT-3.8.3-3].
             let is_wanted = |found: &&Found| {
                 found.generation == generation

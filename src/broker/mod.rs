@@ -67,6 +67,7 @@ use crate::config::Limits;
 use crate::link::{Credit, Exchange, Home, ListenerId, Outgoing, SessionId, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::Pool;
+use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Tick;
 use delivery::Deliveries;
 use journal::Journal;
@@ -188,7 +189,7 @@ pub struct Broker {
     ways: Ways,
     paces: Paces,
     /// Sessions whose devices can be told something: that a message of theirs is safe, or that they have subscribed.
-    answerable: Vec<(u32, u32)>,
+    answerable: Vec<(SessionSlot, u32)>,
     /// Requests of the API that are answered: those whose messages will not be acknowledged any more, and publications.
     requests: Vec<(u64, RequestEnd)>,
     /// How many SUBSCRIBE packets have come: the number of the latest.
@@ -198,7 +199,7 @@ pub struct Broker {
     matching: Matching,
     found: Vec<Subscriber>,
     /// Sessions that have ended and whose subscriptions are still to be removed.
-    ends: VecDeque<u32>,
+    ends: VecDeque<SessionSlot>,
 }
 
 /// What became of a request of the API.
@@ -260,19 +261,19 @@ impl Broker {
 
     /// The session of a connection.
     #[must_use]
-    pub fn of(&self, connection: u32) -> Option<u32> {
+    pub fn of(&self, connection: ConnectionSlot) -> Option<SessionSlot> {
         self.sessions.of(connection)
     }
 
     /// A session's handle across shards.
     #[must_use]
-    pub fn id(&self, session: u32) -> SessionId {
+    pub fn id(&self, session: SessionSlot) -> SessionId {
         self.sessions.id(session)
     }
 
     /// What the device has said of itself.
     #[must_use]
-    pub fn profile(&self, session: u32) -> &Profile {
+    pub fn profile(&self, session: SessionSlot) -> &Profile {
         &self.sessions[session].profile
     }
 
@@ -332,7 +333,7 @@ impl Broker {
 
     /// Sessions whose devices can be told something, by slot and generation. [`Broker::next_answer`] and
     /// [`Broker::take_suback`] say what.
-    pub fn take_answerable(&mut self) -> Vec<(u32, u32)> {
+    pub fn take_answerable(&mut self) -> Vec<(SessionSlot, u32)> {
         let all = std::mem::take(&mut self.answerable);
         for &(session, generation) in &all {
             if self.sessions.is_current(session, generation) {
@@ -364,7 +365,7 @@ impl Broker {
         counters.add(Metric::PoolRefused, refused - counters.value(Metric::PoolRefused));
     }
 
-    fn note_answerable(&mut self, session: u32) {
+    fn note_answerable(&mut self, session: SessionSlot) {
         let known = &mut self.sessions[session];
         if !known.is_answerable {
             known.is_answerable = true;
@@ -374,7 +375,7 @@ impl Broker {
     }
 
     /// Panics when the parts disagree. `is_device` says whether a slot holds a connected device. For tests.
-    pub fn check_invariants(&self, is_device: impl Fn(u32) -> bool) {
+    pub fn check_invariants(&self, is_device: impl Fn(ConnectionSlot) -> bool) {
         self.routing.check_invariants();
         self.sessions.check_invariants(is_device, self.spills.reserved());
         self.settlements.check_invariants();

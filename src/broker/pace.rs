@@ -7,6 +7,7 @@
 use super::Broker;
 use super::inflight::Released;
 use crate::metrics::{Counters, Metric};
+use crate::slot::SessionSlot;
 use crate::time::Tick;
 
 /// In so many ticks (five seconds) a device must take as much as may be in flight to it at a time.
@@ -24,7 +25,7 @@ pub(super) struct Pace {
 /// The sessions of one shard for which publishers wait, by slot and generation.
 #[derive(Default)]
 pub(super) struct Paces {
-    all: Vec<(u32, u32)>,
+    all: Vec<(SessionSlot, u32)>,
     next: Option<Tick>,
 }
 
@@ -34,7 +35,7 @@ impl Paces {
     }
 
     /// Publishers begin to wait for this session.
-    pub(super) fn watch(&mut self, session: u32, generation: u32, now: Tick) {
+    pub(super) fn watch(&mut self, session: SessionSlot, generation: u32, now: Tick) {
         self.all.push((session, generation));
         self.next.get_or_insert(now.deadline_after(PACE_TICKS));
     }

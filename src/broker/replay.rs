@@ -169,9 +169,10 @@ impl Replays {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slot::SessionSlot;
 
     fn subscriber(options: u8) -> Subscriber {
-        Subscriber { session: 1, identifier: 0, options }
+        Subscriber { slot: SessionSlot(1), identifier: 0, options }
     }
 
     fn order(replays: &mut Replays) -> Vec<(String, u64)> {

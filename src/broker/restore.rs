@@ -11,6 +11,7 @@ use super::{Broker, Profile, Will};
 use crate::codec::mqtt::{Version, topic};
 use crate::image::{self, Change};
 use crate::link::{ListenerId, Publication, ShardMessage};
+use crate::slot::SessionSlot;
 use crate::time::{Moment, TICK_MICROS, Tick};
 
 impl Broker {
@@ -48,10 +49,10 @@ impl Broker {
         }
     }
 
-    fn restore_subscription(&mut self, session: u32, subscription: image::Subscription) {
+    fn restore_subscription(&mut self, session: SessionSlot, subscription: image::Subscription) {
         let image::Subscription { filter, options, identifier } = subscription;
         if topic::shared(&filter).is_none() {
-            self.routing.subscriptions.subscribe(&filter, Subscriber { session, identifier, options });
+            self.routing.subscriptions.subscribe(&filter, Subscriber { slot: session, identifier, options });
             return;
         }
         let (member, group): (_, Arc<str>) = (self.id(session), filter.into());
@@ -63,7 +64,7 @@ impl Broker {
     /// What is in flight, in the order of the numbers. Whatever its device has not acknowledged lies in the store, and stays there.
     fn restore_messages(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         sent: &[image::SentMessage],
         outstanding: &[image::Outstanding],
         waiting: image::Waiting,

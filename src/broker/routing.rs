@@ -21,6 +21,7 @@ use crate::image::{self, Change};
 use crate::link::{Choice, Passed, Publication, SessionId, ShardMessage, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
+use crate::slot::SessionSlot;
 
 /// The first filter of a session is part of it in the memory budget, where it is no longer than this.
 const FIRST_FILTER_BYTES: usize = 256;
@@ -221,7 +222,7 @@ impl Broker {
     }
 
     /// Something has answered for which a SUBACK waits.
-    pub(super) fn handle_joined(&mut self, session: u32, waits: u32) {
+    pub(super) fn handle_joined(&mut self, session: SessionSlot, waits: u32) {
         let inflight = self.sessions[session].inflight.as_deref_mut();
         if inflight.is_some_and(|inflight| inflight.handle_joined(waits)) {
             self.note_answerable(session);
@@ -285,7 +286,13 @@ impl Broker {
 
     /// Something said to one device on behalf of its owner, under a subscription that it has. `request`: waits for the
     /// acknowledgement; 0: nobody does.
-    pub fn write_to(&mut self, session: u32, publication: Arc<Publication>, subscriber: Subscriber, request: u64) {
+    pub fn write_to(
+        &mut self,
+        session: SessionSlot,
+        publication: Arc<Publication>,
+        subscriber: Subscriber,
+        request: u64,
+    ) {
         let mut identifiers = Identifiers::None;
         identifiers.push(subscriber.identifier);
         let qos = publication.qos.min(subscriber.qos());
@@ -297,7 +304,7 @@ impl Broker {
 
     /// The subscription under which a session would be told of a topic.
     #[must_use]
-    pub fn subscription_for(&self, session: u32, topic: &str) -> Option<Subscriber> {
+    pub fn subscription_for(&self, session: SessionSlot, topic: &str) -> Option<Subscriber> {
         self.routing.subscriptions.find(session, topic)
     }
 
@@ -312,7 +319,7 @@ impl Broker {
 
     /// A delivery was made: it is delivered, or kept, in the deliver phase. One of QoS 2 that may come again after a crash waits
     /// until it will not.
-    pub(super) fn push(&mut self, session: u32, delivery: Delivery) {
+    pub(super) fn push(&mut self, session: SessionSlot, delivery: Delivery) {
         self.settlements.add(delivery.token);
         if delivery.qos == QoS::ExactlyOnce && delivery.publication.origin != 0 && delivery.number == 0 {
             return self.stage(session, delivery);
@@ -343,13 +350,13 @@ impl Broker {
 
     fn deliver_shared(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         publication: &Arc<Publication>,
         options: u8,
         identifier: u32,
         token: Token,
     ) {
-        let subscriber = Subscriber { session, identifier, options };
+        let subscriber = Subscriber { slot: session, identifier, options };
         if let Some(delivery) = merge(publication, std::iter::once(subscriber), token) {
             self.push(session, delivery);
         }
@@ -398,7 +405,7 @@ impl Broker {
         self.note_wants();
     }
 
-    fn is_member(&self, session: u32, group: &str) -> bool {
+    fn is_member(&self, session: SessionSlot, group: &str) -> bool {
         self.sessions[session].groups.iter().any(|membership| *membership.group == *group)
     }
 
@@ -414,7 +421,7 @@ impl Broker {
     /// `pending`: the packet that it is in.
     pub fn subscribe(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         filter: &str,
         options: Options,
         identifier: u32,
@@ -429,7 +436,7 @@ impl Broker {
             // No retained messages for shared subscriptions (v5 4.8.2).
             return self.join(session, filter, options_byte, identifier, pending);
         }
-        let subscriber = Subscriber { session, identifier, options: options_byte };
+        let subscriber = Subscriber { slot: session, identifier, options: options_byte };
         let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
         self.note_wants();
         self.record_subscribed(session, filter, options_byte, identifier);
@@ -449,7 +456,7 @@ impl Broker {
     }
 
     /// One filter of UNSUBSCRIBE.
-    pub fn unsubscribe(&mut self, session: u32, filter: &str) -> Unsubscribed {
+    pub fn unsubscribe(&mut self, session: SessionSlot, filter: &str) -> Unsubscribed {
         let gone = if topic::shared(filter).is_some() {
             self.leave(session, filter)
         } else {
@@ -472,7 +479,7 @@ impl Broker {
     }
 
     /// Retained messages that were on their way to a subscription are not any more.
-    fn drop_replay(&mut self, session: u32, filter: &str) {
+    fn drop_replay(&mut self, session: SessionSlot, filter: &str) {
         if let Some(inflight) = self.sessions[session].inflight.as_deref_mut()
             && let Some(replays) = inflight.replays.as_deref_mut()
         {
@@ -483,29 +490,30 @@ impl Broker {
     }
 
     /// Whether a session may have one more subscription: by number, and by what the pool has room for.
-    fn has_room_for_filter(&self, session: u32, filter: &str) -> bool {
+    fn has_room_for_filter(&self, session: SessionSlot, filter: &str) -> bool {
         let count = self.subscription_count(session);
         if topic::shared(filter).is_some() && self.sessions[session].groups.len() >= SHARED_MAX {
             return false;
         }
-        let bytes = Subscriptions::bytes_of(filter) + topic::shared(filter).map_or(0, |_| membership_bytes(filter));
+        let bytes = Subscriptions::<SessionSlot>::bytes_of(filter)
+            + topic::shared(filter).map_or(0, |_| membership_bytes(filter));
         let shared: usize = self.sessions[session].groups.iter().map(|own| membership_bytes(&own.group)).sum();
         let held = self.routing.subscriptions.bytes_held(session) + shared;
         let is_in_session = count == 0 && filter.len() <= FIRST_FILTER_BYTES;
         count < self.bounds.subscriptions && (is_in_session || self.pool.may_take(Class::Filters, bytes, held))
     }
 
-    fn subscription_count(&self, session: u32) -> usize {
+    fn subscription_count(&self, session: SessionSlot) -> usize {
         self.routing.subscriptions.count(session) + self.sessions[session].groups.len()
     }
 
-    fn has_subscribed(&self, session: u32, filter: &str) -> bool {
+    fn has_subscribed(&self, session: SessionSlot, filter: &str) -> bool {
         self.is_member(session, filter) || self.routing.subscriptions.has(session, filter)
     }
 
     fn join(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         filter: &str,
         options: u8,
         identifier: u32,
@@ -530,7 +538,7 @@ impl Broker {
         Granted::Subscribed
     }
 
-    fn record_subscribed(&mut self, session: u32, filter: &str, options: u8, identifier: u32) {
+    fn record_subscribed(&mut self, session: SessionSlot, filter: &str, options: u8, identifier: u32) {
         let key = self.sessions[session].key;
         if key != NO_KEY {
             let subscription = image::Subscription { filter: filter.into(), options, identifier };
@@ -539,14 +547,14 @@ impl Broker {
     }
 
     /// SUBACK waits, beside the homes of groups, until the subscriptions are safe.
-    pub fn expect_subscribed(&mut self, session: u32, pending: &mut PendingSuback) {
+    pub fn expect_subscribed(&mut self, session: SessionSlot, pending: &mut PendingSuback) {
         if self.sessions[session].key != NO_KEY {
             let waiting = Waiting::Suback { session: self.id(session), waits: pending.waits };
             pending.homes += usize::from(self.journal.wait(waiting).is_none());
         }
     }
 
-    fn leave(&mut self, session: u32, filter: &str) -> bool {
+    fn leave(&mut self, session: SessionSlot, filter: &str) -> bool {
         let member: SessionId = self.id(session);
         let groups = &mut self.sessions[session].groups;
         let Some(place) = groups.iter().position(|membership| *membership.group == *filter) else { return false };

@@ -27,6 +27,7 @@ use super::inflight::Inflight;
 use super::lifecycle::NO_KEY;
 use crate::link::{Load, Loaded};
 use crate::pool::{Charge, Class, Pool};
+use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Moment;
 
 /// Bytes that are read of one session at a time, and then one message more.
@@ -42,7 +43,7 @@ struct Spilling {
     mark: u64,
     /// Everything recorded by then has a number up to this one.
     number: u64,
-    session: u32,
+    session: SessionSlot,
     generation: u32,
 }
 
@@ -50,7 +51,7 @@ struct Spilling {
 pub(super) struct Spills {
     waiting: VecDeque<Spilling>,
     /// Sessions whose next piece is wanted: slot, generation, and the number under which they are listed.
-    listed: VecDeque<(u32, u32, u32)>,
+    listed: VecDeque<(SessionSlot, u32, u32)>,
     serials: u32,
     /// Pieces that were asked for, and the room that they are given.
     asked: usize,
@@ -83,7 +84,7 @@ impl Broker {
     // --- From memory ------------------------------------------------------------------------------------------------
 
     /// What is in memory of the messages of a device that is away goes as soon as the store has it.
-    pub(super) fn spill_when_safe(&mut self, session: u32) {
+    pub(super) fn spill_when_safe(&mut self, session: SessionSlot) {
         let known = &mut self.sessions[session];
         let generation = known.generation;
         if known.is_online() || known.key == NO_KEY || self.staged.holds(session, generation) {
@@ -103,7 +104,7 @@ impl Broker {
     }
 
     /// Everything up to this number is in the store, and whatever was read from there: it goes from memory.
-    pub(super) fn spill(&mut self, session: u32, number: u64) {
+    pub(super) fn spill(&mut self, session: SessionSlot, number: u64) {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return };
         if number == 0 && !inflight.has_stored() {
             return;
@@ -177,7 +178,7 @@ impl Broker {
     // --- Back into memory -------------------------------------------------------------------------------------------
 
     /// The device can be sent something that lies in the store: it is read when it is its turn.
-    pub(super) fn read_stored(&mut self, session: u32) {
+    pub(super) fn read_stored(&mut self, session: SessionSlot) {
         let serial = self.spills.serials.wrapping_add(1).max(1);
         let known = &mut self.sessions[session];
         if known.inflight.as_deref_mut().is_some_and(|inflight| inflight.list_reading(serial)) {
@@ -187,7 +188,7 @@ impl Broker {
         if self.spills.listed.len() > 2 * self.sessions.len() + 64 {
             // Of devices that come and go there are not more of them than sessions.
             let sessions = &self.sessions;
-            let is_listed = |&(session, generation, serial): &(u32, u32, u32)| {
+            let is_listed = |&(session, generation, serial): &(SessionSlot, u32, u32)| {
                 let inflight = sessions.is_current(session, generation).then(|| sessions[session].inflight.as_deref());
                 inflight.flatten().is_some_and(|inflight| inflight.is_listed(serial))
             };
@@ -227,7 +228,7 @@ impl Broker {
     }
 
     /// The store answers. `Some`: the slot of a connection to whose session it cannot give what waits there.
-    pub fn handle_loaded(&mut self, loaded: Loaded, now: Moment) -> Option<u32> {
+    pub fn handle_loaded(&mut self, loaded: Loaded, now: Moment) -> Option<ConnectionSlot> {
         self.spills.set_asked(self.spills.asked - 1);
         let session = self.sessions.resolve(loaded.session)?;
         let inflight = self.sessions[session].inflight.as_deref_mut();

@@ -25,6 +25,7 @@ use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Owner, Part, Token};
 use crate::image::{Change, Received};
 use crate::link::{SessionId, ShardMessage, WorkerId};
+use crate::slot::SessionSlot;
 
 /// A publication that every shard has staged, or that was refused.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ pub(super) struct Prepared {
 /// A delivery that is not sent yet, and whose it is.
 #[derive(Debug)]
 struct StagedDelivery {
-    session: u32,
+    session: SessionSlot,
     generation: u32,
     delivery: Delivery,
 }
@@ -49,7 +50,7 @@ struct StagedDelivery {
 pub(super) struct Staged {
     by_origin: HashMap<u64, Vec<StagedDelivery>>,
     /// By slot and generation of a session: how many that are recorded are not with it yet.
-    on_their_way: HashMap<(u32, u32), u32>,
+    on_their_way: HashMap<(SessionSlot, u32), u32>,
     len: usize,
     in_turn: usize,
 }
@@ -69,12 +70,12 @@ impl Staged {
     }
 
     /// Whether messages of a session have their numbers and are not with it yet.
-    pub(super) fn holds(&self, session: u32, generation: u32) -> bool {
+    pub(super) fn holds(&self, session: SessionSlot, generation: u32) -> bool {
         self.on_their_way.contains_key(&(session, generation))
     }
 
     /// One that was staged, and recorded if it has a `number`, is with its session now, or goes nowhere.
-    pub(super) fn note_arrived(&mut self, session: u32, generation: u32, number: u64) {
+    pub(super) fn note_arrived(&mut self, session: SessionSlot, generation: u32, number: u64) {
         if number != 0
             && let Entry::Occupied(mut count) = self.on_their_way.entry((session, generation))
         {
@@ -111,7 +112,7 @@ impl Staged {
 
 impl Broker {
     /// A delivery is recorded, and its part of the settlement is done when that is safe.
-    pub(super) fn stage(&mut self, session: u32, mut delivery: Delivery) {
+    pub(super) fn stage(&mut self, session: SessionSlot, mut delivery: Delivery) {
         let (key, generation) = (self.sessions[session].key, self.sessions[session].generation);
         let token = std::mem::replace(&mut delivery.token, NOTHING);
         let origin = delivery.publication.origin;

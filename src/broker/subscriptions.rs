@@ -26,25 +26,25 @@ use std::hash::{Hash, Hasher};
 
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
-use slab::Slab;
 
 use crate::codec::mqtt::{QoS, topic};
 use crate::pool::ALLOCATION_BYTES;
+use crate::slot::{SessionSlot, Slot, Table, slot};
 use places::{Few, Place, Places};
 pub use walk::Walk;
 
 /// What one session has asked for with one filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subscriber {
-    /// The session's slot.
-    pub session: u32,
+pub struct Subscriber<S = SessionSlot> {
+    /// The slot of the session, or of whatever else subscribes.
+    pub slot: S,
     /// The Subscription Identifier; 0: none.
     pub identifier: u32,
     /// The options byte of SUBSCRIBE (v5 3.8.3.1).
     pub options: u8,
 }
 
-impl Subscriber {
+impl<S> Subscriber<S> {
     /// The quality of service granted.
     #[must_use]
     pub const fn qos(&self) -> QoS {
@@ -57,49 +57,55 @@ impl Subscriber {
     }
 }
 
+slot! {
+    /// A node of the tree.
+    pub(in super::super) struct NodeSlot
+}
+
 /// The parent of the first levels.
-const ROOT: u32 = u32::MAX;
+const ROOT: NodeSlot = NodeSlot(u32::MAX);
 /// Nodes visited for one session's subscription before its own filters are looked through instead.
 const FIND_VISITS: usize = 256;
 
-struct Node {
-    parent: u32,
+struct Node<S> {
+    parent: NodeSlot,
     children: u32,
     /// The children's slots, combined by exclusive or: where there is one, its slot.
     only_child: u32,
     generation: u32,
     /// One level or more, as in the filter.
     label: Box<str>,
-    subscribers: Few<Subscriber>,
+    subscribers: Few<Subscriber<S>>,
 }
 
-const _: () = assert!(size_of::<Node>() <= 48);
+const _: () = assert!(size_of::<Node<SessionSlot>>() <= 48);
 
 /// What a node takes beside its label: itself, its edge, and what both tables keep free.
-const NODE_BYTES: usize = size_of::<Node>() + size_of::<u32>() + 28;
+const NODE_BYTES: usize = size_of::<Node<SessionSlot>>() + size_of::<NodeSlot>() + 28;
 /// A subscriber in its node and a place in its session, with what their vectors keep free.
-const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber>() + size_of::<Place>());
+const SUBSCRIPTION_BYTES: usize = 2 * (size_of::<Subscriber<SessionSlot>>() + size_of::<Place>());
 
 /// The filters of one shard. See the head of this file.
 ///
 /// ```
 /// use pulsegate::broker::subscriptions::{Subscriber, Subscriptions};
+/// use pulsegate::slot::SessionSlot;
 ///
 /// let mut subscriptions = Subscriptions::new(0x5EED); // keys the hashes
-/// subscriptions.subscribe("site/+/power", Subscriber { session: 7, identifier: 0, options: 1 });
-/// subscriptions.subscribe("site/#", Subscriber { session: 9, identifier: 3, options: 0 });
+/// subscriptions.subscribe("site/+/power", Subscriber { slot: SessionSlot(7), identifier: 0, options: 1 });
+/// subscriptions.subscribe("site/#", Subscriber { slot: SessionSlot(9), identifier: 3, options: 0 });
 ///
 /// let mut found = Vec::new();
 /// subscriptions.matching("site/4/power", &mut found);
-/// found.sort_by_key(|subscriber| subscriber.session);
-/// assert_eq!(found.iter().map(|subscriber| subscriber.session).collect::<Vec<_>>(), [7, 9]);
+/// found.sort_by_key(|subscriber| subscriber.slot);
+/// assert_eq!(found.iter().map(|subscriber| subscriber.slot).collect::<Vec<_>>(), [SessionSlot(7), SessionSlot(9)]);
 ///
-/// subscriptions.remove_all(7);
+/// subscriptions.remove_all(SessionSlot(7));
 /// assert_eq!(subscriptions.len(), 1);
 /// ```
-pub struct Subscriptions {
-    nodes: Slab<Node>,
-    edges: HashTable<u32>,
+pub struct Subscriptions<S = SessionSlot> {
+    nodes: Table<NodeSlot, Node<S>>,
+    edges: HashTable<NodeSlot>,
     hasher: SipHasher13,
     /// By session.
     own: Vec<Places>,
@@ -110,15 +116,15 @@ pub struct Subscriptions {
     /// Walks that wait.
     walks: usize,
     /// Nodes that would have become one with their only children, had no walk waited; with their generations.
-    unmerged: Vec<(u32, u32)>,
+    unmerged: Vec<(NodeSlot, u32)>,
 }
 
-impl Subscriptions {
+impl<S: Slot> Subscriptions<S> {
     /// None yet. `key` keys the hashes of levels, so that nobody outside can choose levels that collide.
     #[must_use]
     pub fn new(key: u64) -> Self {
         Self {
-            nodes: Slab::new(),
+            nodes: Table::new(),
             edges: HashTable::new(),
             hasher: SipHasher13::new_with_keys(key, !key),
             own: Vec::new(),
@@ -159,51 +165,51 @@ impl Subscriptions {
 
     /// How many a session has.
     #[must_use]
-    pub fn count(&self, session: u32) -> usize {
+    pub fn count(&self, session: S) -> usize {
         self.places(session).map_or(0, Places::len)
     }
 
     /// The bytes of a session's filters, as [`Subscriptions::bytes_of`] counts them.
     #[must_use]
-    pub fn bytes_held(&self, session: u32) -> usize {
+    pub fn bytes_held(&self, session: S) -> usize {
         self.places(session).map_or(0, Places::bytes)
     }
 
     /// A session's subscriptions, in no order.
-    pub fn filters(&self, session: u32) -> impl Iterator<Item = (String, Subscriber)> + '_ {
+    pub fn filters(&self, session: S) -> impl Iterator<Item = (String, Subscriber<S>)> + '_ {
         self.places(session).into_iter().flat_map(Places::iter).map(|place| {
-            let subscriber = self.nodes[place.node as usize].subscribers.as_slice()[place.position as usize];
+            let subscriber = self.nodes[place.node].subscribers.as_slice()[place.position as usize];
             (self.filter_of(place.node), subscriber)
         })
     }
 
     /// Whether a session has subscribed to just this filter.
     #[must_use]
-    pub fn has(&self, session: u32, filter: &str) -> bool {
+    pub fn has(&self, session: S, filter: &str) -> bool {
         self.find_node(filter).is_some_and(|node| self.place_of(session, node).is_some())
     }
 
     /// The subscription of a session that matches a topic name; of several that with the highest QoS.
     #[must_use]
-    pub fn find(&self, session: u32, name: &str) -> Option<Subscriber> {
+    pub fn find(&self, session: S, name: &str) -> Option<Subscriber<S>> {
         let (mut walk, mut visits) = (Walk::default(), FIND_VISITS);
-        let mut best: Option<Subscriber> = None;
+        let mut best: Option<Subscriber<S>> = None;
         let is_done = self.visit(name, &mut walk, &mut visits, |node| {
             if let Some(place) = self.place_of(session, node) {
-                let subscriber = self.nodes[node as usize].subscribers.as_slice()[place.position as usize];
-                best = best.into_iter().chain([subscriber]).max_by_key(Subscriber::qos);
+                let subscriber = self.nodes[node].subscribers.as_slice()[place.position as usize];
+                best = best.into_iter().chain([subscriber]).max_by_key(|subscriber| subscriber.qos());
             }
         });
         if is_done {
             return best;
         }
         let own = self.filters(session).filter(|(filter, _)| topic::matches(filter, name));
-        own.map(|(_, subscriber)| subscriber).max_by_key(Subscriber::qos)
+        own.map(|(_, subscriber)| subscriber).max_by_key(|subscriber| subscriber.qos())
     }
 
     /// Appends every subscription that matches a topic name, however long it takes. A session with several is there
     /// several times.
-    pub fn matching(&mut self, name: &str, found: &mut Vec<Subscriber>) {
+    pub fn matching(&mut self, name: &str, found: &mut Vec<Subscriber<S>>) {
         let mut visits = usize::MAX;
         let is_done = self.advance(name, &mut Walk::default(), &mut visits, found);
         debug_assert!(is_done);
@@ -213,15 +219,15 @@ impl Subscriptions {
 
     /// Subscribes a session to a valid filter (not a shared one). `false`: it had subscribed to it already, and what it
     /// asks for is another now [v5 MQTT-3.8.4-3].
-    pub fn subscribe(&mut self, filter: &str, subscriber: Subscriber) -> bool {
+    pub fn subscribe(&mut self, filter: &str, subscriber: Subscriber<S>) -> bool {
         self.merge_late();
         let node = self.make_node(filter);
-        let session = subscriber.session as usize;
-        if let Some(place) = self.place_of(subscriber.session, node) {
-            self.nodes[node as usize].subscribers.as_mut_slice()[place.position as usize] = subscriber;
+        let session = subscriber.slot.number() as usize;
+        if let Some(place) = self.place_of(subscriber.slot, node) {
+            self.nodes[node].subscribers.as_mut_slice()[place.position as usize] = subscriber;
             return false;
         }
-        let subscribers = &mut self.nodes[node as usize].subscribers;
+        let subscribers = &mut self.nodes[node].subscribers;
         let position = subscribers.as_slice().len() as u32;
         subscribers.push(subscriber);
         if self.own.len() <= session {
@@ -233,55 +239,55 @@ impl Subscriptions {
     }
 
     /// Ends a subscription. `false`: there was none.
-    pub fn unsubscribe(&mut self, session: u32, filter: &str) -> bool {
+    pub fn unsubscribe(&mut self, session: S, filter: &str) -> bool {
         self.merge_late();
         let Some(node) = self.find_node(filter) else { return false };
-        let Some(own) = self.own.get_mut(session as usize) else { return false };
+        let Some(own) = self.own.get_mut(session.number() as usize) else { return false };
         let Some(place) = own.remove(node, Self::bytes_of(filter)) else { return false };
         self.leave(place);
         true
     }
 
     /// Ends at most `limit` subscriptions of a session that ends. `true`: it has none any more.
-    pub fn remove_some(&mut self, session: u32, limit: usize) -> bool {
+    pub fn remove_some(&mut self, session: S, limit: usize) -> bool {
         self.merge_late();
         for _ in 0..limit {
-            let Some(place) = self.own.get_mut(session as usize).and_then(Places::pop) else { return true };
+            let Some(place) = self.own.get_mut(session.number() as usize).and_then(Places::pop) else { return true };
             self.leave(place);
         }
         self.count(session) == 0
     }
 
     /// Ends every subscription of a session.
-    pub fn remove_all(&mut self, session: u32) {
+    pub fn remove_all(&mut self, session: S) {
         self.remove_some(session, usize::MAX);
     }
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
-    fn places(&self, session: u32) -> Option<&Places> {
-        self.own.get(session as usize)
+    fn places(&self, session: S) -> Option<&Places> {
+        self.own.get(session.number() as usize)
     }
 
-    fn place_of(&self, session: u32, node: u32) -> Option<Place> {
+    fn place_of(&self, session: S, node: NodeSlot) -> Option<Place> {
         self.places(session)?.find(node)
     }
 
     /// Takes a subscriber, whose session does not know the place any more, out of its node.
     fn leave(&mut self, place: Place) {
         let Place { node, position } = place;
-        let subscribers = &mut self.nodes[node as usize].subscribers;
+        let subscribers = &mut self.nodes[node].subscribers;
         subscribers.swap_remove(position as usize);
         // Whoever was last has moved into the gap.
         if let Some(moved) = subscribers.as_slice().get(position as usize) {
-            self.own[moved.session as usize].move_to(node, position);
+            self.own[moved.slot.number() as usize].move_to(node, position);
         }
         self.count -= 1;
         self.prune(node);
         if self.count == 0 {
             debug_assert!(self.nodes.is_empty() && self.node_bytes == 0);
             // After a mass disconnect the memory goes back.
-            self.nodes = Slab::new();
+            self.nodes = Table::new();
             self.edges = HashTable::new();
             self.own = Vec::new();
             self.unmerged = Vec::new();
@@ -289,12 +295,12 @@ impl Subscriptions {
     }
 
     /// The node of a filter, made if it is not there.
-    fn make_node(&mut self, filter: &str) -> u32 {
+    fn make_node(&mut self, filter: &str) -> NodeSlot {
         let (mut parent, mut rest) = (ROOT, filter);
         loop {
             let Some(mut node) = self.child(parent, first_level(rest)) else { return self.add(parent, rest) };
-            let common = common_levels(&self.nodes[node as usize].label, rest);
-            if common < self.nodes[node as usize].label.len() {
+            let common = common_levels(&self.nodes[node].label, rest);
+            if common < self.nodes[node].label.len() {
                 node = self.divide(node, common);
             }
             if common == rest.len() {
@@ -304,11 +310,11 @@ impl Subscriptions {
         }
     }
 
-    fn find_node(&self, filter: &str) -> Option<u32> {
+    fn find_node(&self, filter: &str) -> Option<NodeSlot> {
         let (mut parent, mut rest) = (ROOT, filter);
         loop {
             let node = self.child(parent, first_level(rest))?;
-            let behind = rest.strip_prefix(&*self.nodes[node as usize].label)?;
+            let behind = rest.strip_prefix(&*self.nodes[node].label)?;
             if behind.is_empty() {
                 return Some(node);
             }
@@ -316,25 +322,25 @@ impl Subscriptions {
         }
     }
 
-    fn add(&mut self, parent: u32, label: &str) -> u32 {
+    fn add(&mut self, parent: NodeSlot, label: &str) -> NodeSlot {
         self.generations = self.generations.wrapping_add(1);
         self.node_bytes += NODE_BYTES + label.len() + ALLOCATION_BYTES;
         let generation = self.generations;
         let node = Node { parent, children: 0, only_child: 0, generation, label: label.into(), subscribers: Few::None };
-        let node = self.nodes.insert(node) as u32;
+        let node = self.nodes.insert(node);
         self.link(node);
         node
     }
 
     /// Removes a node that nobody is at and nothing is below, and what is of no use above it then.
-    fn prune(&mut self, mut node: u32) {
+    fn prune(&mut self, mut node: NodeSlot) {
         while node != ROOT {
-            let known = &self.nodes[node as usize];
+            let known = &self.nodes[node];
             match (known.children, known.subscribers.as_slice().is_empty()) {
                 (0, true) => {
                     let parent = known.parent;
                     self.unlink(node);
-                    let removed = self.nodes.remove(node as usize);
+                    let removed = self.nodes.remove(node);
                     self.node_bytes -= NODE_BYTES + removed.label.len() + ALLOCATION_BYTES;
                     node = parent;
                 }
@@ -346,23 +352,23 @@ impl Subscriptions {
     }
 
     /// Gives the first `at` bytes of a node's label to a new node above it, which is returned.
-    fn divide(&mut self, node: u32, at: usize) -> u32 {
-        let (parent, label) = (self.nodes[node as usize].parent, self.nodes[node as usize].label.clone());
+    fn divide(&mut self, node: NodeSlot, at: usize) -> NodeSlot {
+        let (parent, label) = (self.nodes[node].parent, self.nodes[node].label.clone());
         self.unlink(node);
         let upper = self.add(parent, &label[..at]);
         self.node_bytes -= at + 1;
-        (self.nodes[node as usize].parent, self.nodes[node as usize].label) = (upper, label[at + 1..].into());
+        (self.nodes[node].parent, self.nodes[node].label) = (upper, label[at + 1..].into());
         self.link(node);
         upper
     }
 
     /// Makes a node that nobody is at, and its only child, one: the child, so that its places stay what they are.
-    fn merge(&mut self, node: u32) {
-        let child = self.nodes[node as usize].only_child;
+    fn merge(&mut self, node: NodeSlot) {
+        let child = NodeSlot(self.nodes[node].only_child);
         self.unlink(child);
         self.unlink(node);
-        let upper = self.nodes.remove(node as usize);
-        let lower = &mut self.nodes[child as usize];
+        let upper = self.nodes.remove(node);
+        let lower = &mut self.nodes[child];
         lower.parent = upper.parent;
         lower.label = format!("{}/{}", upper.label, lower.label).into();
         self.node_bytes -= NODE_BYTES + ALLOCATION_BYTES - 1;
@@ -375,80 +381,74 @@ impl Subscriptions {
             return;
         }
         while let Some((node, generation)) = self.unmerged.pop() {
-            if self.nodes.get(node as usize).is_some_and(|known| known.generation == generation) {
+            if self.nodes.get(node).is_some_and(|known| known.generation == generation) {
                 self.prune(node);
             }
         }
     }
 
     /// Makes a node a child of its parent.
-    fn link(&mut self, node: u32) {
-        let Node { parent, label, .. } = &self.nodes[node as usize];
+    fn link(&mut self, node: NodeSlot) {
+        let Node { parent, label, .. } = &self.nodes[node];
         let (hash, parent) = (self.hash(*parent, first_level(label)), *parent);
         let (nodes, hasher) = (&self.nodes, &self.hasher);
         self.edges.insert_unique(hash, node, |&edge| {
-            let known = &nodes[edge as usize];
+            let known = &nodes[edge];
             hash_of(hasher, known.parent, first_level(&known.label))
         });
         if parent != ROOT {
-            self.nodes[parent as usize].children += 1;
-            self.nodes[parent as usize].only_child ^= node;
+            self.nodes[parent].children += 1;
+            self.nodes[parent].only_child ^= node.0;
         }
     }
 
-    fn unlink(&mut self, node: u32) {
-        let Node { parent, label, .. } = &self.nodes[node as usize];
+    fn unlink(&mut self, node: NodeSlot) {
+        let Node { parent, label, .. } = &self.nodes[node];
         let (hash, parent) = (self.hash(*parent, first_level(label)), *parent);
         let entry = self.edges.find_entry(hash, |&edge| edge == node);
         entry.expect("a node without an edge to it").remove();
         if parent != ROOT {
-            self.nodes[parent as usize].children -= 1;
-            self.nodes[parent as usize].only_child ^= node;
+            self.nodes[parent].children -= 1;
+            self.nodes[parent].only_child ^= node.0;
         }
     }
 
-    fn child(&self, parent: u32, level: &str) -> Option<u32> {
-        let is_it = |&edge: &u32| {
-            let known = &self.nodes[edge as usize];
+    fn child(&self, parent: NodeSlot, level: &str) -> Option<NodeSlot> {
+        let is_it = |&edge: &NodeSlot| {
+            let known = &self.nodes[edge];
             known.parent == parent && first_level(&known.label) == level
         };
         self.edges.find(self.hash(parent, level), is_it).copied()
     }
 
-    fn filter_of(&self, node: u32) -> String {
+    fn filter_of(&self, node: NodeSlot) -> String {
         let mut labels = Vec::new();
         let mut at = node;
         while at != ROOT {
-            labels.push(&*self.nodes[at as usize].label);
-            at = self.nodes[at as usize].parent;
+            labels.push(&*self.nodes[at].label);
+            at = self.nodes[at].parent;
         }
         labels.reverse();
         labels.join("/")
     }
 
-    fn hash(&self, parent: u32, level: &str) -> u64 {
+    fn hash(&self, parent: NodeSlot, level: &str) -> u64 {
         hash_of(&self.hasher, parent, level)
     }
 
     /// Panics when the parts disagree. For tests.
     pub fn check_invariants(&self) {
         let (mut count, mut bytes) = (0, 0);
-        for (index, node) in &self.nodes {
-            let slot = index as u32;
-            assert_eq!(self.child(node.parent, first_level(&node.label)), Some(slot), "node {index} cannot be found");
+        for (slot, node) in self.nodes.iter() {
+            assert_eq!(self.child(node.parent, first_level(&node.label)), Some(slot), "node {slot} cannot be found");
             let children = self.nodes.iter().filter(|(_, child)| child.parent == slot);
-            let (number, slots) =
-                children.fold((0, 0), |(number, slots), (child, _)| (number + 1, slots ^ child as u32));
-            assert_eq!((number, slots), (node.children, node.only_child), "node {index} has miscounted its children");
+            let (number, slots) = children.fold((0, 0), |(number, slots), (child, _)| (number + 1, slots ^ child.0));
+            assert_eq!((number, slots), (node.children, node.only_child), "node {slot} has miscounted its children");
             let is_of_use = number > 1 || !node.subscribers.as_slice().is_empty();
-            assert!(is_of_use || self.unmerged.contains(&(slot, node.generation)), "node {index} is of no use");
+            assert!(is_of_use || self.unmerged.contains(&(slot, node.generation)), "node {slot} is of no use");
             for (position, subscriber) in node.subscribers.as_slice().iter().enumerate() {
                 let place = Place { node: slot, position: position as u32 };
-                assert_eq!(
-                    self.place_of(subscriber.session, slot),
-                    Some(place),
-                    "{subscriber:?} does not know its place"
-                );
+                assert_eq!(self.place_of(subscriber.slot, slot), Some(place), "{subscriber:?} does not know its place");
                 count += 1;
             }
             bytes += NODE_BYTES + node.label.len() + ALLOCATION_BYTES;
@@ -470,7 +470,7 @@ fn common_levels(one: &str, other: &str) -> usize {
     same.map(|(level, _)| level.len() + 1).sum::<usize>().saturating_sub(1)
 }
 
-fn hash_of(hasher: &SipHasher13, parent: u32, level: &str) -> u64 {
+fn hash_of(hasher: &SipHasher13, parent: NodeSlot, level: &str) -> u64 {
     let mut hasher = *hasher;
     parent.hash(&mut hasher);
     hasher.write(level.as_bytes());

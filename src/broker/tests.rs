@@ -33,7 +33,7 @@ fn whoever_subscribed_gets_each_message_and_nobody_else_does() {
 
 impl Broker {
     /// One filter, in the SUBSCRIBE that has begun last.
-    fn subscribe_one(&mut self, session: u32, filter: &str, options: Options, identifier: u32) -> Granted {
+    fn subscribe_one(&mut self, session: SessionSlot, filter: &str, options: Options, identifier: u32) -> Granted {
         let waits = self.subscribes;
         let mut pending = PendingSuback { waits, homes: 0, is_whole: false, packet: 1, codes: Vec::new() };
         self.subscribe(session, filter, options, identifier, &mut pending)
@@ -107,7 +107,7 @@ fn a_subscription_gets_every_retained_message_and_none_that_is_older_than_what_w
 }
 
 /// What a session was sent, as topics, in one turn of its shard.
-fn turn_of(world: &mut World, worker: usize, connected: &[u32]) -> Vec<(u32, String)> {
+fn turn_of(world: &mut World, worker: usize, connected: &[SessionSlot]) -> Vec<(SessionSlot, String)> {
     world.shards[worker].begin_turn();
     let mut sent = Vec::new();
     for batch in world.shards[worker].next_deliveries(1_000) {
@@ -220,7 +220,7 @@ fn publication_through_many_filters_goes_on_in_later_turns_and_holds_up_no_other
     let mut world = World::new(7);
     let worker = world.devices[0].worker;
     let on_it: Vec<usize> = (0..world.devices.len()).filter(|&device| world.devices[device].worker == worker).collect();
-    let sessions: Vec<u32> = on_it[..2]
+    let sessions: Vec<SessionSlot> = on_it[..2]
         .iter()
         .map(|&device| {
             world.connect(device);
@@ -275,7 +275,7 @@ fn publication_through_many_filters_goes_on_in_later_turns_and_holds_up_no_other
     // Who published is told when all is done, and not before.
     assert_eq!(answered.iter().map(|(_, request)| *request).collect::<Vec<_>>(), [2, 1, 3]);
     assert!(answered[0].0 == 0 && answered[1].0 + 1 >= least && answered[2].0 > answered[1].0);
-    assert!(!world.shards[worker].is_matching(on_it[0] as u32));
+    assert!(!world.shards[worker].is_matching(SessionSlot::at(on_it[0])));
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn session_with_many_subscriptions_ends_in_steps_and_gets_nothing_meanwhile() {
     let (now, counters) = (world.now, &mut world.counters);
     let shard = &mut world.shards[worker];
     shard.set_expiry(session, 0);
-    let connection = (0..100).find(|&connection| shard.of(connection) == Some(session)).unwrap();
+    let connection = (0..100).map(ConnectionSlot).find(|&connection| shard.of(connection) == Some(session)).unwrap();
     shard.detach(connection, "gone", false, now, counters);
     let mut turns = 0;
     while shard.has_deliveries() {
@@ -341,7 +341,18 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     let options = Options::plain(QoS::AtLeastOnce);
     let attach = |shard: &mut Broker, connection: u32| {
         let device = format!("{connection}");
-        shard.attach(Arrival { connection, device: &device, clean_start: true, profile, will: None }, now).session
+        shard
+            .attach(
+                Arrival {
+                    connection: ConnectionSlot(connection),
+                    device: &device,
+                    clean_start: true,
+                    profile,
+                    will: None,
+                },
+                now,
+            )
+            .session
     };
     // One that subscribes without end gets its part, and another's filter is refused none of its own.
     let greedy = attach(shard, 0);
@@ -349,12 +360,12 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
         shard.subscribe_one(greedy, &format!("x/{number:0100}"), options, 0) == Granted::Subscribed
     });
     assert!((10..1_000).contains(&granted.count()) && pool.used(Part::Filters) <= pool.share(Part::Filters));
-    let devices: Vec<u32> = (1..20).map(|connection| attach(shard, connection)).collect();
+    let devices: Vec<SessionSlot> = (1..20).map(|connection| attach(shard, connection)).collect();
     for &session in &devices {
         assert_eq!(shard.subscribe_one(session, "all", options, 0), Granted::Subscribed);
     }
     for connection in 0..20 {
-        shard.detach(connection, &format!("{connection}"), false, now, counters);
+        shard.detach(ConnectionSlot(connection), &format!("{connection}"), false, now, counters);
     }
     for _ in 0..500 {
         let publication = crate::link::Publication::plain("all", bytes::Bytes::from(vec![0; 2_000]), QoS::AtLeastOnce);
@@ -380,13 +391,18 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     // All of it comes back.
     for device in 0..20 {
         let device = format!("{device}");
-        let arrival =
-            Arrival { connection: 1, device: &device, clean_start: true, profile, will: Some(Box::new(will(4_000))) };
+        let arrival = Arrival {
+            connection: ConnectionSlot(1),
+            device: &device,
+            clean_start: true,
+            profile,
+            will: Some(Box::new(will(4_000))),
+        };
         assert!(!shard.attach(arrival, now).was_present);
-        let session = shard.of(1).unwrap();
+        let session = shard.of(ConnectionSlot(1)).unwrap();
         assert!(pool.used(Part::Wills) > 3_000);
         shard.set_expiry(session, 0);
-        shard.detach(1, &device, false, now, counters);
+        shard.detach(ConnectionSlot(1), &device, false, now, counters);
     }
     while shard.has_deliveries() {
         shard.begin_turn();

@@ -66,6 +66,7 @@ use crate::codec::websocket::Decoder;
 use crate::link::{CloseReason, Credentials, Downlink, Grant, ListenerId, Outcome, WorkerEvent};
 use crate::metrics::{Counters, Metric, Timing};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick};
 use crate::tls::certs::CertificateMark;
 use crate::tls::record::RecordLayer;
@@ -79,7 +80,7 @@ const LOOK_TICKS: u32 = 36_000;
 /// What a connection may use while it is handed something, lent by its shard for one call.
 pub struct Context<'a> {
     /// The connection's slot.
-    pub index: u32,
+    pub slot: ConnectionSlot,
     /// The time of this call.
     pub now: Moment,
     /// Bytes for the socket, appended.

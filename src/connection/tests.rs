@@ -53,7 +53,7 @@ impl ConnectionHarness {
     fn with<R>(&mut self, act: impl FnOnce(&mut Connection, &ListenerSettings, &mut Context) -> R) -> R {
         let pool = std::sync::Arc::clone(self.sessions.pool());
         let mut context = Context {
-            index: 0,
+            slot: ConnectionSlot(0),
             now: self.now,
             wire: &mut self.wire,
             plain: &mut self.plain,

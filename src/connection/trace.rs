@@ -272,7 +272,7 @@ impl OpenConnection<'_, '_> {
         if !matches!(*self.carrier, Carrier::Plain | Carrier::Frames) {
             return;
         }
-        let version = self.cx.broker.of(self.id.index).map(|session| self.cx.broker.profile(session).version);
+        let version = self.cx.broker.of(self.id.slot).map(|session| self.cx.broker.profile(session).version);
         if let Some(log) = &mut self.cx.trace {
             log.note_out(self.cx.plain, &self.settings.protocol, version);
         }

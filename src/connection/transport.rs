@@ -67,7 +67,7 @@ impl Connection {
             unreachable!("only an open connection is taken apart")
         };
         debug_assert!(cx.plain.is_empty());
-        let id = ConnectionId { index: cx.index, generation: self.generation };
+        let id = ConnectionId { slot: cx.slot, generation: self.generation };
         OpenConnection {
             tls: records.burst(),
             phase,

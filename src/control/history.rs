@@ -129,7 +129,7 @@ mod tests {
 
     fn end(device: &str, number: u64) -> NotAdmitted {
         let facts = ConnectionFacts {
-            connection: ConnectionId { index: 1, generation: 1 },
+            connection: ConnectionId { slot: crate::link::ConnectionSlot(1), generation: 1 },
             peer: Some(([192, 0, 2, 7], 1).into()),
             identity: "hello",
             tls_version: "TLSv1.3",

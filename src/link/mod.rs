@@ -21,6 +21,7 @@ pub mod trace;
 use std::fmt;
 
 pub use crate::codec::mqtt::QoS;
+pub use crate::slot::{ConnectionSlot, SessionSlot};
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes, Load, Loaded};
 pub use command::{DeviceFilter, Downlink, WorkerCommand};
@@ -67,14 +68,14 @@ impl fmt::Display for WorkerId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionId {
     /// The slot in the shard's slab.
-    pub index: u32,
+    pub slot: ConnectionSlot,
     /// The low half of the shard's count of connections when this one took its slot.
     pub generation: u32,
 }
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.index, self.generation)
+        write!(f, "{}.{}", self.slot, self.generation)
     }
 }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::QoS;
 use super::{Exchange, WorkerId};
+use crate::slot::SessionSlot;
 use crate::time::Moment;
 
 /// A handle to a session, across shards. A stale one finds nothing: slots are reused, generations are not (until 2^32
@@ -14,7 +15,7 @@ pub struct SessionId {
     /// Whose shard it lives in.
     pub worker: WorkerId,
     /// Its slot there.
-    pub index: u32,
+    pub slot: SessionSlot,
     /// The shard's count of sessions, wrapping, when it took its slot.
     pub generation: u32,
 }

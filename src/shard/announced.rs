@@ -6,6 +6,7 @@ use super::Shard;
 use crate::connection::{Announced, Announcement, Termination};
 use crate::link::{CloseReason, ListenerId, Refusal};
 use crate::network::Network;
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 impl Shard {
@@ -25,12 +26,12 @@ impl Shard {
     }
 
     /// The connection that was just accepted comes from such a proxy.
-    pub fn expect_announcement(&mut self, index: u32, announcement: Announcement) {
-        self.connections[index as usize].expect_announcement(announcement);
+    pub fn expect_announcement(&mut self, slot: ConnectionSlot, announcement: Announcement) {
+        self.connections[slot].expect_announcement(announcement);
     }
 
-    pub(super) fn handle_announced(&mut self, index: u32, announced: &Announced, now: Moment) {
-        let id = self.id(index);
+    pub(super) fn handle_announced(&mut self, slot: ConnectionSlot, announced: &Announced, now: Moment) {
+        let id = self.id(slot);
         tracing::debug!(
             worker = self.worker.0,
             connection = %id,
@@ -42,42 +43,42 @@ impl Shard {
             "a proxy announced a connection",
         );
         if let Some(source) = announced.source {
-            self.addresses.insert(index, source);
-            self.note_peer(index, source.ip());
+            self.addresses.insert(slot, source);
+            self.note_peer(slot, source.ip());
         }
         self.announced.push_back(id);
-        self.trace_announced(index, now);
+        self.trace_announced(slot, now);
     }
 
     /// The next connection that a proxy has announced in this turn, and the device's address. It goes on unless it is
     /// [refused](Shard::refuse).
-    pub fn next_announced(&mut self) -> Option<(u32, IpAddr)> {
+    pub fn next_announced(&mut self) -> Option<(ConnectionSlot, IpAddr)> {
         loop {
             let id = self.announced.pop_front()?;
             if self.is_current(id)
-                && let Some(address) = self.address(id.index)
+                && let Some(address) = self.address(id.slot)
             {
-                return Some((id.index, address.ip()));
+                return Some((id.slot, address.ip()));
             }
         }
     }
 
     /// An announced connection may not be.
-    pub fn refuse(&mut self, index: u32, refusal: Refusal, now: Moment) {
-        let listener = self.connections[index as usize].listener().index();
+    pub fn refuse(&mut self, slot: ConnectionSlot, refusal: Refusal, now: Moment) {
+        let listener = self.connections[slot].listener().index();
         self.counters.count_refused_by(listener, refusal as usize);
-        self.end(index, &Termination::because(CloseReason::AddressRefused, refusal.label()), now);
+        self.end(slot, &Termination::because(CloseReason::AddressRefused, refusal.label()), now);
     }
 
     /// The address of the device that a proxy has announced; `None`: the socket's own is the device's.
     #[must_use]
-    pub fn address(&self, index: u32) -> Option<SocketAddr> {
-        if self.addresses.is_empty() { None } else { self.addresses.get(&index).copied() }
+    pub fn address(&self, slot: ConnectionSlot) -> Option<SocketAddr> {
+        if self.addresses.is_empty() { None } else { self.addresses.get(&slot).copied() }
     }
 
     /// Puts an announced address in front of a connection that moves; [`take_address`] takes it off.
-    pub(super) fn pack_address(&self, index: u32, out: &mut Vec<u8>) {
-        match self.address(index) {
+    pub(super) fn pack_address(&self, slot: ConnectionSlot, out: &mut Vec<u8>) {
+        match self.address(slot) {
             None => out.push(0),
             Some(address) => {
                 match address.ip() {

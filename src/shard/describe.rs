@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::Shard;
 use crate::link::{Description, DeviceFilter};
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 /// Bytes of the filters that the description of one device shows.
@@ -57,17 +58,17 @@ impl Shard {
     }
 
     fn describe_with(&self, device: &str, filter_bytes: usize, now: Moment) -> Option<Description> {
-        let index = self.find(device)?;
-        let connection = &self.connections[index as usize];
+        let slot = self.find(device)?;
+        let connection = &self.connections[slot];
         let (tls_version, tls_suite, identity) = connection.facts()?;
         let liveness = connection.liveness();
         Some(Description {
             device: device.into(),
-            connection: self.id(index),
+            connection: self.id(slot),
             worker: self.worker,
             state: if liveness.is_probed() { "probed" } else { "heard" },
             listener: connection.listener(),
-            peer: self.address(index),
+            peer: self.address(slot),
             tls_version,
             tls_suite,
             identity,
@@ -75,15 +76,15 @@ impl Shard {
             last_heard: liveness.last_heard().start_near(now),
             round_trip: liveness.round_trip(),
             generation: self.full_generation(connection.generation()),
-            session: self.broker.of(index).map(|session| Box::new(self.broker.describe(session, filter_bytes))),
+            session: self.broker.of(slot).map(|session| Box::new(self.broker.describe(session, filter_bytes))),
         })
     }
 
     /// Looks at the next `slots` slots of the shard. `true` when all were seen.
     pub fn advance_listing(&self, listing: &mut Listing, slots: usize) -> bool {
         let end = (listing.position + slots).min(self.slots);
-        for position in listing.position..end {
-            if let Some(connection) = self.connections.get(position)
+        for slot in (listing.position..end).map(ConnectionSlot::at) {
+            if let Some(connection) = self.connections.get(slot)
                 && connection.is_device()
             {
                 listing.consider(connection.device());

@@ -7,6 +7,7 @@ use super::takeovers::RETRY_AFTER_MS;
 use crate::config::Protocol;
 use crate::connection::Termination;
 use crate::link::{CloseReason, Downlink, Outcome, WorkerEvent};
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 /// How often a broadcast tells how far it has come.
@@ -57,7 +58,7 @@ impl Shard {
     /// Says something to one device. The answer goes up at once, or with the device's ACK.
     pub fn handle_send(&mut self, request: u64, device: &str, downlink: &Downlink, acknowledge: bool, now: Moment) {
         let outcome = match self.find(device) {
-            Some(index) => self.send(index, downlink, acknowledge.then_some(request), now),
+            Some(slot) => self.send(slot, downlink, acknowledge.then_some(request), now),
             None => Outcome::Offline,
         };
         if !(acknowledge && outcome == Outcome::Delivered) {
@@ -68,8 +69,8 @@ impl Shard {
     /// Ends a device's connection because its owner wants it.
     pub fn handle_disconnect(&mut self, request: u64, device: &str, now: Moment) {
         let outcome = match self.find(device) {
-            Some(index) => {
-                self.end(index, &Termination::new(CloseReason::Requested), now);
+            Some(slot) => {
+                self.end(slot, &Termination::new(CloseReason::Requested), now);
                 Outcome::Delivered
             }
             None => Outcome::Offline,
@@ -79,8 +80,8 @@ impl Shard {
 
     /// Another gateway of the fleet has the device now: this connection of it ends, and no newer one (decision D9).
     pub fn handle_disown(&mut self, device: &str, generation: u64, is_loop: bool, now: Moment) {
-        let Some(index) = self.find(device) else { return };
-        if self.full_generation(self.connections[index as usize].generation()) != generation {
+        let Some(slot) = self.find(device) else { return };
+        if self.full_generation(self.connections[slot].generation()) != generation {
             return;
         }
         let termination = if is_loop {
@@ -88,10 +89,10 @@ impl Shard {
             let retry_after = self.random.u32(RETRY_AFTER_MS);
             Termination::because(CloseReason::TakeoverLoop, detail).with_retry_after(retry_after)
         } else {
-            self.broker.forget_delayed_will(index);
+            self.broker.forget_delayed_will(slot);
             Termination::because(CloseReason::TakenOver, "another gateway of the fleet has it now")
         };
-        self.end(index, &termination, now);
+        self.end(slot, &termination, now);
     }
 
     /// Goes on with a broadcast, by at most `slots` slots. `true`: it is over.
@@ -99,13 +100,13 @@ impl Shard {
         let mut allowance = broadcast.allowance(now);
         let end = (broadcast.position + slots).min(self.slots);
         while broadcast.position < end && allowance > 0 {
-            let index = broadcast.position;
+            let slot = ConnectionSlot::at(broadcast.position);
             broadcast.position += 1;
-            let wanted = self.connections.get(index).is_some_and(|connection| {
+            let wanted = self.connections.get(slot).is_some_and(|connection| {
                 connection.is_device() && connection.device().starts_with(&*broadcast.prefix)
             });
             if wanted {
-                match self.send(index as u32, &broadcast.downlink, None, now) {
+                match self.send(slot, &broadcast.downlink, None, now) {
                     Outcome::Delivered => broadcast.sent += 1,
                     _ => broadcast.refused += 1,
                 }
@@ -125,20 +126,20 @@ impl Shard {
         self.uplink.push(broadcast.report(true));
     }
 
-    fn send(&mut self, index: u32, downlink: &Downlink, request: Option<u64>, now: Moment) -> Outcome {
-        if let Protocol::Mqtt(_) = self.settings_of(index).protocol {
-            return self.send_to_session(index, downlink, request);
+    fn send(&mut self, slot: ConnectionSlot, downlink: &Downlink, request: Option<u64>, now: Moment) -> Outcome {
+        if let Protocol::Mqtt(_) = self.settings_of(slot).protocol {
+            return self.send_to_session(slot, downlink, request);
         }
         let message = if request.is_some() { self.next_message() } else { 0 };
         let request = request.unwrap_or(0);
-        let said = self.with(index, now, |connection, settings, cx| {
+        let said = self.with(slot, now, |connection, settings, cx| {
             connection.handle_downlink(downlink, message, request, settings, cx)
         });
         match said {
             Ok(outcome) => outcome,
             Err(termination) => {
                 // What was awaited goes up as unacknowledged; this one among them.
-                self.end(index, &termination, now);
+                self.end(slot, &termination, now);
                 if message == 0 { Outcome::Offline } else { Outcome::Delivered }
             }
         }

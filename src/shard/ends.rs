@@ -9,6 +9,7 @@ use tracing::Level;
 use super::Shard;
 use crate::connection::Termination;
 use crate::link::{CloseReason, ConnectionId, ListenerId};
+use crate::slot::ConnectionSlot;
 
 /// What the log says of an end.
 pub(super) struct End {
@@ -21,20 +22,20 @@ pub(super) struct End {
 
 impl Shard {
     /// Notes the end of a connection for the log, where that is so much as looked at.
-    pub(super) fn note_end(&mut self, index: u32, termination: &Termination) {
+    pub(super) fn note_end(&mut self, slot: ConnectionSlot, termination: &Termination) {
         if !tracing::enabled!(target: "pulsegate::connection", Level::DEBUG) {
             return;
         }
-        let connection = &self.connections[index as usize];
+        let connection = &self.connections[slot];
         let (device, listener) = (connection.device().into(), connection.listener());
         let (reason, detail) = (&termination.reason, &termination.detail);
-        self.ends.push(End { id: self.id(index), listener, device, reason: *reason, detail: detail.clone() });
+        self.ends.push(End { id: self.id(slot), listener, device, reason: *reason, detail: detail.clone() });
     }
 
     /// Writes down the ends of this turn. `peer`: where the peer of the socket in a slot is; to be called before slots are freed.
-    pub fn log_ends(&mut self, peer: impl Fn(u32) -> Option<SocketAddr>) {
+    pub fn log_ends(&mut self, peer: impl Fn(ConnectionSlot) -> Option<SocketAddr>) {
         for End { id, listener, device, reason, detail } in std::mem::take(&mut self.ends) {
-            let peer = self.address(id.index).or_else(|| peer(id.index));
+            let peer = self.address(id.slot).or_else(|| peer(id.slot));
             tracing::debug!(
                 target: "pulsegate::connection",
                 worker = self.worker.0,

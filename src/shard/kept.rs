@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::Shard;
 use crate::connection::Kept;
 use crate::pool::{Class, Full};
+use crate::slot::ConnectionSlot;
 
 /// Accounts for which there is room when there are none.
 const TABLE_KEPT: usize = 1_024;
@@ -15,12 +16,12 @@ impl Shard {
     ///
     /// # Errors
     /// [`Full`]: it keeps more than there is room for, and must end; its account is as it was.
-    pub(super) fn account(&mut self, index: u32) -> Result<(), Full> {
-        if self.kept.is_empty() && self.kept_of(index).is_none() {
+    pub(super) fn account(&mut self, slot: ConnectionSlot) -> Result<(), Full> {
+        if self.kept.is_empty() && self.kept_of(slot).is_none() {
             // As it is for nearly every one, at every read.
             return Ok(());
         }
-        let (before, now) = self.accounts(index);
+        let (before, now) = self.accounts(slot);
         if now == before {
             return Ok(());
         }
@@ -30,19 +31,19 @@ impl Shard {
             self.pool.give(before.class, before.received);
             self.pool.take_anyway(now.class, now.received);
         }
-        self.note_kept(index, Kept { unsent: before.unsent, ..now });
+        self.note_kept(slot, Kept { unsent: before.unsent, ..now });
         if now.unsent > before.unsent {
             self.pool.try_take(Class::Unsent, now.unsent - before.unsent, before.unsent)?;
         } else {
             self.pool.give(Class::Unsent, before.unsent - now.unsent);
         }
-        self.note_kept(index, now);
+        self.note_kept(slot, now);
         Ok(())
     }
 
     /// The same for what is there already and cannot be refused: of a connection that has come home, or becomes a device.
-    pub(super) fn account_anyway(&mut self, index: u32) {
-        let (before, now) = self.accounts(index);
+    pub(super) fn account_anyway(&mut self, slot: ConnectionSlot) {
+        let (before, now) = self.accounts(slot);
         if now == before {
             return;
         }
@@ -50,20 +51,20 @@ impl Shard {
         self.pool.give(Class::Unsent, before.unsent);
         self.pool.take_anyway(now.class, now.received);
         self.pool.take_anyway(Class::Unsent, now.unsent);
-        self.note_kept(index, now);
+        self.note_kept(slot, now);
     }
 
     /// What was taken for the connection in this slot, and what it keeps. Nobody keeps nothing.
-    fn accounts(&self, index: u32) -> (Kept, Kept) {
-        let now = self.kept_of(index).unwrap_or_default();
-        let before = if self.kept.is_empty() { None } else { self.kept.get(&index).copied() };
+    fn accounts(&self, slot: ConnectionSlot) -> (Kept, Kept) {
+        let now = self.kept_of(slot).unwrap_or_default();
+        let before = if self.kept.is_empty() { None } else { self.kept.get(&slot).copied() };
         (before.unwrap_or(Kept { class: now.class, ..Kept::default() }), now)
     }
 
     /// What the connection in this slot keeps, what it was granted included.
-    fn kept_of(&self, index: u32) -> Option<Kept> {
-        let connection = self.connections.get(index as usize)?;
-        let granted = self.grants.bytes(index);
+    fn kept_of(&self, slot: ConnectionSlot) -> Option<Kept> {
+        let connection = self.connections.get(slot)?;
+        let granted = self.grants.bytes(slot);
         if granted == 0 {
             return connection.kept();
         }
@@ -72,11 +73,11 @@ impl Shard {
         Some(Kept { received: kept.received + granted, ..kept })
     }
 
-    fn note_kept(&mut self, index: u32, kept: Kept) {
+    fn note_kept(&mut self, slot: ConnectionSlot, kept: Kept) {
         if kept.received + kept.unsent > 0 {
-            self.kept.insert(index, kept);
+            self.kept.insert(slot, kept);
         } else {
-            self.kept.remove(&index);
+            self.kept.remove(&slot);
         }
         if self.kept.is_empty() && self.kept.capacity() > TABLE_KEPT {
             // After a storm the memory goes back.
@@ -87,10 +88,10 @@ impl Shard {
     /// What was taken is what is kept, of every connection.
     pub(super) fn check_kept(&self) {
         let mut held = 0;
-        for (index, _) in &self.connections {
-            let kept = self.kept_of(index as u32).unwrap_or_default();
-            let taken = self.kept.get(&(index as u32)).copied().unwrap_or_default();
-            assert_eq!((taken.received, taken.unsent), (kept.received, kept.unsent), "the account of slot {index}");
+        for (slot, _) in self.connections.iter() {
+            let kept = self.kept_of(slot).unwrap_or_default();
+            let taken = self.kept.get(&slot).copied().unwrap_or_default();
+            assert_eq!((taken.received, taken.unsent), (kept.received, kept.unsent), "the account of slot {slot}");
             held += usize::from(kept.received + kept.unsent > 0);
         }
         assert_eq!(self.kept.len(), held, "there is an account of somebody who is not there");

@@ -29,14 +29,13 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use slab::Slab;
-
 use crate::broker::{self, Broker, DueWill};
 use crate::connection::{Connection, Context, Kept, ListenerSettings, Termination};
 use crate::devices::Devices;
 use crate::link::{CloseReason, ConnectionId, Exchange, Home, Refusal, WorkerEvent, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::Pool;
+use crate::slot::{ConnectionSlot, Table};
 use crate::time::{Moment, Tick};
 use crate::wheel::Wheel;
 pub use describe::Listing;
@@ -84,11 +83,11 @@ pub struct Shard {
     uplink_length: usize,
     random: fastrand::Rng,
 
-    connections: Slab<Connection>,
+    connections: Table<ConnectionSlot, Connection>,
     /// One more than the highest slot ever used.
     slots: usize,
-    wheel: Wheel,
-    devices: Devices,
+    wheel: Wheel<ConnectionSlot>,
+    devices: Devices<ConnectionSlot>,
     /// How many generations were given out.
     generations: u64,
     /// How many presence events were made.
@@ -112,30 +111,30 @@ pub struct Shard {
     /// What operators follow.
     tracer: Tracer,
     /// The next slot to be looked at for whether it comes from a network that is denied now; none: all were.
-    next_denied: Option<u32>,
+    next_denied: Option<ConnectionSlot>,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
     unfinished: VecDeque<ConnectionId>,
     /// Connections to be looked at again this turn or the next, though no event says so.
-    ready: Vec<u32>,
-    closed: Vec<u32>,
+    ready: Vec<ConnectionSlot>,
+    closed: Vec<ConnectionSlot>,
     /// Ends of this turn, for the log.
     ends: Vec<End>,
-    moves: VecDeque<u32>,
+    moves: VecDeque<ConnectionSlot>,
 
     transmit: Transmit,
     plain: Vec<u8>,
     uplink: Vec<WorkerEvent>,
-    due: Vec<u32>,
+    due: Vec<ConnectionSlot>,
     /// Who was probed by the deadlines of this turn.
-    probed: Vec<u32>,
+    probed: Vec<ConnectionSlot>,
     counters: Counters,
     pool: Arc<Pool>,
     /// What was taken from it for each connection that keeps anything.
-    kept: HashMap<u32, Kept>,
+    kept: HashMap<ConnectionSlot, Kept>,
     /// Addresses of devices behind proxies.
-    addresses: HashMap<u32, SocketAddr>,
+    addresses: HashMap<ConnectionSlot, SocketAddr>,
     /// Connections that a proxy has announced and nobody has admitted yet.
     announced: VecDeque<ConnectionId>,
 }
@@ -173,7 +172,7 @@ impl Shard {
             handshakes_max_ever: setup.handshakes,
             uplink_length: setup.uplink_length,
             random: fastrand::Rng::with_seed(setup.seed),
-            connections: Slab::new(),
+            connections: Table::new(),
             slots: 0,
             wheel: Wheel::new(now),
             devices: Devices::default(),
@@ -215,7 +214,7 @@ impl Shard {
         if let (Some(before), Some(after)) = (self.settings.first(), settings.first())
             && after.deny.denies_more_networks_than(&before.deny)
         {
-            self.next_denied = Some(0);
+            self.next_denied = Some(ConnectionSlot(0));
         }
         self.settings = settings;
         self.sweep.begin();
@@ -224,8 +223,8 @@ impl Shard {
         self.handshakes_max_ever = self.handshakes_max_ever.max(handshakes);
         let Some(deny) = self.settings.first().map(|settings| Arc::clone(&settings.deny)) else { return };
         for device in deny.devices().filter(|device| deny.refuses_device(device, now)) {
-            if let Some(index) = self.find(device) {
-                self.end(index, &Termination::new(CloseReason::Denied), now);
+            if let Some(slot) = self.find(device) {
+                self.end(slot, &Termination::new(CloseReason::Denied), now);
             }
         }
     }
@@ -238,36 +237,36 @@ impl Shard {
 
     /// Looks at `limit` slots more, and ends those who come from a network that is denied now, `DENIED_IN_A_TURN` at most.
     /// `peer`: where the peer of the socket in a slot is.
-    pub fn advance_denied(&mut self, limit: usize, peer: impl Fn(u32) -> Option<SocketAddr>, now: Moment) {
+    pub fn advance_denied(&mut self, limit: usize, peer: impl Fn(ConnectionSlot) -> Option<SocketAddr>, now: Moment) {
         let Some(begin) = self.next_denied else { return };
-        let end = (begin as usize + limit).min(self.slots) as u32;
+        let end = (begin.index() + limit).min(self.slots);
         let mut ended = 0;
-        for index in begin..end {
+        for slot in (begin.index()..end).map(ConnectionSlot::at) {
             if ended == DENIED_IN_A_TURN {
-                self.next_denied = Some(index);
+                self.next_denied = Some(slot);
                 return;
             }
             let is_there = |connection: &Connection| !connection.is_closed() && !connection.is_moving();
-            if !self.connections.get(index as usize).is_some_and(is_there) {
+            if !self.connections.get(slot).is_some_and(is_there) {
                 continue;
             }
-            let address = self.address(index).or_else(|| peer(index));
+            let address = self.address(slot).or_else(|| peer(slot));
             if address.is_some_and(|address| self.refuses_address(address.ip(), now)) {
                 ended += 1;
-                self.end(index, &Termination::new(CloseReason::Denied), now);
+                self.end(slot, &Termination::new(CloseReason::Denied), now);
             }
         }
-        self.next_denied = ((end as usize) < self.slots).then_some(end);
+        self.next_denied = (end < self.slots).then_some(ConnectionSlot::at(end));
     }
 
     /// A connection has come home, whose network may have been denied on its way: then it ends. `peer`: where its socket's is.
-    pub fn check_arrival(&mut self, index: u32, peer: impl FnOnce() -> Option<SocketAddr>, now: Moment) {
+    pub fn check_arrival(&mut self, slot: ConnectionSlot, peer: impl FnOnce() -> Option<SocketAddr>, now: Moment) {
         let has_networks = self.settings.first().is_some_and(|settings| settings.deny.has_networks());
         if has_networks
-            && let Some(address) = self.address(index).or_else(peer)
+            && let Some(address) = self.address(slot).or_else(peer)
             && self.refuses_address(address.ip(), now)
         {
-            self.end(index, &Termination::new(CloseReason::Denied), now);
+            self.end(slot, &Termination::new(CloseReason::Denied), now);
         }
     }
 
@@ -305,15 +304,15 @@ impl Shard {
 
     /// The handle of the connection in a slot.
     #[must_use]
-    pub fn id(&self, index: u32) -> ConnectionId {
-        ConnectionId { index, generation: self.connections[index as usize].generation() }
+    pub fn id(&self, slot: ConnectionSlot) -> ConnectionId {
+        ConnectionId { slot, generation: self.connections[slot].generation() }
     }
 
     /// Whether a handle still means what it meant.
     #[must_use]
     pub fn is_current(&self, id: ConnectionId) -> bool {
         self.connections
-            .get(id.index as usize)
+            .get(id.slot)
             .is_some_and(|connection| connection.generation() == id.generation && !connection.is_closed())
     }
 
@@ -352,11 +351,11 @@ impl Shard {
         let connections = &self.connections;
         // One that has ended while it waited is gone.
         let is_gone = |id: ConnectionId| {
-            connections.get(id.index as usize).is_none_or(|one| one.generation() != id.generation || one.is_closed())
+            connections.get(id.slot).is_none_or(|one| one.generation() != id.generation || one.is_closed())
         };
         let places = &mut self.places;
         let first = if is_crowded { places.first_crowded(is_gone) } else { places.first_waiting(is_gone) };
-        let first = &self.connections[first?.index as usize];
+        let first = &self.connections[first?.slot];
         // One that has sent a part of its ClientHello before waited for its own bytes, and not for us.
         (!first.has_saved()).then(|| first.connected_at())
     }
@@ -381,17 +380,17 @@ impl Shard {
     }
 
     /// Takes out the connections to be looked at though no event says so.
-    pub fn take_ready(&mut self, into: &mut VecDeque<u32>) {
+    pub fn take_ready(&mut self, into: &mut VecDeque<ConnectionSlot>) {
         into.extend(self.ready.drain(..));
     }
 
     /// The next connection to be moved, and where to.
     pub fn next_move(&mut self) -> Option<(ConnectionId, WorkerId)> {
         loop {
-            let index = self.moves.pop_front()?;
-            let Some(connection) = self.connections.get(index as usize) else { continue };
+            let slot = self.moves.pop_front()?;
+            let Some(connection) = self.connections.get(slot) else { continue };
             if connection.is_moving() {
-                return Some((self.id(index), self.home.of(connection.device())));
+                return Some((self.id(slot), self.home.of(connection.device())));
             }
         }
     }
@@ -399,34 +398,34 @@ impl Shard {
     /// Appends a moving connection as bytes.
     pub fn pack(&self, id: ConnectionId, out: &mut Vec<u8>) {
         assert!(self.is_current(id));
-        self.pack_address(id.index, out);
-        self.grants.pack(id.index, out);
-        self.connections[id.index as usize].pack(out);
-        self.sweep.pack(id.index, out);
+        self.pack_address(id.slot, out);
+        self.grants.pack(id.slot, out);
+        self.connections[id.slot].pack(out);
+        self.sweep.pack(id.slot, out);
     }
 
     /// The next slot whose socket is to be closed; it must be [reaped](Shard::reap).
-    pub fn next_closed(&mut self) -> Option<u32> {
+    pub fn next_closed(&mut self) -> Option<ConnectionSlot> {
         self.closed.pop()
     }
 
     /// Frees a slot. The only place where that happens. `true`: its connection lives on at its home.
-    pub fn reap(&mut self, index: u32) -> bool {
-        let connection = self.connections.remove(index as usize);
-        self.grants.set(index, None);
-        self.account_anyway(index);
+    pub fn reap(&mut self, slot: ConnectionSlot) -> bool {
+        let connection = self.connections.remove(slot);
+        self.grants.set(slot, None);
+        self.account_anyway(slot);
         if !self.addresses.is_empty() {
-            self.addresses.remove(&index);
+            self.addresses.remove(&slot);
         }
-        assert!(connection.is_closed() && self.wheel.deadline(index).is_none());
+        assert!(connection.is_closed() && self.wheel.deadline(slot).is_none());
         self.counters.subtract(Metric::Connections, 1);
-        self.places.forget(index);
-        self.paces.forget(index);
-        self.tracer.forget(index);
-        self.sweep.set_mark(index, None);
+        self.places.forget(slot);
+        self.paces.forget(slot);
+        self.tracer.forget(slot);
+        self.sweep.set_mark(slot, None);
         if self.connections.is_empty() {
             // After a mass disconnect the memory goes back.
-            self.connections = Slab::new();
+            self.connections = Table::new();
             self.slots = 0;
             self.sweep.forget_all();
             self.grants.forget_all();
@@ -436,47 +435,47 @@ impl Shard {
 
     /// Whether there is a connection in this slot.
     #[must_use]
-    pub fn holds(&self, index: u32) -> bool {
-        self.connections.contains(index as usize)
+    pub fn holds(&self, slot: ConnectionSlot) -> bool {
+        self.connections.contains(slot)
     }
 
     /// Whether the connection in this slot is on its way home.
     #[must_use]
-    pub fn is_moving(&self, index: u32) -> bool {
-        self.connections.get(index as usize).is_some_and(Connection::is_moving)
+    pub fn is_moving(&self, slot: ConnectionSlot) -> bool {
+        self.connections.get(slot).is_some_and(Connection::is_moving)
     }
 
     /// Bytes that a socket did not take earlier.
     #[must_use]
-    pub fn unsent(&self, index: u32) -> &[u8] {
-        self.connections[index as usize].unsent()
+    pub fn unsent(&self, slot: ConnectionSlot) -> &[u8] {
+        self.connections[slot].unsent()
     }
 
     /// Whether the socket in this slot is to be shut for writing now: all was sent. `true` once for each connection.
-    pub fn take_shutdown(&mut self, index: u32) -> bool {
-        self.connections.get_mut(index as usize).is_some_and(Connection::take_shutdown)
+    pub fn take_shutdown(&mut self, slot: ConnectionSlot) -> bool {
+        self.connections.get_mut(slot).is_some_and(Connection::take_shutdown)
     }
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
 
-    fn settings_of(&self, index: u32) -> &ListenerSettings {
-        &self.settings[self.connections[index as usize].listener().index()]
+    fn settings_of(&self, slot: ConnectionSlot) -> &ListenerSettings {
+        &self.settings[self.connections[slot].listener().index()]
     }
 
     /// Hands one connection what it may use; what it appends to the wire becomes its segment of the turn's bytes.
     fn with<R>(
         &mut self,
-        index: u32,
+        slot: ConnectionSlot,
         now: Moment,
         act: impl FnOnce(&mut Connection, &ListenerSettings, &mut Context) -> R,
     ) -> R {
-        let connection = &mut self.connections[index as usize];
+        let connection = &mut self.connections[slot];
         let settings = &self.settings[connection.listener().index()];
         let mark = self.transmit.mark();
-        let trace = if self.tracer.is_idle() { None } else { self.tracer.log_for(index, connection.device()) };
+        let trace = if self.tracer.is_idle() { None } else { self.tracer.log_for(slot, connection.device()) };
         let is_traced = trace.is_some();
         let mut context = Context {
-            index,
+            slot,
             now,
             wire: self.transmit.wire(),
             plain: &mut self.plain,
@@ -486,32 +485,32 @@ impl Shard {
             due_wills: &mut self.due_wills,
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
-            grant: self.grants.get(index),
+            grant: self.grants.get(slot),
             trace,
         };
         let result = act(connection, settings, &mut context);
         debug_assert!(self.plain.is_empty(), "something was said and not sealed");
-        self.transmit.assign(index, mark);
+        self.transmit.assign(slot, mark);
         if is_traced {
-            self.trace_packets(index, now);
+            self.trace_packets(slot, now);
         }
         result
     }
 
-    fn find(&self, device: &str) -> Option<u32> {
-        self.devices.find(self.home.hash(device), |index| self.connections[index as usize].device() == device)
+    fn find(&self, device: &str) -> Option<ConnectionSlot> {
+        self.devices.find(self.home.hash(device), |slot| self.connections[slot].device() == device)
     }
 
     fn handshakes(&self) -> usize {
         self.counters.value(Metric::HandshakesInFlight) as usize
     }
 
-    fn insert(&mut self, connection: Connection, deadline: Tick) -> u32 {
-        let index = self.connections.insert(connection);
-        self.slots = self.slots.max(index + 1);
-        self.wheel.arm(index as u32, deadline);
+    fn insert(&mut self, connection: Connection, deadline: Tick) -> ConnectionSlot {
+        let slot = self.connections.insert(connection);
+        self.slots = self.slots.max(slot.index() + 1);
+        self.wheel.arm(slot, deadline);
         self.counters.add(Metric::Connections, 1);
-        index as u32
+        slot
     }
 
     fn next_generation(&mut self) -> u32 {

@@ -14,6 +14,7 @@ use crate::link::{
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick};
 
 /// Deliveries delivered in one turn; the rest waits for the next.
@@ -28,15 +29,15 @@ impl Shard {
         self.broker.begin_turn();
         for batch in self.broker.next_deliveries(DELIVERIES) {
             // Whoever was there when the turn began may have ended since.
-            let Some(index) = self.broker.connection_of(batch.session, batch.generation) else {
+            let Some(slot) = self.broker.connection_of(batch.session, batch.generation) else {
                 self.broker.keep(batch, now, &mut self.counters);
                 continue;
             };
-            let said = self.with(index, now, |connection, settings, cx| {
+            let said = self.with(slot, now, |connection, settings, cx| {
                 connection.handle_deliveries(batch.deliveries, settings, cx)
             });
             if let Err(termination) = said {
-                self.end(index, &termination, now);
+                self.end(slot, &termination, now);
             }
         }
         self.answer(now);
@@ -54,12 +55,12 @@ impl Shard {
             self.uplink.push(WorkerEvent::Sent { request, outcome });
         }
         for (session, generation) in self.broker.take_answerable() {
-            let Some(index) = self.broker.connection_of(session, generation) else { continue };
-            if let Err(termination) = self.with(index, now, Connection::handle_answerable) {
-                self.end(index, &termination, now);
+            let Some(slot) = self.broker.connection_of(session, generation) else { continue };
+            if let Err(termination) = self.with(slot, now, Connection::handle_answerable) {
+                self.end(slot, &termination, now);
             } else if self.broker.take_held(session) {
-                self.connections[index as usize].resume();
-                self.ready.push(index);
+                self.connections[slot].resume();
+                self.ready.push(slot);
             }
         }
     }
@@ -145,9 +146,9 @@ impl Shard {
 
     /// The store answers. A device whose messages cannot be read is asked to come back.
     pub fn handle_loaded(&mut self, loaded: Loaded, now: Moment) {
-        if let Some(index) = self.broker.handle_loaded(loaded, now) {
+        if let Some(slot) = self.broker.handle_loaded(loaded, now) {
             let what = "what waits for it in the store cannot be read: the log says why";
-            self.end(index, &Termination::because(CloseReason::SessionUnreadable, what), now);
+            self.end(slot, &Termination::because(CloseReason::SessionUnreadable, what), now);
         }
     }
 
@@ -175,9 +176,14 @@ impl Shard {
 
     /// Says something to one device under a subscription of its own. `Delivered`: it is on its way, or waits for those
     /// before it; with a `request` the device's acknowledgement goes up later.
-    pub(super) fn send_to_session(&mut self, index: u32, downlink: &Downlink, request: Option<u64>) -> Outcome {
+    pub(super) fn send_to_session(
+        &mut self,
+        slot: ConnectionSlot,
+        downlink: &Downlink,
+        request: Option<u64>,
+    ) -> Outcome {
         // Between its arrival and its CONNECT it has none.
-        let Some(session) = self.broker.of(index) else { return Outcome::Offline };
+        let Some(session) = self.broker.of(slot) else { return Outcome::Offline };
         if !topic::is_topic_name(&downlink.topic) {
             return Outcome::Refused("the topic is no MQTT topic name");
         }
@@ -199,11 +205,11 @@ impl Shard {
     // --- Sessions ---------------------------------------------------------------------------------------------------
 
     /// A device's connection has ended: its session stays or ends, and its will is published, now or later.
-    pub(super) fn detach_session(&mut self, index: u32, reason: CloseReason, now: Moment) {
-        let device = self.connections[index as usize].device();
+    pub(super) fn detach_session(&mut self, slot: ConnectionSlot, reason: CloseReason, now: Moment) {
+        let device = self.connections[slot].device();
         // When the gateway itself ends, no device has died.
         let with_will = reason != CloseReason::Shutdown;
-        let due_will = self.broker.detach(index, device, with_will, now, &mut self.counters);
+        let due_will = self.broker.detach(slot, device, with_will, now, &mut self.counters);
         self.due_wills.extend(due_will);
     }
 
@@ -228,7 +234,7 @@ impl Shard {
             {
                 self.counters.add(Metric::MessagesReceived, 1);
                 let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
-                let connection = crate::link::ConnectionId { index: u32::MAX, generation: 0 };
+                let connection = crate::link::ConnectionId { slot: ConnectionSlot(u32::MAX), generation: 0 };
                 let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));
                 self.uplink.push(WorkerEvent::Message(Message {
                     device,

@@ -12,6 +12,7 @@ use crate::config::Protocol;
 use crate::connection::{Connection, RateRules, Termination};
 use crate::link::{CloseReason, ConnectionId, WorkerEvent};
 use crate::metrics::Metric;
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, TICK_MICROS, Tick};
 
 /// Others that are looked at with each that is charged: more than one, so that what is paid goes faster than it comes.
@@ -43,11 +44,11 @@ pub(super) enum RateDecision {
 /// Of all devices of one shard.
 #[derive(Default)]
 pub(super) struct Paces {
-    by_slot: HashMap<u32, Pace>,
+    by_slot: HashMap<ConnectionSlot, Pace>,
     /// All of them, in the order in which they are looked at.
     order: VecDeque<ConnectionId>,
     /// Who is read on, and in which tick.
-    held: BinaryHeap<Reverse<(u64, u32, u32)>>,
+    held: BinaryHeap<Reverse<(u64, ConnectionSlot, u32)>>,
 }
 
 impl Paces {
@@ -62,7 +63,7 @@ impl Paces {
     ) -> RateDecision {
         self.forget_paid(now);
         let fresh = Pace { generation: id.generation, messages: now, bytes: now, over_since: None };
-        let pace = self.by_slot.entry(id.index).or_insert_with(|| {
+        let pace = self.by_slot.entry(id.slot).or_insert_with(|| {
             self.order.push_back(id);
             fresh
         });
@@ -89,7 +90,7 @@ impl Paces {
 
     /// A device is read no further before `until`.
     pub fn hold(&mut self, id: ConnectionId, until: Moment) {
-        self.held.push(Reverse((until.micros().div_ceil(TICK_MICROS), id.index, id.generation)));
+        self.held.push(Reverse((until.micros().div_ceil(TICK_MICROS), id.slot, id.generation)));
     }
 
     /// When the next one is read on.
@@ -99,27 +100,27 @@ impl Paces {
 
     /// Whoever is read on now.
     pub fn next_due(&mut self, now: Moment) -> Option<ConnectionId> {
-        let &Reverse((tick, index, generation)) = self.held.peek()?;
+        let &Reverse((tick, slot, generation)) = self.held.peek()?;
         if tick > now.micros() / TICK_MICROS {
             return None;
         }
         self.held.pop();
-        Some(ConnectionId { index, generation })
+        Some(ConnectionId { slot, generation })
     }
 
     /// A connection has ended.
-    pub fn forget(&mut self, index: u32) {
+    pub fn forget(&mut self, slot: ConnectionSlot) {
         if !self.by_slot.is_empty() {
-            self.by_slot.remove(&index);
+            self.by_slot.remove(&slot);
         }
     }
 
     fn forget_paid(&mut self, now: Moment) {
         for _ in 0..LOOKED_AT {
             let Some(id) = self.order.pop_front() else { return };
-            match self.by_slot.get(&id.index) {
+            match self.by_slot.get(&id.slot) {
                 Some(pace) if pace.messages <= now && pace.bytes <= now => {
-                    self.by_slot.remove(&id.index);
+                    self.by_slot.remove(&id.slot);
                 }
                 Some(_) => self.order.push_back(id),
                 None => {}
@@ -135,8 +136,8 @@ impl Paces {
 
 impl Shard {
     /// What counts of messages so far, over all devices of the protocol that this one speaks.
-    pub(super) fn messages_of(&self, index: u32) -> u64 {
-        let figures = match self.connections.get(index as usize).map(|_| &self.settings_of(index).protocol) {
+    pub(super) fn messages_of(&self, slot: ConnectionSlot) -> u64 {
+        let figures = match self.connections.get(slot).map(|_| &self.settings_of(slot).protocol) {
             Some(Protocol::Mqtt(_)) => [Metric::Published, Metric::DroppedUnauthorized],
             _ => [Metric::MessagesReceived, Metric::MessagesDropped],
         };
@@ -145,28 +146,28 @@ impl Shard {
 
     /// A device has sent this. Where that is more than it may, its socket is read no further for a while: its own system makes
     /// it wait. Where it goes on so for longer than anybody is waited for, it is told so and kept out.
-    pub(super) fn charge(&mut self, index: u32, rules: &RateRules, messages: u64, bytes: u64, now: Moment) {
-        if !self.connections.get(index as usize).is_some_and(Connection::is_device) {
+    pub(super) fn charge(&mut self, slot: ConnectionSlot, rules: &RateRules, messages: u64, bytes: u64, now: Moment) {
+        if !self.connections.get(slot).is_some_and(Connection::is_device) {
             return;
         }
-        let id = self.id(index);
+        let id = self.id(slot);
         match self.paces.charge(id, rules, messages, bytes, now) {
             RateDecision::Within => {}
             RateDecision::Hold(until) => {
-                self.connections[index as usize].hold();
+                self.connections[slot].hold();
                 self.counters.add(Metric::RateHeld, 1);
                 self.paces.hold(id, until);
             }
             RateDecision::Over => {
                 let span = rules.keep_out;
                 if !span.is_zero() {
-                    let device = self.connections[index as usize].device().into();
+                    let device = self.connections[slot].device().into();
                     self.uplink.push(WorkerEvent::KeepOut { device, span });
                 }
                 let detail = "it sent more than listener.rates allows for longer than listener.rates.patience";
                 let retry_after = u32::try_from(span.as_millis()).unwrap_or(u32::MAX);
                 let termination = Termination::because(CloseReason::RateExceeded, detail).with_retry_after(retry_after);
-                self.end(index, &termination, now);
+                self.end(slot, &termination, now);
             }
         }
     }
@@ -176,8 +177,8 @@ impl Shard {
         for _ in 0..limit {
             let Some(id) = self.paces.next_due(now) else { return };
             if self.is_current(id) {
-                self.connections[id.index as usize].resume();
-                self.ready.push(id.index);
+                self.connections[id.slot].resume();
+                self.ready.push(id.slot);
             }
         }
     }
@@ -195,8 +196,8 @@ mod tests {
         keep_out: Duration::ZERO,
     };
 
-    const fn id(index: u32) -> ConnectionId {
-        ConnectionId { index, generation: 1 }
+    const fn id(slot: u32) -> ConnectionId {
+        ConnectionId { slot: ConnectionSlot(slot), generation: 1 }
     }
 
     fn at(millis: u64) -> Moment {
@@ -240,8 +241,8 @@ mod tests {
     #[test]
     fn what_is_paid_is_forgotten_and_a_slot_with_somebody_else_begins_anew() {
         let mut paces = Paces::default();
-        for index in 0..1_000 {
-            paces.charge(id(index), &RULES, 1, 10, at(0));
+        for slot in 0..1_000 {
+            paces.charge(id(slot), &RULES, 1, 10, at(0));
         }
         assert_eq!(paces.by_slot.len(), 1_000);
         for _ in 0..1_000 {
@@ -249,7 +250,7 @@ mod tests {
         }
         assert!(paces.by_slot.len() <= 1 && paces.order.len() <= 1, "{} {}", paces.by_slot.len(), paces.order.len());
         paces.charge(id(7), &RULES, 1_000, 0, at(60_000));
-        let next = ConnectionId { index: 7, generation: 2 };
+        let next = ConnectionId { slot: ConnectionSlot(7), generation: 2 };
         assert_eq!(paces.charge(next, &RULES, 1, 0, at(60_000)), RateDecision::Within);
     }
 }

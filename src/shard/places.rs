@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::link::ConnectionId;
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick, ticks_ceil};
 
 /// Nobody gives way before so much silence: round trips over satellites come to two thirds of a second, twice.
@@ -31,7 +32,7 @@ pub(super) struct Places {
     silent: VecDeque<(ConnectionId, Moment)>,
     /// How many places an address holds, and which one each newcomer has.
     held: HashMap<Prefix, u32>,
-    peers: HashMap<u32, Prefix>,
+    peers: HashMap<ConnectionSlot, Prefix>,
     silence: Silence,
 }
 
@@ -98,13 +99,13 @@ impl Places {
     }
 
     /// A newcomer's address is known.
-    pub fn note_peer(&mut self, index: u32, address: IpAddr) {
-        self.peers.insert(index, Prefix::of(address));
+    pub fn note_peer(&mut self, slot: ConnectionSlot, address: IpAddr) {
+        self.peers.insert(slot, Prefix::of(address));
     }
 
     /// A connection with bytes to read wants a place.
     pub fn wait(&mut self, id: ConnectionId) {
-        if self.has_its_share(id.index) { self.crowded.push_back(id) } else { self.waiting.push_back(id) }
+        if self.has_its_share(id.slot) { self.crowded.push_back(id) } else { self.waiting.push_back(id) }
     }
 
     fn share(&self) -> usize {
@@ -115,18 +116,18 @@ impl Places {
         prefix.and_then(|prefix| self.held.get(prefix)).map_or(0, |&held| held as usize)
     }
 
-    fn has_its_share(&self, index: u32) -> bool {
-        self.held(self.peers.get(&index)) >= self.share()
+    fn has_its_share(&self, slot: ConnectionSlot) -> bool {
+        self.held(self.peers.get(&slot)) >= self.share()
     }
 
-    fn has_more_than_its_share(&self, index: u32) -> bool {
-        self.held(self.peers.get(&index)) > self.share()
+    fn has_more_than_its_share(&self, slot: ConnectionSlot) -> bool {
+        self.held(self.peers.get(&slot)) > self.share()
     }
 
     /// Whoever is next; those whose address has its share in the meantime step back.
     pub fn next(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.waiting.pop_front() {
-            if !self.has_its_share(id.index) {
+            if !self.has_its_share(id.slot) {
                 return Some(id);
             }
             self.crowded.push_back(id);
@@ -162,7 +163,7 @@ impl Places {
     /// A handshake has begun.
     pub fn begin(&mut self, id: ConnectionId, now: Moment) {
         self.silent.push_back((id, now));
-        if let Some(prefix) = self.peers.get(&id.index) {
+        if let Some(prefix) = self.peers.get(&id.slot) {
             *self.held.entry(*prefix).or_default() += 1;
         }
     }
@@ -173,11 +174,11 @@ impl Places {
     }
 
     /// A handshake has ended, after having been silent for so long at the most; none: it did not come to its end.
-    pub fn end(&mut self, index: u32, longest_silence: Option<Duration>) {
+    pub fn end(&mut self, slot: ConnectionSlot, longest_silence: Option<Duration>) {
         if let Some(silence) = longest_silence {
             self.silence.note(silence);
         }
-        if let Some(prefix) = self.peers.get(&index)
+        if let Some(prefix) = self.peers.get(&slot)
             && let Some(held) = self.held.get_mut(prefix)
         {
             *held -= 1;
@@ -188,8 +189,8 @@ impl Places {
     }
 
     /// The connection is a newcomer no more, or no connection.
-    pub fn forget(&mut self, index: u32) {
-        self.peers.remove(&index);
+    pub fn forget(&mut self, slot: ConnectionSlot) {
+        self.peers.remove(&slot);
     }
 
     /// When to look for one that gives way, if somebody waits for it.
@@ -206,7 +207,7 @@ impl Places {
         if self.waiting.is_empty() {
             return None;
         }
-        self.silent.iter().position(|(id, _)| self.has_more_than_its_share(id.index))
+        self.silent.iter().position(|(id, _)| self.has_more_than_its_share(id.slot))
     }
 
     /// The handshake that gives way: the one that has been silent for longest, if that is long enough. `heard` tells when a
@@ -270,8 +271,8 @@ fn first(queue: &mut VecDeque<ConnectionId>, is_gone: impl Fn(ConnectionId) -> b
 mod tests {
     use super::*;
 
-    const fn id(index: u32) -> ConnectionId {
-        ConnectionId { index, generation: 1 }
+    const fn id(slot: u32) -> ConnectionId {
+        ConnectionId { slot: ConnectionSlot(slot), generation: 1 }
     }
 
     fn at(millis: u64) -> Moment {
@@ -304,11 +305,11 @@ mod tests {
     #[test]
     fn the_longest_silent_gives_way_and_nobody_before_its_time() {
         let mut places = Places::new(4);
-        for index in 0..3 {
-            places.begin(id(index), at(u64::from(index)));
+        for slot in 0..3 {
+            places.begin(id(slot), at(u64::from(slot)));
         }
         places.silence.note(millis(10));
-        let heard = |id: ConnectionId| [Some(at(0)), None, Some(at(600))][id.index as usize];
+        let heard = |id: ConnectionId| [Some(at(0)), None, Some(at(600))][id.slot.index()];
         assert_eq!(places.gives_way(at(500), heard), None);
         assert_eq!(places.gives_way(at(501), heard), Some((id(0), millis(501))));
         // The second has ended, the third has been heard since.
@@ -320,19 +321,19 @@ mod tests {
     fn a_crowd_gives_way_to_others_sooner_than_somebody_alone() {
         let mut places = Places::new(8);
         let (crowd, other, alone) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into(), [192, 0, 2, 3].into());
-        places.note_peer(0, alone);
+        places.note_peer(ConnectionSlot(0), alone);
         places.begin(id(0), at(0));
-        for index in 1..8 {
-            places.note_peer(index, crowd);
-            places.begin(id(index), at(100));
+        for slot in 1..8 {
+            places.note_peer(ConnectionSlot(slot), crowd);
+            places.begin(id(slot), at(100));
         }
-        let heard = |id: ConnectionId| Some(at(if id.index == 0 { 0 } else { 100 }));
-        places.note_peer(8, crowd);
+        let heard = |id: ConnectionId| Some(at(if id.slot.0 == 0 { 0 } else { 100 }));
+        places.note_peer(ConnectionSlot(8), crowd);
         places.wait(id(8));
         // One of themselves waits: nothing is known of how long handshakes take, and nobody is in a hurry.
         assert_eq!(places.gives_way(at(4_000), heard), None);
         assert!(places.next_look().unwrap().is_after(at(4_000).tick()));
-        places.note_peer(9, other);
+        places.note_peer(ConnectionSlot(9), other);
         places.wait(id(9));
         assert!(!places.next_look().unwrap().is_after(at(700).tick()));
         assert_eq!(places.gives_way(at(600), heard), None);
@@ -345,10 +346,10 @@ mod tests {
     fn an_address_with_its_share_lets_others_go_first() {
         let mut places = Places::new(8);
         let (crowd, other) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
-        for index in 0..3 {
-            places.note_peer(index, crowd);
+        for slot in 0..3 {
+            places.note_peer(ConnectionSlot(slot), crowd);
         }
-        places.note_peer(3, other);
+        places.note_peer(ConnectionSlot(3), other);
         places.begin(id(0), at(0));
         places.wait(id(1));
         places.begin(id(9), at(0));
@@ -359,8 +360,8 @@ mod tests {
         assert_eq!(places.waiting().copied().collect::<Vec<_>>(), [id(3), id(2)]);
         assert_eq!((places.next(), places.next(), places.next()), (Some(id(3)), Some(id(2)), None));
         // With places of its own given back it is one among others.
-        places.end(0, None);
-        places.forget(0);
+        places.end(ConnectionSlot(0), None);
+        places.forget(ConnectionSlot(0));
         places.wait(id(2));
         assert_eq!(places.waiting.len(), 1);
         // A network of IPv6 is one address.

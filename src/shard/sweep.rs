@@ -8,6 +8,7 @@ use super::Shard;
 use crate::config::WhenOver;
 use crate::connection::{Connection, ListenerSettings, Termination};
 use crate::link::CloseReason;
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick};
 use crate::tls::certs::CertificateMark;
 use crate::tls::handshake::TlsPolicy;
@@ -48,19 +49,19 @@ impl Sweep {
         self.next
     }
 
-    pub fn mark(&self, index: u32) -> Option<CertificateMark> {
-        self.marks.get(index as usize).copied().filter(|mark| mark.not_after != 0)
+    pub fn mark(&self, slot: ConnectionSlot) -> Option<CertificateMark> {
+        self.marks.get(slot.index()).copied().filter(|mark| mark.not_after != 0)
     }
 
-    pub fn set_mark(&mut self, index: u32, mark: Option<CertificateMark>) {
-        let index = index as usize;
-        if let (None, true) = (mark, index >= self.marks.len()) {
+    pub fn set_mark(&mut self, slot: ConnectionSlot, mark: Option<CertificateMark>) {
+        let slot = slot.index();
+        if let (None, true) = (mark, slot >= self.marks.len()) {
             return;
         }
-        if index >= self.marks.len() {
-            self.marks.resize(index + 1, CertificateMark::default());
+        if slot >= self.marks.len() {
+            self.marks.resize(slot + 1, CertificateMark::default());
         }
-        self.marks[index] = mark.unwrap_or_default();
+        self.marks[slot] = mark.unwrap_or_default();
     }
 
     /// After a mass disconnect the memory goes back.
@@ -69,8 +70,8 @@ impl Sweep {
     }
 
     /// Appends what travels with the connection in this slot.
-    pub fn pack(&self, index: u32, out: &mut Vec<u8>) {
-        let mark = self.mark(index).unwrap_or_default();
+    pub fn pack(&self, slot: ConnectionSlot, out: &mut Vec<u8>) {
+        let mark = self.mark(slot).unwrap_or_default();
         out.extend_from_slice(&mark.revocation.to_be_bytes());
         out.extend_from_slice(&mark.fingerprint.to_be_bytes());
         out.extend_from_slice(&mark.not_after.to_be_bytes());
@@ -92,9 +93,9 @@ impl Sweep {
 
 impl Shard {
     /// Whether the client certificate of a connection is on the deny list.
-    pub(super) fn is_certificate_denied(&self, index: u32, now: Moment) -> bool {
-        let mark = self.sweep.mark(index);
-        mark.is_some_and(|mark| self.settings_of(index).deny.refuses_certificate(mark.fingerprint, now))
+    pub(super) fn is_certificate_denied(&self, slot: ConnectionSlot, now: Moment) -> bool {
+        let mark = self.sweep.mark(slot);
+        mark.is_some_and(|mark| self.settings_of(slot).deny.refuses_certificate(mark.fingerprint, now))
     }
 
     /// Looks at the next slice, if a look is underway or due.
@@ -110,14 +111,14 @@ impl Shard {
         let policies: Vec<_> = self.settings.iter().map(|settings| settings.tls.policy()).collect();
         let end = (position + SLOTS).min(self.slots);
         let mut ended = 0;
-        for index in position..end {
+        for slot in (position..end).map(ConnectionSlot::at) {
             if ended == ENDED {
-                self.sweep.position = Some(index);
+                self.sweep.position = Some(slot.index());
                 return;
             }
-            let Some(connection) = self.connections.get(index) else { continue };
+            let Some(connection) = self.connections.get(slot) else { continue };
             let listener = connection.listener().index();
-            let mark = self.sweep.mark(index as u32);
+            let mark = self.sweep.mark(slot);
             let Some(reason) = reason_to_end(connection, mark, &self.settings[listener], &policies[listener], now)
             else {
                 continue;
@@ -128,7 +129,7 @@ impl Shard {
                 }
                 _ => Termination::new(reason),
             };
-            self.end(index as u32, &termination, now);
+            self.end(slot, &termination, now);
             ended += 1;
         }
         self.sweep.position = (end < self.slots).then_some(end);
@@ -180,16 +181,16 @@ mod tests {
     fn a_mark_travels_and_none_stays_none() {
         let mark = CertificateMark { revocation: 1, fingerprint: 2, not_after: 3 };
         let mut sweep = Sweep::default();
-        sweep.set_mark(5, None);
+        sweep.set_mark(ConnectionSlot(5), None);
         assert!(sweep.marks.is_empty(), "nobody pays for what nobody has");
-        sweep.set_mark(7, Some(mark));
-        for (index, expected) in [(7, Some(mark)), (6, None), (100, None)] {
+        sweep.set_mark(ConnectionSlot(7), Some(mark));
+        for (slot, expected) in [(7, Some(mark)), (6, None), (100, None)] {
             let mut out = b"connection".to_vec();
-            sweep.pack(index, &mut out);
+            sweep.pack(ConnectionSlot(slot), &mut out);
             assert_eq!(Sweep::unpack(&out), Some((&b"connection"[..], expected)));
         }
-        sweep.set_mark(7, None);
-        assert_eq!(sweep.mark(7), None);
+        sweep.set_mark(ConnectionSlot(7), None);
+        assert_eq!(sweep.mark(ConnectionSlot(7)), None);
         assert_eq!(Sweep::unpack(&[0; 19]), None);
     }
 }

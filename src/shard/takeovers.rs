@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::Shard;
 use crate::connection::Termination;
 use crate::link::{CloseReason, TakeoverLoop, WorkerEvent};
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 /// So many changes of place are free at once,
@@ -89,25 +90,25 @@ impl Takeovers {
 
 impl Shard {
     /// Whether the connection that wants to be this device must wait, because two places fight over its id. It is ended then.
-    pub(super) fn is_takeover_damped(&mut self, index: u32, device: u64, now: Moment) -> bool {
+    pub(super) fn is_takeover_damped(&mut self, slot: ConnectionSlot, device: u64, now: Moment) -> bool {
         let Takeover::Damped { is_news } = self.takeovers.begin(device, now) else { return false };
-        let connection = &self.connections[index as usize];
+        let connection = &self.connections[slot];
         if is_news {
-            let listener = &*self.settings_of(index).name;
+            let listener = &*self.settings_of(slot).name;
             tracing::warn!(
                 listener,
                 device = connection.device(),
                 "two places take this id from each other again and again: newcomers wait, and whoever is there stays",
             );
             let (device, listener) = (connection.device().into(), connection.listener());
-            let (connection, peer) = (self.id(index), self.address(index));
+            let (connection, peer) = (self.id(slot), self.address(slot));
             let told = TakeoverLoop { device, listener, connection, peer, at: now };
             self.uplink.push(WorkerEvent::TakeoverLoop(Box::new(told)));
         }
         let retry_after = self.random.u32(RETRY_AFTER_MS);
         let detail = "two places take this id from each other again and again, and the other one has it now";
         let termination = Termination::because(CloseReason::TakeoverLoop, detail).with_retry_after(retry_after);
-        self.end(index, &termination, now);
+        self.end(slot, &termination, now);
         true
     }
 

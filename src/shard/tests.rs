@@ -27,21 +27,21 @@ const RAW: ListenerId = ListenerId(1);
 #[test]
 fn handshakes_wait_for_a_place_and_go_in_the_order_in_which_they_came() {
     let mut harness = ShardHarness::new();
-    let slots: Vec<u32> = (0..4).map(|_| harness.accept(NATIVE)).collect();
-    for &index in &slots {
-        harness.send(index);
+    let slots: Vec<ConnectionSlot> = (0..4).map(|_| harness.accept(NATIVE)).collect();
+    for &slot in &slots {
+        harness.send(slot);
     }
     harness.turn();
     assert_eq!((harness.value(Metric::HandshakesWaiting), harness.value(Metric::HandshakesInFlight)), (2, 2));
     assert!(!harness.shard().has_waiting(), "there is no place for them");
     let now = harness.now();
     assert_eq!(harness.shard().longest_waiting(), Some(now.tick()));
-    for &index in &slots {
-        assert_eq!(harness.client(index).out.is_empty(), slots[2..].contains(&index), "slot {index}");
+    for &slot in &slots {
+        assert_eq!(harness.client(slot).out.is_empty(), slots[2..].contains(&slot), "slot {slot}");
     }
     // The first two answer, and make room for the others.
-    for &index in &slots[..2] {
-        harness.send(index);
+    for &slot in &slots[..2] {
+        harness.send(slot);
     }
     harness.turn();
     assert_eq!((harness.value(Metric::HandshakesWaiting), harness.value(Metric::HandshakesInFlight)), (0, 2));
@@ -51,14 +51,14 @@ fn handshakes_wait_for_a_place_and_go_in_the_order_in_which_they_came() {
 #[test]
 fn whoever_is_called_and_has_nothing_to_say_waits_for_its_bytes_again() {
     let mut harness = ShardHarness::new();
-    let index = harness.accept(NATIVE);
-    harness.io().nudge(index);
+    let slot = harness.accept(NATIVE);
+    harness.io().nudge(slot);
     harness.turn();
     assert_eq!((harness.value(Metric::HandshakesWaiting), harness.value(Metric::HandshakesInFlight)), (0, 0));
     for _ in 0..2 {
-        harness.read(index);
+        harness.read(slot);
     }
-    assert!(harness.clients[&index].records.is_some());
+    assert!(harness.clients[&slot].records.is_some());
     // One that leaves in the queue is not missed by those behind it.
     let (gone, next) = (harness.accept(NATIVE), harness.accept(NATIVE));
     harness.with(|shard, now| {
@@ -75,39 +75,39 @@ fn whoever_is_called_and_has_nothing_to_say_waits_for_its_bytes_again() {
 #[test]
 fn a_slot_that_was_noted_down_and_given_to_somebody_else_is_not_read() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     let mut input = Input::new(Fixtures::limits().frame_bytes, Fixtures::limits().read_bytes);
-    harness.client(index).say_bytes(&[0xff; 3]);
-    harness.read(index);
+    harness.client(slot).say_bytes(&[0xff; 3]);
+    harness.read(slot);
     assert_eq!(harness.closed(CloseReason::ProtocolError), 1);
     // It lingers, and is to be looked at; before that, it is gone, and a new connection has its slot.
     harness.with(|shard, now| {
         assert!(shard.has_ready());
-        shard.handle_reset(index, now);
-        assert_eq!(shard.next_closed(), Some(index));
-        shard.reap(index);
-        assert_eq!(shard.handle_accept(NATIVE, now), index);
+        shard.handle_reset(slot, now);
+        assert_eq!(shard.next_closed(), Some(slot));
+        shard.reap(slot);
+        assert_eq!(shard.handle_accept(NATIVE, now), slot);
         let mut ready = VecDeque::new();
         shard.take_ready(&mut ready);
-        assert!(ready.contains(&index));
-        assert!(!shard.load_input(index, &mut input), "it was never called for its handshake");
+        assert!(ready.contains(&slot));
+        assert!(!shard.load_input(slot, &mut input), "it was never called for its handshake");
         // The same while it waits in the queue: it would take a place that nobody gave it.
-        assert_eq!(shard.plan_read(index), Plan::Leave);
-        assert!(!shard.load_input(index, &mut input));
-        assert_eq!(shard.next_waiting(), Some(index));
-        assert!(shard.load_input(index, &mut input));
+        assert_eq!(shard.plan_read(slot), Plan::Leave);
+        assert!(!shard.load_input(slot, &mut input));
+        assert_eq!(shard.next_waiting(), Some(slot));
+        assert!(shard.load_input(slot, &mut input));
     });
 }
 
 #[test]
 fn a_device_is_welcomed_once_it_is_named_and_its_presence_is_told() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("meter-1");
+    let slot = harness.connect("meter-1");
     assert!(
-        matches!(harness.client(index).frames()[..], [ReceivedFrame::Welcome(welcome)] if welcome.heartbeat_ms == 10_000)
+        matches!(harness.client(slot).frames()[..], [ReceivedFrame::Welcome(welcome)] if welcome.heartbeat_ms == 10_000)
     );
     assert_eq!(harness.presence(), ["+meter-1 2"]);
-    assert_eq!(harness.end(index, PeerEnd::InOrder), [index]);
+    assert_eq!(harness.end(slot, PeerEnd::InOrder), [slot]);
     assert_eq!(harness.presence(), ["-meter-1 2 peer_closed"]);
     assert!(harness.shard().is_empty());
 }
@@ -136,8 +136,8 @@ fn a_newer_connection_takes_over_and_generations_grow_whoever_was_accepted_first
 #[test]
 fn a_device_that_another_gateway_has_is_ended_and_no_newer_connection_of_it() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
-    harness.client(index).frames();
+    let slot = harness.connect("a");
+    harness.client(slot).frames();
     let generation = harness.with(|shard, now| shard.describe("a", now)).unwrap().generation;
     harness.presence();
     let disown =
@@ -147,19 +147,19 @@ fn a_device_that_another_gateway_has_is_ended_and_no_newer_connection_of_it() {
     {
         harness.io().command(command);
         harness.turn();
-        assert!(harness.presence().is_empty() && harness.client(index).frames().is_empty());
+        assert!(harness.presence().is_empty() && harness.client(slot).frames().is_empty());
     }
     harness.io().command(disown("a", generation, false));
     harness.turn();
     assert_eq!(harness.presence(), [format!("-a {generation} taken_over")]);
-    assert!(matches!(harness.client(index).frames()[..], [ReceivedFrame::Close(CloseCode::TAKEN_OVER, 0, _)]));
+    assert!(matches!(harness.client(slot).frames()[..], [ReceivedFrame::Close(CloseCode::TAKEN_OVER, 0, _)]));
     // Where two places fight, it is told when to come again.
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     let generation = harness.with(|shard, now| shard.describe("a", now)).unwrap().generation;
-    harness.client(index).frames();
+    harness.client(slot).frames();
     harness.io().command(disown("a", generation, true));
     harness.turn();
-    let told = harness.client(index).frames();
+    let told = harness.client(slot).frames();
     assert!(matches!(told[..], [ReceivedFrame::Close(CloseCode::TRY_LATER, 10_000..=30_000, _)]), "{told:?}");
     assert_eq!(harness.closed(CloseReason::TakeoverLoop), 1);
 }
@@ -170,10 +170,10 @@ fn a_goodbye_that_lies_apart_from_what_was_said_before_arrives() {
     let mut harness = ShardHarness::new();
     let (a, b) = (harness.connect("a"), harness.connect("b"));
     let ping = crate::codec::native::Frame::Ping(b"x");
-    for index in [a, b] {
-        harness.client(index).frames();
-        harness.client(index).say(&ping);
-        harness.send(index);
+    for slot in [a, b] {
+        harness.client(slot).frames();
+        harness.client(slot).say(&ping);
+        harness.send(slot);
     }
     harness.io().command(WorkerCommand::Disconnect { request: 1, device: "a".into() });
     harness.turn();
@@ -185,13 +185,13 @@ fn a_goodbye_that_lies_apart_from_what_was_said_before_arrives() {
 #[test]
 fn an_end_without_words_is_flushed_too() {
     let mut harness = ShardHarness::new();
-    let index = harness.accept(NATIVE);
-    harness.client(index).out = b"GET / HTTP/1.1\r\n".to_vec();
-    harness.read(index);
+    let slot = harness.accept(NATIVE);
+    harness.client(slot).out = b"GET / HTTP/1.1\r\n".to_vec();
+    harness.read(slot);
     assert_eq!(harness.closed(CloseReason::NotTls), 1);
-    assert!(harness.io().is_shut(index), "the peer would wait for the end of the stream");
+    assert!(harness.io().is_shut(slot), "the peer would wait for the end of the stream");
     harness.pass(Duration::from_secs(3));
-    assert_eq!(harness.turn(), [index]);
+    assert_eq!(harness.turn(), [slot]);
     assert_eq!(harness.shard().counters().closed().iter().sum::<u64>(), 1, "it has one reason");
 }
 
@@ -295,9 +295,9 @@ fn the_answer_to_a_probe_moves_the_deadline_of_a_device_and_not_that_of_a_goodby
     harness.turn();
     let goodbye = harness.shard().wheel.deadline(leaves);
     let pong = crate::codec::native::Frame::Pong(b"");
-    for index in [lives, leaves] {
-        harness.client(index).say(&pong);
-        harness.read(index);
+    for slot in [lives, leaves] {
+        harness.client(slot).say(&pong);
+        harness.read(slot);
     }
     harness.with(|shard, now| {
         let interval = shard.settings_of(lives).schedule.interval;
@@ -319,32 +319,32 @@ fn nobody_is_judged_by_a_time_up_to_which_nothing_was_read() {
 }
 
 /// A shard to which a connection came, the shard where it is at home, and its slot; its HELLO is on the way.
-fn away_from_home() -> (ShardHarness, ShardHarness, u32) {
+fn away_from_home() -> (ShardHarness, ShardHarness, ConnectionSlot) {
     let mut harnesses = ShardHarness::of(2);
     let (there, mut here) = (harnesses.pop().unwrap(), harnesses.pop().unwrap());
     let home = here.shard().home;
     let id = (0..10_000).map(|n| format!("device-{n}")).find(|id| home.of(id) == WorkerId(1)).unwrap();
-    let index = here.shake_hands(NATIVE);
-    here.client(index).say_hello(&id);
-    (here, there, index)
+    let slot = here.shake_hands(NATIVE);
+    here.client(slot).say_hello(&id);
+    (here, there, slot)
 }
 
 #[test]
 fn a_connection_moves_home_and_goes_on_where_it_was() {
-    let (mut here, mut there, index) = away_from_home();
-    here.client(index).say_message(7, b"said before the move");
-    here.read(index);
+    let (mut here, mut there, slot) = away_from_home();
+    here.client(slot).say_message(7, b"said before the move");
+    here.read(slot);
     assert!(here.take_uplink().is_empty(), "it is no device here");
     let (moving, home, image) = here.take_sent();
-    assert_eq!((moving.index, home), (index, WorkerId(1)));
-    assert_eq!(here.shard().plan_read(index), Plan::Leave);
+    assert_eq!((moving.slot, home), (slot, WorkerId(1)));
+    assert_eq!(here.shard().plan_read(slot), Plan::Leave);
     // However late the answer is, it stays.
     here.pass(Duration::from_mins(5));
     assert!(here.turn().is_empty() && here.shard().is_current(moving));
 
-    let client = here.clients.remove(&index).unwrap();
+    let client = here.clients.remove(&slot).unwrap();
     let arrived = there.arrive(moving, &image, client);
-    assert_eq!(here.acknowledge(moving, true), [index]);
+    assert_eq!(here.acknowledge(moving, true), [slot]);
     assert!(here.acknowledge(moving, true).is_empty());
     assert!(here.shard().is_empty());
 
@@ -362,10 +362,10 @@ fn a_connection_moves_home_and_goes_on_where_it_was() {
 
 #[test]
 fn what_a_connection_had_to_say_before_it_moved_leaves_with_the_greeting() {
-    let (mut here, mut there, index) = away_from_home();
-    here.with(|shard, now| shard.handle_unsent(index, b"still to be said", now));
-    here.read(index);
-    assert!(here.shard().is_moving(index));
+    let (mut here, mut there, slot) = away_from_home();
+    here.with(|shard, now| shard.handle_unsent(slot, b"still to be said", now));
+    here.read(slot);
+    assert!(here.shard().is_moving(slot));
     let (_, _, image) = here.take_sent();
     // What is written there is seen as bytes: the client's keys know nothing of what was made up here.
     there.with(|shard, now| {
@@ -384,11 +384,11 @@ fn what_a_connection_had_to_say_before_it_moved_leaves_with_the_greeting() {
 
 #[test]
 fn a_connection_that_its_home_refuses_is_told_from_here() {
-    let (mut here, _, index) = away_from_home();
-    here.read(index);
+    let (mut here, _, slot) = away_from_home();
+    here.read(slot);
     let (moving, ..) = here.take_sent();
     assert!(here.acknowledge(moving, false).is_empty());
-    let told = here.client(index).frames();
+    let told = here.client(slot).frames();
     assert!(matches!(&told[..], [ReceivedFrame::Close(CloseCode::TRY_LATER, 5_000..=15_000, _)]), "{told:?}");
     let uplink = here.take_uplink();
     let [WorkerEvent::NotAdmitted(end)] = &uplink[..] else { panic!("it never was a device: {uplink:?}") };
@@ -401,23 +401,23 @@ fn a_connection_that_its_home_refuses_is_told_from_here() {
 #[test]
 fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     let other = harness.connect("b");
     harness.take_uplink();
     harness.io().up_room = 0;
     for n in 1..=6 {
-        harness.client(index).say_message(n, b"m");
+        harness.client(slot).say_message(n, b"m");
     }
     for _ in 0..4 {
-        harness.client(index).say_message(0, b"may be dropped");
+        harness.client(slot).say_message(0, b"may be dropped");
     }
-    harness.client(index).say_message(7, b"must not be dropped");
-    harness.client(index).say_message(0, b"behind it");
-    harness.read(index);
+    harness.client(slot).say_message(7, b"must not be dropped");
+    harness.client(slot).say_message(0, b"behind it");
+    harness.read(slot);
     assert_eq!(harness.shard().uplink().len(), 8);
     assert_eq!(harness.value(Metric::MessagesDropped), 2);
-    assert!(harness.shard().connections[index as usize].is_paused());
-    assert_eq!(harness.shard().plan_read(index), Plan::Leave);
+    assert!(harness.shard().connections[slot].is_paused());
+    assert_eq!(harness.shard().plan_read(slot), Plan::Leave);
     // Heartbeats of others go on.
     harness.client(other).say(&crate::codec::native::Frame::Ping(b"1"));
     harness.read(other);
@@ -440,25 +440,25 @@ fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
         .map(|event| if let WorkerEvent::Message(message) = event { &message.payload[..] } else { b"" })
         .collect();
     assert_eq!(payloads, [&b"must not be dropped"[..], b"behind it"]);
-    assert!(harness.shard().connections[index as usize].buffered() == 0);
+    assert!(harness.shard().connections[slot].buffered() == 0);
 }
 
 #[test]
 fn what_goes_up_is_bounded_by_its_bytes_until_the_backbone_has_it() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     harness.take_uplink();
     let pool = Arc::clone(&harness.shard().pool);
-    harness.client(index).say_message(1, b"taken");
-    harness.read(index);
+    harness.client(slot).say_message(1, b"taken");
+    harness.read(slot);
     let taken = harness.take_uplink();
     let held = pool.used(Class::Up);
     assert!(held >= 5, "on its way it is counted: {held}");
     // Others' messages take the rest.
     let rest = Charge::of(&pool, Class::Up, (pool.share(Class::Up) - held) as usize);
-    harness.client(index).say_message(0, b"may be dropped");
-    harness.client(index).say_message(2, b"must not be dropped");
-    harness.read(index);
+    harness.client(slot).say_message(0, b"may be dropped");
+    harness.client(slot).say_message(2, b"must not be dropped");
+    harness.read(slot);
     assert!(harness.take_uplink().is_empty() && harness.shard().waits_for_backbone());
     assert_eq!(harness.value(Metric::MessagesDropped), 1);
     harness.turn();
@@ -475,18 +475,18 @@ fn what_goes_up_is_bounded_by_its_bytes_until_the_backbone_has_it() {
 #[test]
 fn raw_bytes_wait_for_room_and_none_is_lost() {
     let mut harness = ShardHarness::new();
-    let index = harness.shake_hands(RAW);
-    harness.read(index);
+    let slot = harness.shake_hands(RAW);
+    harness.read(slot);
     assert_eq!(harness.value(Metric::Devices), 1);
     assert!(harness.presence()[0].starts_with("+raw-"));
     for n in 0..20u8 {
-        harness.client(index).say_bytes(&[n; 30]);
+        harness.client(slot).say_bytes(&[n; 30]);
     }
-    harness.client(index).say_bytes(b"heartbeatheartbeat");
+    harness.client(slot).say_bytes(b"heartbeatheartbeat");
     harness.io().up_room = 0;
-    harness.read(index);
+    harness.read(slot);
     let mut got = Vec::new();
-    while harness.shard().connections[index as usize].is_paused() || !harness.shard().uplink().is_empty() {
+    while harness.shard().connections[slot].is_paused() || !harness.shard().uplink().is_empty() {
         assert!(harness.shard().uplink().len() <= 8);
         harness.io().up_room = 3;
         harness.turn();
@@ -497,33 +497,33 @@ fn raw_bytes_wait_for_room_and_none_is_lost() {
     }
     let expected: Vec<u8> = (0..20).flat_map(|n| [n; 30]).collect();
     assert_eq!(got, expected);
-    assert_eq!(harness.client(index).heard, b"ok", "one reply for the record of two heartbeats");
+    assert_eq!(harness.client(slot).heard, b"ok", "one reply for the record of two heartbeats");
 }
 
 #[test]
 fn a_paused_device_that_is_taken_over_is_not_resumed() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     harness.take_uplink();
     harness.io().up_room = 0;
     for n in 1..=9 {
-        harness.client(index).say_message(n, b"m");
+        harness.client(slot).say_message(n, b"m");
     }
-    harness.read(index);
-    assert!(harness.shard().connections[index as usize].is_paused());
+    harness.read(slot);
+    assert!(harness.shard().connections[slot].is_paused());
     let newer = harness.connect("a");
     harness.io().up_room = usize::MAX;
     harness.turn();
     harness.take_uplink();
     harness.turn();
     assert!(harness.take_uplink().is_empty(), "what a connection has left unread ends with it");
-    assert!(harness.shard().connections[newer as usize].is_device());
+    assert!(harness.shard().connections[newer].is_device());
 }
 
 #[test]
 fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     let bound = Fixtures::limits().outbox_bytes;
     let send = |harness: &mut ShardHarness, request, length| {
         let downlink = Downlink { topic: "t".into(), payload: vec![0; length].into() };
@@ -531,7 +531,7 @@ fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
         harness.io().command(command);
         harness.turn();
     };
-    harness.io().set_room(index, 0);
+    harness.io().set_room(slot, 0);
     for request in 0..3 {
         send(&mut harness, request, 1_000);
     }
@@ -539,9 +539,9 @@ fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
     let overhead = harness.value(Metric::BufferedBytes) as usize / 3 - 1_000;
     let rest = bound - 3 * (1_000 + overhead) - overhead;
     send(&mut harness, 3, rest);
-    assert!(harness.shard().connections[index as usize].is_device());
+    assert!(harness.shard().connections[slot].is_device());
     assert_eq!(harness.value(Metric::BufferedBytes), bound as u64);
-    harness.io().set_room(index, overhead);
+    harness.io().set_room(slot, overhead);
     harness.turn();
     harness.take_uplink();
     send(&mut harness, 4, 1);
@@ -550,34 +550,34 @@ fn a_peer_that_does_not_read_is_a_slow_consumer_at_its_bound_and_not_before() {
     // Whoever waits for an ACK hears that it will not come.
     let waiting = |event: &WorkerEvent| matches!(event, WorkerEvent::Sent { outcome: Outcome::Unacknowledged, .. });
     assert_eq!(harness.take_uplink().iter().filter(|event| waiting(event)).count(), 5);
-    assert!(!harness.shard().holds(index));
+    assert!(!harness.shard().holds(slot));
 }
 
 /// Its end of the stream is no reason to cut what is on its way to a peer in the middle of a record (RFC 8446 6.1).
 #[test]
 fn a_peer_that_sends_no_more_gets_what_was_unsent() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
-    harness.io().set_room(index, 0);
+    let slot = harness.connect("a");
+    harness.io().set_room(slot, 0);
     let downlink = Downlink { topic: "t".into(), payload: vec![0; 100].into() };
     harness.io().command(WorkerCommand::Send { request: 1, device: "a".into(), downlink, acknowledge: false });
     harness.turn();
-    assert!(harness.end(index, PeerEnd::InOrder).is_empty());
+    assert!(harness.end(slot, PeerEnd::InOrder).is_empty());
     assert_eq!(harness.closed(CloseReason::PeerClosed), 1);
-    assert!(harness.shard().connections[index as usize].is_lingering());
+    assert!(harness.shard().connections[slot].is_lingering());
     // However often the end is seen.
-    assert!(harness.end(index, PeerEnd::InOrder).is_empty());
-    let left = harness.shard().unsent(index).len();
-    assert!(left >= 100 && !harness.io().is_shut(index));
-    harness.io().set_room(index, 60);
+    assert!(harness.end(slot, PeerEnd::InOrder).is_empty());
+    let left = harness.shard().unsent(slot).len();
+    assert!(left >= 100 && !harness.io().is_shut(slot));
+    harness.io().set_room(slot, 60);
     harness.turn();
-    assert_eq!(harness.shard().unsent(index).len(), left - 60);
-    assert!(harness.end(index, PeerEnd::InOrder).is_empty());
-    assert!(harness.shard().connections[index as usize].is_lingering());
-    harness.io().set_room(index, left);
+    assert_eq!(harness.shard().unsent(slot).len(), left - 60);
+    assert!(harness.end(slot, PeerEnd::InOrder).is_empty());
+    assert!(harness.shard().connections[slot].is_lingering());
+    harness.io().set_room(slot, left);
     assert!(harness.turn().is_empty());
-    assert!(harness.io().is_shut(index) && harness.shard().has_ready(), "it is looked at once more");
-    assert_eq!(harness.turn(), [index]);
+    assert!(harness.io().is_shut(slot) && harness.shard().has_ready(), "it is looked at once more");
+    assert_eq!(harness.turn(), [slot]);
     assert_eq!((harness.closed(CloseReason::PeerClosed), harness.value(Metric::BufferedBytes)), (1, 0));
 }
 
@@ -585,34 +585,34 @@ fn a_peer_that_sends_no_more_gets_what_was_unsent() {
 #[test]
 fn bytes_that_leave_after_the_end_are_not_counted_twice() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
-    harness.with(|shard, now| shard.handle_unsent(index, &[0; 100], now));
-    harness.with(|shard, now| shard.handle_reset(index, now));
+    let slot = harness.connect("a");
+    harness.with(|shard, now| shard.handle_unsent(slot, &[0; 100], now));
+    harness.with(|shard, now| shard.handle_reset(slot, now));
     assert_eq!(harness.value(Metric::BufferedBytes), 0);
-    assert_eq!(harness.shard().unsent(index).len(), 100);
-    harness.with(|shard, _| shard.handle_sent(index, 60));
-    assert_eq!(harness.turn(), [index]);
+    assert_eq!(harness.shard().unsent(slot).len(), 100);
+    harness.with(|shard, _| shard.handle_sent(slot, 60));
+    assert_eq!(harness.turn(), [slot]);
 }
 
 #[test]
 fn commands_with_stale_handles_do_nothing() {
     let mut harness = ShardHarness::new();
-    let index = harness.connect("a");
-    let stale = harness.shard().id(index);
+    let slot = harness.connect("a");
+    let stale = harness.shard().id(slot);
     let receipt = Receipt::Connection(stale, 1);
     harness.with(|shard, now| {
-        shard.handle_reset(index, now);
+        shard.handle_reset(slot, now);
         assert!(!shard.is_current(stale));
     });
     harness.io().command(WorkerCommand::MessageSettled { receipt, accepted: true });
-    assert_eq!(harness.turn(), [index]);
-    assert_eq!(harness.connect("b"), index);
-    harness.client(index).frames();
+    assert_eq!(harness.turn(), [slot]);
+    assert_eq!(harness.connect("b"), slot);
+    harness.client(slot).frames();
     harness.io().command(WorkerCommand::MessageSettled { receipt, accepted: true });
     harness.io().command(WorkerCommand::Authenticated { connection: stale, answer: AuthAnswer::plain() });
     harness.acknowledge(stale, true);
     harness.acknowledge(stale, false);
-    assert!(harness.client(index).frames().is_empty());
+    assert!(harness.client(slot).frames().is_empty());
 }
 
 #[test]
@@ -640,7 +640,7 @@ fn a_listing_walks_in_slices_and_answers_in_order() {
 #[test]
 fn the_end_tells_everybody_a_slice_at_a_time() {
     let mut harness = ShardHarness::new();
-    let slots: Vec<u32> = ["a", "b", "c"].into_iter().map(|id| harness.connect(id)).collect();
+    let slots: Vec<ConnectionSlot> = ["a", "b", "c"].into_iter().map(|id| harness.connect(id)).collect();
     let shaking = harness.accept(NATIVE);
     let mut position = 0;
     for (ended, next) in [(2, 2), (2, 0), (0, 0)] {
@@ -648,13 +648,13 @@ fn the_end_tells_everybody_a_slice_at_a_time() {
         position = next;
     }
     harness.turn();
-    for index in slots {
-        let told = harness.client(index).frames();
+    for slot in slots {
+        let told = harness.client(slot).frames();
         assert!(
             matches!(&told[..], [ReceivedFrame::Welcome(_), ReceivedFrame::Close(CloseCode::GOING_AWAY, 100..=200, _)]),
             "{told:?}"
         );
-        assert_eq!(harness.end(index, PeerEnd::InOrder), [index]);
+        assert_eq!(harness.end(slot, PeerEnd::InOrder), [slot]);
     }
     assert!(harness.io().is_shut(shaking));
     assert_eq!(harness.end(shaking, PeerEnd::InOrder), [shaking]);

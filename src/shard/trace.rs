@@ -15,6 +15,7 @@ use crate::link::{
     ListenerId, Refusal, TRACE_CONNECTIONS_MAX, TRACE_EVENTS_PER_SECOND, TRACES_MAX, Trace, TraceEvent, TraceSubject,
     TraceWhat, TracedPacket,
 };
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,11 +63,11 @@ impl Set {
 pub(super) struct Tracer {
     traces: Vec<Followed>,
     /// Of connections from traced networks.
-    places: HashMap<u32, Set>,
+    places: HashMap<ConnectionSlot, Set>,
     events: Vec<(Set, TraceEvent)>,
     log: PacketLog,
     /// The next slot to be looked at for who was there before; none: all were.
-    next_slot: Option<u32>,
+    next_slot: Option<ConnectionSlot>,
 }
 
 #[derive(Clone)]
@@ -97,7 +98,7 @@ impl Tracer {
             }));
         }
         self.traces = next;
-        self.places = self.places.drain().map(|(index, set)| (index, set.moved(&moved))).collect();
+        self.places = self.places.drain().map(|(slot, set)| (slot, set.moved(&moved))).collect();
         self.places.retain(|_, set| !set.is_empty());
         for (set, _) in &mut self.events {
             *set = set.moved(&moved);
@@ -105,8 +106,8 @@ impl Tracer {
         fresh
     }
 
-    fn place(&self, index: u32) -> Set {
-        self.places.get(&index).copied().unwrap_or_default()
+    fn place(&self, slot: ConnectionSlot) -> Set {
+        self.places.get(&slot).copied().unwrap_or_default()
     }
 
     fn set_where(&self, is_about: impl Fn(&Trace) -> bool) -> Set {
@@ -122,8 +123,8 @@ impl Tracer {
         self.set_where(|trace| matches!(&trace.subject, TraceSubject::Device(id) if **id == *device))
     }
 
-    fn of_connection(&self, index: u32, device: &str) -> Set {
-        self.place(index).and(self.of_device(device))
+    fn of_connection(&self, slot: ConnectionSlot, device: &str) -> Set {
+        self.place(slot).and(self.of_device(device))
     }
 
     fn with_packets(&self) -> Set {
@@ -137,22 +138,22 @@ impl Tracer {
 
     /// Where the packets of a connection are noted during one call. Of one that is not known yet they are noted in case it turns
     /// out to be who is followed.
-    pub(super) fn log_for(&mut self, index: u32, device: &str) -> Option<&mut PacketLog> {
+    pub(super) fn log_for(&mut self, slot: ConnectionSlot, device: &str) -> Option<&mut PacketLog> {
         let packets = self.with_packets();
         let of_devices = self.set_where(|trace| matches!(trace.subject, TraceSubject::Device(_)));
-        let of_it = self.of_connection(index, device);
+        let of_it = self.of_connection(slot, device);
         let set = if device.is_empty() { of_it.and(of_devices) } else { of_it };
         let is_wanted = !set.within(packets).is_empty();
         is_wanted.then(|| self.begin_log())
     }
 
     /// The connection in this slot comes from there.
-    fn note_address(&mut self, index: u32, address: IpAddr) {
+    fn note_address(&mut self, slot: ConnectionSlot, address: IpAddr) {
         let set = self.of_address(address);
         if set.is_empty() {
-            self.places.remove(&index);
-        } else if self.places.len() < TRACE_CONNECTIONS_MAX || self.places.contains_key(&index) {
-            self.places.insert(index, set);
+            self.places.remove(&slot);
+        } else if self.places.len() < TRACE_CONNECTIONS_MAX || self.places.contains_key(&slot) {
+            self.places.insert(slot, set);
         } else {
             // It is followed no further, and that is said.
             self.leave_out(set, 1);
@@ -187,9 +188,9 @@ impl Tracer {
     }
 
     /// The slot is free.
-    pub(super) fn forget(&mut self, index: u32) {
+    pub(super) fn forget(&mut self, slot: ConnectionSlot) {
         if !self.places.is_empty() {
-            self.places.remove(&index);
+            self.places.remove(&slot);
         }
     }
 }
@@ -203,16 +204,16 @@ impl Shard {
         let fresh = self.tracer.replace(traces, now);
         let is_about_network = |trace: &Trace| matches!(trace.subject, TraceSubject::Network(_));
         if fresh.iter().any(|trace| is_about_network(trace)) {
-            self.tracer.next_slot = Some(0);
+            self.tracer.next_slot = Some(ConnectionSlot(0));
         } else if !traces.iter().any(|trace| is_about_network(trace)) {
             self.tracer.next_slot = None;
         }
         for trace in fresh {
             if let TraceSubject::Device(device) = &trace.subject
-                && let Some(index) = self.find(device)
+                && let Some(slot) = self.find(device)
             {
                 let set = self.tracer.set_where(|followed| std::ptr::eq(followed, &raw const *trace));
-                let event = self.trace_event(index, now, TraceWhat::Present);
+                let event = self.trace_event(slot, now, TraceWhat::Present);
                 self.tracer.keep(set, event);
             }
         }
@@ -225,51 +226,56 @@ impl Shard {
     }
 
     /// Looks at `limit` slots more. `address`: where the peer of the socket in a slot is.
-    pub fn advance_traces(&mut self, limit: usize, address: impl Fn(u32) -> Option<SocketAddr>, now: Moment) {
+    pub fn advance_traces(
+        &mut self,
+        limit: usize,
+        address: impl Fn(ConnectionSlot) -> Option<SocketAddr>,
+        now: Moment,
+    ) {
         let Some(begin) = self.tracer.next_slot else { return };
-        let end = (begin as usize + limit).min(self.slots) as u32;
-        for index in begin..end {
-            let is_there = self.connections.get(index as usize).is_some_and(|connection| !connection.is_closed());
+        let end = (begin.index() + limit).min(self.slots);
+        for slot in (begin.index()..end).map(ConnectionSlot::at) {
+            let is_there = self.connections.get(slot).is_some_and(|connection| !connection.is_closed());
             if !is_there {
                 continue;
             }
-            let Some(address) = self.address(index).or_else(|| address(index)) else { continue };
-            let before = self.tracer.place(index);
-            self.tracer.note_address(index, address.ip());
-            let set = self.tracer.place(index).without(before);
+            let Some(address) = self.address(slot).or_else(|| address(slot)) else { continue };
+            let before = self.tracer.place(slot);
+            self.tracer.note_address(slot, address.ip());
+            let set = self.tracer.place(slot).without(before);
             if !set.is_empty() {
-                let event = self.trace_event(index, now, TraceWhat::Present);
+                let event = self.trace_event(slot, now, TraceWhat::Present);
                 self.tracer.keep(set, event);
             }
         }
-        self.tracer.next_slot = ((end as usize) < self.slots).then_some(end);
+        self.tracer.next_slot = (end < self.slots).then_some(ConnectionSlot::at(end));
     }
 
     // --- What happens -----------------------------------------------------------------------------------------------
 
     /// Tells what happens to a connection, if anybody follows it. Where nobody follows anything this is one branch.
     #[inline]
-    pub(super) fn trace(&mut self, index: u32, now: Moment, what: impl FnOnce() -> TraceWhat) {
+    pub(super) fn trace(&mut self, slot: ConnectionSlot, now: Moment, what: impl FnOnce() -> TraceWhat) {
         if !self.tracer.is_idle() {
-            self.trace_anyway(index, now, what());
+            self.trace_anyway(slot, now, what());
         }
     }
 
-    fn trace_anyway(&mut self, index: u32, now: Moment, what: TraceWhat) {
-        let set = self.tracer.of_connection(index, self.connections[index as usize].device());
+    fn trace_anyway(&mut self, slot: ConnectionSlot, now: Moment, what: TraceWhat) {
+        let set = self.tracer.of_connection(slot, self.connections[slot].device());
         if !set.is_empty() {
-            let event = self.trace_event(index, now, what);
+            let event = self.trace_event(slot, now, what);
             self.tracer.keep(set, event);
         }
     }
 
-    fn trace_event(&self, index: u32, now: Moment, what: TraceWhat) -> TraceEvent {
-        let connection = &self.connections[index as usize];
-        let address = self.address(index);
+    fn trace_event(&self, slot: ConnectionSlot, now: Moment, what: TraceWhat) -> TraceEvent {
+        let connection = &self.connections[slot];
+        let address = self.address(slot);
         TraceEvent {
             at: now,
             worker: self.worker,
-            connection: Some(self.id(index)),
+            connection: Some(self.id(slot)),
             listener: connection.listener(),
             address: address.map(|address| address.ip()),
             port: address.map_or(0, |address| address.port()),
@@ -279,30 +285,30 @@ impl Shard {
     }
 
     /// A socket from this address was accepted into this slot.
-    pub fn trace_accepted(&mut self, index: u32, address: IpAddr, now: Moment) {
+    pub fn trace_accepted(&mut self, slot: ConnectionSlot, address: IpAddr, now: Moment) {
         if !self.tracer.is_idle() {
-            self.tracer.note_address(index, address);
-            self.trace_anyway(index, now, TraceWhat::Accepted);
+            self.tracer.note_address(slot, address);
+            self.trace_anyway(slot, now, TraceWhat::Accepted);
         }
     }
 
     /// A proxy has said whose connection it is: it is followed for its own address from now on, and not for the proxy's.
-    pub(super) fn trace_announced(&mut self, index: u32, now: Moment) {
+    pub(super) fn trace_announced(&mut self, slot: ConnectionSlot, now: Moment) {
         if !self.tracer.is_idle()
-            && let Some(address) = self.address(index)
+            && let Some(address) = self.address(slot)
         {
-            self.tracer.note_address(index, address.ip());
-            self.trace_anyway(index, now, TraceWhat::Announced);
+            self.tracer.note_address(slot, address.ip());
+            self.trace_anyway(slot, now, TraceWhat::Announced);
         }
     }
 
     /// A connection has come home; its socket's peer is there.
-    pub fn trace_arrived(&mut self, index: u32, peer: impl FnOnce() -> Option<SocketAddr>, now: Moment) {
+    pub fn trace_arrived(&mut self, slot: ConnectionSlot, peer: impl FnOnce() -> Option<SocketAddr>, now: Moment) {
         if !self.tracer.is_idle() {
-            if let Some(address) = self.address(index).or_else(peer) {
-                self.tracer.note_address(index, address.ip());
+            if let Some(address) = self.address(slot).or_else(peer) {
+                self.tracer.note_address(slot, address.ip());
             }
-            self.trace_anyway(index, now, TraceWhat::Arrived);
+            self.trace_anyway(slot, now, TraceWhat::Arrived);
         }
     }
 
@@ -328,13 +334,13 @@ impl Shard {
     }
 
     /// The call on a connection is over in which its packets were noted.
-    pub(super) fn trace_packets(&mut self, index: u32, now: Moment) {
+    pub(super) fn trace_packets(&mut self, slot: ConnectionSlot, now: Moment) {
         if self.tracer.log.is_empty() {
             return;
         }
         let (packets, left_out) = self.tracer.log.take();
-        let device = self.connections[index as usize].device();
-        let set = self.tracer.of_connection(index, device).within(self.tracer.with_packets());
+        let device = self.connections[slot].device();
+        let set = self.tracer.of_connection(slot, device).within(self.tracer.with_packets());
         if set.is_empty() {
             return;
         }
@@ -343,47 +349,47 @@ impl Shard {
         self.tracer.leave_out(set, left_out);
         for packet in packets {
             if !payloads.is_empty() {
-                let event = self.trace_event(index, now, TraceWhat::Packet(Box::new(packet.clone())));
+                let event = self.trace_event(slot, now, TraceWhat::Packet(Box::new(packet.clone())));
                 self.tracer.keep(payloads, event);
             }
             if !names.is_empty() {
                 let packet = TracedPacket { payload: None, ..packet };
-                let event = self.trace_event(index, now, TraceWhat::Packet(Box::new(packet)));
+                let event = self.trace_event(slot, now, TraceWhat::Packet(Box::new(packet)));
                 self.tracer.keep(names, event);
             }
         }
     }
 
     /// TLS stands.
-    pub(super) fn trace_established(&mut self, index: u32, is_resumed: bool, now: Moment) {
+    pub(super) fn trace_established(&mut self, slot: ConnectionSlot, is_resumed: bool, now: Moment) {
         if self.tracer.is_idle() {
             return;
         }
-        let connection = &self.connections[index as usize];
+        let connection = &self.connections[slot];
         let (version, suite, _) = connection.facts().unwrap_or_default();
-        let is_certified = self.sweep.mark(index).is_some();
-        self.trace_anyway(index, now, TraceWhat::Established { version, suite, is_resumed, is_certified });
+        let is_certified = self.sweep.mark(slot).is_some();
+        self.trace_anyway(slot, now, TraceWhat::Established { version, suite, is_resumed, is_certified });
     }
 
     /// Its handshake has begun.
-    pub(super) fn trace_handshake(&mut self, index: u32, now: Moment) {
-        self.trace_about(index, now, |connection| {
+    pub(super) fn trace_handshake(&mut self, slot: ConnectionSlot, now: Moment) {
+        self.trace_about(slot, now, |connection| {
             let waited = now.since(connection.connected_at().start_near(now));
             TraceWhat::Handshake { waited }
         });
     }
 
     /// It has answered a probe.
-    pub(super) fn trace_answered(&mut self, index: u32, now: Moment) {
-        self.trace_about(index, now, |connection| TraceWhat::Answered {
+    pub(super) fn trace_answered(&mut self, slot: ConnectionSlot, now: Moment) {
+        self.trace_about(slot, now, |connection| TraceWhat::Answered {
             round_trip: connection.liveness().round_trip(),
         });
     }
 
-    fn trace_about(&mut self, index: u32, now: Moment, what: impl FnOnce(&Connection) -> TraceWhat) {
+    fn trace_about(&mut self, slot: ConnectionSlot, now: Moment, what: impl FnOnce(&Connection) -> TraceWhat) {
         if !self.tracer.is_idle() {
-            let what = what(&self.connections[index as usize]);
-            self.trace_anyway(index, now, what);
+            let what = what(&self.connections[slot]);
+            self.trace_anyway(slot, now, what);
         }
     }
 
@@ -391,13 +397,13 @@ impl Shard {
 
     /// Hands what happened to those who follow it, and never waits for them. `peer`: where the peer of the socket in a slot is;
     /// to be called before slots are freed.
-    pub fn tell_traces(&mut self, peer: impl Fn(u32) -> Option<SocketAddr>) {
+    pub fn tell_traces(&mut self, peer: impl Fn(ConnectionSlot) -> Option<SocketAddr>) {
         if self.tracer.events.is_empty() {
             return;
         }
         for (set, mut event) in std::mem::take(&mut self.tracer.events) {
             if event.address.is_none()
-                && let Some(peer) = event.connection.and_then(|connection| peer(connection.index))
+                && let Some(peer) = event.connection.and_then(|connection| peer(connection.slot))
             {
                 (event.address, event.port) = (Some(peer.ip()), peer.port());
             }

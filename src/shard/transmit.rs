@@ -1,6 +1,8 @@
 //! What one turn has to say to its sockets: sealed bytes of many connections in one buffer, in the order in which they
 //! were sealed. Filled by the shard, emptied by the turn's flush.
 
+use crate::slot::ConnectionSlot;
+
 /// A buffer that grew beyond this in a storm is given back when it has been flushed.
 const KEPT_BYTES: usize = 1 << 16;
 
@@ -11,10 +13,10 @@ pub struct Transmit {
     segments: Vec<Segment>,
 }
 
-/// `bytes[start..end]` is for the connection in slot `index`.
+/// `bytes[start..end]` is for the connection in slot `slot`.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
-    index: u32,
+    slot: ConnectionSlot,
     start: usize,
     end: usize,
 }
@@ -38,24 +40,24 @@ impl Transmit {
         self.bytes.len()
     }
 
-    /// Whatever was appended since `mark` is for the connection in slot `index`.
-    pub(super) fn assign(&mut self, index: u32, mark: usize) {
+    /// Whatever was appended since `mark` is for the connection in slot `slot`.
+    pub(super) fn assign(&mut self, slot: ConnectionSlot, mark: usize) {
         let end = self.bytes.len();
         if end == mark {
             return;
         }
         match self.segments.last_mut() {
-            Some(last) if last.index == index && last.end == mark => last.end = end,
-            _ => self.segments.push(Segment { index, start: mark, end }),
+            Some(last) if last.slot == slot && last.end == mark => last.end = end,
+            _ => self.segments.push(Segment { slot, start: mark, end }),
         }
     }
 
-    /// The connection in slot `index` will send nothing more: the flush phase visits it, even where there are no bytes,
+    /// The connection in slot `slot` will send nothing more: the flush phase visits it, even where there are no bytes,
     /// and shuts the socket down for writing.
-    pub(super) fn end(&mut self, index: u32) {
+    pub(super) fn end(&mut self, slot: ConnectionSlot) {
         let end = self.bytes.len();
-        if self.segments.last().is_none_or(|last| last.index != index) {
-            self.segments.push(Segment { index, start: end, end });
+        if self.segments.last().is_none_or(|last| last.slot != slot) {
+            self.segments.push(Segment { slot, start: end, end });
         }
     }
 
@@ -66,8 +68,8 @@ impl Transmit {
     }
 
     /// What is to be sent, in order: the slot and its bytes. No bytes: the connection has nothing to say and ends.
-    pub fn segments(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        self.segments.iter().map(|segment| (segment.index, &self.bytes[segment.start..segment.end]))
+    pub fn segments(&self) -> impl Iterator<Item = (ConnectionSlot, &[u8])> {
+        self.segments.iter().map(|segment| (segment.slot, &self.bytes[segment.start..segment.end]))
     }
 
     /// Everything was sent or kept elsewhere.
@@ -88,12 +90,12 @@ mod tests {
     #[test]
     fn bytes_keep_their_order_and_owner() {
         let mut transmit = Transmit::default();
-        for (index, bytes) in [(1, "ab"), (1, "c"), (2, ""), (2, "d"), (1, "e")] {
+        for (slot, bytes) in [(1, "ab"), (1, "c"), (2, ""), (2, "d"), (1, "e")] {
             let mark = transmit.mark();
             transmit.wire().extend_from_slice(bytes.as_bytes());
-            transmit.assign(index, mark);
+            transmit.assign(ConnectionSlot(slot), mark);
         }
-        let segments: Vec<_> = transmit.segments().collect();
+        let segments: Vec<_> = transmit.segments().map(|(slot, bytes)| (slot.0, bytes)).collect();
         assert_eq!(segments, [(1, &b"abc"[..]), (2, b"d"), (1, b"e")]);
         transmit.clear();
         assert!(transmit.is_empty());
@@ -102,12 +104,12 @@ mod tests {
     #[test]
     fn an_end_without_words_is_a_segment_and_one_with_words_needs_none() {
         let mut transmit = Transmit::default();
-        transmit.end(3);
+        transmit.end(ConnectionSlot(3));
         let mark = transmit.mark();
         transmit.wire().extend_from_slice(b"bye");
-        transmit.assign(4, mark);
-        transmit.end(4);
-        let segments: Vec<_> = transmit.segments().collect();
+        transmit.assign(ConnectionSlot(4), mark);
+        transmit.end(ConnectionSlot(4));
+        let segments: Vec<_> = transmit.segments().map(|(slot, bytes)| (slot.0, bytes)).collect();
         assert_eq!(segments, [(3, &b""[..]), (4, b"bye")]);
     }
 }

@@ -37,7 +37,7 @@ fn open(options: &Options) -> (Store, Receiver<Settled>) {
 }
 
 fn receipt(number: u32) -> Receipt {
-    Receipt::Connection(ConnectionId { index: 0, generation: 1 }, number)
+    Receipt::Connection(ConnectionId { slot: crate::link::ConnectionSlot(0), generation: 1 }, number)
 }
 
 fn message(number: u32, payload: usize) -> Entry {

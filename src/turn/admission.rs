@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::config::{self, Limits};
 use crate::link::{AddressBounds, AddressRules, AddressTable, ConnectionId, Counted, Refusal, WorkerId};
 use crate::network::Network;
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, ticks_ceil};
 
 /// What is admitted at most.
@@ -118,7 +119,7 @@ impl Admission {
 
     /// The connection in this slot of the worker `here` leaves for its home: it takes along where it is counted.
     pub fn depart(&mut self, here: WorkerId, id: ConnectionId) {
-        if let Some(counted) = self.counted.get_mut(id.index as usize)
+        if let Some(counted) = self.counted.get_mut(id.slot.index())
             && *counted != Counted::NOWHERE
         {
             self.addresses.depart(here, id, std::mem::replace(counted, Counted::IN_MOTION));
@@ -126,21 +127,21 @@ impl Admission {
     }
 
     /// A connection has come home into this slot; it was `origin` at the worker `from`.
-    pub fn arrive(&mut self, slot: u32, from: WorkerId, origin: ConnectionId) {
+    pub fn arrive(&mut self, slot: ConnectionSlot, from: WorkerId, origin: ConnectionId) {
         let counted = self.addresses.arrive(from, origin);
         self.place(slot, counted);
     }
 
     /// The connection stays at the worker `here` after all.
     pub fn stay(&mut self, here: WorkerId, id: ConnectionId) {
-        if self.counted.get(id.index as usize) == Some(&Counted::IN_MOTION) {
-            self.counted[id.index as usize] = self.addresses.arrive(here, id);
+        if self.counted.get(id.slot.index()) == Some(&Counted::IN_MOTION) {
+            self.counted[id.slot.index()] = self.addresses.arrive(here, id);
         }
     }
 
     /// The connection has this slot.
-    pub fn place(&mut self, slot: u32, counted: Counted) {
-        let slot = slot as usize;
+    pub fn place(&mut self, slot: ConnectionSlot, counted: Counted) {
+        let slot = slot.index();
         if slot >= self.counted.len() {
             if counted == Counted::NOWHERE {
                 return;
@@ -153,7 +154,7 @@ impl Admission {
     /// The slot of the connection `id` at the worker `here` is freed. `has_moved`: it lives on at its home. `was_last`: no
     /// connection is left, and after a mass disconnect the memory goes back.
     pub fn release(&mut self, here: WorkerId, id: ConnectionId, has_moved: bool, was_last: bool) {
-        if let Some(counted) = self.counted.get_mut(id.index as usize) {
+        if let Some(counted) = self.counted.get_mut(id.slot.index()) {
             match std::mem::take(counted) {
                 // Its home has it, or will never ask.
                 Counted::IN_MOTION if has_moved => {}
@@ -213,17 +214,17 @@ mod tests {
         let (mut here, mut home) =
             (Admission::new(limits(), Arc::clone(&addresses)), Admission::new(limits(), Arc::clone(&addresses)));
         let address = IpAddr::from([192, 0, 2, 1]);
-        for slot in 0..2 {
+        for slot in (0..2).map(ConnectionSlot) {
             let counted = here.at_address(address, Moment::default()).unwrap();
             here.place(slot, counted);
         }
         assert_eq!(home.at_address(address, Moment::default()), Err(Refusal::AddressConnections));
         let (one, other) = (WorkerId(0), WorkerId(1));
-        let id = |index| ConnectionId { index, generation: 7 };
+        let id = |slot| ConnectionId { slot: ConnectionSlot(slot), generation: 7 };
         // It moves, and is never counted twice.
         here.depart(one, id(0));
         assert_eq!(addresses.live(address), 2);
-        home.arrive(5, one, id(0));
+        home.arrive(ConnectionSlot(5), one, id(0));
         here.release(one, id(0), true, false);
         assert_eq!(addresses.live(address), 2);
         // The other one is sent and comes back; then it is sent, and ends here before it has arrived.
@@ -244,7 +245,7 @@ mod tests {
     fn without_a_bound_of_live_connections_a_slot_costs_nothing() {
         let mut admission = Admission::new(AdmissionLimits { rules: AddressRules::default(), ..limits() }, table());
         let address = IpAddr::from([192, 0, 2, 1]);
-        for slot in 0..100 {
+        for slot in (0..100).map(ConnectionSlot) {
             let counted = admission.at_address(address, Moment::default()).unwrap();
             admission.place(slot, counted);
         }

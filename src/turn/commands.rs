@@ -53,7 +53,7 @@ impl<I: Io> Turn<I> {
         match command {
             WorkerCommand::Describe { request, device } => {
                 let description = self.shard.describe(&device, now).map(|mut description| {
-                    description.peer = description.peer.or_else(|| self.io.peer(description.connection.index));
+                    description.peer = description.peer.or_else(|| self.io.peer(description.connection.slot));
                     Box::new(description)
                 });
                 self.shard.uplink().push(WorkerEvent::Described { request, description });
@@ -99,7 +99,7 @@ impl<I: Io> Turn<I> {
         let request = listing.request();
         let mut devices = self.shard.finish_listing(listing, now);
         for description in &mut devices {
-            description.peer = description.peer.or_else(|| self.io.peer(description.connection.index));
+            description.peer = description.peer.or_else(|| self.io.peer(description.connection.slot));
         }
         self.shard.uplink().push(WorkerEvent::Listed { request, devices });
         self.listings.pop_front();

@@ -74,10 +74,10 @@ impl<I: Io> Turn<I> {
         }
         self.admission.stay(self.shard.worker(), id);
         // One that cannot be polled any more is told all the same, and lingers no longer than it may.
-        let _ = self.io.register(id.index);
+        let _ = self.io.register(id.slot);
         self.shard.handle_move_refused(id, now);
         // What it had still to say may have found room before it left; nobody tells.
-        self.todo.writes.push(id.index);
+        self.todo.writes.push(id.slot);
     }
 
     /// Sends connections to their homes. After the flush: what they have still to say travels along as unsent.
@@ -85,7 +85,7 @@ impl<I: Io> Turn<I> {
         while let Some((id, home)) = self.shard.next_move() {
             self.has_worked = true;
             // Before the other worker has it: the old poll would go on reporting it.
-            let offered = self.io.unregister(id.index).and_then(|()| self.io.offer(home, id));
+            let offered = self.io.unregister(id.slot).and_then(|()| self.io.offer(home, id));
             match offered {
                 Ok(()) => self.admission.depart(self.shard.worker(), id),
                 Err(_) => self.shard.handle_move_refused(id, now),

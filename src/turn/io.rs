@@ -13,6 +13,7 @@ use crate::link::{
 };
 use crate::metrics::Counters;
 use crate::shard::Shard;
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 /// Everything outside of the shard that a turn touches. No method waits, [`Io::poll`] excepted.
@@ -54,29 +55,29 @@ pub trait Io {
     ///
     /// # Errors
     /// It is in its slot and cannot be polled.
-    fn admit(&mut self, slot: u32, socket: Self::Socket) -> Result<(), Broken>;
+    fn admit(&mut self, slot: ConnectionSlot, socket: Self::Socket) -> Result<(), Broken>;
     /// The same for a connection that came from another worker: the gateway holds it already.
     ///
     /// # Errors
     /// It is in its slot and cannot be polled.
-    fn take_in(&mut self, slot: u32, socket: Self::Socket) -> Result<(), Broken>;
+    fn take_in(&mut self, slot: ConnectionSlot, socket: Self::Socket) -> Result<(), Broken>;
     /// Reads once. 0: the peer has ended its side.
     ///
     /// # Errors
     /// Nothing is there, or the socket has failed.
-    fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError>;
+    fn read(&mut self, slot: ConnectionSlot, space: &mut [u8]) -> Result<usize, ReadError>;
     /// Writes once, and tells how much was taken; 0: nothing now. When that is not all, and only then, the poll tells when
     /// there is room again, as often as there is until the socket leaves this worker.
     ///
     /// # Errors
     /// The socket has failed.
-    fn write(&mut self, slot: u32, bytes: &[u8]) -> Result<usize, Broken>;
+    fn write(&mut self, slot: ConnectionSlot, bytes: &[u8]) -> Result<usize, Broken>;
     /// Ends this side of the stream.
-    fn shut_write(&mut self, slot: u32);
+    fn shut_write(&mut self, slot: ConnectionSlot);
     /// Empties a slot and closes its socket.
-    fn close(&mut self, slot: u32, why: Closing);
+    fn close(&mut self, slot: ConnectionSlot, why: Closing);
     /// Where the peer is.
-    fn peer(&self, slot: u32) -> Option<SocketAddr>;
+    fn peer(&self, slot: ConnectionSlot) -> Option<SocketAddr>;
 
     // --- Handoff to other workers -----------------------------------------------------------------------------------
 
@@ -84,12 +85,12 @@ pub trait Io {
     ///
     /// # Errors
     /// It cannot be done; the connection stays here.
-    fn unregister(&mut self, slot: u32) -> Result<(), Broken>;
+    fn unregister(&mut self, slot: ConnectionSlot) -> Result<(), Broken>;
     /// Puts it back. The poll tells nothing of room before a write has found none.
     ///
     /// # Errors
     /// It cannot be polled.
-    fn register(&mut self, slot: u32) -> Result<(), Broken>;
+    fn register(&mut self, slot: ConnectionSlot) -> Result<(), Broken>;
     /// Queues a connection for its home; it leaves with [`Io::send_handoffs`].
     ///
     /// # Errors
@@ -150,7 +151,7 @@ pub trait Io {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A connection's socket, by its slot.
-    Socket(u32, Readiness),
+    Socket(ConnectionSlot, Readiness),
     /// The doorbell: there are commands.
     Bell,
     /// The listener at this position: somebody waits.

@@ -27,6 +27,7 @@ use crate::connection::Input;
 use crate::link::{WorkerEvent, WorkerId};
 use crate::metrics::{Metric, Timing};
 use crate::shard::{Broadcast, Listing, Shard, Transmit};
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick};
 use asked::Asked;
 use drain::Drain;
@@ -144,7 +145,7 @@ pub struct Turn<I: Io> {
     transmit: Transmit,
     drained: Drained,
     drained_until: Tick,
-    suspects: Vec<u32>,
+    suspects: Vec<ConnectionSlot>,
     listings: VecDeque<Listing>,
     broadcasts: Vec<Broadcast>,
     todo: Todo,
@@ -163,13 +164,13 @@ pub struct Turn<I: Io> {
 #[derive(Default)]
 struct Todo {
     /// Sockets of live connections to read. `true`: to the end, for the poll said that there is one.
-    reads: VecDeque<(u32, bool)>,
+    reads: VecDeque<(ConnectionSlot, bool)>,
     /// Sockets of connections in their handshake to read.
-    handshakes: VecDeque<(u32, bool)>,
+    handshakes: VecDeque<(ConnectionSlot, bool)>,
     /// Sockets that take bytes again, or may.
-    writes: Vec<u32>,
+    writes: Vec<ConnectionSlot>,
     /// What the shard wants looked at again.
-    ready: VecDeque<u32>,
+    ready: VecDeque<ConnectionSlot>,
     /// Listeners, by position.
     listeners: Vec<Backlog>,
     /// Channels with messages to receive.
@@ -386,25 +387,25 @@ impl<I: Io> Turn<I> {
         for event in self.shard.uplink().iter_mut().rev().take(newer) {
             match event {
                 WorkerEvent::Authenticate { connection, peer, .. } => {
-                    *peer = peer.or_else(|| self.io.peer(connection.index).map(|address| address.ip()));
+                    *peer = peer.or_else(|| self.io.peer(connection.slot).map(|address| address.ip()));
                 }
                 WorkerEvent::Connected(presence) => {
                     let facts = &mut presence.facts;
-                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
+                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.slot));
                     if is_watching {
                         places.extend(facts.peer.map(|peer| (presence.device.clone(), peer.ip(), presence.at)));
                     }
                 }
                 WorkerEvent::Disconnected(presence, _) => {
                     let facts = &mut presence.facts;
-                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
+                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.slot));
                 }
                 WorkerEvent::TakeoverLoop(told) => {
-                    told.peer = told.peer.or_else(|| self.io.peer(told.connection.index));
+                    told.peer = told.peer.or_else(|| self.io.peer(told.connection.slot));
                 }
                 WorkerEvent::NotAdmitted(end) => {
                     let facts = &mut end.facts;
-                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.index));
+                    facts.peer = facts.peer.or_else(|| self.io.peer(facts.connection.slot));
                 }
                 _ => {}
             }

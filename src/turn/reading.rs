@@ -6,6 +6,7 @@ use super::{Accepted, Event, Io, Load, ReadError, Turn};
 use crate::connection::Announcement;
 use crate::link::{Counted, Refusal};
 use crate::shard::Plan;
+use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick};
 
 /// Whether there is more to be had where something was read.
@@ -112,7 +113,7 @@ impl<I: Io> Turn<I> {
     }
 
     /// Reads one socket, up to the bound for one turn. `to_the_end`: until it says that nothing is left, or how it ended.
-    pub(super) fn read(&mut self, slot: u32, to_the_end: bool, now: Moment) -> Left {
+    pub(super) fn read(&mut self, slot: ConnectionSlot, to_the_end: bool, now: Moment) -> Left {
         match self.read_once(slot, now) {
             Read::Full => Left::More,
             // At once: nearly always there is nothing, and a turn of its own for that would be one for nothing.
@@ -121,7 +122,7 @@ impl<I: Io> Turn<I> {
         }
     }
 
-    fn read_once(&mut self, slot: u32, now: Moment) -> Read {
+    fn read_once(&mut self, slot: ConnectionSlot, now: Moment) -> Read {
         if !self.shard.load_input(slot, &mut self.input) {
             return Read::Nothing;
         }

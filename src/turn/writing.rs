@@ -2,6 +2,7 @@
 
 use super::{Io, Turn};
 use crate::metrics::Metric;
+use crate::slot::ConnectionSlot;
 use crate::time::Moment;
 
 impl<I: Io> Turn<I> {
@@ -30,7 +31,7 @@ impl<I: Io> Turn<I> {
         }
     }
 
-    fn write(&mut self, slot: u32, bytes: &[u8], now: Moment) {
+    fn write(&mut self, slot: ConnectionSlot, bytes: &[u8], now: Moment) {
         // What a connection on its way home has still to say travels with it, and leaves together with the greeting.
         if self.shard.is_moving(slot) || !self.shard.unsent(slot).is_empty() {
             return self.shard.handle_unsent(slot, bytes, now);
@@ -50,7 +51,7 @@ impl<I: Io> Turn<I> {
         }
     }
 
-    fn write_unsent(&mut self, slot: u32, now: Moment) {
+    fn write_unsent(&mut self, slot: ConnectionSlot, now: Moment) {
         if !self.shard.holds(slot) || self.shard.unsent(slot).is_empty() {
             return;
         }
@@ -66,7 +67,7 @@ impl<I: Io> Turn<I> {
 
     /// A connection that lingers and has sent all ends its side of the stream, so that the peer sees an end, not a
     /// reset.
-    fn finish_writing(&mut self, slot: u32) {
+    fn finish_writing(&mut self, slot: ConnectionSlot) {
         if self.shard.take_shutdown(slot) {
             self.has_worked = true;
             self.io.shut_write(slot);

@@ -1,6 +1,6 @@
 //! The timing wheel: one deadline per slab index, armed, moved and cancelled in constant time.
 //!
-//! It owns its links and knows nothing of what an index stands for. It reads no clock, never fires early, and never
+//! It owns its links and knows nothing of what an index stands for, but of which kind of slots it is ([`Slot`]). It reads no clock, never fires early, and never
 //! moves many entries at once because a tick happens to be round.
 //!
 //! ## How it is built
@@ -45,6 +45,9 @@
 #[cfg(test)]
 mod tests;
 
+use std::marker::PhantomData;
+
+use crate::slot::Slot;
 use crate::time::Tick;
 
 /// Levels of slots, without the late list.
@@ -102,7 +105,7 @@ impl Entry {
 }
 
 #[derive(Clone, Copy)]
-struct Slot {
+struct SlotList {
     head: u32,
     length: u32,
 }
@@ -119,23 +122,24 @@ pub struct Work {
 /// A hierarchical timing wheel over slab indices below [`INDEX_MAX`]. 12 bytes per index and 20 KiB.
 ///
 /// ```
+/// use pulsegate::slot::ConnectionSlot;
 /// use pulsegate::time::Tick;
 /// use pulsegate::wheel::Wheel;
 ///
 /// let mut wheel = Wheel::new(Tick(0));
-/// wheel.arm(7, Tick(30));
-/// wheel.arm(9, Tick(10));
-/// wheel.arm(7, Tick(20)); // moves it
+/// wheel.arm(ConnectionSlot(7), Tick(30));
+/// wheel.arm(ConnectionSlot(9), Tick(10));
+/// wheel.arm(ConnectionSlot(7), Tick(20)); // moves it
 /// assert_eq!(wheel.next(), Some(Tick(10)));
 ///
 /// let mut due = Vec::new();
 /// let more = wheel.expire(Tick(25), 100, &mut due);
-/// assert_eq!(due, [9, 7]); // the earlier deadline first
+/// assert_eq!(due, [ConnectionSlot(9), ConnectionSlot(7)]); // the earlier deadline first
 /// assert!(!more && wheel.is_empty());
 /// ```
-pub struct Wheel {
+pub struct Wheel<S = u32> {
     entries: Vec<Entry>,
-    slots: Box<[Slot]>,
+    slots: Box<[SlotList]>,
     /// One bit per slot of level 0 that is not empty, and one bit per word of these that is not zero.
     occupied: [u64; 32],
     occupied_words: u32,
@@ -147,15 +151,16 @@ pub struct Wheel {
     now: Tick,
     armed: usize,
     work: Work,
+    kind: PhantomData<fn() -> S>,
 }
 
-impl Wheel {
+impl<S: Slot> Wheel<S> {
     /// An empty wheel whose time is `now`.
     #[must_use]
     pub fn new(now: Tick) -> Self {
         Self {
             entries: Vec::new(),
-            slots: vec![Slot { head: NONE, length: 0 }; LATE_SLOT + 1].into_boxed_slice(),
+            slots: vec![SlotList { head: NONE, length: 0 }; LATE_SLOT + 1].into_boxed_slice(),
             occupied: [0; 32],
             occupied_words: 0,
             occupied_above: [0; LEVELS - 1],
@@ -163,12 +168,14 @@ impl Wheel {
             now,
             armed: 0,
             work: Work::default(),
+            kind: PhantomData,
         }
     }
 
-    /// Arms `index` to fire once `deadline` has come, instead of at its earlier deadline if it had one. A deadline that has
+    /// Arms `slot` to fire once `deadline` has come, instead of at its earlier deadline if it had one. A deadline that has
     /// passed already fires on the next [`expire`](Self::expire). At most `i32::MAX` ticks ahead. O(1).
-    pub fn arm(&mut self, index: u32, deadline: Tick) {
+    pub fn arm(&mut self, slot: S, deadline: Tick) {
+        let index = slot.number();
         assert!(index < INDEX_MAX, "index {index} is beyond what a link can hold");
         if index as usize >= self.entries.len() {
             self.entries.resize(index as usize + 1, Entry::VACANT);
@@ -183,23 +190,23 @@ impl Wheel {
         self.link(index, deadline);
     }
 
-    /// Disarms `index`; nothing happens if it is not armed. O(1).
-    pub fn cancel(&mut self, index: u32) {
-        if self.is_armed(index) {
-            self.unlink(index);
+    /// Disarms `slot`; nothing happens if it is not armed. O(1).
+    pub fn cancel(&mut self, slot: S) {
+        if self.is_armed(slot) {
+            self.unlink(slot.number());
         }
     }
 
-    /// Whether `index` has a deadline that has not fired.
+    /// Whether `slot` has a deadline that has not fired.
     #[must_use]
-    pub fn is_armed(&self, index: u32) -> bool {
-        self.deadline(index).is_some()
+    pub fn is_armed(&self, slot: S) -> bool {
+        self.deadline(slot).is_some()
     }
 
-    /// The deadline of `index` as it was armed.
+    /// The deadline of `slot` as it was armed.
     #[must_use]
-    pub fn deadline(&self, index: u32) -> Option<Tick> {
-        let entry = self.entries.get(index as usize)?;
+    pub fn deadline(&self, slot: S) -> Option<Tick> {
+        let entry = self.entries.get(slot.number() as usize)?;
         (entry.level() != UNARMED).then_some(entry.deadline)
     }
 
@@ -221,11 +228,11 @@ impl Wheel {
         self.work
     }
 
-    /// Disarms entries whose deadline is at or before `now`, earlier ticks first, and appends their indices to `due`.
+    /// Disarms entries whose deadline is at or before `now`, earlier ticks first, and appends their slots to `due`.
     ///
     /// At most `limit` of them, and besides at most `max(limit, 2,048)` entries are cascaded, give or take one tick's
     /// share. True when that bound was reached and work up to `now` is left: call again. `now` never goes back.
-    pub fn expire(&mut self, now: Tick, limit: usize, due: &mut Vec<u32>) -> bool {
+    pub fn expire(&mut self, now: Tick, limit: usize, due: &mut Vec<S>) -> bool {
         assert!(!self.now.is_after(now), "time went back from {:?} to {now:?}", self.now);
         self.now = now;
         let mut room = limit;
@@ -329,7 +336,7 @@ impl Wheel {
         for level in 1..LEVELS as u32 {
             let unit_ticks = 1 << SHIFT[level as usize];
             let position = slot_of(level, Tick(self.time.0.wrapping_add(unit_ticks)));
-            let Slot { head, length } = self.slots[position];
+            let SlotList { head, length } = self.slots[position];
             // This tick is one of those that are left.
             let ticks_left = unit_ticks - (self.time.0 & (unit_ticks - 1));
             let slice = length.div_ceil(ticks_left).max(SLICE_MIN).min(length);
@@ -347,12 +354,12 @@ impl Wheel {
     }
 
     /// Disarms up to `room` entries of one slot into `due`. Returns how many.
-    fn fire(&mut self, position: usize, room: usize, due: &mut Vec<u32>) -> usize {
-        let Slot { head, length } = self.slots[position];
+    fn fire(&mut self, position: usize, room: usize, due: &mut Vec<S>) -> usize {
+        let SlotList { head, length } = self.slots[position];
         let count = room.min(length as usize);
         let mut index = head;
         for _ in 0..count {
-            due.push(index);
+            due.push(S::new(index));
             index = std::mem::replace(&mut self.entries[index as usize], Entry::VACANT).next;
         }
         self.behead(position, count as u32, index);

@@ -296,7 +296,7 @@ fn empty_time_costs_nothing() {
 #[test]
 #[should_panic(expected = "time went back")]
 fn time_never_goes_back() {
-    let mut wheel = Wheel::new(Tick(10));
+    let mut wheel: Wheel = Wheel::new(Tick(10));
     wheel.expire(Tick(11), 1, &mut Vec::new());
     wheel.expire(Tick(10), 1, &mut Vec::new());
 }

@@ -34,6 +34,7 @@ use zeroize::Zeroize;
 
 use crate::config::budget::DESCRIPTORS_SPARE;
 use crate::link::ConnectionId;
+use crate::slot::ConnectionSlot;
 use crate::turn::{Handoff, HandoffAck};
 use crate::wire::{Reader, WireError, Writer};
 
@@ -258,7 +259,7 @@ impl Message {
             return None;
         };
         self.left = left;
-        let origin = ConnectionId { index: self.read(Reader::u32), generation: self.read(Reader::u32) };
+        let origin = ConnectionId { slot: ConnectionSlot(self.read(Reader::u32)), generation: self.read(Reader::u32) };
         Some(match self.kind {
             IMAGES => {
                 let length = self.read(Reader::u32) as usize;
@@ -293,7 +294,7 @@ impl Message {
 
 fn put_id(message: &mut Vec<u8>, id: ConnectionId) {
     let mut writer = Writer::new(message);
-    writer.u32(id.index);
+    writer.u32(id.slot.0);
     writer.u32(id.generation);
 }
 
@@ -305,7 +306,7 @@ mod tests {
     use super::*;
 
     fn id(index: u32) -> ConnectionId {
-        ConnectionId { index, generation: index + 1_000 }
+        ConnectionId { slot: ConnectionSlot(index), generation: index + 1_000 }
     }
 
     /// Handle, image and socket of a connection that came.
@@ -349,11 +350,11 @@ mod tests {
         sender.send(
             |id, out| {
                 // Every tenth is gone when its turn comes.
-                if id.index % 10 == 3 {
+                if id.slot.0 % 10 == 3 {
                     return None;
                 }
-                out.extend_from_slice(format!("state of {}", id.index).as_bytes());
-                Some(files[id.index as usize].as_fd())
+                out.extend_from_slice(format!("state of {}", id.slot).as_bytes());
+                Some(files[id.slot.index()].as_fd())
             },
             &mut refused,
         );
@@ -362,12 +363,12 @@ mod tests {
         let (mut connections, acks) = receive_all(&mut home);
         assert!(acks.is_empty());
         for (origin, image, file) in &mut connections {
-            assert_eq!(*image, format!("state of {}", origin.index).as_bytes());
+            assert_eq!(*image, format!("state of {}", origin.slot).as_bytes());
             let mut content = [0; 4];
             file.rewind().unwrap();
             file.read_exact(&mut content).unwrap();
-            assert_eq!(u32::from_be_bytes(content), origin.index);
-            home.acknowledge(HandoffAck { origin: *origin, taken: origin.index != 7 });
+            assert_eq!(u32::from_be_bytes(content), origin.slot.0);
+            home.acknowledge(HandoffAck { origin: *origin, taken: origin.slot.0 != 7 });
         }
         let origins: Vec<_> = connections.iter().map(|(origin, ..)| *origin).collect();
         assert_eq!(origins, (0..200).filter(|n| n % 10 != 3).map(id).collect::<Vec<_>>());
@@ -375,7 +376,7 @@ mod tests {
         home.send(|_, _| None, &mut refused);
         let (connections, acks) = receive_all(&mut sender);
         assert!(connections.is_empty() && acks.len() == 180);
-        assert!(acks.iter().all(|ack| ack.taken == (ack.origin.index != 7)));
+        assert!(acks.iter().all(|ack| ack.taken == (ack.origin.slot.0 != 7)));
     }
 
     #[test]
@@ -387,7 +388,7 @@ mod tests {
         let mut refused = Vec::new();
         sender.send(
             |id, out| {
-                out.resize(out.len() + if id.index == 1 { IMAGE_BYTES_MAX + 1 } else { 100 }, 7);
+                out.resize(out.len() + if id.slot.0 == 1 { IMAGE_BYTES_MAX + 1 } else { 100 }, 7);
                 Some(file.as_fd())
             },
             &mut refused,

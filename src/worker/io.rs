@@ -22,6 +22,7 @@ use crate::link::{
 };
 use crate::metrics::{Counters, Published};
 use crate::shard::Shard;
+use crate::slot::ConnectionSlot;
 use crate::store::ChangeSender;
 use crate::time::Moment;
 use crate::turn::{
@@ -83,6 +84,8 @@ impl Sampled {
 pub(super) mod token {
     use mio::Token;
 
+    use crate::slot::ConnectionSlot;
+
     const OTHERS: usize = 1 << 32;
     pub(in super::super) const BELL: Token = Token(OTHERS);
     const LISTENERS: usize = OTHERS + 0x1_0000;
@@ -90,14 +93,14 @@ pub(super) mod token {
 
     /// Whose event it is.
     pub(super) enum Source {
-        Connection(u32),
+        Connection(ConnectionSlot),
         Bell,
         Listener(usize),
         Channel(usize),
     }
 
-    pub(super) fn connection(slot: u32) -> Token {
-        Token(slot as usize)
+    pub(super) fn connection(slot: ConnectionSlot) -> Token {
+        Token(slot.index())
     }
 
     pub(in super::super) fn listener(position: usize) -> Token {
@@ -110,7 +113,7 @@ pub(super) mod token {
 
     pub(super) fn source(token: Token) -> Source {
         match token.0 {
-            slot if slot < OTHERS => Source::Connection(slot as u32),
+            slot if slot < OTHERS => Source::Connection(ConnectionSlot::at(slot)),
             OTHERS => Source::Bell,
             position if position < CHANNELS => Source::Listener(position - LISTENERS),
             worker => Source::Channel(worker - CHANNELS),
@@ -147,7 +150,7 @@ impl WorkerIo {
     }
 
     /// Edges of what can be read. A socket begins with room, and to be told so would make a turn for nothing.
-    fn poll_socket(&mut self, slot: u32) -> io::Result<()> {
+    fn poll_socket(&mut self, slot: ConnectionSlot) -> io::Result<()> {
         self.sockets.waits_for_room.remove(&slot);
         let Some(socket) = self.sockets.get(slot) else { return Ok(()) };
         self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token::connection(slot), Interest::READABLE)
@@ -155,7 +158,7 @@ impl WorkerIo {
 
     /// Edges of both directions from now on. Called where a write took less than it was given, the one place: nothing that is
     /// unsent can be forgotten. Should there be room again by now, the poll says so at once.
-    fn poll_for_room(&mut self, slot: u32) -> Result<(), Broken> {
+    fn poll_for_room(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         if self.sockets.waits_for_room.contains(&slot) {
             return Ok(());
         }
@@ -243,20 +246,20 @@ impl Io for WorkerIo {
         self.sockets.open
     }
 
-    fn admit(&mut self, slot: u32, socket: TcpStream) -> Result<(), Broken> {
+    fn admit(&mut self, slot: ConnectionSlot, socket: TcpStream) -> Result<(), Broken> {
         self.held.fetch_add(1, Ordering::Relaxed);
         self.sockets.insert(slot, socket);
         let polled = self.poll_socket(slot);
         self.registered("a connection", polled)
     }
 
-    fn take_in(&mut self, slot: u32, socket: TcpStream) -> Result<(), Broken> {
+    fn take_in(&mut self, slot: ConnectionSlot, socket: TcpStream) -> Result<(), Broken> {
         self.sockets.insert(slot, socket);
         let polled = self.poll_socket(slot);
         self.registered("a moved connection", polled)
     }
 
-    fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError> {
+    fn read(&mut self, slot: ConnectionSlot, space: &mut [u8]) -> Result<usize, ReadError> {
         let Some(mut socket) = self.sockets.get(slot) else { return Err(ReadError::WouldBlock) };
         loop {
             match socket.read(space) {
@@ -268,7 +271,7 @@ impl Io for WorkerIo {
         }
     }
 
-    fn write(&mut self, slot: u32, bytes: &[u8]) -> Result<usize, Broken> {
+    fn write(&mut self, slot: ConnectionSlot, bytes: &[u8]) -> Result<usize, Broken> {
         let Some(mut socket) = self.sockets.get(slot) else { return Ok(bytes.len()) };
         let count = loop {
             match socket.write(bytes) {
@@ -284,14 +287,14 @@ impl Io for WorkerIo {
         Ok(count)
     }
 
-    fn shut_write(&mut self, slot: u32) {
+    fn shut_write(&mut self, slot: ConnectionSlot) {
         if let Some(socket) = self.sockets.get(slot) {
             // A socket that is not connected any more needs no end.
             let _ = socket.shutdown(Shutdown::Write);
         }
     }
 
-    fn close(&mut self, slot: u32, why: Closing) {
+    fn close(&mut self, slot: ConnectionSlot, why: Closing) {
         // Closing takes the socket out of the poll, unless it was moved and is out already.
         drop(self.sockets.remove(slot));
         if why == Closing::Ended {
@@ -299,18 +302,18 @@ impl Io for WorkerIo {
         }
     }
 
-    fn peer(&self, slot: u32) -> Option<SocketAddr> {
+    fn peer(&self, slot: ConnectionSlot) -> Option<SocketAddr> {
         self.sockets.peer(slot)
     }
 
     // --- Handoff to other workers -----------------------------------------------------------------------------------
 
-    fn unregister(&mut self, slot: u32) -> Result<(), Broken> {
+    fn unregister(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         let Some(socket) = self.sockets.get(slot) else { return Ok(()) };
         self.poll.registry().deregister(&mut SourceFd(&socket.as_raw_fd())).map_err(|_| Broken)
     }
 
-    fn register(&mut self, slot: u32) -> Result<(), Broken> {
+    fn register(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         let polled = self.poll_socket(slot);
         self.registered("a connection that came back", polled)
     }
@@ -336,7 +339,7 @@ impl Io for WorkerIo {
                         return None;
                     }
                     shard.pack(id, out);
-                    sockets.descriptor(id.index)
+                    sockets.descriptor(id.slot)
                 },
                 refused,
             );

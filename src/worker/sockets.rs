@@ -1,5 +1,6 @@
 //! The sockets of one worker, by the slots of its shard.
 
+use crate::slot::ConnectionSlot;
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,24 +13,24 @@ pub(super) struct Sockets {
     slots: Vec<Option<TcpStream>>,
     pub open: usize,
     /// Slots whose sockets have had no room at least once: they are polled for that too.
-    pub waits_for_room: HashSet<u32>,
+    pub waits_for_room: HashSet<ConnectionSlot>,
 }
 
 impl Sockets {
-    pub(super) fn get(&self, slot: u32) -> Option<&TcpStream> {
-        self.slots.get(slot as usize)?.as_ref()
+    pub(super) fn get(&self, slot: ConnectionSlot) -> Option<&TcpStream> {
+        self.slots.get(slot.index())?.as_ref()
     }
 
-    pub(super) fn descriptor(&self, slot: u32) -> Option<BorrowedFd<'_>> {
+    pub(super) fn descriptor(&self, slot: ConnectionSlot) -> Option<BorrowedFd<'_>> {
         self.get(slot).map(AsFd::as_fd)
     }
 
-    pub(super) fn peer(&self, slot: u32) -> Option<SocketAddr> {
+    pub(super) fn peer(&self, slot: ConnectionSlot) -> Option<SocketAddr> {
         self.get(slot).and_then(descriptors::peer_of)
     }
 
-    pub(super) fn insert(&mut self, slot: u32, socket: TcpStream) {
-        let position = slot as usize;
+    pub(super) fn insert(&mut self, slot: ConnectionSlot, socket: TcpStream) {
+        let position = slot.index();
         if position >= self.slots.len() {
             self.slots.resize_with(position + 1, || None);
         }
@@ -38,8 +39,8 @@ impl Sockets {
         self.open += 1;
     }
 
-    pub(super) fn remove(&mut self, slot: u32) -> Option<TcpStream> {
-        let socket = self.slots.get_mut(slot as usize)?.take()?;
+    pub(super) fn remove(&mut self, slot: ConnectionSlot) -> Option<TcpStream> {
+        let socket = self.slots.get_mut(slot.index())?.take()?;
         self.open -= 1;
         self.waits_for_room.remove(&slot);
         if self.open == 0 {

@@ -63,6 +63,7 @@ impl UplinkBatches {
 
 #[cfg(test)]
 mod tests {
+    use crate::slot::ConnectionSlot;
     use bytes::Bytes;
 
     use super::*;
@@ -71,7 +72,7 @@ mod tests {
     fn message(number: u32) -> WorkerEvent {
         WorkerEvent::Message(Message {
             device: "d".into(),
-            connection: ConnectionId { index: 0, generation: 1 },
+            connection: ConnectionId { slot: ConnectionSlot(0), generation: 1 },
             topic: "t".into(),
             payload: Bytes::copy_from_slice(&number.to_be_bytes()),
             receipt: None,

@@ -13,6 +13,7 @@ use pulsegate::link::{
 };
 use pulsegate::metrics::Metric;
 use pulsegate::shard::{self, Shard};
+use pulsegate::slot::ConnectionSlot;
 use pulsegate::time::{Moment, Tick};
 use pulsegate::tls::record::RecordLayer;
 use pulsegate::turn::{self, Admission, AdmissionLimits, Bounds, HandoffAck, Turn};
@@ -184,7 +185,7 @@ impl Gateway {
     /// A connection whose handshake was somewhere else comes home, as one that is moved does.
     pub fn arrive(&mut self, device: &str, bytes: Vec<u8>, socket: SocketId) {
         let outside = WorkerId(self.build.workers);
-        let origin = ConnectionId { index: 0, generation: FROM_OUTSIDE };
+        let origin = ConnectionId { slot: ConnectionSlot(0), generation: FROM_OUTSIDE };
         self.post(outside, self.home.of(device), WorkerMessage::Image { origin, bytes, socket });
     }
 

@@ -11,6 +11,7 @@ use pulsegate::link::{
 };
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
+use pulsegate::slot::ConnectionSlot;
 use pulsegate::time::Moment;
 use pulsegate::turn::{
     Accepted, Broken, Closing, Event, Handoff, HandoffAck, Interrupted, Io, Phase, ReadError, Received,
@@ -221,12 +222,12 @@ impl SimIo {
         many > 0 && self.random.u32(..many) == 0
     }
 
-    fn socket(&self, slot: u32) -> SocketId {
-        self.sockets[slot as usize].expect("whoever is there has a socket")
+    fn socket(&self, slot: ConnectionSlot) -> SocketId {
+        self.sockets[slot.index()].expect("whoever is there has a socket")
     }
 
-    fn insert(&mut self, slot: u32, socket: SocketId) {
-        let position = slot as usize;
+    fn insert(&mut self, slot: ConnectionSlot, socket: SocketId) {
+        let position = slot.index();
         if position >= self.sockets.len() {
             self.sockets.resize(position + 1, None);
         }
@@ -243,7 +244,7 @@ impl SimIo {
             match event {
                 WorkerEvent::Connected(presence) => {
                     if let Some(description) = shard.describe(&presence.device, self.now) {
-                        self.devices.insert(presence.device.clone(), self.socket(description.connection.index));
+                        self.devices.insert(presence.device.clone(), self.socket(description.connection.slot));
                     }
                 }
                 WorkerEvent::Disconnected(presence, reason) => {
@@ -362,19 +363,19 @@ impl Io for SimIo {
         self.open
     }
 
-    fn admit(&mut self, slot: u32, socket: SocketId) -> Result<(), Broken> {
+    fn admit(&mut self, slot: ConnectionSlot, socket: SocketId) -> Result<(), Broken> {
         self.insert(slot, socket);
         self.network.register(socket, self.id.0, slot);
         Ok(())
     }
 
-    fn take_in(&mut self, slot: u32, socket: SocketId) -> Result<(), Broken> {
+    fn take_in(&mut self, slot: ConnectionSlot, socket: SocketId) -> Result<(), Broken> {
         self.insert(slot, socket);
         self.network.register(socket, self.id.0, slot);
         Ok(())
     }
 
-    fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError> {
+    fn read(&mut self, slot: ConnectionSlot, space: &mut [u8]) -> Result<usize, ReadError> {
         if self.sabotage == Sabotage::DeafPoll && self.phase == Phase::Commands {
             return Err(ReadError::WouldBlock);
         }
@@ -393,7 +394,7 @@ impl Io for SimIo {
         }
     }
 
-    fn write(&mut self, slot: u32, bytes: &[u8]) -> Result<usize, Broken> {
+    fn write(&mut self, slot: ConnectionSlot, bytes: &[u8]) -> Result<usize, Broken> {
         let most = if self.one_in(self.faults.short_writes) { self.random.usize(..40) } else { usize::MAX };
         let socket = self.socket(slot);
         let count = self.network.write(socket, bytes, most).map_err(|_| Broken)?;
@@ -406,7 +407,7 @@ impl Io for SimIo {
         Ok(count)
     }
 
-    fn shut_write(&mut self, slot: u32) {
+    fn shut_write(&mut self, slot: ConnectionSlot) {
         let socket = self.socket(slot);
         if self.sabotage == Sabotage::ShutEarly {
             self.network.forget_unsent(socket);
@@ -417,8 +418,8 @@ impl Io for SimIo {
         }
     }
 
-    fn close(&mut self, slot: u32, why: Closing) {
-        let socket = self.sockets[slot as usize].take().expect("whoever ends has a socket");
+    fn close(&mut self, slot: ConnectionSlot, why: Closing) {
+        let socket = self.sockets[slot.index()].take().expect("whoever ends has a socket");
         self.open -= 1;
         self.has_moved = true;
         self.shut.retain(|&shut| shut != socket);
@@ -430,20 +431,20 @@ impl Io for SimIo {
         }
     }
 
-    fn peer(&self, slot: u32) -> Option<SocketAddr> {
-        self.sockets.get(slot as usize)?.map(|socket| ([10, 0, 0, 1], socket as u16).into())
+    fn peer(&self, slot: ConnectionSlot) -> Option<SocketAddr> {
+        self.sockets.get(slot.index())?.map(|socket| ([10, 0, 0, 1], socket as u16).into())
     }
 
     // --- Handoff to other workers -----------------------------------------------------------------------------------
 
-    fn unregister(&mut self, slot: u32) -> Result<(), Broken> {
+    fn unregister(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         let socket = self.socket(slot);
         self.network.deregister(socket);
         self.moved.push(socket);
         Ok(())
     }
 
-    fn register(&mut self, slot: u32) -> Result<(), Broken> {
+    fn register(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         self.network.register(self.socket(slot), self.id.0, slot);
         Ok(())
     }
@@ -472,7 +473,7 @@ impl Io for SimIo {
             self.has_moved = true;
             let mut bytes = Vec::new();
             shard.pack(origin, &mut bytes);
-            let socket = self.socket(origin.index);
+            let socket = self.socket(origin.slot);
             self.outbox.push((home, WorkerMessage::Image { origin, bytes, socket }));
         }
     }

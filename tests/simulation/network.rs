@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use pulsegate::slot::ConnectionSlot;
 use pulsegate::time::Moment;
 use pulsegate::turn::Readiness;
 
@@ -42,7 +43,7 @@ struct Socket {
     /// Since a write has found none.
     is_polled_for_room: bool,
     /// In whose poll, and as which slot; the number tells registrations apart.
-    registered: Option<(u16, u32)>,
+    registered: Option<(u16, ConnectionSlot)>,
     registration: u32,
     pending: Readiness,
     is_queued: bool,
@@ -97,7 +98,7 @@ impl Network {
 
     // --- The gateway's side -----------------------------------------------------------------------------------------
 
-    pub fn register(&mut self, id: SocketId, worker: u16, slot: u32) {
+    pub fn register(&mut self, id: SocketId, worker: u16, slot: ConnectionSlot) {
         let socket = &mut self.sockets[id as usize];
         assert!(socket.registered.is_none() && !socket.is_closed, "socket {id} is registered or closed");
         socket.registered = Some((worker, slot));
@@ -137,7 +138,7 @@ impl Network {
     }
 
     /// The next event of a worker's poll: the slot as it was registered, and what there is.
-    pub fn next_event(&mut self, worker: u16) -> Option<(u32, Readiness)> {
+    pub fn next_event(&mut self, worker: u16) -> Option<(ConnectionSlot, Readiness)> {
         loop {
             let (id, registration) = self.polls[usize::from(worker)].pop_front()?;
             let socket = &mut self.sockets[id as usize];

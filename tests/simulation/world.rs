@@ -341,9 +341,9 @@ impl World {
                 }
                 // A handle from long ago, for a slot that somebody has.
                 if self.random.u8(..) == 0 {
-                    let ConnectionId { index, generation } = message.connection;
+                    let ConnectionId { slot, generation } = message.connection;
                     let older = generation.wrapping_sub(self.random.u32(1..1_000));
-                    let connection = ConnectionId { index, generation: older };
+                    let connection = ConnectionId { slot, generation: older };
                     let receipt = Receipt::Connection(connection, 99);
                     self.gateway.command(worker, WorkerCommand::MessageSettled { receipt, accepted: true });
                     self.gateway

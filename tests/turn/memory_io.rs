@@ -15,6 +15,7 @@ use pulsegate::link::{
 };
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
+use pulsegate::slot::ConnectionSlot;
 use pulsegate::time::Moment;
 use pulsegate::turn::{
     Accepted, Admission, AdmissionLimits, Bounds, Broken, Closing, Event, Handoff, HandoffAck, Interrupted, Io, Phase,
@@ -103,10 +104,10 @@ pub struct MemoryIo {
     passed: VecDeque<(WorkerId, Vec<Passed>)>,
     offered: Vec<(WorkerId, ConnectionId)>,
     written: Vec<u8>,
-    segments: Vec<(u32, usize)>,
+    segments: Vec<(ConnectionSlot, usize)>,
     /// Slots that were given sockets, and slots whose sockets were closed.
-    pub opened: Vec<u32>,
-    pub closed: Vec<u32>,
+    pub opened: Vec<ConnectionSlot>,
+    pub closed: Vec<ConnectionSlot>,
     /// Connections that were sent away, to whom, with their images.
     pub sent: Vec<(WorkerId, ConnectionId, Vec<u8>)>,
     /// What was said of connections that arrived, in their order.
@@ -162,13 +163,13 @@ impl MemoryIo {
     }
 
     /// Whether the slot has a socket that is polled.
-    pub fn is_polled(&self, slot: u32) -> bool {
+    pub fn is_polled(&self, slot: ConnectionSlot) -> bool {
         self.socket(slot).is_some_and(|socket| socket.is_registered)
     }
 
     /// Bytes arrive at a socket; behind the peer's end none do.
-    pub fn receive(&mut self, slot: u32, bytes: &[u8]) {
-        let Some(socket) = self.sockets.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+    pub fn receive(&mut self, slot: ConnectionSlot, bytes: &[u8]) {
+        let Some(socket) = self.sockets.get_mut(slot.index()).and_then(Option::as_mut) else { return };
         if socket.end.is_none() {
             if socket.taken == socket.received.len() {
                 socket.received.clear();
@@ -180,30 +181,30 @@ impl MemoryIo {
     }
 
     /// Whether the gateway has ended its side.
-    pub fn is_shut(&self, slot: u32) -> bool {
+    pub fn is_shut(&self, slot: ConnectionSlot) -> bool {
         self.socket(slot).is_some_and(|socket| socket.is_shut)
     }
 
     /// The poll says that the socket is readable, whether it is or not.
-    pub fn nudge(&mut self, slot: u32) {
+    pub fn nudge(&mut self, slot: ConnectionSlot) {
         self.raise(slot, Readiness { readable: true, ..Readiness::default() });
     }
 
     /// The poll is silent about a socket until something else happens to it.
-    pub fn forget_events(&mut self, slot: u32) {
+    pub fn forget_events(&mut self, slot: ConnectionSlot) {
         self.events.retain(|event| !matches!(event, Event::Socket(of, _) if *of == slot));
     }
 
     /// The peer's side ends.
-    pub fn end(&mut self, slot: u32, end: PeerEnd) {
-        let Some(socket) = self.sockets.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+    pub fn end(&mut self, slot: ConnectionSlot, end: PeerEnd) {
+        let Some(socket) = self.sockets.get_mut(slot.index()).and_then(Option::as_mut) else { return };
         socket.end = Some(end);
         self.raise(slot, Readiness { readable: true, writable: false, to_the_end: true });
     }
 
     /// The socket takes so many bytes from now on.
-    pub fn set_room(&mut self, slot: u32, room: usize) {
-        let Some(socket) = self.sockets.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+    pub fn set_room(&mut self, slot: ConnectionSlot, room: usize) {
+        let Some(socket) = self.sockets.get_mut(slot.index()).and_then(Option::as_mut) else { return };
         socket.room = room;
         if socket.wants_room && room > 0 {
             self.raise(slot, Readiness { writable: true, ..Readiness::default() });
@@ -234,7 +235,7 @@ impl MemoryIo {
     }
 
     /// What was written since it was cleared, in its order: the slot and the bytes.
-    pub fn written(&self) -> impl Iterator<Item = (u32, &[u8])> {
+    pub fn written(&self) -> impl Iterator<Item = (ConnectionSlot, &[u8])> {
         let mut start = 0;
         self.segments.iter().map(move |&(slot, end)| {
             let bytes = &self.written[start..end];
@@ -251,22 +252,22 @@ impl MemoryIo {
         self.segments.shrink_to(1 << 12);
     }
 
-    fn socket(&self, slot: u32) -> Option<&MemorySocket> {
-        self.sockets.get(slot as usize)?.as_ref()
+    fn socket(&self, slot: ConnectionSlot) -> Option<&MemorySocket> {
+        self.sockets.get(slot.index())?.as_ref()
     }
 
-    fn socket_mut(&mut self, slot: u32) -> &mut MemorySocket {
-        self.sockets[slot as usize].as_mut().expect("whoever is there has a socket")
+    fn socket_mut(&mut self, slot: ConnectionSlot) -> &mut MemorySocket {
+        self.sockets[slot.index()].as_mut().expect("whoever is there has a socket")
     }
 
-    fn raise(&mut self, slot: u32, readiness: Readiness) {
+    fn raise(&mut self, slot: ConnectionSlot, readiness: Readiness) {
         if self.is_polled(slot) {
             self.events.push_back(Event::Socket(slot, readiness));
         }
     }
 
-    fn insert(&mut self, slot: u32, socket: MemorySocket) {
-        let position = slot as usize;
+    fn insert(&mut self, slot: ConnectionSlot, socket: MemorySocket) {
+        let position = slot.index();
         if position >= self.sockets.len() {
             self.sockets.resize_with(position + 1, || None);
         }
@@ -341,16 +342,16 @@ impl Io for MemoryIo {
         self.held
     }
 
-    fn admit(&mut self, slot: u32, socket: MemorySocket) -> Result<(), Broken> {
+    fn admit(&mut self, slot: ConnectionSlot, socket: MemorySocket) -> Result<(), Broken> {
         self.take_in(slot, socket)
     }
 
-    fn take_in(&mut self, slot: u32, socket: MemorySocket) -> Result<(), Broken> {
+    fn take_in(&mut self, slot: ConnectionSlot, socket: MemorySocket) -> Result<(), Broken> {
         self.insert(slot, socket);
         self.register(slot)
     }
 
-    fn read(&mut self, slot: u32, space: &mut [u8]) -> Result<usize, ReadError> {
+    fn read(&mut self, slot: ConnectionSlot, space: &mut [u8]) -> Result<usize, ReadError> {
         let socket = self.socket_mut(slot);
         let rest = &socket.received[socket.taken..];
         match (rest.len().min(space.len()), socket.end) {
@@ -365,7 +366,7 @@ impl Io for MemoryIo {
         }
     }
 
-    fn write(&mut self, slot: u32, bytes: &[u8]) -> Result<usize, Broken> {
+    fn write(&mut self, slot: ConnectionSlot, bytes: &[u8]) -> Result<usize, Broken> {
         let socket = self.socket_mut(slot);
         assert!(!socket.is_shut, "slot {slot} has something to say after its end");
         if socket.end == Some(PeerEnd::ByReset) {
@@ -383,13 +384,13 @@ impl Io for MemoryIo {
         Ok(count)
     }
 
-    fn shut_write(&mut self, slot: u32) {
+    fn shut_write(&mut self, slot: ConnectionSlot) {
         let socket = self.socket_mut(slot);
         assert!(!std::mem::replace(&mut socket.is_shut, true), "slot {slot} is shut for the second time");
     }
 
-    fn close(&mut self, slot: u32, _why: Closing) {
-        let socket = self.sockets[slot as usize].take();
+    fn close(&mut self, slot: ConnectionSlot, _why: Closing) {
+        let socket = self.sockets[slot.index()].take();
         assert!(socket.is_some(), "slot {slot} is closed and has no socket");
         self.held -= 1;
         // A socket that is gone is told of no more: no event of it meets who has its slot next.
@@ -397,19 +398,19 @@ impl Io for MemoryIo {
         self.closed.push(slot);
     }
 
-    fn peer(&self, slot: u32) -> Option<SocketAddr> {
-        self.socket(slot).map(|socket| (socket.address, slot as u16).into())
+    fn peer(&self, slot: ConnectionSlot) -> Option<SocketAddr> {
+        self.socket(slot).map(|socket| (socket.address, slot.0 as u16).into())
     }
 
     // --- Handoff to other workers -----------------------------------------------------------------------------------
 
-    fn unregister(&mut self, slot: u32) -> Result<(), Broken> {
+    fn unregister(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         self.socket_mut(slot).is_registered = false;
         self.forget_events(slot);
         Ok(())
     }
 
-    fn register(&mut self, slot: u32) -> Result<(), Broken> {
+    fn register(&mut self, slot: ConnectionSlot) -> Result<(), Broken> {
         let socket = self.socket_mut(slot);
         socket.is_registered = true;
         socket.wants_room = false;

@@ -2,13 +2,15 @@
 
 use hashbrown::HashTable;
 
+use super::NodeSlot;
+
 /// As many places are looked through one by one; beyond that there is an index.
 const LISTED_MAX: usize = 16;
 
 /// Where a session's subscription lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    pub(super) node: u32,
+    pub(super) node: NodeSlot,
     pub(super) position: u32,
 }
 
@@ -42,7 +44,7 @@ impl Places {
         self.as_slice().iter().copied()
     }
 
-    pub(super) fn find(&self, node: u32) -> Option<Place> {
+    pub(super) fn find(&self, node: NodeSlot) -> Option<Place> {
         self.position(node).map(|at| self.as_slice()[at])
     }
 
@@ -61,7 +63,7 @@ impl Places {
         }
     }
 
-    pub(super) fn remove(&mut self, node: u32, bytes: usize) -> Option<Place> {
+    pub(super) fn remove(&mut self, node: NodeSlot, bytes: usize) -> Option<Place> {
         let at = self.position(node)?;
         self.bytes = self.bytes.saturating_sub(bytes as u32);
         Some(self.remove_at(at))
@@ -73,7 +75,7 @@ impl Places {
     }
 
     /// The subscriber at a node has another position there now.
-    pub(super) fn move_to(&mut self, node: u32, position: u32) {
+    pub(super) fn move_to(&mut self, node: NodeSlot, position: u32) {
         let at = self.position(node).expect("a subscriber whose session does not know its place");
         let places = match &mut self.all {
             Form::None => &mut [][..],
@@ -91,7 +93,7 @@ impl Places {
         }
     }
 
-    fn position(&self, node: u32) -> Option<usize> {
+    fn position(&self, node: NodeSlot) -> Option<usize> {
         match &self.all {
             Form::Indexed(indexed) => indexed.position(node),
             _ => self.as_slice().iter().position(|place| place.node == node),
@@ -119,7 +121,7 @@ struct Indexed {
 }
 
 impl Indexed {
-    fn position(&self, node: u32) -> Option<usize> {
+    fn position(&self, node: NodeSlot) -> Option<usize> {
         self.index.find(hash(node), |&at| self.places[at as usize].node == node).map(|&at| at as usize)
     }
 
@@ -144,8 +146,8 @@ impl Indexed {
 }
 
 /// Slots are small numbers that nobody outside chooses: spread over the bits that the table looks at.
-fn hash(node: u32) -> u64 {
-    let spread = u64::from(node).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+fn hash(node: NodeSlot) -> u64 {
+    let spread = u64::from(node.0).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     spread ^ (spread >> 32)
 }
 

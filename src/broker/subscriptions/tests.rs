@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn subscriber(session: u32, options: u8) -> Subscriber {
-    Subscriber { session, identifier: session + 100, options }
+fn subscriber(session: SessionSlot, options: u8) -> Subscriber {
+    Subscriber { slot: session, identifier: session.0 + 100, options }
 }
 
 /// Random subscriptions beside a plain list of them.
@@ -20,11 +20,11 @@ fn the_tree_finds_what_a_list_finds() {
     };
     for step in 0..8_000 {
         let filter = make(&mut random, &levels);
-        let session = random.u32(..12);
+        let session = SessionSlot(random.u32(..12));
         match random.u8(..10) {
             0..=5 if topic::is_topic_filter(&filter) => {
                 let new = subscriber(session, random.u8(..3));
-                let known = list.iter_mut().find(|(text, known)| *text == filter && known.session == session);
+                let known = list.iter_mut().find(|(text, known)| *text == filter && known.slot == session);
                 assert_eq!(tree.subscribe(&filter, new), known.is_none());
                 match known {
                     Some((_, known)) => *known = new,
@@ -32,13 +32,13 @@ fn the_tree_finds_what_a_list_finds() {
                 }
             }
             6..=7 => {
-                let place = list.iter().position(|(text, known)| *text == filter && known.session == session);
+                let place = list.iter().position(|(text, known)| *text == filter && known.slot == session);
                 assert_eq!(tree.unsubscribe(session, &filter), place.is_some());
                 place.map(|place| list.remove(place));
             }
             8 if random.u8(..20) == 0 => {
                 tree.remove_all(session);
-                list.retain(|(_, known)| known.session != session);
+                list.retain(|(_, known)| known.slot != session);
             }
             _ => {}
         }
@@ -50,16 +50,16 @@ fn the_tree_finds_what_a_list_finds() {
         tree.matching(&name, &mut found);
         let matching = list.iter().filter(|(filter, _)| topic::matches(filter, &name));
         let mut expected: Vec<Subscriber> = matching.map(|(_, known)| *known).collect();
-        let key = |known: &Subscriber| (known.session, known.identifier, known.options);
+        let key = |known: &Subscriber| (known.slot, known.identifier, known.options);
         found.sort_by_key(key);
         expected.sort_by_key(key);
         assert_eq!(found, expected, "{name}");
-        let own = list.iter().filter(|(filter, known)| known.session == session && topic::matches(filter, &name));
+        let own = list.iter().filter(|(filter, known)| known.slot == session && topic::matches(filter, &name));
         let best = own.map(|(_, known)| known.options & 3).max();
         assert_eq!(tree.find(session, &name).map(|known| known.options & 3), best);
     }
     assert_eq!(tree.len(), list.len());
-    for session in 0..12 {
+    for session in (0..12).map(SessionSlot) {
         tree.remove_all(session);
     }
     tree.check_invariants();
@@ -69,14 +69,14 @@ fn the_tree_finds_what_a_list_finds() {
 #[test]
 fn a_hundred_thousand_leave_one_filter_one_by_one() {
     let mut tree = Subscriptions::new(1);
-    for session in 0..100_000 {
+    for session in (0..100_000).map(SessionSlot) {
         tree.subscribe("all/#", subscriber(session, 0));
     }
     let mut found = Vec::new();
     tree.matching("all/of/you", &mut found);
     assert_eq!((found.len(), tree.nodes.len()), (100_000, 1));
     // In an order in which the last one is never the one that goes.
-    for session in 0..100_000 {
+    for session in (0..100_000).map(SessionSlot) {
         assert!(tree.unsubscribe(session, "all/#"));
     }
     assert!(tree.is_empty());
@@ -86,13 +86,13 @@ fn a_hundred_thousand_leave_one_filter_one_by_one() {
 fn a_subscription_of_ones_own_is_small() {
     let mut tree = Subscriptions::new(1);
     let count = 10_000;
-    for session in 0..count {
+    for session in (0..count).map(SessionSlot) {
         tree.subscribe(&format!("devices/meter-{session:06}/#"), subscriber(session, 1));
     }
     // A node, its label, its edge, and the place.
     assert_eq!(tree.nodes.len(), count as usize + 1);
     let labels = tree.nodes.iter().map(|(_, node)| node.label.len()).sum::<usize>();
-    let nodes = tree.nodes.len() * size_of::<Node>() + labels;
+    let nodes = tree.nodes.len() * size_of::<Node<SessionSlot>>() + labels;
     let edges = tree.edges.allocation_size();
     let own = tree.own.len() * size_of::<Places>();
     let each = (nodes + edges + own) / count as usize;
@@ -105,7 +105,7 @@ fn filter_of_many_empty_levels_is_no_larger_than_its_text() {
     let mut tree = Subscriptions::new(1);
     let filters: Vec<String> = (0..256).map(|number| format!("{number}{}", "/".repeat(199))).collect();
     for (session, filter) in filters.iter().enumerate() {
-        tree.subscribe(filter, subscriber(session as u32, 0));
+        tree.subscribe(filter, subscriber(SessionSlot::at(session), 0));
     }
     let wire: usize = filters.iter().map(String::len).sum();
     assert!(tree.nodes.len() == 256 && tree.bytes() < 2 * wire, "{} bytes for {wire}", tree.bytes());
@@ -113,14 +113,14 @@ fn filter_of_many_empty_levels_is_no_larger_than_its_text() {
     for (session, filter) in filters.iter().enumerate().take(200) {
         let level = filter.match_indices('/').nth(session % 199).unwrap().0;
         let other = format!("{}x{}", &filter[..level], &filter[level..]);
-        tree.subscribe(&other, subscriber(session as u32, 0));
+        tree.subscribe(&other, subscriber(SessionSlot::at(session), 0));
     }
     tree.check_invariants();
     assert!(tree.nodes.len() <= 256 + 400);
-    let counted: usize = (0..256).map(|session| tree.bytes_held(session)).sum();
+    let counted: usize = (0..256).map(|session| tree.bytes_held(SessionSlot(session))).sum();
     assert!(tree.bytes() <= counted, "more is taken than was counted for those who take it");
-    (0..256).for_each(|session| tree.remove_all(session));
-    assert_eq!((tree.bytes(), tree.bytes_held(7)), (0, 0));
+    (0..256).for_each(|session| tree.remove_all(SessionSlot(session)));
+    assert_eq!((tree.bytes(), tree.bytes_held(SessionSlot(7))), (0, 0));
 }
 
 /// As many filters as a binary tree has leaves, all of which a name may come to.
@@ -130,7 +130,7 @@ fn walk_is_bounded_in_visits_and_goes_on() {
     let mut tree = Subscriptions::new(1);
     for number in 0..1 << LEVELS {
         let levels: Vec<&str> = (0..LEVELS).map(|bit| if number >> bit & 1 == 1 { "+" } else { "a" }).collect();
-        tree.subscribe(&format!("{}/z", levels.join("/")), subscriber(number, 0));
+        tree.subscribe(&format!("{}/z", levels.join("/")), subscriber(SessionSlot(number), 0));
     }
     let name = format!("{}z", "a/".repeat(LEVELS));
     let (mut walk, mut found, mut steps) = (Walk::default(), Vec::new(), 0);
@@ -140,7 +140,7 @@ fn walk_is_bounded_in_visits_and_goes_on() {
     }
     assert!((80..200).contains(&steps), "{steps} steps");
     assert_eq!((found.len(), tree.walks), (1 << LEVELS, 0));
-    found.sort_by_key(|subscriber| subscriber.session);
+    found.sort_by_key(|subscriber| subscriber.slot);
     found.dedup();
     assert_eq!(found.len(), 1 << LEVELS);
 }
@@ -158,7 +158,7 @@ fn random_filter(random: &mut fastrand::Rng) -> String {
 
 /// Those with even numbers stay; of the others, somebody subscribes or leaves.
 fn change(tree: &mut Subscriptions, random: &mut fastrand::Rng) {
-    let session = random.u32(..100) * 2 + 1;
+    let session = SessionSlot(random.u32(..100) * 2 + 1);
     match random.u8(..3) {
         0 => drop(tree.subscribe(&random_filter(random), subscriber(session, 0))),
         1 => tree.remove_all(session),
@@ -173,11 +173,11 @@ fn walk_finds_who_was_there_all_the_while_whatever_changes_meanwhile() {
     for seed in 0..60 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut tree = Subscriptions::new(seed);
-        let mut lasting: Vec<(String, u32)> = Vec::new();
-        for session in 0..200 {
+        let mut lasting: Vec<(String, SessionSlot)> = Vec::new();
+        for session in (0..200).map(SessionSlot) {
             let filter = random_filter(&mut random);
             tree.subscribe(&filter, subscriber(session, 0));
-            if session % 2 == 0 {
+            if session.0 % 2 == 0 {
                 lasting.push((filter, session));
             }
         }
@@ -188,8 +188,8 @@ fn walk_finds_who_was_there_all_the_while_whatever_changes_meanwhile() {
                 if !tree.advance(name, walk, &mut random.usize(1..4), found) {
                     return true;
                 }
-                let mut sessions: Vec<u32> =
-                    found.iter().map(|found| found.session).filter(|one| one % 2 == 0).collect();
+                let mut sessions: Vec<SessionSlot> =
+                    found.iter().map(|found| found.slot).filter(|one| one.0 % 2 == 0).collect();
                 sessions.sort_unstable();
                 let matching = lasting.iter().filter(|(filter, _)| topic::matches(filter, name));
                 assert_eq!(sessions, matching.map(|(_, session)| *session).collect::<Vec<_>>(), "seed {seed}, {name}");
@@ -199,7 +199,7 @@ fn walk_finds_who_was_there_all_the_while_whatever_changes_meanwhile() {
             tree.check_invariants();
         }
         assert_eq!(tree.walks, 0);
-        tree.subscribe("last", subscriber(1, 0));
+        tree.subscribe("last", subscriber(SessionSlot(1), 0));
         tree.check_invariants();
         assert!(tree.unmerged.is_empty());
     }
@@ -207,14 +207,15 @@ fn walk_finds_who_was_there_all_the_while_whatever_changes_meanwhile() {
 
 #[test]
 fn session_of_a_hundred_thousand_filters_ends_in_steps() {
+    const THREE: SessionSlot = SessionSlot(3);
     let mut tree = Subscriptions::new(1);
     for number in 0..100_000 {
-        tree.subscribe(&format!("{}/{number}", number % 7), subscriber(3, 0));
+        tree.subscribe(&format!("{}/{number}", number % 7), subscriber(THREE, 0));
     }
-    assert!(tree.unsubscribe(3, "0/7") && !tree.unsubscribe(3, "0/7") && tree.has(3, "1/1"));
-    assert_eq!(tree.find(3, "2/9").map(|found| found.session), Some(3));
+    assert!(tree.unsubscribe(THREE, "0/7") && !tree.unsubscribe(THREE, "0/7") && tree.has(THREE, "1/1"));
+    assert_eq!(tree.find(THREE, "2/9").map(|found| found.slot), Some(THREE));
     let mut steps = 0;
-    while !tree.remove_some(3, 1_000) {
+    while !tree.remove_some(THREE, 1_000) {
         steps += 1;
     }
     assert!((98..=100).contains(&steps) && tree.is_empty() && tree.bytes() == 0, "{steps} steps");

@@ -1,7 +1,8 @@
 //! Matching as a walk: from the first levels down every branch that a topic name can take, a bounded number of nodes at a
 //! time.
 
-use super::{ROOT, Subscriber, Subscriptions};
+use super::{NodeSlot, ROOT, Subscriber, Subscriptions};
+use crate::slot::Slot;
 
 /// Bytes of a label that are compared count as a visit each.
 const VISIT_BYTES: usize = 64;
@@ -30,7 +31,7 @@ impl Walk {
 /// looked at yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Branch {
-    node: u32,
+    node: NodeSlot,
     generation: u32,
     at: usize,
 }
@@ -44,17 +45,17 @@ enum Matched {
     All,
 }
 
-impl Subscriptions {
+impl<S: Slot> Subscriptions<S> {
     /// Goes on with a walk, by so many visits, and appends every subscription that matches. A session with several is there
     /// several times. `true`: it has come to its end; until then it must be gone on with.
-    pub fn advance(&mut self, name: &str, walk: &mut Walk, visits: &mut usize, found: &mut Vec<Subscriber>) -> bool {
+    pub fn advance(&mut self, name: &str, walk: &mut Walk, visits: &mut usize, found: &mut Vec<Subscriber<S>>) -> bool {
         if self.is_empty() && !walk.waits {
             return true;
         }
         let mut budget = *visits;
         let mut subscribers_found = 0;
         let is_done = self.visit(name, walk, &mut budget, |node| {
-            let subscribers = self.nodes[node as usize].subscribers.as_slice();
+            let subscribers = self.nodes[node].subscribers.as_slice();
             found.extend_from_slice(subscribers);
             subscribers_found += subscribers.len();
         });
@@ -69,7 +70,13 @@ impl Subscriptions {
     }
 
     /// Names each node whose filter matches.
-    pub(super) fn visit(&self, name: &str, walk: &mut Walk, visits: &mut usize, mut found: impl FnMut(u32)) -> bool {
+    pub(super) fn visit(
+        &self,
+        name: &str,
+        walk: &mut Walk,
+        visits: &mut usize,
+        mut found: impl FnMut(NodeSlot),
+    ) -> bool {
         // Behind the last level.
         let end = name.len() + 1;
         if !walk.has_begun {
@@ -84,7 +91,7 @@ impl Subscriptions {
             walk.branches.pop();
             if node != ROOT {
                 // Whoever was below has gone, or subscribed anew since.
-                let Some(known) = self.nodes.get(node as usize).filter(|known| known.generation == generation) else {
+                let Some(known) = self.nodes.get(node).filter(|known| known.generation == generation) else {
                     continue;
                 };
                 if at == end {
@@ -100,7 +107,7 @@ impl Subscriptions {
             let wildcards = if takes_wildcards { ["#", "+"].map(Some) } else { [None, None] };
             for first in wildcards.into_iter().chain([level]).flatten() {
                 let Some(child) = self.child(node, first) else { continue };
-                let known = &self.nodes[child as usize];
+                let known = &self.nodes[child];
                 *visits = visits.saturating_sub(known.label.len() / VISIT_BYTES);
                 match compare(&known.label, name, at) {
                     Matched::No => {}

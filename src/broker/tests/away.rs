@@ -55,10 +55,11 @@ fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
     };
     for number in 0..DEVICES {
         let device = format!("{number}");
-        let arrival = Arrival { connection: 0, device: &device, clean_start: false, profile, will: None };
+        let arrival =
+            Arrival { connection: ConnectionSlot(0), device: &device, clean_start: false, profile, will: None };
         let session = shard.attach(arrival, now).session;
         assert_eq!(shard.subscribe_one(session, "all", Options::plain(QoS::AtLeastOnce), 0), Granted::Subscribed);
-        shard.detach(0, &device, false, now, &mut counters);
+        shard.detach(ConnectionSlot(0), &device, false, now, &mut counters);
     }
     let mut store = Store::default();
     turn(&mut shard, &mut store, now, &mut counters);

@@ -36,7 +36,7 @@ type Fault = String;
 
 struct Publisher {
     worker: usize,
-    session: u32,
+    session: SessionSlot,
     next_packet: u16,
     /// By packet identifier: the message that waits for its answer.
     waiting: BTreeMap<u16, u32>,
@@ -46,7 +46,7 @@ struct Publisher {
 struct Subscriber {
     name: String,
     worker: usize,
-    connection: u32,
+    connection: ConnectionSlot,
     filter: &'static str,
     qos: QoS,
     /// It reads all the time and never goes.
@@ -128,9 +128,9 @@ impl World {
         world
     }
 
-    fn attach(&mut self, worker: usize, name: &str) -> (u32, u32) {
+    fn attach(&mut self, worker: usize, name: &str) -> (ConnectionSlot, SessionSlot) {
         self.connections += 1;
-        let connection = self.connections;
+        let connection = ConnectionSlot(self.connections);
         let profile = Profile {
             version: mqtt::Version::V5,
             listener: ListenerId(0),

@@ -37,7 +37,7 @@ struct Out {
 struct Client {
     name: String,
     /// Its shard and slot.
-    connection: Option<(usize, u32)>,
+    connection: Option<(usize, ConnectionSlot)>,
     is_greeted: bool,
     was_greeted: bool,
     has_subscribed: bool,
@@ -202,12 +202,18 @@ impl World {
             packet_maximum: u32::MAX,
             alias_maximum: 0,
         };
-        let arrival = Arrival { connection: self.slots, device: &client.name, clean_start: false, profile, will: None };
+        let arrival = Arrival {
+            connection: ConnectionSlot(self.slots),
+            device: &client.name,
+            clean_start: false,
+            profile,
+            will: None,
+        };
         let attached = self.shards[worker].attach(arrival, self.now);
         assert!(attached.was_present || !client.was_greeted, "{}: its session is gone", client.name);
         assert!(!attached.is_safe, "CONNACK waits for the store");
         self.shards[worker].hold_greeting(attached.session, Vec::new());
-        client.connection = Some((worker, self.slots));
+        client.connection = Some((worker, ConnectionSlot(self.slots)));
     }
 
     fn disconnect(&mut self, number: usize) {
@@ -219,7 +225,7 @@ impl World {
     }
 
     /// The shard and the session of a client that may speak.
-    fn session(&self, number: usize) -> Option<(usize, u32)> {
+    fn session(&self, number: usize) -> Option<(usize, SessionSlot)> {
         let (worker, slot) = self.clients[number].connection.filter(|_| self.clients[number].is_greeted)?;
         Some((worker, self.shards[worker].of(slot)?))
     }
@@ -273,7 +279,7 @@ impl World {
     }
 
     /// SUBACK comes when it is safe: until then it may be void.
-    fn subscribe(&mut self, number: usize, worker: usize, session: u32) {
+    fn subscribe(&mut self, number: usize, worker: usize, session: SessionSlot) {
         let shard = &mut self.shards[worker];
         let Some(mut pending) = shard.begin_filters(session, 1) else { return };
         for topic in TOPICS {
@@ -285,7 +291,7 @@ impl World {
         assert!(shard.end_filters(session, pending).is_none(), "SUBACK waits for the store");
     }
 
-    fn send(&mut self, number: usize, worker: usize, session: u32, out: &Out) {
+    fn send(&mut self, number: usize, worker: usize, session: SessionSlot, out: &Out) {
         let shard = &mut self.shards[worker];
         self.clients[number].out.iter_mut().filter(|one| one.packet == out.packet).for_each(|one| one.is_dup = true);
         if (out.qos == QoS::ExactlyOnce || out.is_dup)
@@ -306,7 +312,7 @@ impl World {
         shard.publish(publication, ticket, &mut self.counters);
     }
 
-    fn hear_answer(&mut self, number: usize, worker: usize, session: u32, packet: u16, qos: QoS) {
+    fn hear_answer(&mut self, number: usize, worker: usize, session: SessionSlot, packet: u16, qos: QoS) {
         let client = &mut self.clients[number];
         let place = client.out.iter().position(|out| out.packet == packet).expect("what is answered was sent");
         client.acknowledged.insert(client.out[place].number);
@@ -319,7 +325,7 @@ impl World {
     }
 
     /// PUBREL goes, and PUBCOMP comes now or later.
-    fn release(&mut self, number: usize, worker: usize, session: u32, packet: u16) {
+    fn release(&mut self, number: usize, worker: usize, session: SessionSlot, packet: u16) {
         let shard = &mut self.shards[worker];
         assert!(shard.handle_pubrel(session, packet).is_ok());
         let reply = Qos2Reply { packet, reason: mqtt::Reason::SUCCESS, is_pubrel: false };
@@ -388,7 +394,7 @@ impl World {
         });
     }
 
-    fn hear_answers(&mut self, worker: usize, slot: u32, session: u32) {
+    fn hear_answers(&mut self, worker: usize, slot: ConnectionSlot, session: SessionSlot) {
         let number = self.number_of(worker, slot);
         if self.shards[worker].take_greeting(session).is_some() {
             (self.clients[number].is_greeted, self.clients[number].was_greeted) = (true, true);
@@ -411,13 +417,13 @@ impl World {
         self.speak(number);
     }
 
-    fn number_of(&self, worker: usize, slot: u32) -> usize {
+    fn number_of(&self, worker: usize, slot: ConnectionSlot) -> usize {
         let is_it = |client: &Client| client.connection == Some((worker, slot));
         self.clients.iter().position(is_it).expect("who is written to is connected")
     }
 
     /// What was sent arrives, as far as the connection lives.
-    fn hear_bytes(&mut self, worker: usize, slot: u32, mut bytes: &[u8]) {
+    fn hear_bytes(&mut self, worker: usize, slot: ConnectionSlot, mut bytes: &[u8]) {
         while let Some((packet, length)) = mqtt::decode(bytes, Some(mqtt::Version::V5), 1 << 20).unwrap() {
             bytes = &bytes[length..];
             let number = self.number_of(worker, slot);
@@ -434,7 +440,7 @@ impl World {
         }
     }
 
-    fn hear_publish(&mut self, number: usize, worker: usize, session: u32, publish: &mqtt::Publish) {
+    fn hear_publish(&mut self, number: usize, worker: usize, session: SessionSlot, publish: &mqtt::Publish) {
         let (client, shard) = (&mut self.clients[number], &mut self.shards[worker]);
         let is_new = publish.qos == QoS::AtLeastOnce || client.open.insert(publish.packet_id);
         assert!(is_new || publish.dup, "{}: another message under an identifier in use", client.name);
@@ -452,7 +458,7 @@ impl World {
         }
     }
 
-    fn hear_pubrel(&mut self, number: usize, worker: usize, session: u32, packet: u16) {
+    fn hear_pubrel(&mut self, number: usize, worker: usize, session: SessionSlot, packet: u16) {
         self.clients[number].open.remove(&packet);
         assert!(self.shards[worker].handle_pubcomp(session, packet).is_ok());
     }

@@ -48,7 +48,7 @@ pub struct Device {
     pub worker: usize,
     pub keeps: Keeps,
     /// The slot of its connection in its home, while it is connected.
-    pub connection: Option<u32>,
+    pub connection: Option<ConnectionSlot>,
     /// There is a session, whether it is connected or not.
     pub has_session: bool,
     /// The session expiry interval that is in force.

@@ -144,7 +144,7 @@ impl World {
         let device = &mut self.devices[number];
         let worker = device.worker;
         self.slots[worker] += 1;
-        let connection = self.slots[worker];
+        let connection = ConnectionSlot(self.slots[worker]);
         let profile = Profile {
             version: mqtt::Version::V5,
             listener: ListenerId(0),
@@ -266,7 +266,7 @@ impl World {
     }
 
     /// The slot of the session of a device that is connected.
-    pub fn session_of(&self, number: usize) -> Option<u32> {
+    pub fn session_of(&self, number: usize) -> Option<SessionSlot> {
         let device = &self.devices[number];
         self.shards[device.worker].of(device.connection?)
     }

@@ -169,7 +169,7 @@ impl OpenConnection<'_, '_> {
             ));
         }
         let arrival =
-            Arrival { connection: self.id.index, device: self.device, clean_start: connect.clean_start, profile, will };
+            Arrival { connection: self.id.slot, device: self.device, clean_start: connect.clean_start, profile, will };
         let mut attached = self.cx.broker.attach(arrival, self.cx.now);
         if let Some(due_will) = attached.due_will.take() {
             self.cx.due_wills.push(due_will);

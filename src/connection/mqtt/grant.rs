@@ -15,6 +15,7 @@ use super::{PacketOutcome, broken};
 use crate::codec::mqtt::{Auth, Packet, PropertiesBuilder, Property, Reason, topic};
 use crate::config::{Mqtt, Protocol};
 use crate::link::Credentials;
+use crate::slot::SessionSlot;
 
 /// The one authentication method: the authentication data is the token, whole, in CONNECT and in AUTH.
 pub(super) const METHOD: &str = "token";
@@ -39,7 +40,7 @@ impl<'x> OpenConnection<'_, 'x> {
     }
 
     /// What the session subscribed to under other rules and the device may not have any more ends.
-    pub(super) fn end_forbidden_subscriptions(&mut self, session: u32, mqtt: &Mqtt) {
+    pub(super) fn end_forbidden_subscriptions(&mut self, session: SessionSlot, mqtt: &Mqtt) {
         let rules = self.acl(mqtt).subscribe;
         if rules.iter().any(|rule| rule == "#") {
             return;

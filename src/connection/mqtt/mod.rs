@@ -21,6 +21,7 @@ use crate::codec::mqtt::{self, Ack, Disconnect, Packet, Properties, Reason, Vers
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Outcome, WorkerEvent};
 use crate::metrics::Metric;
+use crate::slot::SessionSlot;
 
 /// What became of a packet.
 enum PacketOutcome {
@@ -56,8 +57,8 @@ impl OpenConnection<'_, '_> {
     }
 
     /// The session, once CONNECT was taken at home.
-    fn session(&self) -> Option<u32> {
-        self.cx.broker.of(self.id.index)
+    fn session(&self) -> Option<SessionSlot> {
+        self.cx.broker.of(self.id.slot)
     }
 
     fn handle_packet(&mut self, packet: &Packet, mqtt: &Mqtt) -> Result<PacketOutcome, Termination> {
@@ -102,7 +103,7 @@ impl OpenConnection<'_, '_> {
 
     // --- Acknowledgements -------------------------------------------------------------------------------------------
 
-    fn handle_puback(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
+    fn handle_puback(&mut self, session: SessionSlot, ack: &Ack) -> Result<(), Termination> {
         let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if ack.reason.is_error() { Outcome::Unacknowledged } else { Outcome::Acknowledged };
         // One for nothing that is in flight is no fault: it may be late.
@@ -113,7 +114,7 @@ impl OpenConnection<'_, '_> {
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBACK for a message of QoS 2"))
     }
 
-    fn handle_pubrec(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
+    fn handle_pubrec(&mut self, session: SessionSlot, ack: &Ack) -> Result<(), Termination> {
         let failed = ack.reason.is_error();
         let (sessions, uplink, counters) = (&mut *self.cx.broker, &mut *self.cx.uplink, &mut *self.cx.counters);
         let outcome = if failed { Outcome::Unacknowledged } else { Outcome::Acknowledged };
@@ -131,12 +132,12 @@ impl OpenConnection<'_, '_> {
         Ok(())
     }
 
-    fn handle_pubcomp(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
+    fn handle_pubcomp(&mut self, session: SessionSlot, ack: &Ack) -> Result<(), Termination> {
         let taken = self.cx.broker.handle_pubcomp(session, ack.packet_id);
         taken.map(drop).map_err(|wrong| wrong_ack(wrong, "PUBCOMP for a message that was not released"))
     }
 
-    fn handle_pubrel(&mut self, session: u32, ack: &Ack) -> Result<(), Termination> {
+    fn handle_pubrel(&mut self, session: SessionSlot, ack: &Ack) -> Result<(), Termination> {
         // [MQTT-4.3.3-2]: answered even if it is not known, since the answer may have been lost.
         let known = self.cx.broker.handle_pubrel(session, ack.packet_id);
         let known = known.map_err(|wrong| wrong_ack(wrong, "PUBREL for a message that PUBREC was not said of"))?;
@@ -146,20 +147,20 @@ impl OpenConnection<'_, '_> {
     }
 
     /// The second half of an exchange of QoS 2, now or when what it says is safe.
-    fn reply(&mut self, session: u32, reply: Qos2Reply) {
+    fn reply(&mut self, session: SessionSlot, reply: Qos2Reply) {
         if let Some(reply) = self.cx.broker.reply_when_safe(session, reply) {
             self.encode_reply(session, reply);
         }
     }
 
-    pub(super) fn encode_reply(&mut self, session: u32, reply: Qos2Reply) {
+    pub(super) fn encode_reply(&mut self, session: SessionSlot, reply: Qos2Reply) {
         let ack = Ack { packet_id: reply.packet, reason: reply.reason, properties: Properties::EMPTY };
         self.encode(session, &if reply.is_pubrel { Packet::Pubrel(ack) } else { Packet::Pubcomp(ack) });
     }
 
     // --- Ends -------------------------------------------------------------------------------------------------------
 
-    fn handle_disconnect(&mut self, session: u32, disconnect: &Disconnect, mqtt: &Mqtt) -> Termination {
+    fn handle_disconnect(&mut self, session: SessionSlot, disconnect: &Disconnect, mqtt: &Mqtt) -> Termination {
         if !disconnect.reason.is_disconnect_of_client() {
             return broken("DISCONNECT has a reason that servers alone say", "v5 MQTT-3.14.2-1");
         }
@@ -201,7 +202,7 @@ impl OpenConnection<'_, '_> {
     }
 
     /// Encodes one packet, unless it is longer than the device takes [v5 MQTT-3.1.2-24].
-    fn encode(&mut self, session: u32, packet: &Packet) {
+    fn encode(&mut self, session: SessionSlot, packet: &Packet) {
         let profile = self.cx.broker.profile(session);
         let (version, start) = (profile.version, self.cx.plain.len());
         packet.encode(version, self.cx.plain);

@@ -12,11 +12,12 @@ use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version,
 use crate::config::Mqtt;
 use crate::link::{CloseReason, Message, Publication, Receipt, WorkerEvent};
 use crate::metrics::Metric;
+use crate::slot::SessionSlot;
 
 impl OpenConnection<'_, '_> {
     pub(super) fn handle_publish(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         publish: &Publish,
         mqtt: &Mqtt,
     ) -> Result<PacketOutcome, Termination> {
@@ -69,7 +70,7 @@ impl OpenConnection<'_, '_> {
     /// A message with an acknowledgement that has come before is answered again, and goes nowhere
     /// [v5 MQTT-4.3.3-10, v3.1.1 MQTT-4.3.3-2]. One of QoS 1 is that only if the device says so: without DUP it is another
     /// message under an identifier that is in use, and neither is lost [v5 MQTT-4.3.2-2, v3.1.1 MQTT-4.3.2-2].
-    fn is_known(&mut self, session: u32, publish: &Publish) -> Result<bool, Termination> {
+    fn is_known(&mut self, session: SessionSlot, publish: &Publish) -> Result<bool, Termination> {
         if publish.qos == QoS::AtLeastOnce && !publish.dup {
             return Ok(false);
         }
@@ -85,7 +86,7 @@ impl OpenConnection<'_, '_> {
     }
 
     /// The topic, from its alias if need be.
-    fn resolve_topic(&mut self, session: u32, publish: &Publish) -> Result<String, Termination> {
+    fn resolve_topic(&mut self, session: SessionSlot, publish: &Publish) -> Result<String, Termination> {
         let Some(alias) = publish.properties.topic_alias() else { return Ok(publish.topic.to_owned()) };
         if alias > ALIASES_MAX {
             let what = "a topic alias is above the maximum [v5 MQTT-3.3.2-9]";
@@ -103,7 +104,7 @@ impl OpenConnection<'_, '_> {
 
     /// A device of v5 may have no more unanswered on one connection than it was told [v5 MQTT-3.3.4-9], `more` of them
     /// still to be counted. One of v3.1.1 was told nothing; the packet identifiers bound it.
-    fn check_receive_maximum(&self, session: u32, more: usize) -> Result<(), Termination> {
+    fn check_receive_maximum(&self, session: SessionSlot, more: usize) -> Result<(), Termination> {
         let is_v5 = self.cx.broker.profile(session).version == Version::V5;
         let maximum = usize::from(self.cx.broker.bounds().inflight);
         if is_v5 && self.cx.broker.received(session) + more > maximum {
@@ -114,7 +115,7 @@ impl OpenConnection<'_, '_> {
         Ok(())
     }
 
-    fn make_publication(&self, session: u32, topic: Box<str>, publish: &Publish) -> Publication {
+    fn make_publication(&self, session: SessionSlot, topic: Box<str>, publish: &Publish) -> Publication {
         let mut properties = Vec::new();
         publish.properties.forwardable(&mut properties);
         let expiry = publish.properties.message_expiry_interval();
@@ -145,7 +146,7 @@ impl OpenConnection<'_, '_> {
     /// A message that is not taken. It is answered in its turn, like those that are [MQTT-4.6.0-2, MQTT-4.6.0-3].
     fn refuse_publish(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         publish: &Publish,
         reason: Reason,
     ) -> Result<PacketOutcome, Termination> {
@@ -157,7 +158,7 @@ impl OpenConnection<'_, '_> {
     }
 
     /// Whatever may be answered by now, in its order.
-    pub(in crate::connection) fn encode_answers(&mut self, session: u32) -> Result<(), Termination> {
+    pub(in crate::connection) fn encode_answers(&mut self, session: SessionSlot) -> Result<(), Termination> {
         while let Some(answer) = self.cx.broker.next_answer(session) {
             let is_v5 = self.cx.broker.profile(session).version == Version::V5;
             let reason = match answer.reason {
@@ -176,7 +177,7 @@ impl OpenConnection<'_, '_> {
         Ok(())
     }
 
-    fn encode_ack(&mut self, session: u32, packet_id: u16, qos: QoS, reason: Reason) {
+    fn encode_ack(&mut self, session: SessionSlot, packet_id: u16, qos: QoS, reason: Reason) {
         let ack = Ack { packet_id, reason, properties: Properties::EMPTY };
         self.encode(session, &if qos == QoS::AtLeastOnce { Packet::Puback(ack) } else { Packet::Pubrec(ack) });
     }

@@ -7,11 +7,12 @@ use super::{PacketOutcome, broken};
 use crate::broker::{FilterLooks, Granted, PendingSuback, Unsubscribed};
 use crate::codec::mqtt::{Options, Packet, Properties, Reason, Suback, Subscribe, Unsuback, Unsubscribe, topic};
 use crate::config::Mqtt;
+use crate::slot::SessionSlot;
 
 impl OpenConnection<'_, '_> {
     pub(super) fn handle_subscribe(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         subscribe: &Subscribe,
         mqtt: &Mqtt,
     ) -> Result<PacketOutcome, Termination> {
@@ -41,21 +42,21 @@ impl OpenConnection<'_, '_> {
     }
 
     /// The SUBACK for which homes of groups were waited for, if they have all answered.
-    pub(super) fn say_suback(&mut self, session: u32) {
+    pub(super) fn say_suback(&mut self, session: SessionSlot) {
         if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.take_suback(session) {
             self.encode_suback(session, packet, &codes);
         }
     }
 
     /// One code for each filter, in order [v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5]. Retained messages follow behind.
-    fn encode_suback(&mut self, session: u32, packet: u16, codes: &[u8]) {
+    fn encode_suback(&mut self, session: SessionSlot, packet: u16, codes: &[u8]) {
         let suback = Suback { packet_id: packet, properties: Properties::EMPTY, codes };
         self.encode(session, &Packet::Suback(suback));
     }
 
     fn subscribe(
         &mut self,
-        session: u32,
+        session: SessionSlot,
         filter: &str,
         options: Options,
         identifier: u32,
@@ -81,7 +82,7 @@ impl OpenConnection<'_, '_> {
             .any(|rule| rule == "#" || expand(rule, self.device).is_some_and(|rule| topic::covers(&rule, filter)))
     }
 
-    pub(super) fn handle_unsubscribe(&mut self, session: u32, unsubscribe: &Unsubscribe) -> PacketOutcome {
+    pub(super) fn handle_unsubscribe(&mut self, session: SessionSlot, unsubscribe: &Unsubscribe) -> PacketOutcome {
         let Some(mut pending) = self.cx.broker.begin_filters(session, unsubscribe.packet_id) else {
             return PacketOutcome::Deferred(Step::Held);
         };

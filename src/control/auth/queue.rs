@@ -236,7 +236,7 @@ mod tests {
             let name = Name { listener: ListenerId(0), text };
             let request = AuthRequest {
                 worker: WorkerId(0),
-                connection: ConnectionId { index, generation: 1 },
+                connection: ConnectionId { slot: crate::link::ConnectionSlot(index), generation: 1 },
                 listener: ListenerId(0),
                 peer: Some([192, 0, 2, host].into()),
                 is_renewable: false,
@@ -254,11 +254,11 @@ mod tests {
         }
 
         fn busy(&mut self) -> Vec<u32> {
-            self.queue.take_busy().iter().map(|job| job.request.connection.index).collect()
+            self.queue.take_busy().iter().map(|job| job.request.connection.slot.0).collect()
         }
 
         fn order(&mut self) -> Vec<u32> {
-            std::iter::from_fn(|| self.queue.next(self.now)).map(|job| job.request.connection.index).collect()
+            std::iter::from_fn(|| self.queue.next(self.now)).map(|job| job.request.connection.slot.0).collect()
         }
     }
 
@@ -285,7 +285,7 @@ mod tests {
         assert!(fixture.offer(4, Some(7), 2));
         assert_eq!(fixture.order(), [0], "only one of them is hashed");
         let followers = fixture.queue.finish(&Name { listener: ListenerId(0), text: "7".into() });
-        assert_eq!(followers.iter().map(|job| job.request.connection.index).collect::<Vec<_>>(), [1, 2, 4]);
+        assert_eq!(followers.iter().map(|job| job.request.connection.slot.0).collect::<Vec<_>>(), [1, 2, 4]);
         // The first was wrong, from the address of 1 and 2: they are told to come again, 4 is next.
         let first = fixture.job(0, Some(7), 1);
         fixture.queue.note_failure(&first, fixture.now);
@@ -366,7 +366,7 @@ mod tests {
         fixture.offer(1, Some(7), 2);
         fixture.now += Duration::from_secs(5);
         let next = fixture.queue.next(fixture.now).unwrap();
-        assert_eq!((next.request.connection.index, fixture.queue.take_expired()), (1, 1));
+        assert_eq!((next.request.connection.slot.0, fixture.queue.take_expired()), (1, 1));
     }
 
     #[test]

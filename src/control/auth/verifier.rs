@@ -345,7 +345,7 @@ mod tests {
     fn request(index: u32, host: u8) -> AuthRequest {
         AuthRequest {
             worker: WorkerId(3),
-            connection: ConnectionId { index, generation: 9 },
+            connection: ConnectionId { slot: crate::link::ConnectionSlot(index), generation: 9 },
             listener: ListenerId(1),
             peer: Some([192, 0, 2, host].into()),
             is_renewable: false,
@@ -359,7 +359,7 @@ mod tests {
     }
 
     fn short(answers: &[Answer]) -> Vec<(u32, AuthResult)> {
-        answers.iter().map(|(request, answer)| (request.connection.index, *answer)).collect()
+        answers.iter().map(|(request, answer)| (request.connection.slot.0, *answer)).collect()
     }
 
     fn settled(verifier: &mut Verifier) -> Vec<(u32, AuthResult)> {

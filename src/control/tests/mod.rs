@@ -345,7 +345,7 @@ fn describe(device: &str, worker: WorkerId) -> Description {
 }
 
 fn connection(index: u32) -> ConnectionId {
-    ConnectionId { index, generation: 9 }
+    ConnectionId { slot: crate::link::ConnectionSlot(index), generation: 9 }
 }
 
 fn admin_token(name: &str, role: Role, secret: &str) -> AdminToken {

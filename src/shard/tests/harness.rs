@@ -16,7 +16,7 @@ use memory_io::{Arrivals, MemoryIo, PeerEnd, memory_turn};
 /// One worker's turns, and the clients behind its slots.
 pub struct ShardHarness {
     turn: Turn<MemoryIo>,
-    pub clients: HashMap<u32, Client>,
+    pub clients: HashMap<ConnectionSlot, Client>,
     pub tls: ClientTls,
 }
 
@@ -79,11 +79,11 @@ impl ShardHarness {
     }
 
     /// One turn. What it writes arrives; gives back the slots that it has freed, whose clients stay until others have them.
-    pub fn turn(&mut self) -> Vec<u32> {
+    pub fn turn(&mut self) -> Vec<ConnectionSlot> {
         self.turn.turn();
         let io = self.turn.io();
-        for (index, bytes) in io.written() {
-            if let Some(client) = self.clients.get_mut(&index) {
+        for (slot, bytes) in io.written() {
+            if let Some(client) = self.clients.get_mut(&slot) {
                 client.receive(bytes);
             }
         }
@@ -101,57 +101,57 @@ impl ShardHarness {
     }
 
     /// Somebody connects; its ClientHello is not sent yet.
-    pub fn accept(&mut self, listener: ListenerId) -> u32 {
+    pub fn accept(&mut self, listener: ListenerId) -> ConnectionSlot {
         self.accept_from(listener, [10, 0, 0, 1].into())
     }
 
-    pub fn accept_from(&mut self, listener: ListenerId, from: IpAddr) -> u32 {
+    pub fn accept_from(&mut self, listener: ListenerId, from: IpAddr) -> ConnectionSlot {
         self.io().opened.clear();
         self.io().connect(listener, from);
         self.turn();
-        let [index] = self.io().opened[..] else { panic!("one is accepted") };
-        self.clients.insert(index, Client::new(&self.tls));
-        index
+        let [slot] = self.io().opened[..] else { panic!("one is accepted") };
+        self.clients.insert(slot, Client::new(&self.tls));
+        slot
     }
 
     /// What a client has said is on its way.
-    pub fn send(&mut self, index: u32) {
-        let out = std::mem::take(&mut self.client(index).out);
-        self.io().receive(index, &out);
+    pub fn send(&mut self, slot: ConnectionSlot) {
+        let out = std::mem::take(&mut self.client(slot).out);
+        self.io().receive(slot, &out);
     }
 
     /// The same, and a turn.
-    pub fn read(&mut self, index: u32) -> Vec<u32> {
-        self.send(index);
+    pub fn read(&mut self, slot: ConnectionSlot) -> Vec<ConnectionSlot> {
+        self.send(slot);
         self.turn()
     }
 
     /// A peer's side of the stream ends, and a turn.
-    pub fn end(&mut self, index: u32, end: PeerEnd) -> Vec<u32> {
-        self.io().end(index, end);
+    pub fn end(&mut self, slot: ConnectionSlot, end: PeerEnd) -> Vec<ConnectionSlot> {
+        self.io().end(slot, end);
         self.turn()
     }
 
     /// A client shakes hands.
-    pub fn shake_hands(&mut self, listener: ListenerId) -> u32 {
-        let index = self.accept(listener);
+    pub fn shake_hands(&mut self, listener: ListenerId) -> ConnectionSlot {
+        let slot = self.accept(listener);
         for _ in 0..3 {
-            self.read(index);
+            self.read(slot);
         }
-        assert!(self.clients[&index].records.is_some(), "the handshake has not come to its end");
-        index
+        assert!(self.clients[&slot].records.is_some(), "the handshake has not come to its end");
+        slot
     }
 
     /// A native device.
-    pub fn connect(&mut self, id: &str) -> u32 {
-        let index = self.shake_hands(NATIVE);
-        self.client(index).say_hello(id);
-        self.read(index);
-        index
+    pub fn connect(&mut self, id: &str) -> ConnectionSlot {
+        let slot = self.shake_hands(NATIVE);
+        self.client(slot).say_hello(id);
+        self.read(slot);
+        slot
     }
 
-    pub fn client(&mut self, index: u32) -> &mut Client {
-        self.clients.get_mut(&index).unwrap()
+    pub fn client(&mut self, slot: ConnectionSlot) -> &mut Client {
+        self.clients.get_mut(&slot).unwrap()
     }
 
     pub fn pass(&mut self, time: Duration) {
@@ -168,13 +168,13 @@ impl ShardHarness {
     }
 
     /// A connection comes home, and with it its client; says in which slot it is.
-    pub fn arrive(&mut self, origin: ConnectionId, image: &[u8], client: Client) -> u32 {
+    pub fn arrive(&mut self, origin: ConnectionId, image: &[u8], client: Client) -> ConnectionSlot {
         let mut arrivals = Arrivals::default();
         arrivals.push(origin, |out| out.extend_from_slice(image));
         self.io().opened.clear();
         self.io().arrive(WorkerId(0), arrivals);
-        let slots = self.turn.shard().slots() as u32;
-        let free = (0..=slots).find(|&slot| !self.turn.shard().holds(slot)).unwrap();
+        let slots = self.turn.shard().slots();
+        let free = (0..=slots).map(ConnectionSlot::at).find(|&slot| !self.turn.shard().holds(slot)).unwrap();
         self.clients.insert(free, client);
         self.turn();
         let acks = std::mem::take(&mut self.io().acks);
@@ -183,7 +183,7 @@ impl ShardHarness {
     }
 
     /// Its home has taken a connection that was sent from here, or has not; gives back the slots that become free.
-    pub fn acknowledge(&mut self, origin: ConnectionId, taken: bool) -> Vec<u32> {
+    pub fn acknowledge(&mut self, origin: ConnectionId, taken: bool) -> Vec<ConnectionSlot> {
         let mut arrivals = Arrivals::default();
         arrivals.push_ack(HandoffAck { origin, taken });
         self.io().arrive(WorkerId(1), arrivals);

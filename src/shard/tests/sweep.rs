@@ -19,14 +19,14 @@ fn what_is_kept_of_a_certificate_travels_home_and_ends_the_connection_when_it_is
         let home = harnesses[0].shard().home.of(id).index();
         let [first, second] = &mut harnesses[..] else { panic!("two shards") };
         let (here, there) = if home == 1 { (first, second) } else { (second, first) };
-        let index = here.shake_hands(NATIVE);
-        here.client(index).say_hello(id);
-        here.read(index);
+        let slot = here.shake_hands(NATIVE);
+        here.client(slot).say_hello(id);
+        here.read(slot);
         let (moving, _, image) = here.take_sent();
-        let client = here.clients.remove(&index).unwrap();
+        let client = here.clients.remove(&slot).unwrap();
         let arrived = there.arrive(moving, &image, client);
         here.acknowledge(moving, true);
-        assert!(there.shard().connections[arrived as usize].is_device());
+        assert!(there.shard().connections[arrived].is_device());
     }
     for harness in &mut harnesses {
         let settings: Arc<[_]> = vec![fixtures.settings_with_lists(0, &listener, &lists)].into();
@@ -37,7 +37,7 @@ fn what_is_kept_of_a_certificate_travels_home_and_ends_the_connection_when_it_is
     }
     let mut closed = |reason| harnesses.iter_mut().map(|harness| harness.closed(reason)).sum::<u64>();
     assert_eq!(closed(CloseReason::CertificateRevoked), 1);
-    let device = |(_, one): (usize, &Connection)| one.is_device().then(|| one.device().to_owned());
+    let device = |(_, one): (ConnectionSlot, &Connection)| one.is_device().then(|| one.device().to_owned());
     let alive: Vec<String> =
         harnesses.iter_mut().flat_map(|harness| harness.shard().connections.iter().filter_map(device)).collect();
     assert_eq!(alive, ["pump-2"]);
@@ -57,17 +57,17 @@ fn a_connection_ends_somewhere_in_the_last_tenth_of_its_age() {
     let mut ends = Vec::new();
     for minute in 1..=63 {
         harness.pass(Duration::from_mins(1));
-        let heard: Vec<u32> = harness.clients.keys().copied().collect();
-        for index in heard {
-            harness.client(index).say(&crate::codec::native::Frame::Ping(b""));
-            harness.send(index);
+        let heard: Vec<ConnectionSlot> = harness.clients.keys().copied().collect();
+        for slot in heard {
+            harness.client(slot).say(&crate::codec::native::Frame::Ping(b""));
+            harness.send(slot);
         }
         ends.extend(harness.turn().iter().map(|_| minute));
         let connections = harness.shard().connections.iter();
-        let lingering: Vec<u32> =
-            connections.filter(|(_, one)| one.is_lingering()).map(|(index, _)| index as u32).collect();
-        for index in lingering {
-            ends.extend(harness.end(index, PeerEnd::ByReset).iter().map(|_| minute));
+        let lingering: Vec<ConnectionSlot> =
+            connections.filter(|(_, one)| one.is_lingering()).map(|(slot, _)| slot).collect();
+        for slot in lingering {
+            ends.extend(harness.end(slot, PeerEnd::ByReset).iter().map(|_| minute));
         }
     }
     assert_eq!(harness.closed(CloseReason::ConnectionAge), 20, "{ends:?}");

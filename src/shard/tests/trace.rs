@@ -28,7 +28,7 @@ fn follow(harness: &mut ShardHarness, traces: &[&Following]) {
 }
 
 /// Where the peer of each slot's socket is: a network for the even ones, another for the odd.
-fn peer(slot: u32) -> Option<SocketAddr> {
+fn peer(ConnectionSlot(slot): ConnectionSlot) -> Option<SocketAddr> {
     (slot < 64).then(|| SocketAddr::from(([192, 0, (slot % 2) as u8, 1], 7)))
 }
 
@@ -51,18 +51,18 @@ fn a_device_is_followed_from_its_first_frame_on_and_nobody_else_is() {
     let mut harness = ShardHarness::new();
     let following = of_device("a", PACKETS);
     follow(&mut harness, &[&following]);
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     harness.connect("b");
     assert_eq!(told(&mut harness, &following), ["<HELLO", ">WELCOME", "connected"]);
-    harness.client(index).say_message(3, b"x");
-    harness.read(index);
-    harness.end(index, PeerEnd::InOrder);
+    harness.client(slot).say_message(3, b"x");
+    harness.read(slot);
+    harness.end(slot, PeerEnd::InOrder);
     assert_eq!(told(&mut harness, &following), ["<MESSAGE", "ended peer_closed"]);
     // Nobody follows anything any more.
     follow(&mut harness, &[]);
     assert!(harness.shard().tracer.is_idle());
-    let index = harness.accept(NATIVE);
-    harness.end(index, PeerEnd::ByReset);
+    let slot = harness.accept(NATIVE);
+    harness.end(slot, PeerEnd::ByReset);
     assert_eq!(told(&mut harness, &following), [""; 0]);
 }
 
@@ -71,17 +71,17 @@ fn whoever_comes_from_a_network_is_followed_from_accept_on_and_before_it_has_a_n
     let mut harness = ShardHarness::new();
     let following = of_network("192.0.2.0/24", TraceDepth::default());
     follow(&mut harness, &[&following]);
-    let index = harness.accept_from(NATIVE, [192, 0, 2, 9].into());
+    let slot = harness.accept_from(NATIVE, [192, 0, 2, 9].into());
     let other = harness.accept_from(NATIVE, [192, 0, 3, 9].into());
-    harness.client(index).out = b"GET / HTTP/1.1\r\n\r\n".to_vec();
-    harness.read(index);
+    harness.client(slot).out = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+    harness.read(slot);
     harness.end(other, PeerEnd::ByReset);
     harness.with(|shard, now| shard.trace_refused([192, 0, 2, 8].into(), NATIVE, Refusal::Overloaded, now));
     assert_eq!(told(&mut harness, &following), ["accepted", "handshake", "ended not_tls", "refused"]);
-    harness.end(index, PeerEnd::ByReset);
+    harness.end(slot, PeerEnd::ByReset);
     // Its slot is somebody else's now.
-    assert_eq!(harness.accept_from(NATIVE, [192, 0, 3, 9].into()), index);
-    harness.end(index, PeerEnd::ByReset);
+    assert_eq!(harness.accept_from(NATIVE, [192, 0, 3, 9].into()), slot);
+    harness.end(slot, PeerEnd::ByReset);
     assert_eq!(told(&mut harness, &following), [""; 0]);
 }
 
@@ -125,10 +125,10 @@ fn payloads_are_told_to_those_alone_who_asked_for_them() {
     let mut harness = ShardHarness::new();
     let names = of_device("a", PACKETS);
     let payloads = of_device("a", TraceDepth { packets: true, payloads: true });
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     follow(&mut harness, &[&names, &payloads]);
-    harness.client(index).say(&Frame::Message(Message { id: 0, topic: "t", payload: b"secret" }));
-    harness.read(index);
+    harness.client(slot).say(&Frame::Message(Message { id: 0, topic: "t", payload: b"secret" }));
+    harness.read(slot);
     harness.shard().tell_traces(peer);
     let packet = |(_, arrive): &Following| {
         arrive.try_iter().find_map(|event| match event.what {
@@ -146,13 +146,13 @@ fn at_each_bound_it_is_counted_what_is_left_out() {
     let mut harness = ShardHarness::new();
     let following = of_device("a", PACKETS);
     let (trace, arrive) = &following;
-    let index = harness.connect("a");
+    let slot = harness.connect("a");
     follow(&mut harness, &[&following]);
     let mut expected = 1; // It is there.
     for _ in 0..6 {
         // Each is asked and answered; the uplink is not needed for it.
-        (0..100).for_each(|_| harness.client(index).say(&Frame::Ping(b"")));
-        harness.read(index);
+        (0..100).for_each(|_| harness.client(slot).say(&Frame::Ping(b"")));
+        harness.read(slot);
         expected += 200;
     }
     harness.shard().tell_traces(peer);
@@ -160,12 +160,12 @@ fn at_each_bound_it_is_counted_what_is_left_out() {
     assert_eq!((heard, trace.take_left_out()), (u64::from(TRACE_EVENTS_PER_SECOND), expected - heard));
     // In the next second there is room again; and beyond its end there is none.
     harness.pass(Duration::from_secs(1));
-    harness.client(index).say(&Frame::Ping(b""));
-    harness.read(index);
+    harness.client(slot).say(&Frame::Ping(b""));
+    harness.read(slot);
     assert_eq!(told(&mut harness, &following), ["<PING", ">PONG"]);
     harness.io().now = LATE;
-    harness.client(index).say(&Frame::Ping(b""));
-    harness.read(index);
+    harness.client(slot).say(&Frame::Ping(b""));
+    harness.read(slot);
     assert_eq!((told(&mut harness, &following), trace.take_left_out()), (vec![], 0));
 
     // So many connections of a network are known.
@@ -174,8 +174,8 @@ fn at_each_bound_it_is_counted_what_is_left_out() {
     follow(&mut harness, &[&following]);
     for _ in 0..TRACE_CONNECTIONS_MAX + 2 {
         harness.with(|shard, now| {
-            let index = shard.handle_accept(NATIVE, now);
-            shard.trace_accepted(index, [192, 0, 2, 9].into(), now);
+            let slot = shard.handle_accept(NATIVE, now);
+            shard.trace_accepted(slot, [192, 0, 2, 9].into(), now);
         });
         harness.pass(Duration::from_millis(2));
         harness.shard().tell_traces(peer);
