@@ -17,7 +17,7 @@
 //! | --- | --- | --- |
 //! | `sessions` | the table: who there is, online or away, and when that ends | `lifecycle` |
 //! | `routing` | filters ([`subscriptions`]), groups of shared subscribers, [`retained`] messages | `routing`, `groups` |
-//! | `deliveries` | what was routed and is not with its session yet; sessions that could send more | `delivery` |
+//! | `deliveries` | what was routed and is not with its session yet; sessions that could send more | `delivery`; `sending` writes it, `acknowledgement` hears of it |
 //! | `matching` | publications whose subscribers are not all found yet | `matching` |
 //! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
 //! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
@@ -28,6 +28,7 @@
 //! What is in flight between one session and its device is in the session (`inflight`); what its device publishes comes in
 //! by `inbound`. [`Broker`] itself is what needs more than one of them.
 
+mod acknowledgement;
 mod answers;
 mod coalesce;
 mod delivery;
@@ -41,6 +42,7 @@ mod pace;
 mod replay;
 mod restore;
 mod routing;
+mod sending;
 mod settlement;
 mod spill;
 mod staging;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::time::Tick;
 
 fn delivery(qos: QoS, request: u64) -> Delivery {
     let publication = Publication::plain("t", Bytes::from_static(b"12345"), qos);
