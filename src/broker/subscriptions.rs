@@ -197,14 +197,14 @@ impl<S: Slot> Subscriptions<S> {
         let is_done = self.visit(name, &mut walk, &mut visits, |node| {
             if let Some(place) = self.place_of(session, node) {
                 let subscriber = self.nodes[node].subscribers.as_slice()[place.position as usize];
-                best = best.into_iter().chain([subscriber]).max_by_key(|subscriber| subscriber.qos());
+                best = best.into_iter().chain([subscriber]).max_by_key(Subscriber::qos);
             }
         });
         if is_done {
             return best;
         }
         let own = self.filters(session).filter(|(filter, _)| topic::matches(filter, name));
-        own.map(|(_, subscriber)| subscriber).max_by_key(|subscriber| subscriber.qos())
+        own.map(|(_, subscriber)| subscriber).max_by_key(Subscriber::qos)
     }
 
     /// Appends every subscription that matches a topic name, however long it takes. A session with several is there
