@@ -38,7 +38,7 @@ impl Host {
         let now = Moment::from_micros(1_000_000);
         let mut io = MemoryIo::new(1, settings.len(), bounds.events, now);
         io.reserve(sockets as usize);
-        let setup = shard::Setup {
+        let setup = shard::ShardOptions {
             worker: WorkerId(0),
             home: Home::new([7; 16], 1),
             settings,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use pulsegate::broker::{Bounds, Broker, Recording, Setup};
+use pulsegate::broker::{Bounds, Broker, BrokerOptions, Recording};
 use pulsegate::config::Limits;
 use pulsegate::image::{Change, Head, Message, Profile, Publication, SessionKey, Subscription};
 use pulsegate::link::{ChangeMark, Changes, Exchange, Home, QoS, WorkerId};
@@ -145,8 +145,13 @@ pub fn run(options: &Options) -> Vec<Table> {
     let exchange = Arc::new(Exchange::new(1));
     exchange.note_key(store.next_key().0);
     let limits = Limits { sessions: u32::MAX, ..Limits::default() };
-    let setup =
-        Setup { worker: WorkerId(0), home: Home::new([7; 16], 1), exchange, bounds: Bounds::of(&limits, 1), key: 7 };
+    let setup = BrokerOptions {
+        worker: WorkerId(0),
+        home: Home::new([7; 16], 1),
+        exchange,
+        bounds: Bounds::of(&limits, 1),
+        key: 7,
+    };
     let mut broker = Broker::new(setup, now.tick());
     let timeline = Timeline::anchored(now, SystemTime::now());
     broker.begin_recording(Recording { timeline, listeners: ["mqtt".into()].into() });

@@ -13,7 +13,7 @@ use pulsegate::control::{Clock, Control, ControlParts, Inventory};
 use pulsegate::link::{Home, ListenerId};
 use pulsegate::tls::certs::development;
 use pulsegate::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
-use pulsegate::worker::{self, Setup, Workers};
+use pulsegate::worker::{self, WorkerOptions, Workers};
 use serde_json::Value;
 
 struct Gateway {
@@ -60,7 +60,7 @@ impl Gateway {
             settings.push(ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls));
         }
         let home = Home::new([7; 16], config.workers);
-        let setup = Setup {
+        let setup = WorkerOptions {
             config: &config,
             settings: Arc::from(settings),
             home,

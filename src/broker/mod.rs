@@ -142,7 +142,7 @@ impl Bounds {
 }
 
 /// What a shard's sessions are made with.
-pub struct Setup {
+pub struct BrokerOptions {
     /// Whose they are.
     pub worker: WorkerId,
     /// Where devices and groups live.
@@ -218,7 +218,7 @@ pub enum RequestEnd {
 impl Broker {
     /// No sessions yet.
     #[must_use]
-    pub fn new(setup: Setup, now: Tick) -> Self {
+    pub fn new(setup: BrokerOptions, now: Tick) -> Self {
         let bounds = setup.bounds;
         let pool = Arc::new(Pool::new(bounds.pool_bytes));
         let inbox = Credit { messages: bounds.inbox_messages, bytes: bounds.pool_bytes / INBOX_PART };

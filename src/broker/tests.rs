@@ -320,7 +320,7 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     let (now, counters) = (world.now, &mut world.counters);
     let shard = &mut world.shards[worker];
     let bounds = Bounds { pool_bytes: 1 << 20, subscriptions: 100_000, ..*shard.bounds() };
-    let setup = Setup {
+    let setup = BrokerOptions {
         worker: WorkerId(worker as u16),
         home: shard.home,
         exchange: Arc::clone(&shard.exchange),

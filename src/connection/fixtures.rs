@@ -73,7 +73,7 @@ impl Fixtures {
 
     /// The sessions of a shard that is the only one.
     pub fn sessions() -> Broker {
-        let setup = broker::Setup {
+        let setup = broker::BrokerOptions {
             worker: WorkerId(0),
             home: Home::new([3; 16], 1),
             exchange: Arc::new(Exchange::new(1)),

@@ -34,7 +34,7 @@ use crate::metrics::Published;
 use crate::store::{self, StoreError};
 use crate::tls::certs::development::{self, DevelopmentCerts};
 use crate::tls::handshake::ServerTls;
-use crate::worker::{self, Setup, StartError, Workers};
+use crate::worker::{self, StartError, WorkerOptions, Workers};
 use blocks::BlocksFile;
 use deny::Denied;
 pub use error::{GatewayError, Problems};
@@ -77,7 +77,7 @@ impl Gateway {
         let denied = Denied::new(started, denied, blocks_file.read().map_err(GatewayError::Start)?);
         let running = Running::begin(Arc::clone(&config), materials, api, denied);
         let home = Home::new(random()?, config.workers);
-        let setup = Setup {
+        let setup = WorkerOptions {
             config: &config,
             settings: running.settings(),
             home,

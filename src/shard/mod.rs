@@ -53,7 +53,7 @@ pub use transmit::Transmit;
 const DENIED_IN_A_TURN: usize = 64;
 
 /// What a shard is made with.
-pub struct Setup {
+pub struct ShardOptions {
     /// Whose shard it is.
     pub worker: WorkerId,
     /// Where devices live.
@@ -153,9 +153,9 @@ pub enum Plan {
 impl Shard {
     /// An empty shard at the time `now`.
     #[must_use]
-    pub fn new(setup: Setup, now: Tick) -> Self {
+    pub fn new(setup: ShardOptions, now: Tick) -> Self {
         assert!(setup.worker.0 < setup.home.workers());
-        let sessions = broker::Setup {
+        let sessions = broker::BrokerOptions {
             worker: setup.worker,
             home: setup.home,
             exchange: setup.exchange,

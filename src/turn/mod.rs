@@ -117,7 +117,7 @@ pub enum Phase {
 }
 
 /// What a turn is made with.
-pub struct Setup {
+pub struct TurnOptions {
     /// How many workers there are.
     pub workers: u16,
     /// The worker's shard.
@@ -202,7 +202,7 @@ struct Lateness {
 
 impl<I: Io> Turn<I> {
     /// A loop that has not turned yet.
-    pub fn new(setup: Setup, mut io: I) -> Self {
+    pub fn new(setup: TurnOptions, mut io: I) -> Self {
         let now = io.now();
         let todo = Todo { listeners: vec![Backlog::default(); io.listeners()], ..Todo::default() };
         Self {

@@ -16,4 +16,4 @@ mod uplink_batch;
 
 pub use kept::Kept;
 pub use policy::{Policy, PolicySwitch};
-pub use start::{Setup, StartError, Workers, start};
+pub use start::{StartError, WorkerOptions, Workers, start};

@@ -37,7 +37,7 @@ use crate::time::Moment;
 use crate::turn::{self, Admission, AdmissionLimits, Turn};
 
 /// What the workers are made with.
-pub struct Setup<'a> {
+pub struct WorkerOptions<'a> {
     /// The whole configuration.
     pub config: &'a Config,
     /// What holds for the connections of each listener, in the order of the configuration.
@@ -101,7 +101,7 @@ impl std::error::Error for StartError {}
 ///
 /// # Errors
 /// [`StartError`]; no thread is left behind.
-pub fn start(setup: &Setup, kept: Option<Kept>) -> Result<Workers, StartError> {
+pub fn start(setup: &WorkerOptions, kept: Option<Kept>) -> Result<Workers, StartError> {
     let limits = &setup.config.limits;
     let count = usize::from(setup.config.workers);
     // Held until the workers listen.
@@ -276,7 +276,7 @@ impl Shared {
     }
 }
 
-fn first_policy(setup: &Setup) -> Policy {
+fn first_policy(setup: &WorkerOptions) -> Policy {
     let Config { limits, admission, .. } = setup.config;
     Policy { settings: Arc::clone(&setup.settings), limits: limits.clone(), admission: admission.clone() }
 }
@@ -328,7 +328,7 @@ impl WorkerParts {
         let now = Moment::from_micros(self.started.elapsed().as_micros() as u64);
         let frame_bytes =
             policy.settings.iter().map(|settings| settings.frame_bytes).max().unwrap_or(limits.frame_bytes);
-        let setup = shard::Setup {
+        let setup = shard::ShardOptions {
             worker: self.id,
             home: self.home,
             settings: Arc::clone(&policy.settings),
@@ -363,7 +363,7 @@ impl WorkerParts {
             published: self.published,
             changes,
         };
-        let setup = turn::Setup {
+        let setup = turn::TurnOptions {
             workers: self.home.workers(),
             shard,
             input: Input::new(frame_bytes, limits.read_bytes),

@@ -156,7 +156,7 @@ fn turn(
     settings: &Arc<[ListenerSettings]>,
     (exchange, addresses): &(Arc<Exchange>, Arc<AddressTable>),
 ) -> Turn<SimIo> {
-    let setup = shard::Setup {
+    let setup = shard::ShardOptions {
         worker: WorkerId(id),
         home: Home::new([0; 16], 2),
         settings: Arc::clone(settings),
@@ -166,7 +166,7 @@ fn turn(
         exchange: Arc::clone(exchange),
         sessions: broker::Bounds::of(limits, 2),
     };
-    let setup = turn::Setup {
+    let setup = turn::TurnOptions {
         workers: 2,
         shard: Shard::new(setup, Tick(0)),
         input: Input::new(limits.frame_bytes, limits.read_bytes),

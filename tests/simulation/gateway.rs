@@ -103,7 +103,7 @@ impl Gateway {
             allow: Arc::new([]),
         };
         let turn = |id| {
-            let setup = shard::Setup {
+            let setup = shard::ShardOptions {
                 worker: WorkerId(id),
                 home,
                 settings: Arc::clone(settings),
@@ -117,7 +117,7 @@ impl Gateway {
                 },
             };
             let frame_bytes = settings.iter().map(|settings| settings.frame_bytes).max().expect("listeners");
-            let setup = turn::Setup {
+            let setup = turn::TurnOptions {
                 workers: build.workers,
                 shard: Shard::new(setup, Tick(0)),
                 input: Input::new(frame_bytes, limits.read_bytes),

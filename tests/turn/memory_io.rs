@@ -19,7 +19,7 @@ use pulsegate::slot::ConnectionSlot;
 use pulsegate::time::Moment;
 use pulsegate::turn::{
     Accepted, Admission, AdmissionLimits, Bounds, Broken, Closing, Event, Handoff, HandoffAck, Interrupted, Io, Phase,
-    ReadError, Readiness, Received, Setup, Turn,
+    ReadError, Readiness, Received, Turn, TurnOptions,
 };
 
 /// How the peer's side of a stream has ended.
@@ -291,7 +291,7 @@ pub fn memory_turn(io: MemoryIo, shard: Shard, input: Input, bounds: Bounds) -> 
         },
         allow: Arc::new([]),
     };
-    let setup = Setup {
+    let setup = TurnOptions {
         workers: io.workers,
         shard,
         input,

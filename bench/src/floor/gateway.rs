@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pulsegate::link::Home;
-use pulsegate::worker::{self, Setup, Workers};
+use pulsegate::worker::{self, WorkerOptions, Workers};
 
 use super::threads::Threads;
 use crate::fixtures::Deployment;
@@ -27,7 +27,7 @@ impl Gateway {
         let Some(program) = program else {
             let before = Threads::present();
             let home = Home::new([7; 16], config.workers);
-            let setup = Setup {
+            let setup = WorkerOptions {
                 config: &config,
                 settings: deployment.settings(),
                 home,

@@ -94,7 +94,7 @@ impl World {
         let now = Moment::from_micros(TICK_MICROS);
         let shard = |worker| {
             let exchange = Arc::clone(&exchange);
-            Broker::new(Setup { worker: WorkerId(worker), home, exchange, bounds, key: seed }, now.tick())
+            Broker::new(BrokerOptions { worker: WorkerId(worker), home, exchange, bounds, key: seed }, now.tick())
         };
         let lanes = || (0..workers).map(|_| (VecDeque::new(), VecDeque::new())).collect();
         let mut world = Self {

@@ -145,7 +145,7 @@ impl World {
             .map(|worker| {
                 let exchange = Arc::clone(&exchange);
                 let mut shard =
-                    Broker::new(Setup { worker: WorkerId(worker), home, exchange, bounds, key }, now.tick());
+                    Broker::new(BrokerOptions { worker: WorkerId(worker), home, exchange, bounds, key }, now.tick());
                 shard.begin_recording(Recording { timeline, listeners: ["l".into()].into() });
                 shard
             })

@@ -110,7 +110,7 @@ impl World {
         let now = Moment::from_micros(start * TICK_MICROS);
         let shard = |worker| {
             let exchange = Arc::clone(&exchange);
-            Broker::new(Setup { worker: WorkerId(worker), home, exchange, bounds, key: seed }, now.tick())
+            Broker::new(BrokerOptions { worker: WorkerId(worker), home, exchange, bounds, key: seed }, now.tick())
         };
         let device = |number| {
             let name = format!("device {number} of seed {seed}");

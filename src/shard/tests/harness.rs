@@ -38,7 +38,7 @@ impl ShardHarness {
         let home = Home::new([3; 16], workers);
         let exchange = Arc::new(Exchange::new(workers));
         let harness = |worker| {
-            let setup = Setup {
+            let setup = ShardOptions {
                 worker: WorkerId(worker),
                 home,
                 settings: Arc::clone(&settings),
