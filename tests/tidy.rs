@@ -637,6 +637,42 @@ fn broken(path: &str, text: &str) -> Vec<String> {
     check_source(&source, &outside).into_iter().map(|found| format!("{}: {}", found.line, found.rule)).collect()
 }
 
+/// What a module of the table may use, whatever that may use, and so on.
+fn reach(module: &'static str) -> BTreeSet<&'static str> {
+    let mut all = BTreeSet::from([module]);
+    let mut next = vec![module];
+    while let Some(module) = next.pop() {
+        let rows = TABLE.iter().filter(|row| row.path == module);
+        next.extend(rows.flat_map(|row| row.modules).filter(|used| all.insert(used)));
+    }
+    all
+}
+
+/// The fuzzer takes the turn and whatever that needs by its path. What it lacks or has beyond that, and crates that it lacks.
+fn unlike_the_fuzzer(library: &str, manifest: &str) -> Vec<String> {
+    let modules = reach("turn");
+    let declared: BTreeSet<&str> =
+        library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let crates = dependencies(manifest);
+    let used = TABLE.iter().filter(|row| modules.contains(module_of(row.path)) && row.path != "shard/tests");
+    let lacking = used.flat_map(|row| row.outside).filter(|name| !crates.contains(**name));
+    modules
+        .symmetric_difference(&declared)
+        .map(|module| format!("fuzz/lib.rs and the table disagree about {module}"))
+        .chain(lacking.map(|name| format!("fuzz/Cargo.toml lacks {name}")))
+        .collect()
+}
+
+#[test]
+fn fuzzer_has_the_modules_of_the_turn_and_their_crates() {
+    let read = |file| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let (library, manifest) = (read("fuzz/lib.rs"), read("fuzz/Cargo.toml"));
+    assert_eq!(unlike_the_fuzzer(&library, &manifest), Vec::<String>::new());
+    let (less, poorer) =
+        (library.replace("pub mod pool;", "pub mod control;"), manifest.replace("\nslab = ", "\nx = "));
+    assert!(unlike_the_fuzzer(&less, &poorer).len() >= 3, "pool is lacking, control is too much, and slab is lacking");
+}
+
 #[test]
 fn the_table_is_held() {
     assert_eq!(broken("src/codec/raw.rs", "use crate::tls::record;"), ["2: codec may not use tls"]);

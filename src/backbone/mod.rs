@@ -1,4 +1,8 @@
-//! What carries uplink events beyond this process. Today it is [`Backbone`], embedded: the latest events in memory.
+//! What carries uplink events beyond this process: [`Backbone`], embedded: the latest events in memory.
+//!
+//! It is one type, called directly, and not one of an enum. Who takes events and says later that they are safe is the store, or
+//! without a store this ring: that is decided in one file, `control/hub.rs`. NATS carries commands and who has which device
+//! (`fleet`), and takes events as a sink of the store; it settles none. A second variant would be the one that does.
 
 mod embedded;
 mod record;

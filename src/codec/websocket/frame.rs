@@ -106,6 +106,19 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// Where in the stream of frames a connection is. Between messages it is its default, and need not be kept.
+///
+/// ```
+/// use pulsegate::codec::websocket::{Decoder, Event};
+///
+/// // A whole binary message of two bytes, masked with 1, 2, 3, 4.
+/// let mut bytes = [0x82, 0x82, 1, 2, 3, 4, 0xC0 ^ 1, 0x00 ^ 2];
+/// let mut decoder = Decoder::default();
+/// let (behind, event) = decoder.next(&mut bytes, 0)?;
+/// let Some(Event::Data { payload, .. }) = event else { panic!("{event:?}") };
+/// assert_eq!(bytes[payload], [0xC0, 0x00]); // unmasked in place
+/// assert!(behind == bytes.len() && decoder.is_idle());
+/// # Ok::<(), pulsegate::codec::websocket::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decoder {
     /// The message that has begun and has not ended.
