@@ -167,7 +167,7 @@ metrics! {
     enum ListenerMetric;
     /// Devices connected that came through this listener.
     Devices = Gauge "pulsegate_listener_devices" "",
-    /// Connections accepted by this listener.
+    /// Connections accepted by this listener. One that chose it by ALPN at another one's port counts there and here.
     Accepted = Counter "pulsegate_listener_accepted" "",
     /// Connections refused before TLS by this listener; in the exposition by reason too.
     Refused = Counter "pulsegate_listener_refused" "",

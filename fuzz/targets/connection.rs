@@ -63,6 +63,8 @@ fn settings() -> Arc<[ListenerSettings]> {
         let listener = |protocol, tokens: bool| Listener {
             name: "fuzz".into(),
             listen: ([127, 0, 0, 1], 0).into(),
+            shares: None,
+            alpn: None,
             protocol,
             transport: config::Transport::Tls,
             proxy_protocol: Vec::new(),

@@ -97,7 +97,17 @@ fn listener_in_words(listener: &Listener, address: SocketAddr) -> String {
         ),
     };
     let (protocol, from) = (listener.protocol.label(), listener.identity.from.label());
-    format!("{protocol:<6}  {address}  {clients}, id from {from}{secret}, {liveness}")
+    let chosen = match listener.shares {
+        Some(_) => format!(" by ALPN {}", protocols_in_words(listener)),
+        None => String::new(),
+    };
+    format!("{protocol:<6}  {address}{chosen}  {clients}, id from {from}{secret}, {liveness}")
+}
+
+/// The application protocols by which a listener is chosen.
+pub fn protocols_in_words(listener: &Listener) -> String {
+    let names: Vec<_> = listener.alpn().into_iter().map(String::from_utf8_lossy).collect();
+    names.join(", ")
 }
 
 fn mqtt_in_words(mqtt: &Mqtt) -> String {

@@ -134,7 +134,7 @@ fn findings(options: &Doctor) -> Result<Vec<Finding>, CliError> {
 /// Every connection is a descriptor, and each worker has a table of its own.
 fn descriptor_limit(config: &Config, descriptors: u64) -> Finding {
     let wanted = config.limits.connections;
-    let held = connections_by_descriptors(config.workers, config.listeners.len(), descriptors);
+    let held = connections_by_descriptors(config.workers, config.ports(), descriptors);
     let what = format!(
         "{} for each of {} workers hold {} connections, limits.connections is {}",
         Thousands(descriptors),
@@ -222,6 +222,7 @@ fn ports(root: &Path, config: &Config) -> Vec<Finding> {
     let within: Vec<String> = config
         .listeners
         .iter()
+        .filter(|listener| listener.shares.is_none())
         .map(|listener| listener.listen.port())
         .filter(|port| (first..=last).contains(port) && !is_reserved(&reserved, *port))
         .map(|port| port.to_string())

@@ -48,11 +48,11 @@ fn device_line(loaded: &Loaded, bound: &[SocketAddr], development: Option<&Devel
         }
         (ClientAuth::Required, None) => line.push_str(" -cert CLIENT.pem -key CLIENT.key"),
     }
-    line.push_str(match listener.protocol {
-        Protocol::Raw(_) => " -quiet",
-        Protocol::Native => " -alpn pulsegate/1 </dev/null",
-        Protocol::Mqtt(_) => " -alpn mqtt </dev/null",
-    });
+    let offered = describe::protocols_in_words(listener).replace(", ", ",");
+    if !offered.is_empty() {
+        let _ = write!(line, " -alpn {}", quoted(Path::new(&offered)));
+    }
+    line.push_str(if is_raw(listener) { " -quiet" } else { " </dev/null" });
     Some(line)
 }
 
@@ -87,7 +87,7 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use pulsegate::config::machine::{Machine, Memory, MemorySource};
-    use pulsegate::config::{AdminToken, Mqtt, Role, Secret, built_in};
+    use pulsegate::config::{AdminToken, Mqtt, Raw, Role, Secret, built_in};
     use pulsegate::tls::certs::development::CertificatePair;
 
     use super::*;
@@ -171,6 +171,12 @@ mod tests {
         assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn pulsegate/1 </dev/null");
         loaded.config.listeners[0].protocol = Protocol::Mqtt(Mqtt::default());
         assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn mqtt </dev/null");
+        loaded.config.listeners[0].protocol = Protocol::Raw(Raw::default());
+        loaded.config.listeners[0].alpn = Some(vec!["acme/1".to_owned(), "acme 2".to_owned()]);
+        assert_eq!(line(&loaded, None), "openssl s_client -connect 127.0.0.1:1 -alpn 'acme/1,acme 2' -quiet");
+        loaded.config.listeners[0].shares = Some("mqtt".to_owned());
+        let text = message(&loaded, &bound[..1], bound[1], None);
+        assert!(text.contains("  raw     127.0.0.1:1 by ALPN acme/1, acme 2  no client certificates"), "{text}");
         let secret = Secret::new("secret".to_owned());
         loaded.config.admin.tokens = vec![AdminToken { name: "admin".to_owned(), role: Role::Admin, secret }];
         let overview = overview_line(&loaded, loaded.config.admin.listen);

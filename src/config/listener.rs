@@ -6,6 +6,9 @@ use crate::network::Network;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+/// The most application protocols of one listener.
+pub const ALPN_MAX: usize = 8;
+
 /// One listening address and all that holds for its connections.
 #[derive(Clone, Debug)]
 pub struct Listener {
@@ -13,6 +16,10 @@ pub struct Listener {
     pub name: String,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// The listener whose port this is. Clients come to this one by their application protocol.
+    pub shares: Option<String>,
+    /// Application protocols, the preferred one first; none: that of what is spoken.
+    pub alpn: Option<Vec<String>>,
     /// What is spoken within TLS.
     pub protocol: Protocol,
     /// What carries it there.
@@ -30,14 +37,18 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The protocols that are agreed on by ALPN; a client may offer none. Empty: whatever a client offers.
+    /// The protocols that are agreed on by ALPN (RFC 7301), the preferred one first; a client may offer none. Empty: whatever a
+    /// client offers.
     #[must_use]
-    pub const fn alpn(&self) -> &'static [&'static [u8]] {
+    pub fn alpn(&self) -> Vec<&[u8]> {
+        if let Some(written) = &self.alpn {
+            return written.iter().map(String::as_bytes).collect();
+        }
         match (&self.transport, &self.protocol) {
-            (Transport::WebSocket(_), _) => &[b"http/1.1"],
-            (Transport::Tls, Protocol::Native) => &[native::ALPN],
-            (Transport::Tls, Protocol::Raw(_)) => &[],
-            (Transport::Tls, Protocol::Mqtt(_)) => &[mqtt::ALPN],
+            (Transport::WebSocket(_), _) => vec![b"http/1.1"],
+            (Transport::Tls, Protocol::Native) => vec![native::ALPN],
+            (Transport::Tls, Protocol::Raw(_)) => Vec::new(),
+            (Transport::Tls, Protocol::Mqtt(_)) => vec![mqtt::ALPN],
         }
     }
 }

@@ -34,7 +34,7 @@ pub use error::{ConfigError, ConfigKey, Problem};
 pub use fleet::{FLEET_DEVICE_BYTES, FLEET_SINK, Fleet};
 pub use identity::{Identity, IdentityFrom};
 pub use limits::{Admission, Backbone, ConnectionBounds, Drain, Limits, Uplink};
-pub use listener::{Heartbeat, Listener, Mqtt, Protocol, Rates, Raw, Transport, WebSocket};
+pub use listener::{ALPN_MAX, Heartbeat, Listener, Mqtt, Protocol, Rates, Raw, Transport, WebSocket};
 pub use load::{DEVELOPMENT_CERTIFICATES, built_in, load, load_all};
 pub use machine::Machine;
 pub use secret::Secret;
@@ -103,6 +103,12 @@ impl Config {
     #[must_use]
     pub fn speaks_mqtt(&self) -> bool {
         self.listeners.iter().any(|listener| matches!(listener.protocol, Protocol::Mqtt(_)))
+    }
+
+    /// How many ports devices come to.
+    #[must_use]
+    pub fn ports(&self) -> usize {
+        self.listeners.iter().filter(|listener| listener.shares.is_none()).count()
     }
 
     /// What may lie in the store's file; `None`: there is no store.

@@ -258,6 +258,10 @@ pub struct RawListener {
     pub name: Option<String>,
     /// `address:port`.
     pub listen: Option<String>,
+    /// The listener whose port it shares.
+    pub shares: Option<String>,
+    /// Application protocols.
+    pub alpn: Option<Vec<String>>,
     /// `native`, `raw` or `mqtt`.
     pub protocol: Option<String>,
     /// `tls` or `websocket`.

@@ -2,6 +2,7 @@
 
 mod authenticator;
 mod fleet;
+mod port;
 mod sinks;
 mod store;
 

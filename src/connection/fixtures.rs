@@ -42,6 +42,8 @@ impl Fixtures {
         Listener {
             name: "test".into(),
             listen: ([127, 0, 0, 1], 0).into(),
+            shares: None,
+            alpn: None,
             protocol: Protocol::Native,
             transport: Transport::Tls,
             proxy_protocol: Vec::new(),
@@ -114,7 +116,7 @@ impl Fixtures {
             config::ClientAuth::Optional => ClientAuth::Optional(&self.authority.pem),
             config::ClientAuth::Required => ClientAuth::Required(&self.authority.pem),
         };
-        let alpn = listener.alpn();
+        let alpn = &listener.alpn();
         let (tls, _) = ServerTls::load(&ServerOptions {
             certificates: &certificates,
             client_auth,

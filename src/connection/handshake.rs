@@ -25,24 +25,29 @@ pub(super) struct Handshaking {
 
 impl Connection {
     /// Begins the TLS handshake, if a whole ClientHello is there to begin it with: the connection has a place among them.
-    /// False: it goes on waiting for bytes, and what there is of them is all that it holds.
-    pub fn begin_handshake(&mut self, input: &Input, settings: &ListenerSettings, now: Moment) -> bool {
+    /// False: it goes on waiting for bytes, and what there is of them is all that it holds. `settings` are those of all
+    /// listeners: where several share a port, the connection is of the one that the client asks for from here on.
+    pub fn begin_handshake(&mut self, input: &Input, settings: &[ListenerSettings], now: Moment) -> bool {
         assert!(self.is_called());
-        let (wish, refusal) = match scan(input.cipher()) {
+        let port = &settings[self.listener.index()].port;
+        let (wish, refusal) = match scan(input.cipher(), port.protocols()) {
             Hello::Partial => {
                 self.state = State::Accepted;
                 return false;
             }
-            Hello::Whole(wish) if wish.is_illegal() => {
-                (wish, Some((Alert::IllegalParameter, "the client asks for records of a forbidden size")))
+            Hello::Whole(wishes) => {
+                if let Some(position) = wishes.protocol {
+                    self.listener = port.listener(position);
+                }
+                let illegal = (Alert::IllegalParameter, "the client asks for records of a forbidden size");
+                (wishes.records, wishes.records.is_illegal().then_some(illegal))
             }
-            Hello::Whole(wish) => (wish, None),
             Hello::TooLong => {
                 (RecordWish::default(), Some((Alert::DecodeError, "the ClientHello is longer than 16 KB")))
             }
         };
         self.state = State::Handshaking(Box::new(Handshaking {
-            tls: Handshake::server(&settings.tls, wish),
+            tls: Handshake::server(&settings[self.listener.index()].tls, wish),
             begun: false,
             started: now,
             heard: now,

@@ -58,7 +58,7 @@ pub use close::{Cause, Termination, lingers};
 pub use image::InvalidImage;
 pub use input::{Input, Saved};
 pub use liveness::{Due, Heard, Liveness, Schedule};
-pub use settings::{Entry, ListenerSettings, RateRules};
+pub use settings::{Entry, ListenerSettings, Port, RateRules};
 pub use trace::PacketLog;
 
 use crate::broker::{Broker, DueWill};

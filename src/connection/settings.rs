@@ -26,6 +26,8 @@ pub struct ListenerSettings {
     pub websocket: Option<WebSocket>,
     /// Certificates and all else that a handshake needs.
     pub tls: ServerTls,
+    /// The listeners that share its port.
+    pub port: Port,
     /// What becomes of a connection whose certificate was revoked.
     pub on_revoked: WhenOver,
     /// What becomes of a connection whose certificate has ended.
@@ -62,6 +64,50 @@ pub struct ListenerSettings {
     pub deny: Arc<DenyList>,
     /// How fast each device may send; none: as fast as it likes.
     pub rates: Option<RateRules>,
+}
+
+/// The listeners of one port, and the application protocols (ALPN, RFC 7301) by which clients choose among them. Empty: it is one
+/// listener's alone. At most [`MAX_LISTENERS`](crate::config::MAX_LISTENERS) times [`ALPN_MAX`](crate::config::ALPN_MAX) protocols, looked at once
+/// for each connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// The preferred one first.
+    protocols: Vec<Box<[u8]>>,
+    /// Whose they are.
+    listeners: Vec<ListenerId>,
+}
+
+impl Port {
+    /// That of the listener at this position: its own protocols first, then those of the others in their order.
+    #[must_use]
+    pub fn of(listeners: &[Listener], position: usize) -> Self {
+        let owner = &listeners[position];
+        let shares = |listener: &Listener| listener.shares.as_deref() == Some(&*owner.name);
+        let mut port = Self::default();
+        if !listeners.iter().any(shares) {
+            return port;
+        }
+        let others = listeners.iter().enumerate().filter(|(_, listener)| shares(listener));
+        for (position, listener) in std::iter::once((position, owner)).chain(others) {
+            for protocol in listener.alpn() {
+                port.protocols.push(protocol.into());
+                port.listeners.push(ListenerId(position as u8));
+            }
+        }
+        port
+    }
+
+    /// What its clients are looked at for.
+    #[must_use]
+    pub fn protocols(&self) -> &[Box<[u8]>] {
+        &self.protocols
+    }
+
+    /// Whose the protocol at this position is.
+    #[must_use]
+    pub fn listener(&self, position: usize) -> ListenerId {
+        self.listeners[position]
+    }
 }
 
 /// How fast a device may send.
@@ -147,6 +193,7 @@ impl ListenerSettings {
                 Transport::WebSocket(websocket) => Some(websocket.clone()),
             },
             tls,
+            port: Port::default(),
             on_revoked: listener.tls.on_revoked,
             on_expired: listener.tls.on_expired,
             max_age_ticks: listener.tls.max_connection_age.map(ticks_ceil),
@@ -166,6 +213,12 @@ impl ListenerSettings {
             deny: Arc::default(),
             rates: RateRules::of(&listener.rates),
         }
+    }
+
+    /// The same, at a port that others share.
+    #[must_use]
+    pub fn with_port(self, port: Port) -> Self {
+        Self { port, ..self }
     }
 
     /// The same, with a list of who may not come in.

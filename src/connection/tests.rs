@@ -81,7 +81,8 @@ impl ConnectionHarness {
             self.input.filled(count);
             bytes = &bytes[count..];
             let _ = self.connection.handle_heard(self.now, &self.settings, &mut self.counters);
-            if self.connection.is_called() && !self.connection.begin_handshake(&self.input, &self.settings, self.now) {
+            let settings = std::slice::from_ref(&self.settings);
+            if self.connection.is_called() && !self.connection.begin_handshake(&self.input, settings, self.now) {
                 // Less than a ClientHello: it waits for more, and comes to its turn again.
                 self.connection.save(&self.input);
                 self.connection.begin_waiting();

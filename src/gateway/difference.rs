@@ -122,7 +122,9 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
         to.needs_restart.push(format!("listener {name:?}: transport"));
         return None;
     }
-    if listener.listen != fresh.listen {
+    if listener.shares != fresh.shares {
+        to.needs_restart.push(format!("listener {name:?}: shares"));
+    } else if listener.shares.is_none() && listener.listen != fresh.listen {
         to.needs_restart.push(format!("listener {name:?}: listen"));
     }
     let mut changes = |key: &str, same: bool| {
@@ -132,12 +134,13 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
     };
     changes(listener.protocol.label(), listener.protocol == fresh.protocol);
     changes("websocket", listener.transport == fresh.transport);
+    changes("alpn", listener.alpn == fresh.alpn);
     changes("proxy_protocol", listener.proxy_protocol == fresh.proxy_protocol);
     changes("rates", listener.rates == fresh.rates);
     changes("heartbeat", listener.heartbeat == fresh.heartbeat);
     changes("identity.from", listener.identity.from == fresh.identity.from);
     changes("authenticators", listener.identity.authenticators == fresh.identity.authenticators);
-    *listener = Listener { listen: listener.listen, ..fresh.clone() };
+    *listener = Listener { listen: listener.listen, shares: listener.shares.take(), ..fresh.clone() };
     Some(source)
 }
 
@@ -193,6 +196,28 @@ mod tests {
         assert_eq!(found.config.listeners[0].listen, running.listeners[0].listen);
         assert_eq!(found.config.listeners[0].heartbeat, fresh.listeners[0].heartbeat);
         assert_eq!(found.config.listeners[2].identity.authenticators, fresh.listeners[2].identity.authenticators);
+    }
+
+    #[test]
+    fn protocols_change_under_a_port_that_is_shared_and_who_shares_it_does_not() {
+        let mut running = config();
+        running.listeners[2].shares = Some("devices".to_owned());
+        running.listeners[2].listen = running.listeners[0].listen;
+        let mut fresh = running.clone();
+        fresh.listeners[2].alpn = Some(vec!["mqtt".to_owned(), "acme".to_owned()]);
+        fresh.listeners[0].listen.set_port(1);
+        fresh.listeners[2].listen.set_port(1);
+        let found = difference(&running, &fresh);
+        assert_eq!(found.changed, ["listener \"mqtt\": alpn"]);
+        assert_eq!(found.needs_restart, ["listener \"devices\": listen"], "the other one has no address of its own");
+        assert_eq!(found.config.listeners[2].alpn, fresh.listeners[2].alpn);
+        for (fresh, shares) in [(Some("raw".to_owned()), "raw"), (None, "nobody's")] {
+            let mut other = running.clone();
+            other.listeners[2].shares = fresh;
+            let found = difference(&running, &other);
+            assert_eq!(found.needs_restart, ["listener \"mqtt\": shares"], "{shares}");
+            assert_eq!(found.config.listeners[2].shares.as_deref(), Some("devices"));
+        }
     }
 
     #[test]

@@ -313,7 +313,7 @@ fn tls_files(listener: &Listener) -> impl Iterator<Item = &Path> {
 
 fn tls_digest(listener: &Listener) -> Digest {
     let mut context = Context::new(&SHA256);
-    context.update(format!("{:?}", listener.tls).as_bytes());
+    context.update(format!("{:?} {:?}", listener.tls, listener.alpn()).as_bytes());
     context.update(&digest_of(tls_files(listener)));
     finish(context)
 }
@@ -373,7 +373,7 @@ fn load_tls(listener: &Listener) -> Result<(ServerTls, Vec<LoadWarning>), TlsLoa
         (ClientAuth::Required, Some(authorities)) => handshake::ClientAuth::Required(authorities),
         (_, None) => unreachable!("the configuration demands authorities where client certificates are asked for"),
     };
-    let alpn = listener.alpn();
+    let alpn = &listener.alpn();
     ServerTls::load(&ServerOptions {
         listener: &listener.name,
         certificates: &certificates,

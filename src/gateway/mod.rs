@@ -27,7 +27,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::config::budget::MemoryBudget;
 use crate::config::{Config, DEVELOPMENT_CERTIFICATES, Listener};
-use crate::connection::ListenerSettings;
+use crate::connection::{ListenerSettings, Port};
 use crate::control::{ChainFacts, Clock, Control, ControlParts, Inventory, OpenStore, ReloadRequest, epoch};
 use crate::link::{DenyList, Home, ListenerId};
 use crate::metrics::Published;
@@ -187,7 +187,7 @@ fn settings_of(
 ) -> Arc<[ListenerSettings]> {
     let settings = |(position, (listener, tls)): (usize, (&Listener, ServerTls))| {
         let settings = ListenerSettings::new(ListenerId(position as u8), listener, &config.limits, tls);
-        settings.with_deny(Arc::clone(deny))
+        settings.with_port(Port::of(&config.listeners, position)).with_deny(Arc::clone(deny))
     };
     config.listeners.iter().zip(tls).enumerate().map(settings).collect()
 }

@@ -480,8 +480,12 @@ impl Shard {
     fn begin_handshake(&mut self, slot: ConnectionSlot, input: &Input, now: Moment) -> bool {
         let connection = &mut self.connections[slot];
         self.counters.subtract(Metric::HandshakesWaiting, 1);
-        if !connection.begin_handshake(input, &self.settings[connection.listener().index()], now) {
+        let port = connection.listener();
+        if !connection.begin_handshake(input, &self.settings, now) {
             return false;
+        }
+        if connection.listener() != port {
+            self.counters.add_to_listener(connection.listener().index(), ListenerMetric::Accepted, 1);
         }
         self.counters.add(Metric::HandshakesInFlight, 1);
         self.places.begin(ConnectionId { slot, generation: connection.generation() }, now);

@@ -105,7 +105,7 @@ pub fn start(setup: &WorkerOptions, kept: Option<Kept>) -> Result<Workers, Start
     let limits = &setup.config.limits;
     let count = usize::from(setup.config.workers);
     // Held until the workers listen.
-    let (_reserved, addresses) = reserve_all(setup.config)?;
+    let Reserved { sockets: _reserved, ports, addresses } = reserve_all(setup.config)?;
 
     let batches = (limits.uplink_length / BATCH).max(4) * count;
     let (uplink_sender, uplink) = event_channel(batches);
@@ -142,7 +142,7 @@ pub fn start(setup: &WorkerOptions, kept: Option<Kept>) -> Result<Workers, Start
             seed: setup.seed.wrapping_add(position as u64),
             policy: policy.clone(),
             home: setup.home,
-            listen: workers.addresses.clone(),
+            listen: ports.clone(),
             poll,
             bells: bells.clone(),
             channels,
@@ -188,17 +188,35 @@ pub fn start(setup: &WorkerOptions, kept: Option<Kept>) -> Result<Workers, Start
     Ok(workers)
 }
 
-/// Takes every listener's address for this process, and tells the real ones.
-fn reserve_all(config: &Config) -> Result<(Vec<Socket>, Vec<SocketAddr>), StartError> {
-    let reserve_one = |listener: &config::Listener| {
-        reserve(listener.listen).map_err(|error| StartError::Listen {
+/// What is listened on for this process.
+struct Reserved {
+    /// Kept until the workers listen.
+    sockets: Vec<Socket>,
+    /// Each port once, with the listener that it is called after.
+    ports: Vec<(ListenerId, SocketAddr)>,
+    /// Where each listener's clients come to, with a real port.
+    addresses: Vec<SocketAddr>,
+}
+
+/// Takes every port for this process, and tells the real addresses.
+fn reserve_all(config: &Config) -> Result<Reserved, StartError> {
+    let (mut sockets, mut ports) = (Vec::new(), Vec::new());
+    for (position, listener) in config.listeners.iter().enumerate().filter(|(_, listener)| listener.shares.is_none()) {
+        let (socket, bound) = reserve(listener.listen).map_err(|error| StartError::Listen {
             listener: listener.name.clone(),
             address: listener.listen,
             error,
-        })
+        })?;
+        sockets.push(socket);
+        ports.push((ListenerId(position as u8), bound));
+    }
+    let address = |listener: &config::Listener| {
+        let owner = listener.shares.as_ref().unwrap_or(&listener.name);
+        let port = ports.iter().find(|(id, _)| config.listeners[id.index()].name == *owner);
+        port.expect("the configuration has every port that is shared").1
     };
-    let reserved: Result<Vec<_>, _> = config.listeners.iter().map(reserve_one).collect();
-    Ok(reserved?.into_iter().unzip())
+    let addresses = config.listeners.iter().map(address).collect();
+    Ok(Reserved { sockets, ports, addresses })
 }
 
 fn make<T>(count: usize, what: &'static str, mut one: impl FnMut() -> io::Result<T>) -> Result<Vec<T>, StartError> {
@@ -245,7 +263,7 @@ struct WorkerParts {
     seed: u64,
     policy: PolicySwitch,
     home: Home,
-    listen: Vec<SocketAddr>,
+    listen: Vec<(ListenerId, SocketAddr)>,
     poll: Poll,
     bells: Vec<Arc<Doorbell>>,
     channels: Vec<Option<OwnedFd>>,
@@ -307,16 +325,16 @@ impl WorkerParts {
                 .map_err(system("the channel between two workers cannot be polled"))?;
         }
         let mut listeners = Vec::new();
-        for (position, &address) in self.listen.iter().enumerate() {
+        for (position, &(id, address)) in self.listen.iter().enumerate() {
             let mut socket = listen(address).map_err(|error| StartError::Listen {
-                listener: format!("number {position}"),
+                listener: format!("number {}", id.index()),
                 address,
                 error,
             })?;
             registry
                 .register(&mut socket, token::listener(position), Interest::READABLE)
                 .map_err(system("a listener cannot be polled"))?;
-            listeners.push(Listener { id: ListenerId(position as u8), socket, is_starved: false });
+            listeners.push(Listener { id, socket, is_starved: false });
         }
 
         // The doorbell, listeners, channels to other workers.

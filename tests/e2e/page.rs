@@ -74,10 +74,11 @@ fn a_page_is_a_device_by_mqtt_js() {
     let site = Site::new();
     // The page's origin is known before it is there; whoever takes the port in between makes this fail.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let browsers = Listener::new("browsers", "mqtt")
+    // At the port of another listener, as a browser says that it speaks HTTP/1.1.
+    let browsers = Listener::sharing("browsers", "mqtt", "mqtt")
         .key("transport", "\"websocket\"")
         .table("websocket", &format!("origins = [\"http://localhost:{port}\"]\n"));
-    let gateway = site.start("workers = 2\n", &[browsers]);
+    let gateway = site.start("workers = 2\n", &[Listener::new("mqtt", "mqtt"), browsers]);
     let url = format!("wss://localhost:{}/mqtt", gateway.address("browsers").port());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut browser = Command::new("node");

@@ -8,6 +8,7 @@ mod support;
 mod auth;
 mod away;
 mod disk;
+mod port;
 mod rows_v3;
 mod rows_v5;
 mod script;

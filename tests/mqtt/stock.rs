@@ -108,7 +108,7 @@ fn paho_does_it_over_websocket() {
     paho(&site, &gateway, "ws", &["/mqtt"]);
 }
 
-fn paho(site: &Site, gateway: &Gateway, listener: &str, path: &[&str]) {
+pub fn paho(site: &Site, gateway: &Gateway, listener: &str, path: &[&str]) {
     let port = gateway.address(listener).port().to_string();
     for version in ["3", "5"] {
         let mut command = Command::new("python3");

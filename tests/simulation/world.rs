@@ -136,6 +136,8 @@ pub fn settings(limits: &Limits, certificates: &Certificates) -> Arc<[ListenerSe
     let listener = |protocol| Listener {
         name: "simulated".into(),
         listen: ([127, 0, 0, 1], 0).into(),
+        shares: None,
+        alpn: None,
         protocol,
         transport: config::Transport::Tls,
         proxy_protocol: Vec::new(),

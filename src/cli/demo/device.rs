@@ -37,6 +37,8 @@ pub(super) struct Plan {
     address: SocketAddr,
     /// The WebSocket's, where there is one.
     path: Option<String>,
+    /// The application protocol that the gateway prefers there, if it says one.
+    alpn: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,7 +65,14 @@ impl Plan {
         };
         let name = listener["name"].as_str()?;
         let path = (listener["transport"] == "websocket").then(|| listener["path"].as_str().unwrap_or("/").to_owned());
-        Some(Self { id: format!("demo-{name}-{number}"), protocol, address: SocketAddr::new(ip, bound.port()), path })
+        let alpn = listener["alpn"][0].as_str().map(str::to_owned);
+        Some(Self {
+            id: format!("demo-{name}-{number}"),
+            protocol,
+            address: SocketAddr::new(ip, bound.port()),
+            path,
+            alpn,
+        })
     }
 
     /// Path and subprotocol.
@@ -72,7 +81,10 @@ impl Plan {
         Some((self.path.as_deref()?, protocol))
     }
 
-    fn alpn(&self) -> &'static [u8] {
+    fn alpn(&self) -> &[u8] {
+        if let Some(name) = &self.alpn {
+            return name.as_bytes();
+        }
         match (self.protocol, &self.path) {
             (_, Some(_)) => b"http/1.1",
             (Protocol::Native, None) => native::ALPN,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::at::At;
-use super::{Context, check_name, mqtt, tls, values};
+use super::{Context, check_name, mqtt, port, tls, values};
 use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{
     RawAuthenticator, RawBytes, RawHeartbeat, RawIdentity, RawListener, RawMqtt, RawRates, RawRaw, RawWebSocket,
@@ -42,14 +42,8 @@ pub fn resolve(
         return Err(Problem::new(at.key("name"), "it is missing", "write a name, such as \"devices\""));
     };
     check_name(at.key("name"), &name)?;
-    let Some(listen) = raw.listen else {
-        return Err(Problem::new(at.key("listen"), "it is missing", "write an address, such as \"0.0.0.0:7443\""));
-    };
-    let listen = values::address(at.key("listen"), &listen, "0.0.0.0:7443")?;
-    if context.machine.outgoing_ports.as_ref().is_some_and(|ports| ports.contains(&listen.port())) {
-        let text = "the kernel gives this port to outgoing connections too, so binding it may fail: take a lower one";
-        context.warn(&at.key("listen"), text);
-    }
+    let listen = port::listen(context, &at, raw.listen.as_deref(), raw.shares.as_deref())?;
+    let alpn = raw.alpn.map(|written| port::alpn(&at, written)).transpose()?;
     let protocol = protocol(context, &at, raw.protocol.as_deref(), raw.raw, raw.mqtt, limits)?;
     let transport = transport(context, &at, raw.transport.as_deref(), raw.websocket, &protocol)?;
     let proxy_protocol = proxies(context, &at.key("proxy_protocol"), raw.proxy_protocol)?;
@@ -71,7 +65,19 @@ pub fn resolve(
     let identity = identity(context, &at, raw.identity, &protocol, tls.client_auth)?;
     let identity = with_list(context, &at, identity, raw.authenticators, &protocol, limits)?;
     let rates = rates(&at, &raw.rates)?;
-    Ok(Listener { name, listen, protocol, transport, proxy_protocol, tls, heartbeat, identity, rates })
+    Ok(Listener {
+        name,
+        listen,
+        shares: raw.shares,
+        alpn,
+        protocol,
+        transport,
+        proxy_protocol,
+        tls,
+        heartbeat,
+        identity,
+        rates,
+    })
 }
 
 fn protocol(

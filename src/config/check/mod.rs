@@ -9,6 +9,7 @@ mod fleet;
 mod limits;
 mod listener;
 mod mqtt;
+mod port;
 mod sink;
 mod store;
 mod tls;
@@ -172,15 +173,17 @@ fn listeners(
         let what = format!("there are {}", raw.len());
         problems.push(Problem::new(ConfigKey::top("listener"), what, format!("write at most {MAX_LISTENERS}")));
     }
-    let mut listeners = Vec::with_capacity(raw.len());
+    let names: Vec<String> = raw.iter().filter_map(|raw| raw.name.clone()).collect();
+    let mut listeners: Vec<(usize, Listener)> = Vec::with_capacity(raw.len());
     for (index, raw) in raw.into_iter().enumerate().take(MAX_LISTENERS) {
         let checked = listener::resolve(context, index, raw, limits).and_then(|listener| {
-            unlike_the_others(index, &listener, &listeners, admin)?;
-            Ok(listener)
+            unlike_the_others(index, &listener, listeners.iter().map(|(_, other)| other), admin)?;
+            Ok((index, listener))
         });
         listeners.extend(kept(checked, problems));
     }
-    listeners
+    port::share(&mut listeners, &names, problems);
+    listeners.into_iter().map(|(_, listener)| listener).collect()
 }
 
 fn node(written: Option<String>, machine: &Machine) -> Result<String, Problem> {
@@ -216,10 +219,10 @@ fn backbone(raw: &RawBackbone) -> Result<Backbone, Problem> {
 }
 
 /// No two listeners may share a name or an address, nor the control plane's.
-fn unlike_the_others(
+fn unlike_the_others<'a>(
     index: usize,
     listener: &Listener,
-    others: &[Listener],
+    others: impl Iterator<Item = &'a Listener>,
     admin: Option<&Admin>,
 ) -> Result<(), Problem> {
     let place = |key: &str| ConfigKey::of_listener(index, &listener.name, key);
@@ -230,7 +233,11 @@ fn unlike_the_others(
         }
         if values::addresses_collide(other.listen, listener.listen) {
             let what = format!("{} is taken by listener {:?} ({})", listener.listen, other.name, other.listen);
-            return Err(Problem::new(place("listen"), what, "give each listener its own address or port"));
+            let remedy = format!(
+                "give each listener its own address or port, or write shares = {:?} in place of listen: clients then choose by ALPN",
+                other.shares.as_ref().unwrap_or(&other.name)
+            );
+            return Err(Problem::new(place("listen"), what, remedy));
         }
     }
     if let Some(admin) = admin
@@ -256,7 +263,7 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config, written: bool
     let place = ConfigKey::top("limits.connections");
     let descriptors = context.machine.descriptors;
     let wanted = config.limits.connections;
-    let listeners = config.listeners.len();
+    let listeners = config.ports();
     let holds = |workers| connections_by_descriptors(workers, listeners, descriptors);
     let held = holds(config.workers);
     if wanted <= held {

@@ -70,6 +70,8 @@ struct Listener {
     /// Of a WebSocket.
     path: Option<String>,
     address: String,
+    /// Application protocols that are agreed on there; none: whatever is offered.
+    alpn: Vec<String>,
     certificates: Vec<Chain>,
 }
 
@@ -150,6 +152,7 @@ fn listeners(state: &State, inventory: &Inventory) -> Vec<Listener> {
                 Transport::WebSocket(websocket) => Some(websocket.path.clone()),
             },
             address: address.to_string(),
+            alpn: listener.alpn().into_iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect(),
             certificates: inventory
                 .certificates
                 .get(index)

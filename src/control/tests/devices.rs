@@ -52,11 +52,11 @@ fn the_overview_sums_what_workers_published() {
     assert_eq!(
         overview["listeners"],
         json!([
-            {"name": "devices", "protocol": "native", "transport": "tls", "path": null, "address": "127.0.0.1:7443", "certificates": [
+            {"name": "devices", "protocol": "native", "transport": "tls", "path": null, "address": "127.0.0.1:7443", "alpn": ["pulsegate/1"], "certificates": [
                 {"names": ["a.example"], "not_after": "2023-11-17T22:14:21Z", "days_left": 3},
                 {"names": ["b.example"], "not_after": "2023-11-14T22:13:19Z", "days_left": -1},
             ]},
-            {"name": "meters", "protocol": "raw", "transport": "tls", "path": null, "address": "127.0.0.1:7444", "certificates": []},
+            {"name": "meters", "protocol": "raw", "transport": "tls", "path": null, "address": "127.0.0.1:7444", "alpn": [], "certificates": []},
         ])
     );
     assert_eq!((&overview["node"], &overview["epoch"]), (&json!("edge-1"), &json!(42)));

@@ -356,6 +356,8 @@ fn config(token: Option<&str>, token_file: Option<PathBuf>, backbone: config::Ba
     let listener = |name: &str, port, protocol, token_file: Option<PathBuf>| Listener {
         name: name.into(),
         listen: (Ipv4Addr::LOCALHOST, port).into(),
+        shares: None,
+        alpn: None,
         protocol,
         transport: config::Transport::Tls,
         proxy_protocol: Vec::new(),

@@ -36,7 +36,7 @@ use zeroize::Zeroizing;
 
 pub use client::{ClientOptions, ClientResumption, ClientTls, Roots, Versions};
 pub use error::{CertificateFault, Choice, Detail, HandshakeError};
-pub use hello::{HELLO_BYTES_MAX, Hello, RecordWish, scan};
+pub use hello::{HELLO_BYTES_MAX, Hello, RecordWish, Wishes, scan};
 pub use self_test::{SelfTestError, self_test};
 pub use server::{ClientAuth, RevocationOptions, ServerOptions, ServerTls, TICKET_LIFETIME, TicketOptions, TlsPolicy};
 

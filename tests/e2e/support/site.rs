@@ -44,6 +44,12 @@ impl Listener {
         }
     }
 
+    /// A listener at the port of another one.
+    pub fn sharing(name: &str, protocol: &str, owner: &str) -> Self {
+        let listener = Self::new(name, protocol);
+        Self { head: listener.head.replace("listen = \"127.0.0.1:0\"", &format!("shares = {owner:?}")), ..listener }
+    }
+
     /// Any further key of the listener itself, with its value as it is written.
     pub fn key(mut self, key: &str, value: &str) -> Self {
         let _ = writeln!(self.head, "{key} = {value}");

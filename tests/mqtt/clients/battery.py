@@ -1,7 +1,7 @@
 """paho-mqtt through everything that a fleet does: QoS 0, 1 and 2 both ways, retained messages, a will, a session across a
 reconnect, a shared subscription. Prints `done` when all of it held.
 
-    battery.py PORT CA VERSION [PATH]          VERSION: 3 or 5; PATH: over WebSocket
+    battery.py PORT CA VERSION [PATH [ALPN]]   VERSION: 3 or 5; PATH: over WebSocket; ALPN: what it offers (paho says nothing)
 """
 
 import queue
@@ -14,6 +14,7 @@ from paho.mqtt.properties import Properties
 
 PORT, CA, VERSION = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 PATH = sys.argv[4] if len(sys.argv) > 4 else None
+ALPN = sys.argv[5:]
 PROTOCOL = {"3": mqtt.MQTTv311, "5": mqtt.MQTTv5}[VERSION]
 WITHIN = 10
 BASE = f"battery{VERSION}"
@@ -32,7 +33,10 @@ class Client:
         )
         if PATH:
             self.client.ws_set_options(path=PATH)
-        self.client.tls_set_context(ssl.create_default_context(cafile=CA))
+        context = ssl.create_default_context(cafile=CA)
+        if ALPN:
+            context.set_alpn_protocols(ALPN)
+        self.client.tls_set_context(context)
         self.client.on_message = lambda _client, _data, message: self.heard.put(message)
         self.client.on_connect = lambda _client, _data, flags, reason, _properties: self.connected.put((flags, reason))
         self.client.on_subscribe = lambda _client, _data, _mid, reasons, _properties: self.subscribed.put(reasons)

@@ -109,6 +109,8 @@ fn settings(plan: &Plan, certificates: &Certificates) -> Arc<[ListenerSettings]>
     let listener = Listener {
         name: "simulated".into(),
         listen: ([127, 0, 0, 1], 0).into(),
+        shares: None,
+        alpn: None,
         protocol: Protocol::Mqtt(mqtt),
         transport: config::Transport::Tls,
         proxy_protocol: Vec::new(),

@@ -21,8 +21,8 @@ fn serve(tls: &ServerTls, mut stream: TcpStream) -> bool {
     let (mut inbox, mut out) = (Vec::new(), Vec::new());
     let wish = loop {
         receive(&mut stream, &mut inbox);
-        match scan(&inbox) {
-            Hello::Whole(wish) => break wish,
+        match scan(&inbox, &[]) {
+            Hello::Whole(wishes) => break wishes.records,
             Hello::Partial => {}
             Hello::TooLong => panic!("a ClientHello that is too long"),
         }
