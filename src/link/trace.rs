@@ -129,7 +129,7 @@ pub enum TraceWhat {
     Announced,
     /// Its TLS handshake has begun, so long after it was accepted: for want of bytes, or of a place.
     Handshake {
-        /// How long.
+        /// How long, in whole ticks: it may be one less or more.
         waited: Duration,
     },
     /// TLS is established.

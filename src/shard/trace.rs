@@ -16,9 +16,10 @@ use crate::link::{
     TraceWhat, TracedPacket,
 };
 use crate::slot::ConnectionSlot;
-use crate::time::Moment;
+use crate::time::{Moment, TICK_MICROS};
 
 const SECOND: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_micros(TICK_MICROS);
 
 /// A set of traces, by their places among those that are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -374,8 +375,8 @@ impl Shard {
     /// Its handshake has begun.
     pub(super) fn trace_handshake(&mut self, slot: ConnectionSlot, now: Moment) {
         self.trace_about(slot, now, |connection| {
-            let waited = now.since(connection.connected_at().start_near(now));
-            TraceWhat::Handshake { waited }
+            // When it came is known by its tick alone.
+            TraceWhat::Handshake { waited: TICK * now.tick().since(connection.connected_at()) }
         });
     }
 

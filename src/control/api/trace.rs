@@ -266,7 +266,8 @@ impl<'a> Shown<'a> {
 /// What there is to say of an event in words.
 fn detail(what: &TraceWhat) -> String {
     match what {
-        TraceWhat::Handshake { waited } => format!("began {} ms after accept", waited.as_millis()),
+        TraceWhat::Handshake { waited } if waited.is_zero() => "began less than 100 ms after accept".to_owned(),
+        TraceWhat::Handshake { waited } => format!("began about {} ms after accept", waited.as_millis()),
         TraceWhat::Established { version, suite, is_resumed, is_certified } => {
             let how = if *is_resumed { "resumed" } else { "full handshake" };
             let certificate = if *is_certified { "a client certificate" } else { "no client certificate" };

@@ -9,6 +9,7 @@ mod metrics;
 mod openapi;
 mod page;
 mod probes;
+mod trace;
 mod uplink;
 
 use std::collections::BTreeMap;
@@ -288,6 +289,10 @@ fn play_worker(
             WorkerCommand::List { request, filter } => {
                 let matching = devices.values().filter(|device| filter.matches(&device.device));
                 WorkerEvent::Listed { request, devices: matching.take(filter.limit).cloned().collect() }
+            }
+            WorkerCommand::Trace(traces) => {
+                traces.iter().for_each(|trace| trace::tell_everything(worker, trace));
+                continue;
             }
             other => panic!("{other:?} is for other tests"),
         };

@@ -49,6 +49,30 @@ pub(super) fn check_event(data: &Value) {
     check(data, &json!({"$ref": "#/components/schemas/Event"}), "event");
 }
 
+/// Panics unless this is the data of an event of a trace.
+pub(super) fn check_trace_event(data: &Value) {
+    check(data, &json!({"$ref": "#/components/schemas/TraceEvent"}), "trace event");
+}
+
+/// By kind: the fields that every event of a trace has besides that, and those that it may have.
+pub(super) fn trace_fields() -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
+    let mut fields = BTreeMap::new();
+    for one in DESCRIPTION.pointer("/components/schemas/TraceEvent/oneOf").unwrap().as_array().unwrap() {
+        let schema = resolve(one);
+        let kind = &schema["properties"]["kind"];
+        let kinds = kind["enum"].as_array().cloned().unwrap_or_else(|| vec![kind["const"].clone()]);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let mut all: BTreeSet<String> = schema["properties"].as_object().unwrap().keys().cloned().collect();
+        let mut always: BTreeSet<String> = schema["required"].as_array().unwrap().iter().map(text).collect();
+        assert!(all.remove("kind") && always.remove("kind"));
+        let sometimes: BTreeSet<String> = all.difference(&always).cloned().collect();
+        for kind in kinds {
+            assert!(fields.insert(text(&kind), (always.clone(), sometimes.clone())).is_none(), "{kind} is there twice");
+        }
+    }
+    fields
+}
+
 fn find_path(path: &str) -> Option<(&'static str, &'static Value)> {
     let segments: Vec<_> = path.split('/').collect();
     let matches = |template: &str| {
