@@ -1,7 +1,7 @@
 //! TLS of the HTTP API: what it shows, what it demands, and a connection that may begin with a handshake.
 //!
 //! Handshakes are made by the connection's own task when it is read first, within the time that a request's head has: nobody who
-//! stops halfway keeps others from being accepted.
+//! stops halfway keeps others from being accepted. Whoever speaks plain HTTP here is told so in plain HTTP.
 
 use std::fmt;
 use std::io;
@@ -70,7 +70,9 @@ impl ApiTls {
                     |what: String| ApiTlsError { key: "client_ca", what: format!("{}: {what}", file.display()) };
                 let mut roots = RootCertStore::empty();
                 for authority in certificates("client_ca", file)? {
-                    roots.add(authority).map_err(|error| wrong(error.to_string()))?;
+                    roots.add(authority).map_err(|error| {
+                        wrong(format!("{error}: name a PEM file with authorities of whoever may ask"))
+                    })?;
                 }
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
                 builder.with_client_cert_verifier(verifier.build().map_err(|error| wrong(error.to_string()))?)
@@ -94,9 +96,21 @@ fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'st
     Err(ApiTlsError { key, what: format!("{}: {what}", file.display()) })
 }
 
+/// To whoever speaks plain HTTP where TLS is spoken; the same form as every error of the API.
+const HTTPS_NEEDED: &str = concat!(
+    "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 114\r\n\r\n",
+    r#"{"error":{"code":"https_needed","message":"this API is spoken over TLS: write https:// in place of http:// here"}}"#
+);
+/// Bytes of such a request that are taken, so that the answer is not lost with a reset.
+const REQUEST_MAX: usize = 64 << 10;
+
 /// What a connection of the API is made of.
 pub(super) enum Transport {
     Plain(TcpStream),
+    /// What it speaks is to be seen.
+    Looking(TcpStream, ApiTls),
+    /// It speaks plain HTTP, and is told what to do.
+    Refusing(Refusing),
     /// Its handshake is not over.
     Opening(Box<Accept<TcpStream>>),
     Open(Box<TlsStream<TcpStream>>),
@@ -109,11 +123,31 @@ impl Transport {
     pub(super) fn new(stream: TcpStream, tls: Option<&ApiTls>) -> Self {
         match tls {
             None => Transport::Plain(stream),
-            Some(ApiTls(config)) => Transport::Opening(Box::new(TlsAcceptor::from(Arc::clone(config)).accept(stream))),
+            Some(tls) => Transport::Looking(stream, tls.clone()),
         }
     }
 
     fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Transport::Looking(stream, _) = self {
+            let mut first = [0];
+            let looked = ready!(stream.poll_peek(context, &mut ReadBuf::new(&mut first)));
+            // A method begins with a capital, and no record of TLS does (RFC 8446 5.1).
+            let is_http = matches!(looked, Ok(1)) && first[0].is_ascii_uppercase();
+            let Transport::Looking(stream, ApiTls(config)) = std::mem::replace(self, Transport::Failed) else {
+                unreachable!("looked at just now")
+            };
+            *self = if is_http {
+                tracing::debug!("somebody speaks plain HTTP to the HTTP API, which has TLS");
+                Transport::Refusing(Refusing { stream, received: 0, sent: 0, is_shut: false })
+            } else {
+                Transport::Opening(Box::new(TlsAcceptor::from(config).accept(stream)))
+            };
+        }
+        if let Transport::Refusing(refusing) = self {
+            let over = ready!(refusing.poll(context));
+            *self = Transport::Failed;
+            return Poll::Ready(over);
+        }
         let Transport::Opening(accept) = self else { return Poll::Ready(Ok(())) };
         match ready!(Pin::new(accept.as_mut()).poll(context)) {
             Ok(stream) => {
@@ -126,6 +160,44 @@ impl Transport {
                 Poll::Ready(Err(error))
             }
         }
+    }
+}
+
+/// A connection that is told that TLS is spoken here.
+pub(super) struct Refusing {
+    stream: TcpStream,
+    received: usize,
+    sent: usize,
+    is_shut: bool,
+}
+
+impl Refusing {
+    /// Takes what is said, answers, and waits for the peer's end; its time is that of a request's head. Never `Ok`.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; 1_024];
+        let mut has_ended = false;
+        // A socket that is closed with bytes unread is reset, and the answer may be lost.
+        while !has_ended {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Pending => break,
+                Poll::Ready(read) => read?,
+            }
+            has_ended = buffer.filled().is_empty();
+            self.received += buffer.filled().len();
+            if self.received > REQUEST_MAX {
+                return Poll::Ready(Err(failed()));
+            }
+        }
+        while self.sent < HTTPS_NEEDED.len() {
+            let rest = &HTTPS_NEEDED.as_bytes()[self.sent..];
+            self.sent += ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+        }
+        if !self.is_shut {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            self.is_shut = true;
+        }
+        if has_ended { Poll::Ready(Err(failed())) } else { Poll::Pending }
     }
 }
 
@@ -143,7 +215,9 @@ impl AsyncRead for Transport {
         match &mut *self {
             Transport::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Transport::Open(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
-            Transport::Opening(_) | Transport::Failed => Poll::Ready(Err(failed())),
+            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => {
+                Poll::Ready(Err(failed()))
+            }
         }
     }
 }
@@ -154,7 +228,9 @@ impl AsyncWrite for Transport {
         match &mut *self {
             Transport::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Transport::Open(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
-            Transport::Opening(_) | Transport::Failed => Poll::Ready(Err(failed())),
+            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => {
+                Poll::Ready(Err(failed()))
+            }
         }
     }
 
@@ -167,7 +243,9 @@ impl AsyncWrite for Transport {
         match &mut *self {
             Transport::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Transport::Open(stream) => Pin::new(stream.as_mut()).poll_write_vectored(context, parts),
-            Transport::Opening(_) | Transport::Failed => Poll::Ready(Err(failed())),
+            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => {
+                Poll::Ready(Err(failed()))
+            }
         }
     }
 
@@ -175,7 +253,7 @@ impl AsyncWrite for Transport {
         match self {
             Transport::Plain(stream) => stream.is_write_vectored(),
             Transport::Open(stream) => stream.is_write_vectored(),
-            Transport::Opening(_) | Transport::Failed => false,
+            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => false,
         }
     }
 
@@ -184,7 +262,9 @@ impl AsyncWrite for Transport {
             Transport::Plain(stream) => Pin::new(stream).poll_flush(context),
             Transport::Open(stream) => Pin::new(stream.as_mut()).poll_flush(context),
             // Nothing was written.
-            Transport::Opening(_) | Transport::Failed => Poll::Ready(Ok(())),
+            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => {
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
@@ -192,7 +272,23 @@ impl AsyncWrite for Transport {
         match &mut *self {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Transport::Open(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
-            Transport::Opening(_) | Transport::Failed => Poll::Ready(Ok(())),
+            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => {
+                Poll::Ready(Ok(()))
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_answer_is_as_long_as_it_says() {
+        let (head, body) = HTTPS_NEEDED.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("content-length: {}", body.len())), "{} bytes", body.len());
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"]["code"], "https_needed");
+        assert!(include_str!("../../docs/API.md").contains("`https_needed`"));
     }
 }

@@ -417,9 +417,11 @@ fn key_of(tls: &Tls, path: Option<&Path>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Crl, Tickets};
+    use std::time::SystemTime;
 
     use super::*;
+    use crate::config::{Crl, Tickets};
+    use crate::tls::certs::development;
 
     #[test]
     fn a_file_has_the_key_that_names_it() {
@@ -453,5 +455,39 @@ mod tests {
         assert_eq!(key("b.crl"), "tls.crl.files");
         assert_eq!(key("tickets.keys"), "tls.ticket_keys");
         assert_eq!(key_of(&tls, None), "tls");
+    }
+
+    /// Files as they are right, and as they are wrong one by one: each error names its key, the file and what to do.
+    #[test]
+    fn what_is_wrong_with_a_file_of_the_api_names_its_key_the_file_and_a_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let made = development::ensure(directory.path(), &["operator"], SystemTime::now()).unwrap();
+        std::fs::write(path("empty.pem"), "").unwrap();
+        std::fs::write(path("rubbish.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        let right = AdminTls { cert: made.server.cert.clone(), key: made.server.key.clone(), client_ca: None };
+        assert!(ApiTls::load(&right).is_ok());
+        let with_clients = AdminTls { client_ca: Some(made.authority.cert.clone()), ..right.clone() };
+        assert!(ApiTls::load(&with_clients).is_ok());
+
+        let cert = |cert: PathBuf| AdminTls { cert, ..with_clients.clone() };
+        let key = |key: PathBuf| AdminTls { key, ..with_clients.clone() };
+        let client_ca = |file: PathBuf| AdminTls { client_ca: Some(file), ..right.clone() };
+        let client_key = made.clients[0].key.clone();
+        for (config, named, file, part) in [
+            (cert(path("away.pem")), "cert", "away.pem", "that the gateway may read"),
+            (cert(path("empty.pem")), "cert", "empty.pem", "holds no certificate"),
+            (cert(client_key.clone()), "cert", "client-operator.key", "holds no certificate"),
+            (key(path("away.key")), "key", "away.key", "name a PEM file with the key of admin.tls.cert"),
+            (key(path("empty.pem")), "key", "empty.pem", "name a PEM file with the key of admin.tls.cert"),
+            (key(client_key), "key", "client-operator.key", "name a PEM file with the key of admin.tls.cert"),
+            (client_ca(path("away.pem")), "client_ca", "away.pem", "that the gateway may read"),
+            (client_ca(path("empty.pem")), "client_ca", "empty.pem", "holds no certificate"),
+            (client_ca(path("rubbish.pem")), "client_ca", "rubbish.pem", "name a PEM file with authorities"),
+        ] {
+            let error = ApiTls::load(&config).expect_err(file);
+            assert_eq!(error.key, named, "{file}: {error}");
+            assert!(error.what.contains(file) && error.what.contains(part), "{file}: {error}");
+        }
     }
 }

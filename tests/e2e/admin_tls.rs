@@ -83,11 +83,19 @@ fn the_api_is_spoken_over_both_versions_of_tls_and_nothing_else() {
     assert!(is_done, "{text}");
     let (is_done, text) = run(&gateway, &site, "https", &["top", "--once", "--admin-ca", "certs/ca.pem"]);
     assert!(is_done && text.contains("0 devices"), "{text}");
-    // Whoever knows another authority is told so; whoever speaks plain HTTP gets no answer, and is told what to write.
+    // Whoever knows another authority is told so; whoever speaks plain HTTP is told what to write, in plain HTTP.
     let (is_done, text) = run(&gateway, &site, "https", &["devices"]);
     assert!(!is_done && text.contains("cannot be reached"), "{text}");
     let (is_done, text) = run(&gateway, &site, "http", &["devices"]);
-    assert!(!is_done && text.contains("with https:// where that has TLS"), "{text}");
+    assert!(!is_done && text.contains("write https:// in place of http://"), "{text}");
+    for request in ["GET /v1/overview HTTP/1.1\r\nhost: localhost\r\n\r\n", "POST /v1/reload HTTP/1.0\r\n", "X"] {
+        let mut stream = TcpStream::connect(address(&gateway)).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer and the end of the stream");
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"https_needed\""), "{answer}");
+    }
     let (is_done, text) = run(&gateway, &site, "https", &["devices", "--admin-ca", "pulsegate.toml"]);
     assert!(!is_done && text.contains("pulsegate.toml holds no certificate"), "{text}");
 
@@ -165,7 +173,8 @@ fn its_certificate_changes_under_way_and_a_wrong_one_changes_nothing() {
     let plain = plain.replace("[admin.tls]\ncert = \"api.pem\"\nkey = \"api.key\"\n", "");
     site.write("pulsegate.toml", &plain);
     let overview: Value = wait_for("the API speaks plain HTTP", SOON * 2, || {
-        gateway.try_get("/v1/overview").and_then(|(_, body)| serde_json::from_str(&body).ok())
+        let (status, body) = gateway.try_get("/v1/overview")?;
+        (status == 200).then(|| serde_json::from_str(&body).unwrap())
     });
     assert!(overview["devices"].is_u64());
     assert!(reader.is_running());
