@@ -13,7 +13,9 @@ pub use client::{
     Block, Blocks, DeviceOrder, Devices, Gateway, Publish, Reload, Send, SinkOrder, Sinks, Subject, Top, Trace,
     Unblock, Uplink, Watch, Why,
 };
-pub use tools::{Ca, CaIssue, Completions, Demo, DevCerts, Doctor, Exported, HashToken, Import, Man, Store, StoreOf};
+pub use tools::{
+    Ca, CaIssue, CaServer, Completions, Demo, DevCerts, Doctor, Exported, HashToken, Import, Man, Store, StoreOf,
+};
 
 const ABOUT: &str = "An edge gateway for device fleets: terminates TLS, holds the connections, knows who is alive";
 

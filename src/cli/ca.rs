@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pulsegate::tls::certs::authority::{FleetAuthority, FleetError};
+use pulsegate::tls::certs::development::CertificatePair;
 
-use super::arguments::{Ca, CaIssue};
+use super::arguments::{Ca, CaIssue, CaServer};
 use super::{CliError, print};
 
 /// Does what is asked.
@@ -26,7 +27,15 @@ pub fn ca(options: &Ca) -> Result<(), CliError> {
                 humantime::format_duration(*crl_life)
             ))
         }
-        Ca::Issue(issue) => certify(issue, now),
+        Ca::Issue(CaIssue { directory, device, life, csr }) => {
+            let mut authority = FleetAuthority::open(directory).map_err(failed)?;
+            told(&authority.issue(device, csr.as_deref(), *life, now).map_err(failed)?, csr.is_some())
+        }
+        Ca::Server(CaServer { directory, name, san, life, csr }) => {
+            let mut authority = FleetAuthority::open(directory).map_err(failed)?;
+            let names: Vec<&str> = std::iter::once(name).chain(san).map(String::as_str).collect();
+            told(&authority.issue_server(&names, csr.as_deref(), *life, now).map_err(failed)?, csr.is_some())
+        }
         Ca::Revoke { directory, device, crl_life } => {
             let mut authority = FleetAuthority::open(directory).map_err(failed)?;
             let count = authority.revoke(device, *crl_life, now).map_err(failed)?;
@@ -45,12 +54,12 @@ pub fn ca(options: &Ca) -> Result<(), CliError> {
     }
 }
 
-fn certify(issue: &CaIssue, now: SystemTime) -> Result<(), CliError> {
-    let mut authority = FleetAuthority::open(&issue.directory).map_err(failed)?;
-    let pair = authority.issue(&issue.device, issue.csr.as_deref(), issue.life, now).map_err(failed)?;
-    match issue.csr {
-        Some(_) => print(&format!("made  {}\n", pair.cert.display())),
-        None => print(&format!("made  {}  {}\n", pair.cert.display(), pair.key.display())),
+/// What was made; of a signing request there is no key here.
+fn told(pair: &CertificatePair, is_requested: bool) -> Result<(), CliError> {
+    if is_requested {
+        print(&format!("made  {}\n", pair.cert.display()))
+    } else {
+        print(&format!("made  {}  {}\n", pair.cert.display(), pair.key.display()))
     }
 }
 

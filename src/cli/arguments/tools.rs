@@ -136,12 +136,14 @@ pub enum Ca {
     },
     /// Make a certificate for a device; again, to renew it: the one before stays good until its end
     Issue(CaIssue),
+    /// Make a certificate for a gateway, under the names by which devices connect to it; again, to renew it
+    Server(CaServer),
     /// Revoke all good certificates of a device, or the one with this serial number, and make the revocation list anew
     Revoke {
         /// Where the authority lives
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// The device's id, or a serial number as `openssl x509 -serial` shows it
+        /// The device's id (of a gateway server/NAME), or a serial number as `openssl x509 -serial` shows it
         #[arg(value_name = "ID")]
         device: String,
         /// How long the revocation list is good
@@ -181,6 +183,26 @@ pub struct CaIssue {
     #[arg(long = "for", value_name = "DURATION", default_value = "1year", value_parser = duration)]
     pub life: Duration,
     /// A signing request (PEM) of the device's, which then keeps its key to itself; its key alone is taken from it
+    #[arg(long, value_name = "FILE")]
+    pub csr: Option<PathBuf>,
+}
+
+/// `ca server`.
+#[derive(Args, Debug)]
+pub struct CaServer {
+    /// Where the authority lives
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The host name or address by which devices connect to the gateway
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// A further host name (*.example.com too) or address; as often as there are some
+    #[arg(long, value_name = "NAME")]
+    pub san: Vec<String>,
+    /// How long it holds; more than 825 days some verifiers do not take
+    #[arg(long = "for", value_name = "DURATION", default_value = "1year", value_parser = duration)]
+    pub life: Duration,
+    /// A signing request (PEM) of the gateway's, which then keeps its key to itself; its key alone is taken from it
     #[arg(long, value_name = "FILE")]
     pub csr: Option<PathBuf>,
 }

@@ -1,24 +1,27 @@
-//! A private authority for a fleet: it issues, renews and revokes the certificates of devices. Public authorities issue no
-//! client certificates any more, and a fleet needs one that it can ask.
+//! A private authority for a fleet: it issues, renews and revokes the certificates of devices, and of the gateways that they
+//! connect to. Public authorities issue no client certificates any more, and a fleet needs one that it can ask.
 //!
 //! ```text
 //!   ca.pem      ca.key       made once, never overwritten
 //!   ca.crl                   what was revoked, for `tls.crl.files`; made anew by every revocation and by `refresh`
 //!   issued.tsv               serial, id, from, until, revoked: seconds since 1970, or - ; one line for each certificate
 //!   devices/ID.pem  .key     the latest certificate of a device; the key only where it was made here
+//!   servers/NAME.pem  .key   the same of a gateway, which the list calls server/NAME: no device has such an id
 //! ```
 //! The directory belongs to a machine that is no gateway: a gateway needs `ca.pem` and `ca.crl` alone. One command at a time
 //! has the directory; a second one waits for it.
 
 use std::fmt;
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -26,8 +29,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::development::{
-    CertificatePair, DevelopmentError, client_params, exists, is_safe_id, params_named, put_pair, read_key_pair,
-    replace_file, set_validity,
+    CertificatePair, DevelopmentError, client_params, exists, is_dns_name, is_safe_id, params_named, put_pair,
+    read_key_pair, replace_file, set_validity,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -43,6 +46,8 @@ pub enum FleetError {
     BadList(PathBuf, usize),
     /// The file is no certificate signing request that is signed with its own key.
     BadRequest(PathBuf),
+    /// It is neither a host name nor an address.
+    NotAServer(String),
     /// No certificate of this id or serial number that is good was issued.
     NotIssued(String),
     /// The authority ends before the certificate would begin to be of use.
@@ -66,6 +71,11 @@ impl fmt::Display for FleetError {
                 "{}: is not a PEM certificate signing request, or its signature is wrong; make one with `openssl req \
                  -new`",
                 path.display()
+            ),
+            FleetError::NotAServer(name) => write!(
+                f,
+                "{name:?} is neither a host name nor an IP address: write what devices connect to, such as \
+                 gateway.example.com or 192.0.2.7"
             ),
             FleetError::NotIssued(what) => write!(
                 f,
@@ -98,7 +108,7 @@ impl From<rcgen::Error> for FleetError {
 pub struct Issued {
     /// In hexadecimal, as `openssl x509 -serial` shows it.
     pub serial: String,
-    /// The device.
+    /// The device; of a gateway `server/NAME`.
     pub id: String,
     /// First second, since 1970.
     pub not_before: u64,
@@ -195,17 +205,61 @@ impl FleetAuthority {
         if !is_safe_id(id) {
             return Err(DevelopmentError::UnsafeId(id.to_owned()).into());
         }
+        let pair = CertificatePair::at(&self.directory.join("devices"), id);
+        self.sign(id.to_owned(), client_params(id)?, pair, request, life, now)
+    }
+
+    /// The same for a gateway: `names` are the host names and addresses under which devices connect to it, of which the first
+    /// gives it its name. It is good for no client.
+    ///
+    /// # Errors
+    /// [`FleetError`].
+    ///
+    /// # Panics
+    /// Without a name.
+    pub fn issue_server(
+        &mut self,
+        names: &[&str],
+        request: Option<&Path>,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<CertificatePair, FleetError> {
+        let name = names[0];
+        if !is_safe_id(name) {
+            return Err(DevelopmentError::UnsafeId(name.to_owned()).into());
+        }
+        let mut params = params_named(name);
+        params.subject_alt_names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let directory = self.directory.join("servers");
+        std::fs::create_dir_all(&directory).map_err(|error| io(&directory, error))?;
+        self.sign(format!("server/{name}"), params, CertificatePair::at(&directory, name), request, life, now)
+    }
+
+    /// Signs what `params` say, and puts it where `pair` says.
+    fn sign(
+        &mut self,
+        id: String,
+        mut params: CertificateParams,
+        pair: CertificatePair,
+        request: Option<&Path>,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<CertificatePair, FleetError> {
         if seconds(now + DAY) as i64 > self.not_after {
             return Err(FleetError::AuthorityEnds);
         }
         let serial = serial()?;
-        let params = self.device_params(id, serial.clone(), life, now)?;
-        let pair = CertificatePair::at(&self.directory.join("devices"), id);
+        set_validity(&mut params, now, life, self.not_after);
+        params.serial_number = Some(serial.clone());
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
         let end = (seconds(now + life)).min(self.not_after.unsigned_abs());
         // Known before it is there: what is not in the list could not be revoked.
         self.issued.push(Issued {
             serial: hex(serial.as_ref()),
-            id: id.to_owned(),
+            id,
             not_before: seconds(now),
             not_after: end,
             revoked: None,
@@ -221,7 +275,7 @@ impl FleetAuthority {
                 let bad = || FleetError::BadRequest(path.to_owned());
                 let pem = std::fs::read_to_string(path).map_err(|error| io(path, error))?;
                 let mut request = CertificateSigningRequestParams::from_pem(&pem).map_err(|_| bad())?;
-                // Of what the device asks for its key alone is taken: who it is, we say.
+                // Of what is asked for the key alone is taken: whose it is, we say.
                 request.params = params;
                 let certificate = request.signed_by(&self.issuer)?;
                 replace_file(&pair.cert, &certificate.pem(), 0o644)?;
@@ -230,23 +284,7 @@ impl FleetAuthority {
         Ok(pair)
     }
 
-    fn device_params(
-        &self,
-        id: &str,
-        serial: SerialNumber,
-        life: Duration,
-        now: SystemTime,
-    ) -> Result<CertificateParams, FleetError> {
-        let mut params = client_params(id)?;
-        set_validity(&mut params, now, life, self.not_after);
-        params.serial_number = Some(serial);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        Ok(params)
-    }
-
-    /// Revokes every certificate of a device that is good, or the one with this serial number, and makes the list anew. Returns
+    /// Revokes every certificate of a device (or `server/NAME`) that is good, or the one with this serial number, and makes the list anew. Returns
     /// how many.
     ///
     /// # Errors
@@ -329,6 +367,19 @@ fn read_list(path: &Path) -> Result<Vec<Issued>, FleetError> {
     };
     let lines = text.lines().enumerate();
     lines.map(|(at, line)| parse(line).ok_or_else(|| FleetError::BadList(path.to_owned(), at + 1))).collect()
+}
+
+/// A host name, with `*` for its first label or without, or an address, as a certificate has it.
+fn server_name(name: &str) -> Result<SanType, FleetError> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(SanType::IpAddress(address));
+    }
+    // RFC 6125 section 6.4.3: a whole label, and not all of a name.
+    let host = name.strip_prefix("*.").filter(|rest| rest.contains('.')).unwrap_or(name);
+    if !is_dns_name(host) {
+        return Err(FleetError::NotAServer(name.to_owned()));
+    }
+    Ok(SanType::DnsName(name.try_into()?))
 }
 
 /// Sixteen random bytes, of which the first is neither 0 nor negative.
@@ -433,6 +484,47 @@ mod tests {
         assert_eq!(openssl(&["x509", "-in", "devices/pump-9.pem", "-noout", "-pubkey"]), public);
         let error = authority.issue("pump-9", Some(&path.join("own.key")), YEAR, SystemTime::now()).unwrap_err();
         assert!(matches!(error, FleetError::BadRequest(_)), "{error}");
+    }
+
+    #[test]
+    fn a_gateway_is_known_by_its_names_and_is_no_device() {
+        let (directory, mut authority) = made();
+        let path = directory.path();
+        let now = SystemTime::now();
+        let names = ["gate.example", "gate", "*.fleet.example", "192.0.2.7", "2001:db8::7"];
+        let pair = authority.issue_server(&names, None, YEAR, now).unwrap();
+        assert_eq!(pair.cert, path.join("servers/gate.example.pem"));
+        let openssl = |arguments: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["verify", "-x509_strict", "-crl_check", "-CAfile", "ca.pem", "-CRLfile", "ca.crl"]);
+            let output = command.args(arguments).arg(&pair.cert).current_dir(path).output().unwrap();
+            output.status.success()
+        };
+        for (kind, name, is_good) in [
+            ("-verify_hostname", "gate.example", true),
+            ("-verify_hostname", "gate", true),
+            ("-verify_hostname", "a.fleet.example", true),
+            ("-verify_hostname", "fleet.example", false),
+            ("-verify_ip", "192.0.2.7", true),
+            ("-verify_ip", "2001:db8::7", true),
+            ("-verify_ip", "192.0.2.8", false),
+        ] {
+            assert_eq!(openssl(&["-purpose", "sslserver", kind, name]), is_good, "{kind} {name}");
+        }
+        assert!(!openssl(&["-purpose", "sslclient"]), "no device can be made of it");
+        // A device of the same name is another one.
+        authority.issue("gate.example", None, YEAR, now).unwrap();
+        assert_eq!(authority.revoke("gate.example", MONTH, now).unwrap(), 1);
+        assert!(openssl(&["-purpose", "sslserver"]));
+        assert_eq!(authority.revoke("server/gate.example", MONTH, now).unwrap(), 1);
+        assert!(!openssl(&["-purpose", "sslserver"]));
+        for wrong in ["a b", "-x", "../x", "", "*.example", "x_y.example", "300.0.0.1", "::1", "gate.example/x"] {
+            assert!(authority.issue_server(&[wrong], None, YEAR, now).is_err(), "{wrong:?}");
+        }
+        assert!(matches!(authority.issue_server(&["gate", "*.com"], None, YEAR, now), Err(FleetError::NotAServer(_))));
+        // As a second name an address may be any.
+        assert!(authority.issue_server(&["localhost", "::1"], None, YEAR, now).is_ok());
+        assert_eq!(authority.issued().len(), 3, "what was refused is not in the list");
     }
 
     #[test]

@@ -265,7 +265,7 @@ pub(super) fn is_safe_id(id: &str) -> bool {
 }
 
 /// A host name of RFC 1123 section 2.1: labels of letters, digits and inner hyphens, the last not all digits.
-fn is_dns_name(name: &str) -> bool {
+pub(super) fn is_dns_name(name: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
