@@ -41,8 +41,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut failures = 0;
     loop {
-        let mut lasted = false;
-        let end = connect(&config, host, port).and_then(|stream| live(stream, id, &mut lasted));
+        let (mut welcomed, mut lasted) = (false, false);
+        let end = connect(&config, host, port).and_then(|stream| live(stream, id, &mut welcomed, &mut lasted));
         let retry_after = match &end {
             Ok(Close { code, retry_after }) => {
                 println!("closed: {}", code.name());
@@ -53,9 +53,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Duration::ZERO
             }
         };
-        // Full jitter: a random time within a span that doubles with each failure.
-        // A gateway that says when to come back has spread its devices itself.
-        failures = if lasted || !retry_after.is_zero() { 0 } else { failures + 1 };
+        // Full jitter: a random time within a span that doubles with each failure. A gateway that says to a device of its when to
+        // come back has spread its devices itself; one that it never let in goes on backing off beside what it was told.
+        failures = if lasted || welcomed && !retry_after.is_zero() { 0 } else { failures + 1 };
         let span = SPAN_MAX.min(Duration::from_secs(1 << failures.min(16)));
         let wait = retry_after + span.mul_f64(fastrand::f64());
         println!("coming back in {:.1} s", wait.as_secs_f64());
@@ -77,13 +77,13 @@ struct Close {
     retry_after: Duration,
 }
 
-/// One connection, from HELLO to its end. `lasted` becomes true when it held for a heartbeat.
-fn live(mut stream: Stream, id: &str, lasted: &mut bool) -> Result<Close, Box<dyn Error>> {
+/// One connection, from HELLO to its end. `welcomed` becomes true with WELCOME, `lasted` when it held for a heartbeat.
+fn live(mut stream: Stream, id: &str, welcomed: &mut bool, lasted: &mut bool) -> Result<Close, Box<dyn Error>> {
     send(&mut stream, &Frame::Hello(Hello { heartbeat_ms: 0, id, token: b"" }))?;
     let mut inbox = Vec::new();
     // Until WELCOME says better.
     let (mut heartbeat, mut timeout) = (PATIENCE, PATIENCE);
-    let mut welcomed: Option<Instant> = None;
+    let mut since: Option<Instant> = None;
     let (mut last_heard, mut asked) = (Instant::now(), false);
     loop {
         while let Some((frame, length)) = decode(&inbox, BODY_MAX)? {
@@ -91,7 +91,7 @@ fn live(mut stream: Stream, id: &str, lasted: &mut bool) -> Result<Close, Box<dy
                 Frame::Welcome(welcome) => {
                     heartbeat = Duration::from_millis(welcome.heartbeat_ms.into());
                     timeout = Duration::from_millis(welcome.timeout_ms.into());
-                    welcomed = Some(Instant::now());
+                    (*welcomed, since) = (true, Some(Instant::now()));
                     println!("connected as {id}, {:?} handshake", stream.conn.handshake_kind());
                 }
                 Frame::Ping(body) => send(&mut stream, &Frame::Pong(body))?,
@@ -109,7 +109,7 @@ fn live(mut stream: Stream, id: &str, lasted: &mut bool) -> Result<Close, Box<dy
             }
             inbox.drain(..length);
         }
-        *lasted |= welcomed.is_some_and(|at| at.elapsed() >= heartbeat);
+        *lasted |= since.is_some_and(|at| at.elapsed() >= heartbeat);
         // A living gateway is heard at least so often; ask once before giving it up.
         let silent_until = last_heard + heartbeat + timeout * if asked { 2 } else { 1 };
         let left = silent_until.saturating_duration_since(Instant::now());

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use pulsegate::config::Machine;
+use pulsegate::config::{Config, Machine};
 use pulsegate::gateway::Source;
 use pulsegate::image::Publication;
-use pulsegate::store::{self, FILE, Range, Reader, StoreError, Stored, What};
+use pulsegate::sink::{Event, time};
+use pulsegate::store::{self, FILE, Range, Reader, StoreError};
 use serde_json::{Map, Value, json};
 
 use super::arguments::{Exported, Store, StoreOf};
@@ -24,9 +25,10 @@ pub fn store(options: &Store) -> Result<(), CliError> {
     match options {
         Store::Check(of) => check(of),
         Store::Export { of, what } => {
-            let reader = Reader::open(&directory(of)?.join(FILE)).map_err(|error| failed(&error))?;
+            let config = config(of)?;
+            let reader = Reader::open(&config.data_dir.join(FILE)).map_err(|error| failed(&error))?;
             match what {
-                Exported::Events => events(&reader),
+                Exported::Events => events(&reader, &config.node),
                 Exported::Sessions => sessions(&reader),
                 Exported::Messages => messages(&reader),
                 Exported::Retained => retained(&reader),
@@ -43,9 +45,13 @@ fn failed(error: &StoreError) -> CliError {
     CliError::Run(error.to_string())
 }
 
-fn directory(of: &StoreOf) -> Result<PathBuf, CliError> {
+fn config(of: &StoreOf) -> Result<Config, CliError> {
     let source = Source { file: of.config.clone(), machine: Machine::detect(raise_descriptor_limit()) };
-    Ok(source.load()?.config.data_dir)
+    Ok(source.load()?.config)
+}
+
+fn directory(of: &StoreOf) -> Result<PathBuf, CliError> {
+    Ok(config(of)?.data_dir)
 }
 
 fn check(of: &StoreOf) -> Result<(), CliError> {
@@ -78,14 +84,15 @@ fn put(lines: &str) -> Result<bool, CliError> {
     }
 }
 
-fn events(reader: &Reader) -> Result<(), CliError> {
+/// Each as `/v1/uplink` and sinks have it, as one of the gateway `node`.
+fn events(reader: &Reader, node: &str) -> Result<(), CliError> {
     let mut first = reader.first().map_err(|error| failed(&error))?;
     while let Some(from) = first {
         let events =
             reader.range(Range { first: from, last: from + COUNT - 1 }, BYTES).map_err(|error| failed(&error))?;
         let mut lines = String::new();
         for event in &events {
-            let _ = writeln!(lines, "{}", line(event));
+            let _ = writeln!(lines, "{}", Event::new(node, event).to_json());
         }
         if !put(&lines)? {
             break;
@@ -136,8 +143,8 @@ fn sessions(reader: &Reader) -> Result<(), CliError> {
             "protocol_level": head.profile.version,
             "listener": head.profile.listener,
             "expiry_s": head.profile.expiry_s,
-            "away_since_ms": head.away_since_ms,
-            "expires_ms": head.expires_ms(),
+            "away_since": head.away_since_ms.map(time),
+            "expires": head.expires_ms().map(time),
             "will": head.will.as_ref().map(|will| json!({"topic": will.publication.topic, "delay_s": will.delay_s})),
             "subscriptions": subscriptions,
             "messages": session.waiting.messages + session.sent.len() as u64,
@@ -194,42 +201,10 @@ fn retained(reader: &Reader) -> Result<(), CliError> {
 fn describe(publication: &Publication, line: &mut Map<String, Value>) {
     line.insert("topic".into(), (&*publication.topic).into());
     line.insert("qos".into(), (publication.qos as u8).into());
-    line.insert("expires_ms".into(), publication.expires_ms.into());
-    put_payload(&publication.payload, line);
-}
-
-fn put_payload(payload: &[u8], line: &mut Map<String, Value>) {
+    line.insert("expires".into(), publication.expires_ms.map(time).into());
+    let payload = &publication.payload;
     match std::str::from_utf8(payload) {
         Ok(text) => line.insert("payload".into(), text.into()),
         Err(_) => line.insert("payload_base64".into(), BASE64_STANDARD.encode(payload).into()),
     };
-}
-
-/// One event; times are Unix times in milliseconds.
-fn line(stored: &Stored) -> Value {
-    let entry = &stored.entry;
-    let mut line = json!({"seq": stored.seq, "at_ms": entry.at_ms, "device": entry.device, "worker": entry.worker.0});
-    let mut put = |key: &str, value: Value| drop(line.as_object_mut().expect("an object").insert(key.into(), value));
-    match &entry.what {
-        What::Message { topic, payload } => {
-            put("kind", "message".into());
-            put("topic", (&**topic).into());
-            put_payload(payload, line.as_object_mut().expect("an object"));
-        }
-        What::Connected(facts) | What::Disconnected(facts, _) => {
-            put("listener", (&*facts.listener).into());
-            put("epoch", facts.epoch.into());
-            put("generation", facts.generation.into());
-            put("sequence", facts.sequence.into());
-            put("last_heard_ms", facts.last_heard_ms.into());
-            match &entry.what {
-                What::Disconnected(_, cause) => {
-                    put("kind", "disconnected".into());
-                    put("cause", (&**cause).into());
-                }
-                _ => put("kind", "connected".into()),
-            }
-        }
-    }
-    line
 }

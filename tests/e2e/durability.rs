@@ -329,7 +329,7 @@ fn the_command_line_reads_checks_and_backs_up() {
 
     let of = ["--config", "pulsegate.toml"];
     assert!(run(&["store", "check", of[0], of[1]]).contains("sound; 2 events, 1 to 2, 1 consumers"));
-    assert_eq!(lines(&run(&["store", "export", of[0], of[1]])).len(), 2);
+    assert_eq!(lines(&run(&["store", "export", of[0], of[1]])), read, "the same fields as over the API");
     run(&["store", "backup", of[0], of[1], "copy.sqlite"]);
     assert!(site.path("copy.sqlite").metadata().unwrap().len() > 0);
     // The gateway did not notice.

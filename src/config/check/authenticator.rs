@@ -35,8 +35,9 @@ pub(super) fn resolve(
     limits: &Limits,
 ) -> Result<Vec<Authenticator>, Problem> {
     let mut list: Vec<Authenticator> = Vec::with_capacity(raw.len());
+    let has_others = raw.len() > 1;
     for (position, raw) in raw.into_iter().enumerate() {
-        let entry = Entry { at, position };
+        let entry = Entry { at, position, has_others };
         if matches!(protocol, Protocol::Raw(_)) {
             let remedy = "leave it out, and let tls.client_auth = \"required\" decide who may come";
             return Err(Problem::new(entry.key("kind"), "a raw device sends nothing that could be judged", remedy));
@@ -66,6 +67,8 @@ pub(super) fn resolve(
 struct Entry<'a> {
     at: &'a At<'a>,
     position: usize,
+    /// There are others in the list.
+    has_others: bool,
 }
 
 impl Entry<'_> {
@@ -150,7 +153,7 @@ fn authenticator(
                 let remedy = "name a file with lines made by `pulsegate hash-token NAME`";
                 return Err(Problem::new(entry.key("file"), "it is missing", remedy));
             };
-            let file = secret_file(context, entry.key("file"), &file)?;
+            let file = secret_file(context, entry.key("file"), &file, entry.has_others)?;
             Ok(Authenticator::secrets(file, entry.path("file")))
         }
         ("jwt", _) => jwt(context, entry, raw).map(|jwt| Authenticator::Jwt(Box::new(jwt))),

@@ -73,6 +73,14 @@ fn what_is_wrong_is_named_with_its_key_and_a_remedy() {
     refused(&second(&raw), &["listener[1] \"legacy\": authenticator[0].kind: a raw device sends nothing"]);
     let both = format!("[listener.identity]\ntoken_file = \"devices.tokens\"\n[[listener.authenticator]]\n{hook}\n");
     refused(&native(&both), &["identity.token_file: there is a list of authenticators beside it"]);
+    // Beside others a file may name nobody as yet: they go on letting devices in.
+    let nobody = "kind = \"token\"\nfile = \"nobody.tokens\"";
+    let Loaded { config, warnings, .. } = loaded(&with(&[nobody, hook]));
+    assert!(
+        warnings.iter().any(|text| text.contains("authenticator[0].file: nobody.tokens names nobody as yet")),
+        "{warnings:?}"
+    );
+    assert_eq!(config.listeners[0].identity.authenticators.len(), 2);
     let Loaded { warnings, .. } = loaded(&with(&["kind = \"jwt\"\nfile = \"ca.pem\""]));
     assert!(warnings[0].contains("authenticator[0].audience: without an audience"), "{warnings:?}");
 }
