@@ -333,6 +333,10 @@ metrics! {
     Damped = Counter "pulsegate_fleet_takeovers_damped" "",
     /// Takeovers of which the gateway that lost was not told, because too many waited.
     Untold = Counter "pulsegate_fleet_takeovers_untold" "",
+    /// Questions to NATS about devices that had no answer in time, and were asked again.
+    Unanswered = Counter "pulsegate_fleet_questions_unanswered" "",
+    /// Delayed wills that were not published, because their devices were at other gateways by then.
+    WillsWithheld = Counter "pulsegate_fleet_wills_withheld" "",
     /// Connections to NATS that were made and verified.
     Connects = Counter "pulsegate_fleet_connects" "",
     /// Connections to NATS that failed or ended.

@@ -48,7 +48,7 @@ const TABLE: &[Row] = &[
         &["bytes", "mio", "socket2", "rustix", "crossbeam_channel", "tracing", "zeroize"]),
     row("worker/descriptors.rs", &[], &["mio", "socket2", "rustix", "libc", "tracing"]),
     row("sink", &["config", "link", "codec", "store"],
-        &["tokio", "bytes", "ureq", "rumqttc", "async_nats", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
+        &["tokio", "bytes", "ureq", "rumqttc", "async_nats", "nkeys", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
           "humantime", "fastrand", "tracing", "zeroize"]),
     row("backbone", &["time", "config", "link"], &["tokio"]),
     row("fleet", &["whole_file", "config", "link", "sink"],

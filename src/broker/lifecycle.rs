@@ -63,6 +63,8 @@ pub struct DueWill {
     pub listener: ListenerId,
     /// The message, ready to be published.
     pub publication: Publication,
+    /// Whether it has waited for its delay: the device may have come back elsewhere meanwhile.
+    pub was_delayed: bool,
 }
 
 /// A device that has connected.
@@ -392,7 +394,8 @@ impl Sessions {
         publication.publisher = Some(publisher);
         publication.owner = owner(home, &known.device);
         publication.expires = will.expiry_s.map(|seconds| now.plus(std::time::Duration::from_secs(seconds.into())));
-        Some(DueWill { device: known.device.clone(), listener: known.profile.listener, publication })
+        let (device, listener) = (known.device.clone(), known.profile.listener);
+        Some(DueWill { device, listener, publication, was_delayed: false })
     }
 
     /// `reserved`: what pieces that are read take of the pool.
@@ -621,7 +624,8 @@ impl Broker {
             let will_due = known.will.as_ref().is_some_and(|kept| have_passed(kept.will.delay_s));
             let away_since = known.away_since;
             if expired || will_due {
-                due_wills.extend(self.sessions.take_will(session, now));
+                let will = self.sessions.take_will(session, now);
+                due_wills.extend(will.map(|will| DueWill { was_delayed: true, ..will }));
             }
             if expired {
                 counters.add(Metric::SessionsExpired, 1);

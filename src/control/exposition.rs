@@ -357,6 +357,8 @@ impl Scrape {
             FleetMetric::Lost => report.lost,
             FleetMetric::Damped => report.damped,
             FleetMetric::Untold => report.untold,
+            FleetMetric::Unanswered => report.unanswered,
+            FleetMetric::WillsWithheld => report.wills_withheld,
             FleetMetric::Connects => report.connects,
             FleetMetric::ConnectsFailed => report.connects_failed,
             FleetMetric::Forwarded => report.forwarded,

@@ -12,7 +12,7 @@ use super::State;
 use super::api::messages;
 use crate::config::Config;
 use crate::fleet::{Fleet, Identity, Order, Reply, Settings};
-use crate::link::{Outcome, WorkerCommand};
+use crate::link::{DelayedWill, Outcome, WorkerCommand};
 
 /// How long a worker has to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -42,6 +42,14 @@ pub(super) async fn pass_on(state: Arc<State>, mut wishes: Wishes) {
             let _ = state.mailboxes[worker.index()].answer(WorkerCommand::Disown { device, generation, is_loop });
             continue;
         }
+        if let Order::Publish(will) = wish {
+            let DelayedWill { device, listener, publication, charge } = *will;
+            let worker = state.home.of(&device);
+            let command = WorkerCommand::PublishWill { device, listener, publication };
+            let _ = state.mailboxes[worker.index()].answer(command);
+            drop(charge);
+            continue;
+        }
         let state = Arc::clone(&state);
         tokio::spawn(async move { pass_on_one(&state, wish).await });
     }
@@ -65,7 +73,7 @@ async fn pass_on_one(state: &State, wish: Order) {
         Order::Ask { device, body, answer } => {
             let _ = answer.send(messages::answer(state, &device, &body).await);
         }
-        Order::End { .. } => unreachable!("it is passed on at once"),
+        Order::End { .. } | Order::Publish(_) => unreachable!("they are passed on at once"),
     }
 }
 

@@ -151,6 +151,11 @@ impl Hub {
                 self.offer(&Event::takeover_loop(worker, &told));
             }
             WorkerEvent::KeepOut { device, span } => self.keep_out(device, span),
+            WorkerEvent::WillDue(will) => {
+                if let Some(fleet) = &self.state.fleet {
+                    fleet.will_due(will);
+                }
+            }
             WorkerEvent::Message(message) => self.apply_message(worker, message),
             WorkerEvent::Authenticate { connection, listener, credentials, peer } => {
                 let asked =

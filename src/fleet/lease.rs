@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// What stands under the key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What stands under the key. The default is nobody's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRow {
     /// Which lease.
     pub id: String,
@@ -67,6 +67,11 @@ impl Lease {
         self.held.is_some() && !self.is_held(now)
     }
 
+    /// Until when it surely holds.
+    pub fn ends(&self) -> Option<Instant> {
+        self.held.map(|(_, until)| until)
+    }
+
     /// When it is to be written again; at once when it is not held.
     pub fn due(&self, now: Instant) -> Instant {
         self.held.map_or(now, |(_, until)| until.checked_sub(self.span * 2 / 3).unwrap_or(now))
@@ -101,7 +106,8 @@ impl Lease {
         if is_lost {
             self.lose(fresh());
         }
-        let step = if row.instance == self.row.instance { Step::Write(revision) } else { Step::Taken };
+        let is_free = row.id.is_empty() || row.instance == self.row.instance;
+        let step = if is_free { Step::Write(revision) } else { Step::Taken };
         (step, is_lost)
     }
 
@@ -163,6 +169,8 @@ mod tests {
         assert_eq!(lease.handle_read(Some((3, &row("x", "there"))), never), (Step::Taken, false));
         // Its own, of an earlier life.
         assert_eq!(lease.handle_read(Some((3, &row("y", "here"))), never), (Step::Write(3), false));
+        // Nobody's: somebody has deleted the key by hand.
+        assert_eq!(lease.handle_read(Some((3, &LeaseRow::default())), never), (Step::Write(3), false));
         lease.handle_sent();
         lease.handle_written(4, Instant::now());
         assert_eq!(lease.handle_read(Some((5, &row("z", "there"))), || "b".to_owned()), (Step::Taken, true));

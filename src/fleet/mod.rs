@@ -11,17 +11,21 @@
 
 mod instance;
 mod lease;
+mod leases;
 mod names;
 mod notices;
 mod pace;
 mod presence;
+mod requests;
 mod run;
 mod server;
 mod settings;
 mod status;
+mod sweep;
+mod wills;
+mod window;
 mod wire;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -30,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use async_nats::client::{Request as Ask, RequestErrorKind};
+use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -38,9 +42,10 @@ pub use settings::{Settings, files_of};
 pub use status::{Report, State};
 pub use wire::Reply;
 
-use crate::link::Downlink;
+use crate::link::{DelayedWill, Downlink};
 use crate::sink::Backoff;
 use lease::{Lease, LeaseRow};
+use leases::Leases;
 use presence::{Presence, Row};
 use run::Run;
 use server::Server;
@@ -51,10 +56,6 @@ use wire::Request;
 const END_MAX: Duration = Duration::from_secs(2);
 /// What an answer may take beyond what was asked for: the way there and back.
 const SLACK: Duration = Duration::from_millis(500);
-/// How long one knows of a lease what was read of it.
-const LEASE_KNOWN_FOR: Duration = Duration::from_secs(1);
-/// Gateways whose leases are known at a time; beyond that all are asked for again.
-const LEASES_KNOWN_MAX: usize = 1_024;
 /// Where a device may be found after it was looked for: it may move meanwhile.
 const HOPS_MAX: usize = 3;
 
@@ -97,6 +98,8 @@ pub enum Order {
         /// Whether it ends because two places fight over the id.
         is_loop: bool,
     },
+    /// Publish a will that was due, unless its device were elsewhere: it is not.
+    Publish(Box<DelayedWill>),
 }
 
 /// What is to be done to a device at another gateway.
@@ -127,6 +130,7 @@ pub enum Unreachable {
 /// This gateway's part of the fleet.
 pub struct Fleet {
     shared: Arc<Shared>,
+    wills: mpsc::UnboundedSender<Box<DelayedWill>>,
     stop: watch::Sender<bool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -143,9 +147,6 @@ pub struct Identity<'a> {
     pub seed: u64,
 }
 
-/// When a lease was read, and its id; none: the gateway had none.
-type KnownLease = (Instant, Option<Box<str>>);
-
 /// What the thread and those who ask share.
 struct Shared {
     node: String,
@@ -155,8 +156,8 @@ struct Shared {
     status: Mutex<Status>,
     /// The connection, while there is one and the lease holds.
     server: Mutex<Option<Server>>,
-    /// Leases as they were read: when, and under which id.
-    leases: Mutex<HashMap<Box<str>, KnownLease>>,
+    /// Leases as they were read.
+    leases: Leases,
     counters: Counters,
 }
 
@@ -168,6 +169,8 @@ struct Counters {
     forwards_failed: AtomicU64,
     received: AtomicU64,
     untold: AtomicU64,
+    unanswered: AtomicU64,
+    wills_withheld: AtomicU64,
 }
 
 impl Fleet {
@@ -190,19 +193,21 @@ impl Fleet {
             bell: Notify::new(),
             status: Mutex::new(Status::new(Instant::now(), settings.config().ready_without_nats)),
             server: Mutex::default(),
-            leases: Mutex::default(),
+            leases: Leases::default(),
             counters: Counters::default(),
         });
         let (stop, stopped) = watch::channel(false);
         // Bounded by requests under way, and by devices that are here.
         let (orders, ordered) = mpsc::unbounded_channel();
+        // Each has its charge of the pool.
+        let (wills, due) = mpsc::unbounded_channel();
         let backoff = Backoff::new(settings.config().retry, random.u64(..));
         let lease = Lease::new(settings.config().lease, row);
-        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, orders);
+        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, (orders, due));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let work = move || runtime.block_on(run.work(stopped));
         let thread = std::thread::Builder::new().name("fleet".into()).spawn(work)?;
-        Ok((Self { shared, stop, thread: Mutex::new(Some(thread)) }, ordered))
+        Ok((Self { shared, wills, stop, thread: Mutex::new(Some(thread)) }, ordered))
     }
 
     /// A device is here. Never waits for anything outside.
@@ -215,6 +220,13 @@ impl Fleet {
     pub fn disconnected(&self, device: &str, generation: u64) {
         self.shared.presence().disconnected(device, generation);
         self.shared.bell.notify_one();
+    }
+
+    /// A will that waited for its delay is due: it is published by an [`Order::Publish`], unless its device is at another gateway.
+    /// Never waits for anything outside.
+    pub fn will_due(&self, will: Box<DelayedWill>) {
+        // The thread is gone when the gateway ends: then no device has died.
+        let _ = self.wills.send(will);
     }
 
     /// Does something to a device that is not here, wherever it is: once, or not at all. Offline: it is nowhere. Gives the name of
@@ -271,7 +283,8 @@ impl Shared {
             (presence.counts(), presence.waiting())
         };
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Counters { connects, connects_failed, forwarded, forwards_failed, received, untold } = &self.counters;
+        let Counters { connects, connects_failed, forwarded, forwards_failed, .. } = &self.counters;
+        let Counters { received, untold, unanswered, wills_withheld, .. } = &self.counters;
         self.status().report(Instant::now(), |report| {
             report.devices_held = counts.held;
             report.devices_waiting = waiting;
@@ -287,28 +300,13 @@ impl Shared {
             report.forwards_failed = load(forwards_failed);
             report.received = load(received);
             report.untold = load(untold);
+            report.unanswered = load(unanswered);
+            report.wills_withheld = load(wills_withheld);
         })
     }
 
-    /// Whether a gateway's lease holds, and is this one.
-    async fn is_live(&self, server: &Server, node: &str, lease: &str) -> Result<bool, String> {
-        let now = Instant::now();
-        let known = {
-            let leases = self.leases.lock().expect("no holder panics");
-            leases.get(node).filter(|(read, _)| now.saturating_duration_since(*read) < LEASE_KNOWN_FOR).cloned()
-        };
-        if let Some((_, id)) = known {
-            return Ok(id.as_deref() == Some(lease));
-        }
-        let found = server.lease(node).await?;
-        let id: Option<Box<str>> = found.map(|(_, lease)| lease.id.into());
-        let is_live = id.as_deref() == Some(lease);
-        let mut leases = self.leases.lock().expect("no holder panics");
-        if leases.len() >= LEASES_KNOWN_MAX {
-            leases.clear();
-        }
-        leases.insert(node.into(), (now, id));
-        Ok(is_live)
+    fn note_will_withheld(&self) {
+        self.counters.wills_withheld.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn forward(&self, device: &str, deed: &Deed, deadline: Instant) -> Result<(Reply, String), Unreachable> {
@@ -324,9 +322,13 @@ impl Shared {
                 break;
             }
             // Asked already, and it has not moved since.
-            if asked == Some(revision)
-                || !self.is_live(&server, &row.node, &row.lease).await.map_err(|_| Unreachable::Away)?
-            {
+            if asked == Some(revision) {
+                break;
+            }
+            let is_live = self.leases.is_live(&server, &row.node, &row.lease).await.map_err(|_| Unreachable::Away)?;
+            if !is_live {
+                self.presence().found_dead(device, revision, row);
+                self.bell.notify_one();
                 break;
             }
             asked = Some(revision);
@@ -358,9 +360,8 @@ impl Shared {
             },
             Deed::Disconnect => Request::Disconnect { device: device.into() },
         };
-        let asked = Ask::new().payload(request.to_bytes()).timeout(Some(left + SLACK));
-        match server.client.send_request(server.names.gateway(node), asked).await {
-            Ok(message) => Reply::parse(&message.payload).map_err(|_| Unreachable::Silent(node.to_owned())),
+        match requests::ask(server, node, request.to_bytes(), left + SLACK).await {
+            Ok(answer) => Reply::parse(&answer).map_err(|_| Unreachable::Silent(node.to_owned())),
             Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(Unreachable::Deaf(node.to_owned())),
             Err(_) => Err(Unreachable::Silent(node.to_owned())),
         }

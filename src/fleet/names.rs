@@ -46,6 +46,21 @@ impl Names {
         format!("$KV.{}.{}", self.devices(), key(device))
     }
 
+    /// The subjects of all devices' rows.
+    pub fn all_devices(&self) -> String {
+        format!("$KV.{}.>", self.devices())
+    }
+
+    /// Whose row stands under a subject.
+    pub fn device_of(&self, subject: &str) -> Option<String> {
+        name(subject.strip_prefix("$KV.")?.strip_prefix(&*self.devices())?.strip_prefix('.')?)
+    }
+
+    /// Whose lease stands under a subject.
+    pub fn leased(&self, subject: &str) -> Option<String> {
+        name(subject.strip_prefix("$KV.")?.strip_prefix(&*self.gateways())?.strip_prefix('.')?)
+    }
+
     /// What one gateway hears.
     pub fn gateway(&self, node: &str) -> String {
         let mut name = format!("{}.gateway.", self.prefix);
@@ -65,10 +80,24 @@ impl Names {
         format!("{}.send.*", self.prefix)
     }
 
-    /// To which device; `None`: there is none of that name.
+    /// To which device: the token, percent-decoded as URLs are, however much of it is written so and in whichever case, since two
+    /// ids never come of one token. `None`: it is none.
     pub fn sent_to(&self, subject: &str) -> Option<String> {
         let token = subject.strip_prefix(&*self.prefix)?.strip_prefix(".send.")?;
-        subject::decode(token).filter(|device| !device.is_empty())
+        subject::decode_leniently(token).filter(|device| !device.is_empty())
+    }
+
+    /// Whether an answer may be said there: not where NATS itself, its buckets or gateways are spoken to. Whoever may ask for devices
+    /// would else have gateways write rows.
+    pub fn may_answer_at(&self, reply: &str) -> bool {
+        let first = reply.split('.').next().unwrap_or_default();
+        !first.starts_with('$') && first != self.prefix
+    }
+
+    /// Whether a refusal of the server is about what the fleet itself does, and not about an answer to whoever asked something.
+    pub fn is_about(&self, refusal: &str) -> bool {
+        let ours = ["$JS.API.", "$KV.", &format!("{}.gateway.", self.prefix), &self.sends()];
+        ours.iter().any(|subject| refusal.contains(&format!("\"{subject}")))
     }
 
     /// The group in which every gateway hears what is said to devices: one of them answers.
@@ -99,7 +128,6 @@ fn key(name: &str) -> String {
 }
 
 /// The name of a key; `None`: [`key`] never wrote it.
-#[cfg(test)]
 fn name(written: &str) -> Option<String> {
     if written == "=_" {
         return Some(String::new());
@@ -134,6 +162,35 @@ mod tests {
         assert_eq!(names.sent_to("fleet-1.send.a%2Eb").as_deref(), Some("a.b"));
         for other in ["fleet-1.send.", "fleet-1.send.%_", "fleet-1.up.x", "other.send.x", "fleet-1.send.%2"] {
             assert_eq!(names.sent_to(other), None, "{other}");
+        }
+        // Whatever may be decoded means one id.
+        for token in ["a%2eb", "%61%2Eb", "%61%2eb", "a%2E%62"] {
+            assert_eq!(names.sent_to(&format!("fleet-1.send.{token}")).as_deref(), Some("a.b"), "{token}");
+        }
+        assert_eq!(names.leased(&names.lease("gate.eu")).as_deref(), Some("gate.eu"));
+        assert_eq!(names.device_of(&names.device("a b")).as_deref(), Some("a b"));
+        assert_eq!(names.leased(&names.device("a")), None);
+    }
+
+    #[test]
+    fn nothing_is_answered_where_rows_are_written_or_gateways_are_spoken_to() {
+        let names = Names::new("p");
+        for reply in ["$KV.p_devices.d", "$JS.API.STREAM.PURGE.KV_p_devices", "p.gateway.edge-1", "p.send.d", "p"] {
+            assert!(!names.may_answer_at(reply), "{reply}");
+        }
+        for reply in ["_INBOX.x.y", "answers.p", "pq.send"] {
+            assert!(names.may_answer_at(reply), "{reply}");
+        }
+    }
+
+    #[test]
+    fn what_a_stranger_asks_for_an_answer_at_is_no_refusal_of_the_fleet() {
+        let names = Names::new("p");
+        for subject in ["$JS.API.INFO", "$KV.p_devices.d", "p.gateway.edge-1", "p.send.*"] {
+            assert!(names.is_about(&format!("Permissions Violation for Publish to \"{subject}\"")), "{subject}");
+        }
+        for subject in ["_INBOX.x", "p.send.d", "reply.$KV.x"] {
+            assert!(!names.is_about(&format!("Permissions Violation for Publish to \"{subject}\"")), "{subject}");
         }
     }
 

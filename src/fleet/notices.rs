@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::client::Request as Ask;
 use tokio::task::JoinSet;
 
-use super::Shared;
 use super::presence::Owner;
 use super::server::Server;
 use super::wire::Request;
+use super::{Shared, requests};
 
 /// So many wait to be told at a time, at the most. Whoever is not told finds out when it writes the row next, or when the
 /// connection ends, which it does by its silence.
@@ -93,12 +92,11 @@ async fn tell(shared: &Shared, server: &Server, notice: &Notice) -> bool {
     let request =
         Request::Taken { device: device.clone(), lease: lease.clone(), generation: *generation, revision: *revision };
     loop {
-        let asked = Ask::new().payload(request.to_bytes()).timeout(Some(TRY_MAX));
-        if server.client.send_request(server.names.gateway(node), asked).await.is_ok() {
+        if requests::ask(server, node, request.to_bytes(), TRY_MAX).await.is_ok() {
             return true;
         }
         tokio::time::sleep(TRY_AGAIN_AFTER).await;
-        match shared.is_live(server, node, lease).await {
+        match shared.leases.is_live(server, node, lease).await {
             Ok(true) => {}
             Ok(false) => return true,
             Err(_) => return false,

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!                        ┌────────────────── nothing is known ◀───── removed, or never there ──────┐
-//!   a device comes ──▶ write if absent ── conflict ──▶ unsure ──▶ read ──▶ another's               │
-//!                        │ written             ▲  ▲                │  │ ours   │ its gateway lives, and this device came
-//!                        ▼                     │  └── no answer    │  │        │ while NATS was away or waited for long: it ends here
-//!                      ours ◀──────────────────│───────────────────│──┘        │ else
+//!   a device comes ──▶ write if absent ── conflict ──▶ unsure ──▶ read ──▶ another's ── it lives ──▶ it is asked for how long it has it
+//!                        │ written             ▲  ▲                │  │ ours   │ it is dead           │ it has none, or an older one
+//!                        ▼                     │  └── no answer    │  │        ├──────────────────────┘        └── a later one: it ends here
+//!                      ours ◀──────────────────│───────────────────│──┘        │
 //!                        │ the device goes     └────── conflict ───│─── write over it ──▶ ours, and its owner is told
 //!                        └──▶ remove this revision ────────────────┘
 //! ```
@@ -14,21 +14,27 @@
 //! a device one wins; each removal names the revision that it removes, so a late end takes away nobody else's row. One question
 //! of a device is under way at a time, and its answer is known by its number: a late or doubled one finds nothing. After a
 //! question without an answer the row is read before anything else is done.
+//!
+//! A row may be older than what it speaks of, and a newcomer may have waited for long. So a living gateway is asked before its
+//! row is written over or believed: of two connections the one that began later stays. Spans are compared, never clocks.
 
 mod queue;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::server::Written;
 use queue::Queue;
 
-/// A device that has waited for longer to be claimed takes nobody over: the other one may well be the newer.
-pub const LATE_AFTER: Duration = Duration::from_secs(10);
+/// So often a living gateway is asked that does not answer; then its row is written over all the same.
+pub const SILENT_MAX: u8 = 5;
+/// So often one is asked again whose answer leaves open which connection began later, because it took longer than lies between
+/// them; then the middle counts.
+const DOUBTS_MAX: u8 = 5;
 /// So many takeovers between gateways from another address are free at once (as within one gateway),
 const FREE: u64 = 8;
 /// and one more for each such span.
@@ -51,8 +57,8 @@ pub struct Owner {
     pub generation: u64,
 }
 
-/// What stands in the row of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What stands in the row of a device. The default is nobody's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// The gateway that has it,
     pub node: Box<str>,
@@ -95,6 +101,19 @@ pub enum Ask {
     Write(u64, Row),
     /// Take away this revision.
     Remove(u64),
+    /// Whether the gateway that its row names still has it, and for how long.
+    Owner(Box<str>),
+}
+
+/// What a living gateway says of a device that its row says it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It has it not.
+    Gone,
+    /// It has a connection that began in this span, as this gateway's clock would have it.
+    Began(Instant, Instant),
+    /// It does not answer.
+    Silent,
 }
 
 /// An answer.
@@ -108,6 +127,8 @@ pub enum Answer {
     Written(Written),
     /// To [`Ask::Remove`]: it is not there (any more).
     Removed,
+    /// To [`Ask::Owner`].
+    Owner(Claim),
     /// Nobody knows what became of it.
     Lost,
 }
@@ -169,8 +190,6 @@ struct Wanted {
     generation: u64,
     place: Option<IpAddr>,
     since: Instant,
-    /// It came while it could not be claimed.
-    is_late: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,8 +200,19 @@ enum Known {
     Unsure,
     /// This gateway's, for the connection of this generation.
     Ours(u64, u64),
-    /// Just read: another gateway's, or of this one's earlier life; and whether that lives.
-    Theirs(u64, Box<Row>, bool),
+    /// Just read: another gateway's, or of this one's earlier life; and what is known of that.
+    Theirs(u64, Box<Row>, Standing),
+}
+
+/// What is known of the gateway that a row names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The lease that the row names has ended.
+    Dead,
+    /// It lives, and is to be asked.
+    Unasked,
+    /// It lives, and says this.
+    Says(Claim),
 }
 
 /// A question under way.
@@ -195,8 +225,17 @@ struct UnderWay {
 #[derive(Debug)]
 enum Does {
     Read,
-    Write { generation: u64, is_takeover: bool, over: Vec<Owner> },
-    Remove,
+    Write {
+        generation: u64,
+        is_takeover: bool,
+        over: Vec<Owner>,
+    },
+    /// `over`: who may still believe that the device is theirs.
+    Remove {
+        revision: u64,
+        over: Vec<Owner>,
+    },
+    AskOwner(u64, Box<Row>),
 }
 
 #[derive(Debug)]
@@ -209,11 +248,13 @@ struct Entry {
     is_stray: bool,
     /// The latest revision by which another gateway says that it took the device from this connection.
     taken: u64,
+    /// How often the gateway that has it was asked without it being known by now who is to have it.
+    asks: u8,
 }
 
 impl Entry {
     fn new(known: Known) -> Self {
-        Self { wanted: None, known, under_way: None, is_queued: false, is_stray: false, taken: 0 }
+        Self { wanted: None, known, under_way: None, is_queued: false, is_stray: false, taken: 0, asks: 0 }
     }
 
     fn is_settled(&self) -> bool {
@@ -237,6 +278,8 @@ pub struct Presence {
     asked: HashMap<u64, Arc<str>>,
     next: u64,
     strays: usize,
+    /// No row of this gateway's has a lower revision.
+    lowest: u64,
     effects: Vec<Effect>,
     counts: Counts,
 }
@@ -253,6 +296,7 @@ impl Presence {
             asked: HashMap::new(),
             next: 0,
             strays: 0,
+            lowest: 0,
             effects: Vec::new(),
             counts: Counts::default(),
         }
@@ -262,12 +306,11 @@ impl Presence {
 
     /// A device is here.
     pub fn connected(&mut self, device: &str, generation: u64, place: Option<IpAddr>, now: Instant) {
-        let is_late = self.lease.is_none();
-        let wanted = Wanted { generation, place: place.map(|place| place.to_canonical()), since: now, is_late };
+        let wanted = Wanted { generation, place: place.map(|place| place.to_canonical()), since: now };
         if let Some(entry) = self.devices.get_mut(device) {
             let was_settled = entry.is_settled();
             entry.wanted = Some(wanted);
-            entry.taken = 0;
+            (entry.taken, entry.asks) = (0, 0);
             self.strays -= usize::from(std::mem::take(&mut entry.is_stray));
             self.counts.held -= u64::from(was_settled && !entry.is_settled());
         } else {
@@ -294,11 +337,31 @@ impl Presence {
 
     /// Somebody asked for a device that is not here: if a row says that it is, that goes.
     pub fn missed(&mut self, device: &str) {
-        if self.lease.is_some() && self.strays < STRAYS_MAX && !self.devices.contains_key(device) {
+        self.look_at(device, Known::Unsure);
+    }
+
+    /// A row was found whose gateway's lease has ended: it goes, unless the device is here.
+    pub fn found_dead(&mut self, device: &str, revision: u64, row: Row) {
+        self.look_at(device, Known::Theirs(revision, Box::new(row), Standing::Dead));
+    }
+
+    /// Whether more rows may be looked at for which there is no device here.
+    pub fn has_room_for_strays(&self) -> bool {
+        self.strays < STRAYS_MAX
+    }
+
+    fn look_at(&mut self, device: &str, known: Known) {
+        if self.lease.is_some() && self.has_room_for_strays() && !self.devices.contains_key(device) {
             self.strays += 1;
-            self.devices.insert(device.into(), Entry { is_stray: true, ..Entry::new(Known::Unsure) });
+            self.devices.insert(device.into(), Entry { is_stray: true, ..Entry::new(known) });
             self.enqueue(device);
         }
+    }
+
+    /// Another gateway asks whether the device is here: for how long it has been.
+    pub fn age(&self, device: &str, now: Instant) -> Option<std::time::Duration> {
+        let wanted = self.devices.get(device)?.wanted.as_ref()?;
+        Some(now.saturating_duration_since(wanted.since))
     }
 
     // --- What NATS is to this gateway ---------------------------------------------------------------------------------
@@ -306,15 +369,13 @@ impl Presence {
     /// Rows are written under this lease from now on. `is_new`: what was owned under the one before is not any more.
     pub fn begin(&mut self, lease: &str, is_new: bool) {
         self.lease = Some(lease.into());
+        self.lowest = 0;
         let devices: Vec<_> = self.devices.keys().cloned().collect();
         for device in devices {
             let entry = self.devices.get_mut(&device).expect("it is one of the keys");
             if is_new && matches!(entry.known, Known::Ours(..)) {
                 self.counts.held -= u64::from(entry.is_settled());
                 entry.known = Known::Unsure;
-                if let Some(wanted) = &mut entry.wanted {
-                    wanted.is_late = true;
-                }
             }
             if !entry.is_settled() {
                 self.enqueue(&device);
@@ -322,7 +383,31 @@ impl Presence {
         }
     }
 
-    /// Nothing can be asked any more, and what is under way has no answer. Whoever is not claimed by now takes nobody over.
+    /// No row of an earlier revision is there any more: those of this gateway's that should be are looked at again. How many.
+    pub fn handle_first(&mut self, first: u64) -> usize {
+        if first <= self.lowest || self.lease.is_none() {
+            return 0;
+        }
+        let (mut gone, mut lowest) = (Vec::new(), first);
+        for (device, entry) in &self.devices {
+            match entry.known {
+                // Its answer may name a revision that has gone too.
+                _ if entry.under_way.is_some() => lowest = 0,
+                Known::Ours(revision, _) if revision < first => gone.push(Arc::clone(device)),
+                _ => {}
+            }
+        }
+        self.lowest = lowest;
+        for device in &gone {
+            let entry = self.devices.get_mut(device).expect("it is one of them");
+            self.counts.held -= u64::from(entry.is_settled());
+            entry.known = Known::Unsure;
+            self.enqueue(device);
+        }
+        gone.len()
+    }
+
+    /// Nothing can be asked any more, and what is under way has no answer.
     pub fn end(&mut self) {
         self.lease = None;
         self.asked.clear();
@@ -338,11 +423,7 @@ impl Presence {
             if matches!(entry.known, Known::Theirs(..)) {
                 entry.known = Known::Unsure;
             }
-            if !entry.is_settled()
-                && let Some(wanted) = &mut entry.wanted
-            {
-                wanted.is_late = true;
-            }
+            entry.asks = 0;
             !entry.is_nothing() && !entry.is_stray
         });
     }
@@ -350,14 +431,14 @@ impl Presence {
     // --- Questions and answers ----------------------------------------------------------------------------------------
 
     /// The next question, with its number and whom it is about. `now_ms`: the time of day.
-    pub fn next(&mut self, now: Instant, now_ms: u64) -> Option<(u64, Arc<str>, Ask)> {
+    pub fn next(&mut self, now_ms: u64) -> Option<(u64, Arc<str>, Ask)> {
         let lease = self.lease.clone()?;
         while let Some(device) = self.queue.pop() {
             let Some(entry) = self.devices.get_mut(&device) else { continue };
             if !std::mem::take(&mut entry.is_queued) || entry.under_way.is_some() {
                 continue;
             }
-            let Some((ask, does)) = self.decide(&device, &lease, now, now_ms) else { continue };
+            let Some((ask, does)) = self.decide(&device, &lease, now_ms) else { continue };
             self.next += 1;
             let number = self.next;
             let entry = self.devices.get_mut(&device).expect("it was there when it was decided");
@@ -369,58 +450,101 @@ impl Presence {
     }
 
     /// What is to be asked about a device now, if anything is.
-    fn decide(&mut self, device: &str, lease: &str, now: Instant, now_ms: u64) -> Option<(Ask, Does)> {
+    fn decide(&mut self, device: &str, lease: &str, now_ms: u64) -> Option<(Ask, Does)> {
         let entry = self.devices.get_mut(device).expect("it was looked up");
         let known = std::mem::replace(&mut entry.known, Known::Nothing);
-        let Some(wanted) = entry.wanted.clone() else {
-            return match known {
-                Known::Unsure => Some(self.read(device)),
-                Known::Ours(revision, _) => Some(self.remove(device, revision)),
-                // Of an earlier life of this gateway.
-                Known::Theirs(revision, row, _) if row.node == self.node => Some(self.remove(device, revision)),
-                Known::Nothing | Known::Theirs(..) => {
-                    self.forget(device);
-                    None
-                }
-            };
-        };
-        let (expected, over) = match known {
-            Known::Unsure => return Some(self.read(device)),
+        let Some(wanted) = entry.wanted.clone() else { return self.decide_unwanted(device, known) };
+        match known {
+            Known::Unsure => Some(self.read(device)),
             Known::Ours(revision, generation) if generation == wanted.generation => {
                 entry.known = Known::Ours(revision, generation);
-                return None;
+                None
             }
-            Known::Nothing => (0, None),
+            Known::Nothing => Some(self.write(&wanted, lease, (0, 0), Vec::new(), false)),
             Known::Ours(revision, _) => {
                 entry.known = Known::Ours(revision, NO_GENERATION);
-                (revision, None)
+                Some(self.write(&wanted, lease, (revision, 0), Vec::new(), false))
             }
-            Known::Theirs(revision, row, is_live) => (revision, Some((row, is_live))),
-        };
-        let is_takeover = over.as_ref().is_some_and(|(row, is_live)| *is_live && row.node != self.node);
-        let mut paid_until_ms = 0;
-        if let Some((row, _)) = &over
-            && is_takeover
-        {
-            paid_until_ms = paid_until(row, &wanted, now_ms);
-            let is_damped = paid_until_ms.saturating_sub(now_ms) > SPAN_MS * (FREE - 1);
-            if is_damped || wanted.is_late || now.saturating_duration_since(wanted.since) > LATE_AFTER {
-                self.counts.damped += u64::from(is_damped);
-                self.give_up(device, wanted.generation, is_damped);
-                return None;
+            Known::Theirs(revision, row, standing) => {
+                self.decide_over(device, lease, &wanted, (revision, row, standing), now_ms)
             }
         }
+    }
+
+    /// The device is not here.
+    fn decide_unwanted(&mut self, device: &str, known: Known) -> Option<(Ask, Does)> {
+        match known {
+            Known::Unsure => Some(self.read(device)),
+            Known::Ours(revision, _) => Some(self.remove(device, revision, Vec::new())),
+            // Of an earlier life of this gateway, or of one that has died. Who lost the device to that one may not know it.
+            Known::Theirs(revision, row, Standing::Dead) => {
+                let over = self.owners_before(*row, false);
+                Some(self.remove(device, revision, over))
+            }
+            Known::Nothing | Known::Theirs(..) => {
+                self.forget(device);
+                None
+            }
+        }
+    }
+
+    /// The device is here, and the row another's.
+    fn decide_over(
+        &mut self,
+        device: &str,
+        lease: &str,
+        wanted: &Wanted,
+        (revision, row, standing): (u64, Box<Row>, Standing),
+        now_ms: u64,
+    ) -> Option<(Ask, Does)> {
+        let is_takeover = match standing {
+            Standing::Dead | Standing::Says(Claim::Gone) => false,
+            Standing::Unasked => return Some((Ask::Owner(row.node.clone()), Does::AskOwner(revision, row))),
+            Standing::Says(Claim::Silent) => true,
+            Standing::Says(Claim::Began(from, to)) => {
+                let entry = self.devices.get_mut(device).expect("it was looked up");
+                if (from..to).contains(&wanted.since) && entry.asks < DOUBTS_MAX {
+                    entry.asks += 1;
+                    return Some((Ask::Owner(row.node.clone()), Does::AskOwner(revision, row)));
+                }
+                let began = from + to.saturating_duration_since(from) / 2;
+                if wanted.since < began {
+                    self.give_up(device, wanted.generation, false);
+                    return None;
+                }
+                true
+            }
+        };
+        let paid_until_ms = if is_takeover { paid_until(&row, wanted, now_ms) } else { 0 };
+        if paid_until_ms.saturating_sub(now_ms) > SPAN_MS * (FREE - 1) {
+            self.counts.damped += 1;
+            self.give_up(device, wanted.generation, true);
+            return None;
+        }
+        let over = self.owners_before(*row, is_takeover);
+        Some(self.write(wanted, lease, (revision, paid_until_ms), over, is_takeover))
+    }
+
+    /// Writes the row over this revision.
+    fn write(
+        &self,
+        wanted: &Wanted,
+        lease: &str,
+        (expected, paid_until_ms): (u64, u64),
+        over: Vec<Owner>,
+        is_takeover: bool,
+    ) -> (Ask, Does) {
+        let generation = wanted.generation;
         let row = Row {
             node: self.node.clone(),
             lease: lease.into(),
             epoch: self.epoch,
-            generation: wanted.generation,
+            generation,
             place: wanted.place,
             paid_until_ms,
-            over: over.map_or(Vec::new(), |(row, _)| self.owners_before(*row, is_takeover)),
+            over: over.clone(),
         };
-        let over = row.over.clone();
-        Some((Ask::Write(expected, row), Does::Write { generation: wanted.generation, is_takeover, over }))
+        (Ask::Write(expected, row), Does::Write { generation, is_takeover, over })
     }
 
     /// Whoever may still believe that a device is theirs once this row was written over: whose it is, if that gateway lives, and
@@ -436,9 +560,9 @@ impl Presence {
         (Ask::Read, Does::Read)
     }
 
-    fn remove(&mut self, device: &str, revision: u64) -> (Ask, Does) {
+    fn remove(&mut self, device: &str, revision: u64, over: Vec<Owner>) -> (Ask, Does) {
         self.devices.get_mut(device).expect("it was looked up").known = Known::Ours(revision, NO_GENERATION);
-        (Ask::Remove(revision), Does::Remove)
+        (Ask::Remove(revision), Does::Remove { revision, over })
     }
 
     /// The connection ends here, and nothing is written for it any more.
@@ -448,7 +572,7 @@ impl Presence {
         let Some(entry) = self.devices.get_mut(device) else { return };
         self.counts.held -= u64::from(entry.is_settled());
         entry.wanted = None;
-        entry.taken = 0;
+        (entry.taken, entry.asks) = (0, 0);
         match (&entry.under_way, &entry.known) {
             (Some(_), _) => {}
             // Should it still be there, it goes; if not, it is not found.
@@ -465,30 +589,35 @@ impl Presence {
         debug_assert_eq!(awaited, number);
         entry.known = match (does, answer) {
             (Does::Read, Answer::Absent) => Known::Nothing,
-            (Does::Read, Answer::Found(revision, mut row, is_live)) => {
-                if row.node == self.node {
-                    // The answer to the write may have been lost.
-                    self.effects.extend(tell_all(&device, std::mem::take(&mut row.over), revision));
-                }
-                if row.node == self.node && self.lease.as_deref() == Some(&*row.lease) {
-                    Known::Ours(revision, row.generation)
-                } else {
-                    Known::Theirs(revision, Box::new(row), is_live)
-                }
+            (Does::Read, Answer::Found(revision, row, is_live)) => {
+                let (known, effects) = known_of(&self.node, self.lease.as_deref(), &device, revision, row, is_live);
+                self.effects.extend(effects);
+                known
             }
             (Does::Write { generation, is_takeover, over }, Answer::Written(Written::At(revision))) => {
                 self.counts.written += 1;
                 self.counts.taken += u64::from(is_takeover);
                 self.effects.extend(tell_all(&device, over, revision));
+                entry.asks = 0;
                 Known::Ours(revision, generation)
             }
             (Does::Write { .. }, Answer::Written(Written::Conflict)) => {
                 self.counts.conflicts += 1;
                 Known::Unsure
             }
-            (Does::Remove, Answer::Removed) => {
+            (Does::Remove { revision, over }, Answer::Removed) => {
                 self.counts.removed += 1;
+                self.effects.extend(tell_all(&device, over, revision));
                 Known::Nothing
+            }
+            (Does::AskOwner(revision, row), Answer::Owner(claim)) => {
+                entry.asks += u8::from(claim == Claim::Silent);
+                if claim == Claim::Silent && entry.asks < SILENT_MAX {
+                    // Its lease may have ended meanwhile.
+                    Known::Unsure
+                } else {
+                    Known::Theirs(revision, row, Standing::Says(claim))
+                }
             }
             _ => Known::Unsure,
         };
@@ -584,6 +713,29 @@ impl Presence {
             assert!(!has_work || is_seen_to, "{entry:?}");
         }
     }
+}
+
+/// What a row that was just read says, and who is to be told of it.
+fn known_of(
+    node: &str,
+    lease: Option<&str>,
+    device: &str,
+    revision: u64,
+    mut row: Row,
+    is_live: bool,
+) -> (Known, Vec<Effect>) {
+    if *row.node != *node {
+        let standing = if is_live { Standing::Unasked } else { Standing::Dead };
+        return (Known::Theirs(revision, Box::new(row), standing), Vec::new());
+    }
+    // The answer to the write may have been lost.
+    let effects = tell_all(device, std::mem::take(&mut row.over), revision).collect();
+    let known = if lease == Some(&*row.lease) {
+        Known::Ours(revision, row.generation)
+    } else {
+        Known::Theirs(revision, Box::new(row), Standing::Dead)
+    };
+    (known, effects)
 }
 
 fn tell_all(device: &str, over: Vec<Owner>, revision: u64) -> impl Iterator<Item = Effect> {

@@ -2,45 +2,46 @@
 //!
 //! ```text
 //!   Away ──connected──▶ version, JetStream, buckets verified ──▶ the lease is had ──▶ Serving ── lease renewed, rows written, requests heard
-//!    ▲                              │                              │                    │
-//!    └────────── back-off ◀─────────┴──────────────────────────────┴────────────────────┘ anything without an answer
+//!    ▲                              │                              │                    │ the connection is gone (PING has no PONG), or
+//!    └────────── back-off ◀─────────┴──────────────────────────────┴────────────────────┘ no lease is to be had
 //! ```
 //!
-//! The first question without an answer ends the connection: the client is dropped and all of it is verified again, so that the
-//! library's own reconnection, around which plain messages vanish, never comes to act.
+//! A question that has no answer in time is asked again, behind a smaller window: a server that is slow is not one that is away.
+//! That it is away the connection tells, or the lease, which ends when nothing can be written. Then the client is dropped and
+//! all of it is verified again, so that the library's own reconnection, around which plain messages vanish, never comes to act.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use async_nats::{Message, Subscriber};
-use bytes::Bytes;
+use async_nats::Subscriber;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::lease::{Lease, Step};
+use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
 use super::pace::Pace;
-use super::presence::{Answer, Ask, Effect, Row, Told};
-use super::server::{Facts, Server, Written};
+use super::presence::{Answer, Ask, Claim, Effect, Row};
+use super::requests::{self, Heard, Hearing};
+use super::server::{Facts, NoSurvey, Server, Survey, Written};
 use super::settings::Settings;
+use super::sweep::{self, Plan};
+use super::wills::Wills;
+use super::window::Window;
 use super::wire::{Reply, Request};
-use super::{Order, SLACK, Shared};
-use crate::link::Downlink;
+use super::{Order, Shared};
+use crate::link::DelayedWill;
 use crate::sink::Backoff;
+use crate::sink::nats::Signals;
 
-/// Questions about devices under way at a time.
-const UNDER_WAY_MAX: usize = 512;
-/// Requests from others under way at a time; further ones are told that this gateway is busy.
-const ANSWERING_MAX: usize = 256;
-/// How long a worker has to answer what another gateway asks.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// The longest that another gateway may ask to wait for a device.
-const PATIENCE_MAX: Duration = Duration::from_mins(1);
-/// How long somebody who asks by NATS may be waited for.
-const ASKED_MAX: Duration = Duration::from_secs(63);
+/// Questions to other gateways about devices that they have, under way at a time. They cost NATS next to nothing.
+const OWNERS_ASKED_MAX: usize = 1_024;
+/// How long a gateway may take to say whether it has a device.
+const OWNER_ASK_MAX: Duration = Duration::from_secs(2);
+/// How long it waits before the lease is tried to be written again.
+const RENEW_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How often the loop turns at least,
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -48,15 +49,39 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// wanted meanwhile is too old: it might come behind what they wanted later of somebody else.
 const STILL_MAX: Duration = Duration::from_secs(1);
 
-/// A number of a question and its answer, or why there is none.
-type Answered = (u64, Result<Answer, String>);
-
 /// Why serving has ended.
 enum Over {
     /// The gateway ends.
     Stopped,
     /// NATS is away.
     Broken(String),
+}
+
+/// What came of the lease's being written again.
+enum Renewal {
+    Written {
+        revision: u64,
+        sent: Instant,
+    },
+    /// It is not there any more.
+    Gone,
+    /// There is no answer for as long as it holds.
+    Silent,
+}
+
+/// Something that was under way.
+enum Done {
+    /// An answer about a device, or why there is none; `of_gateway`: another gateway was asked.
+    Asked {
+        number: u64,
+        asked: Instant,
+        of_gateway: bool,
+        answer: Result<Answer, String>,
+    },
+    /// Of the lease of this id.
+    Renewed(String, Renewal),
+    Surveyed(Result<Survey, NoSurvey>),
+    Swept(Result<u64, String>),
 }
 
 /// The thread's own state.
@@ -68,14 +93,42 @@ pub(super) struct Run {
     random: fastrand::Rng,
     orders: mpsc::UnboundedSender<Order>,
     notices: Notices,
+    wills: Wills,
     pace: Pace,
+    plan: Plan,
+    /// When the bucket was made in which rows were written.
+    rows_since: Option<String>,
 }
 
 /// What one connection has under way.
-#[derive(Default)]
 struct Session {
-    asked: JoinSet<Answered>,
-    answering: JoinSet<()>,
+    tasks: JoinSet<Done>,
+    /// Questions to NATS about devices,
+    asked: usize,
+    /// and to other gateways.
+    owners_asked: usize,
+    window: Window,
+    hearing: Hearing,
+    is_renewing: bool,
+    is_surveying: bool,
+    is_sweeping: bool,
+    survey_due: Instant,
+}
+
+impl Session {
+    fn new(now: Instant) -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            asked: 0,
+            owners_asked: 0,
+            window: Window::new(now),
+            hearing: Hearing::default(),
+            is_renewing: false,
+            is_surveying: false,
+            is_sweeping: false,
+            survey_due: now,
+        }
+    }
 }
 
 impl Run {
@@ -85,10 +138,22 @@ impl Run {
         lease: Lease,
         backoff: Backoff,
         random: fastrand::Rng,
-        orders: mpsc::UnboundedSender<Order>,
+        (orders, wills): (mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<Box<DelayedWill>>),
     ) -> Self {
-        let pace = Pace::new(settings.config().writes_per_second, Instant::now());
-        Self { shared, settings, lease, backoff, random, orders, notices: Notices::default(), pace }
+        let now = Instant::now();
+        Self {
+            pace: Pace::new(settings.config().writes_per_second, now),
+            plan: Plan::new(settings.config().lease, now),
+            notices: Notices::default(),
+            wills: Wills::new(wills),
+            rows_since: None,
+            shared,
+            settings,
+            lease,
+            backoff,
+            random,
+            orders,
+        }
     }
 
     /// Works until `stopped` says so.
@@ -102,6 +167,7 @@ impl Run {
             self.notices.end();
             let server = self.shared.server.lock().expect("no holder panics").take();
             self.shared.presence().end();
+            self.wills.publish_all(&self.orders);
             match over {
                 Over::Stopped => {
                     if let (Some(server), Some(Step::Write(revision))) = (server, self.lease.renewal()) {
@@ -112,10 +178,14 @@ impl Run {
                 }
                 Over::Broken(why) => self.note_away(&why),
             }
-            let wait = self.backoff.fail(None);
-            tokio::select! {
-                _ = stopped.wait_for(|stop| *stop) => return,
-                () = tokio::time::sleep(wait) => {}
+            let waited = tokio::time::sleep(self.backoff.fail(None));
+            tokio::pin!(waited);
+            loop {
+                tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                    () = &mut waited => break,
+                    () = self.wills.publish_next(&self.orders) => {}
+                }
             }
         }
     }
@@ -129,28 +199,31 @@ impl Run {
 
     /// One connection, from its beginning to its end.
     async fn live(&mut self) -> Over {
-        match self.connect().await {
-            Ok((server, broken, facts)) => match self.serve(&server, &broken, facts).await {
+        let signals = Arc::new(Signals::default());
+        match self.connect(&signals).await {
+            Ok((server, facts)) => match self.serve(&server, &signals, facts).await {
                 Err(over) => over,
                 Ok(never) => match never {},
             },
-            Err(why) => Over::Broken(why),
+            Err(why) => Over::Broken(signals.explain(&why)),
         }
     }
 
-    async fn connect(&mut self) -> Result<(Server, Arc<Notify>, Facts), String> {
-        let broken = Arc::new(Notify::new());
+    async fn connect(&mut self, signals: &Arc<Signals>) -> Result<(Server, Facts), String> {
         let name = format!("pulsegate {}", self.shared.node);
         // Connecting, and a handful of questions.
         let most = self.settings.config().timeout * 4;
-        let opened = tokio::time::timeout(most, Server::open(&self.settings, &name, Arc::clone(&broken))).await;
+        let opened = tokio::time::timeout(most, Server::open(&self.settings, &name, Arc::clone(signals))).await;
         let (server, facts) = opened.map_err(|_| "the servers do not answer in time".to_owned())??;
-        self.have_lease(&server).await?;
-        Ok((server, broken, facts))
+        // Of what was written into another bucket nothing is left.
+        let is_other = self.rows_since.as_ref().is_some_and(|since| *since != facts.rows_since);
+        self.have_lease(&server, is_other).await?;
+        self.rows_since = Some(facts.rows_since.clone());
+        Ok((server, facts))
     }
 
     fn note_connected(&self, facts: Facts) {
-        let Facts { version, promise, doubts } = facts;
+        let Facts { version, promise, doubts, .. } = facts;
         for doubt in doubts {
             tracing::warn!("{doubt}");
         }
@@ -162,10 +235,11 @@ impl Run {
 
     // --- The lease ----------------------------------------------------------------------------------------------------
 
-    /// Comes to hold the lease. From then on the presence asks under it.
-    async fn have_lease(&mut self, server: &Server) -> Result<(), String> {
+    /// Comes to hold the lease. From then on the presence asks under it. `is_new`: what was written under the one that is held
+    /// is to be looked at again too.
+    async fn have_lease(&mut self, server: &Server, is_new: bool) -> Result<(), String> {
         let now = Instant::now();
-        let mut is_new = !self.lease.is_held(now);
+        let mut is_new = is_new || !self.lease.is_held(now);
         if self.lease.is_over(now) {
             self.lease.lose(fresh_id(&mut self.random));
         }
@@ -181,82 +255,106 @@ impl Run {
                     self.shared.node
                 ));
             };
-            if self.write_lease(server, expected).await? {
-                break;
+            self.lease.handle_sent();
+            let sent = Instant::now();
+            match write_lease(server, &self.shared.node, self.lease.row(), expected).await {
+                Written::At(revision) => {
+                    self.lease.handle_written(revision, sent);
+                    break;
+                }
+                Written::Conflict => {}
+                Written::Lost(why) => return Err(why),
             }
         }
         self.shared.presence().begin(&self.lease.row().id, is_new);
         Ok(())
     }
 
-    /// `false`: the key is not at this revision.
-    async fn write_lease(&mut self, server: &Server, expected: u64) -> Result<bool, String> {
-        let payload = serde_json::to_vec(self.lease.row()).expect("it has no keys but texts");
-        let sent = Instant::now();
-        self.lease.handle_sent();
-        match server.write(server.names.lease(&self.shared.node), expected, payload.into()).await {
-            Written::At(revision) => {
-                self.lease.handle_written(revision, sent);
-                Ok(true)
-            }
-            Written::Conflict => Ok(false),
-            Written::Lost(why) => Err(why),
+    /// The lease is written again in time, and nobody waits for that. Whoever has lost it begins anew: what is under way was asked
+    /// under the old one.
+    async fn keep_lease(&mut self, server: &Server, session: &mut Session) -> Result<(), String> {
+        let now = Instant::now();
+        if self.lease.is_over(now) {
+            return self.begin_anew(server).await;
         }
+        if let (Some(Step::Write(revision)), Some(ends)) = (self.lease.renewal(), self.lease.ends())
+            && !session.is_renewing
+            && self.lease.due(now) <= now
+        {
+            session.is_renewing = true;
+            let (server, node, row) = (server.clone(), self.shared.node.clone(), self.lease.row().clone());
+            session.tasks.spawn(async move {
+                let renewal = renew(&server, &node, &row, revision, ends).await;
+                Done::Renewed(row.id, renewal)
+            });
+        }
+        Ok(())
     }
 
-    /// Writes it again. Whoever has lost it begins anew: what is under way was asked under the old one.
-    async fn renew(&mut self, server: &Server, session: &mut Session) -> Result<(), String> {
-        if !self.lease.is_over(Instant::now())
-            && let Some(Step::Write(revision)) = self.lease.renewal()
-            && self.write_lease(server, revision).await?
-        {
+    async fn begin_anew(&mut self, server: &Server) -> Result<(), String> {
+        tracing::warn!("the lease was lost: what this gateway had is looked at again");
+        self.shared.presence().end();
+        self.have_lease(server, true).await
+    }
+
+    async fn handle_renewal(&mut self, server: &Server, id: &str, renewal: Renewal) -> Result<(), String> {
+        if self.lease.row().id != *id {
             return Ok(());
         }
-        tracing::warn!("the lease was lost: what this gateway had is looked at again");
-        session.asked = JoinSet::new();
-        self.shared.presence().end();
-        self.have_lease(server).await
+        match renewal {
+            Renewal::Written { revision, sent } => {
+                self.lease.handle_written(revision, sent);
+                self.backoff.succeed();
+                Ok(())
+            }
+            Renewal::Gone => self.begin_anew(server).await,
+            // It is over by now.
+            Renewal::Silent => Ok(()),
+        }
     }
 
     // --- Serving ------------------------------------------------------------------------------------------------------
 
-    async fn serve(&mut self, server: &Server, broken: &Notify, facts: Facts) -> Result<Infallible, Over> {
-        let broke = |why: String| Over::Broken(why);
-        let mut session = Session::default();
+    async fn serve(&mut self, server: &Server, signals: &Signals, facts: Facts) -> Result<Infallible, Over> {
+        let broke = |why: String| Over::Broken(signals.explain(&why));
+        let mut session = Session::new(Instant::now());
         let (mut ours, mut sends) = self.subscribe(server).await.map_err(broke)?;
         self.shared.set_server(Some(server.clone()));
         self.note_connected(facts);
         self.notices.begin(&self.shared, server);
         let mut turned = Instant::now();
         loop {
-            let now = Instant::now();
-            if self.lease.due(now) <= now {
-                self.renew(server, &mut session).await.map_err(broke)?;
-            }
+            self.keep_lease(server, &mut session).await.map_err(broke)?;
             if turned.elapsed() > STILL_MAX {
                 self.refuse_old(server, (&mut ours, &mut sends), &mut session).await.map_err(broke)?;
             }
             turned = Instant::now();
+            self.survey(server, &mut session);
             let paced = self.ask(server, &mut session);
             self.handle_effects(server);
             tokio::select! {
                 biased;
-                () = broken.notified() => return Err(Over::Broken("the connection is gone".to_owned())),
-                () = tokio::time::sleep_until(self.lease.due(now).into()) => {}
-                Some(answered) = session.asked.join_next() => self.handle_answers(answered, &mut session).map_err(broke)?,
+                () = signals.broken() => return Err(Over::Broken("the connection is gone".to_owned())),
+                refusal = signals.refused() => if server.names.is_about(&refusal) {
+                    return Err(broke("the server refuses what a gateway does".to_owned()));
+                },
+                Some(done) = session.tasks.join_next() => {
+                    self.handle_done(server, done, &mut session).await.map_err(broke)?;
+                }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 Some(message) = ours.next() => {
                     let is_old = turned.elapsed() > STILL_MAX;
-                    self.hear(server, message, &mut session, Heard::ByGateway, is_old);
+                    session.hearing.hear((&self.shared, server, &self.orders), message, Heard::ByGateway, is_old);
                 }
                 Some(message) = sends.next() => {
                     let is_old = turned.elapsed() > STILL_MAX;
-                    self.hear(server, message, &mut session, Heard::ByAnybody, is_old);
+                    session.hearing.hear((&self.shared, server, &self.orders), message, Heard::ByAnybody, is_old);
                 }
-                Some(_) = session.answering.join_next() => {}
+                () = session.hearing.advance() => {}
                 () = self.notices.advance() => {}
-                () = self.shared.bell.notified(), if paced.is_none_or(|due| due <= now) => {}
-                () = tokio::time::sleep_until(paced.unwrap_or(now).into()), if paced.is_some() => {}
+                () = self.wills.advance(&self.shared, server, &self.orders) => {}
+                () = self.shared.bell.notified(), if paced.is_none() => {}
+                () = tokio::time::sleep_until(paced.unwrap_or(turned).into()), if paced.is_some() => {}
             }
         }
     }
@@ -269,10 +367,15 @@ impl Run {
         (ours, sends): (&mut Subscriber, &mut Subscriber),
         session: &mut Session,
     ) -> Result<(), String> {
-        server.lease(&self.shared.node).await?;
+        while let Err(why) = server.lease(&self.shared.node).await {
+            if self.lease.is_over(Instant::now()) {
+                return Err(why);
+            }
+            tokio::time::sleep(RENEW_AGAIN_AFTER).await;
+        }
         for (heard, subscriber) in [(Heard::ByGateway, ours), (Heard::ByAnybody, sends)] {
             while let Some(Some(message)) = subscriber.next().now_or_never() {
-                self.hear(server, message, session, heard, true);
+                session.hearing.hear((&self.shared, server, &self.orders), message, heard, true);
             }
         }
         Ok(())
@@ -290,39 +393,131 @@ impl Run {
 
     /// Asks as much as may be under way. When it is to be gone on, if that is by the clock.
     fn ask(&mut self, server: &Server, session: &mut Session) -> Option<Instant> {
-        while session.asked.len() < UNDER_WAY_MAX {
+        while session.window.has_room(session.asked) && session.owners_asked < OWNERS_ASKED_MAX {
             let now = Instant::now();
-            let due = self.pace.due(now);
+            let due = self.pace.due(now).max(session.window.due());
             if due > now {
                 return Some(due);
             }
-            let (number, device, ask) = self.shared.presence().next(now, unix_ms())?;
-            if !matches!(ask, Ask::Read) {
+            let (number, device, ask) = self.shared.presence().next(unix_ms())?;
+            let of_gateway = matches!(ask, Ask::Owner(_));
+            if of_gateway {
+                session.owners_asked += 1;
+            } else {
+                session.asked += 1;
+            }
+            if matches!(ask, Ask::Write(..) | Ask::Remove(_)) {
                 self.pace.take();
             }
             let (shared, server) = (Arc::clone(&self.shared), server.clone());
-            session.asked.spawn(async move { (number, question(&shared, &server, &device, ask).await) });
+            session.tasks.spawn(async move {
+                let answer = question(&shared, &server, &device, ask).await;
+                Done::Asked { number, asked: now, of_gateway, answer }
+            });
         }
         None
     }
 
-    /// One answer, and all others that are there already.
-    fn handle_answers(
+    /// One thing that is done, and all others that are done already.
+    async fn handle_done(
         &mut self,
-        first: Result<Answered, tokio::task::JoinError>,
+        server: &Server,
+        first: Result<Done, tokio::task::JoinError>,
         session: &mut Session,
     ) -> Result<(), String> {
         let mut next = Some(first);
-        while let Some(answered) = next {
-            if let Ok((number, answer)) = answered {
-                let lost = answer.as_ref().err().cloned();
-                self.shared.presence().handle(number, answer.unwrap_or(Answer::Lost));
-                if let Some(why) = lost {
-                    return Err(why);
+        while let Some(done) = next {
+            match done {
+                Ok(Done::Asked { number, asked, of_gateway, answer }) => {
+                    self.handle_answer(session, (number, asked, of_gateway), answer);
                 }
-                self.backoff.succeed();
+                Ok(Done::Renewed(id, renewal)) => {
+                    session.is_renewing = false;
+                    self.handle_renewal(server, &id, renewal).await?;
+                }
+                Ok(Done::Surveyed(survey)) => {
+                    session.is_surveying = false;
+                    self.handle_survey(server, session, survey)?;
+                }
+                Ok(Done::Swept(swept)) => {
+                    session.is_sweeping = false;
+                    match swept {
+                        Ok(rows) => tracing::debug!(rows, "rows of gateways that have died were let go"),
+                        Err(why) => tracing::debug!(why, "not all rows were looked at"),
+                    }
+                }
+                Err(_) => {}
             }
-            next = session.asked.try_join_next();
+            next = session.tasks.try_join_next();
+        }
+        Ok(())
+    }
+
+    fn handle_answer(
+        &mut self,
+        session: &mut Session,
+        (number, asked, of_gateway): (u64, Instant, bool),
+        answer: Result<Answer, String>,
+    ) {
+        let now = Instant::now();
+        if of_gateway {
+            session.owners_asked -= 1;
+        } else {
+            session.asked -= 1;
+            if answer.is_ok() {
+                session.window.answered(asked, now);
+                self.backoff.succeed();
+            } else {
+                session.window.lost(asked, now);
+            }
+        }
+        if let Err(why) = &answer {
+            self.shared.counters.unanswered.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(why, "a question has no answer, and is asked again");
+        }
+        self.shared.presence().handle(number, answer.unwrap_or(Answer::Lost));
+    }
+
+    // --- The buckets --------------------------------------------------------------------------------------------------
+
+    /// Looks now and then whether the buckets are as they are to be.
+    fn survey(&self, server: &Server, session: &mut Session) {
+        let now = Instant::now();
+        if session.is_surveying || now < session.survey_due {
+            return;
+        }
+        session.is_surveying = true;
+        session.survey_due = now + self.settings.config().lease / 2;
+        let server = server.clone();
+        session.tasks.spawn(async move { Done::Surveyed(server.survey().await) });
+    }
+
+    fn handle_survey(
+        &mut self,
+        server: &Server,
+        session: &mut Session,
+        survey: Result<Survey, NoSurvey>,
+    ) -> Result<(), String> {
+        let survey = match survey {
+            Ok(survey) => survey,
+            Err(gone @ NoSurvey::Gone(_)) => return Err(gone.to_string()),
+            Err(NoSurvey::NoAnswer(why)) => {
+                tracing::debug!(why, "the buckets were not looked at");
+                return Ok(());
+            }
+        };
+        if self.rows_since.as_ref() != Some(&survey.rows_since) {
+            return Err(NoSurvey::Gone(server.names.devices()).to_string());
+        }
+        let gone = self.shared.presence().handle_first(survey.first);
+        if gone > 0 {
+            tracing::warn!(gone, "rows of devices that are here were removed by somebody: they are looked at again");
+        }
+        let begins = self.plan.handle_survey(survey.gateways, &self.shared.node, Instant::now());
+        if begins && !session.is_sweeping {
+            session.is_sweeping = true;
+            let (shared, server) = (Arc::clone(&self.shared), server.clone());
+            session.tasks.spawn(async move { Done::Swept(sweep::sweep(&shared, &server).await) });
         }
         Ok(())
     }
@@ -343,53 +538,38 @@ impl Run {
             }
         }
     }
+}
 
-    // --- What others say ----------------------------------------------------------------------------------------------
+async fn write_lease(server: &Server, node: &str, row: &LeaseRow, expected: u64) -> Written {
+    let payload = serde_json::to_vec(row).expect("it has no keys but texts");
+    server.write(server.names.lease(node), expected, payload.into()).await
+}
 
-    /// `is_old`: it waited for too long to be carried out.
-    fn hear(&self, server: &Server, message: Message, session: &mut Session, heard: Heard, is_old: bool) {
-        self.shared.counters.received.fetch_add(1, Ordering::Relaxed);
-        // Whoever does not want to know what became of it is not served: an answer is what the promise is about.
-        let Some(reply) = message.reply.clone() else { return };
-        let client = server.client.clone();
-        if session.answering.len() >= ANSWERING_MAX {
-            let busy = match heard {
-                Heard::ByGateway => Reply::Busy.to_bytes(),
-                Heard::ByAnybody => error_body("api_busy", "too many requests at a time; try again"),
-            };
-            session.answering.spawn(async move { drop(client.publish(reply, busy).await) });
-            return;
+/// Writes the lease again, as often as it takes until it `ends`.
+async fn renew(server: &Server, node: &str, row: &LeaseRow, mut revision: u64, ends: Instant) -> Renewal {
+    while Instant::now() < ends {
+        let sent = Instant::now();
+        if let Written::At(revision) = write_lease(server, node, row, revision).await {
+            return Renewal::Written { revision, sent };
         }
-        let (shared, orders) = (Arc::clone(&self.shared), self.orders.clone());
-        let device = server.names.sent_to(&message.subject);
-        session.answering.spawn(async move {
-            let answer = match heard {
-                Heard::ByGateway => serve_gateway(&shared, &orders, &message.payload, is_old).await.to_bytes(),
-                Heard::ByAnybody if is_old => {
-                    error_body("api_busy", "the gateway stood still; nothing was done; try again")
-                }
-                Heard::ByAnybody => serve_anybody(&orders, device, message.payload).await,
-            };
-            // Whoever asked finds out by its own deadline.
-            drop(client.publish(reply, answer).await);
-        });
+        // It may have been written for all that.
+        match server.lease(node).await {
+            Ok(Some((at, there))) if there.id == row.id => revision = at,
+            Ok(_) => return Renewal::Gone,
+            Err(why) => tracing::debug!(why, "the lease was not written again, and is tried again"),
+        }
+        tokio::time::sleep(RENEW_AGAIN_AFTER).await;
     }
+    Renewal::Silent
 }
 
-/// Who says something.
-#[derive(Clone, Copy)]
-enum Heard {
-    ByGateway,
-    ByAnybody,
-}
-
-/// Asks NATS. An error: there is no answer; why.
+/// Asks NATS, or the gateway that has the device. An error: there is no answer; why.
 async fn question(shared: &Shared, server: &Server, device: &str, ask: Ask) -> Result<Answer, String> {
     match ask {
         Ask::Read => match server.device_for_sure::<Row>(device).await? {
             None => Ok(Answer::Absent),
             Some((revision, row)) => {
-                let is_live = *row.node != *shared.node && shared.is_live(server, &row.node, &row.lease).await?;
+                let is_live = *row.node != *shared.node && shared.leases.is_live(server, &row.node, &row.lease).await?;
                 Ok(Answer::Found(revision, row, is_live))
             }
         },
@@ -401,60 +581,30 @@ async fn question(shared: &Shared, server: &Server, device: &str, ask: Ask) -> R
             }
         }
         Ask::Remove(revision) => server.remove_device(revision).await.map(|_| Answer::Removed),
+        Ask::Owner(node) => Ok(Answer::Owner(claim(server, &node, device).await)),
     }
 }
 
-async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, payload: &[u8], is_old: bool) -> Reply {
-    let (order, answered, most) = match Request::parse(payload) {
-        Err(why) => return Reply::NotUnderstood { why },
-        Ok(Request::Taken { device, lease, generation, revision }) => {
-            let told = shared.presence().handle_taken(&device, &lease, generation, revision);
-            if told == Told::Ends {
-                shared.bell.notify_one();
+/// Whether another gateway has the device, and since when. It takes its whole time to be silent: it may be asked again at once.
+async fn claim(server: &Server, node: &str, device: &str) -> Claim {
+    let sent = Instant::now();
+    let payload = Request::Has { device: device.into() }.to_bytes();
+    if let Ok(reply) = requests::ask(server, node, payload, OWNER_ASK_MAX).await {
+        let heard = Instant::now();
+        match Reply::parse(&reply) {
+            Ok(Reply::Offline) => return Claim::Gone,
+            Ok(Reply::Here { age_us }) => {
+                let before = |end: Instant, us: u64| end.checked_sub(Duration::from_micros(us));
+                if let (Some(from), Some(to)) = (before(sent, age_us.saturating_add(1)), before(heard, age_us)) {
+                    return Claim::Began(from, to);
+                }
             }
-            return Reply::Heard;
+            // Of another version, or not of a gateway.
+            _ => {}
         }
-        // That a device was taken is true however late it is said; what is wanted of one is not.
-        Ok(_) if is_old => return Reply::Busy,
-        Ok(Request::Send { device, topic, payload, acknowledge, patience_ms }) => {
-            let patience = acknowledge.then(|| Duration::from_millis(patience_ms).min(PATIENCE_MAX));
-            let (answer, answered) = oneshot::channel();
-            let downlink = Downlink { topic, payload };
-            (Order::Send { device, downlink, patience, answer }, answered, patience.unwrap_or(ANSWER_MAX))
-        }
-        Ok(Request::Disconnect { device }) => {
-            let (answer, answered) = oneshot::channel();
-            (Order::Disconnect { device, answer }, answered, ANSWER_MAX)
-        }
-    };
-    if orders.send(order).is_err() {
-        return Reply::Busy;
     }
-    match tokio::time::timeout(most + SLACK, answered).await {
-        Ok(Ok(reply)) => reply,
-        _ => Reply::Late,
-    }
-}
-
-async fn serve_anybody(orders: &mpsc::UnboundedSender<Order>, device: Option<String>, body: Bytes) -> Bytes {
-    let Some(device) = device else {
-        return error_body(
-            "invalid_path",
-            "the last token of the subject is no device: percent-encode what it may not hold",
-        );
-    };
-    let (answer, answered) = oneshot::channel();
-    let order = Order::Ask { device: device.into(), body, answer };
-    if orders.send(order).is_ok()
-        && let Ok(Ok(body)) = tokio::time::timeout(ASKED_MAX, answered).await
-    {
-        return body;
-    }
-    error_body("shutting_down", "the gateway is shutting down")
-}
-
-fn error_body(code: &str, message: &str) -> Bytes {
-    serde_json::json!({"error": {"code": code, "message": message}}).to_string().into()
+    tokio::time::sleep_until((sent + OWNER_ASK_MAX).into()).await;
+    Claim::Silent
 }
 
 fn fresh_id(random: &mut fastrand::Rng) -> String {

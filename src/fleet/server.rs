@@ -1,6 +1,8 @@
 //! One connection to NATS, verified: the server's version, JetStream, the two buckets and what they promise; and the few questions
 //! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +13,11 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
 
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
 use super::settings::Settings;
-use crate::sink::nats::version;
+use crate::sink::nats::{Signals, in_words, version};
 
 /// Servers before this one are warned of: several faults of replication and of buckets with an age were mended by then.
 const VERSION_ADVISED: (u64, u64, u64) = (2, 11, 2);
@@ -57,17 +58,56 @@ pub struct Facts {
     pub promise: String,
     /// What is not as it should be, and works.
     pub doubts: Vec<String>,
+    /// When the bucket of devices was made: another one holds nothing of what was written before.
+    pub rows_since: String,
+}
+
+/// What the buckets are like.
+#[derive(Debug)]
+pub struct Survey {
+    /// When the bucket of devices was made.
+    pub rows_since: String,
+    /// The lowest revision that is there.
+    pub first: u64,
+    /// Gateways that have a lease.
+    pub gateways: BTreeSet<String>,
+}
+
+/// Why there is no survey.
+#[derive(Debug)]
+pub enum NoSurvey {
+    /// A bucket is gone; which.
+    Gone(String),
+    /// There is no answer; why.
+    NoAnswer(String),
+}
+
+/// The server's answer about a stream.
+#[derive(Deserialize)]
+struct StreamInfo {
+    #[serde(default)]
+    created: String,
+    #[serde(default)]
+    state: StreamState,
+    error: Option<jetstream::Error>,
+}
+
+#[derive(Default, Deserialize)]
+struct StreamState {
+    first_seq: u64,
+    #[serde(default)]
+    subjects: Option<BTreeMap<String, u64>>,
 }
 
 impl Server {
-    /// Connects and verifies. `broken` hears of it when the connection is gone.
+    /// Connects and verifies. `signals` hears what becomes of the connection.
     ///
     /// # Errors
     /// Why not, and what to do, in words.
-    pub async fn open(settings: &Settings, name: &str, broken: Arc<Notify>) -> Result<(Self, Facts), String> {
+    pub async fn open(settings: &Settings, name: &str, signals: Arc<Signals>) -> Result<(Self, Facts), String> {
         let config = settings.config();
-        let options = settings.access().map_err(|fault| fault.to_string())?.options(name, broken)?;
-        let client = options.connect(&config.urls).await.map_err(|error| in_words(&error))?;
+        let access = settings.access().map_err(|fault| format!("backbone.nats.{}: {fault}", fault.key))?;
+        let client = access.connect(name, signals).await?;
         let info = client.server_info();
         crate::sink::nats::check_version(&info.version)
             .map_err(|why| format!("{why} (Debian 12 ships 2.9: take one from github.com/nats-io/nats-server)"))?;
@@ -92,10 +132,54 @@ impl Server {
             async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }
         };
         check_subjects(&context, &names).await?;
-        let facts =
-            Facts { promise: promise(&rows, &info.version), doubts: doubts(&info.version), version: info.version };
         let (gateways, devices) = (stream(&gateways).await?, stream(&devices).await?);
-        Ok((Self { names, client, context, gateways, devices }, facts))
+        let server = Self { names, client, context, gateways, devices };
+        let survey = server.survey().await.map_err(|why| why.to_string())?;
+        let (promise, doubts) = (promise(&rows, &info.version), doubts(&info.version));
+        Ok((server, Facts { promise, doubts, version: info.version, rows_since: survey.rows_since }))
+    }
+
+    /// What the buckets are like now.
+    ///
+    /// # Errors
+    /// [`NoSurvey`].
+    pub async fn survey(&self) -> Result<Survey, NoSurvey> {
+        let devices = self.info(&self.names.devices(), &serde_json::json!({})).await?;
+        let filter = serde_json::json!({"subjects_filter": ">"});
+        let gateways = self.info(&self.names.gateways(), &filter).await?;
+        let named = gateways.state.subjects.unwrap_or_default();
+        let gateways = named.keys().filter_map(|subject| self.names.leased(subject)).collect();
+        Ok(Survey { rows_since: devices.created, first: devices.state.first_seq, gateways })
+    }
+
+    async fn info(&self, bucket: &str, asked: &serde_json::Value) -> Result<StreamInfo, NoSurvey> {
+        let subject = format!("STREAM.INFO.{}", stream_of(bucket));
+        let answer: Result<StreamInfo, _> = self.context.request(subject, asked).await;
+        let info = answer.map_err(|error| NoSurvey::NoAnswer(in_words(&error)))?;
+        match &info.error {
+            None => Ok(info),
+            Some(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Err(NoSurvey::Gone(bucket.to_owned())),
+            Some(error) => Err(NoSurvey::NoAnswer(in_words(error))),
+        }
+    }
+
+    /// The first row from this revision on: its revision, whose it is, as far as that is a device, and what it says.
+    /// `None`: there is none further.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn next_row<T: DeserializeOwned + Default>(
+        &self,
+        revision: u64,
+    ) -> Result<Option<(u64, Option<(String, T)>)>, String> {
+        match self.devices.direct_get_next_for_subject(self.names.all_devices(), Some(revision)).await {
+            Ok(message) => {
+                let device = self.names.device_of(&message.subject);
+                Ok(Some((message.sequence, device.map(|device| (device, parse(&message.payload))))))
+            }
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(in_words(&error)),
+        }
     }
 
     /// Writes `payload` if the last revision under `subject` is `expected`; 0: if there is none.
@@ -131,9 +215,9 @@ impl Server {
     ///
     /// # Errors
     /// There is no answer; why.
-    pub async fn device<T: DeserializeOwned>(&self, device: &str) -> Result<Option<(u64, T)>, String> {
+    pub async fn device<T: DeserializeOwned + Default>(&self, device: &str) -> Result<Option<(u64, T)>, String> {
         match self.devices.direct_get_last_for_subject(self.names.device(device)).await {
-            Ok(message) => Ok(parse(&message.payload)?.map(|row| (message.sequence, row))),
+            Ok(message) => Ok(Some((message.sequence, parse(&message.payload)))),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
             Err(error) => Err(in_words(&error)),
         }
@@ -143,7 +227,10 @@ impl Server {
     ///
     /// # Errors
     /// There is no answer; why.
-    pub async fn device_for_sure<T: DeserializeOwned>(&self, device: &str) -> Result<Option<(u64, T)>, String> {
+    pub async fn device_for_sure<T: DeserializeOwned + Default>(
+        &self,
+        device: &str,
+    ) -> Result<Option<(u64, T)>, String> {
         last(&self.devices, &self.names.device(device)).await
     }
 
@@ -165,9 +252,9 @@ impl Server {
 }
 
 /// What stands under a subject, as the stream's leader has it.
-async fn last<T: DeserializeOwned>(stream: &Stream<()>, subject: &str) -> Result<Option<(u64, T)>, String> {
+async fn last<T: DeserializeOwned + Default>(stream: &Stream<()>, subject: &str) -> Result<Option<(u64, T)>, String> {
     match stream.get_last_raw_message_by_subject(subject).await {
-        Ok(message) => Ok(parse(&message.payload)?.map(|row| (message.sequence, row))),
+        Ok(message) => Ok(Some((message.sequence, parse(&message.payload)))),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(in_words(&error)),
     }
@@ -195,12 +282,10 @@ struct Deleted {
     error: Option<jetstream::Error>,
 }
 
-/// Nothing, or what it says. A row that cannot be read is somebody else's, and taken for none.
-fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<Option<T>, String> {
-    if payload.is_empty() {
-        return Ok(None);
-    }
-    serde_json::from_slice(payload).map(Some).map_err(|error| format!("what is written there is not ours: {error}"))
+/// What it says. What cannot be read is nobody's, as is a marker that somebody deleted a key by hand: it is written over at its
+/// revision.
+fn parse<T: DeserializeOwned + Default>(payload: &[u8]) -> T {
+    serde_json::from_slice(payload).unwrap_or_default()
 }
 
 /// The stream of a bucket as it is, made where it is missing.
@@ -303,18 +388,13 @@ fn doubts(server: &str) -> Vec<String> {
         .collect()
 }
 
-/// An error with what is behind it.
-pub fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
+impl fmt::Display for NoSurvey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoSurvey::Gone(bucket) => write!(f, "the bucket {bucket:?} was removed: it is made anew"),
+            NoSurvey::NoAnswer(why) => write!(f, "the buckets cannot be read: {why}"),
         }
-        source = inner.source();
     }
-    text
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use crate::config::Fleet;
 use crate::sink::nats::{NatsAccess, files_of_login};
 use crate::sink::{Fault, Reading};
 
+/// A server that says nothing at all is given up after three of so many parts of the lease: before the lease ends.
+const PINGS_IN_LEASE: u32 = 5;
+
 /// Proven settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -30,7 +33,9 @@ impl Settings {
     /// How to come in, as the files say now.
     pub(super) fn access(&self) -> Result<NatsAccess, Fault> {
         let config = &self.config;
-        NatsAccess::load(&config.login, config.is_tls.then_some(&config.tls), config.timeout, &mut Reading::default())
+        let (place, tls) = ((&*config.urls, "[backbone.nats]".to_owned()), config.is_tls.then_some(&config.tls));
+        let access = NatsAccess::load(place, &config.login, tls, config.timeout, &mut Reading::default())?;
+        Ok(access.with_ping_interval(config.lease / PINGS_IN_LEASE))
     }
 }
 

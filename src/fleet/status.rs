@@ -76,6 +76,10 @@ pub struct Report {
     pub received: u64,
     /// Gateways that were not told of a takeover.
     pub untold: u64,
+    /// Questions to NATS that had no answer in time, and were asked again.
+    pub unanswered: u64,
+    /// Delayed wills that were not published, because their devices were at other gateways.
+    pub wills_withheld: u64,
 }
 
 impl Status {
@@ -123,6 +127,8 @@ impl Status {
             forwards_failed: 0,
             received: 0,
             untold: 0,
+            unanswered: 0,
+            wills_withheld: 0,
         };
         fill(&mut report);
         report

@@ -31,6 +31,11 @@ pub enum Request {
         /// The device.
         device: Box<str>,
     },
+    /// Whether a device is there, and for how long it has been.
+    Has {
+        /// The device.
+        device: Box<str>,
+    },
     /// A device was taken over: its row was written over.
     Taken {
         /// The device.
@@ -65,6 +70,11 @@ pub enum Reply {
     },
     /// The gateway has too much to do; nothing was done.
     Busy,
+    /// It is here: for `Request::Has`, which is else answered by `Reply::Offline`.
+    Here {
+        /// For how long it has been, in microseconds.
+        age_us: u64,
+    },
     /// It was heard: for `Request::Taken`.
     Heard,
     /// The request is none.
@@ -140,6 +150,7 @@ mod tests {
                 r#"{"do":"send","device":"meter \"7\"","topic":"set","payload":"AP8=","acknowledge":true,"patience_ms":5000}"#,
             ),
             (Request::Disconnect { device: "d".into() }, r#"{"do":"disconnect","device":"d"}"#),
+            (Request::Has { device: "d".into() }, r#"{"do":"has","device":"d"}"#),
             (
                 Request::Taken { device: "d".into(), lease: "l".into(), generation: 7, revision: 9 },
                 r#"{"do":"taken","device":"d","lease":"l","generation":7,"revision":9}"#,
@@ -151,7 +162,8 @@ mod tests {
         }
         let refused = Reply::Refused { why: "it is too long".to_owned() };
         assert_eq!(refused.to_bytes(), r#"{"outcome":"refused","why":"it is too long"}"#);
-        for reply in [refused, Reply::Delivered, Reply::Late, Reply::Heard] {
+        assert_eq!(Reply::Here { age_us: 7 }.to_bytes(), r#"{"outcome":"here","age_us":7}"#);
+        for reply in [refused, Reply::Here { age_us: u64::MAX }, Reply::Delivered, Reply::Late, Reply::Heard] {
             assert_eq!(Reply::parse(&reply.to_bytes()), Ok(reply));
         }
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{AuthAnswer, ChangeMark, ConnectionId, Loaded, Publication, Receipt, ShardMessage, Trace, WorkerId};
+use super::{
+    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, ShardMessage, Trace, WorkerId,
+};
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::WorkerEvent`])
 /// carries.
@@ -86,6 +88,15 @@ pub enum WorkerCommand {
         downlink: Downlink,
         /// At most so many devices of this shard in one second, at least 1.
         per_second: u32,
+    },
+    /// Publish a will that was due ([`super::WorkerEvent::WillDue`]), as its device would have. Not answered.
+    PublishWill {
+        /// Whose it is; this worker is its home.
+        device: Box<str>,
+        /// Through which listener the device had come.
+        listener: ListenerId,
+        /// The message.
+        publication: Box<Publication>,
     },
     /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::WorkerEvent::Sent`] with
     /// [`super::Outcome::Delivered`] when every shard has taken it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, Credentials, ListenerId, WorkerId};
+use super::{CloseReason, ConnectionId, Credentials, ListenerId, Publication, WorkerId};
 use crate::pool::Charge;
 use crate::time::Moment;
 
@@ -50,6 +50,9 @@ pub enum WorkerEvent {
         /// From where it comes: nobody is to keep others out. The shard leaves it out, the worker fills it in.
         peer: Option<IpAddr>,
     },
+    /// In a fleet: a will that waited for its delay is due. Answered by `WorkerCommand::PublishWill`, unless the device is at another
+    /// gateway by now.
+    WillDue(Box<DelayedWill>),
     /// The answer to `WorkerCommand::Describe`.
     Described {
         /// The number of the request.
@@ -180,6 +183,19 @@ pub struct Message {
     /// To whom to say that the backbone holds it, if anybody wants to hear it.
     pub receipt: Option<Receipt>,
     /// What it takes of its shard's pool until the backbone has it.
+    pub charge: Option<Charge>,
+}
+
+/// A will that has waited for its delay.
+#[derive(Debug)]
+pub struct DelayedWill {
+    /// Whose it is.
+    pub device: Box<str>,
+    /// Through which listener the device had come.
+    pub listener: ListenerId,
+    /// The message, ready to be published.
+    pub publication: Box<Publication>,
+    /// What it takes of its shard's pool.
     pub charge: Option<Charge>,
 }
 

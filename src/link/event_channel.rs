@@ -81,6 +81,7 @@ impl WorkerEvent {
             | WorkerEvent::NotAdmitted(_)
             | WorkerEvent::TakeoverLoop(_)
             | WorkerEvent::KeepOut { .. }
+            | WorkerEvent::WillDue(_)
             | WorkerEvent::Message(_) => false,
             WorkerEvent::Authenticate { .. }
             | WorkerEvent::Described { .. }

@@ -30,8 +30,8 @@ pub use deny::{
 };
 pub use doorbell::Doorbell;
 pub use event::{
-    Batch, ConnectionFacts, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts, TakeoverLoop,
-    WorkerEvent,
+    Batch, ConnectionFacts, DelayedWill, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts,
+    TakeoverLoop, WorkerEvent,
 };
 pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};

@@ -66,6 +66,8 @@ pub struct ShardOptions {
     pub uplink_length: usize,
     /// Seeds jitter and generated ids.
     pub seed: u64,
+    /// Whether the fleet is asked before a delayed will is published: its device may be at another gateway.
+    pub asks_before_wills: bool,
     /// What all shards share about messages.
     pub exchange: Arc<Exchange>,
     /// The bounds of MQTT sessions.
@@ -97,6 +99,7 @@ pub struct Shard {
     broker: Broker,
     /// Wills to be published.
     due_wills: Vec<DueWill>,
+    asks_before_wills: bool,
 
     /// Who has a place among the handshakes, and who waits for one.
     places: Places,
@@ -181,6 +184,7 @@ impl Shard {
             messages: 0,
             broker,
             due_wills: Vec::new(),
+            asks_before_wills: setup.asks_before_wills,
             places: Places::new(setup.handshakes),
             sweep: Sweep::default(),
             grants: Grants::default(),

@@ -9,8 +9,8 @@ use crate::config::Protocol;
 use crate::connection::{Connection, Termination};
 use crate::image;
 use crate::link::{
-    ChangeMark, Changes, CloseReason, Downlink, Load, Loaded, Message, Outcome, Outgoing, Passed, Publication,
-    ShardMessage, WorkerEvent, WorkerId,
+    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, Outcome, Outgoing,
+    Passed, Publication, ShardMessage, WorkerEvent, WorkerId,
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
@@ -218,34 +218,51 @@ impl Shard {
         sessions.handle_deadlines(drained, now, limit, due_wills, &mut self.counters)
     }
 
-    /// Publishes wills, as their devices would have.
+    /// Publishes wills, as their devices would have. In a fleet, those that waited for their delay are asked about first.
     pub(super) fn publish_due_wills(&mut self) {
         if self.due_wills.is_empty() {
             return;
         }
-        for DueWill { device, listener, publication } in std::mem::take(&mut self.due_wills) {
-            if topic::is_of_server(&publication.topic) {
-                // A mosquitto bridge has one: see `take_connect`.
-                self.counters.add(Metric::DroppedUnauthorized, 1);
-                continue;
+        for DueWill { device, listener, publication, was_delayed } in std::mem::take(&mut self.due_wills) {
+            if self.asks_before_wills && was_delayed {
+                let charge = Some(Charge::of(&self.pool, Class::Wills, publication.bytes() + ALLOCATION_BYTES));
+                let publication = Box::new(publication);
+                self.uplink.push(WorkerEvent::WillDue(Box::new(DelayedWill { device, listener, publication, charge })));
+            } else {
+                self.publish_will(device, listener, publication);
             }
-            if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
-                && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
-            {
-                self.counters.add(Metric::MessagesReceived, 1);
-                let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
-                let connection = crate::link::ConnectionId { slot: ConnectionSlot(u32::MAX), generation: 0 };
-                let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));
-                self.uplink.push(WorkerEvent::Message(Message {
-                    device,
-                    connection,
-                    topic,
-                    payload,
-                    receipt: None,
-                    charge,
-                }));
-            }
-            self.broker.publish(publication, Ticket::NOBODY, &mut self.counters);
         }
+    }
+
+    /// A delayed will was asked about: its device is at no other gateway.
+    pub fn handle_will(&mut self, device: Box<str>, listener: ListenerId, publication: Publication) {
+        if listener.index() < self.settings.len() {
+            self.publish_will(device, listener, publication);
+        }
+    }
+
+    fn publish_will(&mut self, device: Box<str>, listener: ListenerId, publication: Publication) {
+        if topic::is_of_server(&publication.topic) {
+            // A mosquitto bridge has one: see `take_connect`.
+            self.counters.add(Metric::DroppedUnauthorized, 1);
+            return;
+        }
+        if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
+            && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
+        {
+            self.counters.add(Metric::MessagesReceived, 1);
+            let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
+            let connection = crate::link::ConnectionId { slot: ConnectionSlot(u32::MAX), generation: 0 };
+            let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));
+            self.uplink.push(WorkerEvent::Message(Message {
+                device,
+                connection,
+                topic,
+                payload,
+                receipt: None,
+                charge,
+            }));
+        }
+        self.broker.publish(publication, Ticket::NOBODY, &mut self.counters);
     }
 }

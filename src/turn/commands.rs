@@ -83,6 +83,9 @@ impl<I: Io> Turn<I> {
                 self.shard.handle_authenticated(connection, answer, now);
             }
             WorkerCommand::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
+            WorkerCommand::PublishWill { device, listener, publication } => {
+                self.shard.handle_will(device, listener, *publication);
+            }
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),
             WorkerCommand::Loaded(loaded) => self.shard.handle_loaded(*loaded, now),

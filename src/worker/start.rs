@@ -282,6 +282,8 @@ struct Shared {
     /// Connections held by all of them.
     held: Arc<AtomicU32>,
     addresses: Arc<AddressTable>,
+    /// Whether this gateway is one of several.
+    is_of_fleet: bool,
 }
 
 impl Shared {
@@ -290,6 +292,7 @@ impl Shared {
             exchange: Arc::new(Exchange::new(config.workers)),
             held: Arc::new(AtomicU32::new(0)),
             addresses: Arc::new(AddressTable::new(address_key)),
+            is_of_fleet: config.fleet.is_some(),
         }
     }
 }
@@ -353,6 +356,7 @@ impl WorkerParts {
             handshakes: limits.handshakes as usize,
             uplink_length: limits.uplink_length,
             seed: self.seed,
+            asks_before_wills: self.shared.is_of_fleet,
             exchange: self.shared.exchange,
             sessions: kept::bounds(self.kept.as_ref(), limits, self.home.workers()),
         };

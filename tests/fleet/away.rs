@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::proxy::Proxy;
 use crate::servers::Servers;
 use crate::support::{Event, Site, message, wait_until};
 use crate::{LATE, Member, heard, members};
@@ -68,6 +69,32 @@ fn a_server_that_hangs_is_given_up_and_found_again() {
     fleet[0].wait_for_claims(1);
     assert_eq!(fleet[1].send("meter-1", "x").0, 200);
     assert_eq!(heard(&mut device).1, "x");
+}
+
+/// All that the server says comes late, later than a question is waited for: what was asked is asked again, and that is all.
+#[test]
+fn a_server_that_is_slow_is_not_one_that_is_away() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let proxy = Proxy::new(servers.ports[0]);
+    let member = Member::joined("gate-0", &proxy.urls(), "lease = \"20s\"");
+    let other = Member::joined("gate-1", &servers.urls("nats"), "lease = \"20s\"");
+    let mut devices = vec![member.device("meter-0")];
+    member.wait_for_claims(1);
+    proxy.hold(true);
+    devices.extend((1..30).map(|number| member.device(&format!("meter-{number}"))));
+    let unanswered = || member.gateway.metric("pulsegate_fleet_questions_unanswered_total");
+    wait_until("questions have no answer", LATE, || unanswered() >= 2);
+    assert_eq!((member.gateway.get("/readyz").0, &member.fleet()["state"]), (200, &json!("connected")));
+    proxy.hold(false);
+    member.wait_for_claims(30);
+    assert_eq!(member.gateway.metric("pulsegate_fleet_connects_total"), 1, "it was never given up");
+    assert_eq!(member.gateway.metric("pulsegate_fleet_connects_failed_total"), 0);
+    for (number, device) in devices.iter_mut().enumerate() {
+        assert_eq!(other.send(&format!("meter-{number}"), "x").0, 200);
+        assert_eq!(heard(device).1, "x");
+    }
 }
 
 #[test]

@@ -18,12 +18,8 @@ fn a_command_finds_a_device_at_any_of_three_gateways() {
     fleet[0].wait_for_claims(1);
     for (number, member) in fleet.iter().enumerate() {
         let (status, answer) = member.send("meter%207.a", &number.to_string());
-        let node = if number == 0 {
-            json!({"outcome": "delivered"})
-        } else {
-            json!({"outcome": "delivered", "node": "gate-0"})
-        };
-        assert_eq!((status, answer), (200, node));
+        // Whichever was asked, and the one that has it too.
+        assert_eq!((status, answer), (200, json!({"outcome": "delivered", "node": "gate-0"})));
         assert_eq!(heard(&mut device).1, number.to_string());
     }
     // An acknowledgement is waited for over both ways, and one that does not come is said to be none.
@@ -63,14 +59,21 @@ fn nats_itself_says_something_to_a_device() {
     // Whichever gateway hears it.
     for round in 0..8 {
         let answer = servers.ask("edge.send.a%2Eb", &json!({"topic": "set", "payload": round.to_string()}));
-        assert_eq!(answer["outcome"], "delivered", "{answer}");
+        assert_eq!(answer, json!({"outcome": "delivered", "node": "gate-1"}));
         assert_eq!(heard(&mut device).1, round.to_string());
+    }
+    // However much of the token is percent-encoded.
+    for token in ["a%2eb", "%61%2E%62"] {
+        let answer = servers.ask(&format!("edge.send.{token}"), &json!({"payload": token}));
+        assert_eq!(answer["outcome"], "delivered", "{answer}");
+        assert_eq!(heard(&mut device).1, token);
     }
     for (subject, body, code) in [
         ("edge.send.nobody", json!({"payload": "x"}), "device_offline"),
         ("edge.send.a%2Eb", json!({"payload": "x", "else": 1}), "invalid_body"),
         ("edge.send.a%2Eb", json!({}), "invalid_body"),
-        ("edge.send.a%2e", json!({"payload": "x"}), "invalid_path"),
+        ("edge.send.a%2", json!({"payload": "x"}), "invalid_path"),
+        ("edge.send.%FF", json!({"payload": "x"}), "invalid_path"),
     ] {
         let answer = servers.ask(subject, &body);
         assert_eq!(answer["error"]["code"], code, "{subject} {body}: {answer}");
@@ -101,7 +104,8 @@ fn a_gateway_that_is_killed_costs_one_key_and_its_devices_are_found_where_they_c
     let code = answer["error"]["code"].as_str().unwrap();
     assert!(["gateway_silent", "gateway_deaf", "device_offline"].contains(&code), "{answer}");
     wait_until("its lease has ended", LATE, || rest.send("meter-3", "x").0 == 404);
-    assert_eq!(servers.rows("pulsegate_devices"), 20, "not one write a device");
+    // Whoever was asked for is listed no more; the others' rows go later, and slowly.
+    assert!(servers.rows("pulsegate_devices") < 20);
     drop(devices);
     let mut again: Vec<_> = (0..20).map(|number| rest.device(&format!("meter-{number}"))).collect();
     rest.wait_for_claims(20);

@@ -6,17 +6,20 @@
 mod support;
 
 mod away;
+mod buckets;
 mod commands;
+mod proxy;
 mod refusals;
 mod servers;
 mod takeover;
 mod uplink;
+mod wills;
 
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Device, Event, Gateway, Site, native, wait_until};
+use support::{Device, Event, Gateway, Listener, Site, native, wait_until};
 
 /// By when something has happened that may need several tries.
 const LATE: Duration = Duration::from_mins(1);
@@ -78,11 +81,13 @@ impl Member {
 }
 
 fn configure(site: &Site, node: &str, urls: &str, further: &str) {
+    let lease = if further.contains("lease =") { String::new() } else { format!("lease = {LEASE:?}\n") };
     let top = format!(
-        "node = {node:?}\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:0\"\n[backbone.nats]\nurls = {urls}\nlease = {LEASE:?}\n\
+        "node = {node:?}\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:0\"\n[backbone.nats]\nurls = {urls}\n{lease}\
          timeout = \"900ms\"\nretry_min = \"10ms\"\nretry_max = \"200ms\"\n{further}\n"
     );
-    site.configure(&top, &[native()]);
+    let mqtt = Listener::new("mqtt", "mqtt").table("mqtt", "publish = [\"#\"]\nsubscribe = [\"#\"]");
+    site.configure(&top, &[native(), mqtt]);
 }
 
 fn members(count: usize, urls: &str, further: &str) -> Vec<Member> {

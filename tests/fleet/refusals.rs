@@ -58,6 +58,64 @@ fn a_server_without_jetstream_and_one_that_is_too_old_are_refused_by_name() {
 }
 
 #[test]
+fn a_server_that_does_not_speak_tls_and_a_port_that_is_not_one_of_nats_are_named() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let member = Member::start("gate-0", &servers.urls("tls"), "");
+    expect_error(&member, "it does not speak TLS on that port: write nats://, or another port, in [backbone.nats]");
+    assert!(member.error().contains(&format!("tls://localhost:{}", servers.ports[0])), "{}", member.error());
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let member = Member::start("gate-0", &format!("[\"nats://127.0.0.1:{closed}\"]"), "");
+    expect_error(&member, &format!("nats://127.0.0.1:{closed}: "));
+    expect_error(&member, "check the host and the port in [backbone.nats], and that nats-server runs there");
+}
+
+#[test]
+fn an_account_that_may_not_do_what_a_gateway_does_is_told_which_right_it_needs() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    let all = "\"$JS.API.>\", \"$KV.>\", \"pulsegate.>\"";
+    let users: Vec<_> = [
+        ("all", format!("publish: [{all}], subscribe: [\"pulsegate.>\", \"_INBOX.>\"]")),
+        ("no-api", "publish: [\"$KV.>\", \"pulsegate.>\"]".to_owned()),
+        ("no-rows", "publish: [\"$JS.API.>\", \"$KV.pulsegate_gateways.>\", \"pulsegate.>\"]".to_owned()),
+        ("deaf", format!("publish: [{all}], subscribe: [\"_INBOX.>\"]")),
+    ]
+    .map(|(user, rights)| format!("{{user: {user}, password: p, permissions: {{ {rights} }} }}"))
+    .into();
+    site.write("nats.conf", &format!("authorization {{ users = [{}] }}\n", users.join(", ")));
+    servers.start(0, &["-c", "nats.conf"]);
+    let start = |number: usize, user: &str| {
+        let site = Site::new();
+        site.write("password", "p");
+        let login = format!("username = \"{user}\"\npassword_file = \"password\"");
+        configure(&site, &format!("gate-{number}"), &servers.urls("nats"), &login);
+        let gateway = Gateway::start(site.directory());
+        Member { site, gateway }
+    };
+    let good = start(0, "all");
+    good.wait_until_joined();
+    for (number, (user, right)) in [
+        ("no-api", "Publish to \"$JS.API.INFO\""),
+        ("no-rows", "Publish to \"$KV.pulsegate_devices.meter-1\""),
+        ("deaf", "Subscription to \"pulsegate.gateway.gate-3\""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let member = start(number + 1, user);
+        let device = member.device("meter-1");
+        wait_until(&format!("{right:?} is said"), LATE, || member.error().contains(right));
+        let error = member.error();
+        assert!(error.contains("let the account do that on the server"), "{error}");
+        drop(device);
+        end(member.gateway);
+    }
+    assert_eq!(good.fleet()["state"], "connected");
+}
+
+#[test]
 fn tls_a_password_and_an_nkey_let_a_gateway_in() {
     // The pair that the documentation of NATS shows.
     const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
@@ -84,6 +142,12 @@ fn tls_a_password_and_an_nkey_let_a_gateway_in() {
     };
     let stranger = start("username = \"stranger\"\npassword_file = \"password\"");
     wait_until("a stranger is not let in", LATE, || stranger.error().contains("authorization"));
+    let error = stranger.error();
+    assert!(error.contains(&format!("tls://localhost:{}", servers.ports[0])), "{error}");
+    assert!(
+        error.contains("check username and password_file in [backbone.nats]") && !error.contains("sesame"),
+        "{error}"
+    );
     end(stranger.gateway);
     for login in ["nkey_file = \"seed\"", "username = \"edge\"\npassword_file = \"password\""] {
         let member = start(login);

@@ -81,7 +81,12 @@ impl<'a> Servers<'a> {
     /// How many rows a bucket of the fleet has.
     #[track_caller]
     pub fn rows(&self, bucket: &str) -> u64 {
+        self.try_rows(bucket).unwrap_or_else(|| panic!("there is no bucket {bucket}"))
+    }
+
+    /// The same; `None`: there is no such bucket just now.
+    pub fn try_rows(&self, bucket: &str) -> Option<u64> {
         let info = self.ask(&format!("$JS.API.STREAM.INFO.KV_{bucket}"), &serde_json::json!({}));
-        info["state"]["messages"].as_u64().unwrap_or_else(|| panic!("{info}"))
+        info["state"]["messages"].as_u64()
     }
 }

@@ -123,3 +123,85 @@ fn a_gateway_that_stood_still_for_longer_than_its_lease_disowns_what_it_lost() {
     assert_eq!(heard(&mut again).1, "and here");
     assert!(!matches!(again.hear_within(Duration::from_millis(1)), Some(Event::Close { .. })));
 }
+
+/// Of two connections the later one stays, whichever is claimed first: gateways say for how long they have had a device.
+#[test]
+fn whoever_came_last_stays_though_nats_was_away() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(2, &servers.urls("nats"), "");
+    let mut claimed = fleet[0].device("claimed before");
+    fleet[0].wait_for_claims(1);
+    servers.stop(0, Signal::KILL);
+    for member in &fleet {
+        wait_until("it is away", LATE, || member.fleet()["state"] == "away");
+    }
+    // At the other gateway later, and there and back.
+    let mut moved = fleet[1].device("claimed before");
+    let mut first = [fleet[0].device("to 1"), fleet[1].device("to 0")];
+    let mut last = [fleet[1].device("to 1"), fleet[0].device("to 0")];
+    servers.start(0, &[]);
+    claimed.expect_close(CloseCode::TAKEN_OVER);
+    for device in &mut first {
+        device.expect_close(CloseCode::TAKEN_OVER);
+    }
+    fleet[0].wait_for_claims(1);
+    fleet[1].wait_for_claims(2);
+    for (id, device) in [("claimed%20before", &mut moved), ("to%201", &mut last[0])] {
+        assert_eq!(fleet[0].send(id, "here").0, 200);
+        assert_eq!(heard(device).1, "here");
+    }
+    assert_eq!(fleet[1].send("to%200", "here").0, 200);
+    assert_eq!(heard(&mut last[1]).1, "here");
+}
+
+/// A row of a connection that has gone may stand for as long as its gateway has much to do: whoever comes is not ended for it.
+#[test]
+fn a_row_of_a_connection_that_is_gone_costs_no_newcomer_anything() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let urls = servers.urls("nats");
+    // This one writes and removes ten rows a second: the rows stand for seconds.
+    let slow = crate::Member::joined("gate-0", &urls, "writes_per_second = 10");
+    let other = crate::Member::joined("gate-1", &urls, "");
+    let devices: Vec<_> = (0..40).map(|number| slow.device(&format!("meter-{number}"))).collect();
+    slow.wait_for_claims(40);
+    drop(devices);
+    let mut again: Vec<_> = (0..40).map(|number| other.device(&format!("meter-{number}"))).collect();
+    other.wait_for_claims(40);
+    slow.wait_for_claims(0);
+    assert_eq!(servers.rows("pulsegate_devices"), 40);
+    assert_eq!((&other.fleet()["takeovers"]["lost"], &slow.fleet()["takeovers"]["lost"]), (&json!(0), &json!(0)));
+    for (number, device) in again.iter_mut().enumerate() {
+        assert_eq!(slow.send(&format!("meter-{number}"), "x").0, 200);
+        assert_eq!(heard(device).1, "x");
+    }
+}
+
+/// NATS gives each gateway its part of what is asked by `send`, one that stands still too, until the server notices.
+#[test]
+fn a_server_that_asks_often_gives_the_part_of_a_frozen_gateway_to_the_others() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    site.write("nats.conf", "ping_interval: \"500ms\"\nping_max: 2\n");
+    servers.start(0, &["-c", "nats.conf"]);
+    let fleet = members(2, &servers.urls("nats"), "");
+    let mut device = fleet[1].device("meter-1");
+    fleet[1].wait_for_claims(1);
+    fleet[0].gateway.signal(Signal::STOP);
+    wait_until("the server has let it go", LATE, || {
+        // Nobody hears what is said to it.
+        servers.ask("pulsegate.gateway.gate-0", &json!({"do": "has", "device": "x"})).is_null()
+    });
+    for round in 0..20 {
+        let answer = servers.ask("pulsegate.send.meter-1", &json!({"payload": round.to_string()}));
+        assert_eq!(answer, json!({"outcome": "delivered", "node": "gate-1"}));
+        assert_eq!(heard(&mut device).1, round.to_string());
+    }
+    fleet[0].gateway.signal(Signal::CONT);
+    fleet[0].wait_until_joined();
+    assert_eq!(fleet[0].send("meter-1", "again").0, 200);
+    assert_eq!(heard(&mut device).1, "again");
+}

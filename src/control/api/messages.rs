@@ -38,7 +38,7 @@ pub(super) struct Order {
 #[derive(Serialize)]
 pub(super) struct Sent {
     outcome: &'static str,
-    /// The gateway that has done it, where that is another one.
+    /// In a fleet: the gateway that has done it.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
 }
@@ -78,10 +78,11 @@ async fn deliver(state: &State, device: &str, order: Order) -> Result<Sent, ApiE
     let here = downlink.clone();
     let command = |request| WorkerCommand::Send { request, device: device.into(), downlink: here, acknowledge };
     let ticket = ask(state, &state.sent, worker, command)?;
+    let this = state.fleet.as_ref().map(|_| state.config.node.clone());
     let (reply, node) = match ticket.answer(deadline).await {
         Some(Outcome::Offline) => elsewhere(state, device, &Deed::Send { downlink, acknowledge }, deadline).await?,
-        Some(Outcome::Delivered) => (Reply::Delivered, None),
-        Some(Outcome::Acknowledged) => (Reply::Acknowledged, None),
+        Some(Outcome::Delivered) => (Reply::Delivered, this),
+        Some(Outcome::Acknowledged) => (Reply::Acknowledged, this),
         Some(Outcome::Unacknowledged) => (Reply::Unacknowledged, None),
         Some(Outcome::Refused(why)) => (Reply::Refused { why: why.to_owned() }, None),
         None if acknowledge => (Reply::Late, None),
@@ -118,7 +119,9 @@ fn failed(device: &str, reply: Reply, node: Option<String>) -> ApiError {
         (Reply::Unacknowledged, _) => ApiError::Unacknowledged(device),
         (Reply::Refused { why }, _) => ApiError::Refused { device, why },
         // It has too much to do, or is of another version and does not know what was asked: nothing was done.
-        (Reply::Busy | Reply::NotUnderstood { .. } | Reply::Heard, Some(node)) => ApiError::GatewayDeaf { node },
+        (Reply::Busy | Reply::NotUnderstood { .. } | Reply::Heard | Reply::Here { .. }, Some(node)) => {
+            ApiError::GatewayDeaf { node }
+        }
         _ => ApiError::Offline(device),
     }
 }

@@ -20,7 +20,6 @@ use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, Publish
 use async_nats::jetstream::{self, Context, ErrorCode, stream};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
@@ -30,7 +29,7 @@ use super::run::{Over, Run, lane_of};
 use super::settings::{Fault, Reading, Target};
 use crate::config::{NatsSink, NatsStream, Sink};
 use crate::store::{StoreError, Stored, What};
-pub use access::{NatsAccess, check_version, files_of_login, version};
+pub use access::{NatsAccess, Signals, check_version, files_of_login, in_words, version};
 
 /// The longest subject: a server takes 4,096 bytes for a command with its subject and the inbox for the answer.
 const SUBJECT_BYTES_MAX: usize = 3_072;
@@ -51,7 +50,8 @@ pub(super) struct NatsTarget {
 impl NatsTarget {
     pub(super) fn new(sink: &Sink, config: &NatsSink, reading: &mut Reading) -> Result<Self, Fault> {
         let is_tls = config.urls[0].starts_with("tls:");
-        let access = NatsAccess::load(&config.login, is_tls.then_some(&sink.tls), sink.timeout, reading)?;
+        let place = (&*config.urls, format!("the sink {:?}", sink.name));
+        let access = NatsAccess::load(place, &config.login, is_tls.then_some(&sink.tls), sink.timeout, reading)?;
         Ok(Self { config: config.clone(), timeout: sink.timeout, access })
     }
 
@@ -83,7 +83,7 @@ struct Message {
 /// A connection that was verified.
 struct Connection {
     context: Context,
-    broken: Arc<Notify>,
+    signals: Arc<Signals>,
     /// The largest message with its headers.
     bytes_max: usize,
     _client: Client,
@@ -92,9 +92,18 @@ struct Connection {
 impl Connection {
     /// Connects, and reads what the promise depends on.
     async fn open(target: &NatsTarget, name: &str) -> Result<(Self, String), String> {
-        let broken = Arc::new(Notify::new());
-        let options = target.access.options(name, Arc::clone(&broken))?;
-        let client = options.connect(&target.config.urls).await.map_err(|error| error.to_string())?;
+        let signals = Arc::new(Signals::default());
+        let opened = async {
+            let client = target.access.connect(name, Arc::clone(&signals)).await?;
+            Self::verify(target, client, &signals).await
+        };
+        let opened = tokio::time::timeout(target.timeout, opened).await;
+        opened
+            .unwrap_or_else(|_| Err("the server does not answer in time".to_owned()))
+            .map_err(|why| signals.explain(&why))
+    }
+
+    async fn verify(target: &NatsTarget, client: Client, signals: &Arc<Signals>) -> Result<(Self, String), String> {
         let server = client.server_info();
         check_version(&server.version)?;
         let mut context = jetstream::new(client.clone());
@@ -112,7 +121,7 @@ impl Connection {
         let of_stream = usize::try_from(info.config.max_message_size).ok().filter(|most| *most > 0);
         let bytes_max = server.max_payload.min(of_stream.unwrap_or(usize::MAX));
         let promise = promise(&info.config, &server.version);
-        Ok((Self { context, broken, bytes_max, _client: client }, promise))
+        Ok((Self { context, signals: Arc::clone(signals), bytes_max, _client: client }, promise))
     }
 }
 
@@ -223,17 +232,15 @@ impl NatsRun {
         let settings = Arc::clone(&self.run.settings);
         let name = format!("pulsegate {} {}", self.run.node, settings.name());
         let Target::Nats(target) = &settings.target else { unreachable!("the settings are of this kind") };
-        let opened = tokio::time::timeout(target.timeout, Connection::open(target, &name));
-        match self.run.unless_ordered(opened).await? {
+        match self.run.unless_ordered(Connection::open(target, &name)).await? {
             None => Ok(false),
-            Some(Ok(Ok((connection, promise)))) => {
+            Some(Ok((connection, promise))) => {
                 tracing::info!(sink = settings.name(), promise, "connected");
                 self.run.note_well();
                 self.connection = Some(connection);
                 Ok(true)
             }
-            Some(Ok(Err(why))) => Ok(self.broken(&why)),
-            Some(Err(_)) => Ok(self.broken("the server does not answer in time")),
+            Some(Err(why)) => Ok(self.broken(&why)),
         }
     }
 
@@ -274,7 +281,7 @@ impl NatsRun {
     }
 
     async fn wait(&mut self) -> Result<(), Over> {
-        let Some(broken) = self.connection.as_ref().map(|connection| Arc::clone(&connection.broken)) else {
+        let Some(signals) = self.connection.as_ref().map(|connection| Arc::clone(&connection.signals)) else {
             return Ok(());
         };
         let mut head = self.run.store.head();
@@ -288,7 +295,7 @@ impl NatsRun {
         tokio::select! {
             biased;
             ordered = self.run.orders.changed() => ordered.map_err(|_| Over)?,
-            () = broken.notified() => drop(self.broken("the connection is gone")),
+            () = signals.broken() => drop(self.broken("the connection is gone")),
             advanced = self.feed.advanced() => {
                 if let Err(error) = advanced {
                     self.run.store_failed(&error).await?;
@@ -317,7 +324,11 @@ impl NatsRun {
                 }
             }
             Err(error) if is_refusal(&error) => self.refused(lane, seq, &in_words(&error)),
-            Err(error) => drop(self.broken(&in_words(&error))),
+            Err(error) => {
+                let why = in_words(&error);
+                let why = self.connection.as_ref().map_or(why.clone(), |connection| connection.signals.explain(&why));
+                self.broken(&why);
+            }
         }
     }
 
@@ -364,13 +375,6 @@ fn is_refusal(error: &PublishError) -> bool {
         .and_then(|source| source.downcast_ref::<jetstream::Error>())
         .map(jetstream::Error::error_code);
     error.kind() == PublishErrorKind::MaxPayloadExceeded || code == Some(MESSAGE_TOO_LARGE)
-}
-
-fn in_words(error: &PublishError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 fn target(run: &Run) -> &NatsTarget {

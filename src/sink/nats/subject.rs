@@ -44,26 +44,34 @@ pub fn encode(token: &str, into: &mut String) {
 }
 
 /// What a token that [`encode`] made says; `None`: it is none of these.
+#[cfg(test)]
 pub fn decode(token: &str) -> Option<String> {
     if token == EMPTY {
         return Some(String::new());
     }
+    let text = decode_leniently(token)?;
+    // Only one way to write each: what was escaped and need not be is somebody else's.
+    let mut again = String::with_capacity(token.len());
+    encode(&text, &mut again);
+    (again == token).then_some(text)
+}
+
+/// What a token says in which any byte may be percent-encoded, in either case; `None`: it is none, or says something that is no
+/// text.
+pub fn decode_leniently(token: &str) -> Option<String> {
     let (mut bytes, mut rest) = (Vec::with_capacity(token.len()), token.as_bytes());
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         if byte == b'%' {
             let (digits, after) = rest.split_at_checked(2)?;
+            let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
             bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
             rest = after;
         } else {
             bytes.push(byte);
         }
     }
-    let text = String::from_utf8(bytes).ok()?;
-    // Only one way to write each: what was escaped and need not be is somebody else's.
-    let mut again = String::with_capacity(token.len());
-    encode(&text, &mut again);
-    (again == token).then_some(text)
+    String::from_utf8(bytes).ok()
 }
 
 /// Whether `filter` takes every subject that `other` takes. In both `*` is a token, and `>` one or more at the end.
@@ -127,6 +135,23 @@ mod tests {
             assert_eq!(read(&subject, "p.q"), pair, "{subject:?}");
             let before = seen.insert(subject.clone(), pair.clone());
             assert!(before.is_none_or(|before| before == pair), "{subject:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_encodes_more_than_must_be_means_the_same() {
+        for token in ["a%2Eb", "a%2eb", "%61.b", "%61%2E%62"] {
+            assert_eq!(decode_leniently(token).as_deref(), Some("a.b"), "{token}");
+        }
+        for token in ["%", "%2", "%zz", "%C3", "%+1", "%_"] {
+            assert_eq!(decode_leniently(token), None, "{token}");
+        }
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..20_000 {
+            let text: String = (0..random.usize(1..8)).map(|_| random.char(..)).collect();
+            let mut token = String::new();
+            encode(&text, &mut token);
+            assert_eq!(decode_leniently(&token).as_deref(), Some(&*text), "{token:?}");
         }
     }
 

@@ -9,6 +9,10 @@ use super::*;
 const NODES: [&str; 3] = ["a", "b", "c"];
 const DEVICES: [&str; 4] = ["d0", "d1", "d2", "d3"];
 const LEASE: Duration = Duration::from_secs(9);
+/// How long a gateway that does not answer is waited for.
+const ASK_MAX: Duration = Duration::from_secs(2);
+/// Connections that begin within this of each other may be mistaken for one another.
+const CLOSE: Duration = Duration::from_secs(10);
 /// What one gateway has under way at a time.
 const UNDER_WAY_MAX: usize = 3;
 
@@ -20,7 +24,11 @@ struct Flight {
     number: u64,
     device: Arc<str>,
     ask: Ask,
+    /// When it was asked.
+    asked: Instant,
     answer: Option<Answer>,
+    /// To [`Ask::Owner`]: for how long that gateway had had the device when it answered.
+    age: Option<Duration>,
 }
 
 /// What one gateway says to another.
@@ -59,6 +67,8 @@ struct World {
     sessions: u64,
     /// Devices that are somewhere, as they see it.
     out: BTreeSet<&'static str>,
+    /// The connection that began last of each that has not left it: which, when, and when the one before it began.
+    latest: BTreeMap<Box<str>, (u64, Instant, Option<Instant>)>,
     /// What happened, for whoever reads why it failed.
     log: Vec<String>,
 }
@@ -87,6 +97,7 @@ impl World {
             generation: 0,
             sessions: 0,
             out: BTreeSet::new(),
+            latest: BTreeMap::new(),
             log: Vec::new(),
         }
     }
@@ -123,15 +134,34 @@ impl World {
                 if let Some((at, row)) = there
                     && at == revision
                 {
-                    assert_eq!(&*row.node, NODES[node], "a row is removed by whom it belongs to");
+                    let is_whose = &*row.node == NODES[node] || !self.is_live(&row.owner());
+                    assert!(is_whose, "a row is removed by whom it belongs to, or it is nobody's");
                     self.rows.remove(&device);
                 }
                 Answer::Removed
             }
+            Ask::Owner(owner) => match self.ask_owner(&owner, &device, flight) {
+                Some(answer) => answer,
+                None => return,
+            },
         };
         let Flight { device, ask, .. } = &self.flights[flight];
         self.log.push(format!("{device}: the server takes from {} {ask:?}: {answer:?}", NODES[node]));
         self.flights[flight].answer = Some(answer);
+    }
+
+    /// `None`: it is still waited for.
+    fn ask_owner(&mut self, owner: &str, device: &str, flight: usize) -> Option<Answer> {
+        let owner = NODES.iter().position(|name| **name == *owner).unwrap();
+        let known = &self.nodes[owner];
+        if known.is_frozen || known.session.is_none() {
+            let is_over = self.now.saturating_duration_since(self.flights[flight].asked) >= ASK_MAX;
+            return is_over.then_some(Answer::Owner(Claim::Silent));
+        }
+        let age = known.presence.age(device, self.now);
+        self.flights[flight].age = age;
+        // The span is known when it is heard.
+        Some(Answer::Owner(age.map_or(Claim::Gone, |_| Claim::Silent)))
     }
 
     // --- A gateway ----------------------------------------------------------------------------------------------------
@@ -208,17 +238,27 @@ impl World {
         let Some(session) = known.session else { return };
         let under_way = self.flights.iter().filter(|flight| flight.session == session).count();
         if under_way < UNDER_WAY_MAX
-            && let Some((number, device, ask)) = known.presence.next(self.now, NOW_MS)
+            && let Some((number, device, ask)) = known.presence.next(NOW_MS)
         {
-            self.flights.push(Flight { node, session, number, device, ask, answer: None });
+            let asked = self.now;
+            self.flights.push(Flight { node, session, number, device, ask, asked, answer: None, age: None });
         }
         known.presence.check_invariants();
     }
 
     fn deliver(&mut self, flight: usize) {
         let is_doubled = self.random.u8(..) < 20;
-        let Flight { node, session, number, answer, .. } = &self.flights[flight];
-        let (node, session, number, answer) = (*node, *session, *number, answer.clone().unwrap());
+        let Flight { node, session, number, answer, asked, age, .. } = &self.flights[flight];
+        let (node, session, number, mut answer) = (*node, *session, *number, answer.clone().unwrap());
+        if let Some(age) = *age {
+            // As `run::claim`.
+            let ago = |end: Instant| end.checked_sub(age).unwrap();
+            answer = Answer::Owner(Claim::Began(ago(*asked), ago(self.now)));
+        }
+        if self.random.u8(..100) < 3 {
+            // It is given up; whatever was asked may have been done.
+            answer = Answer::Lost;
+        }
         if self.nodes[node].is_frozen {
             return;
         }
@@ -253,6 +293,13 @@ impl World {
         }
         let Some((device, generation)) = self.nodes[node].ends.pop() else { return };
         if self.nodes[node].live.get(&device) == Some(&generation) {
+            if let Some((latest, at, before)) = self.latest.get(&device)
+                && *latest == generation
+            {
+                // Questions take seconds here: what lies closer together may be told apart by the middle.
+                let is_close = before.is_some_and(|before| at.saturating_duration_since(before) < CLOSE);
+                assert!(is_close, "{device}: the later connection is ended, {generation} at {}", NODES[node]);
+            }
             self.leave(node, &device);
         }
     }
@@ -264,7 +311,10 @@ impl World {
             return;
         }
         self.generation += 1;
+        self.now += Duration::from_millis(1);
         self.out.insert(device);
+        let before = self.latest.get(device).map(|(_, at, _)| *at);
+        self.latest.insert(device.into(), (self.generation, self.now, before));
         let (generation, now) = (self.generation, self.now);
         let known = &mut self.nodes[node];
         if let Some(before) = known.live.insert(device.into(), generation) {
@@ -278,6 +328,9 @@ impl World {
         if !self.nodes[node].is_frozen
             && let Some(generation) = self.nodes[node].live.remove(device)
         {
+            if self.latest.get(device).is_some_and(|(latest, ..)| *latest == generation) {
+                self.latest.remove(device);
+            }
             self.nodes[node].presence.disconnected(device, generation);
             self.log.push(format!("{device}: leaves {} as {generation}", NODES[node]));
         }
@@ -306,7 +359,7 @@ impl World {
                     self.execute(flight);
                 }
             }
-            40..60 if !self.flights.is_empty() => {
+            40..59 if !self.flights.is_empty() => {
                 let flight = self.random.usize(..self.flights.len());
                 if self.random.u8(..100) < 2 {
                     // It is waited for no longer; it may still arrive at the server.
@@ -316,6 +369,16 @@ impl World {
                     }
                 } else if self.flights[flight].answer.is_some() {
                     self.deliver(flight);
+                }
+            }
+            59 => {
+                // As the sweep does.
+                let node = self.random.usize(..NODES.len());
+                if let Some((revision, row)) = self.rows.get(device).cloned()
+                    && !self.is_live(&row.owner())
+                    && !self.nodes[node].is_frozen
+                {
+                    self.nodes[node].presence.found_dead(device, revision, row);
                 }
             }
             60..68 if !self.notices.is_empty() => {
@@ -342,6 +405,11 @@ impl World {
             while let Some(flight) = self.flights.len().checked_sub(1) {
                 if self.flights[flight].answer.is_none() {
                     self.execute(flight);
+                }
+                if self.flights[flight].answer.is_none() {
+                    // Its gateway finds NATS in the next round.
+                    self.now += ASK_MAX;
+                    continue;
                 }
                 self.deliver(flight);
             }

@@ -1,0 +1,175 @@
+//! What others say to this gateway by NATS, and what it says to them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_nats::Message;
+use async_nats::client::{Request as Ask, RequestError};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::presence::Told;
+use super::server::Server;
+use super::wire::{Reply, Request};
+use super::{Order, SLACK, Shared};
+use crate::link::Downlink;
+
+/// Requests from others under way at a time; further ones are told that this gateway is busy.
+const ANSWERING_MAX: usize = 256;
+/// Answers at a time to what is known at once: whether a device is here, that one was taken. Beyond that they are not given, and whoever
+/// asked asks again.
+const FACTS_MAX: usize = 4_096;
+/// How long a worker has to answer what another gateway asks.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// The longest that another gateway may ask to wait for a device.
+const PATIENCE_MAX: Duration = Duration::from_mins(1);
+/// How long somebody who asks by NATS may be waited for.
+const ASKED_MAX: Duration = Duration::from_secs(63);
+
+/// Who says something.
+#[derive(Clone, Copy)]
+pub enum Heard {
+    ByGateway,
+    ByAnybody,
+}
+
+/// What is needed to answer.
+pub type Means<'a> = (&'a Arc<Shared>, &'a Server, &'a mpsc::UnboundedSender<Order>);
+
+/// Answers on their way.
+#[derive(Default)]
+pub struct Hearing {
+    answering: JoinSet<()>,
+    facts: JoinSet<()>,
+}
+
+impl Hearing {
+    /// Hears one message, and answers it. `is_old`: it waited for too long to be carried out.
+    pub fn hear(&mut self, (shared, server, orders): Means<'_>, message: Message, heard: Heard, is_old: bool) {
+        shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        // Whoever does not want to know what became of it is not served: an answer is what the promise is about. Nor is anybody
+        // who wants it said where only gateways and NATS itself speak.
+        let Some(reply) = message.reply.clone().filter(|reply| server.names.may_answer_at(reply)) else { return };
+        let client = server.client.clone();
+        if let (Heard::ByGateway, Some(answer)) = (heard, fact(shared, &message.payload)) {
+            if self.facts.len() < FACTS_MAX {
+                self.facts.spawn(async move { drop(client.publish(reply, answer.to_bytes()).await) });
+            }
+            return;
+        }
+        if self.answering.len() >= ANSWERING_MAX {
+            let busy = match heard {
+                Heard::ByGateway => Reply::Busy.to_bytes(),
+                Heard::ByAnybody => error_body("api_busy", "too many requests at a time; try again"),
+            };
+            self.facts.spawn(async move { drop(client.publish(reply, busy).await) });
+            return;
+        }
+        let (shared, orders) = (Arc::clone(shared), orders.clone());
+        let device = server.names.sent_to(&message.subject);
+        self.answering.spawn(async move {
+            let answer = match heard {
+                Heard::ByGateway => serve_gateway(&shared, &orders, &message.payload, is_old).await.to_bytes(),
+                Heard::ByAnybody if is_old => {
+                    error_body("api_busy", "the gateway stood still; nothing was done; try again")
+                }
+                Heard::ByAnybody => serve_anybody(&orders, device, message.payload).await,
+            };
+            // Whoever asked finds out by its own deadline.
+            drop(client.publish(reply, answer).await);
+        });
+    }
+
+    /// Takes note of what was answered; ends when there was something.
+    pub async fn advance(&mut self) {
+        tokio::select! {
+            Some(_) = self.answering.join_next() => {}
+            Some(_) = self.facts.join_next() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// Asks one gateway something. Its answer's bytes.
+///
+/// # Errors
+/// There is none within `patience`, or nobody hears.
+pub async fn ask(server: &Server, node: &str, request: Bytes, patience: Duration) -> Result<Bytes, RequestError> {
+    let asked = Ask::new().payload(request).timeout(Some(patience));
+    server.client.send_request(server.names.gateway(node), asked).await.map(|message| message.payload)
+}
+
+/// The answer to what is known at once, and is true however late it is asked or said.
+fn fact(shared: &Shared, payload: &[u8]) -> Option<Reply> {
+    match Request::parse(payload) {
+        Ok(Request::Taken { device, lease, generation, revision }) => {
+            let told = shared.presence().handle_taken(&device, &lease, generation, revision);
+            if told == Told::Ends {
+                shared.bell.notify_one();
+            }
+            Some(Reply::Heard)
+        }
+        Ok(Request::Has { device }) => {
+            let age = shared.presence().age(&device, Instant::now());
+            Some(age.map_or(Reply::Offline, |age| Reply::Here { age_us: age.as_micros() as u64 }))
+        }
+        _ => None,
+    }
+}
+
+async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, payload: &[u8], is_old: bool) -> Reply {
+    let (device, order, answered, most) = match Request::parse(payload) {
+        Err(why) => return Reply::NotUnderstood { why },
+        Ok(Request::Taken { .. } | Request::Has { .. }) => unreachable!("it is answered at once"),
+        // What is wanted of a device may come behind what was wanted later.
+        Ok(_) if is_old => return Reply::Busy,
+        Ok(Request::Send { device, topic, payload, acknowledge, patience_ms }) => {
+            let patience = acknowledge.then(|| Duration::from_millis(patience_ms).min(PATIENCE_MAX));
+            let (answer, answered) = oneshot::channel();
+            let downlink = Downlink { topic, payload };
+            let order = Order::Send { device: device.clone(), downlink, patience, answer };
+            (device, order, answered, patience.unwrap_or(ANSWER_MAX))
+        }
+        Ok(Request::Disconnect { device }) => {
+            let (answer, answered) = oneshot::channel();
+            (device.clone(), Order::Disconnect { device, answer }, answered, ANSWER_MAX)
+        }
+    };
+    if orders.send(order).is_err() {
+        return Reply::Busy;
+    }
+    match tokio::time::timeout(most + SLACK, answered).await {
+        Ok(Ok(reply)) => {
+            if reply == Reply::Offline {
+                // Its row was seen: if it is still there, it goes.
+                shared.presence().missed(&device);
+                shared.bell.notify_one();
+            }
+            reply
+        }
+        _ => Reply::Late,
+    }
+}
+
+async fn serve_anybody(orders: &mpsc::UnboundedSender<Order>, device: Option<String>, body: Bytes) -> Bytes {
+    let Some(device) = device else {
+        return error_body(
+            "invalid_path",
+            "the last token of the subject is no device: percent-encode what it may not hold, as in a URL",
+        );
+    };
+    let (answer, answered) = oneshot::channel();
+    let order = Order::Ask { device: device.into(), body, answer };
+    if orders.send(order).is_ok()
+        && let Ok(Ok(body)) = tokio::time::timeout(ASKED_MAX, answered).await
+    {
+        return body;
+    }
+    error_body("shutting_down", "the gateway is shutting down")
+}
+
+fn error_body(code: &str, message: &str) -> Bytes {
+    serde_json::json!({"error": {"code": code, "message": message}}).to_string().into()
+}

@@ -1,0 +1,68 @@
+//! A delayed will comes when its device stays away, and does not when it is at another gateway by then.
+
+use std::time::Duration;
+
+use crate::servers::Servers;
+use crate::support::{Device, Event, Site, wait_until};
+use crate::{LATE, Member, members};
+
+/// One packet of MQTT.
+fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    [&[first, u8::try_from(body.len()).unwrap()], body].concat()
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
+}
+
+/// CONNECT of MQTT 5 with a session of a minute and a will under `will/ID` that waits for two seconds.
+fn connect(id: &str) -> Vec<u8> {
+    let session = [5, 0x11, 0, 0, 0, 60];
+    let delay = [5, 0x18, 0, 0, 0, 2];
+    let will = [&delay[..], &text(&format!("will/{id}")), &text("gone")].concat();
+    packet(0x10, &[&text("MQTT")[..], &[5, 0x04, 0, 0], &session, &text(id), &will].concat())
+}
+
+/// A device that comes and is let in.
+#[track_caller]
+fn come(member: &Member, connect: &[u8]) -> Device {
+    let tls = member.site.tls_with(None, |options| options.alpn = &[]);
+    let mut device = Device::raw(member.gateway.address("mqtt"), &tls).unwrap();
+    device.send_plain(connect);
+    assert!(matches!(device.hear(), Event::Data(told) if told[0] == 0x20 && told[3] == 0));
+    device
+}
+
+/// Somebody who hears all wills at this gateway.
+fn watcher(member: &Member) -> Device {
+    let mut device =
+        come(member, &packet(0x10, &[&text("MQTT")[..], &[5, 0x02, 0, 0], &[0], &text("watcher")].concat()));
+    device.send_plain(&packet(0x82, &[&[0, 1, 0][..], &text("will/#"), &[0]].concat()));
+    assert!(matches!(device.hear(), Event::Data(told) if told[0] == 0x90));
+    device
+}
+
+#[test]
+fn a_delayed_will_comes_unless_its_device_is_at_another_gateway() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let fleet = members(2, &servers.urls("nats"), "");
+    let mut watcher = watcher(&fleet[0]);
+    // One that is cut and comes to the other gateway, and one that is cut and stays away.
+    come(&fleet[0], &connect("moved")).reset();
+    come(&fleet[0], &connect("gone")).reset();
+    let moved = come(&fleet[1], &connect("moved"));
+    fleet[1].wait_for_claims(1);
+    wait_until("one will is withheld", LATE, || fleet[0].gateway.metric("pulsegate_fleet_wills_withheld_total") == 1);
+    let Event::Data(heard) = watcher.hear() else { panic!("no will") };
+    assert!(String::from_utf8_lossy(&heard).contains("will/gone"), "{heard:?}");
+    assert_eq!(watcher.hear_within(Duration::from_millis(300)), None, "the other one does not come");
+    // What is not known is not held back: NATS is away.
+    servers.stop(0, rustix::process::Signal::KILL);
+    wait_until("it is away", LATE, || fleet[0].fleet()["state"] == "away");
+    come(&fleet[0], &connect("late")).reset();
+    let Event::Data(heard) = watcher.hear() else { panic!("no will") };
+    assert!(String::from_utf8_lossy(&heard).contains("will/late"), "{heard:?}");
+    drop(moved);
+}
