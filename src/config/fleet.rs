@@ -36,6 +36,17 @@ pub struct Fleet {
     pub writes_per_second: u32,
     /// Whether `/readyz` says yes while NATS is away.
     pub ready_without_nats: bool,
-    /// Whether what devices say goes into a stream of the fleet, from the local log.
-    pub uplink: bool,
+    /// What becomes of what devices say.
+    pub uplink: FleetUplink,
+}
+
+/// What becomes of what devices say at a gateway of a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FleetUplink {
+    /// It stays in the gateway's own log.
+    Off,
+    /// It is acknowledged when it is in the gateway's own log, and goes from there into a stream of the fleet.
+    Local,
+    /// It goes the same way, and is acknowledged when the stream has it.
+    Stream,
 }

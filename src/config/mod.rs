@@ -31,7 +31,7 @@ pub use admin::{Admin, AdminTls, AdminToken, Role};
 pub use authenticator::{Authenticator, Endpoint, Hook, Jwt, KeySource, OnError, RsaAlgorithm, is_topic_rule};
 pub use budget::{MemoryBudget, memory_budget};
 pub use error::{ConfigError, ConfigKey, Problem};
-pub use fleet::{FLEET_DEVICE_BYTES, FLEET_SINK, Fleet};
+pub use fleet::{FLEET_DEVICE_BYTES, FLEET_SINK, Fleet, FleetUplink};
 pub use identity::{Identity, IdentityFrom};
 pub use limits::{Admission, Backbone, ConnectionBounds, Drain, Limits, Uplink};
 pub use listener::{ALPN_MAX, Heartbeat, Listener, Mqtt, Protocol, Rates, Raw, Transport, WebSocket};

@@ -18,6 +18,7 @@ use super::auth::chain::{Answer, AuthChains, Replacement};
 use super::auth::verifier::AuthRequest;
 use super::blocks::{BlockOrder, BlockRequest, BlockSource};
 use super::broadcasts::Share;
+use super::forwarded::Forwarded;
 use crate::backbone::{DETAIL_BYTES_MAX, Event};
 use crate::link::{
     Batch, CloseReason, EventReceiver, Message, NotAdmitted, Presence, Subject, WorkerCommand, WorkerEvent, WorkerId,
@@ -34,6 +35,8 @@ pub(super) struct Hub {
     auth: AuthChains,
     /// What the store has settled.
     settled: Receiver<Vec<Settled>>,
+    /// What it has settled, and the fleet's stream has not.
+    forwarded: Forwarded,
     /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
     entries: Vec<Entry>,
     /// What they still take of their shards' pools.
@@ -41,9 +44,14 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// A hub for the workers behind `state`; `settled` is what its store says.
-    pub(super) fn new(state: Arc<State>, auth: AuthChains, settled: Receiver<Vec<Settled>>) -> Self {
-        Self { state, auth, settled, entries: Vec::new(), charges: Vec::new() }
+    /// A hub for the workers behind `state`; `settled` is what its store says, `forwarded` what waits for the fleet's stream.
+    pub(super) fn new(
+        state: Arc<State>,
+        auth: AuthChains,
+        settled: Receiver<Vec<Settled>>,
+        forwarded: Forwarded,
+    ) -> Self {
+        Self { state, auth, settled, forwarded, entries: Vec::new(), charges: Vec::new() }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
@@ -53,10 +61,10 @@ impl Hub {
         let jwt_results = self.auth.jwt_results();
         let hook_answers = self.auth.hook_answers();
         let mut settled = self.settled.clone();
+        let mut rung = self.forwarded.rung.clone();
         let nothing = never();
         loop {
-            // The store has no room, and says when it has: the workers keep what comes, and their publishers wait.
-            let taken = if self.entries.is_empty() { &uplink } else { &nothing };
+            let taken = if self.has_room() { &uplink } else { &nothing };
             select! {
                 recv(answers) -> batch => match batch {
                     Ok(batch) => self.apply(batch),
@@ -93,6 +101,11 @@ impl Hub {
                     Ok(all) => self.handle_settled(&all),
                     Err(_) => settled = never(),
                 },
+                recv(rung) -> bell => match bell {
+                    Ok(()) => self.release(),
+                    // Its sink is gone.
+                    Err(_) => rung = never(),
+                },
                 recv(stop) -> _ => break,
             }
         }
@@ -100,6 +113,12 @@ impl Hub {
         // The threads end early because nobody takes their results any more: all who could must let go.
         drop((hashes, jwt_results, hook_answers));
         self.auth.stop();
+    }
+
+    /// Whether more is taken. If not, the store has no room, and says when it has; or the fleet's stream is away: the workers keep
+    /// what comes, and their publishers wait.
+    fn has_room(&self) -> bool {
+        self.entries.is_empty() && !self.forwarded.is_full()
     }
 
     fn drain(&mut self, uplink: &Receiver<Batch>) {
@@ -243,12 +262,28 @@ impl Hub {
     }
 
     fn handle_settled(&mut self, all: &[Settled]) {
-        for &Settled { worker, receipt, accepted } in all {
-            self.send(worker, WorkerCommand::MessageSettled { receipt, accepted });
+        for settled in all {
+            if let Some(settled) = self.forwarded.hold(*settled) {
+                self.tell_settled(settled);
+            }
         }
+        // The stream may have had it before the store said so.
+        self.release();
         if all.is_empty() {
             self.offer_entries();
         }
+    }
+
+    /// The fleet's stream has more.
+    fn release(&mut self) {
+        while let Some(settled) = self.forwarded.release() {
+            self.tell_settled(settled);
+        }
+    }
+
+    fn tell_settled(&mut self, settled: Settled) {
+        let Settled { worker, receipt, accepted, .. } = settled;
+        self.send(worker, WorkerCommand::MessageSettled { receipt, accepted });
     }
 
     /// Whether the backbone holds the event now; it counts what it refuses.

@@ -24,6 +24,7 @@ mod clock;
 pub mod epoch;
 mod exposition;
 mod fleet;
+mod forwarded;
 mod history;
 mod hub;
 mod pending;
@@ -222,7 +223,7 @@ impl Control {
         let admin_addr = parts.admin.local_addr()?;
         let (store, settled) = OpenStore::parts(parts.store);
         let (api_tls, api_tls_now) = watch::channel(parts.api_tls);
-        let (sinks, orders) = sinks::of(&parts.config, store.as_ref());
+        let (sinks, orders, forwarded) = sinks::of(&parts.config, store.as_ref());
         let (fleet, wishes) = fleet::start(&parts.config, parts.epoch, parts.fleet)?;
         let state = Arc::new(State {
             store,
@@ -263,7 +264,7 @@ impl Control {
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (replacements, replaced) = crossbeam_channel::unbounded();
         let (stop_api, api_stopped) = watch::channel(false);
-        let hub = Hub::new(state.clone(), auth, settled);
+        let hub = Hub::new(state.clone(), auth, settled, forwarded);
         let hub = thread::Builder::new().name("hub".into()).spawn(move || hub.run(&hub_stopped, &replaced))?;
         let api = {
             let serving = serve(listener, state.clone(), (orders, wishes), api_stopped);

@@ -8,7 +8,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::State;
-use crate::config::Config;
+use super::forwarded::Forwarded;
+use crate::config::{Config, FLEET_SINK, FleetUplink};
 use crate::link::{Outcome, WorkerCommand};
 use crate::sink::{Order, Sinks};
 use crate::store::Store;
@@ -18,13 +19,21 @@ const UNDER_WAY_MAX: usize = 128;
 /// How long a worker has to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// The sinks of a gateway that has a store; none of them runs yet.
-pub(super) fn of(config: &Config, store: Option<&Arc<Store>>) -> (Option<Sinks>, Option<mpsc::Receiver<Order>>) {
-    let Some(store) = store else { return (None, None) };
+/// The sinks of a gateway that has a store, none of which runs yet; what comes back through them for devices; and what waits for one of
+/// them.
+pub(super) fn of(
+    config: &Config,
+    store: Option<&Arc<Store>>,
+) -> (Option<Sinks>, Option<mpsc::Receiver<Order>>, Forwarded) {
+    let Some(store) = store else { return (None, None, Forwarded::off()) };
     // Only so that two gateways do not try again at the same instants.
     let seed = RandomState::new().hash_one(&config.node);
     let (sinks, orders) = Sinks::new(Arc::clone(store), config.node.clone(), config.data_dir.clone(), seed);
-    (Some(sinks), Some(orders))
+    if config.fleet.as_ref().is_none_or(|fleet| fleet.uplink != FleetUplink::Stream) {
+        return (Some(sinks), Some(orders), Forwarded::off());
+    }
+    let (forwarded, tell) = Forwarded::on();
+    (Some(sinks.tell_done(FLEET_SINK, tell)), Some(orders), forwarded)
 }
 
 /// Tells devices what comes back for them, until there are no sinks any more.

@@ -47,6 +47,7 @@ impl Feed {
         }
         (self.seeks, self.read, self.done) = (Some(seeks), cursor, None);
         self.window = Window::new(self.lanes, SINK_WINDOW_BYTES);
+        run.note_done(cursor);
         Ok(true)
     }
 
@@ -75,7 +76,10 @@ impl Feed {
 
     /// Brings the cursor on its way, one at a time.
     pub(super) fn advance(&mut self, run: &Run) {
-        self.done = self.window.take_done().or(self.done);
+        if let Some(last) = self.window.take_done() {
+            self.done = Some(last);
+            run.note_done(last);
+        }
         if self.advancing.is_none()
             && let (Some(seeks), Some(last)) = (self.seeks, self.done.take())
         {

@@ -67,6 +67,10 @@ pub struct Order {
     pub answer: oneshot::Sender<Outcome>,
 }
 
+/// Told up to which event a sink is done: the other side has each of these, or they were given up. Called in the sink's thread; it must not
+/// wait.
+pub type TellDone = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// Every sink of a gateway.
 pub struct Sinks {
     store: Arc<Store>,
@@ -74,6 +78,8 @@ pub struct Sinks {
     data_dir: PathBuf,
     devices: mpsc::Sender<Order>,
     seed: u64,
+    /// Who hears how far the sink of this name is.
+    tell_done: Option<(&'static str, TellDone)>,
     threads: Mutex<Threads>,
 }
 
@@ -142,7 +148,13 @@ impl Sinks {
     #[must_use]
     pub fn new(store: Arc<Store>, node: String, data_dir: PathBuf, seed: u64) -> (Self, mpsc::Receiver<Order>) {
         let (devices, orders) = mpsc::channel(ORDERS_WAITING_MAX);
-        (Self { store, node, data_dir, devices, seed, threads: Mutex::default() }, orders)
+        (Self { store, node, data_dir, devices, seed, tell_done: None, threads: Mutex::default() }, orders)
+    }
+
+    /// The same; `tell` hears how far the sink `name` is.
+    #[must_use]
+    pub fn tell_done(self, name: &'static str, tell: TellDone) -> Self {
+        Self { tell_done: Some((name, tell)), ..self }
     }
 
     /// What [`Sinks::replace`] would change, in words.
@@ -209,6 +221,11 @@ impl Sinks {
             shared: Arc::clone(&shared),
             devices: self.devices.clone(),
             orders: ordered,
+            tell_done: self
+                .tell_done
+                .as_ref()
+                .filter(|(name, _)| *name == settings.name())
+                .map(|(_, tell)| Arc::clone(tell)),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let seed = self.seed;

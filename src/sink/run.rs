@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::dead_letter::DeadLetters;
 use super::event::Event;
-use super::{Order, Settings};
+use super::{Order, Settings, TellDone};
 use crate::config::SINK_WINDOW_BYTES;
 use crate::store::{Position, Range, SinkNote, Store, StoreError, Stored};
 
@@ -87,6 +87,8 @@ pub struct Run {
     pub devices: mpsc::Sender<Order>,
     /// Changes whenever something was ordered; its sender is gone when the thread is to end.
     pub orders: watch::Receiver<()>,
+    /// Who hears how far it is.
+    pub tell_done: Option<TellDone>,
 }
 
 /// The lane of a device: the same in every run.
@@ -170,6 +172,13 @@ impl Run {
             }
             store.acknowledge(&consumer, Range { first: 1, last }).await?;
             Ok(true)
+        }
+    }
+
+    /// All up to this one is done with.
+    pub fn note_done(&self, last: u64) {
+        if let Some(tell) = &self.tell_done {
+            tell(last);
         }
     }
 

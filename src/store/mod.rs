@@ -96,6 +96,8 @@ pub struct Settled {
     pub receipt: Receipt,
     /// Whether the event is safe.
     pub accepted: bool,
+    /// Its number in the log; of one that was refused it says nothing.
+    pub seq: u64,
 }
 
 /// Who is told what is settled, after each group. It is called in the writer's thread and must not wait.

@@ -442,6 +442,7 @@ impl Writer {
         stats.dropped.fetch_add(group.dropped(), Ordering::Relaxed);
         stats.dropped_share.fetch_add(group.dropped_share.len() as u64, Ordering::Relaxed);
         stats.kept.steps.fetch_add(group.steps as u64, Ordering::Relaxed);
+        let first = self.state.next;
         (self.state, self.kept) = (group.state, group.kept);
         self.shares.apply(std::mem::take(&mut group.sampled));
         self.note_marks(&work);
@@ -449,11 +450,14 @@ impl Writer {
         // Before anybody is answered: what is acknowledged can be read.
         self.tell();
         let mut refused = group.refused.iter().copied().peekable();
+        let mut seq = first;
         let settled: Vec<_> = (0..)
             .zip(&work.entries)
             .filter_map(|(position, entry)| {
                 let accepted = refused.next_if_eq(&position).is_none();
-                entry.receipt.map(|receipt| Settled { worker: entry.worker, receipt, accepted })
+                let at = seq;
+                seq += u64::from(accepted);
+                entry.receipt.map(|receipt| Settled { worker: entry.worker, receipt, accepted, seq: at })
             })
             .collect();
         if !settled.is_empty() {

@@ -13,7 +13,8 @@ fn devices_stay_while_nats_is_away_and_are_claimed_when_it_is_back() {
     let site = Site::new();
     let mut servers = Servers::new(&site, 1);
     servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "");
+    // What devices say is acknowledged here and now.
+    let fleet = members(2, &servers.urls("nats"), "uplink = \"local\"");
     let mut before = fleet[0].device("before");
     fleet[0].wait_for_claims(1);
     assert_eq!(fleet[0].gateway.get("/readyz").0, 200);

@@ -1,11 +1,13 @@
 //! nats-server: one, or a cluster of three, each with its store in the site's directory, and asked over plain TCP.
 
+use std::io::BufRead;
 use std::net::TcpListener;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Program, SOON, Site, nats_ask, nats_server};
+use crate::support::{Program, SOON, Site, nats_ask, nats_server, nats_tell};
 
 /// Servers on ports of their own, which may come and go with what they keep.
 pub struct Servers<'a> {
@@ -76,6 +78,20 @@ impl<'a> Servers<'a> {
     #[track_caller]
     pub fn ask(&self, subject: &str, body: &Value) -> Value {
         nats_ask(self.ports[0], subject, body)
+    }
+
+    /// The same, if there is an answer so soon.
+    pub fn ask_within(&self, subject: &str, body: &Value, within: Duration) -> Option<Value> {
+        let (socket, mut lines) = nats_tell(self.ports[0], subject, body);
+        socket.set_read_timeout(Some(within)).unwrap();
+        let mut line = String::new();
+        while !line.starts_with("MSG ") {
+            line.clear();
+            lines.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        }
+        line.clear();
+        lines.read_line(&mut line).ok()?;
+        Some(serde_json::from_str(&line).unwrap())
     }
 
     /// How many rows a bucket of the fleet has.

@@ -1,12 +1,13 @@
 //! What devices say at any gateway goes into one stream, from the local log of each: through an outage, once and in order.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::servers::Servers;
-use crate::support::{Device, Event, Site, message, wait_until};
+use crate::support::{Device, Event, Gateway, Site, message, wait_until};
 use crate::{LATE, Member, members};
 
 /// Says numbers, each acknowledged before the next.
@@ -58,4 +59,77 @@ fn what_devices_say_at_any_gateway_goes_into_one_stream() {
         assert!(matches!(of_device[..], [(_, 10)]), "once each: {counts:?}");
     }
     assert_eq!(info["config"]["max_age"], json!(7 * 24 * 3_600_000_000_000_u64), "as uplink.retention");
+}
+
+/// So many messages of a device are in the stream.
+fn in_stream(servers: &Servers<'_>, device: &str) -> u64 {
+    let info = servers
+        .ask("$JS.API.STREAM.INFO.pulsegate_uplink", &json!({"subjects_filter": format!("pulsegate.up.{device}.>")}));
+    let subjects = info["state"]["subjects"].as_object();
+    subjects.map_or(0, |subjects| subjects.values().map(|count| count.as_u64().unwrap()).sum())
+}
+
+/// Nothing but heartbeats is heard for a while.
+#[track_caller]
+fn hears_nothing(device: &mut Device, within: Duration) {
+    let deadline = Instant::now() + within;
+    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+        match device.hear_within(left) {
+            None | Some(Event::Ping(_)) => {}
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[track_caller]
+fn expect_acks(device: &mut Device, numbers: std::ops::RangeInclusive<u32>) {
+    for number in numbers {
+        loop {
+            match device.hear() {
+                Event::Ack(acknowledged) => break assert_eq!(acknowledged, number),
+                Event::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn an_acknowledgement_means_that_the_stream_has_it() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let member = Member::joined("gate-0", &servers.urls("nats"), "");
+    let mut device = member.device("meter-1");
+    for number in 1..=10 {
+        say(&mut device, number..=number);
+        assert_eq!(in_stream(&servers, "meter-1"), u64::from(number), "as soon as it is acknowledged");
+    }
+    // While NATS is away nothing is acknowledged, nobody is ended, and nothing is lost.
+    servers.stop(0, Signal::KILL);
+    wait_until("it is away", LATE, || member.fleet()["state"] == "away");
+    for number in 11..=15 {
+        device.send(&[message(number, number.to_string().as_bytes())]);
+    }
+    wait_until("they are in the log", LATE, || behind(&member).as_u64() >= Some(5));
+    hears_nothing(&mut device, Duration::from_secs(1));
+    servers.start(0, &[]);
+    expect_acks(&mut device, 11..=15);
+    assert_eq!(in_stream(&servers, "meter-1"), 15, "once each");
+    // What was never acknowledged comes from the log of a gateway that was killed meanwhile.
+    servers.stop(0, Signal::KILL);
+    wait_until("it is away", LATE, || member.fleet()["state"] == "away");
+    device.send(&[message(16, b"16")]);
+    wait_until("it is in the log", LATE, || behind(&member).as_u64() >= Some(1));
+    let Member { site: of_gateway, gateway } = member;
+    gateway.signal(Signal::KILL);
+    drop((device, gateway));
+    servers.start(0, &[]);
+    let member = Member { gateway: Gateway::start(of_gateway.directory()), site: of_gateway };
+    member.wait_until_joined();
+    wait_until("it has come", LATE, || in_stream(&servers, "meter-1") == 16);
+    // Whoever sends it again because it heard nothing is served as any.
+    let mut device = member.device("meter-1");
+    say(&mut device, 17..=20);
+    assert_eq!(in_stream(&servers, "meter-1"), 20);
 }

@@ -7,7 +7,9 @@ use super::sink::{Entry, Kind, Url, nats_login, tls};
 use super::{Context, values};
 use crate::config::error::Problem;
 use crate::config::raw::RawFleet;
-use crate::config::{Durability, FLEET_SINK, Fleet, MAX_SINKS, NatsSink, NatsStream, Sink, SinkKind, Store, Uplink};
+use crate::config::{
+    Durability, FLEET_SINK, Fleet, FleetUplink, MAX_SINKS, NatsSink, NatsStream, Sink, SinkKind, Store, Uplink,
+};
 
 const URLS_MAX: usize = 16;
 const PREFIX_BYTES_MAX: usize = 32;
@@ -23,7 +25,11 @@ const UPLINK_INFLIGHT: u16 = 500;
 const WRITES: RangeInclusive<i64> = 10..=1_000_000;
 
 /// How this gateway is one of a fleet, if it is.
-pub(super) fn resolve(context: &mut Context<'_>, raw: Option<RawFleet>) -> Result<Option<Fleet>, Problem> {
+pub(super) fn resolve(
+    context: &mut Context<'_>,
+    raw: Option<RawFleet>,
+    store: Option<&Store>,
+) -> Result<Option<Fleet>, Problem> {
     let Some(raw) = raw else { return Ok(None) };
     let entry = Entry::of_table("backbone.nats");
     let (urls, is_tls) = urls(&entry, raw.urls)?;
@@ -52,8 +58,11 @@ pub(super) fn resolve(context: &mut Context<'_>, raw: Option<RawFleet>) -> Resul
     }
     let replicas = values::integer(entry.key("replicas"), raw.replicas, 1, REPLICAS, "servers")?;
     let writes = values::integer(entry.key("writes_per_second"), raw.writes_per_second, 5_000, WRITES, "rows")?;
-    let word = raw.uplink.as_deref().unwrap_or("off");
-    let uplink = values::word(entry.key("uplink"), word, &[("off", false), ("local", true)])?;
+    // Without a store there is no log to go on from.
+    let has_log = store.is_none_or(|store| store.durability != Durability::Memory);
+    let default = if has_log { "stream" } else { "off" };
+    let words = [("off", FleetUplink::Off), ("local", FleetUplink::Local), ("stream", FleetUplink::Stream)];
+    let uplink = values::word(entry.key("uplink"), raw.uplink.as_deref().unwrap_or(default), &words)?;
     if replicas % 2 == 0 {
         context.warn(&entry.key("replicas"), "an even number bears no more losses than the odd one below it");
     }
@@ -83,16 +92,16 @@ pub(super) fn add_uplink(
     uplink: &Uplink,
     sinks: &mut Vec<Sink>,
 ) -> Result<(), Problem> {
-    let Some(fleet) = fleet.filter(|fleet| fleet.uplink) else { return Ok(()) };
+    let Some(fleet) = fleet.filter(|fleet| fleet.uplink != FleetUplink::Off) else { return Ok(()) };
     let key = Entry::of_table("backbone.nats").key("uplink");
     let refuse = |what: &str, remedy: &str| Err(Problem::new(key.clone(), what, remedy));
     if store.durability == Durability::Memory {
-        let what = "\"local\" goes on where it was from the store, and durability = \"memory\" has none";
-        return refuse(what, "write store.durability = \"group\" or \"interval\", or leave it out");
+        let what = "it goes on where it was from the store, and durability = \"memory\" has none";
+        return refuse(what, "write store.durability = \"group\" or \"interval\", or uplink = \"off\"");
     }
     if sinks.len() >= MAX_SINKS || sinks.iter().any(|sink| sink.name == FLEET_SINK) {
         let what = format!("it is one of the {MAX_SINKS} sinks that there may be, under the name {FLEET_SINK:?}");
-        return refuse(&what, "take one of [[sink]] out, or give it another name");
+        return refuse(&what, "take one of [[sink]] out, or give it another name, or write uplink = \"off\"");
     }
     sinks.push(Sink {
         name: FLEET_SINK.to_owned(),

@@ -104,8 +104,8 @@ pub fn resolve(
         kept(drain(&raw.drain), &mut problems),
         kept(backbone(&raw.backbone), &mut problems),
     );
-    let fleet = kept(fleet::resolve(&mut context, raw.backbone.nats), &mut problems);
     let store = kept(store::store(&raw.store, machine), &mut problems);
+    let fleet = kept(fleet::resolve(&mut context, raw.backbone.nats, store.as_ref()), &mut problems);
     let uplink = store.and_then(|store| kept(store::uplink(&raw.uplink, &store), &mut problems));
     let node_name = head.0.as_deref().unwrap_or_default();
     let sinks = store.map(|store| sink::resolve(&mut context, raw.sinks, node_name, store.durability, &mut problems));

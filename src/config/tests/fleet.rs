@@ -16,8 +16,8 @@ fn the_least_fleet_gets_every_default_and_has_its_row_in_the_budget() {
     assert_eq!((fleet.urls.len(), fleet.is_tls, fleet.prefix.as_str(), fleet.replicas), (2, true, "pulsegate", 1));
     assert_eq!((fleet.lease, fleet.timeout), (Duration::from_secs(10), Duration::from_secs(10) / 3));
     assert_eq!(fleet.retry, (Duration::from_millis(250), Duration::from_secs(15)));
-    assert_eq!((fleet.writes_per_second, fleet.ready_without_nats, fleet.uplink), (5_000, false, false));
-    assert!(loaded.config.sinks.is_empty());
+    assert_eq!((fleet.writes_per_second, fleet.ready_without_nats, fleet.uplink), (5_000, false, FleetUplink::Stream));
+    assert_eq!(loaded.config.sinks.len(), 1, "the one of the uplink");
     assert_eq!((&fleet.login, &fleet.tls), (&NatsLogin::default(), &SinkTls::default()));
     let row = loaded.budget.items.iter().find(|item| item.what == "fleet").unwrap();
     assert_eq!((row.count, row.each), (u64::from(loaded.config.limits.connections), FLEET_DEVICE_BYTES));
@@ -56,12 +56,12 @@ fn the_uplink_of_a_fleet_is_a_sink_of_its_own() {
     assert_eq!(nats.make, Some(NatsStream { replicas: 3, retention: Duration::from_hours(48) }));
     for (text, words) in [
         (
-            format!("{LEAST}uplink = \"stream\"\n"),
-            "backbone.nats.uplink: \"stream\" is not known: write one of \"off\", \"local\"",
+            format!("{LEAST}uplink = \"on\"\n"),
+            "backbone.nats.uplink: \"on\" is not known: write one of \"off\", \"local\", \"stream\"",
         ),
         (
             format!("{LEAST}uplink = \"local\"\n[store]\ndurability = \"memory\"\n"),
-            "backbone.nats.uplink: \"local\" goes on where it was from the store",
+            "backbone.nats.uplink: it goes on where it was from the store",
         ),
         (
             format!(
@@ -71,6 +71,15 @@ fn the_uplink_of_a_fleet_is_a_sink_of_its_own() {
         ),
     ] {
         refused(&with(&text), &[words]);
+    }
+}
+
+#[test]
+fn an_uplink_that_nobody_wants_or_that_has_no_log_is_none() {
+    for text in ["uplink = \"off\"\n", "[store]\ndurability = \"memory\"\n"] {
+        let config = loaded(&with(&format!("{LEAST}{text}"))).config;
+        assert_eq!(config.fleet.map(|fleet| fleet.uplink), Some(FleetUplink::Off));
+        assert!(config.sinks.is_empty());
     }
 }
 
