@@ -119,6 +119,10 @@ metrics! {
     DroppedQueueFull = Counter "pulsegate_mqtt_dropped_queue_full" "",
     /// Messages for MQTT subscribers that are away dropped because what lies in the store for such comes to `store.sessions_bytes`, or to this one's part of what is free of it.
     DroppedStoreFull = Counter "pulsegate_mqtt_dropped_store_full" "",
+    /// Messages for groups of MQTT subscribers given to other members because the session that had them ended before it acknowledged them.
+    Redispatched = Counter "pulsegate_mqtt_redispatched" "",
+    /// Messages for groups of MQTT subscribers dropped because the last member's session ended before it acknowledged them.
+    DroppedNoMember = Counter "pulsegate_mqtt_dropped_no_member" "",
     /// MQTT subscribers for whom publishers waited, and do no longer, because they took less than a window of messages in five seconds.
     Stalled = Counter "pulsegate_mqtt_stalled" "",
     /// Messages for MQTT subscribers dropped because their expiry interval had passed.

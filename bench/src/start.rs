@@ -90,6 +90,7 @@ fn session(key: u64, shared: &Arc<Publication>) -> Vec<Change> {
             qos: QoS::AtLeastOnce,
             retain: false,
             identifiers: vec![],
+            group: None,
             publication,
             origin: 0,
         };

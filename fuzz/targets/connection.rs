@@ -23,7 +23,7 @@ use memory_io::{Arrivals, MemoryIo, PeerEnd, memory_turn};
 use pulsegate_fuzz::config::{self, Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, DeviceFilter, Downlink, Exchange, Home, ListenerId, Passed, Publication, QoS, Receipt, SessionId,
+    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, DeviceFilter, Downlink, Exchange, Home, ListenerId, Passed, Publication, QoS, Receipt, Recipient, SessionId,
     ShardMessage, WorkerCommand, WorkerEvent, WorkerId,
 };
 use pulsegate_fuzz::broker;
@@ -355,9 +355,13 @@ impl World {
     fn pass(&mut self, what: u8, which: u8, bytes: &[u8]) {
         let (options, identifier) = (which % 3, u32::from(which));
         let choice = || Box::new(Choice { group: Self::group(which), member: Self::member(which), options, identifier });
-        let choice = (what & 0x60 == 0x40).then(choice);
+        let recipient = match what & 0x60 {
+            0x40 => Recipient::Member(choice()),
+            0x60 => Recipient::Group(Self::group(which)),
+            _ => Recipient::Subscribers,
+        };
         let publication = Arc::new(self.publication(which, bytes));
-        self.io().pass(OTHER, vec![Passed { publication, token: identifier, choice }]);
+        self.io().pass(OTHER, vec![Passed { publication, token: identifier, recipient }]);
     }
 
     /// The other shard's sessions join and leave groups. Those of this shard do so by themselves.
@@ -379,9 +383,9 @@ impl World {
             for passed in outgoing.passed {
                 let mut credit = [Credit::default(); 2];
                 credit[passed.class().index()] = Credit { messages: 1, bytes: passed.publication.bytes() };
-                let Passed { publication, token, choice } = passed;
-                let answer = match choice {
-                    Some(choice) if which & 1 == 0 => ShardMessage::Returned { token, choice, publication },
+                let Passed { publication, token, recipient } = passed;
+                let answer = match recipient {
+                    Recipient::Member(choice) if which & 1 == 0 => ShardMessage::Returned { token, choice, publication },
                     _ => ShardMessage::Taken { token, is_refused: which & 2 == 0 },
                 };
                 let is_asked = token != 0 || matches!(answer, ShardMessage::Returned { .. });

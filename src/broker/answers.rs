@@ -70,6 +70,7 @@ impl Broker {
                     self.note_backlog(session);
                 }
             }
+            Waiting::Left(slot) => self.read_left(slot),
             Waiting::Prepared(prepared) => self.handle_prepared(&prepared),
         }
     }

@@ -114,6 +114,7 @@ impl Broker {
         self.staged.begin_turn();
         self.advance_matching();
         self.advance_ends();
+        self.advance_redispatches();
         self.deliveries.turn = self.deliveries.turn.wrapping_add(1);
         self.deliveries.looks = TURN_LOOKS;
         self.filter_looks = FilterLooks::of_turn();
@@ -165,7 +166,7 @@ impl Broker {
             self.staged.note_arrived(batch.session, batch.generation, delivery.number);
             if is_current {
                 self.keep_one(batch.session, delivery, now, counters);
-            } else {
+            } else if let Err(delivery) = self.return_to_group(delivery) {
                 self.drop_delivery(&delivery);
             }
         }

@@ -54,6 +54,8 @@ pub struct Delivery {
     pub identifiers: Identifiers,
     /// The request of the API that waits for its acknowledgement; 0: none.
     pub request: u64,
+    /// The group of shared subscribers that it is for, as `$share/NAME/FILTER`: should the session end, another member gets it.
+    pub(super) group: Option<Arc<str>>,
     /// The settlement that waits until it is safe; 0: none.
     pub(super) token: Token,
     /// Its number in a session that outlives its connection, in the order in which they are sent; 0: it was not recorded.
@@ -136,6 +138,8 @@ pub(super) struct Released {
     pub(super) dropped: usize,
     /// The numbers of those that were recorded.
     pub(super) numbers: Vec<u64>,
+    /// Those that other members of their groups get: they are neither dropped nor settled.
+    pub(super) left: Vec<Delivery>,
 }
 
 /// See the head of this file.
@@ -287,6 +291,7 @@ impl Inflight {
         for delivery in &mut self.queue {
             released.requests.extend(Some(std::mem::take(&mut delivery.request)).filter(|&request| request != 0));
         }
+        self.leave_waiting(released);
         self.drop_waiting(released);
         self.is_stalled = false;
         // Those without an acknowledgement are for whoever is there.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use super::coalesce::coalesce;
 use super::inflight::Delivery;
+use super::redispatch::LeftSlot;
 use super::settlement::Token;
 use super::staging::Prepared;
 use crate::codec::mqtt::QoS;
@@ -52,6 +53,8 @@ pub(super) enum Waiting {
     Device(SessionId),
     /// The session's device can be sent something.
     Backlog(SessionId),
+    /// What an ended session has left can be read.
+    Left(LeftSlot),
     /// A publication of QoS 2 is known as received: it is sent on.
     Prepared(Box<Prepared>),
 }
@@ -196,6 +199,7 @@ impl Journal {
             qos: delivery.qos,
             retain: delivery.retain,
             identifiers: delivery.identifiers.as_slice().to_vec(),
+            group: delivery.group.as_deref().map(Box::from),
             origin: if delivery.qos == QoS::ExactlyOnce { delivery.publication.origin } else { 0 },
             publication: self.publication(&delivery.publication),
         });

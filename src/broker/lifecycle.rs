@@ -121,6 +121,7 @@ pub(super) struct Session {
     pub(super) is_answerable: bool,
     /// Whether its connection is not read until it is told something.
     pub(super) is_held: bool,
+    pub(super) group_messages: GroupMessages,
     /// Bytes that it has been sent in this turn: a device is sent no more at a time than its outbox could hold.
     pub(super) turn_bytes: u32,
     pub(super) turn: u32,
@@ -134,6 +135,15 @@ pub(super) struct Session {
 }
 
 const _: () = assert!(size_of::<Session>() <= 112);
+
+/// Whether messages for groups are among those that a session has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GroupMessages {
+    /// It never had any.
+    None,
+    /// Perhaps.
+    Some,
+}
 
 /// How a session stands among those whose retained messages are looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -275,6 +285,7 @@ impl Sessions {
             walk: Walk::None,
             is_answerable: false,
             is_held: false,
+            group_messages: GroupMessages::None,
             turn_bytes: 0,
             turn: 0,
             device: Box::default(),
@@ -398,8 +409,14 @@ impl Sessions {
         Some(DueWill { device, listener, publication, was_delayed: false })
     }
 
-    /// `reserved`: what pieces that are read take of the pool.
-    pub(super) fn check_invariants(&self, is_device: impl Fn(ConnectionSlot) -> bool, reserved: usize) {
+    /// What takes of the pool and lies in the store beside sessions: `reserved`, pieces that are read and what ended sessions have
+    /// left, and `left_stored`, that of these, in bytes.
+    pub(super) fn check_invariants(
+        &self,
+        is_device: impl Fn(ConnectionSlot) -> bool,
+        reserved: usize,
+        left_stored: u64,
+    ) {
         let mut away = 0;
         for (slot, session) in self.all.iter() {
             if session.is_retired() {
@@ -427,7 +444,7 @@ impl Sessions {
         assert_eq!(attached + away, self.len());
         assert!(self.stored.keys().all(|&session| !self[session].is_online() && !self[session].is_retired()));
         let stored = self.all.iter().map(|(slot, _)| self.stored(slot).bytes);
-        assert_eq!(self.stored_bytes, stored.sum::<u64>());
+        assert_eq!(self.stored_bytes, stored.sum::<u64>() + left_stored);
         let charged = self.all.iter().filter_map(|(_, session)| session.inflight.as_deref()).map(Inflight::charged);
         assert_eq!(self.pool.used(Class::Queues), (charged.sum::<usize>() + reserved) as u64);
         let wills = self.all.iter().filter_map(|(_, session)| session.will.as_deref()).map(|kept| kept.charge.bytes());
@@ -551,6 +568,7 @@ impl Broker {
             self.spill(session, 0);
         }
         self.sessions.shed_empty_inflight(session);
+        let left = std::mem::take(&mut released.left);
         self.release(session, released, counters);
         let known = &self.sessions[session];
         let ends = known.profile.expiry_s == 0 || self.sessions.count_away() >= self.bounds.away;
@@ -566,6 +584,12 @@ impl Broker {
             self.sessions.enter_away(session);
             self.tell_groups(session, false);
             self.spill_when_safe(session);
+        }
+        // The homes of its groups know by now that it is away, or no more.
+        for delivery in left {
+            if let Err(delivery) = self.return_to_group(delivery) {
+                debug_assert!(false, "it is for no group: {delivery:?}");
+            }
         }
         due_will
     }
@@ -689,8 +713,9 @@ impl Broker {
 
     /// The session is no more: its subscriptions and messages go with it.
     pub(super) fn end(&mut self, session: SessionSlot) {
+        let is_left = self.leave_to_groups(session);
         let key = std::mem::replace(&mut self.sessions[session].key, NO_KEY);
-        if key != NO_KEY {
+        if key != NO_KEY && !is_left {
             self.journal.record(Change::Ended { session: key });
         }
         let member = self.id(session);

@@ -275,6 +275,7 @@ pub(super) fn merge(
         retain: publication.retain && as_published,
         identifiers,
         request: 0,
+        group: None,
         token,
         number: 0,
     })

@@ -22,6 +22,7 @@
 //! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
 //! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
 //! | `spills` | messages that go from memory to the store, and come back from there | `spill` |
+//! | `redispatches` | what ended sessions had of messages for groups, on its way to other members | `redispatch` |
 //! | `staged` | messages of QoS 2 that may not be sent yet | `staging` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
 //!
@@ -39,6 +40,7 @@ mod journal;
 mod lifecycle;
 mod matching;
 mod pace;
+mod redispatch;
 mod replay;
 mod restore;
 mod routing;
@@ -76,6 +78,7 @@ use journal::Journal;
 use lifecycle::Sessions;
 use matching::Matching;
 use pace::Paces;
+use redispatch::Redispatches;
 use routing::Routing;
 use settlement::Settlements;
 use spill::Spills;
@@ -188,6 +191,7 @@ pub struct Broker {
     journal: Journal,
     staged: Staged,
     spills: Spills,
+    redispatches: Redispatches,
     ways: Ways,
     paces: Paces,
     /// Sessions whose devices can be told something: that a message of theirs is safe, or that they have subscribed.
@@ -233,6 +237,7 @@ impl Broker {
             journal: Journal::default(),
             staged: Staged::default(),
             spills: Spills::new(&pool),
+            redispatches: Redispatches::default(),
             ways: Ways::new(setup.exchange.workers(), inbox),
             paces: Paces::default(),
             exchange: setup.exchange,
@@ -308,6 +313,7 @@ impl Broker {
             || !self.requests.is_empty()
             || (may_match && !self.matching.is_empty())
             || !self.ends.is_empty()
+            || self.may_redispatch()
     }
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.
@@ -363,6 +369,12 @@ impl Broker {
         counters.set(Metric::RetainedMessages, self.routing.retained.len() as u64);
         counters.set(Metric::Unsettled, self.settlements.len() as u64);
         counters.set(Metric::PoolUsed, self.pool.used_in_all());
+        for (metric, since_start) in [
+            (Metric::Redispatched, self.redispatches.given),
+            (Metric::DroppedNoMember, self.redispatches.without_member),
+        ] {
+            counters.add(metric, since_start - counters.value(metric));
+        }
         let refused = self.pool.refused_in_all();
         counters.add(Metric::PoolRefused, refused - counters.value(Metric::PoolRefused));
     }
@@ -379,7 +391,9 @@ impl Broker {
     /// Panics when the parts disagree. `is_device` says whether a slot holds a connected device. For tests.
     pub fn check_invariants(&self, is_device: impl Fn(ConnectionSlot) -> bool) {
         self.routing.check_invariants();
-        self.sessions.check_invariants(is_device, self.spills.reserved());
+        let reserved = self.spills.reserved() + self.redispatches.charged();
+        self.sessions.check_invariants(is_device, reserved, self.redispatches.stored_bytes());
+        self.redispatches.check_invariants();
         self.settlements.check_invariants();
         self.journal.check_invariants();
         self.staged.check_invariants();

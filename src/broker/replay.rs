@@ -53,6 +53,7 @@ impl Replay {
             retain: true,
             identifiers,
             request: 0,
+            group: None,
             token: NOTHING,
             number: 0,
         }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inflight::{Delivery, Identifiers, Sending, Stored};
-use super::lifecycle::Membership;
+use super::lifecycle::{GroupMessages, Membership};
+use super::redispatch::is_ended;
 use super::settlement::NOTHING;
 use super::subscriptions::Subscriber;
 use super::{Broker, Profile, Will};
@@ -19,6 +20,10 @@ impl Broker {
     /// when that process ended is so from now on. The store has dropped what was not known to be safe (staging).
     pub fn restore(&mut self, from: image::KeptSession, now: Moment) {
         let image::KeptSession { head, subscriptions, sent, outstanding, received, waiting } = from;
+        if is_ended(&head.name) {
+            self.journal.note_number(waiting.last_number);
+            return self.restore_left(head.key, waiting.last_number, waiting.bytes);
+        }
         let session =
             self.sessions.restore(&head, self.profile_of(&head.profile), self.tick_of(head.away_since_ms, now));
         if let Some(will) = head.will {
@@ -72,6 +77,8 @@ impl Broker {
         let image::Waiting { messages, bytes, last_number } = waiting;
         if !sent.is_empty() || messages > 0 {
             let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+            // Some of them may be; whoever wants to know reads them.
+            self.sessions[session].group_messages = GroupMessages::Some;
             self.sessions.restore_stored(session, Stored { through: last_number, bytes, messages });
         }
         let released = outstanding.iter().map(|one| (one.number, one.packet, Sending::Released));
@@ -94,12 +101,13 @@ impl Broker {
             retain: message.retain,
             identifiers,
             request: 0,
+            group: message.group.as_deref().map(Arc::from),
             token: NOTHING,
             number: message.number,
         }
     }
 
-    fn publication_of(&self, from: &image::Publication, now: Moment) -> Publication {
+    pub(super) fn publication_of(&self, from: &image::Publication, now: Moment) -> Publication {
         Publication {
             retain: from.retain,
             properties: from.properties.clone(),

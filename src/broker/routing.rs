@@ -6,8 +6,8 @@ use super::groups::{Groups, Member};
 use super::inbound::Ticket;
 use super::inflight::{Delivery, Identifiers, PendingSuback};
 use super::journal::Waiting;
-use super::lifecycle::Membership;
 use super::lifecycle::NO_KEY;
+use super::lifecycle::{GroupMessages, Membership};
 use super::matching::merge;
 use super::retained::{Retained, Set};
 use super::settlement::{NOTHING, Owner, Part, Settled, Token};
@@ -18,7 +18,7 @@ use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{QoS, Reason, topic};
 use crate::config::budget::FILTER_BYTES;
 use crate::image::{self, Change};
-use crate::link::{Choice, Passed, Publication, SessionId, ShardMessage, WorkerId};
+use crate::link::{Choice, Passed, Publication, Recipient, SessionId, ShardMessage, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::slot::SessionSlot;
@@ -126,7 +126,10 @@ impl Broker {
         for worker in (0..self.exchange.workers()).map(WorkerId) {
             if worker != self.worker && (publication.retain || self.exchange.wants(worker)) {
                 self.settlements.add(token);
-                self.ways.pass(worker, Passed { publication: Arc::clone(&publication), token, choice: None });
+                self.ways.pass(
+                    worker,
+                    Passed { publication: Arc::clone(&publication), token, recipient: Recipient::Subscribers },
+                );
             }
         }
         let is_kept = self.route(&publication, token, counters);
@@ -136,17 +139,25 @@ impl Broker {
     /// Another shard passes on a message. Its credit comes back when the message is settled here, and so does the answer.
     pub fn handle_passed(&mut self, from: WorkerId, passed: Passed, counters: &mut Counters) {
         let (class, bytes) = (passed.class(), passed.publication.bytes());
-        let Passed { publication, token, choice } = passed;
+        let Passed { publication, token, recipient } = passed;
         let owner = Owner::Shard { worker: from, class, token, bytes };
-        let Some(choice) = choice else {
-            let token = self.settlements.open(owner);
-            let is_kept = self.route(&publication, token, counters);
-            return self.settle(token, Part::retained(is_kept));
+        let choice = match recipient {
+            Recipient::Subscribers => {
+                let token = self.settlements.open(owner);
+                let is_kept = self.route(&publication, token, counters);
+                return self.settle(token, Part::retained(is_kept));
+            }
+            Recipient::Group(group) => {
+                let token = self.settlements.open(owner);
+                self.choose_again(&group, &publication, token);
+                return self.settle(token, Part::Taken);
+            }
+            Recipient::Member(choice) => choice,
         };
         let member = self.sessions.resolve(choice.member).filter(|&session| self.is_member(session, &choice.group));
         if let Some(session) = member {
             let token = self.settlements.open(owner);
-            self.deliver_shared(session, &publication, choice.options, choice.identifier, token);
+            self.deliver_shared(session, &choice.group, &publication, (choice.options, choice.identifier), token);
             self.settle(token, Part::Taken);
         } else {
             self.ways.free(from, class, bytes);
@@ -188,6 +199,7 @@ impl Broker {
                     self.ways.answer(worker, ShardMessage::Taken { token, is_refused });
                 }
             }
+            (Owner::Left { slot, number }, _) => self.handle_given(slot, number),
             (Owner::Asker { worker, token }, _) => self.ways.answer(worker, ShardMessage::Taken { token, is_refused }),
             (owner, Some(publication)) => self.withdraw(owner, &publication),
             (Owner::Publisher { session, packet, origin: 0 }, None) => {
@@ -298,7 +310,7 @@ impl Broker {
         let qos = publication.qos.min(subscriber.qos());
         self.push(
             session,
-            Delivery { publication, qos, retain: false, identifiers, request, token: NOTHING, number: 0 },
+            Delivery { publication, qos, retain: false, identifiers, request, group: None, token: NOTHING, number: 0 },
         );
     }
 
@@ -338,12 +350,12 @@ impl Broker {
     ) {
         let Member { session, options, identifier, .. } = member;
         if session.worker != self.worker {
-            let choice = Some(Box::new(Choice { group, member: session, options, identifier }));
+            let recipient = Recipient::Member(Box::new(Choice { group, member: session, options, identifier }));
             self.settlements.add(token);
-            return self.ways.pass(session.worker, Passed { publication: Arc::clone(publication), token, choice });
+            return self.ways.pass(session.worker, Passed { publication: Arc::clone(publication), token, recipient });
         }
         match self.sessions.resolve(session) {
-            Some(index) => self.deliver_shared(index, publication, options, identifier, token),
+            Some(index) => self.deliver_shared(index, &group, publication, (options, identifier), token),
             None => debug_assert!(false, "a session has ended and its group was not told"),
         }
     }
@@ -351,13 +363,17 @@ impl Broker {
     fn deliver_shared(
         &mut self,
         session: SessionSlot,
+        group: &Arc<str>,
         publication: &Arc<Publication>,
-        options: u8,
-        identifier: u32,
+        (options, identifier): (u8, u32),
         token: Token,
     ) {
         let subscriber = Subscriber { slot: session, identifier, options };
-        if let Some(delivery) = merge(publication, std::iter::once(subscriber), token) {
+        if let Some(mut delivery) = merge(publication, std::iter::once(subscriber), token) {
+            if delivery.qos.is_acknowledged() {
+                delivery.group = Some(Arc::clone(group));
+                self.sessions[session].group_messages = GroupMessages::Some;
+            }
             self.push(session, delivery);
         }
     }
@@ -389,9 +405,7 @@ impl Broker {
             ShardMessage::Leave { group, member } => self.routing.groups.leave(&group, member),
             ShardMessage::Returned { token, choice, publication } => {
                 self.routing.groups.leave(&choice.group, choice.member);
-                if let Some(next) = self.routing.groups.choose_in(&choice.group) {
-                    self.give_to_member(Arc::clone(&choice.group), next, &publication, token);
-                }
+                self.choose_again(&choice.group, &publication, token);
                 self.settle(token, Part::Taken);
             }
             ShardMessage::Credit(_)

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::redispatch::LeftSlot;
 use crate::link::{Class, Publication, SessionId, WorkerId};
 
 /// Names a settlement of this shard; 0 where nothing waits.
@@ -39,6 +40,12 @@ pub(super) enum Owner {
     Asker { worker: WorkerId, token: Token },
     /// Nobody: a will, or a retained message with QoS 0.
     Nobody,
+    /// What an ended session has left: it is with another member.
+    Left {
+        slot: LeftSlot,
+        /// Its number in that session; 0: it was not recorded.
+        number: u64,
+    },
     /// The shard that passed it on: its credit comes back, and its own settlement has one part less.
     Shard { worker: WorkerId, class: Class, token: Token, bytes: usize },
 }

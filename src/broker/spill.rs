@@ -31,7 +31,7 @@ use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Moment;
 
 /// Bytes that are read of one session at a time, and then one message more.
-const PIECE_BYTES: usize = 32 << 10;
+pub(super) const PIECE_BYTES: usize = 32 << 10;
 /// So many pieces are asked for at a time,
 const PIECES_MAX: usize = 16;
 /// if they are no more than such a part of what may wait in memory.
@@ -218,18 +218,28 @@ impl Broker {
             loads.push(Load { session: id, serial, key, after, through, bytes_max });
             self.spills.set_asked(self.spills.asked + 1);
         }
+        while self.spills.asked < PIECES_MAX.min(share as usize).max(1) && self.redispatches.has_listed() {
+            let serial = self.spills.serials.wrapping_add(1).max(1);
+            self.spills.serials = serial;
+            let Some(load) = self.next_left_load(serial) else { continue };
+            loads.push(load);
+            self.spills.set_asked(self.spills.asked + 1);
+        }
         loads
     }
 
     /// Whether something is to be asked of the store.
     #[must_use]
     pub fn has_loads(&self) -> bool {
-        !self.spills.listed.is_empty()
+        !self.spills.listed.is_empty() || self.redispatches.has_listed()
     }
 
     /// The store answers. `Some`: the slot of a connection to whose session it cannot give what waits there.
     pub fn handle_loaded(&mut self, loaded: Loaded, now: Moment) -> Option<ConnectionSlot> {
         self.spills.set_asked(self.spills.asked - 1);
+        if self.handle_left_loaded(&loaded, now) {
+            return None;
+        }
         let session = self.sessions.resolve(loaded.session)?;
         let inflight = self.sessions[session].inflight.as_deref_mut();
         let inflight = inflight.filter(|inflight| inflight.is_asked(loaded.serial))?;

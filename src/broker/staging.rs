@@ -170,6 +170,11 @@ impl Broker {
                 self.deliveries.push(session, generation, delivery);
             } else {
                 self.staged.note_arrived(session, generation, delivery.number);
+                self.settlements.add(token);
+                delivery.token = token;
+                if let Err(delivery) = self.return_to_group(delivery) {
+                    self.settle(delivery.token, Part::Taken);
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ mod congestion;
 mod crash;
 mod device;
 mod model;
+mod redispatch;
 mod store;
 
 use super::*;

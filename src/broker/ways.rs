@@ -181,13 +181,13 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::link::Publication;
+    use crate::link::{Publication, Recipient};
 
     const THERE: WorkerId = WorkerId(1);
 
     fn passed(bytes: usize) -> Passed {
         let publication = Publication::plain("t", Bytes::from(vec![0; bytes - 1]), crate::link::QoS::AtLeastOnce);
-        Passed { publication: Arc::new(publication), token: 1, choice: None }
+        Passed { publication: Arc::new(publication), token: 1, recipient: Recipient::Subscribers }
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! will          delay u32 | expiry ?u32 | publication
 //! head          key u64 | name text | profile | away since ?i64 | last packet u16 | ?will
 //! subscription  filter text | options u8 | identifier u32
-//! message       number u64 | packet u16, 0: none | qos and retain u8 | identifiers: length, u32 each
-//!               | origin u64 | publication
+//! message       number u64 | packet u16, 0: none | qos, retain and group u8 (bits 0-1, bit 2, bit 3) | group text, if bit 3 is set
+//!               | identifiers: length, u32 each | origin u64 | publication
 //! outstanding   number u64 | packet u16
 //! received      packet u16 | origin u64
 //! session       head | subscriptions, messages, outstanding, received: length and each
@@ -33,13 +33,14 @@ use crate::wire::{Reader, Tagged, Writer};
 pub const PUBLICATION: Tagged = Tagged { kind: 0x50, version: 1 };
 /// See [`PUBLICATION`].
 pub const HEAD: Tagged = Tagged { kind: 0x48, version: 1 };
-/// See [`PUBLICATION`].
-pub const SESSION: Tagged = Tagged { kind: 0x53, version: 1 };
-/// See [`PUBLICATION`].
-pub const CHANGE: Tagged = Tagged { kind: 0x43, version: 1 };
+/// See [`PUBLICATION`]. Version 2 has groups in messages; version 1 is read.
+pub const SESSION: Tagged = Tagged { kind: 0x53, version: 2 };
+/// See [`SESSION`].
+pub const CHANGE: Tagged = Tagged { kind: 0x43, version: 2 };
 
 const QOS_BITS: u8 = 0b011;
 const RETAIN_BIT: u8 = 0b100;
+const GROUP_BIT: u8 = 0b1000;
 
 fn ensure(holds: bool, otherwise: &'static str) -> Result<(), ImageError> {
     if holds { Ok(()) } else { Err(ImageError::Content(otherwise)) }
@@ -77,7 +78,16 @@ fn put_delivery(qos: QoS, retain: bool, out: &mut Writer) {
 }
 
 fn get_delivery(from: &mut Reader) -> Result<(QoS, bool), ImageError> {
-    let byte = from.u8()?;
+    delivery_of(from.u8()?)
+}
+
+fn get_group(from: &mut Reader) -> Result<Box<str>, ImageError> {
+    let group = from.text()?;
+    ensure(topic::is_topic_filter(group) && topic::shared(group).is_some(), "a group is no shared subscription")?;
+    Ok(group.into())
+}
+
+fn delivery_of(byte: u8) -> Result<(QoS, bool), ImageError> {
     ensure(byte & !(QOS_BITS | RETAIN_BIT) == 0, "bits are set that mean nothing")?;
     let qos = QoS::try_from(byte & QOS_BITS).map_err(|()| ImageError::Content("the QoS is 3"))?;
     Ok((qos, byte & RETAIN_BIT != 0))
@@ -197,7 +207,11 @@ impl Message {
     fn put(&self, out: &mut Writer) {
         out.u64(self.number);
         out.u16(self.packet.unwrap_or(0));
-        put_delivery(self.qos, self.retain, out);
+        let group = if self.group.is_some() { GROUP_BIT } else { 0 };
+        out.u8(self.qos as u8 | if self.retain { RETAIN_BIT } else { 0 } | group);
+        if let Some(group) = &self.group {
+            out.text(group);
+        }
         put_all(&self.identifiers, out, |&identifier, out| out.u32(identifier));
         out.u64(self.origin);
         self.publication.put(out);
@@ -206,12 +220,14 @@ impl Message {
     fn get(from: &mut Reader) -> Result<Self, ImageError> {
         let number = from.u64()?;
         let packet = Some(from.u16()?).filter(|&packet| packet != 0);
-        let (qos, retain) = get_delivery(from)?;
+        let byte = from.u8()?;
+        let (qos, retain) = delivery_of(byte & !GROUP_BIT)?;
+        let group = if byte & GROUP_BIT != 0 { Some(get_group(from)?) } else { None };
         let identifiers = get_all(from, |from| Ok(from.u32()?))?;
         ensure(identifiers.iter().all(|&identifier| is_identifier(identifier)), "a subscription identifier is none")?;
         let origin = from.u64()?;
         let publication = Arc::new(Publication::get(from)?);
-        Ok(Self { number, packet, qos, retain, identifiers, publication, origin })
+        Ok(Self { number, packet, qos, retain, identifiers, group, publication, origin })
     }
 }
 

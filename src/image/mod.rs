@@ -125,6 +125,8 @@ pub struct Message {
     pub retain: bool,
     /// The Subscription Identifiers of the subscriptions that matched, each at least 1.
     pub identifiers: Vec<u32>,
+    /// The group of shared subscribers that it is for, as `$share/NAME/FILTER`: another member gets it should the session end.
+    pub group: Option<Box<str>>,
     /// The published message, shared by all who get it.
     pub publication: Arc<Publication>,
     /// It must not be sent while a packet is received under this origin ([`Received`]); 0: none.
@@ -318,7 +320,10 @@ impl Change {
             }
             Change::Subscribed { subscription, .. } => subscription.filter.len(),
             Change::Unsubscribed { filter, .. } => filter.len(),
-            Change::Queued { message, .. } => message.publication.bytes() + 4 * message.identifiers.len(),
+            Change::Queued { message, .. } => {
+                let group = message.group.as_ref().map_or(0, |group| group.len());
+                message.publication.bytes() + 4 * message.identifiers.len() + group
+            }
             Change::Retained(publication) => publication.bytes(),
             Change::Unretained { topic } => topic.len(),
             Change::Ended { .. }

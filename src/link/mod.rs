@@ -39,7 +39,7 @@ pub use home::Home;
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
 pub use publication::{Publication, SessionId};
 pub use reason::{CloseReason, Refusal};
-pub use shard_message::{Choice, Class, Credit, Exchange, Outgoing, Passed, ShardMessage};
+pub use shard_message::{Choice, Class, Credit, Exchange, Outgoing, Passed, Recipient, ShardMessage};
 pub use trace::{
     Direction, TRACE_BYTES, TRACE_CONNECTIONS_MAX, TRACE_EVENTS_PER_SECOND, TRACE_PAYLOAD_MAX, TRACE_WORDS_MAX,
     TRACES_MAX, Trace, TraceDepth, TraceEvent, TraceSubject, TraceWhat, TracedPacket,

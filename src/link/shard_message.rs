@@ -19,8 +19,8 @@ use super::{Publication, SessionId, WorkerId};
 /// What a message is passed on for. Each class has credit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// It was published in the sending shard. What it causes in the receiving one may be passed on from there as
-    /// [`Class::Chosen`].
+    /// It was published in the sending shard, or a session that has ended there had it for a group. What it causes in the receiving
+    /// one may be passed on from there as [`Class::Chosen`].
     Published,
     /// The sending shard is the home of a group and has chosen a member. It causes nothing to be passed on: its credit
     /// always comes back.
@@ -45,15 +45,26 @@ pub struct Passed {
     pub publication: Arc<Publication>,
     /// The sender's number for it, carried by [`ShardMessage::Taken`]; 0: the sender does not ask.
     pub token: u32,
-    /// For which member of which group; `None`: for whoever has subscribed ([`Class::Published`]).
-    pub choice: Option<Box<Choice>>,
+    /// For whom.
+    pub recipient: Recipient,
+}
+
+/// For whom a message is passed on.
+#[derive(Clone, Debug)]
+pub enum Recipient {
+    /// Whoever has subscribed in the receiving shard.
+    Subscribers,
+    /// A member of a group whose home the sending shard is.
+    Member(Box<Choice>),
+    /// Whichever member the receiving shard chooses, the home of this group: the one that had it has ended its session.
+    Group(Arc<str>),
 }
 
 impl Passed {
     /// Whose credit it needs.
     #[must_use]
     pub fn class(&self) -> Class {
-        if self.choice.is_some() { Class::Chosen } else { Class::Published }
+        if matches!(self.recipient, Recipient::Member(_)) { Class::Chosen } else { Class::Published }
     }
 }
 

@@ -161,6 +161,7 @@ mod tests {
             qos: QoS::AtLeastOnce,
             retain: false,
             identifiers: Vec::new(),
+            group: None,
             publication,
             origin: 0,
         };

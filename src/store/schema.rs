@@ -132,6 +132,17 @@ const MIGRATIONS: &[&str] = &[
          FROM uplink;",
     // 5: events that went before older ones, because their devices held more than their share.
     "ALTER TABLE uplink_state ADD COLUMN gone INTEGER NOT NULL DEFAULT 0; -- numbers behind the oldest event whose events are gone",
+    // 6: messages for groups of shared subscribers, which other members get when a session ends. One that has ended, and whose
+    // messages are on their way to others, has a name that begins with U+0000.
+    "ALTER TABLE queue ADD COLUMN share TEXT;          -- the group as $share/NAME/FILTER; NULL: it is for none
+     DROP VIEW sessions;
+     CREATE VIEW sessions AS
+         SELECT key, name, strftime('%Y-%m-%dT%H:%M:%fZ', away_since / 1000.0, 'unixepoch') AS away_since,
+                strftime('%Y-%m-%dT%H:%M:%fZ', away_since / 1000.0 + expiry, 'unixepoch') AS expires,
+                (SELECT count(*) FROM subscription WHERE session = key) AS subscriptions,
+                (SELECT count(*) FROM queue WHERE session = key) AS waiting,
+                (SELECT ifnull(sum(bytes), 0) FROM queue WHERE session = key) AS waiting_bytes
+         FROM session WHERE hex(name) NOT LIKE '00%';",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

@@ -268,12 +268,12 @@ fn keep_queues(
     inserted: &HashMap<*const Publication, u64>,
     bodies: &mut Bodies,
 ) -> rusqlite::Result<()> {
-    let mut insert = transaction.prepare_cached("INSERT INTO queue VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    let mut insert = transaction.prepare_cached("INSERT INTO queue VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
     let mut send = transaction.prepare_cached("UPDATE queue SET packet = ?3 WHERE session = ?1 AND number = ?2")?;
     // What is returned is what was there before, and is read in the statement before it is altered.
     let mut held = transaction.prepare_cached("SELECT message, bytes FROM queue WHERE session = ?1 AND number = ?2")?;
     let mut release = transaction.prepare_cached(
-        "UPDATE queue SET message = NULL, bytes = 0, identifiers = NULL WHERE session = ?1 AND number = ?2",
+        "UPDATE queue SET message = NULL, bytes = 0, identifiers = NULL, share = NULL WHERE session = ?1 AND number = ?2",
     )?;
     let mut delete =
         transaction.prepare_cached("DELETE FROM queue WHERE session = ?1 AND number = ?2 RETURNING message, bytes")?;
@@ -284,7 +284,18 @@ fn keep_queues(
                 let body = inserted.get(&Arc::as_ptr(&message.publication)).filter(|_| !is_released);
                 let bytes = if is_released { 0 } else { message.publication.bytes() as u64 };
                 let identifiers = identifiers_of(message).filter(|_| !is_released);
-                insert.execute(params![key, number, body, packet, delivery, identifiers, bytes, message.origin])?;
+                let group = message.group.as_deref().filter(|_| !is_released);
+                insert.execute(params![
+                    key,
+                    number,
+                    body,
+                    packet,
+                    delivery,
+                    identifiers,
+                    bytes,
+                    message.origin,
+                    group
+                ])?;
                 kept.messages += u64::from(!is_released);
                 kept.bytes += bytes;
             }
@@ -444,7 +455,7 @@ pub(super) fn read_messages(
     bytes_max: usize,
 ) -> Result<(Vec<Message>, bool), Unreadable> {
     let mut statement = connection.prepare_cached(
-        "SELECT number, packet, delivery, identifiers, image, origin, id, uses FROM queue JOIN message ON id = message
+        "SELECT number, packet, delivery, identifiers, image, origin, id, uses, share FROM queue JOIN message ON id = message
          WHERE session = ?1 AND number > ?2 AND number <= ?3 ORDER BY number",
     )?;
     // SQLite's integers have a sign.
@@ -492,6 +503,7 @@ fn message_of(row: &SqlRow<'_>, shared: &mut SharedBodies) -> Result<Message, Un
         qos: qos_of(delivery, number)?,
         retain: delivery & RETAIN_BIT != 0,
         identifiers: identifiers.iter().map(|identifier| u32::from_be_bytes(*identifier)).collect(),
+        group: row.get::<_, Option<String>>(8)?.map(Into::into),
         origin: row.get(5)?,
         publication,
     })

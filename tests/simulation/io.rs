@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use pulsegate::link::{
-    CloseReason, ConnectionId, ListenerId, Outgoing, Passed, Refusal, WorkerCommand, WorkerEvent, WorkerId,
+    CloseReason, ConnectionId, ListenerId, Outgoing, Passed, Recipient, Refusal, WorkerCommand, WorkerEvent, WorkerId,
 };
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
@@ -60,6 +60,8 @@ pub enum Sabotage {
     ShortReads,
     /// Now and then what is said to another shard is lost.
     LosePeers,
+    /// What ended sessions have left to groups goes to a group of nobody.
+    LoseLeft,
     /// A socket that was shut is told of as writable by every poll.
     RepeatEdges,
 }
@@ -522,8 +524,13 @@ impl Io for SimIo {
     }
 
     fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)> {
-        let passed = self.passed.pop_front()?;
+        let mut passed = self.passed.pop_front()?;
         self.has_moved = true;
+        for Passed { recipient, .. } in &mut passed.1 {
+            if self.sabotage == Sabotage::LoseLeft && matches!(recipient, Recipient::Group(_)) {
+                *recipient = Recipient::Group("$share/of/nobody".into());
+            }
+        }
         Some(passed)
     }
 

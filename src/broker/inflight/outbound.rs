@@ -1,6 +1,9 @@
 //! Messages on their way to the device: those that were sent and are not acknowledged, and the queue of those that wait.
 
+use std::collections::VecDeque;
+
 use super::{Delivery, Inflight, Pace, Released, Replays, WrongAck};
+use crate::broker::redispatch::Left;
 use crate::broker::settlement::{NOTHING, Token};
 use crate::codec::mqtt::QoS;
 use crate::time::Tick;
@@ -299,6 +302,31 @@ impl Inflight {
         released.dropped += waiting.len();
         self.pace = None;
         self.is_stalled = true;
+    }
+
+    /// Those that wait beyond the bound and are for groups go to other members, if they were not recorded here.
+    pub(super) fn leave_waiting(&mut self, released: &mut Released) {
+        let (left, waiting) = self.queue.split_off(self.kept).into_iter().partition(|delivery| {
+            // One that was recorded goes on as it is.
+            delivery.group.is_some() && delivery.number == 0
+        });
+        released.left = left;
+        self.queue.extend::<Vec<_>>(waiting);
+    }
+
+    /// What other members of groups may get of a session that ends: nothing that could be sent is left here. And the numbers of
+    /// messages of QoS 2 that lie in the store under a packet identifier and were never sent.
+    pub(in super::super) fn take_left(&mut self) -> (VecDeque<Left>, Vec<u64>) {
+        let is_unsent = |outbound: &&Outbound| outbound.is_new && matches!(outbound.state, Sending::Stored { .. });
+        let unsent = self.outbound.iter().filter(is_unsent).map(|outbound| outbound.number).collect();
+        let sent = std::mem::take(&mut self.outbound).into_iter().filter_map(|outbound| match outbound.state {
+            // QoS 2 that was sent may be with the device [v5 MQTT-4.8.2-5].
+            Sending::Sent(delivery) if outbound.is_new || delivery.qos == QoS::AtLeastOnce => Some(*delivery),
+            _ => None,
+        });
+        let left = sent.chain(std::mem::take(&mut self.queue)).filter_map(Delivery::into_left).collect();
+        (self.sent, self.outbound_bytes, self.kept, self.kept_bytes) = (0, 0, 0, 0);
+        (left, unsent)
     }
 
     /// Whether publishers wait for this device, and how it gets on.

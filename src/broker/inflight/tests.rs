@@ -13,6 +13,7 @@ fn delivery(qos: QoS, request: u64) -> Delivery {
         retain: false,
         identifiers: Identifiers::None,
         request,
+        group: None,
         token: NOTHING,
         number: 0,
     }

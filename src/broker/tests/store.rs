@@ -257,6 +257,7 @@ impl Log {
                     qos: QoS::ExactlyOnce,
                     retain: false,
                     identifiers: Vec::new(),
+                    group: None,
                     publication: Arc::new(publication),
                     origin: 0,
                 };

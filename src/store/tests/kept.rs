@@ -192,6 +192,7 @@ impl World {
                     qos: QoS::ExactlyOnce,
                     retain: random.bool(),
                     identifiers,
+                    group: (number.is_multiple_of(3)).then(|| "$share/g/f".into()),
                     publication,
                     origin: random.u64(..3),
                 };
@@ -410,6 +411,7 @@ fn what_ended_with_the_process_is_ended_when_the_store_is_opened() {
             qos: QoS::ExactlyOnce,
             retain: false,
             identifiers: vec![],
+            group: None,
             publication,
             origin,
         };
@@ -519,6 +521,7 @@ fn without_room_what_makes_room_is_written_and_nothing_is_safe_before_all_of_it_
             qos: QoS::AtLeastOnce,
             retain: false,
             identifiers: vec![],
+            group: None,
             publication,
             origin: 0,
         };

@@ -13,6 +13,7 @@ pub struct Coverage {
     pub received: u64,
     pub wills: u64,
     pub shared: u64,
+    pub redispatched: u64,
     pub values: u64,
     pub expired_sessions: u64,
 }
@@ -29,6 +30,7 @@ impl Coverage {
         self.received += other.received;
         self.wills += other.wills;
         self.shared += other.shared;
+        self.redispatched += other.redispatched;
         self.values += other.values;
         self.expired_sessions += other.expired_sessions;
     }

@@ -166,3 +166,14 @@ fn mqtt_message_that_is_lost_between_shards_is_caught() {
 fn mqtt_lost_answer_of_the_backbone_is_caught() {
     run(sabotaged(Sabotage::LoseAnswers));
 }
+
+#[test]
+#[should_panic(expected = "reached no member of the group")]
+fn mqtt_message_that_an_ended_session_has_left_and_that_is_lost_is_missed() {
+    // Members that come and go all the time, at a group whose home is the other worker's for some of them.
+    for seed in 1..20 {
+        let mut plan = Plan { seed, devices: 30, act_every: Duration::from_secs(5), ..sabotaged(Sabotage::LoseLeft) };
+        plan.build.workers = 4;
+        println!("{seed}: {:?}", run(plan));
+    }
+}
