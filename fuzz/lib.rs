@@ -24,7 +24,7 @@ pub mod devices;
 #[path = "../src/link/mod.rs"]
 pub mod link;
 #[cfg(feature = "gateway")]
-#[path = "../src/metrics.rs"]
+#[path = "../src/metrics/mod.rs"]
 pub mod metrics;
 #[cfg(feature = "gateway")]
 #[path = "../src/network.rs"]
