@@ -27,7 +27,7 @@ use pulsegate_fuzz::link::{
     ShardMessage, WorkerCommand, WorkerEvent, WorkerId,
 };
 use pulsegate_fuzz::broker;
-use pulsegate_fuzz::shard::{Setup, Shard};
+use pulsegate_fuzz::shard::{Shard, ShardOptions};
 use pulsegate_fuzz::time::{Moment, Tick};
 use pulsegate_fuzz::tls::certs::development;
 use pulsegate_fuzz::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
@@ -125,7 +125,7 @@ impl World {
         let exchange = Arc::new(Exchange::new(2));
         let settings = settings();
         let listeners = settings.len();
-        let setup = Setup {
+        let setup = ShardOptions {
             worker: WorkerId(0),
             home: Home::new([0; 16], 2),
             settings,
