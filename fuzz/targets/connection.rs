@@ -126,6 +126,7 @@ impl World {
         let settings = settings();
         let listeners = settings.len();
         let setup = ShardOptions {
+            asks_before_wills: false,
             worker: WorkerId(0),
             home: Home::new([0; 16], 2),
             settings,
