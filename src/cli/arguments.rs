@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 pub use client::{
-    Block, Blocks, DeviceOrder, Devices, Gateway, Publish, Reload, Send, SinkOrder, Sinks, Subject, Top, Trace,
+    Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Reload, Send, SinkOrder, Sinks, Subject, Top, Trace,
     Unblock, Uplink, Watch, Why,
 };
 pub use tools::{
@@ -84,6 +84,10 @@ pub enum Command {
     /// Nothing is bound, made or changed. Exits with 1 and one line that names file, line, key and remedy if something
     /// is wrong. Memory and descriptor limits are those of the shell that runs it.
     CheckConfig(CheckConfig),
+    /// Ask a running gateway whether it lives, or with --ready whether it takes new devices: for health checks
+    ///
+    /// Exits with 0 for yes and with 1 for no, or where there is no answer within a few seconds. Needs no token.
+    Health(Health),
     /// List the devices that are connected to a running gateway
     Devices(Devices),
     /// Tell why a device went, or does not come in: the latest ends of its connections

@@ -40,6 +40,7 @@ pub fn run() -> ExitCode {
         // It says itself what is wrong: through its log, which waits for nobody.
         Command::Serve(options) => return serve::serve(&options),
         Command::CheckConfig(options) => check_config::check_config(&options),
+        Command::Health(options) => client::health(&options),
         Command::Devices(options) => client::devices(&options),
         Command::Why(options) => client::why(&options),
         Command::Send(options) => client::send(&options),

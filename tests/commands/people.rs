@@ -128,6 +128,28 @@ fn top_tells_everything_without_a_terminal() {
 }
 
 #[test]
+fn health_is_an_exit_code_and_needs_no_token() {
+    let site = Site::new("");
+    let file = site.path().join("pulsegate.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.replacen("[admin]\n", "[admin]\ntoken_file = \"admin.token\"\n", 1)).unwrap();
+    std::fs::write(site.path().join("admin.token"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let gateway = site.start();
+    let health = |arguments: &[&str]| {
+        let (code, said, complaint) = gateway.run(&[&["health"], arguments].concat(), b"");
+        (code, said + &complaint)
+    };
+    assert_eq!(health(&[]), (0, "ok\n".to_owned()));
+    assert_eq!(health(&["--ready"]), (0, "ready\n".to_owned()));
+    // One that says nothing: it gives up by itself.
+    gateway.program.signal(Signal::STOP);
+    let (code, said) = health(&[]);
+    assert!(code == 1 && said.contains("cannot be reached"), "{code}: {said}");
+    gateway.program.signal(Signal::CONT);
+    wait_for("it answers again", || (health(&[]).0 == 0).then_some(()));
+}
+
+#[test]
 fn gateway_and_token_come_from_the_environment() {
     let site = Site::new("");
     let toml = site.path().join("pulsegate.toml");

@@ -28,6 +28,16 @@ pub struct Gateway {
     pub admin_key: Option<PathBuf>,
 }
 
+/// `health`.
+#[derive(Args, Debug)]
+pub struct Health {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// Whether it takes new devices, and not only whether it lives
+    #[arg(long)]
+    pub ready: bool,
+}
+
 /// `why`.
 #[derive(Args, Debug)]
 pub struct Why {

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use super::arguments::{Block, Blocks, DeviceOrder, Devices, Gateway, Publish, Reload, Send, Subject, Unblock};
+use super::arguments::{Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Reload, Send, Subject, Unblock};
 use super::{CliError, print};
 pub use sinks::sinks;
 pub use top::top;
@@ -34,12 +34,23 @@ pub use why::why;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer may take: longer than any timeout that a message can ask for.
 const ANSWER: Duration = Duration::from_secs(70);
+/// How long a health check may take: whoever asks for one gives it about as long.
+const HEALTH: Duration = Duration::from_secs(4);
 /// Devices on one page of the API at most.
 const PAGE_MAX: usize = 1_000;
 /// Holds the token where no file does.
 const TOKEN_VARIABLE: &str = "PULSEGATE_TOKEN";
 /// No payload is longer, in bytes.
 const PAYLOAD_MAX: u64 = 65_535;
+
+/// Asks whether the gateway lives, or takes new devices.
+pub fn health(options: &Health) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(HEALTH))?;
+    let path = if options.ready { "/readyz" } else { "/healthz" };
+    let mut answer = client.ask("GET", path, String::new())?;
+    let word = answer.body_mut().read_to_string().unwrap_or_default();
+    print(&format!("{}\n", harmless(word.trim())))
+}
 
 /// Lists the devices.
 pub fn devices(options: &Devices) -> Result<(), CliError> {
