@@ -27,7 +27,7 @@
 //! | `Received` | the connection ends: it is asked to come back |
 //! | `Unsent` | the connection ends as a slow consumer, before its `outbox_bytes` |
 //! | `Queues` | the message is dropped for this session and counted, or its publisher waits |
-//! | `Up` | publishers' sockets are read no further; what nobody asked an acknowledgement for is dropped and counted |
+//! | `Up` | publishers' sockets are read no further; what nobody asked an acknowledgement for is dropped and counted, after it had to wait from a sixteenth on |
 //! | `Filters` | SUBACK 0x97 (3.1.1: 0x80) |
 //! | `Wills` | CONNACK 0x97 (3.1.1: 3) |
 //! | `Between` | publishers' sockets are read no further; for tombstones a message older than those that went is refused with 0x97 |
@@ -45,6 +45,8 @@ pub const ALLOCATION_BYTES: usize = 32;
 
 /// Whoever holds some gets more only while it is at most this part of what is free.
 const HOLDER_PART: u64 = 8;
+/// This part of a class makes it crowded.
+const CROWD_PART: u64 = 16;
 /// Shares are counted in sixteenths.
 const WHOLE: u64 = 16;
 
@@ -166,6 +168,12 @@ impl Pool {
     #[must_use]
     pub fn is_full(&self, class: Class) -> bool {
         self.used(class) >= self.share(class)
+    }
+
+    /// Whether so much of a class is taken that whoever can wait is to keep off: a sixteenth of it.
+    #[must_use]
+    pub fn is_crowded(&self, class: Class) -> bool {
+        self.used(class) >= self.share(class) / CROWD_PART
     }
 
     /// What one holder may hold of a class by now, in bytes.

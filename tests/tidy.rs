@@ -42,7 +42,7 @@ const TABLE: &[Row] = &[
     // Its tests drive it by the turn, as everybody does.
     row("shard/tests", &["slot", "turn"], &["crossbeam_channel"]),
     row("turn", &["time", "slot", "network", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"], &[]),
-    row("store", &["image", "link"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
+    row("store", &["image", "link", "pool"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
     row("worker", &["time", "slot", "wire", "config", "metrics", "wheel", "link", "image", "tls", "codec", "broker", "connection", "shard", "turn",
         "store"],
         &["bytes", "mio", "socket2", "rustix", "crossbeam_channel", "tracing", "zeroize"]),

@@ -99,6 +99,8 @@ pub struct Context<'a> {
     pub uplink: &'a mut Vec<WorkerEvent>,
     /// The length of `uplink` at which no more messages are taken.
     pub uplink_length: usize,
+    /// Whether the way up gets on: then what nobody waits for keeps off it while it is crowded.
+    pub way_up_moves: bool,
     /// What the device was granted beyond the listener's rules; none: these hold.
     pub grant: Option<&'a Grant>,
     /// Where its packets are noted; none: nobody follows it.
@@ -109,6 +111,12 @@ impl Context<'_> {
     /// Whether no more messages are taken on their way up: by number, or by their bytes.
     fn is_uplink_full(&self) -> bool {
         self.uplink.len() >= self.uplink_length || self.pool.is_full(Class::Up)
+    }
+
+    /// Whether so much is on its way up that what nobody waits for has to wait: one device that says much without asking for
+    /// acknowledgements does not make those wait who do.
+    fn is_uplink_crowded(&self) -> bool {
+        self.way_up_moves && self.pool.is_crowded(Class::Up)
     }
 
     /// What a message of so many bytes takes on its way up.
@@ -143,6 +151,9 @@ pub enum Step {
     Verify(Box<Credentials>),
     /// The uplink is full and the device wants its message acknowledged: nothing more is read until there is room.
     Paused,
+    /// Much is on its way up, and nobody waits for what the device says: nothing more is read until those have gone on who are
+    /// waited for.
+    Yielding,
     /// Messages of the device, or its SUBACK, wait: nothing more is read until the device has been told of them.
     Held,
     /// A packet asks for more than one turn does: it stays where it is, and what is left of it is done in the next turns.
@@ -457,7 +468,7 @@ impl Connection {
     }
 
     /// Looks at what is in `input`, as far as one [`Step`]. After any step but [`Step::Wait`], [`Step::Paused`],
-    /// [`Step::Held`], [`Step::Unfinished`] and [`Step::End`] the caller settles it and calls again: there may be more.
+    /// [`Step::Yielding`], [`Step::Held`], [`Step::Unfinished`] and [`Step::End`] the caller settles it and calls again: there may be more.
     pub fn handle_input(&mut self, input: &mut Input, settings: &ListenerSettings, cx: &mut Context) -> Step {
         match &mut self.state {
             State::Handshaking(_) => self.handle_handshake(input, settings, cx),

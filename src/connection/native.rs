@@ -20,7 +20,7 @@ impl OpenConnection<'_, '_> {
     pub(super) fn handle_native(&mut self, input: &mut Input) -> Result<Progress, Termination> {
         while let Some((frame, length)) = self.next_frame(input)? {
             let step = self.handle_frame(&frame);
-            if matches!(step, Ok(Step::Paused)) {
+            if matches!(step, Ok(Step::Paused | Step::Yielding)) {
                 return step.map(Progress::Do);
             }
             self.trace_frame(&frame, length);
@@ -43,7 +43,7 @@ impl OpenConnection<'_, '_> {
         })
     }
 
-    /// [`Step::Paused`] means that the frame was not taken.
+    /// [`Step::Paused`] and [`Step::Yielding`] mean that the frame was not taken.
     fn handle_frame(&mut self, frame: &Frame) -> Result<Step, Termination> {
         match (*self.phase, frame) {
             (Phase::Unnamed, Frame::Hello(hello)) => return self.handle_hello(hello),
@@ -104,6 +104,9 @@ impl OpenConnection<'_, '_> {
 
     fn handle_message(&mut self, message: &native::Message) -> Step {
         let full = self.cx.is_uplink_full();
+        if !full && message.id == 0 && self.cx.is_uplink_crowded() {
+            return Step::Yielding;
+        }
         match (full, message.id) {
             (false, id) => self.send_up(message.topic, message.payload, (id != 0).then_some(id)),
             (true, 0) => self.cx.counters.add(Metric::MessagesDropped, 1),

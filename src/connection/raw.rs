@@ -19,6 +19,9 @@ impl OpenConnection<'_, '_> {
             // Raw bytes cannot be dropped without breaking the protocol above: they wait in the socket.
             return Progress::Do(Step::Paused);
         }
+        if self.cx.is_uplink_crowded() {
+            return Progress::Do(Step::Yielding);
+        }
         let length = input.plain().len();
         if length > 0 {
             self.trace_raw(input.plain(), raw);

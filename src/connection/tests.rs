@@ -63,6 +63,7 @@ impl ConnectionHarness {
             due_wills: &mut Vec::new(),
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
+            way_up_moves: true,
             grant: None,
             trace: None,
         };
@@ -105,7 +106,7 @@ impl ConnectionHarness {
                     self.token = Some(credentials.secret);
                     break;
                 }
-                Step::Paused | Step::Held | Step::Unfinished => {
+                Step::Paused | Step::Yielding | Step::Held | Step::Unfinished => {
                     self.connection.pause(&input);
                     self.input = input;
                     return;

@@ -26,6 +26,8 @@ use crate::link::{
 use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, What};
 
+/// What nobody waits for wakes the hub no more often than so.
+const COMPANY: Duration = Duration::from_millis(1);
 /// How long the last batches may take at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,7 @@ impl Hub {
                     Err(_) => answers = never(),
                 },
                 recv(taken) -> batch => match batch {
-                    Ok(batch) => self.apply(batch),
+                    Ok(batch) => self.take(batch, || uplink.is_empty() && answers.is_empty()),
                     // Every worker is gone; only `stop` is left to wait for.
                     Err(_) => uplink = never(),
                 },
@@ -132,6 +134,15 @@ impl Hub {
             } else {
                 break;
             }
+        }
+    }
+
+    /// After what nobody waits for it lets a little come together, if that was all.
+    fn take(&mut self, batch: Batch, is_all: impl Fn() -> bool) {
+        let is_awaited = batch.events.iter().any(WorkerEvent::is_awaited);
+        self.apply(batch);
+        if !is_awaited && is_all() {
+            std::thread::sleep(COMPANY);
         }
     }
 
@@ -250,7 +261,7 @@ impl Hub {
             && !self.entries.is_empty()
         {
             // Given back, they wait here; a store that fails ends the gateway.
-            let _ = store.offer(&mut self.entries);
+            let _ = store.offer(&mut self.entries, &mut self.charges);
         }
         if self.entries.is_empty() {
             self.charges.clear();
@@ -269,9 +280,8 @@ impl Hub {
         }
         // The stream may have had it before the store said so.
         self.release();
-        if all.is_empty() {
-            self.offer_entries();
-        }
+        // There is room, before the store or on the way to it.
+        self.offer_entries();
     }
 
     /// The fleet's stream has more.

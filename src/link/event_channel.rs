@@ -72,6 +72,12 @@ pub fn event_channel(batches: usize) -> (EventSender, EventReceiver) {
 }
 
 impl WorkerEvent {
+    /// Whether somebody waits for this, a device among them.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        matches!(self, WorkerEvent::Message(message) if message.receipt.is_some()) || self.is_answer()
+    }
+
     /// Whether somebody in the control plane, or a connection that cannot go on without it, waits for this.
     #[must_use]
     pub fn is_answer(&self) -> bool {

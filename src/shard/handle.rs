@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::announced::take_address;
 use super::grants::{Grants, TRY_LATER_MS};
-use super::{Plan, Shard, Sweep};
+use super::{Plan, Shard, Sweep, YIELD_MAX};
 use crate::broker::UNFINISHED_IN_A_TURN;
 use crate::connection::{Announcing, Connection, Input, InvalidImage, Step, Termination, TlsEstablished};
 use crate::link::{
@@ -141,21 +141,27 @@ impl Shard {
                         break;
                     }
                 }
-                Step::Paused => {
-                    self.paused.push(self.id(slot));
+                Step::Paused | Step::Yielding | Step::Unfinished | Step::Held => {
+                    self.note_paused(slot, &step);
                     return self.pause(slot, input, now);
                 }
-                Step::Unfinished => {
-                    self.unfinished.push_back(self.id(slot));
-                    return self.pause(slot, input, now);
-                }
-                Step::Held => return self.pause(slot, input, now),
                 Step::End(termination) => return self.end(slot, &termination, now),
             }
         }
         self.connections[slot].save(input);
         self.account_or_end(slot, now);
         self.publish_due_wills();
+    }
+
+    /// Whoever resumes it finds it in one place; one that is held is resumed by its session.
+    fn note_paused(&mut self, slot: ConnectionSlot, step: &Step) {
+        let id = self.id(slot);
+        match step {
+            Step::Paused => self.paused.push(id),
+            Step::Yielding => self.yielding.push(id),
+            Step::Unfinished => self.unfinished.push_back(id),
+            _ => {}
+        }
     }
 
     fn pause(&mut self, slot: ConnectionSlot, input: &Input, now: Moment) {
@@ -349,29 +355,52 @@ impl Shard {
 
     /// Lets paused devices go on: some of those whose packets have asked for more than one turn does, and all others when the
     /// uplink, and whatever is to be delivered or waits for other shards, has room again.
-    pub fn resume_paused(&mut self) {
+    pub fn resume_paused(&mut self, now: Moment) {
         for _ in 0..UNFINISHED_IN_A_TURN {
             let Some(id) = self.unfinished.pop_front() else { break };
-            if self.is_current(id) {
-                self.connections[id.slot].resume();
-                self.ready.push(id.slot);
+            self.resume(id);
+        }
+        if !self.pool.is_crowded(Class::Up) {
+            self.crowded_since = None;
+        } else if self.crowded_since.is_none() {
+            self.crowded_since = Some(now);
+        }
+        if self.crowded_since.is_none() || !self.way_up_moves(now) {
+            for id in std::mem::take(&mut self.yielding) {
+                self.resume(id);
             }
         }
         if self.paused.is_empty() || self.is_uplink_full() || self.broker.is_congested() {
             return;
         }
         for id in std::mem::take(&mut self.paused) {
-            if self.is_current(id) {
-                self.connections[id.slot].resume();
-                self.ready.push(id.slot);
-            }
+            self.resume(id);
+        }
+    }
+
+    fn resume(&mut self, id: ConnectionId) {
+        if self.is_current(id) {
+            self.connections[id.slot].resume();
+            self.ready.push(id.slot);
         }
     }
 
     /// Whether devices wait for messages before them to reach the backbone, though none is left here to be sent up.
     #[must_use]
     pub fn waits_for_backbone(&self) -> bool {
-        !self.paused.is_empty() && self.pool.is_full(Class::Up)
+        self.is_yielding() && self.pool.is_crowded(Class::Up) || !self.paused.is_empty() && self.pool.is_full(Class::Up)
+    }
+
+    /// Whether devices wait that say what nobody waits for. They are to be looked at again after [`YIELD_MAX`].
+    #[must_use]
+    pub fn is_yielding(&self) -> bool {
+        !self.yielding.is_empty()
+    }
+
+    /// A way up that has been crowded for long does not get on: a disk is full, say. Then whoever says what nobody waits for goes
+    /// on, for it has heartbeats to say as well, and what it says is dropped where there is no room at all.
+    pub(super) fn way_up_moves(&self, now: Moment) -> bool {
+        self.crowded_since.is_none_or(|since| now.since(since) < YIELD_MAX)
     }
 
     fn is_uplink_full(&self) -> bool {

@@ -36,7 +36,7 @@ impl Shard {
             if connection.is_paused() {
                 // Either the shard resumes it when there is room, or its session when it has been answered.
                 let is_held = self.broker.of(slot).is_some_and(|session| self.broker.is_held(session));
-                let listed = self.paused.iter().chain(&self.unfinished).filter(queued).count();
+                let listed = self.paused.iter().chain(&self.yielding).chain(&self.unfinished).filter(queued).count();
                 assert_eq!(listed + usize::from(is_held), 1, "slot {slot} must be resumed by exactly one");
             }
         }

@@ -28,6 +28,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::broker::{self, Broker, DueWill};
 use crate::connection::{Connection, Context, Kept, ListenerSettings, Termination};
@@ -51,6 +52,8 @@ pub use transmit::Transmit;
 
 /// Connections from denied networks that are ended in one turn.
 const DENIED_IN_A_TURN: usize = 64;
+/// Whoever says what nobody waits for keeps off a crowded way up for so long at most.
+pub const YIELD_MAX: Duration = Duration::from_secs(1);
 
 /// What a shard is made with.
 pub struct ShardOptions {
@@ -117,6 +120,10 @@ pub struct Shard {
     next_denied: Option<ConnectionSlot>,
     /// Devices that are not read on until the uplink has room.
     paused: Vec<ConnectionId>,
+    /// Devices that say what nobody waits for, and are not read on until little is on its way up.
+    yielding: Vec<ConnectionId>,
+    /// Since when so much is on its way up that these wait.
+    crowded_since: Option<Moment>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
     unfinished: VecDeque<ConnectionId>,
     /// Connections to be looked at again this turn or the next, though no event says so.
@@ -193,6 +200,8 @@ impl Shard {
             tracer: Tracer::default(),
             next_denied: None,
             paused: Vec::new(),
+            yielding: Vec::new(),
+            crowded_since: None,
             unfinished: VecDeque::new(),
             ready: Vec::new(),
             closed: Vec::new(),
@@ -473,6 +482,7 @@ impl Shard {
         now: Moment,
         act: impl FnOnce(&mut Connection, &ListenerSettings, &mut Context) -> R,
     ) -> R {
+        let way_up_moves = self.way_up_moves(now);
         let connection = &mut self.connections[slot];
         let settings = &self.settings[connection.listener().index()];
         let mark = self.transmit.mark();
@@ -489,6 +499,7 @@ impl Shard {
             due_wills: &mut self.due_wills,
             uplink: &mut self.uplink,
             uplink_length: self.uplink_length,
+            way_up_moves,
             grant: self.grants.get(slot),
             trace,
         };

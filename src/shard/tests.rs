@@ -443,6 +443,59 @@ fn a_full_uplink_drops_what_may_be_dropped_and_pauses_who_must_not_be_lost() {
     assert!(harness.shard().connections[slot].buffered() == 0);
 }
 
+/// What a device may drop keeps off the way up while much is on it, so that those go on who wait for an acknowledgement.
+#[test]
+fn what_nobody_waits_for_keeps_off_a_crowded_way_up() {
+    let mut harness = ShardHarness::new();
+    let (flood, other) = (harness.connect("a"), harness.connect("b"));
+    harness.take_uplink();
+    let pool = Arc::clone(&harness.shard().pool);
+    let crowd = Charge::of(&pool, Class::Up, pool.share(Class::Up) as usize / 16);
+    harness.client(flood).say_message(0, b"nobody waits");
+    harness.read(flood);
+    harness.client(other).say_message(1, b"is awaited");
+    harness.read(other);
+    assert_eq!(harness.take_uplink().len(), 1);
+    let shard = harness.shard();
+    assert!(shard.connections[flood].is_paused() && shard.is_yielding() && shard.waits_for_backbone());
+    assert!(!shard.connections[other].is_paused());
+    harness.turn();
+    assert!(!harness.shard().has_ready(), "it is as crowded as before");
+    drop(crowd);
+    harness.turn();
+    assert!(!harness.shard().is_yielding());
+    harness.turn();
+    assert_eq!((harness.take_uplink().len(), harness.value(Metric::MessagesDropped)), (1, 0), "late, and not lost");
+}
+
+#[test]
+fn a_way_up_that_does_not_get_on_holds_nobody_for_long() {
+    let mut harness = ShardHarness::new();
+    let slot = harness.connect("a");
+    harness.take_uplink();
+    let pool = Arc::clone(&harness.shard().pool);
+    let crowd = Charge::of(&pool, Class::Up, pool.share(Class::Up) as usize / 16);
+    harness.client(slot).say_message(0, b"1");
+    harness.read(slot);
+    harness.turn();
+    assert!(harness.shard().is_yielding() && harness.take_uplink().is_empty());
+    harness.pass(YIELD_MAX);
+    harness.turn();
+    harness.turn();
+    assert_eq!(harness.take_uplink().len(), 1);
+    // Until the crowd has gone.
+    harness.client(slot).say_message(0, b"2");
+    harness.read(slot);
+    assert_eq!(harness.take_uplink().len(), 1);
+    drop(crowd);
+    harness.turn();
+    let crowd = Charge::of(&pool, Class::Up, pool.share(Class::Up) as usize / 16);
+    harness.client(slot).say_message(0, b"3");
+    harness.read(slot);
+    assert!(harness.shard().is_yielding());
+    drop(crowd);
+}
+
 #[test]
 fn what_goes_up_is_bounded_by_its_bytes_until_the_backbone_has_it() {
     let mut harness = ShardHarness::new();

@@ -12,6 +12,7 @@
 //! Readers have a connection of their own and are never waited for. What is not here: sockets, devices' connections, HTTP.
 
 mod coalesce;
+mod crowd;
 mod error;
 mod files;
 mod loader;
@@ -47,6 +48,7 @@ pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 
 use crate::image::{KeptSession, Publication, SessionKey};
 use crate::link::{Changes, Load, Mailbox, Receipt, WorkerId};
+use crate::pool::Charge;
 use loader::Loader;
 use queue::{Queue, Request};
 use writer::Writer;
@@ -283,12 +285,13 @@ impl Store {
     }
 
     /// Takes events to be written, in order. It takes all of them, or, when so many wait already, none: they stay in
-    /// `entries`, to be offered again when there is room. Never waits.
-    pub fn offer(&self, entries: &mut Vec<Entry>) -> Taken {
+    /// `entries`, to be offered again when there is room. `charges`, what they take of their shards' pools, goes with them and is
+    /// given back when they are written. Never waits.
+    pub fn offer(&self, entries: &mut Vec<Entry>, charges: &mut Vec<Charge>) -> Taken {
         if self.shared.health() == Health::Failed {
             return Taken::Later;
         }
-        self.shared.queue.offer(entries)
+        self.shared.queue.offer(entries, charges)
     }
 
     /// Where workers say what changes in their sessions and retained messages.

@@ -10,6 +10,10 @@ use super::progress::{Progress, Range};
 use super::record::Entry;
 use super::{Position, SinkNote, StoreError, Taken};
 use crate::link::{Changes, WorkerId};
+use crate::pool::Charge;
+
+/// Events of so many bytes wait for no further company: whoever keeps off while much is on its way waits for them to be written.
+const COMPANY_BYTES: usize = 256 << 10;
 
 /// Every consumer by its name.
 pub(super) type Consumers = BTreeMap<Box<str>, Progress>;
@@ -50,6 +54,8 @@ impl Request {
 pub(super) struct Work {
     /// Events, in order.
     pub(super) entries: Vec<Entry>,
+    /// What they take of the pools of the shards that they come from, until they are written.
+    pub(super) charges: Vec<Charge>,
     /// Requests, in order.
     pub(super) requests: Vec<Request>,
     /// Changes of sessions and retained messages, in order.
@@ -62,9 +68,30 @@ pub(super) struct Work {
     pub(super) is_last: bool,
 }
 
+impl Work {
+    /// How many things are to be done.
+    pub(super) fn len(&self) -> usize {
+        let changes: usize = self.changes.iter().map(|all| all.changes.len()).sum();
+        self.entries.len() + self.requests.len() + changes
+    }
+
+    /// Adds what came later.
+    pub(super) fn extend(&mut self, later: Self) {
+        let Self { entries, charges, requests, changes, refused, has_room, is_last } = later;
+        self.entries.extend(entries);
+        self.charges.extend(charges);
+        self.requests.extend(requests);
+        self.changes.extend(changes);
+        self.refused.extend(refused);
+        self.has_room |= has_room;
+        self.is_last |= is_last;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
     entries: Vec<Entry>,
+    charges: Vec<Charge>,
     bytes: usize,
     requests: Vec<Request>,
     changes: Vec<Changes>,
@@ -96,8 +123,8 @@ impl Queue {
         self.waiting.lock().expect("no holder panics")
     }
 
-    /// See [`super::Store::offer`]. The writer is rung for only when somebody waits for one of them.
-    pub(super) fn offer(&self, entries: &mut Vec<Entry>) -> Taken {
+    /// See [`super::Store::offer`]. The writer is rung for only when somebody waits for one of them, or there is company enough.
+    pub(super) fn offer(&self, entries: &mut Vec<Entry>, charges: &mut Vec<Charge>) -> Taken {
         let is_urgent = entries.iter().any(|entry| entry.receipt.is_some());
         let bytes: usize = entries.iter().map(Entry::bytes).sum();
         let mut waiting = self.lock();
@@ -107,8 +134,10 @@ impl Queue {
             return Taken::Later;
         }
         waiting.entries.append(entries);
+        waiting.charges.append(charges);
         waiting.bytes += bytes;
-        self.ring(waiting, is_urgent);
+        let is_much = waiting.bytes > COMPANY_BYTES;
+        self.ring(waiting, is_urgent || is_much);
         Taken::All
     }
 
@@ -176,6 +205,7 @@ impl Queue {
         (waiting.bytes, waiting.change_bytes) = (0, 0);
         Work {
             entries: std::mem::take(&mut waiting.entries),
+            charges: std::mem::take(&mut waiting.charges),
             requests: std::mem::take(&mut waiting.requests),
             changes: std::mem::take(&mut waiting.changes),
             refused: std::mem::take(&mut waiting.refused),

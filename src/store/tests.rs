@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::link::{ConnectionId, Receipt, WorkerId};
+use crate::pool::{Charge, Class, Pool};
 
 const LEASE: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -78,7 +79,7 @@ fn presence(sequence: u64, cause: Option<&str>) -> Entry {
 
 fn offer_all(store: &Store, entries: Vec<Entry>) {
     let mut entries = entries;
-    assert_eq!(store.offer(&mut entries), Taken::All);
+    assert_eq!(store.offer(&mut entries, &mut Vec::new()), Taken::All);
     assert!(entries.is_empty());
 }
 
@@ -318,7 +319,7 @@ fn the_queue_is_bounded_and_gives_back_what_it_does_not_take() {
     let mut sent = 1;
     loop {
         let mut entries = vec![message(sent, 5_000)];
-        match store.offer(&mut entries) {
+        match store.offer(&mut entries, &mut Vec::new()) {
             Taken::All => sent += 1,
             Taken::Later => {
                 assert_eq!(entries.len(), 1);
@@ -330,9 +331,33 @@ fn the_queue_is_bounded_and_gives_back_what_it_does_not_take() {
     assert!(has_room.is_empty());
     drop(held);
     has_room.recv_timeout(DEADLINE).expect("whoever was given events back hears of room");
-    assert_eq!(store.offer(&mut vec![message(sent, 5_000)]), Taken::All);
+    assert_eq!(store.offer(&mut vec![message(sent, 5_000)], &mut Vec::new()), Taken::All);
     assert_eq!(wait(&settled, sent as usize + 1).len(), sent as usize + 1);
     assert!(has_room.is_empty(), "once");
+}
+
+/// What events take of their shards' pools is free when they are written, and then the hub is told, though nobody waits for them.
+#[test]
+fn charges_are_given_back_when_their_events_are_safe() {
+    let directory = TempDir::new().unwrap();
+    let pool = Arc::new(Pool::new(1 << 20));
+    let (sender, told) = unbounded();
+    let used = {
+        let pool = Arc::clone(&pool);
+        move || pool.used(Class::Up)
+    };
+    let store = Store::open(&options(directory.path()), move |all: &[Settled]| {
+        sender.send((all.len(), used())).unwrap();
+    })
+    .unwrap();
+    for receipt in [None, Some(receipt(1))] {
+        let mut entries = vec![Entry { receipt, ..message(1, 100) }];
+        let mut charges = vec![Charge::of(&pool, Class::Up, 1_000)];
+        assert_eq!(store.offer(&mut entries, &mut charges), Taken::All);
+        assert!(charges.is_empty());
+        let settled = usize::from(receipt.is_some());
+        assert_eq!(told.recv_timeout(DEADLINE), Ok((settled, 0)), "given back before it is told");
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::coalesce::Plan;
+use super::crowd::{Crowd, GATHER};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
 use super::progress::{Progress, Range};
@@ -36,10 +37,6 @@ use crate::link::{ChangeMark, Changes, WorkerCommand, WorkerId};
 
 /// How long what nobody waits for may wait for company.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// While many wait, a group is gathered for so long before it is written.
-const GATHER: Duration = Duration::from_millis(2);
-/// So many events in the last group say that many wait.
-const MANY: usize = 16;
 /// How often a full disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Events that one group drops for their age or for want of room, beyond as many as it adds.
@@ -199,25 +196,17 @@ impl Writer {
 
     /// Works until the queue is closed and empty, or the disk fails.
     pub(super) fn run(mut self, mut settle: impl Settle) {
-        let mut last_count = 0;
+        let mut crowd = Crowd::new(Instant::now());
         loop {
             let mut work = self.shared.queue.take(PATIENCE.min(self.sync_every.unwrap_or(PATIENCE)));
-            if last_count >= MANY && !work.is_last {
-                let more = self.gather();
-                work.entries.extend(more.entries);
-                work.requests.extend(more.requests);
-                work.changes.extend(more.changes);
-                work.refused.extend(more.refused);
-                work.has_room |= more.has_room;
-                work.is_last |= more.is_last;
+            if crowd.is_many() && !work.is_last {
+                work.extend(self.gather());
             }
+            crowd.note(work.len(), Instant::now());
             if work.has_room {
                 // Before it is written: what comes meanwhile is the next group.
                 settle.settle(&[]);
             }
-            last_count = work.entries.len()
-                + work.requests.len()
-                + work.changes.iter().map(|all| all.changes.len()).sum::<usize>();
             let is_last = work.is_last;
             if self.write(work, &mut settle).is_err() || self.sync().is_err() {
                 return self.fail();
@@ -460,7 +449,10 @@ impl Writer {
                 entry.receipt.map(|receipt| Settled { worker: entry.worker, receipt, accepted, seq: at })
             })
             .collect();
-        if !settled.is_empty() {
+        // Before whoever waits for room is told.
+        let has_freed = !work.charges.is_empty();
+        drop(work.charges);
+        if !settled.is_empty() || has_freed {
             settle.settle(&settled);
         }
         for (request, result) in work.requests.into_iter().zip(group.results) {

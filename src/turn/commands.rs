@@ -44,6 +44,7 @@ impl<I: Io> Turn<I> {
             let Some((from, passed)) = self.io.next_passed() else { return true };
             self.progress.note_inbox(now);
             self.shard.counters().add(Metric::Commands, 1);
+            self.with_others = true;
             self.shard.handle_passed(from, passed);
         }
         false
@@ -170,7 +171,7 @@ impl<I: Io> Turn<I> {
             }
             if ready > 0 {
                 *told = now;
-                self.has_worked = true;
+                (self.has_worked, self.with_others) = (true, true);
                 let outgoing = self.shard.take_outgoing(worker);
                 self.io.tell_peer(worker, outgoing);
             }

@@ -33,6 +33,10 @@ pub trait Io {
     /// [`Interrupted`]: it came back early and has told nothing.
     fn poll(&mut self, timeout: Duration, events: &mut Vec<Event>) -> Result<(), Interrupted>;
 
+    /// Does nothing for `time`, and tells of nothing meanwhile: what comes is there afterwards. A world whose time passes by itself
+    /// need not wait.
+    fn rest(&mut self, _time: Duration) {}
+
     // --- Listeners --------------------------------------------------------------------------------------------------
 
     /// How many listeners there are.

@@ -13,6 +13,7 @@ mod handoff;
 mod io;
 mod progress;
 mod reading;
+mod rest;
 mod writing;
 
 use std::collections::VecDeque;
@@ -26,20 +27,21 @@ pub use io::{
 use crate::connection::Input;
 use crate::link::{WorkerEvent, WorkerId};
 use crate::metrics::{Metric, Timing};
-use crate::shard::{Broadcast, Listing, Shard, Transmit};
+use crate::shard::{Broadcast, Listing, Shard, Transmit, YIELD_MAX};
 use crate::slot::ConnectionSlot;
 use crate::time::{Moment, Tick};
 use asked::Asked;
 use drain::Drain;
 use drained::Drained;
 use progress::Progress;
+use rest::{REST, Rest};
 
 /// The longest sleep: figures stay fresh.
 pub const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// The longest sleep while something waits for somebody who does not ring.
 const RETRY: Duration = Duration::from_millis(5);
 /// Another worker that was told nothing for so long is told at once. Short beside the way to a device, long beside a turn.
-const TOLD_AFTER: Duration = Duration::from_micros(500);
+const TOLD_AFTER: Duration = REST;
 const LATENESS_WINDOW: Duration = Duration::from_secs(10);
 
 /// How much of each kind one turn does at most. What is left over is done by the next.
@@ -155,6 +157,9 @@ pub struct Turn<I: Io> {
     lateness: Lateness,
     /// This turn has found something to do. One that has not is counted: it should not have been.
     has_worked: bool,
+    /// This turn has had something from another worker, or for one.
+    with_others: bool,
+    rest: Rest,
     /// Events at the front of the uplink that have their addresses: nobody took them yet.
     addressed: usize,
     drain: Option<Drain>,
@@ -224,6 +229,8 @@ impl<I: Io> Turn<I> {
             told: vec![Moment::default(); usize::from(setup.workers)],
             lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
             has_worked: false,
+            with_others: false,
+            rest: Rest::default(),
             addressed: 0,
             drain: None,
         }
@@ -244,6 +251,8 @@ impl<I: Io> Turn<I> {
         let deadline = self.shard.next_deadline();
         let asked = self.wait(deadline);
         let woken = self.io.now();
+        self.rest.note_woken(woken);
+        self.with_others = false;
         // After the longest sleep there is something to do: the figures are made fresh.
         self.has_worked = asked.timeout == SLEEP_MAX && woken.since(asked.at) >= SLEEP_MAX;
         self.note_lateness(deadline, woken);
@@ -287,6 +296,7 @@ impl<I: Io> Turn<I> {
         self.reap();
         self.end_phase(Phase::Reap);
         self.flush_events(woken);
+        self.rest.note_turn(self.with_others);
         self.end_phase(Phase::FlushEvents);
         !self.is_drained(now)
     }
@@ -299,6 +309,14 @@ impl<I: Io> Turn<I> {
 
     fn wait(&mut self, deadline: Option<Tick>) -> Asked {
         let mut timeout = self.timeout_until(deadline);
+        if !timeout.is_zero() {
+            let now = self.io.now();
+            let rest = self.rest.before_poll(now);
+            if !rest.is_zero() {
+                self.io.rest(rest);
+                timeout = self.timeout_until(deadline);
+            }
+        }
         self.events.clear();
         loop {
             let asked = Asked { at: self.io.now(), timeout };
@@ -319,7 +337,11 @@ impl<I: Io> Turn<I> {
         if self.has_todo() {
             return Duration::ZERO;
         }
-        let longest = if self.waits_for_others() { RETRY } else { SLEEP_MAX };
+        let longest = match (self.waits_for_others(), self.shard.is_yielding()) {
+            (true, _) => RETRY,
+            (false, true) => YIELD_MAX,
+            (false, false) => SLEEP_MAX,
+        };
         let now = self.io.now();
         let longest = self.todo.peers.map_or(longest, |at| at.since(now).min(longest));
         match deadline {
@@ -436,7 +458,7 @@ impl<I: Io> Turn<I> {
             self.io.wait_for_room_above();
         }
         self.addressed = self.shard.uplink().len();
-        self.shard.resume_paused();
+        self.shard.resume_paused(woken);
         let turn = self.io.now().since(woken);
         self.lateness.current = turn;
         let counters = self.shard.counters();

@@ -195,6 +195,10 @@ impl Io for WorkerIo {
         }
     }
 
+    fn rest(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
     // --- Listeners --------------------------------------------------------------------------------------------------
 
     fn listeners(&self) -> usize {

@@ -52,6 +52,9 @@ impl OpenConnection<'_, '_> {
         if is_full && publish.qos != QoS::AtMostOnce {
             return Ok(PacketOutcome::Deferred(Step::Paused));
         }
+        if goes_up && !is_full && publish.qos == QoS::AtMostOnce && self.cx.is_uplink_crowded() {
+            return Ok(PacketOutcome::Deferred(Step::Yielding));
+        }
         let ticket = match publish.qos {
             QoS::AtMostOnce => Ticket::NOBODY,
             qos => self.cx.broker.receive(session, publish.packet_id, qos),

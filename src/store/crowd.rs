@@ -1,0 +1,102 @@
+//! Whether a group of the store waits for company (decision D7).
+//!
+//! Whoever publishes alone, one message after the other, is to wait for nothing but the disk. Where many publish, each fsync, and
+//! each wake of the threads that tell about it, is to serve as many as come within [`GATHER`]. How many were in the last group does
+//! not tell them apart: a fast disk makes small groups of a large crowd. So it goes by both: how many come within that time, and that
+//! groups hold more than one.
+
+use std::time::{Duration, Instant};
+
+/// While many come, a group is gathered for so long before it is written.
+pub(super) const GATHER: Duration = Duration::from_millis(2);
+/// So many within [`GATHER`] are many.
+const MANY: f64 = 8.0;
+/// Whoever is alone makes groups of one.
+const COMPANY: f64 = 1.5;
+/// How much a group counts against those before it.
+const WEIGHT: f64 = 0.25;
+
+/// What the latest groups were like.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    latest: Instant,
+    in_group: f64,
+    in_gather: f64,
+}
+
+impl Crowd {
+    /// Nobody has come yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { latest: now, in_group: 0.0, in_gather: 0.0 }
+    }
+
+    /// A group of so many was taken.
+    pub(super) fn note(&mut self, count: usize, now: Instant) {
+        // Two groups at the same instant say nothing of a rate.
+        let since = now.duration_since(self.latest).max(GATHER / 16);
+        self.latest = now;
+        let (count, part) = (count as f64, GATHER.as_secs_f64() / since.as_secs_f64());
+        self.in_group += (count - self.in_group) * WEIGHT;
+        self.in_gather += (count * part - self.in_gather) * WEIGHT;
+    }
+
+    /// Whether the next group is to be gathered.
+    pub(super) fn is_many(&self) -> bool {
+        self.in_gather >= MANY && self.in_group >= COMPANY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether groups are gathered in the end, where `per_second` come and a group takes `disk` to write.
+    fn gathers(per_second: f64, disk: Duration) -> bool {
+        let mut now = Instant::now();
+        let (mut crowd, mut waiting) = (Crowd::new(now), 0.0);
+        for _ in 0..200 {
+            let spent = disk + if crowd.is_many() { GATHER } else { Duration::ZERO };
+            now += spent;
+            waiting += per_second * spent.as_secs_f64();
+            crowd.note(waiting as usize, now);
+            waiting -= waiting.floor();
+        }
+        crowd.is_many()
+    }
+
+    #[test]
+    fn many_are_gathered_whatever_the_disk() {
+        for micros in [300, 1_000, 5_000, 30_000] {
+            assert!(gathers(8_000.0, Duration::from_micros(micros)), "a disk that takes {micros} us");
+            assert!(gathers(100_000.0, Duration::from_micros(micros)));
+            assert!(!gathers(500.0, Duration::from_micros(micros)));
+        }
+    }
+
+    #[test]
+    fn whoever_is_alone_waits_for_the_disk_alone_however_fast_it_is() {
+        let mut now = Instant::now();
+        let mut crowd = Crowd::new(now);
+        for _ in 0..1_000 {
+            now += Duration::from_micros(100);
+            crowd.note(1, now);
+            assert!(!crowd.is_many());
+        }
+    }
+
+    #[test]
+    fn a_crowd_that_has_gone_is_forgotten() {
+        let mut now = Instant::now();
+        let mut crowd = Crowd::new(now);
+        for _ in 0..50 {
+            now += GATHER;
+            crowd.note(60, now);
+        }
+        assert!(crowd.is_many());
+        for _ in 0..50 {
+            now += Duration::from_millis(50);
+            crowd.note(1, now);
+        }
+        assert!(!crowd.is_many());
+    }
+}

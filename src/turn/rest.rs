@@ -1,0 +1,106 @@
+//! How a worker that others wake all the time gathers what comes.
+//!
+//! Where messages go from worker to worker, each small batch wakes the other one, and two workers that are awake for a moment each
+//! do in many turns what one would do in few: a turn, a wake and a segment to the subscriber for a message or two. So a worker that
+//! has had such turns one after the other lies down for the rest of [`REST`] before it looks what is there. It is not woken
+//! meanwhile, and those who have something for it need not ring. Nobody waits longer for that than for [`REST`], and a worker that
+//! speaks with no other one, or seldom, never rests.
+//!
+//! ```text
+//!        a turn within REST of the last one, with something from or for another worker
+//!   busy ──────────────────────────────▶ busy + 1, up to BUSY_MAX     rests from BUSY on
+//!        any other turn
+//!   busy ──────────────────────────────▶ busy − 1
+//! ```
+
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// From one beginning of a turn to the next, while it rests.
+pub(super) const REST: Duration = Duration::from_micros(500);
+/// So many busy turns more than others make it rest.
+const BUSY: u8 = 8;
+const BUSY_MAX: u8 = 16;
+
+/// How busy the others keep this worker.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    woken: Moment,
+    busy: u8,
+    has_rested: bool,
+}
+
+impl Rest {
+    /// How long it rests from `now` on, before it looks what is there.
+    pub(super) fn before_poll(&mut self, now: Moment) -> Duration {
+        let left = REST.saturating_sub(now.since(self.woken));
+        self.has_rested = self.busy >= BUSY && !left.is_zero();
+        if self.has_rested { left } else { Duration::ZERO }
+    }
+
+    /// A turn begins.
+    pub(super) fn note_woken(&mut self, now: Moment) {
+        // After a rest it is as soon as could be.
+        let is_soon = self.has_rested || now.since(self.woken) < REST;
+        self.woken = now;
+        if !is_soon {
+            self.busy = self.busy.saturating_sub(1);
+        }
+    }
+
+    /// The turn ends; whether it had something from another worker, or for one.
+    pub(super) fn note_turn(&mut self, with_others: bool) {
+        self.busy = if with_others { (self.busy + 1).min(BUSY_MAX) } else { self.busy.saturating_sub(1) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(micros: u64) -> Moment {
+        Moment::from_micros(micros)
+    }
+
+    /// Turns as often as `every`, each of 20 us; how many there are in a second, where it rests when it is told to.
+    fn turns_in_a_second(every: u64, with_others: bool) -> u32 {
+        let (mut rest, mut now, mut turns) = (Rest::default(), 1_000_000, 0);
+        while now < 2_000_000 {
+            now += rest.before_poll(at(now)).as_micros() as u64;
+            // The next thing comes.
+            now = now.div_ceil(every) * every;
+            rest.note_woken(at(now));
+            now += 20;
+            rest.note_turn(with_others);
+            turns += 1;
+        }
+        turns
+    }
+
+    #[test]
+    fn who_is_woken_all_the_time_by_others_turns_no_more_often_than_every_rest() {
+        assert!((1_900..=2_100).contains(&turns_in_a_second(100, true)));
+        assert!((10_000..=10_001).contains(&turns_in_a_second(100, false)), "its own devices are answered at once");
+        assert!((500..=501).contains(&turns_in_a_second(2_000, true)), "whoever is told seldom is told at once");
+    }
+
+    #[test]
+    fn rest_is_never_longer_than_the_bound_and_ends_with_the_load() {
+        let mut rest = Rest::default();
+        for turn in 0..100 {
+            rest.note_woken(at(turn * 100));
+            rest.note_turn(true);
+            assert!(rest.before_poll(at(turn * 100 + 20)) <= REST);
+        }
+        let mut now = 10_000;
+        let mut rested = 0;
+        for _ in 0..20 {
+            rested += u32::from(!rest.before_poll(at(now + 20)).is_zero());
+            now += 5_000;
+            rest.note_woken(at(now));
+            rest.note_turn(false);
+        }
+        assert!(rested <= u32::from(BUSY_MAX - BUSY + 1), "{rested}");
+    }
+}
