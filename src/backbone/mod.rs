@@ -2,7 +2,8 @@
 //!
 //! It is one type, called directly, and not one of an enum. Who takes events and says later that they are safe is the store, or
 //! without a store this ring: that is decided in one file, `control/hub.rs`. NATS carries commands and who has which device
-//! (`fleet`), and takes events as a sink of the store; it settles none. A second variant would be the one that does.
+//! (`fleet`), and takes events as a sink of the store, from its log; where a device's acknowledgement is to wait for it,
+//! `control/forwarded.rs` holds back what the store has settled until the sink is so far. So there is no second variant.
 
 mod embedded;
 mod record;
