@@ -108,6 +108,10 @@ pub fn scan(bytes: &[u8], protocols: &[Box<[u8]>]) -> Hello {
 
 /// What can be said of a message whose last record is not there: that it will be too long.
 fn partial(rest: &[u8], gathered: &[u8]) -> Hello {
+    if rest.first().is_some_and(|&kind| kind != HANDSHAKE) {
+        // Whatever an alert's bytes may look like.
+        return Hello::Partial;
+    }
     let begun = rest.get(HEADER_LEN..).unwrap_or_default();
     let mut head = gathered.iter().chain(begun).copied();
     match (head.next(), head.next(), head.next(), head.next()) {
@@ -306,6 +310,9 @@ mod tests {
         {
             assert_eq!(scan(bytes, &[]), Hello::Whole(Wishes::default()), "{bytes:?}");
         }
+        // Half of an alert whose bytes look like the head of a large one.
+        assert_eq!(scan(&[21, 3, 3, 0, 5, 1, 0x2f, 0x6d, 0x71], &[]), Hello::Partial);
+        assert_eq!(scan(&[21, 3, 3, 0, 5, 1, 0x2f, 0x6d, 0x71, 0x74], &[]), Hello::Whole(Wishes::default()));
         assert_eq!(scan(&[], &[]), Hello::Partial);
         assert_eq!(scan(&[22], &[]), Hello::Partial);
         // Damaged within: rustls says what is wrong.
