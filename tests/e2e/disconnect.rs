@@ -1,6 +1,6 @@
 //! Everybody leaves at once: the gateway is back at nobody, and has its memory back.
 
-use crate::support::{Behaviour, Fleet, Site, native};
+use crate::support::{Behaviour, Fleet, SOON, Site, native, wait_until};
 
 #[test]
 fn thousands_that_are_cut_at_once_leave_nothing_behind() {
@@ -22,6 +22,11 @@ fn thousands_that_are_cut_at_once_leave_nothing_behind() {
             drop(devices);
         }
         gateway.expect_connections(0);
+        // What is on its way to the disk is memory as well, and is gone when it is there: each came, and each went.
+        let told = 2 * DEVICES as u64 * (round + 1);
+        wait_until("every event is in the store", SOON * 3, || {
+            gateway.metric("pulsegate_store_events_appended_total") == told
+        });
         allocated.push((held, gateway.allocated()));
     }
     gateway.wait_until_empty();
