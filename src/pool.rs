@@ -243,6 +243,12 @@ impl Charge {
         self.bytes
     }
 
+    /// Whether its class is crowded.
+    #[must_use]
+    pub fn is_of_a_crowd(&self) -> bool {
+        self.pool.is_crowded(self.class)
+    }
+
     /// It is so many bytes now. Nothing is refused: whoever lets it grow has looked at [`Pool::largest`] before.
     pub fn set(&mut self, bytes: usize) {
         if bytes > self.bytes {

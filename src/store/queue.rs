@@ -12,9 +12,6 @@ use super::{Position, SinkNote, StoreError, Taken};
 use crate::link::{Changes, WorkerId};
 use crate::pool::Charge;
 
-/// Events of so many bytes wait for no further company: whoever keeps off while much is on its way waits for them to be written.
-const COMPANY_BYTES: usize = 256 << 10;
-
 /// Every consumer by its name.
 pub(super) type Consumers = BTreeMap<Box<str>, Progress>;
 
@@ -123,9 +120,11 @@ impl Queue {
         self.waiting.lock().expect("no holder panics")
     }
 
-    /// See [`super::Store::offer`]. The writer is rung for only when somebody waits for one of them, or there is company enough.
+    /// See [`super::Store::offer`]. The writer is rung for only when somebody waits for one of them, or devices keep off
+    /// the way up until some are written.
     pub(super) fn offer(&self, entries: &mut Vec<Entry>, charges: &mut Vec<Charge>) -> Taken {
-        let is_urgent = entries.iter().any(|entry| entry.receipt.is_some());
+        let is_urgent =
+            entries.iter().any(|entry| entry.receipt.is_some()) || charges.iter().any(Charge::is_of_a_crowd);
         let bytes: usize = entries.iter().map(Entry::bytes).sum();
         let mut waiting = self.lock();
         // One batch always fits into an empty queue.
@@ -136,8 +135,7 @@ impl Queue {
         waiting.entries.append(entries);
         waiting.charges.append(charges);
         waiting.bytes += bytes;
-        let is_much = waiting.bytes > COMPANY_BYTES;
-        self.ring(waiting, is_urgent || is_much);
+        self.ring(waiting, is_urgent);
         Taken::All
     }
 
@@ -240,5 +238,35 @@ impl Queue {
             work.refused = std::mem::take(&mut waiting.refused);
         }
         work
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::pool::{Class, Pool};
+    use crate::store::What;
+
+    /// Whoever keeps off a crowded way up does not wait for the writer's patience, however small the pool is.
+    #[test]
+    fn writer_is_rung_for_a_crowd_though_nobody_waits_for_its_events() {
+        let (queue, pool) = (Queue::new(1 << 20), Arc::new(Pool::new(1 << 16)));
+        let offer = |bytes: u64| {
+            let what = What::Message { topic: "t".into(), payload: Bytes::new() };
+            let entry = Entry { at_ms: 0, worker: WorkerId(0), device: "d".into(), what, receipt: None };
+            let charges = &mut vec![Charge::of(&pool, Class::Up, bytes as usize)];
+            assert_eq!(queue.offer(&mut vec![entry], charges), Taken::All);
+            queue.lock().is_urgent
+        };
+        let crowd = pool.share(Class::Up) / 16;
+        assert!(!offer(crowd - 1));
+        assert!(offer(1));
+        // What is written makes room, and is no crowd any more.
+        drop(queue.take(Duration::ZERO));
+        assert!(!offer(crowd - 1));
     }
 }
