@@ -314,6 +314,7 @@ impl Broker {
             || (may_match && !self.matching.is_empty())
             || !self.ends.is_empty()
             || self.may_redispatch()
+            || self.has_left_loads()
     }
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.

@@ -42,6 +42,8 @@ use crate::time::Moment;
 
 /// Messages given in one turn.
 const GIVEN_IN_A_TURN: usize = 256;
+/// Messages of one session that are given and not safe with others, beyond which no more of it are read.
+const OPEN_MAX: usize = 64;
 /// Of whom the store is asked for what a session has left: no session has this slot.
 const NO_SESSION: SessionSlot = SessionSlot(u32::MAX);
 
@@ -66,6 +68,7 @@ struct Unread {
     after: u64,
     /// and is to be up to this one.
     through: u64,
+    /// The next piece is asked for, or listed to be.
     is_asked: bool,
 }
 
@@ -82,6 +85,8 @@ struct Remains {
     unsent: Vec<u64>,
     /// What the session had in the store alone, in bytes: it counts there until all is done.
     stored_bytes: u64,
+    /// Some of it cannot be read: it stays in the store, for the next process.
+    is_unreadable: bool,
 }
 
 /// See the head of this file.
@@ -123,6 +128,20 @@ impl Redispatches {
 
     fn list(&mut self, slot: LeftSlot) {
         self.listed.push_back(slot);
+    }
+
+    /// The next piece is wanted when what was read is given, and nearly all of that is safe with others: what they have no room
+    /// for stays in the store.
+    fn list_next(&mut self, slot: LeftSlot) {
+        let remains = &mut self.all[slot];
+        if let Some(unread) = &mut remains.unread
+            && !unread.is_asked
+            && remains.messages.is_empty()
+            && remains.open < OPEN_MAX
+        {
+            unread.is_asked = true;
+            self.list(slot);
+        }
     }
 
     /// Whose question this was, if it was one of these.
@@ -184,7 +203,7 @@ impl Broker {
         if messages.is_empty() && !is_stored {
             return false;
         }
-        let unread = is_stored.then_some(Unread { after: 0, through: stored.through, is_asked: false });
+        let unread = is_stored.then_some(Unread { after: 0, through: stored.through, is_asked: true });
         if key != NO_KEY {
             self.record_head(session, &name_of_ended(key), None);
         }
@@ -197,7 +216,7 @@ impl Broker {
         self.keep_left(
             key,
             (VecDeque::new(), Vec::new()),
-            Some(Unread { after: 0, through, is_asked: false }),
+            Some(Unread { after: 0, through, is_asked: true }),
             stored_bytes,
         );
     }
@@ -213,7 +232,8 @@ impl Broker {
         charge.set(messages.iter().map(bytes).sum());
         self.sessions.stored_bytes += stored_bytes;
         let (is_ready, is_unread) = (!messages.is_empty(), unread.is_some());
-        let remains = Remains { key, messages, charge, open: 0, unread, unsent, stored_bytes };
+        let is_unreadable = false;
+        let remains = Remains { key, messages, charge, open: 0, unread, unsent, stored_bytes, is_unreadable };
         let slot = self.redispatches.all.insert(remains);
         if is_ready {
             self.redispatches.ready.push_back(slot);
@@ -236,7 +256,6 @@ impl Broker {
         let slot = self.redispatches.listed.pop_front()?;
         let remains = &mut self.redispatches.all[slot];
         let unread = remains.unread.as_mut()?;
-        unread.is_asked = true;
         let session = SessionId { worker: self.worker, slot: NO_SESSION, generation: 0 };
         let (key, after, through) = (remains.key, unread.after, unread.through);
         self.redispatches.asked.push((serial, slot));
@@ -253,24 +272,27 @@ impl Broker {
         let found: Vec<Left> = read.filter_map(|message| left_of(message, unsent, publication_of(message))).collect();
         let remains = &mut self.redispatches.all[slot];
         if loaded.messages.is_none() {
-            // The log names the file. What cannot be read stays where it is, for the next process.
-            (remains.key, remains.unread) = (NO_KEY, None);
+            // The log names the file.
+            (remains.is_unreadable, remains.unread) = (true, None);
         } else if loaded.is_last {
             remains.unread = None;
         } else if let (Some(unread), Some(last)) = (&mut remains.unread, last) {
             (unread.after, unread.is_asked) = (last, false);
         }
-        let (was_empty, is_useless) = (remains.messages.is_empty(), found.is_empty());
+        let is_first = remains.messages.is_empty() && !found.is_empty();
         remains.messages.extend(found);
         remains.charge.set(remains.messages.iter().map(bytes).sum());
-        let wants_more = remains.unread.is_some();
-        match (was_empty, is_useless) {
-            (true, false) => self.redispatches.ready.push_back(slot),
-            (true, true) if wants_more => self.redispatches.list(slot),
-            _ => {}
+        if is_first {
+            self.redispatches.ready.push_back(slot);
         }
+        self.redispatches.list_next(slot);
         self.end_left(slot);
         true
+    }
+
+    /// Whether pieces of what ended sessions have left may be read: not before all that was read is given.
+    pub(super) fn may_read_left(&self) -> bool {
+        self.redispatches.has_listed() && !self.redispatches.is_ready()
     }
 
     // --- To others --------------------------------------------------------------------------------------------------
@@ -287,20 +309,17 @@ impl Broker {
             remains.open += 1;
             if remains.messages.is_empty() {
                 remains.charge.set(0);
-                let is_next = remains.unread.is_some_and(|unread| unread.after != 0 && !unread.is_asked);
                 self.redispatches.ready.pop_front();
-                if is_next {
-                    self.redispatches.list(slot);
-                }
+                self.redispatches.list_next(slot);
             }
             let token = self.settlements.open(Owner::Left { slot, number });
             self.give_to_group(group, publication, token);
         }
     }
 
-    /// Whether what was left can be given now.
+    /// Whether what was left can be given now: when a publisher would be read on.
     pub(super) fn may_redispatch(&self) -> bool {
-        self.redispatches.is_ready() && !self.has_many_deliveries() && !self.ways.is_congested()
+        self.redispatches.is_ready() && !self.is_congested()
     }
 
     /// A delivery does not reach its session, which has ended: if it was for a group, another member gets it.
@@ -345,6 +364,7 @@ impl Broker {
         if number != 0 && remains.key != NO_KEY {
             self.journal.record(Change::Done { session: remains.key, number });
         }
+        self.redispatches.list_next(slot);
         self.end_left(slot);
     }
 
@@ -354,9 +374,9 @@ impl Broker {
         if *open > 0 || !messages.is_empty() || unread.is_some() {
             return;
         }
-        let Remains { key, stored_bytes, .. } = self.redispatches.all.remove(slot);
+        let Remains { key, stored_bytes, is_unreadable, .. } = self.redispatches.all.remove(slot);
         self.sessions.stored_bytes -= stored_bytes;
-        if key != NO_KEY {
+        if key != NO_KEY && !is_unreadable {
             self.journal.record(Change::Ended { session: key });
         }
     }

@@ -199,8 +199,7 @@ impl Broker {
     /// What is to be asked of the store now. Each is answered by [`Broker::handle_loaded`].
     pub fn take_loads(&mut self) -> Vec<Load> {
         let mut loads = Vec::new();
-        let share = self.pool.share(Class::Queues) / PIECES_PART / PIECE_BYTES as u64;
-        while self.spills.asked < PIECES_MAX.min(share as usize).max(1)
+        while self.spills.asked < self.pieces_max()
             && let Some((session, generation, serial)) = self.spills.listed.pop_front()
         {
             if !self.sessions.is_current(session, generation) {
@@ -218,7 +217,7 @@ impl Broker {
             loads.push(Load { session: id, serial, key, after, through, bytes_max });
             self.spills.set_asked(self.spills.asked + 1);
         }
-        while self.spills.asked < PIECES_MAX.min(share as usize).max(1) && self.redispatches.has_listed() {
+        while self.has_left_loads() {
             let serial = self.spills.serials.wrapping_add(1).max(1);
             self.spills.serials = serial;
             let Some(load) = self.next_left_load(serial) else { continue };
@@ -228,10 +227,15 @@ impl Broker {
         loads
     }
 
-    /// Whether something is to be asked of the store.
-    #[must_use]
-    pub fn has_loads(&self) -> bool {
-        !self.spills.listed.is_empty() || self.redispatches.has_listed()
+    /// Pieces that may be asked for at a time.
+    fn pieces_max(&self) -> usize {
+        let share = self.pool.share(Class::Queues) / PIECES_PART / PIECE_BYTES as u64;
+        PIECES_MAX.min(share as usize).max(1)
+    }
+
+    /// Whether a piece of what an ended session has left is to be asked for now.
+    pub(super) fn has_left_loads(&self) -> bool {
+        self.spills.asked < self.pieces_max() && self.may_read_left()
     }
 
     /// The store answers. `Some`: the slot of a connection to whose session it cannot give what waits there.
