@@ -7,7 +7,7 @@
 //! speaks with no other one, or seldom, never rests.
 //!
 //! ```text
-//!        a turn within REST of the last one, with something from or for another worker
+//!        a turn within REST of the last one, or of the end of a rest, with something from or for another worker
 //!   busy ──────────────────────────────▶ busy + 1, up to BUSY_MAX     rests from BUSY on
 //!        any other turn
 //!   busy ──────────────────────────────▶ busy − 1
@@ -29,6 +29,7 @@ pub(super) struct Rest {
     woken: Moment,
     busy: u8,
     has_rested: bool,
+    is_soon: bool,
 }
 
 impl Rest {
@@ -41,17 +42,15 @@ impl Rest {
 
     /// A turn begins.
     pub(super) fn note_woken(&mut self, now: Moment) {
-        // After a rest it is as soon as could be.
-        let is_soon = self.has_rested || now.since(self.woken) < REST;
+        // After a rest it cannot be sooner than that.
+        self.is_soon = now.since(self.woken) < if self.has_rested { 2 * REST } else { REST };
         self.woken = now;
-        if !is_soon {
-            self.busy = self.busy.saturating_sub(1);
-        }
     }
 
     /// The turn ends; whether it had something from another worker, or for one.
     pub(super) fn note_turn(&mut self, with_others: bool) {
-        self.busy = if with_others { (self.busy + 1).min(BUSY_MAX) } else { self.busy.saturating_sub(1) };
+        let is_busy = with_others && self.is_soon;
+        self.busy = if is_busy { (self.busy + 1).min(BUSY_MAX) } else { self.busy.saturating_sub(1) };
     }
 }
 
@@ -87,20 +86,22 @@ mod tests {
 
     #[test]
     fn rest_is_never_longer_than_the_bound_and_ends_with_the_load() {
-        let mut rest = Rest::default();
-        for turn in 0..100 {
-            rest.note_woken(at(turn * 100));
-            rest.note_turn(true);
-            assert!(rest.before_poll(at(turn * 100 + 20)) <= REST);
+        for with_others in [true, false] {
+            let mut rest = Rest::default();
+            for turn in 0..100 {
+                rest.note_woken(at(turn * 100));
+                rest.note_turn(true);
+                assert!(rest.before_poll(at(turn * 100 + 20)) <= REST);
+            }
+            // From here on something comes every 5 ms, from others or not.
+            let (mut now, mut rested) = (10_000, 0);
+            for _ in 0..20 {
+                rested += u32::from(!rest.before_poll(at(now + 20)).is_zero());
+                now += 5_000;
+                rest.note_woken(at(now));
+                rest.note_turn(with_others);
+            }
+            assert!((1..=u32::from(BUSY_MAX - BUSY + 1)).contains(&rested), "{rested}");
         }
-        let mut now = 10_000;
-        let mut rested = 0;
-        for _ in 0..20 {
-            rested += u32::from(!rest.before_poll(at(now + 20)).is_zero());
-            now += 5_000;
-            rest.note_woken(at(now));
-            rest.note_turn(false);
-        }
-        assert!(rested <= u32::from(BUSY_MAX - BUSY + 1), "{rested}");
     }
 }
