@@ -109,6 +109,7 @@ pub struct Full;
 struct Account {
     share: u64,
     used: AtomicU64,
+    given: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -160,7 +161,9 @@ impl Pool {
 
     /// Gives back what was taken. More than that is our own error, and panics.
     pub fn give(&self, class: Class, bytes: usize) {
-        let before = self.accounts[class as usize].used.fetch_sub(bytes as u64, Ordering::Relaxed);
+        let account = &self.accounts[class as usize];
+        account.given.fetch_add(bytes as u64, Ordering::Relaxed);
+        let before = account.used.fetch_sub(bytes as u64, Ordering::Relaxed);
         assert!(before >= bytes as u64, "{} of {before} bytes were given back: {bytes}", class.label());
     }
 
@@ -193,6 +196,12 @@ impl Pool {
     #[must_use]
     pub fn used(&self, class: Class) -> u64 {
         self.accounts[class as usize].used.load(Ordering::Relaxed)
+    }
+
+    /// How much of a class was given back since the start, in bytes: where that grows, what is taken gets on.
+    #[must_use]
+    pub fn given(&self, class: Class) -> u64 {
+        self.accounts[class as usize].given.load(Ordering::Relaxed)
     }
 
     /// How much of all classes is taken, in bytes.
@@ -241,6 +250,12 @@ impl Charge {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether it is of the same class of the same pool.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.class == other.class && Arc::ptr_eq(&self.pool, &other.pool)
     }
 
     /// Whether its class is crowded.

@@ -360,12 +360,13 @@ impl Shard {
             let Some(id) = self.unfinished.pop_front() else { break };
             self.resume(id);
         }
-        if !self.pool.is_crowded(Class::Up) {
-            self.crowded_since = None;
-        } else if self.crowded_since.is_none() {
-            self.crowded_since = Some(now);
-        }
-        if self.crowded_since.is_none() || !self.way_up_moves(now) {
+        let given = self.pool.given(Class::Up);
+        self.crowded = match self.crowded {
+            _ if !self.pool.is_crowded(Class::Up) => None,
+            Some(stuck) if stuck.1 == given => Some(stuck),
+            _ => Some((now, given)),
+        };
+        if self.crowded.is_none() || !self.way_up_moves(now) {
             for id in std::mem::take(&mut self.yielding) {
                 self.resume(id);
             }
@@ -397,10 +398,11 @@ impl Shard {
         !self.yielding.is_empty()
     }
 
-    /// A way up that has been crowded for long does not get on: a disk is full, say. Then whoever says what nobody waits for goes
-    /// on, for it has heartbeats to say as well, and what it says is dropped where there is no room at all.
+    /// A way up that is crowded, and on which nothing has arrived for [`YIELD_MAX`], does not get on: a disk is full, say. Then
+    /// whoever says what nobody waits for goes on, for it has heartbeats to say as well, and what it says is dropped where there
+    /// is no room at all.
     pub(super) fn way_up_moves(&self, now: Moment) -> bool {
-        self.crowded_since.is_none_or(|since| now.since(since) < YIELD_MAX)
+        self.crowded.is_none_or(|(since, _)| now.since(since) < YIELD_MAX)
     }
 
     fn is_uplink_full(&self) -> bool {

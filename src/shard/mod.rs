@@ -122,8 +122,8 @@ pub struct Shard {
     paused: Vec<ConnectionId>,
     /// Devices that say what nobody waits for, and are not read on until little is on its way up.
     yielding: Vec<ConnectionId>,
-    /// Since when so much is on its way up that these wait.
-    crowded_since: Option<Moment>,
+    /// While much is on its way up: since when none of it has got there, and what had until then.
+    crowded: Option<(Moment, u64)>,
     /// Paused too, by packets that ask for more than one turn does; they go on in turns.
     unfinished: VecDeque<ConnectionId>,
     /// Connections to be looked at again this turn or the next, though no event says so.
@@ -201,7 +201,7 @@ impl Shard {
             next_denied: None,
             paused: Vec::new(),
             yielding: Vec::new(),
-            crowded_since: None,
+            crowded: None,
             unfinished: VecDeque::new(),
             ready: Vec::new(),
             closed: Vec::new(),

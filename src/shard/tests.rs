@@ -468,6 +468,28 @@ fn what_nobody_waits_for_keeps_off_a_crowded_way_up() {
     assert_eq!((harness.take_uplink().len(), harness.value(Metric::MessagesDropped)), (1, 0), "late, and not lost");
 }
 
+/// What is acknowledged may keep the way crowded for as long as it likes.
+#[test]
+fn a_crowded_way_up_that_gets_on_holds_whoever_can_wait() {
+    let mut harness = ShardHarness::new();
+    let slot = harness.connect("a");
+    harness.take_uplink();
+    let pool = Arc::clone(&harness.shard().pool);
+    let crowd = Charge::of(&pool, Class::Up, pool.share(Class::Up) as usize / 16);
+    harness.client(slot).say_message(0, b"nobody waits");
+    harness.read(slot);
+    for _ in 0..5 {
+        drop(Charge::of(&pool, Class::Up, 1));
+        harness.pass(YIELD_MAX);
+        harness.turn();
+        assert!(harness.shard().is_yielding() && harness.take_uplink().is_empty());
+    }
+    drop(crowd);
+    harness.turn();
+    harness.turn();
+    assert_eq!(harness.take_uplink().len(), 1);
+}
+
 #[test]
 fn a_way_up_that_does_not_get_on_holds_nobody_for_long() {
     let mut harness = ShardHarness::new();
@@ -483,7 +505,7 @@ fn a_way_up_that_does_not_get_on_holds_nobody_for_long() {
     harness.turn();
     harness.turn();
     assert_eq!(harness.take_uplink().len(), 1);
-    // Until the crowd has gone.
+    // Until some of the crowd has gone.
     harness.client(slot).say_message(0, b"2");
     harness.read(slot);
     assert_eq!(harness.take_uplink().len(), 1);
