@@ -103,6 +103,12 @@ struct Waiting {
     is_closed: bool,
 }
 
+/// Whether somebody waits for one of them to be written: who is told, or devices that keep off a crowded way.
+fn are_awaited(entries: &[Entry], charges: &[Charge]) -> bool {
+    entries.iter().any(|entry| entry.receipt.is_some())
+        || charges.chunk_by(Charge::is_beside).any(|same| same[0].is_of_a_crowd())
+}
+
 /// The queue before the writer.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -123,8 +129,7 @@ impl Queue {
     /// See [`super::Store::offer`]. The writer is rung for only when somebody waits for one of them, or devices keep off
     /// the way up until some are written.
     pub(super) fn offer(&self, entries: &mut Vec<Entry>, charges: &mut Vec<Charge>) -> Taken {
-        let is_urgent =
-            entries.iter().any(|entry| entry.receipt.is_some()) || charges.iter().any(Charge::is_of_a_crowd);
+        let is_urgent = are_awaited(entries, charges);
         let bytes: usize = entries.iter().map(Entry::bytes).sum();
         let mut waiting = self.lock();
         // One batch always fits into an empty queue.
@@ -228,8 +233,8 @@ impl Queue {
             waiting = self.bell.wait_timeout(waiting, left).expect("no holder panics").0;
             waiting.is_asleep = false;
         }
-        waiting.is_urgent = waiting.entries.iter().any(|entry| entry.receipt.is_some())
-            || waiting.changes.iter().any(|changes| changes.is_awaited);
+        waiting.is_urgent =
+            are_awaited(&waiting.entries, &waiting.charges) || waiting.changes.iter().any(|changes| changes.is_awaited);
         let mut work =
             Work { requests: std::mem::take(&mut waiting.requests), is_last: waiting.is_closed, ..Work::default() };
         if with_changes {
