@@ -19,10 +19,13 @@ impl OpenConnection<'_, '_> {
             // Raw bytes cannot be dropped without breaking the protocol above: they wait in the socket.
             return Progress::Do(Step::Paused);
         }
-        if self.cx.is_uplink_crowded() {
+        let length = input.plain().len();
+        if length > 0
+            && self.cx.is_uplink_crowded()
+            && matches!(raw::classify(&raw.heartbeat, input.plain()), Payload::Data(_))
+        {
             return Progress::Do(Step::Yielding);
         }
-        let length = input.plain().len();
         if length > 0 {
             self.trace_raw(input.plain(), raw);
             self.handle_raw_bytes(input.plain(), raw);
