@@ -187,15 +187,8 @@ impl Fleet {
             drawn
         });
         let row = LeaseRow { id: format!("{:016x}", random.u64(..)), instance, epoch: identity.epoch };
-        let shared = Arc::new(Shared {
-            node: identity.node.to_owned(),
-            presence: Mutex::new(Presence::new(identity.node, identity.epoch)),
-            bell: Notify::new(),
-            status: Mutex::new(Status::new(Instant::now(), settings.config().ready_without_nats)),
-            server: Mutex::default(),
-            leases: Leases::default(),
-            counters: Counters::default(),
-        });
+        let status = Status::new(Instant::now(), settings.config().ready_without_nats);
+        let shared = Arc::new(Shared::new(identity.node, identity.epoch, status));
         let (stop, stopped) = watch::channel(false);
         // Bounded by requests under way, and by devices that are here.
         let (orders, ordered) = mpsc::unbounded_channel();
@@ -267,6 +260,18 @@ impl Shared {
 
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().expect("no holder panics")
+    fn new(node: &str, epoch: u64, status: Status) -> Self {
+        Self {
+            node: node.to_owned(),
+            presence: Mutex::new(Presence::new(node, epoch)),
+            bell: Notify::new(),
+            status: Mutex::new(status),
+            server: Mutex::default(),
+            leases: Leases::default(),
+            counters: Counters::default(),
+        }
+    }
+
     }
 
     fn server(&self) -> Option<Server> {

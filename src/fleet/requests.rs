@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::Message;
 use async_nats::client::{Request as Ask, RequestError};
+use async_nats::{Message, Subject};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::names::Names;
 use super::presence::Told;
 use super::server::Server;
 use super::wire::{Reply, Request};
@@ -18,8 +19,8 @@ use crate::link::Downlink;
 
 /// Requests from others under way at a time; further ones are told that this gateway is busy.
 const ANSWERING_MAX: usize = 256;
-/// Answers at a time to what is known at once: whether a device is here, that one was taken. Beyond that they are not given, and whoever
-/// asked asks again.
+/// Answers at a time to what is known at once: whether a device is here, that one was taken, that this gateway is busy. Beyond that they
+/// are not given, and whoever asked asks again.
 const FACTS_MAX: usize = 4_096;
 /// How long a worker has to answer what another gateway asks.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -36,7 +37,7 @@ pub enum Heard {
 }
 
 /// What is needed to answer.
-pub type Means<'a> = (&'a Arc<Shared>, &'a Server, &'a mpsc::UnboundedSender<Order>);
+pub type Means<'a> = (&'a Arc<Shared>, &'a Names, &'a mpsc::UnboundedSender<Order>);
 
 /// Answers on their way.
 #[derive(Default)]
@@ -46,29 +47,32 @@ pub struct Hearing {
 }
 
 impl Hearing {
-    /// Hears one message, and answers it. `is_old`: it waited for too long to be carried out.
-    pub fn hear(&mut self, (shared, server, orders): Means<'_>, message: Message, heard: Heard, is_old: bool) {
+    /// Hears one message, and answers it by `say`. `is_old`: it waited for too long to be carried out.
+    pub fn hear<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        (shared, names, orders): Means<'_>,
+        say: impl FnOnce(Subject, Bytes) -> F + Send + 'static,
+        message: Message,
+        heard: Heard,
+        is_old: bool,
+    ) {
         shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        self.forget_answered();
         // Whoever does not want to know what became of it is not served: an answer is what the promise is about. Nor is anybody
         // who wants it said where only gateways and NATS itself speak.
-        let Some(reply) = message.reply.clone().filter(|reply| server.names.may_answer_at(reply)) else { return };
-        let client = server.client.clone();
-        if let (Heard::ByGateway, Some(answer)) = (heard, fact(shared, &message.payload)) {
+        let Some(reply) = message.reply.clone().filter(|reply| names.may_answer_at(reply)) else { return };
+        let known = match heard {
+            Heard::ByGateway => fact(shared, &message.payload).map(|answer| answer.to_bytes()),
+            Heard::ByAnybody => None,
+        };
+        if let Some(answer) = known.or_else(|| self.busy(heard)) {
             if self.facts.len() < FACTS_MAX {
-                self.facts.spawn(async move { drop(client.publish(reply, answer.to_bytes()).await) });
+                self.facts.spawn(say(reply, answer));
             }
             return;
         }
-        if self.answering.len() >= ANSWERING_MAX {
-            let busy = match heard {
-                Heard::ByGateway => Reply::Busy.to_bytes(),
-                Heard::ByAnybody => error_body("api_busy", "too many requests at a time; try again"),
-            };
-            self.facts.spawn(async move { drop(client.publish(reply, busy).await) });
-            return;
-        }
         let (shared, orders) = (Arc::clone(shared), orders.clone());
-        let device = server.names.sent_to(&message.subject);
+        let device = names.sent_to(&message.subject);
         self.answering.spawn(async move {
             let answer = match heard {
                 Heard::ByGateway => serve_gateway(&shared, &orders, &message.payload, is_old).await.to_bytes(),
@@ -77,9 +81,23 @@ impl Hearing {
                 }
                 Heard::ByAnybody => serve_anybody(&orders, device, message.payload).await,
             };
-            // Whoever asked finds out by its own deadline.
-            drop(client.publish(reply, answer).await);
+            // Whoever asked finds out by its own deadline whether it was said.
+            say(reply, answer).await;
         });
+    }
+
+    /// What everybody is told while too many wait for their answers.
+    fn busy(&self, heard: Heard) -> Option<Bytes> {
+        (self.answering.len() >= ANSWERING_MAX).then(|| match heard {
+            Heard::ByGateway => Reply::Busy.to_bytes(),
+            Heard::ByAnybody => error_body("api_busy", "too many requests at a time; try again"),
+        })
+    }
+
+    /// What was answered takes no place: whoever asks without a pause lets nobody come to [`Hearing::advance`].
+    fn forget_answered(&mut self) {
+        while self.answering.try_join_next().is_some() {}
+        while self.facts.try_join_next().is_some() {}
     }
 
     /// Takes note of what was answered; ends when there was something.
@@ -172,4 +190,67 @@ async fn serve_anybody(orders: &mpsc::UnboundedSender<Order>, device: Option<Str
 
 fn error_body(code: &str, message: &str) -> Bytes {
     serde_json::json!({"error": {"code": code, "message": message}}).to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::fleet::status::Status;
+
+    fn request(number: usize) -> Message {
+        Message {
+            subject: "p.send.d".into(),
+            reply: Some(format!("_INBOX.{number}").into()),
+            payload: Bytes::from_static(b"{}"),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        }
+    }
+
+    fn alone() -> (Arc<Shared>, Names) {
+        let shared = Shared::new("a", 1, Status::new(Instant::now(), false));
+        (Arc::new(shared), Names::new("p"))
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_on_and_on_finds_bounds_though_nothing_is_answered() {
+        let (shared, names) = alone();
+        // Nobody carries out what is asked, and nobody takes an answer.
+        let (orders, _ordered) = mpsc::unbounded_channel();
+        let mut hearing = Hearing::default();
+        for number in 0..ANSWERING_MAX + FACTS_MAX + 1_000 {
+            hearing.hear((&shared, &names, &orders), |_, _| pending(), request(number), Heard::ByAnybody, false);
+        }
+        assert_eq!((hearing.answering.len(), hearing.facts.len()), (ANSWERING_MAX, FACTS_MAX));
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_takes_no_place_though_requests_never_pause() {
+        let (shared, names) = alone();
+        // Each is answered at once, as by a gateway that ends.
+        let (orders, _) = mpsc::unbounded_channel();
+        let said: Arc<Mutex<Vec<Bytes>>> = Arc::default();
+        let mut hearing = Hearing::default();
+        let count = ANSWERING_MAX * 8;
+        for number in 0..count {
+            let said = Arc::clone(&said);
+            let say = move |_, answer| ready(said.lock().unwrap().push(answer));
+            hearing.hear((&shared, &names, &orders), say, request(number), Heard::ByAnybody, false);
+            if number % 16 == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert!(hearing.answering.len() <= 64 && hearing.facts.len() <= 64, "at {number}");
+        }
+        while said.lock().unwrap().len() < count {
+            tokio::task::yield_now().await;
+        }
+        let busy =
+            said.lock().unwrap().iter().filter(|answer| answer.windows(8).any(|part| part == b"api_busy")).count();
+        assert_eq!(busy, 0);
+    }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use async_nats::Subscriber;
+use async_nats::{Message, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -342,21 +342,22 @@ impl Run {
                     self.handle_done(server, done, &mut session).await.map_err(broke)?;
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
-                Some(message) = ours.next() => {
-                    let is_old = turned.elapsed() > STILL_MAX;
-                    session.hearing.hear((&self.shared, server, &self.orders), message, Heard::ByGateway, is_old);
-                }
-                Some(message) = sends.next() => {
-                    let is_old = turned.elapsed() > STILL_MAX;
-                    session.hearing.hear((&self.shared, server, &self.orders), message, Heard::ByAnybody, is_old);
-                }
+                // These before what others say: whoever asks on and on must not hold up the rest, and they are no more than
+                // what was heard, what was taken from others, and wills that are due.
                 () = session.hearing.advance() => {}
                 () = self.notices.advance() => {}
                 () = self.wills.advance(&self.shared, server, &self.orders) => {}
+                Some(message) = ours.next() => self.hear(server, &mut session, message, Heard::ByGateway, turned),
+                Some(message) = sends.next() => self.hear(server, &mut session, message, Heard::ByAnybody, turned),
                 () = self.shared.bell.notified(), if paced.is_none() => {}
                 () = tokio::time::sleep_until(paced.unwrap_or(turned).into()), if paced.is_some() => {}
             }
         }
+    }
+
+    fn hear(&self, server: &Server, session: &mut Session, message: Message, heard: Heard, turned: Instant) {
+        let is_old = turned.elapsed() > STILL_MAX;
+        session.hearing.hear((&self.shared, &server.names, &self.orders), server.say(), message, heard, is_old);
     }
 
     /// The loop has not turned for long: what came meanwhile is answered as not done. It is all here when the server has answered

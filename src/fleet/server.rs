@@ -9,8 +9,10 @@ use std::time::Duration;
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::stream::{self, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{Client, HeaderMap};
+use async_nats::{Client, HeaderMap, Subject};
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -100,6 +102,12 @@ struct StreamState {
 }
 
 impl Server {
+    /// How one answer is said.
+    pub fn say(&self) -> impl FnOnce(Subject, Bytes) -> BoxFuture<'static, ()> + Send + use<> {
+        let client = self.client.clone();
+        move |to, answer| async move { drop(client.publish(to, answer).await) }.boxed()
+    }
+
     /// Connects and verifies. `signals` hears what becomes of the connection.
     ///
     /// # Errors

@@ -1,5 +1,10 @@
 //! A delayed will comes when its device stays away, and does not when it is at another gateway by then.
 
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::servers::Servers;
@@ -65,4 +70,52 @@ fn a_delayed_will_comes_unless_its_device_is_at_another_gateway() {
     let Event::Data(heard) = watcher.hear() else { panic!("no will") };
     assert!(String::from_utf8_lossy(&heard).contains("will/late"), "{heard:?}");
     drop(moved);
+}
+
+/// Asks gateways on and on, faster than they hear, until it is let go.
+struct Asker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Asker {
+    fn start(port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&stop);
+        let asked = b"PUB pulsegate.send.nobody _INBOX.x 2\r\n{}\r\n".repeat(500);
+        let thread = std::thread::spawn(move || {
+            let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            socket.set_write_timeout(Some(LATE)).unwrap();
+            socket.write_all(b"CONNECT {\"verbose\":false}\r\n").unwrap();
+            while !ends.load(Ordering::Relaxed) {
+                socket.write_all(&asked).unwrap();
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the server has let it go");
+    }
+}
+
+#[test]
+fn whoever_asks_on_and_on_holds_up_no_will() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let member = Member::joined("gate-0", &servers.urls("nats"), "");
+    let mut watcher = watcher(&member);
+    let asker = Asker::start(servers.ports[0]);
+    let received = || member.gateway.metric("pulsegate_fleet_requests_total");
+    wait_until("it is asked", LATE, || received() > 1_000);
+    come(&member, &connect("gone")).reset();
+    let heard = watcher.hear_within(LATE);
+    let Some(Event::Data(heard)) = heard else { panic!("no will, after {} requests: {heard:?}", received()) };
+    assert!(String::from_utf8_lossy(&heard).contains("will/gone"), "{heard:?}");
+    drop(asker);
 }
