@@ -375,8 +375,10 @@ impl Run {
             tokio::time::sleep(RENEW_AGAIN_AFTER).await;
         }
         for (heard, subscriber) in [(Heard::ByGateway, ours), (Heard::ByAnybody, sends)] {
-            while let Some(Some(message)) = subscriber.next().now_or_never() {
-                session.hearing.hear((&self.shared, server, &self.orders), message, heard, true);
+            // All of it in one go: the runtime would else have it pause after some, as if there were no more.
+            while let Some(Some(message)) = tokio::task::coop::unconstrained(subscriber.next()).now_or_never() {
+                let means = (&self.shared, &server.names, &self.orders);
+                session.hearing.hear(means, server.say(), message, heard, true);
             }
         }
         Ok(())

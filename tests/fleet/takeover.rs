@@ -1,6 +1,8 @@
 //! One device, two gateways: the later connection stays, the other is told; and a gateway that stood still disowns what it lost.
 
-use std::time::Duration;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use pulsegate::codec::native::CloseCode;
 use rustix::process::Signal;
@@ -8,7 +10,7 @@ use serde_json::json;
 
 use crate::servers::Servers;
 use crate::support::{Device, Event, Site, nats_tell, wait_until};
-use crate::{LATE, heard, members};
+use crate::{LATE, Member, heard, members};
 
 #[test]
 fn the_later_connection_wins_across_gateways_and_the_other_is_told() {
@@ -99,6 +101,37 @@ fn a_gateway_that_stood_still_carries_out_nothing_that_was_wanted_meanwhile() {
     assert_eq!(fleet[1].send("meter-2", "new").0, 200);
     while heard(&mut other).1 != "new" {}
     assert!(!matches!(other.hear_within(Duration::from_secs(1)), Some(Event::Message { .. })));
+}
+
+#[test]
+fn of_very_many_requests_to_a_frozen_gateway_none_is_carried_out_later() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let member = Member::joined("gate-0", &servers.urls("nats"), "");
+    let mut device = member.device("meter-1");
+    member.wait_for_claims(1);
+    let before = member.gateway.metric("pulsegate_fleet_requests_total");
+    member.gateway.signal(Signal::STOP);
+    let frozen = Instant::now();
+    let count = 2_000;
+    let mut asker = TcpStream::connect(("127.0.0.1", servers.ports[0])).unwrap();
+    asker.set_read_timeout(Some(LATE)).unwrap();
+    let body = json!({"payload": "late"}).to_string();
+    let asked = format!("PUB pulsegate.send.meter-1 _INBOX.x {}\r\n{body}\r\n", body.len()).repeat(count);
+    asker.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{asked}PING\r\n").as_bytes()).unwrap();
+    let mut lines = BufReader::new(asker).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "PONG"), "the server has taken them");
+    // It stands still for longer than what is asked may wait.
+    while frozen.elapsed() < Duration::from_millis(1_500) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    member.gateway.signal(Signal::CONT);
+    wait_until("it has heard all", LATE, || {
+        member.gateway.metric("pulsegate_fleet_requests_total") >= before + count as u64
+    });
+    assert_eq!(member.send("meter-1", "new").0, 200);
+    assert_eq!(heard(&mut device).1, "new");
 }
 
 #[test]
