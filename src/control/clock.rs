@@ -44,6 +44,11 @@ impl Clock {
         Moment::from_micros(self.uptime().as_micros() as u64)
     }
 
+    /// A moment on the clock that only goes forward.
+    pub(super) fn instant(&self, moment: Moment) -> Instant {
+        self.started + Duration::from_micros(moment.micros())
+    }
+
     /// The time since the start.
     #[must_use]
     pub fn uptime(&self) -> Duration {

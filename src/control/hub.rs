@@ -160,7 +160,10 @@ impl Hub {
                 self.log_presence(&presence, "connected");
                 self.offer(&Event::connected(worker, &presence));
                 if let Some(fleet) = &self.state.fleet {
-                    fleet.connected(&presence.device, presence.generation, presence.facts.peer.map(|peer| peer.ip()));
+                    let place = presence.facts.peer.map(|peer| peer.ip());
+                    // It may have waited on its way here for as long as the store or the fleet's stream takes nothing.
+                    let since = self.state.clock.instant(presence.at);
+                    fleet.connected(&presence.device, presence.generation, place, since);
                 }
                 self.store_presence(worker, presence, None);
             }

@@ -203,9 +203,9 @@ impl Fleet {
         Ok((Self { shared, wills, stop, thread: Mutex::new(Some(thread)) }, ordered))
     }
 
-    /// A device is here. Never waits for anything outside.
-    pub fn connected(&self, device: &str, generation: u64, place: Option<IpAddr>) {
-        self.shared.presence().connected(device, generation, place, Instant::now());
+    /// A device is here, `since` when: of two connections the later one stays. Never waits for anything outside.
+    pub fn connected(&self, device: &str, generation: u64, place: Option<IpAddr>, since: Instant) {
+        self.shared.presence().connected(device, generation, place, since);
         self.shared.bell.notify_one();
     }
 
@@ -236,6 +236,12 @@ impl Fleet {
         done
     }
 
+    /// Since when a device is here, as others are told.
+    #[cfg(test)]
+    pub fn age(&self, device: &str) -> Option<Duration> {
+        self.shared.presence().age(device, Instant::now())
+    }
+
     /// How it is.
     #[must_use]
     pub fn report(&self) -> Report {
@@ -254,12 +260,6 @@ impl Fleet {
 }
 
 impl Shared {
-    fn presence(&self) -> MutexGuard<'_, Presence> {
-        self.presence.lock().expect("no holder panics")
-    }
-
-    fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().expect("no holder panics")
     fn new(node: &str, epoch: u64, status: Status) -> Self {
         Self {
             node: node.to_owned(),
@@ -272,6 +272,12 @@ impl Shared {
         }
     }
 
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().expect("no holder panics")
+    }
+
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().expect("no holder panics")
     }
 
     fn server(&self) -> Option<Server> {

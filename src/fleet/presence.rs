@@ -304,9 +304,9 @@ impl Presence {
 
     // --- What happens here --------------------------------------------------------------------------------------------
 
-    /// A device is here.
-    pub fn connected(&mut self, device: &str, generation: u64, place: Option<IpAddr>, now: Instant) {
-        let wanted = Wanted { generation, place: place.map(|place| place.to_canonical()), since: now };
+    /// A device is here, `since` when. What is told late says so: it may have come before one that was told of elsewhere.
+    pub fn connected(&mut self, device: &str, generation: u64, place: Option<IpAddr>, since: Instant) {
+        let wanted = Wanted { generation, place: place.map(|place| place.to_canonical()), since };
         if let Some(entry) = self.devices.get_mut(device) {
             let was_settled = entry.is_settled();
             entry.wanted = Some(wanted);

@@ -35,6 +35,38 @@ fn events_reach_the_backbone_in_the_order_in_which_they_were_said() {
     }
 }
 
+/// What comes late, because it waited for the store or for the fleet's stream, is no younger for that.
+#[test]
+fn the_fleet_hears_when_a_device_came_and_not_when_the_hub_heard_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let fleet = config::Fleet {
+        urls: vec!["nats://127.0.0.1:1".into()],
+        is_tls: false,
+        tls: config::SinkTls::default(),
+        login: config::NatsLogin::default(),
+        prefix: "p".into(),
+        replicas: 1,
+        lease: Duration::from_secs(10),
+        timeout: Duration::from_secs(1),
+        retry: (Duration::from_secs(1), Duration::from_secs(1)),
+        writes_per_second: 1,
+        ready_without_nats: true,
+        uplink: config::FleetUplink::Off,
+    };
+    let uptime = Duration::from_hours(1);
+    let store = Some(directory.path().to_owned());
+    let stage = Stage::new(Plan { uptime, store, fleet: Some(fleet), ..Plan::default() });
+    let late = Presence { at: Moment::from_micros(600_000_000), ..presence("late", 1) };
+    let fresh = Presence { at: stage.control.state.clock.now(), ..presence("fresh", 1) };
+    stage.say(1, vec![WorkerEvent::Connected(late), WorkerEvent::Connected(fresh)]);
+    let age = |device: &str| stage.control.state.fleet.as_ref().unwrap().age(device);
+    until("both are known", || age("fresh").is_some());
+    let older = age("late").unwrap().saturating_sub(age("fresh").unwrap());
+    // Fifty minutes, and what goes by between two lines of this test.
+    assert!(older >= Duration::from_mins(49), "{older:?}");
+    assert!(age("fresh").unwrap() < Duration::from_mins(10));
+}
+
 #[test]
 fn a_message_is_acknowledged_when_the_backbone_holds_it() {
     let stage = Stage::new(Plan { silent: Some(1), ..Plan::default() });

@@ -80,6 +80,8 @@ struct Plan {
     backbone: config::Backbone,
     /// Where there is a store, if there is one.
     store: Option<PathBuf>,
+    /// Of which fleet it is, if it is.
+    fleet: Option<config::Fleet>,
     /// Which life of the gateway it is.
     epoch: u64,
     inventory: Inventory,
@@ -100,6 +102,7 @@ impl Default for Plan {
             token_file: None,
             backbone,
             store: None,
+            fleet: None,
             epoch: 42,
             inventory: Inventory::default(),
         }
@@ -173,7 +176,7 @@ impl Stage {
             log_lines_lost: Arc::default(),
             store,
             sinks: Vec::new(),
-            fleet: None,
+            fleet: plan.fleet.map(|fleet| (crate::fleet::Settings::prove(&fleet).unwrap(), 1)),
         })
         .unwrap();
         let agent = ureq::Agent::config_builder()
