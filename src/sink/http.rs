@@ -183,7 +183,8 @@ impl HttpRun {
     async fn pass(&mut self) -> Result<Result<(), Over>, StoreError> {
         let (seeks, cursor) = self.run.place().await?;
         let mut head = self.run.store.head();
-        if head.borrow_and_update().last <= cursor {
+        let last = head.borrow_and_update().last;
+        if last <= cursor {
             return Ok(match self.run.unless_ordered(head.changed()).await {
                 // The store is gone.
                 Ok(Some(Err(_))) => Err(Over),
@@ -192,7 +193,11 @@ impl HttpRun {
                 Err(over) => Err(over),
             });
         }
-        let Some(underway) = self.next(seeks, cursor).await? else { return Ok(Ok(())) };
+        let Some(underway) = self.next(seeks, cursor).await? else {
+            // Retention has dropped all that was there.
+            self.run.advance(seeks, last).await?;
+            return Ok(Ok(()));
+        };
         if underway.batch.count > 0 {
             match self.deliver(&underway).await {
                 Ok(true) => {}
@@ -210,9 +215,13 @@ impl HttpRun {
         let node = self.run.node.clone();
         let selection = &self.run.settings.selection;
         if self.begun > cursor && self.begun_seeks == seeks {
-            let events = self.run.read(cursor, (self.begun - cursor) as usize, SINK_WINDOW_BYTES)?;
+            let mut events = self.run.read(cursor, (self.begun - cursor) as usize, SINK_WINDOW_BYTES)?;
+            events.retain(|stored| stored.seq <= self.begun);
             let shape = Shape { node: &node, lines, events: usize::MAX, bytes: usize::MAX };
-            return Ok(Batch::of(&events, selection, shape).map(|batch| Underway { batch, events, seeks }));
+            // Nothing: retention has dropped it, and another one is begun.
+            if let Some(batch) = Batch::of(&events, selection, shape) {
+                return Ok(Some(Underway { batch, events, seeks }));
+            }
         }
         let mut events = self.run.read(cursor, batch_events.max(READ_MIN), SINK_WINDOW_BYTES)?;
         let shape = Shape { node: &node, lines, events: batch_events, bytes: batch_bytes };

@@ -158,8 +158,7 @@ impl Run {
 
     /// At most `count` events behind `seq`, and about [`SINK_WINDOW_BYTES`] of them.
     pub fn read(&self, seq: u64, count: usize, bytes: usize) -> Result<Vec<Stored>, StoreError> {
-        let first = (seq + 1).max(self.store.first());
-        self.store.reader().range(Range { first, last: first + count as u64 - 1 }, bytes.min(SINK_WINDOW_BYTES))
+        self.store.reader().behind(seq, count, bytes.min(SINK_WINDOW_BYTES))
     }
 
     /// Everything up to `last` is done with. `false`: it was let go on elsewhere since `seeks` was read.

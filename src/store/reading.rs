@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, params};
 
 use super::error::StoreError;
 use super::progress::Range;
@@ -46,17 +46,20 @@ impl Reader {
         self.query(|connection| {
             let sql = format!("SELECT {COLUMNS} FROM uplink WHERE seq BETWEEN ?1 AND ?2 ORDER BY seq");
             let mut statement = connection.prepare_cached(&sql)?;
-            let mut rows = statement.query(params![range.first, range.last])?;
-            let (mut events, mut bytes) = (Vec::new(), 0);
-            while let Some(row) = rows.next()? {
-                let event = stored(row)?;
-                bytes += event.entry.bytes();
-                events.push(event);
-                if bytes > bytes_max {
-                    break;
-                }
-            }
-            Ok(events)
+            up_to(statement.query(params![range.first, range.last])?, bytes_max)
+        })
+    }
+
+    /// The first `count` events behind `seq` that are held, oldest first, however many numbers lie between them, until they take more
+    /// than `bytes_max`: at least one, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn behind(&self, seq: u64, count: usize, bytes_max: usize) -> Result<Vec<Stored>, StoreError> {
+        self.query(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM uplink WHERE seq > ?1 ORDER BY seq LIMIT ?2");
+            let mut statement = connection.prepare_cached(&sql)?;
+            up_to(statement.query(params![seq, count as u64])?, bytes_max)
         })
     }
 
@@ -128,6 +131,19 @@ impl Reader {
             connection.prepare_cached(sql)?.query_row([seq], |row| row.get(0)).optional()
         })
     }
+}
+
+fn up_to(mut rows: Rows<'_>, bytes_max: usize) -> rusqlite::Result<Vec<Stored>> {
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let event = stored(row)?;
+        bytes += event.entry.bytes();
+        events.push(event);
+        if bytes > bytes_max {
+            break;
+        }
+    }
+    Ok(events)
 }
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {

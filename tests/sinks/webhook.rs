@@ -254,6 +254,30 @@ fn webhook_waits_when_told_and_goes_on_elsewhere() {
     assert_eq!(gateway.get("/v1/uplink?consumer=sink%3Acloud").0, 409);
 }
 
+/// One that floods loses its own oldest events, of which there may be more than a sink reads at a time.
+#[test]
+fn webhook_passes_a_hole_in_the_log() {
+    let site = Site::new();
+    let mut receiver = Receiver::new(&site);
+    configure(&site, receiver.port, "presence = false\n[uplink]\nretention_bytes = 1048576");
+    let gateway = Gateway::start(site.directory());
+    let mut meters = Meter::fleet(1);
+    meters[0].publish(&site, &gateway, 2);
+    let mut flood = Device::welcomed(gateway.devices(), &site.tls(), "flood");
+    let number = format!("{:0>400}", 7);
+    let says: Vec<_> = (0..100).map(|_| message(0, number.as_bytes())).collect();
+    let dropped = || gateway.metric("pulsegate_store_events_dropped_share_total");
+    wait_until("there is a hole", LATE, || {
+        flood.send(&says);
+        dropped() > 2_500
+    });
+    receiver.start();
+    wait_until("the sink has passed it", LATE, || sink(&gateway, "cloud")["behind"] == 0);
+    let seen = receiver.seen();
+    assert_eq!((&*seen["meter-1"], &*seen["flood"]), (&[1, 2][..], &[7][..]));
+    assert!(sink(&gateway, "cloud")["missed"].as_u64().unwrap() > 2_500);
+}
+
 #[test]
 fn webhook_settings_are_swapped_under_way() {
     let site = Site::new();
