@@ -33,7 +33,7 @@ pub(super) fn of(
         return (Some(sinks), Some(orders), Forwarded::off());
     }
     let (forwarded, tell) = Forwarded::on();
-    (Some(sinks.tell_done(FLEET_SINK, tell)), Some(orders), forwarded)
+    (Some(sinks.tell(FLEET_SINK, tell)), Some(orders), forwarded)
 }
 
 /// Tells devices what comes back for them, until there are no sinks any more.

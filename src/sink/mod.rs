@@ -42,7 +42,7 @@ pub use event::{Event, time};
 pub use settings::{Fault, Reading, Settings, files_of};
 
 use crate::link::{Downlink, Outcome};
-use crate::store::{Backlog, Position, SINK_PREFIX, SinkNote, Store, StoreError};
+use crate::store::{Backlog, Position, Range, SINK_PREFIX, SinkNote, Store, StoreError};
 use dead_letter::DeadLetters;
 use http::HttpRun;
 use mqtt::MqttRun;
@@ -67,9 +67,17 @@ pub struct Order {
     pub answer: oneshot::Sender<Outcome>,
 }
 
-/// Told up to which event a sink is done: the other side has each of these, or they were given up. Called in the sink's thread; it must not
-/// wait.
-pub type TellDone = Arc<dyn Fn(u64) + Send + Sync>;
+/// How far a sink has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The store dropped these before the sink had read them; but for those that are done.
+    Missed(Range),
+    /// All up to this one is done with: the other side has it, it is in the dead letters, or it was missed, which was told before.
+    Done(u64),
+}
+
+/// Hears how far a sink has come. Called in the sink's thread; it must not wait.
+pub type Tell = Arc<dyn Fn(Told) + Send + Sync>;
 
 /// Every sink of a gateway.
 pub struct Sinks {
@@ -79,7 +87,7 @@ pub struct Sinks {
     devices: mpsc::Sender<Order>,
     seed: u64,
     /// Who hears how far the sink of this name is.
-    tell_done: Option<(&'static str, TellDone)>,
+    tell: Option<(&'static str, Tell)>,
     threads: Mutex<Threads>,
 }
 
@@ -148,13 +156,13 @@ impl Sinks {
     #[must_use]
     pub fn new(store: Arc<Store>, node: String, data_dir: PathBuf, seed: u64) -> (Self, mpsc::Receiver<Order>) {
         let (devices, orders) = mpsc::channel(ORDERS_WAITING_MAX);
-        (Self { store, node, data_dir, devices, seed, tell_done: None, threads: Mutex::default() }, orders)
+        (Self { store, node, data_dir, devices, seed, tell: None, threads: Mutex::default() }, orders)
     }
 
     /// The same; `tell` hears how far the sink `name` is.
     #[must_use]
-    pub fn tell_done(self, name: &'static str, tell: TellDone) -> Self {
-        Self { tell_done: Some((name, tell)), ..self }
+    pub fn tell(self, name: &'static str, tell: Tell) -> Self {
+        Self { tell: Some((name, tell)), ..self }
     }
 
     /// What [`Sinks::replace`] would change, in words.
@@ -221,11 +229,7 @@ impl Sinks {
             shared: Arc::clone(&shared),
             devices: self.devices.clone(),
             orders: ordered,
-            tell_done: self
-                .tell_done
-                .as_ref()
-                .filter(|(name, _)| *name == settings.name())
-                .map(|(_, tell)| Arc::clone(tell)),
+            tell: self.tell_of(settings.name()).cloned(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let seed = self.seed;
@@ -281,7 +285,7 @@ impl Sinks {
     pub async fn pause(&self, name: &str, is_paused: bool) -> Result<(), SinkError> {
         let shared = self.shared(name)?;
         shared.is_paused.store(is_paused, Ordering::Relaxed);
-        self.tell(name);
+        self.order(name);
         self.store
             .note(&format!("{SINK_PREFIX}{name}"), SinkNote::Paused(is_paused))
             .await
@@ -304,7 +308,7 @@ impl Sinks {
             *seeks += 1;
             cursor
         };
-        self.tell(name);
+        self.order(name);
         Ok(cursor)
     }
 
@@ -314,7 +318,12 @@ impl Sinks {
         found.ok_or_else(|| SinkError::NoSink(name.to_owned()))
     }
 
-    fn tell(&self, name: &str) {
+    /// Who hears how far the sink `name` is.
+    fn tell_of(&self, name: &str) -> Option<&Tell> {
+        self.tell.as_ref().filter(|(of, _)| *of == name).map(|(_, tell)| tell)
+    }
+
+    fn order(&self, name: &str) {
         if let Some(running) = self.lock().running.get(name) {
             running.orders.send_replace(());
         }

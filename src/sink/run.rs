@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::dead_letter::DeadLetters;
 use super::event::Event;
-use super::{Order, Settings, TellDone};
+use super::{Order, Settings, Tell, Told};
 use crate::config::SINK_WINDOW_BYTES;
 use crate::store::{Position, Range, SinkNote, Store, StoreError, Stored};
 
@@ -88,7 +88,7 @@ pub struct Run {
     /// Changes whenever something was ordered; its sender is gone when the thread is to end.
     pub orders: watch::Receiver<()>,
     /// Who hears how far it is.
-    pub tell_done: Option<TellDone>,
+    pub tell: Option<Tell>,
 }
 
 /// The lane of a device: the same in every run.
@@ -176,8 +176,15 @@ impl Run {
 
     /// All up to this one is done with.
     pub fn note_done(&self, last: u64) {
-        if let Some(tell) = &self.tell_done {
-            tell(last);
+        if let Some(tell) = &self.tell {
+            tell(Told::Done(last));
+        }
+    }
+
+    /// These were dropped before they were read. To be said before [`Run::note_done`] of what follows them.
+    pub fn note_missed(&self, missed: Range) {
+        if let Some(tell) = &self.tell {
+            tell(Told::Missed(missed));
         }
     }
 
