@@ -293,10 +293,11 @@ impl Sinks {
         Ok(())
     }
 
-    /// Lets it go on elsewhere. Gives back its cursor, when that is safe.
+    /// Lets it go on elsewhere. Gives back its cursor, when that is safe. One that somebody waits for is only let go back: what it would
+    /// jump would count as done.
     ///
     /// # Errors
-    /// There is no such sink, or the store is closed.
+    /// There is no such sink, the store is closed, or it would be let go on past what somebody waits for.
     pub async fn seek(&self, name: &str, position: Position) -> Result<u64, SinkError> {
         let shared = self.shared(name)?;
         let consumer = format!("{SINK_PREFIX}{name}");
@@ -304,7 +305,11 @@ impl Sinks {
             let mut seeks = shared.seeks.lock().await;
             // A batch that was begun elsewhere is none here.
             self.store.note(&consumer, SinkNote::Batch(0)).await.map_err(SinkError::Store)?;
-            let cursor = self.store.seek(&consumer, position).await.map_err(SinkError::Store)?;
+            let cursor = match self.tell_of(name) {
+                Some(_) => self.store.seek_back(&consumer, position).await,
+                None => self.store.seek(&consumer, position).await,
+            };
+            let cursor = cursor.map_err(SinkError::Store)?;
             *seeks += 1;
             cursor
         };

@@ -450,7 +450,15 @@ impl Store {
     /// # Errors
     /// There is no such consumer, or the store is closed.
     pub async fn seek(&self, name: &str, position: Position) -> Result<u64, StoreError> {
-        self.ask(|answer| Request::Seek { name: name.into(), position, answer }).await
+        self.ask(|answer| Request::Seek { name: name.into(), position, is_back: false, answer }).await
+    }
+
+    /// The same, but only to where it is or before that: what was not acknowledged is not jumped.
+    ///
+    /// # Errors
+    /// As above, or [`StoreError::Position`]: it would be.
+    pub async fn seek_back(&self, name: &str, position: Position) -> Result<u64, StoreError> {
+        self.ask(|answer| Request::Seek { name: name.into(), position, is_back: true, answer }).await
     }
 
     /// Keeps what a sink's consumer must know of itself after a restart. Gives back its cursor, when it is safe.

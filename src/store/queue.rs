@@ -25,8 +25,8 @@ pub(super) enum Request {
     Create { name: Box<str>, position: Position, answer: Answer },
     /// Acknowledge events.
     Acknowledge { name: Box<str>, range: Range, answer: Answer },
-    /// Go on elsewhere.
-    Seek { name: Box<str>, position: Position, answer: Answer },
+    /// Go on elsewhere; `is_back`: not behind what is not acknowledged.
+    Seek { name: Box<str>, position: Position, is_back: bool, answer: Answer },
     /// Keep what a sink must know.
     Note { name: Box<str>, note: SinkNote, answer: Answer },
     /// Forget a consumer.

@@ -179,6 +179,13 @@ fn cursors_move_by_acknowledgement_only_and_survive() {
     assert_eq!(block(store.delete("late")).unwrap(), 10);
     assert!(matches!(block(store.acknowledge("late", Range { first: 1, last: 1 })), Err(StoreError::NoConsumer(_))));
     let beyond = block(store.acknowledge("billing", Range { first: 1, last: 11 }));
+    // One that is only let go back stays where it is when it is asked to jump what it has not acknowledged.
+    let jump = block(store.seek_back("billing", Position::End)).unwrap_err().to_string();
+    assert!(jump.starts_with("it would jump events 7 to "), "{jump}");
+    assert_eq!(store.cursor("billing"), Some(6));
+    assert_eq!(block(store.seek_back("billing", Position::After(6))).unwrap(), 6);
+    assert_eq!(block(store.seek_back("billing", Position::First)).unwrap(), 0);
+    assert_eq!(block(store.seek("billing", Position::After(6))).unwrap(), 6);
     assert!(matches!(beyond, Err(StoreError::Position(_))));
 }
 

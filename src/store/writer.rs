@@ -665,9 +665,12 @@ fn apply(
             store_progress(transaction, name, progress)?;
             Ok(Ok(cursor))
         }
-        Request::Seek { name, position, .. } => {
+        Request::Seek { name, position, is_back, .. } => {
             let cursor = find(transaction, state, *position)?;
             let Some(progress) = consumers.get_mut(name) else { return no_consumer(name) };
+            if *is_back && cursor > progress.cursor {
+                return Ok(Err(jump(progress.cursor + 1, cursor)));
+            }
             progress.seek(cursor);
             store_progress(transaction, name, progress)?;
             Ok(Ok(cursor))
@@ -679,12 +682,25 @@ fn apply(
         }
         Request::Delete { name, .. } => {
             let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
-            for (table, key) in [("consumer", "name"), ("consumer_ahead", "consumer"), ("sink", "consumer")] {
-                transaction.execute(&format!("DELETE FROM {table} WHERE {key} = ?1"), [name])?;
-            }
+            delete(transaction, name)?;
             Ok(Ok(progress.cursor))
         }
     }
+}
+
+/// Removes what the tables know of a consumer.
+fn delete(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<()> {
+    for (table, key) in [("consumer", "name"), ("consumer_ahead", "consumer"), ("sink", "consumer")] {
+        transaction.execute(&format!("DELETE FROM {table} WHERE {key} = ?1"), [name])?;
+    }
+    Ok(())
+}
+
+/// Why a consumer for whose events somebody waits does not go on from `next` to `cursor`.
+fn jump(next: u64, cursor: u64) -> StoreError {
+    StoreError::Position(format!(
+        "it would jump events {next} to {cursor}, for which acknowledgements wait: it can only go back, to event {next} or before"
+    ))
 }
 
 fn may_be_made(name: &str, consumers: &Consumers) -> Result<(), StoreError> {

@@ -61,6 +61,10 @@ fn what_devices_say_at_any_gateway_goes_into_one_stream() {
     assert_eq!(info["config"]["max_age"], json!(7 * 24 * 3_600_000_000_000_u64), "as uplink.retention");
 }
 
+fn seek(member: &Member, to: &str) -> (u16, Value) {
+    member.gateway.post("/v1/sinks/fleet-uplink/seek", &json!({ "to": to }))
+}
+
 /// So many messages of a device are in the stream.
 fn in_stream(servers: &Servers<'_>, device: &str) -> u64 {
     let info = servers
@@ -132,4 +136,40 @@ fn an_acknowledgement_means_that_the_stream_has_it() {
     let mut device = member.device("meter-1");
     say(&mut device, 17..=20);
     assert_eq!(in_stream(&servers, "meter-1"), 20);
+}
+
+#[test]
+fn what_the_log_dropped_unsent_is_not_acknowledged_and_nobody_can_have_it_jumped() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let member = Member::joined("gate-0", &servers.urls("nats"), "[uplink]\nretention_bytes = 1048576");
+    let mut device = member.device("meter-1");
+    say(&mut device, 1..=1);
+    servers.stop(0, Signal::KILL);
+    wait_until("it is away", LATE, || member.fleet()["state"] == "away");
+    for number in 2..=6 {
+        device.send(&[message(number, number.to_string().as_bytes())]);
+    }
+    wait_until("they are in the log", LATE, || behind(&member).as_u64() >= Some(5));
+    // Acknowledgements wait for them: they cannot be jumped.
+    let (status, answer) = seek(&member, "end");
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("invalid_body")), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("it would jump events"), "{answer}");
+    // The device says more than there is room for, and its own oldest go.
+    let dropped = || member.gateway.metric("pulsegate_store_events_dropped_total");
+    let large = vec![b'x'; 8 << 10];
+    let deadline = Instant::now() + LATE;
+    while dropped() < 20 {
+        assert!(Instant::now() < deadline, "nothing is dropped");
+        for _ in 0..10 {
+            device.send(&[message(0, &large)]);
+        }
+    }
+    servers.start(0, &[]);
+    wait_until("all that is left is in the stream", LATE, || behind(&member) == 0);
+    hears_nothing(&mut device, Duration::from_secs(1));
+    // Whoever hears nothing says it again.
+    say(&mut device, 2..=6);
+    assert_eq!(seek(&member, "first").0, 200, "it may go back");
 }
