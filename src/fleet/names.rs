@@ -97,7 +97,9 @@ impl Names {
     /// Whether a refusal of the server is about what the fleet itself does, and not about an answer to whoever asked something.
     pub fn is_about(&self, refusal: &str) -> bool {
         let ours = ["$JS.API.", "$KV.", &format!("{}.gateway.", self.prefix), &self.sends()];
-        ours.iter().any(|subject| refusal.contains(&format!("\"{subject}")))
+        // The subject stands between quotes and may hold some: what follows the first is its beginning.
+        let Some((_, refused)) = refusal.split_once('"') else { return false };
+        ours.iter().any(|subject| refused.starts_with(subject))
     }
 
     /// The group in which every gateway hears what is said to devices: one of them answers.
@@ -189,7 +191,7 @@ mod tests {
         for subject in ["$JS.API.INFO", "$KV.p_devices.d", "p.gateway.edge-1", "p.send.*"] {
             assert!(names.is_about(&format!("Permissions Violation for Publish to \"{subject}\"")), "{subject}");
         }
-        for subject in ["_INBOX.x", "p.send.d", "reply.$KV.x"] {
+        for subject in ["_INBOX.x", "p.send.d", "reply.$KV.x", "x\"$KV.y", "x\".\"$JS.API.y", "\"p.gateway.z"] {
             assert!(!names.is_about(&format!("Permissions Violation for Publish to \"{subject}\"")), "{subject}");
         }
     }
