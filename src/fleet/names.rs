@@ -134,18 +134,7 @@ fn name(written: &str) -> Option<String> {
     if written == "=_" {
         return Some(String::new());
     }
-    let (mut bytes, mut rest) = (Vec::new(), written.as_bytes());
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        if byte == b'=' {
-            let (digits, after) = rest.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-            rest = after;
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
+    subject::unescape(written, b'=').filter(|name| key(name) == written)
 }
 
 #[cfg(test)]
@@ -194,6 +183,14 @@ mod tests {
         for subject in ["_INBOX.x", "p.send.d", "reply.$KV.x", "x\"$KV.y", "x\".\"$JS.API.y", "\"p.gateway.z"] {
             assert!(!names.is_about(&format!("Permissions Violation for Publish to \"{subject}\"")), "{subject}");
         }
+    }
+
+    #[test]
+    fn what_no_gateway_writes_is_no_key() {
+        for written in ["", "a.b", "a/b", "=2e", "=+1", "=2", "=41", "=_=_", "=C3", "a b", "="] {
+            assert_eq!(name(written), None, "{written:?}");
+        }
+        assert_eq!((name("=2E").as_deref(), name("=_").as_deref()), (Some("."), Some("")));
     }
 
     /// Whatever devices are called: a key that a bucket takes, another one for each, and the way back.

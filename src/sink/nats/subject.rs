@@ -59,10 +59,16 @@ pub fn decode(token: &str) -> Option<String> {
 /// What a token says in which any byte may be percent-encoded, in either case; `None`: it is none, or says something that is no
 /// text.
 pub fn decode_leniently(token: &str) -> Option<String> {
-    let (mut bytes, mut rest) = (Vec::with_capacity(token.len()), token.as_bytes());
+    unescape(token, b'%')
+}
+
+/// What `written` says, in which `escape` and two hexadecimal digits, in either case, stand for a byte; `None`: digits are missing, or
+/// it says something that is no text.
+pub fn unescape(written: &str, escape: u8) -> Option<String> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(written.len()), written.as_bytes());
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
-        if byte == b'%' {
+        if byte == escape {
             let (digits, after) = rest.split_at_checked(2)?;
             let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
             bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
