@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_nats::{Message, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
@@ -430,26 +430,25 @@ impl Run {
     ) -> Result<(), String> {
         let mut next = Some(first);
         while let Some(done) = next {
-            match done {
-                Ok(Done::Asked { number, asked, of_gateway, answer }) => {
+            match ended(done)? {
+                Done::Asked { number, asked, of_gateway, answer } => {
                     self.handle_answer(session, (number, asked, of_gateway), answer);
                 }
-                Ok(Done::Renewed(id, renewal)) => {
+                Done::Renewed(id, renewal) => {
                     session.is_renewing = false;
                     self.handle_renewal(server, &id, renewal).await?;
                 }
-                Ok(Done::Surveyed(survey)) => {
+                Done::Surveyed(survey) => {
                     session.is_surveying = false;
                     self.handle_survey(server, session, survey)?;
                 }
-                Ok(Done::Swept(swept)) => {
+                Done::Swept(swept) => {
                     session.is_sweeping = false;
                     match swept {
                         Ok(rows) => tracing::debug!(rows, "rows of gateways that have died were let go"),
                         Err(why) => tracing::debug!(why, "not all rows were looked at"),
                     }
                 }
-                Err(_) => {}
             }
             next = session.tasks.try_join_next();
         }
@@ -543,6 +542,12 @@ impl Run {
     }
 }
 
+/// What came of something that was under way. One that ended without a word ends the session: what it had begun would be under way
+/// for ever.
+fn ended(done: Result<Done, JoinError>) -> Result<Done, String> {
+    done.map_err(|fault| format!("something that was under way has ended by a fault of this program: {fault}"))
+}
+
 async fn write_lease(server: &Server, node: &str, row: &LeaseRow, expected: u64) -> Written {
     let payload = serde_json::to_vec(row).expect("it has no keys but texts");
     server.write(server.names.lease(node), expected, payload.into()).await
@@ -616,4 +621,19 @@ fn fresh_id(random: &mut fastrand::Rng) -> String {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_ends_without_a_word_ends_the_session() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { Done::Swept(Ok(1)) });
+        assert!(matches!(ended(tasks.join_next().await.unwrap()), Ok(Done::Swept(Ok(1)))));
+        tasks.spawn(async { panic!("as planted") });
+        let why = ended(tasks.join_next().await.unwrap()).err().unwrap();
+        assert!(why.contains("a fault of this program") && why.contains("as planted"), "{why}");
+    }
 }
