@@ -105,7 +105,7 @@ impl Hub {
                 },
                 recv(rung) -> bell => match bell {
                     Ok(()) => self.release(),
-                    // Its sink is gone.
+                    // Whoever rings is kept beside the sinks, whose threads come and go: with it goes all that could be waited for.
                     Err(_) => rung = never(),
                 },
                 recv(stop) -> _ => break,
