@@ -30,6 +30,7 @@ use std::path::PathBuf;
 pub use admin::{Admin, AdminTls, AdminToken, Role};
 pub use authenticator::{Authenticator, Endpoint, Hook, Jwt, KeySource, OnError, RsaAlgorithm, is_topic_rule};
 pub use budget::{MemoryBudget, memory_budget};
+pub use check::ports_fit;
 pub use error::{ConfigError, ConfigKey, Problem};
 pub use fleet::{FLEET_DEVICE_BYTES, FLEET_SINK, Fleet, FleetUplink};
 pub use identity::{Identity, IdentityFrom};

@@ -1,7 +1,7 @@
 //! What a configuration that was read anew changes of the one that holds: what can be changed under live connections
 //! is taken, and what cannot is named.
 
-use crate::config::{Config, Durability, Limits, Listener, Protocol, Sink};
+use crate::config::{Config, Durability, Limits, Listener, Protocol, Sink, ports_fit};
 
 /// What is to hold from now on.
 pub(super) struct Difference {
@@ -61,6 +61,12 @@ pub(super) fn difference(running: &Config, fresh: &Config) -> Difference {
     for index in 0..running.listeners.len() {
         let source = merge_listener(&mut to, index, &fresh.listeners);
         to.sources.push(source);
+    }
+    keep_ports(&mut to, &running.listeners);
+    for (index, before) in running.listeners.iter().enumerate() {
+        if let Some(source) = to.sources[index] {
+            tell_listener(&mut to, index, before, &fresh.listeners[source]);
+        }
     }
     for added in &fresh.listeners {
         if running.listeners.iter().all(|listener| listener.name != added.name) {
@@ -122,26 +128,72 @@ fn merge_listener(to: &mut Difference, index: usize, fresh: &[Listener]) -> Opti
         to.needs_restart.push(format!("listener {name:?}: transport"));
         return None;
     }
-    if listener.shares != fresh.shares {
+    let before = std::mem::replace(listener, fresh.clone());
+    (listener.listen, listener.shares) = (before.listen, before.shares.clone());
+    if !is_at_its_place(listener, fresh) {
+        keep_choice(listener, &before);
+    }
+    Some(source)
+}
+
+/// Whether a listener, where it is, is where it is written. The address of one that shares a port is the other's.
+fn is_at_its_place(listener: &Listener, fresh: &Listener) -> bool {
+    listener.shares == fresh.shares && (listener.shares.is_some() || listener.listen == fresh.listen)
+}
+
+/// What was written for another place waits with it: that by which clients of a port choose among its listeners, and whose word
+/// is taken for where they come from.
+fn keep_choice(listener: &mut Listener, before: &Listener) {
+    listener.alpn.clone_from(&before.alpn);
+    listener.transport.clone_from(&before.transport);
+    listener.proxy_protocol.clone_from(&before.proxy_protocol);
+}
+
+/// Where the listeners of a port would no longer fit together, since the place of one waits for another start, all of them keep what
+/// their clients choose by: that did fit.
+fn keep_ports(to: &mut Difference, running: &[Listener]) {
+    for owner in running.iter().filter(|listener| listener.shares.is_none()) {
+        let is_here = |one: &&Listener| one.name == owner.name || one.shares.as_ref() == Some(&owner.name);
+        let here = to.config.listeners.iter().filter(is_here).cloned().collect();
+        if !ports_fit(here) {
+            let listeners = to.config.listeners.iter_mut().zip(running);
+            listeners
+                .filter(|(_, before)| is_here(before))
+                .for_each(|(listener, before)| keep_choice(listener, before));
+        }
+    }
+}
+
+/// Names what is new at a listener that was `before`, and what of `fresh` waits for another start.
+fn tell_listener(to: &mut Difference, index: usize, before: &Listener, fresh: &Listener) {
+    let listener = &to.config.listeners[index];
+    let name = &listener.name;
+    if before.shares != fresh.shares {
         to.needs_restart.push(format!("listener {name:?}: shares"));
-    } else if listener.shares.is_none() && listener.listen != fresh.listen {
+    } else if !is_at_its_place(listener, fresh) {
         to.needs_restart.push(format!("listener {name:?}: listen"));
     }
-    let mut changes = |key: &str, same: bool| {
-        if !same {
+    for (key, is_as_before, is_as_written) in [
+        (before.protocol.label(), listener.protocol == before.protocol, true),
+        ("websocket", listener.transport == before.transport, listener.transport == fresh.transport),
+        ("alpn", listener.alpn == before.alpn, listener.alpn == fresh.alpn),
+        (
+            "proxy_protocol",
+            listener.proxy_protocol == before.proxy_protocol,
+            listener.proxy_protocol == fresh.proxy_protocol,
+        ),
+        ("rates", listener.rates == before.rates, true),
+        ("heartbeat", listener.heartbeat == before.heartbeat, true),
+        ("identity.from", listener.identity.from == before.identity.from, true),
+        ("authenticators", listener.identity.authenticators == before.identity.authenticators, true),
+    ] {
+        if !is_as_before {
             to.changed.push(format!("listener {name:?}: {key}"));
         }
-    };
-    changes(listener.protocol.label(), listener.protocol == fresh.protocol);
-    changes("websocket", listener.transport == fresh.transport);
-    changes("alpn", listener.alpn == fresh.alpn);
-    changes("proxy_protocol", listener.proxy_protocol == fresh.proxy_protocol);
-    changes("rates", listener.rates == fresh.rates);
-    changes("heartbeat", listener.heartbeat == fresh.heartbeat);
-    changes("identity.from", listener.identity.from == fresh.identity.from);
-    changes("authenticators", listener.identity.authenticators == fresh.identity.authenticators);
-    *listener = Listener { listen: listener.listen, shares: listener.shares.take(), ..fresh.clone() };
-    Some(source)
+        if !is_as_written {
+            to.needs_restart.push(format!("listener {name:?}: {key}"));
+        }
+    }
 }
 
 fn is_same_kind(one: &Protocol, other: &Protocol) -> bool {
@@ -218,6 +270,88 @@ mod tests {
             assert_eq!(found.needs_restart, ["listener \"mqtt\": shares"], "{shares}");
             assert_eq!(found.config.listeners[2].shares.as_deref(), Some("devices"));
         }
+    }
+
+    /// Two listeners of MQTT at one port, told apart by their protocols; and what a file makes of them.
+    fn two_at_a_port(write: impl FnOnce(&mut Listener, &mut Listener)) -> (Config, Config) {
+        let mut running = config();
+        running.listeners.swap(1, 2);
+        running.listeners.truncate(2);
+        running.listeners[0].protocol = running.listeners[1].protocol.clone();
+        running.listeners[1].shares = Some("devices".to_owned());
+        running.listeners[1].listen = running.listeners[0].listen;
+        running.listeners[1].alpn = Some(vec!["mqtt-b".to_owned()]);
+        let mut fresh = running.clone();
+        let [owner, other] = &mut fresh.listeners[..] else { unreachable!("there are two") };
+        write(owner, other);
+        (running, fresh)
+    }
+
+    fn moves_away(other: &mut Listener) {
+        (other.shares, other.alpn) = (None, None);
+        other.listen.set_port(9);
+        other.heartbeat.retries = 9;
+    }
+
+    #[test]
+    fn what_is_written_for_another_port_waits_until_it_is_there() {
+        let (running, fresh) = two_at_a_port(|_, other| {
+            moves_away(other);
+            other.proxy_protocol = vec!["10.0.0.0/8".parse().unwrap()];
+        });
+        let found = difference(&running, &fresh);
+        assert_eq!(found.changed, ["listener \"mqtt\": heartbeat"]);
+        let waits = ["shares", "alpn", "proxy_protocol"].map(|key| format!("listener \"mqtt\": {key}"));
+        assert_eq!(found.needs_restart, waits);
+        let other = &found.config.listeners[1];
+        assert_eq!((other.alpn(), other.proxy_protocol.len()), (vec![&b"mqtt-b"[..]], 0), "its clients find it");
+        assert_eq!(other.heartbeat.retries, 9, "what has nothing to do with the port is taken");
+
+        let (running, fresh) = two_at_a_port(|owner, _| {
+            owner.listen.set_port(9);
+            owner.alpn = Some(vec!["mqtt-a".to_owned()]);
+        });
+        let found = difference(&running, &fresh);
+        assert_eq!((found.changed.len(), &found.config.listeners[0].alpn), (0, &None));
+        assert_eq!(found.needs_restart, ["listener \"devices\": listen", "listener \"devices\": alpn"]);
+    }
+
+    #[test]
+    fn nobody_takes_a_protocol_that_is_anothers_until_the_other_is_gone() {
+        let mqtt_b = Some(vec!["mqtt-b".to_owned()]);
+        let (running, mut fresh) = two_at_a_port(|owner, other| {
+            owner.alpn.clone_from(&mqtt_b);
+            moves_away(other);
+        });
+        let kept = |fresh: &Config| {
+            let found = difference(&running, fresh);
+            assert_eq!(found.config.listeners[0].alpn, None);
+            assert_eq!(found.config.listeners[1].alpn, mqtt_b);
+            assert!(ports_fit(found.config.listeners));
+            found.needs_restart
+        };
+        let names = ["devices\": alpn", "mqtt\": shares", "mqtt\": alpn"].map(|key| format!("listener \"{key}"));
+        assert_eq!(kept(&fresh), names);
+        // Nor from one that is written no more, and yet is there.
+        fresh.listeners.truncate(1);
+        assert_eq!(kept(&fresh), ["listener \"mqtt\": it is gone", "listener \"devices\": alpn"]);
+
+        // What nobody has, and what they exchange, they take at once.
+        let mqtt_a = Some(vec!["mqtt-a".to_owned()]);
+        let (running, fresh) = two_at_a_port(|owner, other| {
+            owner.alpn.clone_from(&mqtt_a);
+            moves_away(other);
+        });
+        let found = difference(&running, &fresh);
+        assert_eq!(found.config.listeners[0].alpn, mqtt_a);
+        assert_eq!(found.changed, ["listener \"devices\": alpn", "listener \"mqtt\": heartbeat"]);
+        let (running, fresh) = two_at_a_port(|owner, other| {
+            owner.alpn.clone_from(&mqtt_b);
+            other.alpn = None;
+        });
+        let found = difference(&running, &fresh);
+        assert_eq!((&found.config.listeners[0].alpn, &found.config.listeners[1].alpn), (&mqtt_b, &None));
+        assert!(found.needs_restart.is_empty());
     }
 
     #[test]

@@ -217,7 +217,11 @@ impl Source {
         }
     }
 
-    fn load_listener(
+    /// Reads and proves what the listener at this place of the file needs.
+    ///
+    /// # Errors
+    /// All that is wrong with its files.
+    pub(super) fn load_listener(
         &self,
         index: usize,
         listener: &Listener,

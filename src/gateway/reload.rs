@@ -286,11 +286,18 @@ impl Reloader {
         let mut auths = Vec::with_capacity(to.sources.len());
         for (index, source) in to.sources.iter().enumerate() {
             let before = &self.running.listeners[index];
-            let name = &to.config.listeners[index].name;
-            let Some(material) = source.and_then(|source| materials[source].take()) else {
+            let listener = &to.config.listeners[index];
+            let name = &listener.name;
+            let Some((source, material)) = source.and_then(|source| Some((source, materials[source].take()?))) else {
                 listeners.push(before.clone());
                 auths.push(kept_auth(&to.config, index)?);
                 continue;
+            };
+            let material = if listener.alpn() == loaded.config.listeners[source].alpn() {
+                material
+            } else {
+                // Its protocols wait for another start; certificates and all else that was read do not. Doubts were told.
+                self.source.load_listener(source, listener, &mut Vec::new()).map_err(Problems)?
             };
             let Material { mut tls, tls_digest, auth, auth_digests } = material;
             if tls_digest == before.tls_digest {

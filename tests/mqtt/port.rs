@@ -185,15 +185,22 @@ fn protocols_of_a_port_change_under_way_and_who_shares_it_needs_another_start() 
     let (status, report) = reload(&[mqtt, devices.key("alpn", "[\"mqtt\"]"), ws]);
     assert_eq!(status, 422, "{report}");
     assert!(report.to_string().contains("alpn: \\\"mqtt\\\" is listener"), "{report}");
-    // A port cannot be left under way.
-    let [mqtt, _, ws] = listeners();
-    let own = Listener::new("devices", "native").client_auth("required").heartbeat(5_000, 1_000, 1);
-    let (status, report) = reload(&[mqtt, own, ws]);
-    assert_eq!(status, 200, "{report}");
-    assert_eq!(report["needs_restart"], serde_json::json!(["listener \"devices\": shares"]), "{report}");
+    // A port cannot be left under way, and its clients find a listener until it has left; also where another one is to have its name.
     device.leave();
     newer.leave();
-    let back = Device::welcomed(port, &native_tls(&site, Some("pump-17")), "pump-17");
-    back.leave();
+    for (name, waits) in [("mqtt", &["devices\": shares", "devices\": alpn"][..]), ("acme/2", &["mqtt\": alpn"])] {
+        let [mqtt, _, ws] = listeners();
+        let own = Listener::new("devices", "native").client_auth("required").heartbeat(5_000, 1_000, 1);
+        let (status, report) = reload(&[mqtt.key("alpn", &format!("[{name:?}]")), own, ws]);
+        assert_eq!(status, 200, "{report}");
+        let needs_restart = report["needs_restart"].as_array().unwrap();
+        assert!(waits.iter().all(|key| needs_restart.contains(&format!("listener \"{key}").into())), "{report}");
+        Device::welcomed(port, &tls, "pump-18").leave();
+        assert!(Device::connect(port, &native_tls(&site, Some("pump-19"))).is_err());
+        let mut client = s_client(&site, &gateway, &["-alpn", "mqtt"]);
+        client.expect("ALPN protocol: mqtt");
+        client.end_input();
+        client.wait(SOON);
+    }
     gateway.wait_until_empty();
 }

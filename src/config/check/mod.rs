@@ -20,6 +20,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use port::ports_fit;
+
 use super::authenticator::cache_bytes;
 use super::budget::{self, Item, MemoryBudget, connections_by_descriptors};
 use super::error::{ConfigKey, Problem};

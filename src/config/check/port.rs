@@ -88,6 +88,15 @@ pub fn share(listeners: &mut [(usize, Listener)], names: &[String], problems: &m
     }
 }
 
+/// Whether these may stand at their ports together, as a file that has them would be asked: for listeners that come from two files,
+/// one half of which needs another start.
+#[must_use]
+pub fn ports_fit(listeners: Vec<Listener>) -> bool {
+    let mut problems = Vec::new();
+    share(&mut listeners.into_iter().enumerate().collect::<Vec<_>>(), &[], &mut problems);
+    problems.is_empty()
+}
+
 fn remedy(listeners: &[(usize, Listener)]) -> String {
     let ports = listeners.iter().filter(|(_, listener)| listener.shares.is_none());
     let ports: Vec<String> = ports.map(|(_, listener)| format!("{:?}", listener.name)).collect();
