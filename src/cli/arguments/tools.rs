@@ -193,7 +193,7 @@ pub struct CaServer {
     /// Where the authority lives
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
-    /// The host name or address by which devices connect to the gateway
+    /// The host name or address by which devices connect to the gateway; its files are called by it
     #[arg(value_name = "NAME")]
     pub name: String,
     /// A further host name (*.example.com too) or address; as often as there are some

@@ -29,8 +29,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::development::{
-    CertificatePair, DevelopmentError, client_params, exists, is_dns_name, is_safe_id, params_named, put_pair,
-    read_key_pair, replace_file, set_validity,
+    CertificatePair, DevelopmentError, ID_BYTES_MAX, client_params, exists, is_dns_name, is_safe_id, params_named,
+    put_pair, read_key_pair, replace_file, set_validity,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -48,6 +48,8 @@ pub enum FleetError {
     BadRequest(PathBuf),
     /// It is neither a host name nor an address.
     NotAServer(String),
+    /// A certificate may have this name, but not as its first, by which it and its files are called.
+    NotAFirstName(String),
     /// No certificate of this id or serial number that is good was issued.
     NotIssued(String),
     /// The authority ends before the certificate would begin to be of use.
@@ -76,6 +78,11 @@ impl fmt::Display for FleetError {
                 f,
                 "{name:?} is neither a host name nor an IP address: write what devices connect to, such as \
                  gateway.example.com or 192.0.2.7"
+            ),
+            FleetError::NotAFirstName(name) => write!(
+                f,
+                "{name:?} cannot be the first name of a gateway, by which its files and the list call it: give a host name \
+                 of at most {ID_BYTES_MAX} bytes first, and this one by --san"
             ),
             FleetError::NotIssued(what) => write!(
                 f,
@@ -225,11 +232,12 @@ impl FleetAuthority {
         now: SystemTime,
     ) -> Result<CertificatePair, FleetError> {
         let name = names[0];
+        let subject_alt_names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
         if !is_safe_id(name) {
-            return Err(DevelopmentError::UnsafeId(name.to_owned()).into());
+            return Err(FleetError::NotAFirstName(name.to_owned()));
         }
         let mut params = params_named(name);
-        params.subject_alt_names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
+        params.subject_alt_names = subject_alt_names;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let directory = self.directory.join("servers");
         std::fs::create_dir_all(&directory).map_err(|error| io(&directory, error))?;
@@ -518,8 +526,15 @@ mod tests {
         assert!(openssl(&["-purpose", "sslserver"]));
         assert_eq!(authority.revoke("server/gate.example", MONTH, now).unwrap(), 1);
         assert!(!openssl(&["-purpose", "sslserver"]));
-        for wrong in ["a b", "-x", "../x", "", "*.example", "x_y.example", "300.0.0.1", "::1", "gate.example/x"] {
-            assert!(authority.issue_server(&[wrong], None, YEAR, now).is_err(), "{wrong:?}");
+        for wrong in ["a b", "-x", "../x", "", "*.example", "x_y.example", "300.0.0.1", "gate.example/x"] {
+            let error = authority.issue_server(&[wrong], None, YEAR, now).unwrap_err();
+            assert!(matches!(&error, FleetError::NotAServer(name) if name == wrong), "{error}");
+        }
+        // Names that are right, but call no file.
+        for further in ["*.fleet.example", "::1"] {
+            let error = authority.issue_server(&[further, "gate.example"], None, YEAR, now).unwrap_err();
+            assert!(matches!(&error, FleetError::NotAFirstName(name) if name == further), "{error}");
+            assert!(error.to_string().contains("bytes first, and this one by --san"), "{error}");
         }
         assert!(matches!(authority.issue_server(&["gate", "*.com"], None, YEAR, now), Err(FleetError::NotAServer(_))));
         // As a second name an address may be any.

@@ -32,7 +32,7 @@ const LEAF_LIFE: Duration = DAY.saturating_mul(825);
 /// Certificates hold from a little before now, for devices whose clocks are behind.
 const CLOCK_SLACK: Duration = Duration::from_hours(1);
 /// A common name has at most so many characters (RFC 5280 appendix A, `ub-common-name`).
-const ID_BYTES_MAX: usize = 64;
+pub(super) const ID_BYTES_MAX: usize = 64;
 
 /// What lies in the directory now.
 #[derive(Clone, Debug)]
