@@ -36,22 +36,6 @@ macro_rules! slot {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         $visibility struct $name(pub u32);
 
-        impl $name {
-            /// The slot's place in any array that has one for each.
-            #[must_use]
-            #[allow(dead_code, reason = "not every kind has arrays beside its table")]
-            pub const fn index(self) -> usize {
-                self.0 as usize
-            }
-
-            /// The slot at a place in such an array.
-            #[must_use]
-            #[allow(dead_code, reason = "see `index`")]
-            pub const fn at(index: usize) -> Self {
-                Self(index as u32)
-            }
-        }
-
         impl $crate::slot::Slot for $name {
             fn new(number: u32) -> Self {
                 Self(number)
@@ -74,6 +58,21 @@ pub(crate) use slot;
 slot! {
     /// A connection's slot in its shard, and that of its socket in the worker.
     pub struct ConnectionSlot
+}
+
+/// Of connections there are arrays beside the table.
+impl ConnectionSlot {
+    /// The slot's place in any array that has one for each.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The slot at a place in such an array.
+    #[must_use]
+    pub const fn at(index: usize) -> Self {
+        Self(index as u32)
+    }
 }
 
 slot! {

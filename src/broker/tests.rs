@@ -276,7 +276,7 @@ fn publication_through_many_filters_goes_on_in_later_turns_and_holds_up_no_other
     // Who published is told when all is done, and not before.
     assert_eq!(answered.iter().map(|(_, request)| *request).collect::<Vec<_>>(), [2, 1, 3]);
     assert!(answered[0].0 == 0 && answered[1].0 + 1 >= least && answered[2].0 > answered[1].0);
-    assert!(!world.shards[worker].is_matching(SessionSlot::at(on_it[0])));
+    assert!(!world.shards[worker].is_matching(SessionSlot(on_it[0] as u32)));
 }
 
 #[test]

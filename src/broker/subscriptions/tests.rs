@@ -105,7 +105,7 @@ fn filter_of_many_empty_levels_is_no_larger_than_its_text() {
     let mut tree = Subscriptions::new(1);
     let filters: Vec<String> = (0..256).map(|number| format!("{number}{}", "/".repeat(199))).collect();
     for (session, filter) in filters.iter().enumerate() {
-        tree.subscribe(filter, subscriber(SessionSlot::at(session), 0));
+        tree.subscribe(filter, subscriber(SessionSlot(session as u32), 0));
     }
     let wire: usize = filters.iter().map(String::len).sum();
     assert!(tree.nodes.len() == 256 && tree.bytes() < 2 * wire, "{} bytes for {wire}", tree.bytes());
@@ -113,7 +113,7 @@ fn filter_of_many_empty_levels_is_no_larger_than_its_text() {
     for (session, filter) in filters.iter().enumerate().take(200) {
         let level = filter.match_indices('/').nth(session % 199).unwrap().0;
         let other = format!("{}x{}", &filter[..level], &filter[level..]);
-        tree.subscribe(&other, subscriber(SessionSlot::at(session), 0));
+        tree.subscribe(&other, subscriber(SessionSlot(session as u32), 0));
     }
     tree.check_invariants();
     assert!(tree.nodes.len() <= 256 + 400);
