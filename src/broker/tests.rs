@@ -18,6 +18,19 @@ use device::message_of;
 use model::{Coverage, World};
 use routing::SHARED_MAX;
 
+/// What an MQTT 5 client brings that says nothing but this: when its session ends, and how many messages it takes at a time.
+fn profile(expiry_s: u32, receive_maximum: u16) -> Profile {
+    Profile {
+        version: mqtt::Version::V5,
+        listener: ListenerId(0),
+        keep_alive_s: 0,
+        expiry_s,
+        receive_maximum,
+        packet_maximum: u32::MAX,
+        alias_maximum: 0,
+    }
+}
+
 #[test]
 fn whoever_subscribed_gets_each_message_and_nobody_else_does() {
     let mut total = Coverage::default();
@@ -330,15 +343,7 @@ fn pool_bounds_queues_filters_and_wills_and_leaves_something_for_others() {
     };
     *shard = Broker::new(setup, now.tick());
     let pool = Arc::clone(shard.pool());
-    let profile = Profile {
-        version: Version::V5,
-        listener: ListenerId(0),
-        keep_alive_s: 0,
-        expiry_s: u32::MAX,
-        receive_maximum: 10,
-        packet_maximum: u32::MAX,
-        alias_maximum: 0,
-    };
+    let profile = profile(u32::MAX, 10);
     let options = Options::plain(QoS::AtLeastOnce);
     let attach = |shard: &mut Broker, connection: u32| {
         let device = format!("{connection}");

@@ -44,15 +44,7 @@ fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
     let mut shard = Broker::new(setup, now.tick());
     shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
     let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
-    let profile = Profile {
-        version: crate::codec::mqtt::Version::V5,
-        listener: ListenerId(0),
-        keep_alive_s: 0,
-        expiry_s: u32::MAX,
-        receive_maximum: 10,
-        packet_maximum: u32::MAX,
-        alias_maximum: 0,
-    };
+    let profile = profile(u32::MAX, 10);
     for number in 0..DEVICES {
         let device = format!("{number}");
         let arrival =

@@ -131,15 +131,7 @@ impl World {
     fn attach(&mut self, worker: usize, name: &str) -> (ConnectionSlot, SessionSlot) {
         self.connections += 1;
         let connection = ConnectionSlot(self.connections);
-        let profile = Profile {
-            version: mqtt::Version::V5,
-            listener: ListenerId(0),
-            keep_alive_s: 0,
-            expiry_s: 1_000,
-            receive_maximum: 2,
-            packet_maximum: u32::MAX,
-            alias_maximum: 0,
-        };
+        let profile = profile(1_000, 2);
         let arrival = Arrival { connection, device: name, clean_start: false, profile, will: None };
         (connection, self.shards[worker].attach(arrival, self.now).session)
     }

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::store::ModelStore;
+use super::store::{ModelStore, Planted};
 use super::*;
 use crate::codec::mqtt::{self, Options, QoS};
 use crate::link::{CloseReason, Load, Refusal};
-use crate::time::{TICK_MICROS, Timeline};
+use crate::time::TICK_MICROS;
 
 const CLIENTS: usize = 5;
 const TOPICS: [&str; 3] = ["a", "b", "c"];
@@ -58,16 +58,6 @@ struct Published {
     owed: Vec<usize>,
 }
 
-/// A fault that is put in, to see that it is found.
-#[derive(Clone, Copy, PartialEq)]
-enum Planted {
-    Nothing,
-    /// A message is lost between the store and its session.
-    Lost,
-    /// What comes while a piece is read is read too.
-    Twice,
-}
-
 struct World {
     seed: u64,
     random: fastrand::Rng,
@@ -81,6 +71,7 @@ struct World {
     slots: u32,
     /// What the shards have asked of the store, by shard.
     loads: Vec<VecDeque<Load>>,
+    /// Between the store and a session; what comes twice came while a piece was read.
     planted: Planted,
     loaded: usize,
     clients: Vec<Client>,
@@ -125,9 +116,6 @@ impl World {
         let workers = self.random.u16(1..=3);
         self.home = Home::new([self.random.u8(..); 16], workers);
         self.now = Moment::from_micros(self.random.u64(1..100) * TICK_MICROS);
-        let timeline = Timeline::from_unix_micros(self.wall_ms * 1_000 - self.now.micros() as i64);
-        let exchange = Arc::new(Exchange::new(workers));
-        exchange.note_key(self.store.largest_key());
         let bounds = Bounds {
             away: 100,
             inflight: 4,
@@ -141,15 +129,7 @@ impl World {
             inbox_messages: 16,
         };
         let (home, now, key) = (self.home, self.now, self.seed);
-        self.shards = (0..workers)
-            .map(|worker| {
-                let exchange = Arc::clone(&exchange);
-                let mut shard =
-                    Broker::new(BrokerOptions { worker: WorkerId(worker), home, exchange, bounds, key }, now.tick());
-                shard.begin_recording(Recording { timeline, listeners: ["l".into()].into() });
-                shard
-            })
-            .collect();
+        self.shards = self.store.shards(home, workers, bounds, key, now, Some(self.wall_ms));
         self.loads = vec![VecDeque::new(); usize::from(workers)];
         let (sessions, retained) = self.store.load();
         for session in sessions {
@@ -193,15 +173,7 @@ impl World {
         let worker = self.home.of(&self.clients[number].name).index();
         self.slots += 1;
         let client = &mut self.clients[number];
-        let profile = Profile {
-            version: mqtt::Version::V5,
-            listener: ListenerId(0),
-            keep_alive_s: 0,
-            expiry_s: u32::MAX,
-            receive_maximum: 3,
-            packet_maximum: u32::MAX,
-            alias_maximum: 0,
-        };
+        let profile = profile(u32::MAX, 3);
         let arrival = Arrival {
             connection: ConnectionSlot(self.slots),
             device: &client.name,

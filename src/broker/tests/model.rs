@@ -145,15 +145,7 @@ impl World {
         let worker = device.worker;
         self.slots[worker] += 1;
         let connection = ConnectionSlot(self.slots[worker]);
-        let profile = Profile {
-            version: mqtt::Version::V5,
-            listener: ListenerId(0),
-            keep_alive_s: 0,
-            expiry_s: device.keeps.draw(&mut self.random),
-            receive_maximum: 2,
-            packet_maximum: u32::MAX,
-            alias_maximum: 0,
-        };
+        let profile = profile(device.keeps.draw(&mut self.random), 2);
         let left = device.will.take();
         device.will = will.as_ref().map(testament_of);
         let will = will.map(Box::new);

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::store::ModelStore;
+use super::store::{ModelStore, Planted};
 use super::*;
 use crate::codec::mqtt::{self, Options, Packet, QoS};
 use crate::link::{CloseReason, Load, Publication, Recipient, Refusal};
-use crate::time::{TICK_MICROS, Timeline};
+use crate::time::TICK_MICROS;
 
 const GROUP: &str = "$share/g/t";
 /// The first keeps its session for ever, so that there always is a member.
@@ -26,18 +26,10 @@ struct Member {
     expiry_s: u32,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Planted {
-    Nothing,
-    /// What is on its way to the home of a group is lost.
-    Lost,
-    /// The same comes twice.
-    Twice,
-}
-
 struct World {
     seed: u64,
     random: fastrand::Rng,
+    /// On the way to the home of a group.
     planted: Planted,
     is_stored: bool,
     crashes_happen: bool,
@@ -97,22 +89,11 @@ impl World {
     fn begin(&mut self) {
         self.home = Home::new([self.random.u8(..); 16], WORKERS);
         self.now = Moment::from_micros(self.random.u64(1..100) * TICK_MICROS);
-        let timeline = Timeline::from_unix_micros(self.wall_ms * 1_000 - self.now.micros() as i64);
-        let exchange = Arc::new(Exchange::new(WORKERS));
-        exchange.note_key(self.store.largest_key());
         let limits = Limits { session_inflight: 4, inbox_length: 64, ..Limits::default() };
         let bounds = Bounds { stored_bytes: 1 << 20, ..Bounds::of(&limits, WORKERS) };
         let (home, now, key) = (self.home, self.now, self.seed);
-        let shard = |worker| {
-            let exchange = Arc::clone(&exchange);
-            let mut shard =
-                Broker::new(BrokerOptions { worker: WorkerId(worker), home, exchange, bounds, key }, now.tick());
-            if self.is_stored {
-                shard.begin_recording(Recording { timeline, listeners: ["l".into()].into() });
-            }
-            shard
-        };
-        self.shards = (0..WORKERS).map(shard).collect();
+        let wall_ms = self.is_stored.then_some(self.wall_ms);
+        self.shards = self.store.shards(home, WORKERS, bounds, key, now, wall_ms);
         self.loads = vec![VecDeque::new(); usize::from(WORKERS)];
         for session in self.store.load().0 {
             self.shards[home.of(&session.head.name).index()].restore(session, now);
@@ -150,15 +131,7 @@ impl World {
         // Where processes crash nobody has a session that ends with them: what such a one was sent goes with it.
         let expiries = if self.crashes_happen { [1, 2, 3, u32::MAX] } else { [0, 1, 3, u32::MAX] };
         member.expiry_s = if number == 0 { u32::MAX } else { *self.random.choice(&expiries).unwrap() };
-        let profile = Profile {
-            version: mqtt::Version::V5,
-            listener: ListenerId(0),
-            keep_alive_s: 0,
-            expiry_s: member.expiry_s,
-            receive_maximum: 3,
-            packet_maximum: u32::MAX,
-            alias_maximum: 0,
-        };
+        let profile = profile(member.expiry_s, 3);
         let arrival = Arrival { connection, device: &member.name, clean_start, profile, will: None };
         let attached = self.shards[worker].attach(arrival, self.now);
         if !attached.is_safe {

@@ -3,9 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::{Bounds, Broker, BrokerOptions, Exchange, Home, Recording};
 use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, Outstanding, SessionKey};
 use crate::link::{ChangeMark, Changes, Load, Loaded, WorkerId};
+use crate::time::{Moment, Timeline};
+
+/// A fault that is put into a model with a store, to see that it is found. Each says between whom.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Planted {
+    Nothing,
+    /// A message is lost on its way.
+    Lost,
+    /// The same one comes twice.
+    Twice,
+}
 
 /// See the head of this file.
 #[derive(Default)]
@@ -13,6 +25,7 @@ pub struct ModelStore {
     waiting: VecDeque<Changes>,
     sessions: BTreeMap<SessionKey, image::Session>,
     retained: BTreeMap<Box<str>, Arc<image::Publication>>,
+    /// Of a session, or of something received, that was ever committed.
     largest_key: u64,
 }
 
@@ -71,9 +84,29 @@ impl ModelStore {
         Loaded { session, serial, messages: Some(messages), is_last }
     }
 
-    /// The largest number of a session, or of something received, that was ever committed.
-    pub fn largest_key(&self) -> u64 {
-        self.largest_key
+    /// The shards of a process that begins with it, one for each worker, without what it has. `wall_ms`: what the clock on the wall
+    /// says; none: they record nothing.
+    pub fn shards(
+        &self,
+        home: Home,
+        workers: u16,
+        bounds: Bounds,
+        key: u64,
+        now: Moment,
+        wall_ms: Option<i64>,
+    ) -> Vec<Broker> {
+        let exchange = Arc::new(Exchange::new(workers));
+        exchange.note_key(self.largest_key);
+        let shard = |worker| {
+            let setup = BrokerOptions { worker: WorkerId(worker), home, exchange: Arc::clone(&exchange), bounds, key };
+            let mut shard = Broker::new(setup, now.tick());
+            if let Some(wall_ms) = wall_ms {
+                let timeline = Timeline::from_unix_micros(wall_ms * 1_000 - now.micros() as i64);
+                shard.begin_recording(Recording { timeline, listeners: ["l".into()].into() });
+            }
+            shard
+        };
+        (0..workers).map(shard).collect()
     }
 
     fn apply_all(&mut self, changes: &[Change]) {
