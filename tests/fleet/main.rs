@@ -8,6 +8,7 @@ mod support;
 mod away;
 mod buckets;
 mod commands;
+mod nats;
 mod proxy;
 mod refusals;
 mod servers;

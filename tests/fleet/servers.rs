@@ -7,7 +7,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Program, SOON, Site, nats_ask, nats_server, nats_tell};
+use crate::nats::{nats_ask, nats_server, nats_tell};
+use crate::support::{Program, SOON, Site};
 
 /// Servers on ports of their own, which may come and go with what they keep.
 pub struct Servers<'a> {

@@ -8,8 +8,9 @@ use pulsegate::codec::native::CloseCode;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::nats::nats_tell;
 use crate::servers::Servers;
-use crate::support::{Device, Event, Site, nats_tell, wait_until};
+use crate::support::{Device, Event, Site, wait_until};
 use crate::{LATE, Member, heard, members};
 
 #[test]

@@ -11,6 +11,8 @@ mod support;
 mod broker;
 mod mqtt;
 mod nats;
+#[path = "../fleet/nats.rs"]
+mod server;
 mod webhook;
 
 use std::collections::BTreeSet;

@@ -9,7 +9,8 @@ use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Device, Event, Gateway, Program, SOON, Site, message, native, nats_ask, nats_server, wait_until};
+use crate::server::{nats_ask, nats_server};
+use crate::support::{Device, Event, Gateway, Program, SOON, Site, message, native, wait_until};
 use crate::{LATE, Meter, free_port, publish_all, sink, sink_metric};
 
 /// A server on one port, which may come and go with what it keeps.

@@ -6,8 +6,6 @@ mod disk;
 mod fleet;
 mod follower;
 mod gateway;
-#[allow(dead_code, reason = "not every test has a nats-server")]
-mod nats;
 mod program;
 mod site;
 #[allow(dead_code, reason = "not every test makes every kind of token")]
@@ -20,8 +18,6 @@ pub use disk::SmallDisk;
 pub use fleet::{Behaviour, Fleet};
 pub use follower::Follower;
 pub use gateway::{Gateway, time_of};
-#[allow(unused_imports, reason = "not every test has a nats-server")]
-pub use nats::{nats_ask, nats_server, nats_tell};
 pub use program::Program;
 pub use site::{Listener, Site, native, raw};
 

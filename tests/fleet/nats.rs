@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::SOON;
+use crate::support::SOON;
 
 /// The server that `tests/tools` installs; else the one of the system.
 pub fn nats_server() -> Command {
