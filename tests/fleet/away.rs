@@ -6,17 +6,14 @@ use serde_json::json;
 use crate::proxy::Proxy;
 use crate::servers::Servers;
 use crate::support::{Event, Site, message, wait_until};
-use crate::{LATE, Member, heard, members};
+use crate::{LATE, Member, fleet, heard};
 
 #[test]
 fn devices_stay_while_nats_is_away_and_are_claimed_when_it_is_back() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
     // What devices say is acknowledged here and now.
-    let fleet = members(2, &servers.urls("nats"), "uplink = \"local\"");
-    let mut before = fleet[0].device("before");
-    fleet[0].wait_for_claims(1);
+    let (mut servers, fleet) = fleet(&site, 1, 2, "uplink = \"local\"");
+    let mut before = fleet[0].claimed("before");
     assert_eq!(fleet[0].gateway.get("/readyz").0, 200);
     for signal in [Signal::TERM, Signal::KILL] {
         servers.stop(0, signal);
@@ -53,11 +50,8 @@ fn devices_stay_while_nats_is_away_and_are_claimed_when_it_is_back() {
 #[test]
 fn a_server_that_hangs_is_given_up_and_found_again() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "ready_without_nats = true");
-    let mut device = fleet[0].device("meter-1");
-    fleet[0].wait_for_claims(1);
+    let (servers, fleet) = fleet(&site, 1, 2, "ready_without_nats = true");
+    let mut device = fleet[0].claimed("meter-1");
     servers.signal(0, Signal::STOP);
     for member in &fleet {
         wait_until("it is given up", LATE, || member.fleet()["state"] == "away");
@@ -101,9 +95,7 @@ fn a_server_that_is_slow_is_not_one_that_is_away() {
 #[test]
 fn a_cluster_bears_the_loss_of_any_one_of_its_servers() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 3);
-    servers.start_all();
-    let fleet = members(3, &servers.urls("nats"), "replicas = 3");
+    let (mut servers, fleet) = fleet(&site, 3, 3, "replicas = 3");
     let promise = fleet[0].fleet()["promise"].as_str().unwrap().to_owned();
     assert!(promise.contains("2 of 3 servers have it"), "{promise}");
     let mut devices: Vec<_> = (0..30).map(|number| fleet[number % 3].device(&format!("meter-{number}"))).collect();

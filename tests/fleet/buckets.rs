@@ -3,16 +3,13 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::servers::Servers;
 use crate::support::{Site, wait_until};
-use crate::{LATE, heard, members};
+use crate::{LATE, fleet, heard};
 
 #[test]
 fn rows_of_a_gateway_that_died_go_without_anybody_asking() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let mut fleet = members(3, &servers.urls("nats"), "");
+    let (servers, mut fleet) = fleet(&site, 1, 3, "");
     // The first by name, which would sweep, is the one that dies.
     let dead: Vec<_> = (0..20).map(|number| fleet[0].device(&format!("meter-{number}"))).collect();
     let mut alive = fleet[1].device("stays");
@@ -29,16 +26,13 @@ fn rows_of_a_gateway_that_died_go_without_anybody_asking() {
 #[test]
 fn rows_that_somebody_takes_away_are_written_again() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "");
+    let (servers, fleet) = fleet(&site, 1, 2, "");
     let mut devices: Vec<_> = (0..5).map(|number| fleet[0].device(&format!("meter-{number}"))).collect();
     fleet[0].wait_for_claims(5);
     // One key alone, by hand, and a key that holds nonsense: whoever comes is claimed all the same.
     let subject = "$KV.pulsegate_devices.meter-9";
     servers.ask(subject, &json!("nonsense"));
-    let mut nonsense = fleet[1].device("meter-9");
-    fleet[1].wait_for_claims(1);
+    let mut nonsense = fleet[1].claimed("meter-9");
     assert_eq!(fleet[0].send("meter-9", "x").0, 200);
     assert_eq!(heard(&mut nonsense).1, "x");
     // All rows, and then the whole bucket.

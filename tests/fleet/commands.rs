@@ -4,18 +4,14 @@ use pulsegate::codec::native::{CloseCode, Frame};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::servers::Servers;
 use crate::support::{Site, wait_until};
-use crate::{LATE, disconnect, end, heard, members};
+use crate::{LATE, disconnect, end, fleet, heard};
 
 #[test]
 fn a_command_finds_a_device_at_any_of_three_gateways() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(3, &servers.urls("nats"), "");
-    let mut device = fleet[0].device("meter 7.a");
-    fleet[0].wait_for_claims(1);
+    let (servers, fleet) = fleet(&site, 1, 3, "");
+    let mut device = fleet[0].claimed("meter 7.a");
     for (number, member) in fleet.iter().enumerate() {
         let (status, answer) = member.send("meter%207.a", &number.to_string());
         // Whichever was asked, and the one that has it too.
@@ -51,11 +47,8 @@ fn a_command_finds_a_device_at_any_of_three_gateways() {
 #[test]
 fn nats_itself_says_something_to_a_device() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "prefix = \"edge\"");
-    let mut device = fleet[1].device("a.b");
-    fleet[1].wait_for_claims(1);
+    let (servers, fleet) = fleet(&site, 1, 2, "prefix = \"edge\"");
+    let mut device = fleet[1].claimed("a.b");
     // Whichever gateway hears it.
     for round in 0..8 {
         let answer = servers.ask("edge.send.a%2Eb", &json!({"topic": "set", "payload": round.to_string()}));
@@ -91,9 +84,7 @@ fn nats_itself_says_something_to_a_device() {
 #[test]
 fn a_gateway_that_is_killed_costs_one_key_and_its_devices_are_found_where_they_come() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let mut fleet = members(2, &servers.urls("nats"), "");
+    let (servers, mut fleet) = fleet(&site, 1, 2, "");
     let devices: Vec<_> = (0..20).map(|number| fleet[0].device(&format!("meter-{number}"))).collect();
     fleet[0].wait_for_claims(20);
     let dead = fleet.remove(0);
@@ -118,11 +109,8 @@ fn a_gateway_that_is_killed_costs_one_key_and_its_devices_are_found_where_they_c
 #[test]
 fn an_orderly_end_gives_the_lease_back_at_once() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let mut fleet = members(2, &servers.urls("nats"), "");
-    let device = fleet[0].device("meter-1");
-    fleet[0].wait_for_claims(1);
+    let (servers, mut fleet) = fleet(&site, 1, 2, "");
+    let device = fleet[0].claimed("meter-1");
     let ended = fleet.remove(0);
     let (site_of_ended, gateway) = (ended.site, ended.gateway);
     end(gateway);
@@ -141,9 +129,7 @@ fn an_orderly_end_gives_the_lease_back_at_once() {
 #[test]
 fn devices_that_leave_at_once_leave_nothing_behind_and_do_not_cost_the_connection() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(1, &servers.urls("nats"), "");
+    let (servers, fleet) = fleet(&site, 1, 1, "");
     let devices: Vec<_> = (0..300).map(|number| fleet[0].device(&format!("meter-{number}"))).collect();
     fleet[0].wait_for_claims(300);
     assert_eq!(servers.rows("pulsegate_devices"), 300);

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use servers::Servers;
 use support::{Device, Event, Gateway, Listener, Site, native, wait_until};
 
 /// By when something has happened that may need several tries.
@@ -67,6 +68,14 @@ impl Member {
         Device::welcomed(self.gateway.devices(), &self.site.tls(), id)
     }
 
+    /// The only device that comes here, once the fleet knows of it.
+    #[track_caller]
+    fn claimed(&self, id: &str) -> Device {
+        let device = self.device(id);
+        self.wait_for_claims(1);
+        device
+    }
+
     /// Waits until the fleet knows of so many devices here, and nothing is left to be said of any.
     #[track_caller]
     fn wait_for_claims(&self, count: u64) {
@@ -93,6 +102,14 @@ fn configure(site: &Site, node: &str, urls: &str, further: &str) {
 
 fn members(count: usize, urls: &str, further: &str) -> Vec<Member> {
     (0..count).map(|number| Member::joined(&format!("gate-{number}"), urls, further)).collect()
+}
+
+/// So many gateways that are one fleet at so many servers, with further lines of `[backbone.nats]`.
+fn fleet<'a>(site: &'a Site, servers: usize, gateways: usize, further: &str) -> (Servers<'a>, Vec<Member>) {
+    let mut servers = Servers::new(site, servers);
+    servers.start_all();
+    let fleet = members(gateways, &servers.urls("nats"), further);
+    (servers, fleet)
 }
 
 /// What a device hears next that is no heartbeat.

@@ -11,16 +11,13 @@ use serde_json::json;
 use crate::nats::nats_tell;
 use crate::servers::Servers;
 use crate::support::{Device, Event, Site, wait_until};
-use crate::{LATE, Member, heard, members};
+use crate::{LATE, Member, fleet, heard, members};
 
 #[test]
 fn the_later_connection_wins_across_gateways_and_the_other_is_told() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(3, &servers.urls("nats"), "");
-    let mut device = fleet[0].device("twin");
-    fleet[0].wait_for_claims(1);
+    let (servers, fleet) = fleet(&site, 1, 3, "");
+    let mut device = fleet[0].claimed("twin");
     for round in 1..30 {
         let member = &fleet[round % 3];
         let mut next = member.device("twin");
@@ -44,9 +41,7 @@ fn the_later_connection_wins_across_gateways_and_the_other_is_told() {
 #[test]
 fn a_storm_of_one_id_over_three_gateways_leaves_one_connection() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(3, &servers.urls("nats"), "");
+    let (servers, fleet) = fleet(&site, 1, 3, "");
     let twins: Vec<Device> = std::thread::scope(|scope| {
         let come = |number: usize| fleet[number % 3].device("twin");
         let twins: Vec<_> = (0..30).map(|number| scope.spawn(move || come(number))).collect();
@@ -68,14 +63,10 @@ fn a_storm_of_one_id_over_three_gateways_leaves_one_connection() {
 #[test]
 fn a_gateway_that_stood_still_carries_out_nothing_that_was_wanted_meanwhile() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "");
-    let mut device = fleet[0].device("meter-1");
-    fleet[0].wait_for_claims(1);
+    let (servers, fleet) = fleet(&site, 1, 2, "");
+    let mut device = fleet[0].claimed("meter-1");
     // A device of the other gateway is asked for by NATS: either of them hears that.
-    let mut other = fleet[1].device("meter-2");
-    fleet[1].wait_for_claims(1);
+    let mut other = fleet[1].claimed("meter-2");
     fleet[0].gateway.signal(Signal::STOP);
     let mut told = Vec::new();
     std::thread::scope(|scope| {
@@ -138,15 +129,12 @@ fn of_very_many_requests_to_a_frozen_gateway_none_is_carried_out_later() {
 #[test]
 fn a_gateway_that_stood_still_for_longer_than_its_lease_disowns_what_it_lost() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "");
+    let (servers, fleet) = fleet(&site, 1, 2, "");
     let mut moved = fleet[0].device("moved");
     let mut stays = fleet[0].device("stays");
     fleet[0].wait_for_claims(2);
     fleet[0].gateway.signal(Signal::STOP);
-    let mut again = fleet[1].device("moved");
-    fleet[1].wait_for_claims(1);
+    let mut again = fleet[1].claimed("moved");
     wait_until("the lease has ended", LATE, || servers.rows("pulsegate_gateways") == 1);
     fleet[0].gateway.signal(Signal::CONT);
     moved.expect_close(CloseCode::TAKEN_OVER);
@@ -162,11 +150,8 @@ fn a_gateway_that_stood_still_for_longer_than_its_lease_disowns_what_it_lost() {
 #[test]
 fn whoever_came_last_stays_though_nats_was_away() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "");
-    let mut claimed = fleet[0].device("claimed before");
-    fleet[0].wait_for_claims(1);
+    let (mut servers, fleet) = fleet(&site, 1, 2, "");
+    let mut claimed = fleet[0].claimed("claimed before");
     servers.stop(0, Signal::KILL);
     for member in &fleet {
         wait_until("it is away", LATE, || member.fleet()["state"] == "away");
@@ -222,8 +207,7 @@ fn a_server_that_asks_often_gives_the_part_of_a_frozen_gateway_to_the_others() {
     site.write("nats.conf", "ping_interval: \"500ms\"\nping_max: 2\n");
     servers.start(0, &["-c", "nats.conf"]);
     let fleet = members(2, &servers.urls("nats"), "");
-    let mut device = fleet[1].device("meter-1");
-    fleet[1].wait_for_claims(1);
+    let mut device = fleet[1].claimed("meter-1");
     fleet[0].gateway.signal(Signal::STOP);
     // Half of them are nobody's at first.
     let (mut round, mut in_a_row) = (0, 0);

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::servers::Servers;
 use crate::support::{Device, Event, Site, wait_until};
-use crate::{LATE, Member, members};
+use crate::{LATE, Member, fleet};
 
 /// One packet of MQTT.
 fn packet(first: u8, body: &[u8]) -> Vec<u8> {
@@ -50,9 +49,7 @@ fn watcher(member: &Member) -> Device {
 #[test]
 fn a_delayed_will_comes_unless_its_device_is_at_another_gateway() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let fleet = members(2, &servers.urls("nats"), "");
+    let (mut servers, fleet) = fleet(&site, 1, 2, "");
     let mut watcher = watcher(&fleet[0]);
     // One that is cut and comes to the other gateway, and one that is cut and stays away.
     come(&fleet[0], &connect("moved")).reset();
