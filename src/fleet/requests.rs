@@ -239,7 +239,10 @@ mod tests {
         let count = ANSWERING_MAX * 8;
         for number in 0..count {
             let said = Arc::clone(&said);
-            let say = move |_, answer| ready(said.lock().unwrap().push(answer));
+            let say = move |_, answer| {
+                said.lock().unwrap().push(answer);
+                ready(())
+            };
             hearing.hear((&shared, &names, &orders), say, request(number), Heard::ByAnybody, false);
             if number % 16 == 0 {
                 tokio::task::yield_now().await;

@@ -137,7 +137,7 @@ mod tests {
     use crate::link::{ConnectionId, ConnectionSlot, Receipt, WorkerId};
     use crate::store::{Durability, Entry, Options, Settled, Store, What};
 
-    const DEADLINE: Duration = Duration::from_secs(60);
+    const DEADLINE: Duration = Duration::from_mins(1);
 
     fn settings() -> Settings {
         let nats = NatsSink {
@@ -169,8 +169,8 @@ mod tests {
         run: Run,
         settled: crossbeam_channel::Receiver<Settled>,
         told: Arc<Mutex<Vec<Told>>>,
-        _devices: mpsc::Receiver<super::super::Order>,
-        _orders: watch::Sender<()>,
+        /// The other ends, which nobody is to find closed.
+        _ends: (mpsc::Receiver<super::super::Order>, watch::Sender<()>),
     }
 
     impl Stage {
@@ -186,8 +186,8 @@ mod tests {
             let (sender, settled) = crossbeam_channel::unbounded();
             let settle = move |all: &[Settled]| all.iter().for_each(|one| sender.send(*one).unwrap());
             let store = Arc::new(Store::open(&options, settle).unwrap());
-            let (devices, _devices) = mpsc::channel(1);
-            let (_orders, orders) = watch::channel(());
+            let (devices, taker) = mpsc::channel(1);
+            let (giver, orders) = watch::channel(());
             let told: Arc<Mutex<Vec<Told>>> = Arc::default();
             let hears = Arc::clone(&told);
             let mut run = Run {
@@ -202,7 +202,7 @@ mod tests {
                 tell: Some(Arc::new(move |told| hears.lock().unwrap().push(told))),
             };
             assert!(run.begin().await.is_ok());
-            Self { run, settled, told, _devices, _orders }
+            Self { run, settled, told, _ends: (taker, giver) }
         }
 
         /// So many events of a device, settled. Their time is of 2023.

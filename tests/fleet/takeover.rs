@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::nats::nats_tell;
 use crate::servers::Servers;
 use crate::support::{Device, Event, Site, wait_until};
-use crate::{LATE, Member, fleet, heard, members};
+use crate::{LATE, fleet, heard, members};
 
 #[test]
 fn the_later_connection_wins_across_gateways_and_the_other_is_told() {
@@ -98,21 +98,20 @@ fn a_gateway_that_stood_still_carries_out_nothing_that_was_wanted_meanwhile() {
 #[test]
 fn of_very_many_requests_to_a_frozen_gateway_none_is_carried_out_later() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let member = Member::joined("gate-0", &servers.urls("nats"), "");
+    let (servers, fleet) = fleet(&site, 1, 1, "");
+    let member = &fleet[0];
     let mut device = member.device("meter-1");
     member.wait_for_claims(1);
     let before = member.gateway.metric("pulsegate_fleet_requests_total");
     member.gateway.signal(Signal::STOP);
     let frozen = Instant::now();
     let count = 2_000;
-    let mut asker = TcpStream::connect(("127.0.0.1", servers.ports[0])).unwrap();
-    asker.set_read_timeout(Some(LATE)).unwrap();
+    let mut socket = TcpStream::connect(("127.0.0.1", servers.ports[0])).unwrap();
+    socket.set_read_timeout(Some(LATE)).unwrap();
     let body = json!({"payload": "late"}).to_string();
-    let asked = format!("PUB pulsegate.send.meter-1 _INBOX.x {}\r\n{body}\r\n", body.len()).repeat(count);
-    asker.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{asked}PING\r\n").as_bytes()).unwrap();
-    let mut lines = BufReader::new(asker).lines().map(Result::unwrap);
+    let requests = format!("PUB pulsegate.send.meter-1 _INBOX.x {}\r\n{body}\r\n", body.len()).repeat(count);
+    socket.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{requests}PING\r\n").as_bytes()).unwrap();
+    let mut lines = BufReader::new(socket).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == "PONG"), "the server has taken them");
     // It stands still for longer than what is asked may wait.
     while frozen.elapsed() < Duration::from_millis(1_500) {

@@ -103,14 +103,13 @@ impl Drop for Asker {
 #[test]
 fn whoever_asks_on_and_on_holds_up_no_will() {
     let site = Site::new();
-    let mut servers = Servers::new(&site, 1);
-    servers.start_all();
-    let member = Member::joined("gate-0", &servers.urls("nats"), "");
-    let mut watcher = watcher(&member);
+    let (servers, fleet) = fleet(&site, 1, 1, "");
+    let member = &fleet[0];
+    let mut watcher = watcher(member);
     let asker = Asker::start(servers.ports[0]);
     let received = || member.gateway.metric("pulsegate_fleet_requests_total");
     wait_until("it is asked", LATE, || received() > 1_000);
-    come(&member, &connect("gone")).reset();
+    come(member, &connect("gone")).reset();
     let heard = watcher.hear_within(LATE);
     let Some(Event::Data(heard)) = heard else { panic!("no will, after {} requests: {heard:?}", received()) };
     assert!(String::from_utf8_lossy(&heard).contains("will/gone"), "{heard:?}");
