@@ -466,6 +466,7 @@ fn device_protocol(scenario: &Scenario) -> DeviceProtocol {
                 password: options.password,
                 subscription,
                 subscription_qos,
+                websocket: options.websocket,
             })
         }
     }

@@ -7,22 +7,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pulsegate::config::machine::{Memory, MemorySource};
-use pulsegate::config::{Heartbeat, Machine, Protocol, built_in};
+use pulsegate::config::{Heartbeat, Machine, Protocol, Transport, WebSocket, built_in};
 use pulsegate::connection::ListenerSettings;
 use pulsegate::control::{Clock, Control, ControlParts, Inventory};
 use pulsegate::link::{Home, ListenerId};
 use pulsegate::tls::certs::development;
 use pulsegate::tls::handshake::{ClientAuth, ServerOptions, ServerTls};
 use pulsegate::worker::{self, WorkerOptions, Workers};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Gateway {
     _directory: tempfile::TempDir,
     ca: PathBuf,
-    /// Where the listener of native devices really listens, and those of raw and MQTT devices.
+    /// Where the listener of native devices really listens, and those of raw and MQTT devices, and of MQTT within WebSocket.
     native: SocketAddr,
     raw: SocketAddr,
     mqtt: SocketAddr,
+    websocket: SocketAddr,
     _workers: Workers,
     control: Control,
 }
@@ -41,6 +42,11 @@ impl Gateway {
         };
         let mut config = built_in(&machine).unwrap().config;
         config.workers = 2;
+        let mqtt = config.listeners.iter().find(|listener| matches!(listener.protocol, Protocol::Mqtt(_)));
+        let mut websocket = mqtt.unwrap().clone();
+        "websocket".clone_into(&mut websocket.name);
+        websocket.transport = Transport::WebSocket(WebSocket::default());
+        config.listeners.push(websocket);
         let mut settings = Vec::new();
         for (position, listener) in config.listeners.iter_mut().enumerate() {
             listener.listen = "127.0.0.1:0".parse().unwrap();
@@ -95,6 +101,7 @@ impl Gateway {
             native: address(|protocol| matches!(protocol, Protocol::Native)),
             raw: address(|protocol| matches!(protocol, Protocol::Raw(_))),
             mqtt: address(|protocol| matches!(protocol, Protocol::Mqtt(_))),
+            websocket: workers.addresses[config.listeners.len() - 1],
             _workers: workers,
             control: control.unwrap(),
             _directory: directory,
@@ -102,7 +109,11 @@ impl Gateway {
     }
 
     fn run(&self, arguments: &str, json: &Path) -> (Output, Value) {
-        let target = if arguments.contains("--protocol mqtt") { self.mqtt } else { self.native };
+        let target = match arguments {
+            _ if arguments.contains("--websocket") => self.websocket,
+            _ if arguments.contains("--protocol mqtt") => self.mqtt,
+            _ => self.native,
+        };
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args(arguments.split_ascii_whitespace()).args(["--target", &target.to_string()]);
         command.args(["--pid", &std::process::id().to_string()]).arg("--ca").arg(&self.ca).arg("--json").arg(json);
@@ -189,6 +200,16 @@ fn mqtt_devices_are_held_ended_in_time_and_hear_of_each_other() {
             assert_eq!(report["messages"]["duplicated"], 0);
         }
     }
+    let within = "--websocket --mqtt-version 3 -n 21 --messages-per-second 2000";
+    for scenario in ["fan-in --qos 1 --messages 400", "fan-out --messages 20"] {
+        let (output, report) = gateway.run(&format!("{scenario} {common} {within}"), &json);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!((&report["messages"]["received"], &report["messages"]["lost"]), (&json!(400), &json!(0)));
+    }
+    // Nothing is served under another path.
+    let (output, _) =
+        gateway.run(&format!("hold {common} --websocket=/other -n 2 --duration 1s --connect-timeout 2s"), &json);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let arguments = format!("dark {common} -n 40 --share 0.25 --keep-alive 2s --duration 1s --max-lateness 1s");
     let (output, report) = gateway.run(&arguments, &json);
     assert!(output.status.success(), "{output:?}");

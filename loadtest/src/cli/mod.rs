@@ -414,6 +414,12 @@ impl Scenario {
         if needs_mqtt && common.connections < 2 {
             return Some(format!("{name} needs at least two devices"));
         }
+        if common.mqtt.websocket.is_some() && matches!(self, Scenario::Soak(_)) {
+            return Some("soak and its attackers speak MQTT without WebSocket".to_owned());
+        }
+        if common.mqtt.websocket.is_some() && common.protocol != Protocol::Mqtt {
+            return Some("--websocket carries MQTT: --protocol mqtt".to_owned());
+        }
         let is_dark = matches!(self, Scenario::Dark(_)) && common.protocol == Protocol::Mqtt;
         (is_dark && common.mqtt.keep_alive.is_zero())
             .then(|| "dark needs a bound: a --keep-alive above 0s, or nobody is ever ended".to_owned())

@@ -27,6 +27,9 @@ pub struct MqttOptions {
     /// Devices come back to the session that they had.
     #[arg(long)]
     pub keep_session: bool,
+    /// Devices speak MQTT within WebSocket, and ask for this path (/mqtt unless written: --websocket, --websocket=/path).
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = "/mqtt", value_parser = path)]
+    pub websocket: Option<String>,
     /// The user name that devices give.
     #[arg(long, value_name = "TEXT")]
     pub username: Option<String>,
@@ -60,4 +63,9 @@ fn keep_alive(text: &str) -> Result<Duration, String> {
     let keep_alive = duration(text)?;
     let fits = keep_alive.subsec_nanos() == 0 && u16::try_from(keep_alive.as_secs()).is_ok();
     if fits { Ok(keep_alive) } else { Err("whole seconds, at most 65535s".to_owned()) }
+}
+
+fn path(text: &str) -> Result<String, String> {
+    let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits { Ok(text.to_owned()) } else { Err("a path that begins with / and has no blanks".to_owned()) }
 }

@@ -275,7 +275,8 @@ impl Device {
         self.link = if greeting.first.is_empty() {
             Link::Up(records)
         } else {
-            records.burst().seal(&greeting.first, &mut out.wire).map_err(|_| Failure::Tls)?;
+            let first = if greeting.opening.is_empty() { &greeting.first } else { &greeting.opening };
+            records.burst().seal(first, &mut out.wire).map_err(|_| Failure::Tls)?;
             Link::Greeting(records)
         };
         if !established.early_plaintext.is_empty() {
@@ -318,6 +319,9 @@ impl Device {
         let has = |what: fn(&Received) -> bool| out.received.iter().any(what);
         let is_known = has(|received| matches!(received, Received::Welcome(_)));
         let is_subscribed = has(|received| matches!(received, Received::Subscribed));
+        if has(|received| matches!(received, Received::Opened)) {
+            out.plain.extend_from_slice(&greeting.first);
+        }
         if is_known {
             out.plain.extend_from_slice(&greeting.second);
         }

@@ -1,6 +1,7 @@
 //! What devices say within TLS. A further protocol is a further variant here, and nothing else changes.
 
 mod mqtt;
+mod websocket;
 
 use clap::ValueEnum;
 use pulsegate::codec::native::{self, CloseCode, Frame, Hello};
@@ -35,9 +36,11 @@ pub enum DeviceProtocol {
     Mqtt(Mqtt),
 }
 
-/// What a device says when TLS stands, and what follows when it is known; either may be empty.
+/// What a device says when TLS stands, and what follows when it is known; any of it may be empty.
 #[derive(Debug, Default)]
 pub struct Greeting {
+    /// Before all others, and answered by [`Received::Opened`].
+    pub opening: Vec<u8>,
     pub first: Vec<u8>,
     pub second: Vec<u8>,
 }
@@ -48,6 +51,8 @@ pub const RAW_HEARTBEAT: &[u8] = b"heartbeat";
 /// Something that a device was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
+    /// What its protocol is carried in is open.
+    Opened,
     /// It is known, under these terms.
     Welcome(Terms),
     /// What it says second was heard, too.
@@ -105,6 +110,7 @@ impl DeviceProtocol {
 
     /// What a device says at first. When that is nothing, it is up as soon as TLS is.
     pub fn greet(&self, id: &str, number: u32, greeting: &mut Greeting) {
+        greeting.opening.clear();
         greeting.first.clear();
         greeting.second.clear();
         match self {
@@ -114,6 +120,7 @@ impl DeviceProtocol {
             }
             DeviceProtocol::Raw => {}
             DeviceProtocol::Mqtt(mqtt) => {
+                mqtt.open(&mut greeting.opening);
                 mqtt.connect(id, &mut greeting.first);
                 mqtt.subscribe(id, number, &mut greeting.second);
             }

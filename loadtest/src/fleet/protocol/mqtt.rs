@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::super::ledger::Stamp;
 use super::super::liveness::Terms;
+use super::websocket::{self, Event};
 use super::{Broken, Received};
 
 /// The longest packet that a device takes. Servers of this fleet send nothing near it.
@@ -47,6 +48,8 @@ pub struct Mqtt {
     pub username: Option<String>,
     pub password: Option<String>,
     pub subscription: Option<Subscription>,
+    /// Packets are carried in WebSocket frames, for which this path is asked.
+    pub websocket: Option<String>,
     /// How messages are sent whose acknowledgement is not asked for by the scenario: never above QoS 1.
     pub subscription_qos: u8,
 }
@@ -73,6 +76,22 @@ impl Mqtt {
         self.version == MqttVersion::V5
     }
 
+    /// What is said before CONNECT: nothing, or what a WebSocket is opened with.
+    pub(super) fn open(&self, out: &mut Vec<u8>) {
+        if let Some(path) = &self.websocket {
+            websocket::request(path, out);
+        }
+    }
+
+    /// Appends a packet as it is carried.
+    fn put(&self, packet: &Packet<'_>, out: &mut Vec<u8>) {
+        let start = out.len();
+        packet.encode(self.version(), out);
+        if self.websocket.is_some() {
+            websocket::frame(start, out);
+        }
+    }
+
     pub(super) fn connect(&self, id: &str, out: &mut Vec<u8>) {
         let packet = Packet::Connect(Connect {
             version: self.version(),
@@ -84,7 +103,7 @@ impl Mqtt {
             password: self.password.as_deref().map(str::as_bytes),
             properties: Properties::EMPTY,
         });
-        packet.encode(self.version(), out);
+        self.put(&packet, out);
     }
 
     /// False when the device subscribes to nothing.
@@ -99,12 +118,12 @@ impl Mqtt {
         let mut filters = Vec::new();
         Subscribe::put_filter(&filter, Options::plain(qos), &mut filters);
         let subscribe = Subscribe::new(SUBSCRIPTION_ID, Properties::EMPTY, &filters);
-        Packet::Subscribe(subscribe).encode(self.version(), out);
+        self.put(&Packet::Subscribe(subscribe), out);
         true
     }
 
     pub(super) fn ping(&self, out: &mut Vec<u8>) {
-        Packet::Pingreq.encode(self.version(), out);
+        self.put(&Packet::Pingreq, out);
     }
 
     pub(super) fn publish(&self, topic: &str, id: u32, payload: &[u8], out: &mut Vec<u8>) {
@@ -114,12 +133,12 @@ impl Mqtt {
         };
         let properties = Properties::EMPTY;
         let publish = Publish { dup: false, qos, retain: false, topic, packet_id, properties, payload };
-        Packet::Publish(publish).encode(self.version(), out);
+        self.put(&Packet::Publish(publish), out);
     }
 
     pub(super) fn disconnect(&self, out: &mut Vec<u8>) {
         let packet = Packet::Disconnect(Disconnect { reason: Reason::SUCCESS, properties: Properties::EMPTY });
-        packet.encode(self.version(), out);
+        self.put(&packet, out);
     }
 
     pub(super) fn handle(
@@ -129,15 +148,62 @@ impl Mqtt {
         out: &mut Vec<u8>,
         mut on_received: impl FnMut(Received),
     ) -> Result<usize, Broken> {
-        let version = self.version();
+        if self.websocket.is_some() {
+            return self.handle_frames(bytes, answers, out, on_received);
+        }
         let mut taken = 0;
-        while let Some((packet, length)) =
-            mqtt::decode(&bytes[taken..], Some(version), PACKET_MAX).map_err(|_| Broken)?
-        {
+        while let Some((packet, length)) = self.decode(&bytes[taken..])? {
             on_received(self.handle_packet(&packet, answers, out)?);
             taken += length;
         }
         Ok(taken)
+    }
+
+    fn decode<'a>(&self, bytes: &'a [u8]) -> Result<Option<(Packet<'a>, usize)>, Broken> {
+        mqtt::decode(bytes, Some(self.version()), PACKET_MAX).map_err(|_| Broken)
+    }
+
+    /// Takes frames up to the end of the last one with which a packet ends, too: then nothing is to be kept but bytes.
+    fn handle_frames(
+        &self,
+        bytes: &[u8],
+        answers: bool,
+        out: &mut Vec<u8>,
+        mut on_received: impl FnMut(Received),
+    ) -> Result<usize, Broken> {
+        let (mut at, mut taken, mut pending) = (0, 0, Vec::new());
+        while let Some((event, length)) = websocket::next(&bytes[at..])? {
+            at += length;
+            if let Event::Data(payload) = event {
+                pending.extend_from_slice(payload);
+            }
+            if !self.is_whole(&pending)? {
+                continue;
+            }
+            let mut rest = &pending[..];
+            while let Some((packet, length)) = self.decode(rest)? {
+                on_received(self.handle_packet(&packet, answers, out)?);
+                rest = &rest[length..];
+            }
+            pending.clear();
+            taken = at;
+            match event {
+                Event::Opened => on_received(Received::Opened),
+                // One within a packet of several frames is not answered.
+                Event::Ping(payload) => websocket::pong(payload, out),
+                Event::Close => on_received(Received::Close(CloseCode::NORMAL)),
+                Event::Data(_) | Event::Pong => {}
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Whether these are whole packets.
+    fn is_whole(&self, mut bytes: &[u8]) -> Result<bool, Broken> {
+        while let Some((_, length)) = self.decode(bytes)? {
+            bytes = &bytes[length..];
+        }
+        Ok(bytes.is_empty())
     }
 
     fn handle_packet(&self, packet: &Packet<'_>, answers: bool, out: &mut Vec<u8>) -> Result<Received, Broken> {
@@ -158,8 +224,7 @@ impl Mqtt {
             Packet::Publish(publish) => {
                 if publish.qos == QoS::AtLeastOnce && answers {
                     let (reason, properties) = (Reason::SUCCESS, Properties::EMPTY);
-                    Packet::Puback(Ack { packet_id: publish.packet_id, reason, properties })
-                        .encode(self.version(), out);
+                    self.put(&Packet::Puback(Ack { packet_id: publish.packet_id, reason, properties }), out);
                 }
                 Received::Message(Stamp::decode(publish.payload))
             }
@@ -214,6 +279,7 @@ mod tests {
             password: None,
             subscription: Some(Subscription { filter: "devices/{device}/#".to_owned(), devices: 0..10 }),
             subscription_qos: 1,
+            websocket: None,
         }
     }
 
@@ -271,6 +337,34 @@ mod tests {
         assert_eq!(handled(&mqtt, &connack(Reason::SERVER_BUSY)).1, [Received::Close(CloseCode::TRY_LATER)]);
         assert_eq!(handled(&mqtt, &Packet::Pingreq).0, Err(Broken));
         assert_eq!(handled(&mqtt, &Packet::Pingresp).1, [Received::Pong(None)]);
+    }
+
+    #[test]
+    fn packets_come_out_of_frames_however_they_are_cut() {
+        let mqtt = Mqtt { websocket: Some("/mqtt".to_owned()), ..mqtt(MqttVersion::V5) };
+        let connack = mqtt::Connack { session_present: false, reason: Reason::SUCCESS, properties: Properties::EMPTY };
+        let mut packets = Vec::new();
+        Packet::Connack(connack).encode(mqtt.version(), &mut packets);
+        Packet::Pingresp.encode(mqtt.version(), &mut packets);
+        for cut in 0..=packets.len() {
+            let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+            for part in [&packets[..cut], &packets[cut..]] {
+                bytes.extend_from_slice(&[0x82, part.len() as u8]);
+                bytes.extend_from_slice(part);
+            }
+            // As they come, byte by byte; what was not taken is handed in again.
+            let (mut kept, mut received, mut out) = (Vec::new(), Vec::new(), Vec::new());
+            for byte in bytes {
+                kept.push(byte);
+                let taken = mqtt.handle(&kept, true, &mut out, |what| received.push(what)).unwrap();
+                kept.drain(..taken);
+            }
+            assert!(kept.is_empty() && out.is_empty(), "cut at {cut}");
+            assert!(
+                matches!(received[..], [Received::Opened, Received::Welcome(_), Received::Pong(None)]),
+                "cut at {cut}: {received:?}"
+            );
+        }
     }
 
     #[test]

@@ -513,7 +513,7 @@ impl FleetThread {
                     device.watch.handle_terms(terms);
                     self.note_bound(terms);
                 }
-                Received::Subscribed => {}
+                Received::Opened | Received::Subscribed => {}
                 Received::Ping => {
                     self.counts.add(Count::Pings, 1);
                     if device.is_silent {

@@ -285,6 +285,7 @@ fn device_protocol(options: &Soak, protocol: Protocol, role: Role, devices: u32)
                 password: own.password.clone(),
                 subscription: Some(Subscription { filter, devices: 0..devices }),
                 subscription_qos: 1,
+                websocket: None,
             })
         }
     }
