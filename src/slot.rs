@@ -131,6 +131,12 @@ impl<S: Slot, T> Table<S, T> {
         self.slab.remove(slot.number() as usize)
     }
 
+    /// No slot from this one on is taken: more than [`Table::len`] where some between are free.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.slab.capacity()
+    }
+
     /// What is in a slot.
     #[must_use]
     pub fn get(&self, slot: S) -> Option<&T> {

@@ -45,7 +45,7 @@ impl Host {
             handshakes: 1,
             uplink_length: 1 << 20,
             seed: 7,
-            asks_before_wills: false,
+            is_of_fleet: false,
             exchange: Arc::new(Exchange::new(1)),
             sessions: broker::Bounds::of(&Limits::default(), 1),
         };

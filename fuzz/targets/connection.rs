@@ -126,7 +126,7 @@ impl World {
         let settings = settings();
         let listeners = settings.len();
         let setup = ShardOptions {
-            asks_before_wills: false,
+            is_of_fleet: false,
             worker: WorkerId(0),
             home: Home::new([0; 16], 2),
             settings,

@@ -115,6 +115,7 @@ impl Broker {
         self.advance_matching();
         self.advance_ends();
         self.advance_redispatches();
+        self.advance_interest();
         self.deliveries.turn = self.deliveries.turn.wrapping_add(1);
         self.deliveries.looks = TURN_LOOKS;
         self.filter_looks = FilterLooks::of_turn();

@@ -190,6 +190,10 @@ impl Broker {
         search: &mut Search,
         visits: &mut usize,
     ) -> bool {
+        if search.stage == Stage::Groups && publication.is_remote {
+            // Groups get what is published at their own gateway: with each gateway's own share of a group it would come as often.
+            search.stage = Stage::Subscribers;
+        }
         if search.stage == Stage::Groups {
             if !self.routing.groups.advance(&publication.topic, &mut search.walk, visits, &mut search.groups) {
                 return false;

@@ -22,6 +22,7 @@
 //! | `settlements` | publications whose publishers wait to hear that they are safe | `settlement` |
 //! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
 //! | `spills` | messages that go from memory to the store, and come back from there | `spill` |
+//! | `interest` | what is wanted of what other gateways of a fleet publish | `interest` |
 //! | `redispatches` | what ended sessions had of messages for groups, on its way to other members | `redispatch` |
 //! | `staged` | messages of QoS 2 that may not be sent yet | `staging` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
@@ -36,6 +37,7 @@ mod delivery;
 mod groups;
 mod inbound;
 mod inflight;
+mod interest;
 mod journal;
 mod lifecycle;
 mod matching;
@@ -74,6 +76,7 @@ use crate::pool::Pool;
 use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Tick;
 use delivery::Deliveries;
+use interest::Interest;
 use journal::Journal;
 use lifecycle::Sessions;
 use matching::Matching;
@@ -203,6 +206,7 @@ pub struct Broker {
     /// What filters may still cost in this turn.
     filter_looks: FilterLooks,
     matching: Matching,
+    interest: Interest,
     found: Vec<Subscriber>,
     /// Sessions that have ended and whose subscriptions are still to be removed.
     ends: VecDeque<SessionSlot>,
@@ -247,6 +251,7 @@ impl Broker {
             subscribes: 0,
             filter_looks: FilterLooks::of_turn(),
             matching: Matching::new(),
+            interest: Interest::default(),
             found: Vec::new(),
             ends: VecDeque::new(),
         }
@@ -315,6 +320,7 @@ impl Broker {
             || !self.ends.is_empty()
             || self.may_redispatch()
             || self.has_left_loads()
+            || self.interest.has_work()
     }
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.

@@ -58,6 +58,7 @@ impl Broker {
         let image::Subscription { filter, options, identifier } = subscription;
         if topic::shared(&filter).is_none() {
             self.routing.subscriptions.subscribe(&filter, Subscriber { slot: session, identifier, options });
+            self.interest.note_subscribed(&filter);
             return;
         }
         let (member, group): (_, Arc<str>) = (self.id(session), filter.into());

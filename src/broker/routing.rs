@@ -452,6 +452,9 @@ impl Broker {
         }
         let subscriber = Subscriber { slot: session, identifier, options: options_byte };
         let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
+        if is_new {
+            self.interest.note_subscribed(filter);
+        }
         self.note_wants();
         self.record_subscribed(session, filter, options_byte, identifier);
         // Retain Handling [v5 MQTT-3.3.1-9 to MQTT-3.3.1-11]. What an earlier packet has asked for is still owed.
@@ -560,8 +563,9 @@ impl Broker {
         }
     }
 
-    /// SUBACK waits, beside the homes of groups, until the subscriptions are safe.
+    /// SUBACK waits, beside the homes of groups, until the subscriptions are safe, and what other gateways publish comes here.
     pub fn expect_subscribed(&mut self, session: SessionSlot, pending: &mut PendingSuback) {
+        self.expect_interest(self.id(session), pending);
         if self.sessions[session].key != NO_KEY {
             let waiting = Waiting::Suback { session: self.id(session), waits: pending.waits };
             pending.homes += usize::from(self.journal.wait(waiting).is_none());

@@ -110,6 +110,8 @@ pub struct Subscriptions<S = SessionSlot> {
     /// By session.
     own: Vec<Places>,
     count: usize,
+    /// How many have gone since [`Subscriptions::forget_gone`].
+    gone: usize,
     generations: u32,
     /// Bytes of the nodes.
     node_bytes: usize,
@@ -129,6 +131,7 @@ impl<S: Slot> Subscriptions<S> {
             hasher: SipHasher13::new_with_keys(key, !key),
             own: Vec::new(),
             count: 0,
+            gone: 0,
             generations: 0,
             node_bytes: 0,
             walks: 0,
@@ -181,6 +184,30 @@ impl<S: Slot> Subscriptions<S> {
             let subscriber = self.nodes[place.node].subscribers.as_slice()[place.position as usize];
             (self.filter_of(place.node), subscriber)
         })
+    }
+
+    /// How many have gone since [`Subscriptions::forget_gone`].
+    #[must_use]
+    pub fn gone(&self) -> usize {
+        self.gone
+    }
+
+    /// Those that have gone are counted anew.
+    pub fn forget_gone(&mut self) {
+        self.gone = 0;
+    }
+
+    /// The filters of at most `limit` nodes from `from` on; 0 is the first. Gives the node to go on from; `None`: there are no more.
+    /// Whatever comes and goes in between, a filter that was there all the while is told once: its node stays where it is.
+    pub fn look_through(&self, from: usize, limit: usize, mut each: impl FnMut(String)) -> Option<usize> {
+        let end = self.nodes.end().min(from.saturating_add(limit));
+        for place in from..end {
+            let slot = NodeSlot(place as u32);
+            if self.nodes.get(slot).is_some_and(|node| !node.subscribers.as_slice().is_empty()) {
+                each(self.filter_of(slot));
+            }
+        }
+        (end < self.nodes.end()).then_some(end)
     }
 
     /// Whether a session has subscribed to just this filter.
@@ -283,6 +310,7 @@ impl<S: Slot> Subscriptions<S> {
             self.own[moved.slot.number() as usize].move_to(node, position);
         }
         self.count -= 1;
+        self.gone += 1;
         self.prune(node);
         if self.count == 0 {
             debug_assert!(self.nodes.is_empty() && self.node_bytes == 0);

@@ -8,6 +8,11 @@ use super::{NatsLogin, SinkTls};
 /// left is known until its row is gone while another takes its place.
 pub const FLEET_DEVICE_BYTES: u64 = 448;
 
+/// Messages published at other gateways that are on their way to shards, and with them and not settled, in bytes at most.
+pub const FLEET_INTAKE_BYTES: usize = 8 << 20;
+/// The same with what one question to NATS brings, as the memory budget has it.
+pub const FLEET_PUBLICATIONS_BYTES: u64 = FLEET_INTAKE_BYTES as u64 + (2 << 20);
+
 /// The name of the sink by which what devices say goes into the fleet's stream.
 pub const FLEET_SINK: &str = "fleet-uplink";
 

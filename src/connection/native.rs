@@ -132,6 +132,7 @@ impl OpenConnection<'_, '_> {
             connection: self.id,
             topic: topic.into(),
             payload: Bytes::copy_from_slice(payload),
+            published: None,
             receipt: acknowledge.map(|id| Receipt::Connection(self.id, id)),
             charge: Some(self.cx.charge_up(topic.len() + payload.len())),
         }));

@@ -364,6 +364,12 @@ impl Scrape {
             FleetMetric::Forwarded => report.forwarded,
             FleetMetric::ForwardsFailed => report.forwards_failed,
             FleetMetric::Received => report.received,
+            FleetMetric::Subjects => report.subjects,
+            FleetMetric::PublicationsBehind => report.publications_behind,
+            FleetMetric::PublicationsTaken => report.publications_taken,
+            FleetMetric::PublicationsOwn => report.publications_own,
+            FleetMetric::PublicationsInvalid => report.publications_invalid,
+            FleetMetric::PublicationsMissed => report.publications_missed,
         };
         let kind = metric_type(metric.kind());
         let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;

@@ -11,35 +11,41 @@ use tokio::time::Instant;
 use super::State;
 use super::api::messages;
 use crate::config::Config;
-use crate::fleet::{Fleet, Identity, Order, Reply, Settings};
+use crate::fleet::{Fleet, Identity, Order, Position, Reply, Settings, Wishes};
 use crate::link::{DelayedWill, Outcome, WorkerCommand};
+use crate::store::Store;
 
 /// How long a worker has to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-
-/// What others want of this gateway.
-type Wishes = mpsc::UnboundedReceiver<Order>;
 
 /// This gateway's part of the fleet that `settings` describe, with a number that no other gateway draws.
 pub(super) fn start(
     config: &Config,
     epoch: u64,
     settings: Option<(Settings, u64)>,
+    store: Option<&Arc<Store>>,
+    workers: usize,
 ) -> io::Result<(Option<Fleet>, Option<Wishes>)> {
     let Some((settings, seed)) = settings else { return Ok((None, None)) };
-    let identity = Identity { node: &config.node, epoch, data_dir: &config.data_dir, seed };
+    let kept = store.map(|store| store.reader().fleet_position()).transpose().map_err(io::Error::other)?.flatten();
+    let position = kept.map(|kept| Position { stream: (&*kept.stream).into(), position: kept.position });
+    let identity = Identity { node: &config.node, epoch, data_dir: &config.data_dir, seed, workers, position };
     let (fleet, wishes) = Fleet::start(settings, &identity)?;
     Ok((Some(fleet), Some(wishes)))
 }
 
 /// Does what others want, until the gateway ends.
-pub(super) async fn pass_on(state: Arc<State>, mut wishes: Wishes) {
+pub(super) async fn pass_on(state: Arc<State>, mut wishes: mpsc::UnboundedReceiver<Order>) {
     while let Some(wish) = wishes.recv().await {
         // An end must be heard, whatever else waits; it asks for no answer.
         if let Order::End { device, generation, is_loop } = wish {
             let worker = state.home.of(&device);
             // A worker that is gone has no devices.
             let _ = state.mailboxes[worker.index()].answer(WorkerCommand::Disown { device, generation, is_loop });
+            continue;
+        }
+        if let Order::InterestHeld { worker, version } = wish {
+            let _ = state.mailboxes[worker.index()].answer(WorkerCommand::InterestHeld { version });
             continue;
         }
         if let Order::Publish(will) = wish {
@@ -73,7 +79,9 @@ async fn pass_on_one(state: &State, wish: Order) {
         Order::Ask { device, body, answer } => {
             let _ = answer.send(messages::answer(state, &device, &body).await);
         }
-        Order::End { .. } | Order::Publish(_) => unreachable!("they are passed on at once"),
+        Order::End { .. } | Order::InterestHeld { .. } | Order::Publish(_) => {
+            unreachable!("they are passed on at once")
+        }
     }
 }
 

@@ -189,6 +189,11 @@ impl Hub {
                     fleet.will_due(will);
                 }
             }
+            WorkerEvent::Interest { version, cover } => {
+                if let Some(fleet) = &self.state.fleet {
+                    fleet.interest(worker, version, *cover);
+                }
+            }
             WorkerEvent::Message(message) => self.apply_message(worker, message),
             WorkerEvent::Authenticate { connection, listener, credentials, peer } => {
                 let asked =
@@ -221,10 +226,17 @@ impl Hub {
         let now = self.state.clock.now();
         let accepted = self.offer(&Event::message(worker, &message, now));
         if self.state.store.is_some() {
-            let Message { device, topic, payload, receipt, charge, .. } = message;
+            let Message { device, topic, payload, published, receipt, charge, .. } = message;
             self.charges.extend(charge);
             let at_ms = self.state.clock.unix_ms(now);
-            let what = What::Message { topic, payload };
+            // Nobody but another gateway asks for it.
+            let published = published.filter(|_| self.state.fleet.is_some()).map(|published| store::Published {
+                qos: published.qos,
+                retain: published.retain,
+                properties: published.properties,
+                expires_ms: published.expires.map(|expires| self.state.clock.unix_ms(expires)),
+            });
+            let what = What::Message { topic, payload, published };
             self.entries.push(Entry { at_ms, worker, device, what, receipt });
         } else if let Some(receipt) = message.receipt {
             self.send(worker, WorkerCommand::MessageSettled { receipt, accepted });

@@ -17,6 +17,7 @@
 mod api;
 mod api_listener;
 mod api_tls;
+mod arrivals;
 pub mod auth;
 mod blocks;
 mod broadcasts;
@@ -224,7 +225,7 @@ impl Control {
         let (store, settled) = OpenStore::parts(parts.store);
         let (api_tls, api_tls_now) = watch::channel(parts.api_tls);
         let (sinks, orders, forwarded) = sinks::of(&parts.config, store.as_ref());
-        let (fleet, wishes) = fleet::start(&parts.config, parts.epoch, parts.fleet)?;
+        let (fleet, wishes) = fleet::start(&parts.config, parts.epoch, parts.fleet, store.as_ref(), workers)?;
         let state = Arc::new(State {
             store,
             sinks,
@@ -355,15 +356,16 @@ fn auth_material(config: &Arc<Config>) -> io::Result<Replacement> {
 async fn serve(
     listener: ApiListener,
     state: Arc<State>,
-    (orders, wishes): (Option<mpsc::Receiver<sink::Order>>, Option<mpsc::UnboundedReceiver<nats::Order>>),
+    (orders, wishes): (Option<mpsc::Receiver<sink::Order>>, Option<nats::Wishes>),
     mut stopped: watch::Receiver<bool>,
 ) {
     if let Some(orders) = orders {
         // It ends with the runtime.
         drop(tokio::spawn(sinks::pass_on(Arc::clone(&state), orders)));
     }
-    if let Some(wishes) = wishes {
-        drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), wishes)));
+    if let Some(nats::Wishes { orders, arrivals }) = wishes {
+        drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), orders)));
+        drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
     }
     let mut grace_started = stopped.clone();
     // An error means that the sender is gone, which is a shutdown too.

@@ -10,11 +10,14 @@
 //! replicates: NATS does.
 
 mod instance;
+mod intake;
+mod interests;
 mod lease;
 mod leases;
 mod names;
 mod notices;
 mod pace;
+mod place;
 mod presence;
 mod requests;
 mod run;
@@ -38,12 +41,18 @@ use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+pub use crate::sink::nats::Publishing;
+pub use intake::{Arrival, Remote};
+pub use place::Position;
 pub use settings::{Settings, files_of};
 pub use status::{Report, State};
 pub use wire::Reply;
 
-use crate::link::{DelayedWill, Downlink};
+use crate::config::FleetUplink;
+use crate::link::{Cover, DelayedWill, Downlink, QoS, WorkerId};
 use crate::sink::Backoff;
+use intake::Intake;
+use interests::Interests;
 use lease::{Lease, LeaseRow};
 use leases::Leases;
 use presence::{Presence, Row};
@@ -98,6 +107,13 @@ pub enum Order {
         /// Whether it ends because two places fight over the id.
         is_loop: bool,
     },
+    /// What a shard wants of what others publish is held: whoever waits for that goes on.
+    InterestHeld {
+        /// Whose shard.
+        worker: WorkerId,
+        /// Which change of what it wants.
+        version: u64,
+    },
     /// Publish a will that was due, unless its device were elsewhere: it is not.
     Publish(Box<DelayedWill>),
 }
@@ -127,10 +143,37 @@ pub enum Unreachable {
     Silent(String),
 }
 
+/// A message from the owner for the subscribers of all gateways.
+#[derive(Clone, Debug)]
+pub struct Publication<'a> {
+    /// Under which topic: a valid topic name.
+    pub topic: &'a str,
+    /// The payload: opaque bytes.
+    pub payload: Bytes,
+    /// The quality of service.
+    pub qos: QoS,
+    /// Whether it is to be retained.
+    pub retain: bool,
+    /// After this time it is of no use to anybody, as Unix time in milliseconds.
+    pub expires_ms: Option<i64>,
+}
+
+/// Why a message is not known to reach the subscribers of other gateways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotPublished {
+    /// NATS is away: it reaches none.
+    Away,
+    /// The fleet's stream does not take it, or has not said so in time: then it may reach them. Why.
+    Refused(String),
+}
+
 /// This gateway's part of the fleet.
 pub struct Fleet {
     shared: Arc<Shared>,
     wills: mpsc::UnboundedSender<Box<DelayedWill>>,
+    orders: mpsc::UnboundedSender<Order>,
+    /// Whether what is said here goes into the fleet's stream, and what is said elsewhere comes from there.
+    has_stream: bool,
     stop: watch::Sender<bool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -145,6 +188,18 @@ pub struct Identity<'a> {
     pub data_dir: &'a Path,
     /// So that two gateways do not try again at the same instants.
     pub seed: u64,
+    /// How many shards it has.
+    pub workers: usize,
+    /// How far what others published had come here when the process before ended.
+    pub position: Option<Position>,
+}
+
+/// What others want of this gateway.
+pub struct Wishes {
+    /// What is asked for. Bounded by requests under way, and by devices and shards that are here.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// What was published elsewhere. Bounded by what may be under way of it.
+    pub arrivals: mpsc::UnboundedReceiver<Arrival>,
 }
 
 /// What the thread and those who ask share.
@@ -159,6 +214,10 @@ struct Shared {
     /// Leases as they were read.
     leases: Leases,
     counters: Counters,
+    interests: Mutex<Interests>,
+    /// Rings when a shard wants something else.
+    interest_bell: Notify,
+    intake: intake::Counters,
 }
 
 #[derive(Debug, Default)]
@@ -178,7 +237,7 @@ impl Fleet {
     ///
     /// # Errors
     /// There is no thread.
-    pub fn start(settings: Settings, identity: &Identity<'_>) -> io::Result<(Self, mpsc::UnboundedReceiver<Order>)> {
+    pub fn start(settings: Settings, identity: &Identity<'_>) -> io::Result<(Self, Wishes)> {
         let mut random = fastrand::Rng::with_seed(identity.seed ^ identity.epoch);
         let drawn = format!("{:016x}", random.u64(..));
         let instance = instance::of(identity.data_dir, &drawn).unwrap_or_else(|error| {
@@ -188,19 +247,61 @@ impl Fleet {
         });
         let row = LeaseRow { id: format!("{:016x}", random.u64(..)), instance, epoch: identity.epoch };
         let status = Status::new(Instant::now(), settings.config().ready_without_nats);
-        let shared = Arc::new(Shared::new(identity.node, identity.epoch, status));
+        let shared = Arc::new(Shared::new(identity, status));
         let (stop, stopped) = watch::channel(false);
-        // Bounded by requests under way, and by devices that are here.
         let (orders, ordered) = mpsc::unbounded_channel();
+        let (arrivals, arriving) = mpsc::unbounded_channel();
         // Each has its charge of the pool.
         let (wills, due) = mpsc::unbounded_channel();
         let backoff = Backoff::new(settings.config().retry, random.u64(..));
         let lease = Lease::new(settings.config().lease, row);
-        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, (orders, due));
+        let has_stream = settings.config().uplink != FleetUplink::Off;
+        let intake = has_stream.then(|| {
+            let (prefix, kept) = (&*settings.config().prefix, identity.position.clone());
+            let (backoff, ways) = (backoff.clone(), (arrivals, orders.clone()));
+            Intake::new(Arc::clone(&shared), prefix, kept, ways, backoff, random.fork())
+        });
+        let ways = (orders.clone(), due);
+        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, intake, ways);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let work = move || runtime.block_on(run.work(stopped));
         let thread = std::thread::Builder::new().name("fleet".into()).spawn(work)?;
-        Ok((Self { shared, wills, stop, thread: Mutex::new(Some(thread)) }, ordered))
+        let fleet = Self { shared, wills, orders, has_stream, stop, thread: Mutex::new(Some(thread)) };
+        Ok((fleet, Wishes { orders: ordered, arrivals: arriving }))
+    }
+
+    /// A shard wants this of what others publish. Answered by an [`Order::InterestHeld`]: when it is held, at once while NATS is away,
+    /// and after five seconds in any case. Never waits for anything outside.
+    pub fn interest(&self, worker: WorkerId, version: u64, cover: Cover) {
+        let held = self.shared.interests().say(worker, version, cover, Instant::now());
+        if let Some((worker, version)) = held {
+            // The receiver is gone when the gateway ends.
+            let _ = self.orders.send(Order::InterestHeld { worker, version });
+        }
+        self.shared.interest_bell.notify_one();
+    }
+
+    /// Whether a message from the owner can reach subscribers at other gateways.
+    #[must_use]
+    pub fn has_stream(&self) -> bool {
+        self.has_stream
+    }
+
+    /// A message in the stream is none that a gateway could have published.
+    pub fn note_invalid(&self) {
+        self.shared.intake.invalid.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Publishes a message from the owner to the subscribers of all other gateways: into the stream, from which each takes it.
+    ///
+    /// # Errors
+    /// [`NotPublished`].
+    pub async fn publish(&self, publication: &Publication<'_>) -> Result<(), NotPublished> {
+        let server = self.shared.server().ok_or(NotPublished::Away)?;
+        let Publication { topic, payload, qos, retain, expires_ms } = publication;
+        let node = self.shared.node.clone();
+        let how = Publishing { node, qos: *qos, retain: *retain, properties: Box::default(), expires_ms: *expires_ms };
+        server.publish(topic, payload.clone(), &how).await.map_err(NotPublished::Refused)
     }
 
     /// A device is here, `since` when: of two connections the later one stays. Never waits for anything outside.
@@ -260,10 +361,14 @@ impl Fleet {
 }
 
 impl Shared {
-    fn new(node: &str, epoch: u64, status: Status) -> Self {
+    fn new(identity: &Identity<'_>, status: Status) -> Self {
+        let &Identity { node, epoch, workers, .. } = identity;
         Self {
             node: node.to_owned(),
             presence: Mutex::new(Presence::new(node, epoch)),
+            interests: Mutex::new(Interests::new(workers)),
+            interest_bell: Notify::new(),
+            intake: intake::Counters::default(),
             bell: Notify::new(),
             status: Mutex::new(status),
             server: Mutex::default(),
@@ -274,6 +379,10 @@ impl Shared {
 
     fn presence(&self) -> MutexGuard<'_, Presence> {
         self.presence.lock().expect("no holder panics")
+    }
+
+    fn interests(&self) -> MutexGuard<'_, Interests> {
+        self.interests.lock().expect("no holder panics")
     }
 
     fn status(&self) -> MutexGuard<'_, Status> {
@@ -313,6 +422,13 @@ impl Shared {
             report.untold = load(untold);
             report.unanswered = load(unanswered);
             report.wills_withheld = load(wills_withheld);
+            let intake::Counters { taken, own, invalid, missed, behind, subjects } = &self.intake;
+            report.publications_taken = load(taken);
+            report.publications_own = load(own);
+            report.publications_invalid = load(invalid);
+            report.publications_missed = load(missed);
+            report.publications_behind = load(behind);
+            report.subjects = load(subjects);
         })
     }
 

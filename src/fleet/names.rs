@@ -61,6 +61,21 @@ impl Names {
         name(subject.strip_prefix("$KV.")?.strip_prefix(&*self.gateways())?.strip_prefix('.')?)
     }
 
+    /// The stream of what devices say and of what is published over the API.
+    pub fn uplink(&self) -> String {
+        format!("{}_uplink", self.prefix)
+    }
+
+    /// The subjects of what is published over the API.
+    pub fn publications(&self) -> String {
+        format!("{}.pub.>", self.prefix)
+    }
+
+    /// The subject of one such message.
+    pub fn publication(&self, topic: &str) -> String {
+        subject::of_publication(&self.prefix, topic)
+    }
+
     /// What one gateway hears.
     pub fn gateway(&self, node: &str) -> String {
         let mut name = format!("{}.gateway.", self.prefix);
@@ -106,6 +121,11 @@ impl Names {
     pub fn group(&self) -> String {
         self.prefix.clone()
     }
+}
+
+/// How consumers begin by which a gateway reads what others publish.
+pub fn consumer(node: &str) -> String {
+    key(node)
 }
 
 /// The stream that holds a bucket.

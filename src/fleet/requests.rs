@@ -198,6 +198,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::fleet::Identity;
     use crate::fleet::status::Status;
 
     fn request(number: usize) -> Message {
@@ -213,7 +214,9 @@ mod tests {
     }
 
     fn alone() -> (Arc<Shared>, Names) {
-        let shared = Shared::new("a", 1, Status::new(Instant::now(), false));
+        let data_dir = std::path::Path::new("");
+        let identity = Identity { node: "a", epoch: 1, data_dir, seed: 1, workers: 1, position: None };
+        let shared = Shared::new(&identity, Status::new(Instant::now(), false));
         (Arc::new(shared), Names::new("p"))
     }
 

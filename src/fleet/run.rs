@@ -20,6 +20,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
+use super::intake::Intake;
 use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
 use super::pace::Pace;
@@ -98,6 +99,8 @@ pub(super) struct Run {
     plan: Plan,
     /// When the bucket was made in which rows were written.
     rows_since: Option<String>,
+    /// What others publish; none: there is no stream.
+    intake: Option<Intake>,
 }
 
 /// What one connection has under way.
@@ -138,6 +141,7 @@ impl Run {
         lease: Lease,
         backoff: Backoff,
         random: fastrand::Rng,
+        intake: Option<Intake>,
         (orders, wills): (mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<Box<DelayedWill>>),
     ) -> Self {
         let now = Instant::now();
@@ -147,6 +151,7 @@ impl Run {
             notices: Notices::default(),
             wills: Wills::new(wills),
             rows_since: None,
+            intake,
             shared,
             settings,
             lease,
@@ -201,10 +206,21 @@ impl Run {
     async fn live(&mut self) -> Over {
         let signals = Arc::new(Signals::default());
         match self.connect(&signals).await {
-            Ok((server, facts)) => match self.serve(&server, &signals, facts).await {
-                Err(over) => over,
-                Ok(never) => match never {},
-            },
+            Ok((server, facts)) => {
+                let mut intake = self.intake.take();
+                let over = tokio::select! {
+                    over = self.serve(&server, &signals, facts) => over,
+                    never = take_in(&mut intake, &server) => match never {},
+                };
+                if let Some(intake) = &intake {
+                    intake.end();
+                }
+                self.intake = intake;
+                match over {
+                    Err(over) => over,
+                    Ok(never) => match never {},
+                }
+            }
             Err(why) => Over::Broken(signals.explain(&why)),
         }
     }
@@ -539,6 +555,14 @@ impl Run {
                 }
             }
         }
+    }
+}
+
+/// Reads what others publish, if there is a stream for it.
+async fn take_in(intake: &mut Option<Intake>, server: &Server) -> Infallible {
+    match intake {
+        Some(intake) => intake.run(server).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream::consumer::{Consumer, pull};
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::stream::{self, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
@@ -19,7 +20,7 @@ use serde::de::DeserializeOwned;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
 use super::settings::Settings;
-use crate::sink::nats::{Signals, in_words, version};
+use crate::sink::nats::{Publishing, SUBJECT_BYTES_MAX, Signals, in_words, version};
 
 /// Servers before this one are warned of: several faults of replication and of buckets with an age were mended by then.
 const VERSION_ADVISED: (u64, u64, u64) = (2, 11, 2);
@@ -94,9 +95,24 @@ struct StreamInfo {
     error: Option<jetstream::Error>,
 }
 
+/// The server's answer about a consumer.
+#[derive(Deserialize)]
+struct ConsumerInfo {
+    delivered: Option<Delivered>,
+    #[serde(default)]
+    num_pending: u64,
+}
+
+#[derive(Deserialize)]
+struct Delivered {
+    consumer_seq: u64,
+}
+
 #[derive(Default, Deserialize)]
 struct StreamState {
     first_seq: u64,
+    #[serde(default)]
+    last_seq: u64,
     #[serde(default)]
     subjects: Option<BTreeMap<String, u64>>,
 }
@@ -161,14 +177,78 @@ impl Server {
     }
 
     async fn info(&self, bucket: &str, asked: &serde_json::Value) -> Result<StreamInfo, NoSurvey> {
-        let subject = format!("STREAM.INFO.{}", stream_of(bucket));
+        self.stream_info(bucket, &stream_of(bucket), asked).await
+    }
+
+    async fn stream_info(&self, what: &str, stream: &str, asked: &serde_json::Value) -> Result<StreamInfo, NoSurvey> {
+        let subject = format!("STREAM.INFO.{stream}");
         let answer: Result<StreamInfo, _> = self.context.request(subject, asked).await;
         let info = answer.map_err(|error| NoSurvey::NoAnswer(in_words(&error)))?;
         match &info.error {
             None => Ok(info),
-            Some(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Err(NoSurvey::Gone(bucket.to_owned())),
+            Some(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Err(NoSurvey::Gone(what.to_owned())),
             Some(error) => Err(NoSurvey::NoAnswer(in_words(error))),
         }
+    }
+
+    /// When the stream of what devices say was made, its first message and its last.
+    ///
+    /// # Errors
+    /// It is not there, or there is no answer; why.
+    pub async fn uplink_facts(&self) -> Result<(String, u64, u64), String> {
+        let stream = self.names.uplink();
+        match self.stream_info(&stream, &stream, &serde_json::json!({})).await {
+            Ok(info) => Ok((info.created, info.state.first_seq, info.state.last_seq)),
+            Err(NoSurvey::Gone(_)) => Err(format!("there is no stream {stream:?} yet: the sink fleet-uplink makes it")),
+            Err(NoSurvey::NoAnswer(why)) => Err(format!("the stream {stream:?} cannot be read: {why}")),
+        }
+    }
+
+    /// A consumer of that stream.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn uplink_consumer(&self, config: pull::Config) -> Result<Consumer<pull::Config>, String> {
+        let made = self.context.create_consumer_on_stream(config, self.names.uplink()).await;
+        made.map_err(|error| in_words(&error))
+    }
+
+    /// Messages that a consumer of that stream has sent, and those that it is still to send; `None`: it is gone, or there is no
+    /// answer.
+    pub async fn uplink_progress(&self, consumer: &str) -> Option<(u64, u64)> {
+        let subject = format!("CONSUMER.INFO.{}.{consumer}", self.names.uplink());
+        let info: ConsumerInfo = self.context.request(subject, &serde_json::json!({})).await.ok()?;
+        Some((info.delivered?.consumer_seq, info.num_pending))
+    }
+
+    /// Lets a consumer of that stream go, if it is there.
+    pub async fn drop_uplink_consumer(&self, consumer: &str) {
+        // The server does so by itself, a little later.
+        let _ = self.context.delete_consumer_from_stream(consumer, self.names.uplink()).await;
+    }
+
+    /// Publishes over the API, into that stream. Returns when the stream has it.
+    ///
+    /// # Errors
+    /// It does not, or has not said so in time; why.
+    pub async fn publish(&self, topic: &str, payload: Bytes, how: &Publishing) -> Result<(), String> {
+        let subject = self.names.publication(topic);
+        if subject.len() > SUBJECT_BYTES_MAX {
+            return Err("its subject is longer than a server takes".to_owned());
+        }
+        let mut headers = HeaderMap::new();
+        how.write(&mut headers);
+        let settled = match self.context.publish_with_headers(subject, headers, payload).await {
+            Ok(acknowledged) => acknowledged.await.map(drop),
+            Err(error) => Err(error),
+        };
+        settled.map_err(|error| match error.kind() {
+            PublishErrorKind::StreamNotFound => {
+                let (stream, wanted) = (self.names.uplink(), self.names.publications());
+                format!("the stream {stream:?} does not take {wanted}: add that to its subjects")
+            }
+            _ => in_words(&error),
+        })
     }
 
     /// The first row from this revision on: its revision, whose it is, as far as that is a device, and what it says.

@@ -31,6 +31,8 @@ pub(super) struct Status {
     error: Option<String>,
     promise: Option<String>,
     server: Option<String>,
+    /// Why what others publish cannot be read.
+    publications_error: Option<String>,
 }
 
 /// The same, told.
@@ -80,18 +82,53 @@ pub struct Report {
     pub unanswered: u64,
     /// Delayed wills that were not published, because their devices were at other gateways.
     pub wills_withheld: u64,
+    /// Why what others publish cannot be read, while NATS is there.
+    pub publications_error: Option<String>,
+    /// Subjects under which what others publish is read.
+    pub subjects: u64,
+    /// Messages published elsewhere that were given to subscribers here.
+    pub publications_taken: u64,
+    /// Messages published here that were read again and given to nobody.
+    pub publications_own: u64,
+    /// Messages in the stream that no gateway could have published.
+    pub publications_invalid: u64,
+    /// Messages that the stream let go before they were read, at most.
+    pub publications_missed: u64,
+    /// Messages in the stream that are still to be read here.
+    pub publications_behind: u64,
 }
 
 impl Status {
     pub(super) fn new(now: Instant, ready_without_nats: bool) -> Self {
         let error = Some("it was not tried yet".to_owned());
-        Self { state: State::Away, since: now, ready_without_nats, error, promise: None, server: None }
+        Self {
+            state: State::Away,
+            since: now,
+            ready_without_nats,
+            error,
+            promise: None,
+            server: None,
+            publications_error: None,
+        }
     }
 
     /// NATS is there.
     pub(super) fn connected(&mut self, now: Instant, server: String, promise: String) {
         (self.state, self.since, self.error) = (State::Connected, now, None);
         (self.server, self.promise) = (Some(server), Some(promise));
+    }
+
+    /// What others publish can be read, or cannot; why.
+    pub(super) fn publications(&mut self, error: Option<&str>) {
+        if self.publications_error.as_deref() == error {
+            return;
+        }
+        self.publications_error = error.map(str::to_owned);
+        if let Some(why) = error {
+            tracing::warn!(why, "what other gateways publish does not come here, and is read later");
+        } else {
+            tracing::info!("what other gateways publish comes here again");
+        }
     }
 
     /// NATS is not there; why. `true`: that is news.
@@ -129,6 +166,13 @@ impl Status {
             untold: 0,
             unanswered: 0,
             wills_withheld: 0,
+            publications_error: self.publications_error.clone(),
+            subjects: 0,
+            publications_taken: 0,
+            publications_own: 0,
+            publications_invalid: 0,
+            publications_missed: 0,
+            publications_behind: 0,
         };
         fill(&mut report);
         report

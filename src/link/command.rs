@@ -98,6 +98,12 @@ pub enum WorkerCommand {
         /// The message.
         publication: Box<Publication>,
     },
+    /// The answer to [`super::WorkerEvent::Interest`]: what others publish comes here as far as it is wanted, or other gateways cannot be
+    /// reached. Whoever waits for that goes on.
+    InterestHeld {
+        /// Which change; the latest that was said.
+        version: u64,
+    },
     /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::WorkerEvent::Sent`] with
     /// [`super::Outcome::Delivered`] when every shard has taken it.
     Publish {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, Credentials, ListenerId, Publication, WorkerId};
+use super::{CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, Traits, WorkerId};
 use crate::pool::Charge;
 use crate::time::Moment;
 
@@ -53,6 +53,14 @@ pub enum WorkerEvent {
     /// In a fleet: a will that waited for its delay is due. Answered by `WorkerCommand::PublishWill`, unless the device is at another
     /// gateway by now.
     WillDue(Box<DelayedWill>),
+    /// In a fleet: what this shard's sessions have subscribed to has changed. Answered by `WorkerCommand::InterestHeld`, and said again
+    /// only after that.
+    Interest {
+        /// Which change of it: grows.
+        version: u64,
+        /// What of what others publish is to come here.
+        cover: Box<Cover>,
+    },
     /// The answer to `WorkerCommand::Describe`.
     Described {
         /// The number of the request.
@@ -180,6 +188,8 @@ pub struct Message {
     pub topic: Box<str>,
     /// The payload: opaque bytes.
     pub payload: Bytes,
+    /// How it was published, where it is for subscribers too.
+    pub published: Option<Traits>,
     /// To whom to say that the backbone holds it, if anybody wants to hear it.
     pub receipt: Option<Receipt>,
     /// What it takes of its shard's pool until the backbone has it.

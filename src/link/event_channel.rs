@@ -93,6 +93,7 @@ impl WorkerEvent {
             | WorkerEvent::Described { .. }
             | WorkerEvent::Listed { .. }
             | WorkerEvent::Sent { .. }
+            | WorkerEvent::Interest { .. }
             | WorkerEvent::Broadcast { .. } => true,
         }
     }

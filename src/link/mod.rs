@@ -12,6 +12,7 @@ pub mod event;
 pub mod event_channel;
 pub mod grant;
 pub mod home;
+pub mod interest;
 pub mod mailbox;
 pub mod publication;
 pub mod reason;
@@ -36,8 +37,9 @@ pub use event::{
 pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
 pub use home::Home;
+pub use interest::{COVER_FILTERS, Cover};
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
-pub use publication::{Publication, SessionId};
+pub use publication::{Publication, SessionId, Traits};
 pub use reason::{CloseReason, Refusal};
 pub use shard_message::{Choice, Class, Credit, Exchange, Outgoing, Passed, Recipient, ShardMessage};
 pub use trace::{

@@ -42,8 +42,23 @@ pub struct Publication {
     pub origin: u64,
     /// Of which device it is, for its share of what is retained: a keyed hash of its id, as [`super::Home`] has it. 0: of none.
     pub owner: u32,
+    /// Whether it was published at another gateway of the fleet: groups of shared subscribers get it there.
+    pub is_remote: bool,
     /// The session that published it, for No Local. `None`: the owner, or a device that has gone since.
     pub publisher: Option<SessionId>,
+}
+
+/// How a message was published, beside its topic and its payload: what goes up with it, for subscribers at other gateways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// See [`Publication::qos`].
+    pub qos: QoS,
+    /// See [`Publication::retain`].
+    pub retain: bool,
+    /// See [`Publication::properties`].
+    pub properties: Box<[u8]>,
+    /// See [`Publication::expires`].
+    pub expires: Option<Moment>,
 }
 
 impl Publication {
@@ -60,8 +75,15 @@ impl Publication {
             stamp: 0,
             origin: 0,
             owner: 0,
+            is_remote: false,
             publisher: None,
         }
+    }
+
+    /// How it was published.
+    #[must_use]
+    pub fn traits(&self) -> Traits {
+        Traits { qos: self.qos, retain: self.retain, properties: self.properties.clone(), expires: self.expires }
     }
 
     /// Its withdrawal, where it was to be retained: a deletion in the place right behind it, which deletes it and older ones of

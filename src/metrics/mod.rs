@@ -351,6 +351,18 @@ metrics! {
     ForwardsFailed = Counter "pulsegate_fleet_commands_failed" "",
     /// Requests that came by NATS.
     Received = Counter "pulsegate_fleet_requests" "",
+    /// Subjects of the fleet's stream under which what is published at other gateways is read.
+    Subjects = Gauge "pulsegate_fleet_subjects" "",
+    /// Messages of the fleet's stream that are still to be read here, as of the latest that was.
+    PublicationsBehind = Gauge "pulsegate_fleet_publications_behind" "",
+    /// Messages published at other gateways that were given to subscribers here.
+    PublicationsTaken = Counter "pulsegate_fleet_publications_taken" "",
+    /// Messages published here that came out of the fleet's stream again and were given to nobody.
+    PublicationsOwn = Counter "pulsegate_fleet_publications_own" "",
+    /// Messages in the fleet's stream that no gateway could have published, given to nobody.
+    PublicationsInvalid = Counter "pulsegate_fleet_publications_invalid" "",
+    /// Messages that the fleet's stream let go before they were read here, at most: some were for nobody here.
+    PublicationsMissed = Counter "pulsegate_fleet_publications_missed" "",
 }
 
 /// Events that a consumer has still to acknowledge, by the label `consumer`.

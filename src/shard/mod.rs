@@ -69,8 +69,9 @@ pub struct ShardOptions {
     pub uplink_length: usize,
     /// Seeds jitter and generated ids.
     pub seed: u64,
-    /// Whether the fleet is asked before a delayed will is published: its device may be at another gateway.
-    pub asks_before_wills: bool,
+    /// Whether there are other gateways: they are asked before a delayed will is published, whose device may be there, and what they
+    /// publish comes here as far as it is wanted.
+    pub is_of_fleet: bool,
     /// What all shards share about messages.
     pub exchange: Arc<Exchange>,
     /// The bounds of MQTT sessions.
@@ -102,7 +103,7 @@ pub struct Shard {
     broker: Broker,
     /// Wills to be published.
     due_wills: Vec<DueWill>,
-    asks_before_wills: bool,
+    is_of_fleet: bool,
 
     /// Who has a place among the handshakes, and who waits for one.
     places: Places,
@@ -172,7 +173,10 @@ impl Shard {
             bounds: setup.sessions,
             key: setup.seed.rotate_left(17),
         };
-        let broker = Broker::new(sessions, now);
+        let mut broker = Broker::new(sessions, now);
+        if setup.is_of_fleet {
+            broker.begin_interest();
+        }
         let pool = Arc::clone(broker.pool());
         Self {
             worker: setup.worker,
@@ -191,7 +195,7 @@ impl Shard {
             messages: 0,
             broker,
             due_wills: Vec::new(),
-            asks_before_wills: setup.asks_before_wills,
+            is_of_fleet: setup.is_of_fleet,
             places: Places::new(setup.handshakes),
             sweep: Sweep::default(),
             grants: Grants::default(),

@@ -41,6 +41,7 @@ impl Shard {
             }
         }
         self.answer(now);
+        self.uplink.extend(self.broker.take_interest());
         self.broker.count(&mut self.counters);
     }
 
@@ -168,6 +169,11 @@ impl Shard {
         }
     }
 
+    /// What was told of what is wanted of other gateways is held.
+    pub fn handle_interest_held(&mut self, version: u64) {
+        self.broker.handle_interest_held(version);
+    }
+
     /// The owner publishes a message. The answer goes up when every shard has taken it.
     pub fn handle_publish(&mut self, request: u64, publication: Publication) {
         let ticket = self.broker.request(request);
@@ -224,7 +230,7 @@ impl Shard {
             return;
         }
         for DueWill { device, listener, publication, was_delayed } in std::mem::take(&mut self.due_wills) {
-            if self.asks_before_wills && was_delayed {
+            if self.is_of_fleet && was_delayed {
                 let charge = Some(Charge::of(&self.pool, Class::Wills, publication.bytes() + ALLOCATION_BYTES));
                 let publication = Box::new(publication);
                 self.uplink.push(WorkerEvent::WillDue(Box::new(DelayedWill { device, listener, publication, charge })));
@@ -259,6 +265,7 @@ impl Shard {
                 connection,
                 topic,
                 payload,
+                published: Some(publication.traits()),
                 receipt: None,
                 charge,
             }));

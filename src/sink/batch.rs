@@ -91,7 +91,7 @@ mod tests {
     use crate::store::{Entry, What};
 
     fn message(seq: u64, topic: &str, payload: &str) -> Stored {
-        let what = What::Message { topic: topic.into(), payload: Bytes::from(payload.to_owned()) };
+        let what = What::Message { topic: topic.into(), payload: Bytes::from(payload.to_owned()), published: None };
         let entry =
             Entry { at_ms: 1_700_000_000_000, worker: WorkerId(0), device: "meter-1".into(), what, receipt: None };
         Stored { seq, entry }

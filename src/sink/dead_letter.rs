@@ -86,7 +86,7 @@ mod tests {
     fn lines_are_added_until_the_file_is_full() {
         let directory = tempfile::tempdir().unwrap();
         let letters = DeadLetters::new(directory.path(), "cloud", 600);
-        let what = What::Message { topic: "t".into(), payload: Bytes::from_static(b"1") };
+        let what = What::Message { topic: "t".into(), payload: Bytes::from_static(b"1"), published: None };
         let entry = Entry { at_ms: 0, worker: WorkerId(0), device: "meter-1".into(), what, receipt: None };
         let stored = Stored { seq: 7, entry };
         let add = || letters.add("cloud", "400: no", std::iter::once(Event::new("edge-1", &stored)));

@@ -77,7 +77,7 @@ impl<'a> Event<'a> {
         let (kind, what) = match &entry.what {
             What::Connected(facts) => ("connected", presence(facts, None)),
             What::Disconnected(facts, cause) => ("disconnected", presence(facts, Some(&**cause))),
-            What::Message { topic, payload } => {
+            What::Message { topic, payload, .. } => {
                 let text = std::str::from_utf8(payload).ok();
                 let payload_base64 = text.is_none().then(|| BASE64_STANDARD.encode(payload));
                 ("message", Details::Message { topic, payload: text, payload_base64 })

@@ -212,7 +212,11 @@ mod tests {
                     at_ms: 1_700_000_000_000,
                     worker: WorkerId(0),
                     device: device.into(),
-                    what: What::Message { topic: "t".into(), payload: Bytes::from_static(&[b'x'; 100]) },
+                    what: What::Message {
+                        topic: "t".into(),
+                        payload: Bytes::from_static(&[b'x'; 100]),
+                        published: None,
+                    },
                     receipt: Some(Receipt::Connection(ConnectionId { slot: ConnectionSlot(0), generation: 1 }, number)),
                 };
                 let mut entries: Vec<_> = (first..count.min(first + 20)).map(event).collect();

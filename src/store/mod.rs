@@ -15,6 +15,7 @@ mod coalesce;
 mod crowd;
 mod error;
 mod files;
+mod fleet;
 mod loader;
 mod progress;
 mod queue;
@@ -40,9 +41,10 @@ use tokio::sync::{oneshot, watch};
 
 pub use error::StoreError;
 pub use files::{Check, backup, check, move_aside};
+pub use fleet::FleetPosition;
 pub use progress::Range;
 pub use reading::Reader;
-pub use record::{Details, Entry, Facts, Stored, What};
+pub use record::{Details, Entry, Facts, Published, Stored, What};
 pub use sessions::KeptStats;
 pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 

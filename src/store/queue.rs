@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::fleet::FleetPosition;
 use super::progress::{Progress, Range};
 use super::record::Entry;
 use super::{Position, SinkNote, StoreError, Taken};
@@ -29,6 +30,8 @@ pub(super) enum Request {
     Seek { name: Box<str>, position: Position, is_back: bool, answer: Answer },
     /// Keep what a sink must know.
     Note { name: Box<str>, note: SinkNote, answer: Answer },
+    /// Keep how far what was published at other gateways has come here.
+    Fleet { at: FleetPosition, answer: Answer },
     /// Forget a consumer.
     Delete { name: Box<str>, answer: Answer },
 }
@@ -40,6 +43,7 @@ impl Request {
         | Self::Acknowledge { answer, .. }
         | Self::Seek { answer, .. }
         | Self::Note { answer, .. }
+        | Self::Fleet { answer, .. }
         | Self::Delete { answer, .. }) = self;
         // The asker may have gone.
         let _ = answer.send(result);
@@ -261,7 +265,7 @@ mod tests {
     fn writer_is_rung_for_a_crowd_though_nobody_waits_for_its_events() {
         let (queue, pool) = (Queue::new(1 << 20), Arc::new(Pool::new(1 << 16)));
         let offer = |bytes: u64| {
-            let what = What::Message { topic: "t".into(), payload: Bytes::new() };
+            let what = What::Message { topic: "t".into(), payload: Bytes::new(), published: None };
             let entry = Entry { at_ms: 0, worker: WorkerId(0), device: "d".into(), what, receipt: None };
             let charges = &mut vec![Charge::of(&pool, Class::Up, bytes as usize)];
             assert_eq!(queue.offer(&mut vec![entry], charges), Taken::All);

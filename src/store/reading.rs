@@ -8,14 +8,14 @@ use rusqlite::{Connection, OptionalExtension, Row, Rows, params};
 
 use super::error::StoreError;
 use super::progress::Range;
-use super::record::{Details, Entry, Facts, Stored, What};
+use super::record::{Details, Entry, Facts, Published, Stored, What};
 use super::schema;
 use super::sessions::{self, Unreadable};
 use crate::image::{KeptSession, Message, Publication, SessionKey};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
-                       worker, peer, identity, tls, connected, detail";
+                       worker, peer, identity, tls, connected, detail, published, properties, expires";
 
 /// Reads the store's file.
 #[derive(Debug)]
@@ -153,6 +153,7 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
         _ => What::Message {
             topic: row.get::<_, String>("topic")?.into(),
             payload: Bytes::from(row.get::<_, Vec<u8>>("payload")?),
+            published: published(row)?,
         },
     };
     let entry = Entry {
@@ -163,6 +164,13 @@ fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
         receipt: None,
     };
     Ok(Stored { seq: row.get("seq")?, entry })
+}
+
+fn published(row: &Row<'_>) -> rusqlite::Result<Option<Published>> {
+    // Since version 7, and in a fleet.
+    let Some(byte) = row.get("published")? else { return Ok(None) };
+    let properties = row.get::<_, Option<Vec<u8>>>("properties")?.unwrap_or_default();
+    Ok(Published::from_parts(byte, properties, row.get("expires")?))
 }
 
 fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {

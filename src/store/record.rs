@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::link::{Receipt, WorkerId};
+use crate::link::{QoS, Receipt, WorkerId};
 
 /// What a row takes beside its texts: numbers, lengths, its share of a page.
 const ROW_BYTES: usize = 48;
@@ -35,7 +35,22 @@ pub enum What {
         topic: Box<str>,
         /// The payload: opaque bytes.
         payload: Bytes,
+        /// How it was published, where subscribers at other gateways are to get it.
+        published: Option<Published>,
     },
+}
+
+/// How a message was published, beside its topic and its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The quality of service: 0, 1 or 2.
+    pub qos: QoS,
+    /// Whether it was published to be retained.
+    pub retain: bool,
+    /// The encoded MQTT 5 properties that go along with it unaltered; often empty.
+    pub properties: Box<[u8]>,
+    /// After this time it is of no use to anybody, as Unix time in milliseconds.
+    pub expires_ms: Option<i64>,
 }
 
 /// What belongs to a presence event besides who and when.
@@ -70,6 +85,33 @@ pub struct Details {
     pub detail: Box<str>,
 }
 
+impl What {
+    /// How a message was published that is for subscribers at other gateways too.
+    #[must_use]
+    pub fn published(&self) -> Option<&Published> {
+        match self {
+            What::Message { published, .. } => published.as_ref(),
+            What::Connected(_) | What::Disconnected(..) => None,
+        }
+    }
+}
+
+/// RETAIN in [`Published::to_byte`].
+const RETAIN: u8 = 0b100;
+
+impl Published {
+    /// QoS in bits 0 and 1, RETAIN in bit 2.
+    pub(super) fn to_byte(&self) -> u8 {
+        self.qos as u8 | if self.retain { RETAIN } else { 0 }
+    }
+
+    /// What [`Published::to_byte`] says, with the rest. `None`: no such byte was written.
+    pub(super) fn from_parts(byte: u8, properties: Vec<u8>, expires_ms: Option<i64>) -> Option<Self> {
+        let qos = QoS::try_from(byte & !RETAIN).ok()?;
+        Some(Self { qos, retain: byte & RETAIN != 0, properties: properties.into(), expires_ms })
+    }
+}
+
 impl Facts {
     fn bytes(&self) -> usize {
         let of = |details: &Details| {
@@ -86,7 +128,9 @@ impl Entry {
         let texts = match &self.what {
             What::Connected(facts) => facts.bytes(),
             What::Disconnected(facts, cause) => facts.bytes() + cause.len(),
-            What::Message { topic, payload } => topic.len() + payload.len(),
+            What::Message { topic, payload, published } => {
+                topic.len() + payload.len() + published.as_ref().map_or(0, |published| published.properties.len())
+            }
         };
         ROW_BYTES + self.device.len() + texts
     }

@@ -21,7 +21,7 @@ const BYTES: &str = "length(CAST(device AS BLOB)) + ifnull(length(CAST(topic AS 
                  + ifnull(length(payload), 0) + ifnull(length(CAST(listener AS BLOB)), 0)
                  + ifnull(length(CAST(cause AS BLOB)), 0) + ifnull(length(CAST(peer AS BLOB)), 0)
                  + ifnull(length(CAST(identity AS BLOB)), 0) + ifnull(length(CAST(tls AS BLOB)), 0)
-                 + ifnull(length(CAST(detail AS BLOB)), 0) + 48";
+                 + ifnull(length(CAST(detail AS BLOB)), 0) + ifnull(length(properties), 0) + 48";
 
 /// Drops what is too old or too much, oldest first, at most `count` events: the rest goes with the next groups.
 pub(super) fn trim(

@@ -143,6 +143,15 @@ const MIGRATIONS: &[&str] = &[
                 (SELECT count(*) FROM queue WHERE session = key) AS waiting,
                 (SELECT ifnull(sum(bytes), 0) FROM queue WHERE session = key) AS waiting_bytes
          FROM session WHERE hex(name) NOT LIKE '00%';",
+    // 7: several gateways: how a message was published, for subscribers at others, and how far what others published has come here.
+    "ALTER TABLE uplink ADD COLUMN published INTEGER;  -- QoS in bits 0 and 1, RETAIN in bit 2; NULL: it is for no subscriber elsewhere
+     ALTER TABLE uplink ADD COLUMN properties BLOB;    -- of MQTT 5, encoded; NULL where published is
+     ALTER TABLE uplink ADD COLUMN expires INTEGER;    -- Unix time in milliseconds
+     CREATE TABLE fleet (
+         id       INTEGER PRIMARY KEY CHECK (id = 1),
+         stream   TEXT NOT NULL,       -- which stream: when it was made
+         position INTEGER NOT NULL     -- every message up to this one was taken
+     ) STRICT;",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

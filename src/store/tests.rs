@@ -2,6 +2,7 @@
 //! gives way at a bound is the oldest, counted.
 
 mod earlier;
+mod fleet;
 mod kept;
 
 use std::fs;
@@ -48,7 +49,7 @@ fn message(number: u32, payload: usize) -> Entry {
         at_ms: 1_700_000_000_000 + i64::from(number),
         worker: WorkerId(0),
         device: "meter-1".into(),
-        what: What::Message { topic: "t".into(), payload: Bytes::from(payload) },
+        what: What::Message { topic: "t".into(), payload: Bytes::from(payload), published: None },
         receipt: Some(receipt(number)),
     }
 }

@@ -25,9 +25,10 @@ use super::coalesce::Plan;
 use super::crowd::{Crowd, GATHER};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
+use super::fleet;
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
-use super::record::{Entry, What};
+use super::record::{Entry, Published, What};
 use super::retention::{self, Retention};
 use super::sessions::{self, Kept};
 use super::share::{Sampled, Shares};
@@ -512,7 +513,7 @@ impl Writer {
                         progress.seek(cursor);
                     }
                 }
-                Request::Note { .. } => {}
+                Request::Note { .. } | Request::Fleet { .. } => {}
                 Request::Delete { name, .. } => drop(consumers.remove(name)),
             }
         }
@@ -584,8 +585,8 @@ fn append(
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
-         cause, worker, peer, identity, tls, connected, detail)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+         cause, worker, peer, identity, tls, connected, detail, published, properties, expires)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
     )?;
     for (position, entry) in entries.iter().enumerate() {
         let bytes = entry.bytes() as u64;
@@ -596,8 +597,9 @@ fn append(
         let (kind, message, facts, cause) = match &entry.what {
             What::Connected(facts) => (0, None, Some(facts), None),
             What::Disconnected(facts, cause) => (1, None, Some(facts), Some(cause)),
-            What::Message { topic, payload } => (2, Some((topic, payload)), None, None),
+            What::Message { topic, payload, .. } => (2, Some((topic, payload)), None, None),
         };
+        let published = entry.what.published();
         let details = facts.and_then(|facts| facts.details.as_ref());
         insert.execute(params![
             group.state.next,
@@ -618,6 +620,9 @@ fn append(
             details.map(|details| &details.tls_version),
             details.map(|details| details.connected_ms),
             details.map(|details| &details.detail),
+            published.map(Published::to_byte),
+            published.map(|published| &published.properties[..]),
+            published.and_then(|published| published.expires_ms),
         ])?;
         shares.sample(&mut group.sampled, group.state.next, &entry.device, bytes);
         group.state.next += 1;
@@ -635,7 +640,6 @@ fn apply(
     request: &Request,
     now_ms: i64,
 ) -> rusqlite::Result<Result<u64, StoreError>> {
-    let last = state.last();
     let no_consumer = |name: &str| Ok(Err(StoreError::NoConsumer(name.into())));
     match request {
         Request::Create { name, position, .. } => {
@@ -652,7 +656,7 @@ fn apply(
         }
         Request::Acknowledge { name, range, .. } => {
             let Some(progress) = consumers.get_mut(name) else { return no_consumer(name) };
-            let Range { first, last: end } = *range;
+            let (Range { first, last: end }, last) = (*range, state.last());
             if first == 0 || end < first || end > last {
                 let why = format!("events {first} to {end} cannot be acknowledged: there are events up to {last}");
                 return Ok(Err(StoreError::Position(why)));
@@ -680,6 +684,7 @@ fn apply(
             sink::write(transaction, name, *note)?;
             Ok(Ok(progress.cursor))
         }
+        Request::Fleet { at, .. } => fleet::write(transaction, at).map(Ok),
         Request::Delete { name, .. } => {
             let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
             delete(transaction, name)?;

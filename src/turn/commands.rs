@@ -87,6 +87,7 @@ impl<I: Io> Turn<I> {
             WorkerCommand::PublishWill { device, listener, publication } => {
                 self.shard.handle_will(device, listener, *publication);
             }
+            WorkerCommand::InterestHeld { version } => self.shard.handle_interest_held(version),
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),
             WorkerCommand::Loaded(loaded) => self.shard.handle_loaded(*loaded, now),

@@ -356,7 +356,7 @@ impl WorkerParts {
             handshakes: limits.handshakes as usize,
             uplink_length: limits.uplink_length,
             seed: self.seed,
-            asks_before_wills: self.shared.is_of_fleet,
+            is_of_fleet: self.shared.is_of_fleet,
             exchange: self.shared.exchange,
             sessions: kept::bounds(self.kept.as_ref(), limits, self.home.workers()),
         };

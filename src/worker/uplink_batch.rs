@@ -75,6 +75,7 @@ mod tests {
             connection: ConnectionId { slot: ConnectionSlot(0), generation: 1 },
             topic: "t".into(),
             payload: Bytes::copy_from_slice(&number.to_be_bytes()),
+            published: None,
             receipt: None,
             charge: None,
         })

@@ -163,7 +163,7 @@ fn turn(
         handshakes: 16,
         uplink_length: 1_000,
         seed: u64::from(id),
-        asks_before_wills: false,
+        is_of_fleet: false,
         exchange: Arc::clone(exchange),
         sessions: broker::Bounds::of(limits, 2),
     };

@@ -110,7 +110,7 @@ impl Gateway {
                 handshakes: limits.handshakes as usize,
                 uplink_length: limits.uplink_length,
                 seed: random.u64(..),
-                asks_before_wills: false,
+                is_of_fleet: false,
                 exchange: Arc::clone(&exchange),
                 sessions: broker::Bounds {
                     inbox_messages: build.faults.inbox,

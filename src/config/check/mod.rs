@@ -28,8 +28,8 @@ use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
 use super::raw::{RawBackbone, RawConfig, RawDrain, RawListener};
 use super::{
-    Admin, Backbone, Config, Drain, FLEET_DEVICE_BYTES, Limits, Listener, Loaded, MAX_LISTENERS, MAX_WORKERS,
-    StoreShares,
+    Admin, Backbone, Config, Drain, FLEET_DEVICE_BYTES, FLEET_PUBLICATIONS_BYTES, Limits, Listener, Loaded,
+    MAX_LISTENERS, MAX_WORKERS, StoreShares,
 };
 
 /// Where the gateway keeps what it makes itself, unless written.
@@ -321,6 +321,7 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
     if config.fleet.is_some() {
         let connections = u64::from(config.limits.connections);
         budget.items.push(Item { what: "fleet", count: connections, each: FLEET_DEVICE_BYTES });
+        budget.items.push(Item { what: "what other gateways publish", count: 1, each: FLEET_PUBLICATIONS_BYTES });
     }
     let answers = cache_bytes(config.listeners.iter().flat_map(|listener| &listener.identity.authenticators));
     if answers > 0 {

@@ -141,6 +141,7 @@ impl OpenConnection<'_, '_> {
             connection: self.id,
             topic: publication.topic.clone(),
             payload: publication.payload.clone(),
+            published: Some(publication.traits()),
             receipt,
             charge: Some(self.cx.charge_up(publication.bytes())),
         }));

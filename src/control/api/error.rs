@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::config::Role;
 use crate::control::READERS_MAX;
 use crate::control::broadcasts::RUNNING_MAX;
+use crate::fleet::NotPublished;
 use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, TRACES_MAX};
 
 /// Every error of the API.
@@ -46,6 +47,8 @@ pub(super) enum ApiError {
     FleetAway(String),
     /// NATS is away, and so this gateway should get no new devices.
     NotOfFleet(String),
+    /// It would not reach subscribers at other gateways, or is not known to.
+    NotPublished(NotPublished),
     /// The gateway that has the device did not take it.
     GatewayDeaf { node: String },
     /// The gateway that has the device did not answer in time.
@@ -136,6 +139,7 @@ impl ApiError {
             | ApiError::Store(_)
             | ApiError::FleetAway(_)
             | ApiError::NotOfFleet(_)
+            | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
             | ApiError::Overloaded { .. }
             | ApiError::Crowded { .. }
@@ -159,7 +163,10 @@ impl ApiError {
             ApiError::NoDevice(_) => "device_not_found",
             ApiError::Offline(_) => "device_offline",
             ApiError::Refused { .. } => "refused",
-            ApiError::FleetAway(_) | ApiError::NotOfFleet(_) => "fleet_away",
+            ApiError::FleetAway(_) | ApiError::NotOfFleet(_) | ApiError::NotPublished(NotPublished::Away) => {
+                "fleet_away"
+            }
+            ApiError::NotPublished(NotPublished::Refused(_)) => "not_published",
             ApiError::GatewayDeaf { .. } => "gateway_deaf",
             ApiError::GatewaySilent { .. } => "gateway_silent",
             ApiError::NoFleet => "no_fleet",
@@ -226,6 +233,14 @@ impl ApiError {
                 f,
                 "device {device:?} is not connected here, and NATS is away: whether it is connected to another gateway is \
                  not known; try again"
+            ),
+            ApiError::NotPublished(NotPublished::Away) => f.write_str(
+                "NATS is away: nothing was published, because subscribers at other gateways would not get it; try again, or write \
+                 \"local\": true to publish at this gateway alone",
+            ),
+            ApiError::NotPublished(NotPublished::Refused(why)) => write!(
+                f,
+                "the fleet's stream has not taken it: {why}; subscribers at other gateways may get it, those here do not: try again"
             ),
             ApiError::NotOfFleet(why) => write!(f, "NATS is away, so that devices are not claimed here: {why}"),
             ApiError::GatewayDeaf { node } => {
@@ -324,6 +339,7 @@ impl fmt::Display for ApiError {
             | ApiError::ShuttingDown => self.fmt_busy(f),
             ApiError::FleetAway(_)
             | ApiError::NotOfFleet(_)
+            | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
             | ApiError::GatewaySilent { .. }
             | ApiError::NoFleet => self.fmt_fleet(f),
@@ -366,6 +382,7 @@ impl IntoResponse for ApiError {
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
             | ApiError::FleetAway(_)
+            | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders

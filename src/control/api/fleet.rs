@@ -22,6 +22,22 @@ pub(super) struct Fleet {
     promise: Option<String>,
     devices: Devices,
     takeovers: Takeovers,
+    publications: Publications,
+}
+
+/// What is published at other gateways.
+#[derive(Serialize)]
+struct Publications {
+    /// Subjects of the stream that are read.
+    subjects: u64,
+    /// Messages given to subscribers here since the start.
+    taken: u64,
+    /// Messages in the stream that are still to be read, as of the latest that was.
+    behind: u64,
+    /// Messages that the stream let go before they were read, at most.
+    missed: u64,
+    /// Why it cannot be read.
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -41,6 +57,13 @@ pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<F
     let (Some(fleet), Some(config)) = (&state.fleet, &state.config.fleet) else { return Err(ApiError::NoFleet) };
     let report = fleet.report();
     let Report { state: now, for_long, error, server, promise, .. } = report;
+    let publications = Publications {
+        subjects: report.subjects,
+        taken: report.publications_taken,
+        behind: report.publications_behind,
+        missed: report.publications_missed,
+        error: report.publications_error,
+    };
     let Report { devices_held, devices_waiting, taken, lost, damped, .. } = report;
     Ok(Json(Fleet {
         node: state.config.node.clone(),
@@ -52,5 +75,6 @@ pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<F
         promise,
         devices: Devices { claimed: devices_held, waiting: devices_waiting },
         takeovers: Takeovers { won: taken, lost, damped },
+        publications,
     }))
 }

@@ -15,6 +15,7 @@ use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
 use crate::codec::mqtt::topic;
+use crate::fleet;
 use crate::link::{Outcome, Publication, QoS, WorkerCommand};
 
 #[derive(Deserialize)]
@@ -28,6 +29,9 @@ struct Order {
     #[serde(default)]
     retain: bool,
     expiry: Option<String>,
+    /// Only for subscribers of this gateway.
+    #[serde(default)]
+    local: bool,
 }
 
 #[derive(Serialize)]
@@ -46,6 +50,11 @@ pub(super) async fn publish(
         QoS::try_from(order.qos).map_err(|()| ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)))?;
     let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
     let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
+    if let Some(fleet) = state.fleet.as_ref().filter(|fleet| fleet.has_stream() && !order.local) {
+        let (topic, expires_ms) = (&*order.topic, expires.map(|expires| state.clock.unix_ms(expires)));
+        let elsewhere = fleet::Publication { topic, payload: payload.clone(), qos, retain: order.retain, expires_ms };
+        fleet.publish(&elsewhere).await.map_err(ApiError::NotPublished)?;
+    }
     // Always the same worker for a topic: what is published under it one after the other arrives so.
     let worker = state.home.of(&order.topic);
     let publication = Publication { retain: order.retain, expires, ..Publication::plain(order.topic, payload, qos) };

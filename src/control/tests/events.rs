@@ -103,6 +103,7 @@ fn a_follower_sees_what_happens_in_order() {
         connection: connection(1),
         topic: "t".into(),
         payload: Bytes::from_static(&[0xff, 0]),
+        published: None,
         receipt: None,
         charge: None,
     };
@@ -219,6 +220,7 @@ fn a_slow_follower_is_told_and_cut_and_costs_nothing() {
             connection,
             topic: "t".into(),
             payload: payload.clone(),
+            published: None,
             receipt: None,
             charge: None,
         };

@@ -85,6 +85,7 @@ fn a_message_is_acknowledged_when_the_backbone_holds_it() {
         connection: connection(3),
         topic: "t".into(),
         payload: Bytes::from(vec![0; 17 << 20]),
+        published: None,
         receipt: Some(Receipt::Connection(connection(3), 78)),
         charge: None,
     };

@@ -457,6 +457,7 @@ fn message(device: &str, index: u32, acknowledge: Option<u32>) -> WorkerEvent {
         connection: connection(index),
         topic: "t".into(),
         payload,
+        published: None,
         receipt: acknowledge.map(|id| Receipt::Connection(connection(index), id)),
         charge: None,
     })

@@ -45,7 +45,7 @@ impl ShardHarness {
                 handshakes: 2,
                 uplink_length: 8,
                 seed: u64::from(worker),
-                asks_before_wills: false,
+                is_of_fleet: false,
                 exchange: Arc::clone(&exchange),
                 sessions: broker::Bounds::of(&Fixtures::limits(), workers),
             };

@@ -57,7 +57,7 @@ impl MqttTarget {
     fn message(&self, node: &str, store_id: &str, stored: &Stored) -> Message {
         let entry = &stored.entry;
         let (topic, payload) = match &entry.what {
-            What::Message { topic, payload } => (self.config.topic.fill(&entry.device, topic), payload.clone()),
+            What::Message { topic, payload, .. } => (self.config.topic.fill(&entry.device, topic), payload.clone()),
             What::Connected(_) | What::Disconnected(..) => {
                 (self.config.presence_topic.fill(&entry.device, ""), Json::new(node, stored).to_json().into())
             }

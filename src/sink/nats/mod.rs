@@ -11,6 +11,7 @@
 //! acknowledged is sent again under the same `Nats-Msg-Id`, which the server drops within its window of deduplication.
 
 mod access;
+mod publication;
 pub(crate) mod subject;
 
 use std::sync::Arc;
@@ -28,15 +29,14 @@ use super::feed::Feed;
 use super::run::{Over, Run, lane_of};
 use super::settings::{Fault, Reading, Target};
 use crate::config::{NatsSink, NatsStream, Sink};
-use crate::store::{StoreError, Stored, What};
+use crate::store::{Published, StoreError, Stored, What};
 pub use access::{NatsAccess, Signals, check_version, files_of_login, in_words, version};
+pub use publication::{Publishing, header_bytes};
 
 /// The longest subject: a server takes 4,096 bytes for a command with its subject and the inbox for the answer.
-const SUBJECT_BYTES_MAX: usize = 3_072;
+pub const SUBJECT_BYTES_MAX: usize = 3_072;
 /// For how long a stream that is made here knows what it has: longer than a gateway that was killed is away.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(10);
-/// What headers take beside what stands in them.
-const HEADER_BYTES: usize = 160;
 /// The server's answer to a message that is larger than its stream takes.
 const MESSAGE_TOO_LARGE: ErrorCode = ErrorCode(10_054);
 
@@ -62,7 +62,9 @@ impl NatsTarget {
     fn message(&self, node: &str, store_id: &str, stored: &Stored) -> Message {
         let (entry, prefix) = (&stored.entry, &self.config.prefix);
         let (subject, payload) = match &entry.what {
-            What::Message { topic, payload } => (subject::of_message(prefix, &entry.device, topic), payload.clone()),
+            What::Message { topic, payload, .. } => {
+                (subject::of_message(prefix, &entry.device, topic), payload.clone())
+            }
             What::Connected(_) | What::Disconnected(..) => {
                 (subject::of_presence(prefix, &entry.device), Json::new(node, stored).to_json().into())
             }
@@ -70,6 +72,11 @@ impl NatsTarget {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", format!("{store_id}-{}", stored.seq));
         headers.insert("Pulsegate-At", time(entry.at_ms));
+        if let Some(published) = entry.what.published().filter(|_| self.config.make.is_some()) {
+            // In the fleet's stream, for subscribers at other gateways.
+            let Published { qos, retain, properties, expires_ms } = published.clone();
+            Publishing { node: node.to_owned(), qos, retain, properties, expires_ms }.write(&mut headers);
+        }
         Message { subject, headers, payload }
     }
 }
@@ -118,6 +125,9 @@ impl Connection {
         };
         let info = stream.cached_info();
         check_subjects(&info.config, &target.config.prefix)?;
+        if make.is_some() {
+            take_publications(&context, &info.config, prefix).await;
+        }
         let of_stream = usize::try_from(info.config.max_message_size).ok().filter(|most| *most > 0);
         let bytes_max = server.max_payload.min(of_stream.unwrap_or(usize::MAX));
         let promise = promise(&info.config, &server.version);
@@ -133,13 +143,26 @@ fn is_missing(error: &GetStreamError) -> bool {
 fn wanted(name: &str, prefix: &str, make: &NatsStream) -> stream::Config {
     stream::Config {
         name: name.to_owned(),
-        subjects: vec![format!("{prefix}.up.>"), format!("{prefix}.presence.*")],
+        subjects: vec![format!("{prefix}.up.>"), format!("{prefix}.presence.*"), format!("{prefix}.pub.>")],
         max_age: make.retention,
         storage: stream::StorageType::File,
         num_replicas: make.replicas,
         duplicate_window: DUPLICATE_WINDOW.min(make.retention),
         allow_direct: true,
         ..stream::Config::default()
+    }
+}
+
+/// A stream of the fleet that an earlier version has made takes from now on what is published over the API too.
+async fn take_publications(context: &Context, there: &stream::Config, prefix: &str) {
+    let wanted = format!("{prefix}.pub.>");
+    if there.subjects.iter().any(|filter| subject::covers(filter, &wanted)) {
+        return;
+    }
+    let subjects = there.subjects.iter().cloned().chain([wanted.clone()]).collect();
+    if let Err(error) = context.update_stream(&stream::Config { subjects, ..there.clone() }).await {
+        let (stream, why) = (&there.name, in_words(&error));
+        tracing::warn!(%stream, why, "what is published over the API reaches no other gateway: add {wanted} to the stream's subjects");
     }
 }
 
@@ -266,7 +289,7 @@ impl NatsRun {
         if subject.len() > SUBJECT_BYTES_MAX {
             return self.give_up(lane, seq, "its subject is longer than a server takes");
         }
-        if payload.len() + HEADER_BYTES > connection.bytes_max {
+        if payload.len() + header_bytes(&headers) > connection.bytes_max {
             return self.give_up(lane, seq, "it is larger than the server or the stream takes");
         }
         let context = connection.context.clone();

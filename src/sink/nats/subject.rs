@@ -1,4 +1,5 @@
-//! Subjects for what devices say: `PREFIX.up.DEVICE.TOPIC`, a level of the topic a token.
+//! Subjects for what devices say, `PREFIX.up.DEVICE.TOPIC`, and for what is published over the API, `PREFIX.pub.TOPIC`: a level of the
+//! topic a token.
 //!
 //! A token is never empty and holds neither `.`, `*`, `>` nor white space (docs.nats.io, subject names). What a device or a topic
 //! holds of these is percent-encoded, an empty level is `%_`, and `%` itself is `%25`: so two devices or topics never share a
@@ -6,6 +7,8 @@
 
 use std::fmt::Write;
 
+/// The longest part of a filter's subject behind the prefix: 256 of them fit into one request.
+const FILTER_BYTES_MAX: usize = 1_024;
 /// How an empty level is written.
 const EMPTY: &str = "%_";
 
@@ -27,6 +30,57 @@ pub fn of_presence(prefix: &str, device: &str) -> String {
     subject
 }
 
+/// The subject of what is published over the API.
+pub fn of_publication(prefix: &str, topic: &str) -> String {
+    let mut subject = format!("{prefix}.pub");
+    for level in topic.split('/') {
+        subject.push('.');
+        encode(level, &mut subject);
+    }
+    subject
+}
+
+/// Who published under a subject (`None`: somebody over the API), and under which topic. `None`: no gateway ever wrote it.
+pub fn publication_of(prefix: &str, subject: &str) -> Option<(Option<String>, String)> {
+    let rest = subject.strip_prefix(prefix)?.strip_prefix('.')?;
+    let (device, topic) = match rest.strip_prefix("up.") {
+        Some(rest) => {
+            let (device, topic) = rest.split_once('.')?;
+            (Some(decode(device)?), topic)
+        }
+        None => (None, rest.strip_prefix("pub.")?),
+    };
+    let levels: Option<Vec<String>> = topic.split('.').map(decode).collect();
+    Some((device, levels?.join("/")))
+}
+
+/// The subjects under which everything is published that an MQTT filter (not a shared one) matches, and perhaps more: `+` is `*`, and
+/// `#`, which matches the parent level too, is two subjects. With a bound on their length, which a server has too.
+pub fn of_filter(prefix: &str, filter: &str) -> Vec<String> {
+    let mut tail = String::new();
+    let (levels, is_deep) = match filter.strip_suffix("/#") {
+        Some(levels) => (levels, true),
+        None if filter == "#" => return vec![format!("{prefix}.up.*.>"), format!("{prefix}.pub.>")],
+        None => (filter, false),
+    };
+    for level in levels.split('/') {
+        tail.push('.');
+        match level {
+            "+" => tail.push('*'),
+            level => encode(level, &mut tail),
+        }
+        if tail.len() > FILTER_BYTES_MAX {
+            // What is so long is taken by its beginning.
+            tail.truncate(tail.rfind('.').unwrap_or(0));
+            tail.push_str(".>");
+            return vec![format!("{prefix}.up.*{tail}"), format!("{prefix}.pub{tail}")];
+        }
+    }
+    let kinds = [format!("{prefix}.up.*{tail}"), format!("{prefix}.pub{tail}")];
+    let below = kinds.iter().filter(|_| is_deep).map(|kind| format!("{kind}.>"));
+    kinds.iter().cloned().chain(below).collect()
+}
+
 /// Appends one token.
 pub fn encode(token: &str, into: &mut String) {
     if token.is_empty() {
@@ -44,7 +98,6 @@ pub fn encode(token: &str, into: &mut String) {
 }
 
 /// What a token that [`encode`] made says; `None`: it is none of these.
-#[cfg(test)]
 pub fn decode(token: &str) -> Option<String> {
     if token == EMPTY {
         return Some(String::new());
@@ -98,6 +151,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::codec::mqtt::topic::matches;
 
     fn read(subject: &str, prefix: &str) -> (String, String) {
         let mut tokens = subject
@@ -159,6 +213,60 @@ mod tests {
             encode(&text, &mut token);
             assert_eq!(decode_leniently(&token).as_deref(), Some(&*text), "{token:?}");
         }
+    }
+
+    /// Against MQTT's own rule: a publication that a filter matches lies under one of its subjects.
+    #[test]
+    fn what_a_filter_matches_lies_under_its_subjects() {
+        let levels = ["a", "b.c", "", "*", "$x", "é"];
+        let mut random = fastrand::Rng::with_seed(5);
+        let (mut matched, mut missed) = (0, 0);
+        for _ in 0..30_000 {
+            let topic: Vec<_> = (0..random.usize(1..5)).map(|_| levels[random.usize(..levels.len())]).collect();
+            let mut filter: Vec<_> = topic.iter().map(|level| if random.bool() { "+" } else { *level }).collect();
+            if random.u8(..4) == 0 {
+                filter.truncate(random.usize(..=filter.len()));
+                filter.push("#");
+            }
+            if random.u8(..4) == 0 {
+                let at = random.usize(..filter.len());
+                if filter[at] != "#" {
+                    filter[at] = levels[random.usize(..levels.len())];
+                }
+            }
+            let (topic, filter) = (topic.join("/"), filter.join("/"));
+            let subjects = of_filter("p", &filter);
+            assert!(subjects.len() <= 4);
+            let is_taken = |subject: &str| subjects.iter().any(|filter| covers(filter, subject));
+            let (up, api) = (of_message("p", "d.1", &topic), of_publication("p", &topic));
+            if matches(&filter, &topic) {
+                matched += 1;
+                assert!(is_taken(&up) && is_taken(&api), "{filter:?} {topic:?} {subjects:?}");
+            } else if !topic.starts_with('$') {
+                // But for names that begin with `$`, neither more.
+                missed += 1;
+                assert!(!is_taken(&up) && !is_taken(&api), "{filter:?} {topic:?} {subjects:?}");
+            }
+            assert_eq!(publication_of("p", &up), Some((Some("d.1".to_owned()), topic.clone())));
+            assert_eq!(publication_of("p", &api), Some((None, topic)));
+        }
+        assert!(matched > 5_000 && missed > 500, "{matched} {missed}");
+        for subject in ["p.up", "p.up.d", "p.pub", "p.pub.", "p.presence.d", "q.up.d.t", "p.up.d..t", "p.up.%41.t"] {
+            assert_eq!(publication_of("p", subject), None, "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_filter_that_is_very_long_is_taken_by_its_beginning() {
+        let topic = vec!["level"; 2_000].join("/");
+        let subjects = of_filter("p", &topic);
+        assert!(subjects.iter().all(|subject| subject.len() < FILTER_BYTES_MAX + 64 && subject.ends_with(".>")));
+        assert!(
+            covers(&subjects[0], &of_message("p", "d", &topic)) && covers(&subjects[1], &of_publication("p", &topic))
+        );
+        let one = of_filter("p", &format!("a/{}", "x".repeat(5_000)));
+        assert_eq!(one, ["p.up.*.a.>", "p.pub.a.>"]);
+        assert_eq!(of_filter("p", &"x".repeat(5_000)), ["p.up.*.>", "p.pub.>"]);
     }
 
     #[test]

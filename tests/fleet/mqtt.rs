@@ -1,0 +1,233 @@
+//! A client of MQTT 3.1.1 that says and hears a packet at a time, and acknowledges what it is sent.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::support::{Device, Event};
+use crate::{LATE, Member};
+
+/// A message that came.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Heard {
+    pub topic: String,
+    pub payload: String,
+    pub qos: u8,
+}
+
+/// What is told apart.
+enum Packet {
+    Message(Heard),
+    /// Its first byte and its identifier.
+    Answer(u8, u16),
+}
+
+pub struct Client {
+    device: Device,
+    bytes: Vec<u8>,
+    heard: VecDeque<Heard>,
+    identifier: u16,
+    /// It was found here, by CONNACK.
+    pub has_session: bool,
+}
+
+fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let (mut packet, mut length) = (vec![first], body.len());
+    loop {
+        let more = if length > 127 { 0x80 } else { 0 };
+        packet.push((length % 128) as u8 | more);
+        length /= 128;
+        if length == 0 {
+            break;
+        }
+    }
+    packet.extend_from_slice(body);
+    packet
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
+}
+
+impl Client {
+    /// One that comes to a gateway; `keeps`: its session outlives its connection.
+    #[track_caller]
+    pub fn come(member: &Member, id: &str, keeps: bool) -> Self {
+        let tls = member.site.tls_with(None, |options| options.alpn = &[]);
+        let mut device = Device::raw(member.gateway.address("mqtt"), &tls).unwrap();
+        let clean = if keeps { 0 } else { 2 };
+        device.send_plain(&packet(0x10, &[&text("MQTT")[..], &[4, clean, 0, 0], &text(id)].concat()));
+        let mut client = Self { device, bytes: Vec::new(), heard: VecDeque::new(), identifier: 0, has_session: false };
+        let deadline = Instant::now() + LATE;
+        let connack = client.take(deadline).expect("a CONNACK");
+        assert!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
+        client.has_session = connack[2] == 1;
+        client
+    }
+
+    /// The next whole packet.
+    fn take(&mut self, deadline: Instant) -> Option<Vec<u8>> {
+        loop {
+            if let Some(length) = whole(&self.bytes) {
+                return Some(self.bytes.drain(..length).collect());
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            match self.device.hear_within(left)? {
+                Event::Data(bytes) => self.bytes.extend(bytes),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// The next that is said; a message is acknowledged.
+    fn next(&mut self, deadline: Instant) -> Option<Packet> {
+        let packet = self.take(deadline)?;
+        let body = packet.len() - remaining(&packet);
+        let rest = &packet[body..];
+        let number = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
+        if packet[0] >> 4 != 3 {
+            return Some(Packet::Answer(packet[0], number(0)));
+        }
+        let qos = packet[0] >> 1 & 3;
+        let end = 2 + usize::from(number(0));
+        let topic = String::from_utf8(rest[2..end].to_vec()).unwrap();
+        let begin = if qos == 0 { end } else { end + 2 };
+        let payload = String::from_utf8(rest[begin..].to_vec()).unwrap();
+        if qos > 0 {
+            let identifier = number(end).to_be_bytes();
+            let answer = if qos == 1 { 0x40 } else { 0x50 };
+            self.device.send_plain(&[answer, 2, identifier[0], identifier[1]]);
+        }
+        Some(Packet::Message(Heard { topic, payload, qos }))
+    }
+
+    /// Waits for an answer; messages that come before it are kept.
+    #[track_caller]
+    fn expect(&mut self, first: u8, identifier: u16) {
+        let deadline = Instant::now() + LATE;
+        loop {
+            match self.next(deadline).unwrap_or_else(|| panic!("no answer {first:#x}")) {
+                Packet::Message(heard) => self.heard.push_back(heard),
+                Packet::Answer(0x62, of) => self.device.send_plain(&[0x70, 2, (of >> 8) as u8, of as u8]),
+                Packet::Answer(told, of) if (told, of) == (first, identifier) => return,
+                // Of an earlier one of QoS 2 to this client.
+                Packet::Answer(..) => {}
+            }
+        }
+    }
+
+    fn number(&mut self) -> u16 {
+        self.identifier = self.identifier % u16::MAX + 1;
+        self.identifier
+    }
+
+    #[track_caller]
+    pub fn subscribe(&mut self, filter: &str, qos: u8) {
+        self.ask_to_subscribe(&[filter], qos);
+        let number = self.identifier;
+        self.expect(0x90, number);
+    }
+
+    /// Without waiting for SUBACK, which [`Client::subscribed`] does.
+    pub fn ask_to_subscribe(&mut self, filters: &[&str], qos: u8) {
+        let number = self.number().to_be_bytes();
+        let filters: Vec<u8> = filters.iter().flat_map(|filter| [text(filter), vec![qos]].concat()).collect();
+        self.device.send_plain(&packet(0x82, &[&number[..], &filters].concat()));
+    }
+
+    #[track_caller]
+    pub fn subscribed(&mut self) {
+        let number = self.identifier;
+        self.expect(0x90, number);
+    }
+
+    #[track_caller]
+    pub fn unsubscribe(&mut self, filter: &str) {
+        let number = self.number();
+        self.device.send_plain(&packet(0xA2, &[&number.to_be_bytes()[..], &text(filter)].concat()));
+        self.expect(0xB0, number);
+    }
+
+    /// Says it, and waits for no answer. Its packet identifier, if it has one.
+    pub fn send(&mut self, topic: &str, payload: &str, qos: u8) -> u16 {
+        let number = if qos == 0 { 0 } else { self.number() };
+        let identifier = if qos == 0 { vec![] } else { number.to_be_bytes().to_vec() };
+        let body = [&text(topic)[..], &identifier, payload.as_bytes()].concat();
+        self.device.send_plain(&packet(0x30 | qos << 1, &body));
+        number
+    }
+
+    /// Says it, and waits until it is acknowledged.
+    #[track_caller]
+    pub fn publish(&mut self, topic: &str, payload: &str, qos: u8) {
+        let number = self.send(topic, payload, qos);
+        match qos {
+            0 => {}
+            1 => self.expect(0x40, number),
+            _ => {
+                self.expect(0x50, number);
+                self.device.send_plain(&[0x62, 2, (number >> 8) as u8, number as u8]);
+                self.expect(0x70, number);
+            }
+        }
+    }
+
+    /// Which of what was said under QoS 1 was acknowledged, as far as that is heard so soon.
+    pub fn acknowledged(&mut self, within: Duration) -> Vec<u16> {
+        let (deadline, mut numbers) = (Instant::now() + within, Vec::new());
+        while let Some(packet) = self.next(deadline) {
+            match packet {
+                Packet::Answer(0x40, number) => numbers.push(number),
+                Packet::Answer(..) => {}
+                Packet::Message(heard) => self.heard.push_back(heard),
+            }
+        }
+        numbers
+    }
+
+    /// The next message.
+    pub fn message(&mut self, within: Duration) -> Option<Heard> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(heard) = self.heard.pop_front() {
+                return Some(heard);
+            }
+            match self.next(deadline)? {
+                Packet::Message(heard) => return Some(heard),
+                Packet::Answer(0x62, of) => self.device.send_plain(&[0x70, 2, (of >> 8) as u8, of as u8]),
+                Packet::Answer(..) => {}
+            }
+        }
+    }
+
+    /// The next message, which is this one.
+    #[track_caller]
+    pub fn hears(&mut self, topic: &str, payload: &str, qos: u8) {
+        let heard = self.message(LATE).unwrap_or_else(|| panic!("{topic:?} {payload:?} does not come"));
+        assert_eq!(heard, Heard { topic: topic.to_owned(), payload: payload.to_owned(), qos });
+    }
+
+    /// Goes without a goodbye.
+    pub fn cut(self) {
+        self.device.reset();
+    }
+}
+
+/// How long the first packet is, if all of it is there.
+fn whole(bytes: &[u8]) -> Option<usize> {
+    let (mut length, mut at) = (0_usize, 1);
+    loop {
+        let byte = *bytes.get(at)?;
+        length |= usize::from(byte & 0x7F) << (7 * (at - 1));
+        at += 1;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    (bytes.len() >= at + length).then_some(at + length)
+}
+
+/// What follows a whole packet's length.
+fn remaining(packet: &[u8]) -> usize {
+    let lengths = packet[1..].iter().take_while(|byte| **byte >= 0x80).count() + 1;
+    packet.len() - 1 - lengths
+}
