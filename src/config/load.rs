@@ -1,12 +1,12 @@
 //! From a file, or from nothing, to a checked configuration.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::check::{self, CertificateFilesAre};
 use super::machine::Machine;
 use super::raw::{RawConfig, RawIdentity, RawListener, RawMqtt, RawTls};
 use super::{ConfigError, Loaded, locate};
+use crate::whole_file;
 
 /// More mistakes than anybody reads at once.
 const ERRORS_MAX: usize = 50;
@@ -25,7 +25,7 @@ pub fn load(file: &Path, machine: &Machine) -> Result<Loaded, ConfigError> {
 /// # Errors
 /// At least one [`ConfigError`].
 pub fn load_all(file: &Path, machine: &Machine) -> Result<Loaded, Vec<ConfigError>> {
-    let mut text = fs::read_to_string(file).map_err(|error| vec![unreadable(file, error)])?;
+    let mut text = whole_file::read_text(file).map_err(|error| vec![unreadable(file, error)])?;
     let mut errors: Vec<ConfigError> = Vec::new();
     // What is wrong is blanked out and the rest looked at again, so that no mistake hides another.
     loop {

@@ -171,6 +171,8 @@ fn a_raw_listener_has_its_own_defaults_and_options() {
 fn a_missing_file_is_named() {
     let error = load(Path::new("/nowhere/pulsegate.toml"), &machine()).unwrap_err().to_string();
     assert!(error.starts_with("/nowhere/pulsegate.toml: ") && error.contains("cannot be read"), "{error}");
+    let error = load(Path::new("/dev/zero"), &machine()).unwrap_err().to_string();
+    assert!(error.starts_with("/dev/zero: ") && error.contains("it is a pipe or a device"), "{error}");
 }
 
 #[test]
@@ -396,6 +398,8 @@ fn certificates_are_looked_for() {
     refused(&format!("{LISTENER}[listener.tls]\ncert = \"server.pem\"\n"), &["tls.key: it is missing: name the PEM"]);
     refused(&native("").replace("server.pem", "none.pem"), &[":6: ", "tls.cert: ", "none.pem cannot be read"]);
     refused(&native("").replace("server.key", "."), &[":7: ", "tls.key: ", " is a directory: name a file"]);
+    let device = native("").replace("server.pem", "/dev/zero");
+    refused(&device, &[":6: ", "tls.cert: ", "/dev/zero cannot be read: it is a pipe or a device", "name a file"]);
     refused(&native("").replace("server.key", ""), &["tls.key: the path is empty: write a path"]);
     let further = native("certificates = [{ cert = \"other.pem\", key = \"none.key\" }]\n");
     refused(&further, &[":8: ", "tls.certificates[0].key: ", "none.key cannot be read"]);

@@ -10,6 +10,7 @@ use crate::control::{Block, BlockError, BlockOrder, BlockSource};
 use crate::link::{DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Subject};
 use crate::network::Network;
 use crate::time::Moment;
+use crate::whole_file;
 
 /// What is wrong with a deny file, and where.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl fmt::Display for DenyFileError {
 /// It cannot be read, a line is something else, or there are too many.
 pub fn load(file: &Path) -> Result<Vec<Subject>, DenyFileError> {
     let fault = |line, what: String| DenyFileError { file: file.to_owned(), line, what };
-    let text = std::fs::read_to_string(file).map_err(|error| fault(None, format!("cannot be read: {error}")))?;
+    let text = whole_file::read_text(file).map_err(|error| fault(None, format!("cannot be read: {error}")))?;
     let mut subjects = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();

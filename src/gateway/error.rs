@@ -1,11 +1,12 @@
 //! Why a gateway cannot be started, or goes on with what it had: always with what to do about it.
 
 use std::error::Error;
+use std::fmt;
 use std::path::PathBuf;
-use std::{fmt, fs};
 
 use crate::config::{ConfigError, ConfigKey};
 use crate::tls::certs::development::DevelopmentError;
+use crate::whole_file;
 
 /// One thing that is wrong. Its text is one line.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl fmt::Display for GatewayError {
                 if let Some(file) = file {
                     write!(f, "{}:", file.display())?;
                     // Read once more for the error alone; a file that is gone by now has no lines.
-                    match fs::read_to_string(file).ok().and_then(|text| place.line_in(&text)) {
+                    match whole_file::read_text(file).ok().and_then(|text| place.line_in(&text)) {
                         Some(line) => write!(f, "{line}: ")?,
                         None => f.write_str(" ")?,
                     }

@@ -18,6 +18,7 @@ use crate::link::Subject;
 use crate::sink;
 use crate::tls::certs::{LoadWarning, TlsLoadError};
 use crate::tls::handshake::{self, RevocationOptions, ServerOptions, ServerTls, TicketOptions, Versions, self_test};
+use crate::whole_file;
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
@@ -326,7 +327,7 @@ fn tls_digest(listener: &Listener) -> Digest {
 pub(super) fn digest_of<'a>(files: impl Iterator<Item = &'a Path>) -> Digest {
     let mut context = Context::new(&SHA256);
     for file in files {
-        let text = std::fs::read(file).map(zeroize::Zeroizing::new).unwrap_or_default();
+        let text = whole_file::read(file).map(zeroize::Zeroizing::new).unwrap_or_default();
         context.update(&(text.len() as u64).to_ne_bytes());
         context.update(&text);
     }

@@ -1,6 +1,5 @@
 //! How a sink knows the other side, and is known to it: authorities and a client certificate, from files.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use zeroize::Zeroizing;
 use super::Fault;
 use super::settings::Reading;
 use crate::config::SinkTls;
+use crate::whole_file;
 
 /// Both forms in which libraries want it.
 #[derive(Clone)]
@@ -86,5 +86,5 @@ fn of_the_system() -> Result<Vec<CertificateDer<'static>>, Fault> {
 
 /// Reads a whole file that may hold a secret.
 pub(super) fn read(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    fs::read(path).map(Zeroizing::new)
+    whole_file::read(path).map(Zeroizing::new)
 }

@@ -15,7 +15,6 @@ mod store;
 mod tls;
 mod values;
 
-use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +30,7 @@ use super::{
     Admin, Backbone, Config, Drain, FLEET_DEVICE_BYTES, FLEET_PUBLICATIONS_BYTES, Limits, Listener, Loaded,
     MAX_LISTENERS, MAX_WORKERS, StoreShares,
 };
+use crate::whole_file;
 
 /// Where the gateway keeps what it makes itself, unless written.
 pub const DATA_DIR: &str = "pulsegate-data";
@@ -77,7 +77,7 @@ impl Context<'_> {
     /// The text of a file that must have one.
     fn text(&self, place: ConfigKey, written: &str) -> Result<String, Problem> {
         let path = self.path(place.clone(), written)?;
-        fs::read_to_string(&path).map_err(|error| unreadable(place, &path, &error))
+        whole_file::read_text(&path).map_err(|error| unreadable(place, &path, &error))
     }
 }
 

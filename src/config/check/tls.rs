@@ -1,6 +1,5 @@
 //! `[listener.tls]`.
 
-use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use super::{CertificateFilesAre, Context, unreadable, values};
 use crate::config::error::{ConfigKey, Problem};
 use crate::config::raw::{RawCertificate, RawCrl, RawTls};
 use crate::config::{CertificateFiles, ClientAuth, Crl, Tickets, Tls, TlsVersions, WhenOver};
+use crate::whole_file;
 
 /// The sizes that a record may have.
 const RECORD_BYTES: [i64; 6] = [512, 1_024, 2_048, 4_096, 8_192, 16_384];
@@ -186,7 +186,7 @@ fn file(context: &Context<'_>, place: ConfigKey, written: &str) -> Result<PathBu
     if context.certificate_files == CertificateFilesAre::MadeAtStart {
         return Ok(path);
     }
-    match File::open(&path).and_then(|file| file.metadata()) {
+    match whole_file::open(&path).and_then(|file| file.metadata()) {
         Ok(metadata) if metadata.is_dir() => {
             let what = format!("{} is a directory", path.display());
             Err(Problem::new(place, what, "name a file"))

@@ -9,6 +9,7 @@ use ureq::Agent;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::config::{Endpoint, Secret};
+use crate::whole_file;
 
 /// The longest head of an answer, in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -83,7 +84,7 @@ fn read(outcome: Outcome, bytes_max: u64) -> Result<Vec<u8>, NoAnswer> {
 
 fn authorities(file: &Path) -> Result<Vec<ureq::tls::Certificate<'static>>, String> {
     let path = file.display();
-    let text = std::fs::read(file).map_err(|error| format!("{path} cannot be read: {error}"))?;
+    let text = whole_file::read(file).map_err(|error| format!("{path} cannot be read: {error}"))?;
     let mut found = Vec::new();
     for item in parse_pem(&text) {
         if let PemItem::Certificate(certificate) = item.map_err(|error| format!("{path} is no PEM: {error}"))? {

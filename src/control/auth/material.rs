@@ -13,6 +13,7 @@ use super::jwt::KeyPlace;
 use super::keys::{KeyRing, Keys, Strictness};
 use super::tokens::TokenFile;
 use crate::config::{self, Identity, KeySource, Secret};
+use crate::whole_file;
 
 /// Everything of one listener.
 #[derive(Default)]
@@ -121,7 +122,7 @@ fn load_hook(hook: &config::Hook) -> Result<HookTarget, MaterialError> {
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    let text: io::Result<String> = std::fs::read_to_string(file);
+    let text: io::Result<String> = whole_file::read_text(file);
     text.map_err(|error| format!("{} cannot be read: {error}", file.display()))
 }
 
@@ -129,7 +130,7 @@ fn digest_of(one: Option<&Path>, other: Option<&Path>, text: &str) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     context.update(text.as_bytes());
     for file in [one, other] {
-        let bytes = file.and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
+        let bytes = file.and_then(|file| whole_file::read(file).ok()).unwrap_or_default();
         context.update(&(bytes.len() as u64).to_be_bytes());
         context.update(&bytes);
     }

@@ -9,11 +9,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map;
 use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
+use std::{fmt, io};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::constant_time;
+
+use crate::whole_file;
 
 /// The most memory that one hash may ask for, in KiB: 256 MiB.
 pub const MEMORY_KIB_MAX: u32 = 256 * 1024;
@@ -47,7 +49,7 @@ impl TokenFile {
     /// # Errors
     /// [`TokenFileError`]: the file cannot be read, or one of its lines is wrong.
     pub fn load(path: &Path) -> Result<TokenFile, TokenFileError> {
-        let text = fs::read_to_string(path)
+        let text = whole_file::read_text(path)
             .map_err(|error| TokenFileError { path: path.to_owned(), fault: Fault::Unreadable(error) })?;
         Self::parse(&text).map_err(|fault| TokenFileError { path: path.to_owned(), fault })
     }
@@ -314,7 +316,7 @@ mod tests {
             ("a:$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDE".to_owned(), "at least 16"),
         ];
         for (text, expected) in cases {
-            fs::write(&path, &text).unwrap();
+            std::fs::write(&path, &text).unwrap();
             let error = TokenFile::load(&path).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("devices.tokens"), "{text}: {error}");
         }

@@ -15,6 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::Leaf;
+use crate::whole_file;
 
 /// Why TLS could not be set up.
 #[derive(Debug)]
@@ -316,7 +317,7 @@ fn subject(der: &CertificateDer<'_>) -> Option<Vec<u8>> {
 
 /// An OCSP response that is shown with a certificate. What it says is for the clients to judge; that it is one is ours.
 pub(in crate::tls) fn load_staple(path: &Path) -> Result<Vec<u8>, TlsLoadError> {
-    let bytes = std::fs::read(path).map_err(|error| TlsLoadError::of_file(path, LoadProblem::Unreadable(error)))?;
+    let bytes = whole_file::read(path).map_err(|error| TlsLoadError::of_file(path, LoadProblem::Unreadable(error)))?;
     // RFC 6960 section 4.2.1: a sequence that begins with the status, which is 0 in a successful one.
     match der_sequence(&bytes) {
         Some([0x0a, 1, 0, ..]) => Ok(bytes),
@@ -384,7 +385,7 @@ type Section = (SectionKind, Zeroizing<Vec<u8>>);
 
 pub(super) fn read_sections(path: &Path) -> Result<Vec<Section>, TlsLoadError> {
     let fault = |problem| TlsLoadError::of_file(path, problem);
-    let bytes = Zeroizing::new(std::fs::read(path).map_err(|error| fault(LoadProblem::Unreadable(error)))?);
+    let bytes = Zeroizing::new(whole_file::read(path).map_err(|error| fault(LoadProblem::Unreadable(error)))?);
     // PKCS#8 says it in the section's name, OpenSSL's older form in a header that would read as a damaged section.
     let says = |words: &[u8]| bytes.windows(words.len()).any(|window| window == words);
     if says(b"BEGIN ENCRYPTED PRIVATE KEY") || says(b"Proc-Type: 4,ENCRYPTED") {

@@ -30,6 +30,7 @@ use zeroize::Zeroizing;
 use super::scope::{self, Origin, Proof};
 use super::suites::TICKET_NONCE;
 use crate::tls::certs::{LoadProblem, TlsLoadError};
+use crate::whole_file;
 
 /// How long a key of our own seals. It opens for the lifetime of a ticket longer.
 const ROTATION_SECONDS: u64 = 6 * 3_600;
@@ -75,7 +76,7 @@ impl TicketKeys {
     /// Keys from a file: a line each, base64, the first seals.
     pub fn load(path: &Path) -> Result<Self, TlsLoadError> {
         let fault = |problem| TlsLoadError::of_file(path, problem);
-        let text = Zeroizing::new(std::fs::read(path).map_err(|error| fault(LoadProblem::Unreadable(error)))?);
+        let text = Zeroizing::new(whole_file::read(path).map_err(|error| fault(LoadProblem::Unreadable(error)))?);
         let text = std::str::from_utf8(&text).map_err(|_| fault(LoadProblem::BadTicketKey(1)))?;
         let mut keys = Vec::new();
         for (index, line) in text.lines().map(str::trim).enumerate() {
