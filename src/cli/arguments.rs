@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 pub use client::{
-    Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Reload, Send, SinkOrder, Sinks, Subject, Top, Trace,
+    Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Queued, Reload, Send, SinkOrder, Sinks, Subject, Top, Trace,
     Unblock, Uplink, Watch, Why,
 };
 pub use tools::{
@@ -97,8 +97,11 @@ pub enum Command {
     Why(Why),
     /// Say something to a connected device
     ///
-    /// Prints `delivered` when it is on its way, or with --ack `acknowledged` when the device has confirmed it.
+    /// Prints `delivered` when it is on its way, or with --ack `acknowledged` when the device has confirmed it. With --queue
+    /// one that is for a device that is nowhere waits for it, and `queued` and its id are printed.
     Send(Send),
+    /// Tell what became of a command that `send --queue` had wait, or take it back
+    Queued(Queued),
     /// Publish a message to every MQTT device that has subscribed to its topic
     ///
     /// Prints `accepted` when it is on its way to all of them.

@@ -44,6 +44,7 @@ pub fn run() -> ExitCode {
         Command::Devices(options) => client::devices(&options),
         Command::Why(options) => client::why(&options),
         Command::Send(options) => client::send(&options),
+        Command::Queued(options) => client::queued(&options),
         Command::Publish(options) => client::publish(&options),
         Command::Top(options) => client::top(&options),
         Command::Reload(options) => client::reload(&options),

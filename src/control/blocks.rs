@@ -1,5 +1,6 @@
 //! Who is kept out, said and asked over the API. The list itself belongs to whoever changes what holds.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -20,6 +21,13 @@ pub enum BlockOrder {
         span: Option<Duration>,
         /// Who says so.
         source: BlockSource,
+    },
+    /// These, and no others, are kept out because the fleet says so.
+    Fleet {
+        /// Whom, and for how long; `None`: for good.
+        all: Vec<(Subject, Option<Duration>)>,
+        /// Of these nothing is known: they stay as they are.
+        except: BTreeSet<Subject>,
     },
     /// Let it in again.
     Remove {
@@ -46,6 +54,8 @@ pub enum BlockSource {
     File,
     /// The API. It is kept in the data directory.
     Api,
+    /// The fleet: it was said at one of its gateways. It is kept in the data directory too, and ends when the fleet says so.
+    Fleet,
     /// The gateway itself, for a while: the device sent more than it may. It ends with the process.
     Gateway,
 }

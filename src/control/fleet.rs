@@ -5,18 +5,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::State;
-use super::api::messages;
+use super::api::error::ApiError;
+use super::api::{broadcast, devices, history, messages};
+use super::blocks::BlockError;
+use super::fleet_blocks;
 use crate::config::Config;
-use crate::fleet::{Fleet, Identity, Order, Position, Reply, Settings, Wishes};
-use crate::link::{DelayedWill, Outcome, WorkerCommand};
+use crate::fleet::{Call, Fleet, Identity, Order, Position, Reply, Settings, Wishes};
+use crate::link::{DelayedWill, DeviceFilter, Downlink, Outcome, Subject, WorkerCommand};
 use crate::store::Store;
 
 /// How long a worker has to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// This gateway's part of the fleet that `settings` describe, with a number that no other gateway draws.
 pub(super) fn start(
@@ -62,7 +66,7 @@ pub(super) async fn pass_on(state: Arc<State>, mut wishes: mpsc::UnboundedReceiv
 }
 
 /// Whoever asked may have given up: an answer that nobody waits for is dropped.
-async fn pass_on_one(state: &State, wish: Order) {
+async fn pass_on_one(state: &Arc<State>, wish: Order) {
     match wish {
         Order::Send { device, downlink, patience, answer } => {
             let acknowledge = patience.is_some();
@@ -79,10 +83,66 @@ async fn pass_on_one(state: &State, wish: Order) {
         Order::Ask { device, body, answer } => {
             let _ = answer.send(messages::answer(state, &device, &body).await);
         }
+        Order::Call { call, answer } => {
+            let _ = answer.send(called(state, call).await);
+        }
+        Order::Blocks { all, since, answer } => {
+            let _ = answer.send(fleet_blocks::take(state, all, since).await);
+        }
         Order::End { .. } | Order::InterestHeld { .. } | Order::Publish(_) => {
             unreachable!("they are passed on at once")
         }
     }
+}
+
+/// What another gateway asks of this one. Such requests are bounded where they arrive.
+async fn called(state: &Arc<State>, call: Call) -> Reply {
+    let said = match call {
+        Call::Devices { after, prefix, limit } => {
+            devices::page_for_another(state, &DeviceFilter { after, prefix, limit }).await
+        }
+        Call::Device { device } => match devices::find_here(state, &device, Instant::now() + ANSWER_MAX).await {
+            Ok(None) => return Reply::Offline,
+            Ok(Some(found)) => Ok(as_json(&found)),
+            Err(error) => Err(error),
+        },
+        Call::History { device } => history::ends_here(state, &device).await.map(|ends| as_json(&ends)),
+        Call::Broadcast { topic, payload, prefix, per_second } => {
+            broadcast::begin_for_another(state, Downlink { topic, payload }, prefix, per_second)
+        }
+        Call::Progress { broadcast } => broadcast::show_for_another(state, &broadcast, false),
+        Call::Cancel { broadcast } => broadcast::show_for_another(state, &broadcast, true),
+        Call::Block { row } => match row.blocked() {
+            Some(blocked) => said_of(&blocked.0.clone(), fleet_blocks::block(state, blocked).await),
+            None => return not_understood(),
+        },
+        Call::Unblock { row } => match row.blocked() {
+            Some((subject, _)) => said_of(&subject.clone(), fleet_blocks::unblock(state, subject).await),
+            None => return not_understood(),
+        },
+        Call::Commands { .. } => unreachable!("it is answered where it arrives"),
+    };
+    match said {
+        Ok(body) => Reply::Said { body },
+        Err(error) => failed(&error),
+    }
+}
+
+/// A block was changed, or why not.
+fn said_of(subject: &Subject, changed: Result<(), BlockError>) -> Result<String, ApiError> {
+    changed.map(|()| "{}".to_owned()).map_err(|error| ApiError::of_block(error, &subject.to_string()))
+}
+
+fn not_understood() -> Reply {
+    Reply::NotUnderstood { why: "it names nobody who can be kept out".to_owned() }
+}
+
+fn failed(error: &ApiError) -> Reply {
+    Reply::Failed { code: error.code().to_owned(), why: error.to_string() }
+}
+
+fn as_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("it has no keys but texts")
 }
 
 /// Asks the worker that is the device's home. `None`: it does not answer in time, or has too much to do.

@@ -25,6 +25,7 @@ mod clock;
 pub mod epoch;
 mod exposition;
 mod fleet;
+mod fleet_blocks;
 mod forwarded;
 mod history;
 mod hub;

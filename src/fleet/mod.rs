@@ -9,6 +9,9 @@
 //! Nothing of the data plane knows of it: a device is here as soon as it is, and claimed a moment later. Nothing here elects or
 //! replicates: NATS does.
 
+mod blocks;
+mod commands;
+mod everywhere;
 mod instance;
 mod intake;
 mod interests;
@@ -29,6 +32,7 @@ mod wills;
 mod window;
 mod wire;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -37,20 +41,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use crate::sink::nats::Publishing;
+pub use blocks::{BlockRow, Blocked};
+pub use commands::{EXPIRY_MAX as COMMAND_EXPIRY_MAX, Fate, Known as KnownCommand, NotQueued};
+pub use everywhere::Answered;
 pub use intake::{Arrival, Remote};
 pub use place::Position;
 pub use settings::{Settings, files_of};
 pub use status::{Report, State};
-pub use wire::Reply;
+pub use wire::{Call, Reply};
 
 use crate::config::FleetUplink;
 use crate::link::{Cover, DelayedWill, Downlink, QoS, WorkerId};
 use crate::sink::Backoff;
+use blocks::Touched;
 use intake::Intake;
 use interests::Interests;
 use lease::{Lease, LeaseRow};
@@ -65,6 +72,8 @@ use wire::Request;
 const END_MAX: Duration = Duration::from_secs(2);
 /// What an answer may take beyond what was asked for: the way there and back.
 const SLACK: Duration = Duration::from_millis(500);
+/// Devices that others say something waits for, and that were not looked at yet.
+const WOKEN_MAX: usize = 4_096;
 /// Where a device may be found after it was looked for: it may move meanwhile.
 const HOPS_MAX: usize = 3;
 
@@ -98,6 +107,13 @@ pub enum Order {
         /// The body of its answer.
         answer: oneshot::Sender<Bytes>,
     },
+    /// Answer what another gateway asks of this one, as the API would.
+    Call {
+        /// What.
+        call: Call,
+        /// The answer.
+        answer: oneshot::Sender<Reply>,
+    },
     /// End the connection of a device that another gateway has.
     End {
         /// The device.
@@ -113,6 +129,15 @@ pub enum Order {
         worker: WorkerId,
         /// Which change of what it wants.
         version: u64,
+    },
+    /// These and no others are kept out of the fleet.
+    Blocks {
+        /// Whom, and until when. `None`: the bucket was made anew, and knows nobody: what this gateway knows is to be written there.
+        all: Option<Vec<Blocked>>,
+        /// Those are left as they are about whom something was changed after so many changes ([`Fleet::touched_since`]).
+        since: u64,
+        /// Whether it was done.
+        answer: oneshot::Sender<bool>,
     },
     /// Publish a will that was due, unless its device were elsewhere: it is not.
     Publish(Box<DelayedWill>),
@@ -130,6 +155,8 @@ pub enum Deed {
     },
     /// Its connection is ended.
     Disconnect,
+    /// Nothing: it is described.
+    Describe,
 }
 
 /// Why nobody knows what became of it, or where the device is.
@@ -213,6 +240,12 @@ struct Shared {
     server: Mutex<Option<Server>>,
     /// Leases as they were read.
     leases: Leases,
+    /// Blocks that were changed lately.
+    touched: Touched,
+    /// Devices for which something may wait that was just put.
+    woken: Mutex<Vec<Box<str>>>,
+    /// Commands that devices have acknowledged, which is not written yet: at most as many as are said at a time.
+    owed: Mutex<HashSet<String>>,
     counters: Counters,
     interests: Mutex<Interests>,
     /// Rings when a shard wants something else.
@@ -230,6 +263,27 @@ struct Counters {
     untold: AtomicU64,
     unanswered: AtomicU64,
     wills_withheld: AtomicU64,
+    calls_unanswered: AtomicU64,
+    queued: AtomicU64,
+    acknowledged: AtomicU64,
+    expired: AtomicU64,
+    refused: AtomicU64,
+    cancelled: AtomicU64,
+    waiting: AtomicU64,
+}
+
+impl Counters {
+    /// A command that waited has this outcome, by this gateway.
+    fn count_fate(&self, fate: Fate) {
+        let count = match fate {
+            Fate::Queued | Fate::Sent => return,
+            Fate::Acknowledged => &self.acknowledged,
+            Fate::Expired => &self.expired,
+            Fate::Refused => &self.refused,
+            Fate::Cancelled => &self.cancelled,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Fleet {
@@ -331,9 +385,12 @@ impl Fleet {
     pub async fn forward(&self, device: &str, deed: &Deed, deadline: Instant) -> Result<(Reply, String), Unreachable> {
         let shared = &self.shared;
         let done = shared.forward(device, deed, deadline).await;
-        let is_done = matches!(done, Ok((Reply::Delivered | Reply::Acknowledged, _)));
-        let count = if is_done { &shared.counters.forwarded } else { &shared.counters.forwards_failed };
-        count.fetch_add(1, Ordering::Relaxed);
+        // Who only looks commands nothing.
+        if !matches!(deed, Deed::Describe) {
+            let is_done = matches!(done, Ok((Reply::Delivered | Reply::Acknowledged, _)));
+            let count = if is_done { &shared.counters.forwarded } else { &shared.counters.forwards_failed };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         done
     }
 
@@ -373,6 +430,9 @@ impl Shared {
             status: Mutex::new(status),
             server: Mutex::default(),
             leases: Leases::default(),
+            touched: Touched::default(),
+            woken: Mutex::default(),
+            owed: Mutex::default(),
             counters: Counters::default(),
         }
     }
@@ -404,7 +464,7 @@ impl Shared {
         };
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let Counters { connects, connects_failed, forwarded, forwards_failed, .. } = &self.counters;
-        let Counters { received, untold, unanswered, wills_withheld, .. } = &self.counters;
+        let Counters { received, untold, unanswered, wills_withheld, calls_unanswered, .. } = &self.counters;
         self.status().report(Instant::now(), |report| {
             report.devices_held = counts.held;
             report.devices_waiting = waiting;
@@ -429,7 +489,40 @@ impl Shared {
             report.publications_missed = load(missed);
             report.publications_behind = load(behind);
             report.subjects = load(subjects);
+            report.calls_unanswered = load(calls_unanswered);
+            report.commands_waiting = load(&self.counters.waiting);
+            report.commands_queued = load(&self.counters.queued);
+            report.commands_acknowledged = load(&self.counters.acknowledged);
+            report.commands_expired = load(&self.counters.expired);
+            report.commands_refused = load(&self.counters.refused);
+            report.commands_cancelled = load(&self.counters.cancelled);
         })
+    }
+
+    /// Something may wait for a device that is here by now.
+    fn wake(&self, device: &str) {
+        let mut woken = self.woken.lock().expect("no holder panics");
+        // Whoever asks on and on is not served better: those are found by reading on.
+        if woken.len() < WOKEN_MAX {
+            woken.push(device.into());
+            self.bell.notify_one();
+        }
+    }
+
+    fn take_woken(&self) -> Vec<Box<str>> {
+        std::mem::take(&mut *self.woken.lock().expect("no holder panics"))
+    }
+
+    fn is_here(&self, device: &str) -> bool {
+        self.presence().age(device, Instant::now()).is_some()
+    }
+
+    fn owe(&self, id: &str) {
+        self.owed.lock().expect("no holder panics").insert(id.to_owned());
+    }
+
+    fn take_owed(&self, id: &str) -> bool {
+        self.owed.lock().expect("no holder panics").remove(id)
     }
 
     fn note_will_withheld(&self) {
@@ -486,11 +579,8 @@ impl Shared {
                 patience_ms: left.as_millis() as u64,
             },
             Deed::Disconnect => Request::Disconnect { device: device.into() },
+            Deed::Describe => Request::Call { call: Call::Device { device: device.into() } },
         };
-        match requests::ask(server, node, request.to_bytes(), left + SLACK).await {
-            Ok(answer) => Reply::parse(&answer).map_err(|_| Unreachable::Silent(node.to_owned())),
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(Unreachable::Deaf(node.to_owned())),
-            Err(_) => Err(Unreachable::Silent(node.to_owned())),
-        }
+        requests::put(server, node, &request, left + SLACK).await
     }
 }

@@ -4,7 +4,10 @@
 //! | --- | --- |
 //! | the bucket of leases, and the key of one | `PREFIX_gateways`, the gateway's name |
 //! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
+//! | the bucket of those who are kept out, and the key of one | `PREFIX_blocks`, `device ID` and the like |
 //! | what gateways say to one | `PREFIX.gateway.NAME` |
+//! | the stream of commands that wait, and the subject of one | `PREFIX_commands`, `PREFIX.command.DEVICE` |
+//! | the stream of what became of them, and the subject of one | `PREFIX_outcomes`, `PREFIX.outcome.ID` |
 //! | what anybody says to a device | `PREFIX.send.DEVICE`, which every gateway hears |
 //!
 //! A key of a bucket may hold letters, digits, `-`, `_`, `=`, `/` and `.`; all bytes of an id that are none of the first four are
@@ -12,6 +15,7 @@
 
 use std::fmt::Write;
 
+use crate::link::Subject;
 use crate::sink::nats::subject;
 
 /// Names of one fleet.
@@ -34,6 +38,59 @@ impl Names {
     /// The bucket of devices.
     pub fn devices(&self) -> String {
         format!("{}_devices", self.prefix)
+    }
+
+    /// The stream of commands that wait.
+    pub fn commands(&self) -> String {
+        format!("{}_commands", self.prefix)
+    }
+
+    /// The subject of those that wait for a device.
+    pub fn command(&self, device: &str) -> String {
+        let mut name = format!("{}.command.", self.prefix);
+        subject::encode(device, &mut name);
+        name
+    }
+
+    /// The same of all devices.
+    pub fn all_commands(&self) -> String {
+        format!("{}.command.*", self.prefix)
+    }
+
+    /// For which device a command waits.
+    pub fn commanded(&self, subject: &str) -> Option<String> {
+        let token = subject.strip_prefix(&*self.prefix)?.strip_prefix(".command.")?;
+        subject::decode_leniently(token).filter(|device| self.command(device) == subject)
+    }
+
+    /// The stream of what became of commands.
+    pub fn outcomes(&self) -> String {
+        format!("{}_outcomes", self.prefix)
+    }
+
+    /// The subject of what became of one; its id is a token.
+    pub fn outcome(&self, id: &str) -> String {
+        format!("{}.outcome.{id}", self.prefix)
+    }
+
+    /// The same of all.
+    pub fn all_outcomes(&self) -> String {
+        format!("{}.outcome.*", self.prefix)
+    }
+
+    /// The bucket of those who are kept out.
+    pub fn blocks(&self) -> String {
+        format!("{}_blocks", self.prefix)
+    }
+
+    /// The subject that somebody is written under who is kept out.
+    pub fn block(&self, subject: &Subject) -> String {
+        format!("$KV.{}.{}", self.blocks(), key(&subject.to_string()))
+    }
+
+    /// The subjects of all of these.
+    pub fn all_blocks(&self) -> String {
+        format!("$KV.{}.>", self.blocks())
     }
 
     /// The subject that a gateway's lease is written under.
@@ -168,6 +225,12 @@ mod tests {
         let names = Names::new("fleet-1");
         assert_eq!(names.lease("gate.eu"), "$KV.fleet-1_gateways.gate=2Eeu");
         assert_eq!(names.device("meter 7"), "$KV.fleet-1_devices.meter=207");
+        assert_eq!(names.command("a.b"), "fleet-1.command.a%2Eb");
+        for device in ["a.b", "%", "meter 7"] {
+            assert_eq!(names.commanded(&names.command(device)).as_deref(), Some(device));
+        }
+        assert_eq!(names.commanded("fleet-1.command.%61"), None, "it would be found under another subject");
+        assert_eq!(names.block(&Subject::Device("meter 7".into())), "$KV.fleet-1_blocks.device=20meter=207");
         assert_eq!(names.gateway("gate.eu"), "fleet-1.gateway.gate%2Eeu");
         assert_eq!(names.send("a.b"), "fleet-1.send.a%2Eb");
         assert_eq!(names.sent_to("fleet-1.send.a%2Eb").as_deref(), Some("a.b"));

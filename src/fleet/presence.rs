@@ -281,6 +281,8 @@ pub struct Presence {
     /// No row of this gateway's has a lower revision.
     lowest: u64,
     effects: Vec<Effect>,
+    /// Devices whose rows have come to be as they are to be.
+    claimed: Vec<Arc<str>>,
     counts: Counts,
 }
 
@@ -298,6 +300,7 @@ impl Presence {
             strays: 0,
             lowest: 0,
             effects: Vec::new(),
+            claimed: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -621,7 +624,10 @@ impl Presence {
             }
             _ => Known::Unsure,
         };
-        self.counts.held += u64::from(entry.is_settled());
+        if entry.is_settled() {
+            self.counts.held += 1;
+            self.claimed.push(Arc::clone(&device));
+        }
         let is_later = matches!(entry.known, Known::Ours(revision, _) if revision > entry.taken);
         let taken = entry.wanted.as_ref().filter(|_| entry.taken > 0 && !is_later).map(|wanted| wanted.generation);
         if let Some(generation) = taken {
@@ -662,6 +668,11 @@ impl Presence {
     /// What is to be done besides; each once.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
+    }
+
+    /// Devices that others find here from now on; each once.
+    pub fn take_claimed(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.claimed)
     }
 
     /// What was counted so far.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::client::{Request as Ask, RequestError};
+use async_nats::client::{Request as Ask, RequestError, RequestErrorKind};
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use super::names::Names;
 use super::presence::Told;
 use super::server::Server;
-use super::wire::{Reply, Request};
-use super::{Order, SLACK, Shared};
+use super::wire::{Call, Reply, Request};
+use super::{Order, SLACK, Shared, Unreachable};
 use crate::link::Downlink;
 
 /// Requests from others under way at a time; further ones are told that this gateway is busy.
@@ -119,6 +119,18 @@ pub async fn ask(server: &Server, node: &str, request: Bytes, patience: Duration
     server.client.send_request(server.names.gateway(node), asked).await.map(|message| message.payload)
 }
 
+/// Asks one gateway something, and what its answer or its silence means.
+///
+/// # Errors
+/// [`Unreachable::Deaf`] or [`Unreachable::Silent`].
+pub async fn put(server: &Server, node: &str, request: &Request, patience: Duration) -> Result<Reply, Unreachable> {
+    match ask(server, node, request.to_bytes(), patience).await {
+        Ok(answer) => Reply::parse(&answer).map_err(|_| Unreachable::Silent(node.to_owned())),
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => Err(Unreachable::Deaf(node.to_owned())),
+        Err(_) => Err(Unreachable::Silent(node.to_owned())),
+    }
+}
+
 /// The answer to what is known at once, and is true however late it is asked or said.
 fn fact(shared: &Shared, payload: &[u8]) -> Option<Reply> {
     match Request::parse(payload) {
@@ -140,6 +152,11 @@ fn fact(shared: &Shared, payload: &[u8]) -> Option<Reply> {
 async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, payload: &[u8], is_old: bool) -> Reply {
     let (device, order, answered, most) = match Request::parse(payload) {
         Err(why) => return Reply::NotUnderstood { why },
+        Ok(Request::Call { call: Call::Commands { device } }) => {
+            shared.wake(&device);
+            return Reply::Heard;
+        }
+        Ok(Request::Call { call }) => return serve_call(orders, call, is_old).await,
         Ok(Request::Taken { .. } | Request::Has { .. }) => unreachable!("it is answered at once"),
         // What is wanted of a device may come behind what was wanted later.
         Ok(_) if is_old => return Reply::Busy,
@@ -167,6 +184,21 @@ async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, p
             }
             reply
         }
+        _ => Reply::Late,
+    }
+}
+
+/// What a gateway is asked about itself. That it was asked long ago matters only where it is to do something.
+async fn serve_call(orders: &mpsc::UnboundedSender<Order>, call: Call, is_old: bool) -> Reply {
+    if is_old && matches!(call, Call::Broadcast { .. }) {
+        return Reply::Busy;
+    }
+    let (answer, answered) = oneshot::channel();
+    if orders.send(Order::Call { call, answer }).is_err() {
+        return Reply::Busy;
+    }
+    match tokio::time::timeout(ANSWER_MAX + SLACK, answered).await {
+        Ok(Ok(reply)) => reply,
         _ => Reply::Late,
     }
 }

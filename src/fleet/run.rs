@@ -10,6 +10,9 @@
 //! That it is away the connection tells, or the lease, which ends when nothing can be written. Then the client is dropped and
 //! all of it is verified again, so that the library's own reconnection, around which plain messages vanish, never comes to act.
 
+mod kept;
+
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +23,8 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
+use super::blocks::Stamp;
+use super::commands::Commands;
 use super::intake::Intake;
 use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
@@ -36,6 +41,7 @@ use super::{Order, Shared};
 use crate::link::DelayedWill;
 use crate::sink::Backoff;
 use crate::sink::nats::Signals;
+use kept::Job;
 
 /// Questions to other gateways about devices that they have, under way at a time. They cost NATS next to nothing.
 const OWNERS_ASKED_MAX: usize = 1_024;
@@ -79,10 +85,18 @@ enum Done {
         of_gateway: bool,
         answer: Result<Answer, String>,
     },
+    /// This gateway has heard itself answer, or not in time.
+    Heard,
     /// Of the lease of this id.
     Renewed(String, Renewal),
     Surveyed(Result<Survey, NoSurvey>),
     Swept(Result<u64, String>),
+    /// For whom commands wait was read up to a number, and whether there is more.
+    Read(Result<(u64, Vec<Box<str>>, bool), String>),
+    /// Commands whose time was over were let go.
+    Expired(Result<u64, String>),
+    /// Who is kept out of the fleet was read in this state, and is so here; or not.
+    Blocks(Stamp, Result<(), String>),
 }
 
 /// The thread's own state.
@@ -101,6 +115,9 @@ pub(super) struct Run {
     rows_since: Option<String>,
     /// What others publish; none: there is no stream.
     intake: Option<Intake>,
+    /// In which state the bucket of blocks was that holds here.
+    blocks: Option<Stamp>,
+    commands: Commands,
 }
 
 /// What one connection has under way.
@@ -115,6 +132,9 @@ struct Session {
     is_renewing: bool,
     is_surveying: bool,
     is_sweeping: bool,
+    /// What else is under way, each once.
+    jobs: BTreeSet<Job>,
+    expire_due: Instant,
     survey_due: Instant,
 }
 
@@ -129,8 +149,18 @@ impl Session {
             is_renewing: false,
             is_surveying: false,
             is_sweeping: false,
+            jobs: BTreeSet::new(),
+            expire_due: now + kept::EXPIRE_EVERY,
             survey_due: now,
         }
+    }
+}
+
+impl Session {
+    /// Whether the server refuses to let an answer through. An account that may not answer is found by this gateway's own question
+    /// to itself: later refusals may be about where some stranger wants to be answered.
+    fn may_not_answer(&self, refusal: &str) -> bool {
+        self.jobs.contains(&Job::HearItself) && refusal.contains("Publish to \"_INBOX.")
     }
 }
 
@@ -152,6 +182,8 @@ impl Run {
             wills: Wills::new(wills),
             rows_since: None,
             intake,
+            blocks: None,
+            commands: Commands::default(),
             shared,
             settings,
             lease,
@@ -170,6 +202,7 @@ impl Run {
                 over = self.live() => over,
             };
             self.notices.end();
+            self.commands.end();
             let server = self.shared.server.lock().expect("no holder panics").take();
             self.shared.presence().end();
             self.wills.publish_all(&self.orders);
@@ -338,6 +371,7 @@ impl Run {
         self.shared.set_server(Some(server.clone()));
         self.note_connected(facts);
         self.notices.begin(&self.shared, server);
+        Self::ask_itself(server, &self.shared.node, &mut session);
         let mut turned = Instant::now();
         loop {
             self.keep_lease(server, &mut session).await.map_err(broke)?;
@@ -348,10 +382,11 @@ impl Run {
             self.survey(server, &mut session);
             let paced = self.ask(server, &mut session);
             self.handle_effects(server);
+            self.look_for_commands();
             tokio::select! {
                 biased;
                 () = signals.broken() => return Err(Over::Broken("the connection is gone".to_owned())),
-                refusal = signals.refused() => if server.names.is_about(&refusal) {
+                refusal = signals.refused() => if server.names.is_about(&refusal) || session.may_not_answer(&refusal) {
                     return Err(broke("the server refuses what a gateway does".to_owned()));
                 },
                 Some(done) = session.tasks.join_next() => {
@@ -362,6 +397,7 @@ impl Run {
                 // what was heard, what was taken from others, and wills that are due.
                 () = session.hearing.advance() => {}
                 () = self.notices.advance() => {}
+                () = self.commands.advance(&self.shared, server, &self.orders) => {}
                 () = self.wills.advance(&self.shared, server, &self.orders) => {}
                 Some(message) = ours.next() => self.hear(server, &mut session, message, Heard::ByGateway, turned),
                 Some(message) = sends.next() => self.hear(server, &mut session, message, Heard::ByAnybody, turned),
@@ -369,6 +405,18 @@ impl Run {
                 () = tokio::time::sleep_until(paced.unwrap_or(turned).into()), if paced.is_some() => {}
             }
         }
+    }
+
+    /// Asks itself something, as others will: an account that may not answer is told so now, and not by others who wait in vain.
+    fn ask_itself(server: &Server, node: &str, session: &mut Session) {
+        let (server, node) = (server.clone(), node.to_owned());
+        session.jobs.insert(Job::HearItself);
+        session.tasks.spawn(async move {
+            let payload = Request::Has { device: Box::default() }.to_bytes();
+            // Where there is no answer the server has said why, or is slow.
+            let _ = requests::ask(&server, &node, payload, OWNER_ASK_MAX).await;
+            Done::Heard
+        });
     }
 
     fn hear(&self, server: &Server, session: &mut Session, message: Message, heard: Heard, turned: Instant) {
@@ -450,6 +498,7 @@ impl Run {
                 Done::Asked { number, asked, of_gateway, answer } => {
                     self.handle_answer(session, (number, asked, of_gateway), answer);
                 }
+                Done::Heard => drop(session.jobs.remove(&Job::HearItself)),
                 Done::Renewed(id, renewal) => {
                     session.is_renewing = false;
                     self.handle_renewal(server, &id, renewal).await?;
@@ -458,6 +507,9 @@ impl Run {
                     session.is_surveying = false;
                     self.handle_survey(server, session, survey)?;
                 }
+                Done::Read(read) => self.handle_read(server, session, read),
+                Done::Expired(expired) => Self::handle_expired(session, expired),
+                Done::Blocks(stamp, result) => self.handle_blocks(session, stamp, result),
                 Done::Swept(swept) => {
                     session.is_sweeping = false;
                     match swept {
@@ -531,6 +583,8 @@ impl Run {
         if gone > 0 {
             tracing::warn!(gone, "rows of devices that are here were removed by somebody: they are looked at again");
         }
+        self.read_blocks(server, session, survey.blocks);
+        self.look_at_commands(server, session, &survey);
         let begins = self.plan.handle_survey(survey.gateways, &self.shared.node, Instant::now());
         if begins && !session.is_sweeping {
             session.is_sweeping = true;

@@ -1,6 +1,8 @@
 //! One connection to NATS, verified: the server's version, JetStream, the two buckets and what they promise; and the few questions
 //! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
 
+mod queue;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -11,15 +13,21 @@ use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
 use async_nats::jetstream::stream::{self, DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, HeaderMap, Subject};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::blocks::Stamp;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
 use super::settings::Settings;
+pub use queue::NotPut;
+
+use crate::link::Subject as Blockee;
 use crate::sink::nats::{Publishing, SUBJECT_BYTES_MAX, Signals, in_words, version};
 
 /// Servers before this one are warned of: several faults of replication and of buckets with an age were mended by then.
@@ -74,6 +82,10 @@ pub struct Survey {
     pub first: u64,
     /// Gateways that have a lease.
     pub gateways: BTreeSet<String>,
+    /// In which state the bucket of those is who are kept out,
+    pub blocks: Stamp,
+    /// and the stream of commands that wait.
+    pub commands: Stamp,
 }
 
 /// Why there is no survey.
@@ -114,6 +126,8 @@ struct StreamState {
     #[serde(default)]
     last_seq: u64,
     #[serde(default)]
+    messages: u64,
+    #[serde(default)]
     subjects: Option<BTreeMap<String, u64>>,
 }
 
@@ -151,11 +165,13 @@ impl Server {
         let leases = bucket(&context, &gateways, config.replicas, config.lease).await?;
         check_lease(&gateways, leases.max_age, config.lease)?;
         let rows = bucket(&context, &devices, config.replicas, Duration::ZERO).await?;
+        bucket(&context, &names.blocks(), config.replicas, Duration::ZERO).await?;
         let stream = |bucket: &str| {
             let (context, name) = (context.clone(), stream_of(bucket));
             async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }
         };
         check_subjects(&context, &names).await?;
+        queue::make_streams(&context, &names, config.replicas).await?;
         let (gateways, devices) = (stream(&gateways).await?, stream(&devices).await?);
         let server = Self { names, client, context, gateways, devices };
         let survey = server.survey().await.map_err(|why| why.to_string())?;
@@ -169,11 +185,22 @@ impl Server {
     /// [`NoSurvey`].
     pub async fn survey(&self) -> Result<Survey, NoSurvey> {
         let devices = self.info(&self.names.devices(), &serde_json::json!({})).await?;
+        let gateways = self.leased().await?;
+        let blocks = stamp(&self.info(&self.names.blocks(), &serde_json::json!({})).await?);
+        let stream = self.names.commands();
+        let commands = stamp(&self.stream_info(&stream, &stream, &serde_json::json!({})).await?);
+        Ok(Survey { rows_since: devices.created, first: devices.state.first_seq, gateways, blocks, commands })
+    }
+
+    /// The gateways that have a lease now.
+    ///
+    /// # Errors
+    /// [`NoSurvey`].
+    pub async fn leased(&self) -> Result<BTreeSet<String>, NoSurvey> {
         let filter = serde_json::json!({"subjects_filter": ">"});
         let gateways = self.info(&self.names.gateways(), &filter).await?;
         let named = gateways.state.subjects.unwrap_or_default();
-        let gateways = named.keys().filter_map(|subject| self.names.leased(subject)).collect();
-        Ok(Survey { rows_since: devices.created, first: devices.state.first_seq, gateways })
+        Ok(named.keys().filter_map(|subject| self.names.leased(subject)).collect())
     }
 
     async fn info(&self, bucket: &str, asked: &serde_json::Value) -> Result<StreamInfo, NoSurvey> {
@@ -291,6 +318,73 @@ impl Server {
         }
     }
 
+    /// Writes `payload`, whatever was there.
+    pub async fn put(&self, subject: String, payload: Bytes) -> Written {
+        let settled = match self.context.publish(subject, payload).await {
+            Ok(acknowledged) => acknowledged.await,
+            Err(error) => Err(error),
+        };
+        settled.map_or_else(|error| Written::Lost(in_words(&error)), |acknowledged| Written::At(acknowledged.sequence))
+    }
+
+    /// The first message of a stream from this sequence on under these subjects, as its leader has it: its sequence, subject and
+    /// payload. `None`: there is none further.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn next_message(
+        &self,
+        stream: &str,
+        subjects: &str,
+        from: u64,
+    ) -> Result<Option<(u64, String, Bytes)>, String> {
+        self.message(stream, &serde_json::json!({"seq": from, "next_by_subj": subjects})).await
+    }
+
+    async fn message(&self, stream: &str, asked: &serde_json::Value) -> Result<Option<(u64, String, Bytes)>, String> {
+        let subject = format!("STREAM.MSG.GET.{stream}");
+        let answer: Got = self.context.request(subject, asked).await.map_err(|error| in_words(&error))?;
+        match answer {
+            Got { error: Some(error), .. } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Got { error: Some(error), .. } => Err(in_words(&error)),
+            Got { message: Some(GotMessage { seq, subject, data }), .. } => {
+                let data = BASE64_STANDARD.decode(data).map_err(|error| error.to_string())?;
+                Ok(Some((seq, subject, data.into())))
+            }
+            Got { message: None, error: None } => Err("the server's answer holds no message".to_owned()),
+        }
+    }
+
+    /// The first row from this revision on of those who are kept out.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn next_block(&self, revision: u64) -> Result<Option<(u64, Bytes)>, String> {
+        let stream = stream_of(&self.names.blocks());
+        let next = self.next_message(&stream, &self.names.all_blocks(), revision).await?;
+        Ok(next.map(|(at, _, payload)| (at, payload)))
+    }
+
+    /// Takes away the row of one who was kept out. `true`: it was there.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn remove_block(&self, subject: &Blockee) -> Result<bool, String> {
+        let stream = stream_of(&self.names.blocks());
+        match self.next_message(&stream, &self.names.block(subject), 1).await? {
+            Some((revision, ..)) => self.remove_block_at(revision).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Takes away the row of this revision.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn remove_block_at(&self, revision: u64) -> Result<bool, String> {
+        remove(&self.context, &self.names.blocks(), revision).await
+    }
+
     /// A gateway's lease and its revision, asked of the stream's leader: a copy that lags would see a lease end that has not.
     ///
     /// # Errors
@@ -351,7 +445,11 @@ async fn last<T: DeserializeOwned + Default>(stream: &Stream<()>, subject: &str)
 /// Takes away a revision of a bucket. It is not overwritten on the disk before it is let go (`no_erase`): a thousand devices that
 /// leave at once would wait for a thousand blocks to be written anew.
 async fn remove(context: &Context, bucket: &str, revision: u64) -> Result<bool, String> {
-    let subject = format!("STREAM.MSG.DELETE.{}", stream_of(bucket));
+    remove_from(context, &stream_of(bucket), revision).await
+}
+
+async fn remove_from(context: &Context, stream: &str, revision: u64) -> Result<bool, String> {
+    let subject = format!("STREAM.MSG.DELETE.{stream}");
     let asked = serde_json::json!({"seq": revision, "no_erase": true});
     let answer: Deleted = context.request(subject, &asked).await.map_err(|error| in_words(&error))?;
     match answer {
@@ -360,6 +458,21 @@ async fn remove(context: &Context, bucket: &str, revision: u64) -> Result<bool, 
         Deleted { error: Some(error), .. } if GONE.contains(&error.error_code()) => Ok(false),
         Deleted { error: Some(error), .. } => Err(in_words(&error)),
     }
+}
+
+/// The server's answer to a question for a message.
+#[derive(Deserialize)]
+struct Got {
+    message: Option<GotMessage>,
+    error: Option<jetstream::Error>,
+}
+
+#[derive(Deserialize)]
+struct GotMessage {
+    seq: u64,
+    subject: String,
+    #[serde(default)]
+    data: String,
 }
 
 /// The server's answer to a removal.
@@ -408,6 +521,10 @@ async fn bucket(context: &Context, name: &str, replicas: usize, age: Duration) -
         return Err(format!("rows of the bucket {name:?} cannot be removed: make it anew without deny_delete"));
     }
     Ok(found)
+}
+
+fn stamp(info: &StreamInfo) -> Stamp {
+    Stamp { last: info.state.last_seq, rows: info.state.messages }
 }
 
 /// A stream that takes what is asked of gateways would answer in their place, and keep every command.

@@ -5,6 +5,8 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::blocks::BlockRow;
+
 /// The longest request taken, in bytes: the longest payload in base64, with its topic and device.
 pub const REQUEST_BYTES_MAX: usize = 128 << 10;
 
@@ -47,6 +49,73 @@ pub enum Request {
         /// The revision that stands there now.
         revision: u64,
     },
+    /// Ask the gateway itself something, or have it do something to all of its devices.
+    Call {
+        /// What.
+        call: Call,
+    },
+}
+
+/// What a gateway is asked about itself, as its API would be: answered by [`Reply::Said`], which holds what that would answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Call {
+    /// A page of its devices.
+    Devices {
+        /// Only ids greater than this one; empty: all.
+        after: Box<str>,
+        /// Only ids that begin so.
+        prefix: Box<str>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// One of its devices; [`Reply::Offline`] where it has none such.
+    Device {
+        /// The device.
+        device: Box<str>,
+    },
+    /// How the latest connections of a device ended there.
+    History {
+        /// The device.
+        device: Box<str>,
+    },
+    /// Say something to all of its devices, or many.
+    Broadcast {
+        /// Under which topic.
+        topic: Box<str>,
+        /// The payload.
+        #[serde(with = "base64_text")]
+        payload: Bytes,
+        /// Only to ids that begin so.
+        prefix: Box<str>,
+        /// At most to so many in a second.
+        per_second: u32,
+    },
+    /// How far a broadcast of that gateway has come.
+    Progress {
+        /// By its id there.
+        broadcast: Box<str>,
+    },
+    /// Go no further with one.
+    Cancel {
+        /// By its id there.
+        broadcast: Box<str>,
+    },
+    /// Keep somebody out of the fleet: it is written already.
+    Block {
+        /// Whom, and until when.
+        row: BlockRow,
+    },
+    /// Something waits for a device that is there by now.
+    Commands {
+        /// The device.
+        device: Box<str>,
+    },
+    /// Let somebody in again: the row is gone already.
+    Unblock {
+        /// Whom.
+        row: BlockRow,
+    },
 }
 
 /// What became of it.
@@ -77,6 +146,18 @@ pub enum Reply {
     },
     /// It was heard: for `Request::Taken`.
     Heard,
+    /// What its API would answer: for `Request::Call`.
+    Said {
+        /// JSON.
+        body: String,
+    },
+    /// The error that its API would answer; nothing was done.
+    Failed {
+        /// Its code,
+        code: String,
+        /// and its sentence.
+        why: String,
+    },
     /// The request is none.
     NotUnderstood {
         /// Why.
@@ -155,6 +236,21 @@ mod tests {
                 Request::Taken { device: "d".into(), lease: "l".into(), generation: 7, revision: 9 },
                 r#"{"do":"taken","device":"d","lease":"l","generation":7,"revision":9}"#,
             ),
+            (
+                Request::Call { call: Call::Devices { after: "a".into(), prefix: "".into(), limit: 7 } },
+                r#"{"do":"call","call":{"what":"devices","after":"a","prefix":"","limit":7}}"#,
+            ),
+            (
+                Request::Call {
+                    call: Call::Broadcast {
+                        topic: "t".into(),
+                        payload: Bytes::from_static(&[0, 255]),
+                        prefix: "m".into(),
+                        per_second: 5,
+                    },
+                },
+                r#"{"do":"call","call":{"what":"broadcast","topic":"t","payload":"AP8=","prefix":"m","per_second":5}}"#,
+            ),
         ];
         for (request, text) in requests {
             assert_eq!(request.to_bytes(), text);
@@ -163,7 +259,12 @@ mod tests {
         let refused = Reply::Refused { why: "it is too long".to_owned() };
         assert_eq!(refused.to_bytes(), r#"{"outcome":"refused","why":"it is too long"}"#);
         assert_eq!(Reply::Here { age_us: 7 }.to_bytes(), r#"{"outcome":"here","age_us":7}"#);
-        for reply in [refused, Reply::Here { age_us: u64::MAX }, Reply::Delivered, Reply::Late, Reply::Heard] {
+        let said = Reply::Said { body: r#"{"id":"1-1"}"#.to_owned() };
+        assert_eq!(said.to_bytes(), r#"{"outcome":"said","body":"{\"id\":\"1-1\"}"}"#);
+        let failed = Reply::Failed { code: "api_busy".to_owned(), why: "w".to_owned() };
+        for reply in
+            [refused, Reply::Here { age_us: u64::MAX }, Reply::Delivered, Reply::Late, Reply::Heard, said, failed]
+        {
             assert_eq!(Reply::parse(&reply.to_bytes()), Ok(reply));
         }
     }

@@ -5,6 +5,7 @@
 //! {"version":1,"blocks":[{"device":"meter-17"},{"network":"192.0.2.0/24","until":"2026-11-25T22:00:00.000Z"}]}
 //! ```
 //!
+//! What the fleet keeps out (`"fleet": true`, version 2 of the file) is there too, for a start while NATS is away.
 //! What the gateway itself keeps out for a while (`rate_exceeded`) is not there: it ends with the process. A file that cannot
 //! be read, or is of another version, is an error at the start: those who were kept out would come in.
 
@@ -20,11 +21,21 @@ use crate::whole_file;
 
 const FILE: &str = "blocks.json";
 const VERSION: u32 = 1;
+/// With entries of a fleet.
+const VERSION_FLEET: u32 = 2;
 /// It names devices: for the gateway's user alone.
 const MODE: u32 = 0o600;
 
-/// A block, and the time of day until which it holds; `None`: for good.
-pub(super) type KeptBlock = (Subject, Option<SystemTime>);
+/// A block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeptBlock {
+    /// Who is kept out.
+    pub(super) subject: Subject,
+    /// The time of day until which it holds; `None`: for good.
+    pub(super) until: Option<SystemTime>,
+    /// Whether it was said to the fleet, and not to this gateway alone.
+    pub(super) is_of_fleet: bool,
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +55,8 @@ struct Entry {
     network: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    fleet: bool,
 }
 
 /// Where they are kept.
@@ -66,8 +79,9 @@ impl BlocksFile {
             Err(error) => return Err(self.fault(&format!("cannot be read: {error}"))),
         };
         let whole: Whole = serde_json::from_slice(&text).map_err(|error| self.fault(&error.to_string()))?;
-        if whole.version != VERSION {
-            return Err(self.fault(&format!("is of version {}, and {VERSION} is known", whole.version)));
+        if ![VERSION, VERSION_FLEET].contains(&whole.version) {
+            let known = format!("{VERSION} and {VERSION_FLEET} are known");
+            return Err(self.fault(&format!("is of version {}, and {known}", whole.version)));
         }
         let blocks = whole.blocks.into_iter().map(Entry::into_block).collect::<Option<_>>();
         blocks.ok_or_else(|| self.fault("an entry names no device, certificate or network"))
@@ -85,7 +99,10 @@ impl BlocksFile {
     /// # Errors
     /// Names the file and what the system says.
     pub(super) fn write(&self, blocks: impl IntoIterator<Item = KeptBlock>) -> Result<(), String> {
-        let whole = Whole { version: VERSION, blocks: blocks.into_iter().map(Entry::from_block).collect() };
+        let blocks: Vec<_> = blocks.into_iter().map(Entry::from_block).collect();
+        // A gateway of an earlier version reads what needs no fleet.
+        let version = if blocks.iter().any(|entry| entry.fleet) { VERSION_FLEET } else { VERSION };
+        let whole = Whole { version, blocks };
         let written = || {
             if let Some(directory) = self.0.parent() {
                 std::fs::create_dir_all(directory)?;
@@ -97,9 +114,9 @@ impl BlocksFile {
 }
 
 impl Entry {
-    fn from_block((subject, until): KeptBlock) -> Self {
-        let mut entry =
-            Self { until: until.map(|until| humantime::format_rfc3339_millis(until).to_string()), ..Self::default() };
+    fn from_block(KeptBlock { subject, until, is_of_fleet }: KeptBlock) -> Self {
+        let until = until.map(|until| humantime::format_rfc3339_millis(until).to_string());
+        let mut entry = Self { until, fleet: is_of_fleet, ..Self::default() };
         match subject {
             Subject::Device(id) => entry.device = Some(id.into()),
             Subject::Certificate(fingerprint) => entry.certificate = Some(fingerprint.to_string()),
@@ -116,7 +133,7 @@ impl Entry {
             _ => return None,
         };
         let until = self.until.map(|until| humantime::parse_rfc3339(&until)).transpose().ok()?;
-        Some((subject, until))
+        Some(KeptBlock { subject, until, is_of_fleet: self.fleet })
     }
 }
 
@@ -132,18 +149,23 @@ mod tests {
         let file = BlocksFile::of(&directory.path().join("made/here"));
         assert_eq!(file.read().unwrap(), []);
         let until = SystemTime::UNIX_EPOCH + Duration::from_millis(1_764_108_000_123);
-        let all = [
-            (Subject::Device("a \"quoted\" id".into()), None),
-            (Subject::Certificate("ab".repeat(32).parse().unwrap()), Some(until)),
-            (Subject::Network("2001:db8::/32".parse().unwrap()), None),
+        let kept = |subject, until| KeptBlock { subject, until, is_of_fleet: false };
+        let mut all = [
+            kept(Subject::Device("a \"quoted\" id".into()), None),
+            kept(Subject::Certificate("ab".repeat(32).parse().unwrap()), Some(until)),
+            kept(Subject::Network("2001:db8::/32".parse().unwrap()), None),
         ];
-        file.write(all.clone()).unwrap();
-        assert_eq!(file.read().unwrap(), all);
+        for version in ["\"version\":1", "\"version\":2"] {
+            file.write(all.clone()).unwrap();
+            assert_eq!(file.read().unwrap(), all);
+            assert!(std::fs::read_to_string(&file.0).unwrap().contains(version));
+            all[1].is_of_fleet = true;
+        }
         file.write([]).unwrap();
         assert_eq!(file.read().unwrap(), []);
         for (text, part) in [
             ("", "EOF"),
-            (r#"{"version":2,"blocks":[]}"#, "version 2"),
+            (r#"{"version":3,"blocks":[]}"#, "version 3"),
             (r#"{"version":1,"blocks":[{}]}"#, "no device"),
             (r#"{"version":1,"blocks":[{"device":"a","more":1}]}"#, "more"),
         ] {

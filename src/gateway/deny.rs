@@ -1,9 +1,9 @@
 //! The deny list: what the file says, and what was said over the API, which is kept in the data directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::blocks::KeptBlock;
 use crate::control::{Block, BlockError, BlockOrder, BlockSource};
@@ -11,6 +11,9 @@ use crate::link::{DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_M
 use crate::network::Network;
 use crate::time::Moment;
 use crate::whole_file;
+
+/// Two ends that lie closer together are the same, told at two times.
+const SAME_TIME: Duration = Duration::from_secs(2);
 
 /// What is wrong with a deny file, and where.
 #[derive(Debug)]
@@ -84,6 +87,11 @@ fn has_too_many<'a>(subjects: impl Iterator<Item = &'a Subject>) -> bool {
     devices > DENIED_DEVICES_MAX || certificates > DENIED_CERTIFICATES_MAX || networks > DENIED_NETWORKS_MAX
 }
 
+/// Whether the one holds for as long as the other, or longer.
+fn outlasts(one: Option<Moment>, other: Option<Moment>) -> bool {
+    one.is_none_or(|one| other.is_some_and(|other| one >= other))
+}
+
 /// Both together.
 pub(super) struct Denied {
     started: Instant,
@@ -98,10 +106,11 @@ impl Denied {
     pub(super) fn new(started: Instant, from_file: Vec<Subject>, kept: Vec<KeptBlock>) -> Self {
         let mut denied = Self { started, from_file, from_api: BTreeMap::new() };
         let (now, today) = (denied.now(), SystemTime::now());
-        for (subject, until) in kept {
+        for KeptBlock { subject, until, is_of_fleet } in kept {
             // One that has ended meanwhile is forgotten with the next change.
             let until = until.map(|until| now.plus(until.duration_since(today).unwrap_or_default()));
-            denied.from_api.insert(subject, (until, BlockSource::Api));
+            let source = if is_of_fleet { BlockSource::Fleet } else { BlockSource::Api };
+            denied.from_api.insert(subject, (until, source));
         }
         denied
     }
@@ -109,8 +118,13 @@ impl Denied {
     /// What the next process is to know.
     pub(super) fn kept(&self) -> impl Iterator<Item = KeptBlock> {
         let (now, today) = (self.now(), SystemTime::now());
-        let from_api = self.from_api.iter().filter(|(_, (_, source))| *source == BlockSource::Api);
-        from_api.map(move |(subject, (until, _))| (subject.clone(), until.map(|until| today + until.since(now))))
+        let lasts = |source| matches!(source, BlockSource::Api | BlockSource::Fleet);
+        let from_api = self.from_api.iter().filter(move |(_, (_, source))| lasts(*source));
+        from_api.map(move |(subject, (until, source))| KeptBlock {
+            subject: subject.clone(),
+            until: until.map(|until| today + until.since(now)),
+            is_of_fleet: *source == BlockSource::Fleet,
+        })
     }
 
     /// What the file says now. Whether it says something else.
@@ -127,19 +141,61 @@ impl Denied {
         match order {
             BlockOrder::List => Ok(false),
             BlockOrder::Add { subject, span, source } => {
-                if *source == BlockSource::Gateway && self.from_api.contains_key(subject) {
-                    // Whatever somebody has said about it holds.
-                    return Ok(false);
+                let until = span.map(|span| now.plus(span));
+                match (source, self.from_api.get(subject)) {
+                    // Whatever somebody has said about it holds, and so does what was said here for as long.
+                    (BlockSource::Gateway, Some(_)) => return Ok(false),
+                    (BlockSource::Fleet, Some((there, BlockSource::Api))) if outlasts(*there, until) => {
+                        return Ok(false);
+                    }
+                    _ => {}
                 }
                 let with_it = self.from_api.keys().chain([subject]);
                 if has_too_many(self.from_file.iter().chain(with_it)) {
                     return Err(BlockError::NoRoom);
                 }
-                self.from_api.insert(subject.clone(), (span.map(|span| now.plus(span)), *source));
+                self.from_api.insert(subject.clone(), (until, *source));
                 Ok(true)
             }
+            BlockOrder::Fleet { all, except } => Ok(self.apply_fleet(all, except)),
             BlockOrder::Remove { subject } => self.from_api.remove(subject).map(|_| true).ok_or(BlockError::NoSuch),
         }
+    }
+
+    /// These are kept out because the fleet says so. What was said to this gateway alone stays. Whether that changed the list.
+    fn apply_fleet(&mut self, all: &[(Subject, Option<Duration>)], except: &BTreeSet<Subject>) -> bool {
+        let now = self.now();
+        let wanted: BTreeMap<_, _> = all.iter().filter(|(subject, _)| !except.contains(subject)).cloned().collect();
+        let before = self.from_api.len();
+        self.from_api.retain(|subject, (_, source)| {
+            *source != BlockSource::Fleet || except.contains(subject) || wanted.contains_key(subject)
+        });
+        let mut has_changed = self.from_api.len() != before;
+        let mut left_out = 0;
+        for (subject, span) in wanted {
+            let until = span.map(|span| now.plus(span));
+            let holds = match (self.from_api.get(&subject), until) {
+                (Some((there, BlockSource::Api)), until) if outlasts(*there, until) => true,
+                (Some((Some(there), BlockSource::Fleet)), Some(until)) => {
+                    there.since(until).max(until.since(*there)) < SAME_TIME
+                }
+                (Some((None, BlockSource::Fleet)), None) => true,
+                _ => false,
+            };
+            if holds {
+                continue;
+            }
+            if has_too_many(self.from_file.iter().chain(self.from_api.keys()).chain([&subject])) {
+                left_out += 1;
+                continue;
+            }
+            self.from_api.insert(subject, (until, BlockSource::Fleet));
+            has_changed = true;
+        }
+        if left_out > 0 {
+            tracing::error!(left_out, "the deny list is full: not all that the fleet keeps out are kept out here");
+        }
+        has_changed
     }
 
     /// The list for those who go by it.
@@ -170,8 +226,6 @@ impl Denied {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -241,12 +295,50 @@ mod tests {
             denied.apply(&add(id, span, source)).unwrap();
         }
         let mut kept: Vec<_> = denied.kept().collect();
-        assert_eq!(kept.iter().map(|(subject, _)| subject).collect::<Vec<_>>(), [&device("for good"), &device("hour")]);
-        assert!(kept[0].1.is_none() && kept[1].1.is_some_and(|until| until > SystemTime::now()));
-        kept.push((device("ended"), Some(SystemTime::UNIX_EPOCH)));
+        assert_eq!(kept.iter().map(|kept| &kept.subject).collect::<Vec<_>>(), [&device("for good"), &device("hour")]);
+        assert!(kept[0].until.is_none() && kept[1].until.is_some_and(|until| until > SystemTime::now()));
+        let until = Some(SystemTime::UNIX_EPOCH);
+        kept.push(KeptBlock { subject: device("ended"), until, is_of_fleet: false });
         let next = Denied::new(Instant::now(), Vec::new(), kept);
         let (list, now) = (next.list(), Moment::from_micros(1_000_000));
         assert!(list.refuses_device("for good", now) && list.refuses_device("hour", now));
         assert!(!list.refuses_device("ended", now) && !list.refuses_device("by gateway", now));
+    }
+
+    #[test]
+    fn what_the_fleet_says_holds_here_and_takes_back_nothing_else() {
+        let device = |id: &str| Subject::Device(id.into());
+        let mut denied = Denied::new(Instant::now(), Vec::new(), Vec::new());
+        let add = |id, source| BlockOrder::Add { subject: device(id), span: None, source };
+        for (id, source) in [("here", BlockSource::Api), ("both", BlockSource::Api), ("flood", BlockSource::Gateway)] {
+            denied.apply(&add(id, source)).unwrap();
+        }
+        let hour = Some(Duration::from_hours(1));
+        let fleet = |ids: &[(&str, Option<Duration>)], except: &[&str]| BlockOrder::Fleet {
+            all: ids.iter().map(|(id, span)| (device(id), *span)).collect(),
+            except: except.iter().map(|id| device(id)).collect(),
+        };
+        let names = |denied: &Denied| -> Vec<String> {
+            denied.entries().iter().map(|block| format!("{} {:?}", block.subject, block.source)).collect()
+        };
+        assert_eq!(denied.apply(&fleet(&[("a", None), ("b", hour), ("both", hour), ("flood", None)], &[])), Ok(true));
+        let all = ["device a Fleet", "device b Fleet", "device both Api", "device flood Fleet", "device here Api"];
+        assert_eq!(names(&denied), all);
+        assert_eq!(denied.apply(&fleet(&[("a", None), ("b", hour), ("both", hour), ("flood", None)], &[])), Ok(false));
+        // It is known as the fleet's in the next process too.
+        let kept: Vec<_> = denied.kept().collect();
+        let mut denied = Denied::new(Instant::now(), Vec::new(), kept);
+        assert_eq!(names(&denied), all);
+        // A longer time, one who was let in again, and two of whom nothing is known: b was, and new was not.
+        denied.apply(&add("said here", BlockSource::Fleet)).unwrap();
+        let day = Some(Duration::from_hours(24));
+        assert_eq!(denied.apply(&fleet(&[("a", day), ("new", None)], &["b", "new", "said here"])), Ok(true));
+        assert_eq!(
+            names(&denied),
+            ["device a Fleet", "device b Fleet", "device both Api", "device here Api", "device said here Fleet"]
+        );
+        assert!(denied.entries()[0].until.is_some());
+        assert_eq!(denied.apply(&fleet(&[], &[])), Ok(true));
+        assert_eq!(names(&denied), ["device both Api", "device here Api"]);
     }
 }

@@ -167,7 +167,11 @@ impl Reloader {
     fn block(&mut self, order: &BlockOrder) -> Result<Vec<Block>, BlockError> {
         let has_changed = self.running.denied.apply(order)?;
         if has_changed {
-            tracing::info!(?order, "the deny list was changed");
+            if let BlockOrder::Fleet { all, .. } = order {
+                tracing::info!(blocks = all.len(), "the deny list was changed: it has what the fleet keeps out");
+            } else {
+                tracing::info!(?order, "the deny list was changed");
+            }
             self.tell_workers();
             if !matches!(order, BlockOrder::Add { source: BlockSource::Gateway, .. }) {
                 self.blocks_file.write(self.running.denied.kept()).map_err(|why| {

@@ -110,6 +110,18 @@ pub enum Outcome {
     Refused(&'static str),
 }
 
+/// Why an MQTT device takes a message not now: it may subscribe yet.
+pub const NOT_SUBSCRIBED: &str = "the device has not subscribed to this topic";
+/// Why an MQTT device takes no message now whose acknowledgement is wanted.
+pub const SUBSCRIBED_WITHOUT_ACK: &str =
+    "the device has subscribed to this topic with QoS 0, which has no acknowledgements";
+
+/// Whether a device that refuses for this reason may take the same message later.
+#[must_use]
+pub fn is_refused_for_now(why: &str) -> bool {
+    [NOT_SUBSCRIBED, SUBSCRIBED_WITHOUT_ACK].contains(&why)
+}
+
 /// The facts of a presence event. Node and epoch are the same for the whole process and are added where the event
 /// leaves it.
 #[derive(Clone, Debug)]

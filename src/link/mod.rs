@@ -31,8 +31,8 @@ pub use deny::{
 };
 pub use doorbell::Doorbell;
 pub use event::{
-    Batch, ConnectionFacts, DelayedWill, Description, Message, NotAdmitted, Outcome, Presence, Receipt, SessionFacts,
-    TakeoverLoop, WorkerEvent,
+    Batch, ConnectionFacts, DelayedWill, Description, Message, NOT_SUBSCRIBED, NotAdmitted, Outcome, Presence, Receipt,
+    SUBSCRIBED_WITHOUT_ACK, SessionFacts, TakeoverLoop, WorkerEvent, is_refused_for_now,
 };
 pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};

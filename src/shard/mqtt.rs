@@ -9,8 +9,8 @@ use crate::config::Protocol;
 use crate::connection::{Connection, Termination};
 use crate::image;
 use crate::link::{
-    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, Outcome, Outgoing,
-    Passed, Publication, ShardMessage, WorkerEvent, WorkerId,
+    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, NOT_SUBSCRIBED, Outcome,
+    Outgoing, Passed, Publication, SUBSCRIBED_WITHOUT_ACK, ShardMessage, WorkerEvent, WorkerId,
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
@@ -194,12 +194,10 @@ impl Shard {
             return Outcome::Refused("the topic is no MQTT topic name");
         }
         let Some(subscriber) = self.broker.subscription_for(session, &downlink.topic) else {
-            return Outcome::Refused("the device has not subscribed to this topic");
+            return Outcome::Refused(NOT_SUBSCRIBED);
         };
         if request.is_some() && !subscriber.qos().is_acknowledged() {
-            return Outcome::Refused(
-                "the device has subscribed to this topic with QoS 0, which has no acknowledgements",
-            );
+            return Outcome::Refused(SUBSCRIBED_WITHOUT_ACK);
         }
         let qos = if request.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce };
         let publication = Publication::plain(downlink.topic.clone(), downlink.payload.clone(), qos);

@@ -11,11 +11,11 @@ use crate::support::{Device, Event, Site, wait_until};
 use crate::{LATE, Member, fleet};
 
 /// One packet of MQTT.
-fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     [&[first, u8::try_from(body.len()).unwrap()], body].concat()
 }
 
-fn text(text: &str) -> Vec<u8> {
+pub fn text(text: &str) -> Vec<u8> {
     [&u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
 }
 
@@ -29,7 +29,7 @@ fn connect(id: &str) -> Vec<u8> {
 
 /// A device that comes and is let in.
 #[track_caller]
-fn come(member: &Member, connect: &[u8]) -> Device {
+pub fn come(member: &Member, connect: &[u8]) -> Device {
     let tls = member.site.tls_with(None, |options| options.alpn = &[]);
     let mut device = Device::raw(member.gateway.address("mqtt"), &tls).unwrap();
     device.send_plain(connect);

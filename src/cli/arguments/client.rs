@@ -53,6 +53,9 @@ pub struct Why {
 pub struct Devices {
     #[command(flatten)]
     pub gateway: Gateway,
+    /// The devices of all gateways of the fleet, and which has each
+    #[arg(long)]
+    pub fleet: bool,
     /// Only devices whose ids begin so
     #[arg(long, default_value = "")]
     pub prefix: String,
@@ -141,9 +144,12 @@ pub struct Block {
     pub gateway: Gateway,
     #[command(flatten)]
     pub subject: Subject,
-    /// For how long, such as 1h; without it until the gateway ends
+    /// For how long, such as 1h; without it for good
     #[arg(long = "for", value_name = "DURATION")]
     pub span: Option<String>,
+    /// Only at the gateway that is asked, where there is a fleet
+    #[arg(long)]
+    pub here: bool,
 }
 
 /// `unblock`.
@@ -153,6 +159,9 @@ pub struct Unblock {
     pub gateway: Gateway,
     #[command(flatten)]
     pub subject: Subject,
+    /// Only at the gateway that is asked, where there is a fleet
+    #[arg(long)]
+    pub here: bool,
 }
 
 /// `blocks`.
@@ -182,6 +191,24 @@ pub struct Send {
     /// How long to wait for that
     #[arg(long, default_value = "5s", requires = "ack")]
     pub timeout: String,
+    /// Keep it until the device comes, if it is nowhere now (in a fleet); prints the command's id
+    #[arg(long)]
+    pub queue: bool,
+    /// For how long, from 1s to 7days; a day without it
+    #[arg(long, value_name = "DURATION", requires = "queue")]
+    pub expiry: Option<String>,
+}
+
+/// `queued`.
+#[derive(Args, Debug)]
+pub struct Queued {
+    #[command(flatten)]
+    pub gateway: Gateway,
+    /// The id that `send --queue` printed
+    pub id: String,
+    /// Take it back, unless it has an outcome already
+    #[arg(long)]
+    pub cancel: bool,
 }
 
 /// `publish`.

@@ -10,6 +10,7 @@ mod watch;
 mod why;
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write as _};
@@ -21,7 +22,9 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body};
 
-use super::arguments::{Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Reload, Send, Subject, Unblock};
+use super::arguments::{
+    Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Queued, Reload, Send, Subject, Unblock,
+};
 use super::{CliError, print};
 pub use sinks::sinks;
 pub use top::top;
@@ -59,6 +62,7 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
     let mut after = String::new();
     let mut has_more = true;
     let mut are_left_out = false;
+    let mut unanswered = BTreeSet::new();
     let wanted = if options.limit == 0 { usize::MAX } else { options.limit };
     // In the order of the pages the first are enough.
     let is_in_order = options.sort == DeviceOrder::Id && !options.reverse;
@@ -66,7 +70,9 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
         let limit =
             if is_in_order && !is_filtered(options) { (wanted - devices.len()).min(PAGE_MAX) } else { PAGE_MAX };
         let (prefix, from) = (encoded(&options.prefix), encoded(&after));
-        let mut page = client.get(&format!("/v1/devices?limit={limit}&prefix={prefix}&after={from}"))?;
+        let fleet = if options.fleet { "&fleet=true" } else { "" };
+        let mut page = client.get(&format!("/v1/devices?limit={limit}&prefix={prefix}&after={from}{fleet}"))?;
+        unanswered.extend(names(&page["unanswered"]));
         if let Value::Array(more) = page["devices"].take() {
             devices.extend(more.into_iter().filter(|device| is_wanted(device, options)));
         }
@@ -86,7 +92,11 @@ pub fn devices(options: &Devices) -> Result<(), CliError> {
         }
         print(&lines)?;
     } else {
-        print(&table::devices(&devices, &options.prefix))?;
+        print(&table::devices(&devices, &options.prefix, options.fleet))?;
+    }
+    if !unanswered.is_empty() {
+        let gateways = unanswered.into_iter().collect::<Vec<_>>().join(", ");
+        let _ = writeln!(io::stderr(), "without the devices of {}: no answer", harmless(&gateways));
     }
     if has_more || are_left_out {
         // A remark to people: whoever does not read it wants none.
@@ -126,9 +136,32 @@ fn compare(a: &Value, b: &Value, options: &Devices) -> Ordering {
 pub fn send(options: &Send) -> Result<(), CliError> {
     let client = Client::new(&options.gateway, Some(ANSWER))?;
     let mut order = json!({"topic": options.topic, "ack": options.ack, "timeout": options.timeout});
+    if options.queue {
+        order["queue"] = true.into();
+    }
+    if let Some(expiry) = &options.expiry {
+        order["expiry"] = expiry.as_str().into();
+    }
     put_payload(&mut order, &options.payload)?;
     let sent = client.post(&format!("/v1/devices/{}/messages", encoded(&options.device)), &order)?;
-    print(&format!("{}\n", sent["outcome"].as_str().unwrap_or("?")))
+    let outcome = sent["outcome"].as_str().unwrap_or("?");
+    let id = sent["command"].as_str().map_or_else(String::new, |id| format!(" {}", harmless(id)));
+    print(&format!("{outcome}{id}\n"))
+}
+
+/// Tells what became of a command that waits, or takes it back.
+pub fn queued(options: &Queued) -> Result<(), CliError> {
+    let client = Client::new(&options.gateway, Some(ANSWER))?;
+    let method = if options.cancel { "DELETE" } else { "GET" };
+    let path = format!("/v1/commands/{}", encoded(&options.id));
+    let known = client.json(client.ask(method, &path, String::new())?)?;
+    let text = |key: &str| harmless(known[key].as_str().unwrap_or_default());
+    let mut told = format!("{}  {}  of {}  at {}", text("state"), text("at"), text("device"), text("node"));
+    let _ = write!(told, ", tried {} times", known["tries"].as_u64().unwrap_or(0));
+    if !text("why").is_empty() {
+        let _ = write!(told, ": {}", text("why"));
+    }
+    print(&format!("{told}\n"))
 }
 
 /// Publishes to MQTT subscribers.
@@ -149,16 +182,40 @@ pub fn block(options: &Block) -> Result<(), CliError> {
     if let Some(span) = &options.span {
         order["for"] = span.as_str().into();
     }
-    let client = Client::new(&options.gateway, Some(ANSWER))?;
-    client.ask("POST", "/v1/blocks", order.to_string())?;
-    print("blocked\n")
+    if options.here {
+        order["fleet"] = false.into();
+    }
+    change_blocks(&options.gateway, "POST", &order, "blocked")
 }
 
 /// Lets somebody in again.
 pub fn unblock(options: &Unblock) -> Result<(), CliError> {
-    let client = Client::new(&options.gateway, Some(ANSWER))?;
-    client.ask("DELETE", "/v1/blocks", order_about(&options.subject).to_string())?;
-    print("unblocked\n")
+    let mut order = order_about(&options.subject);
+    if options.here {
+        order["fleet"] = false.into();
+    }
+    change_blocks(&options.gateway, "DELETE", &order, "unblocked")
+}
+
+/// Prints what was done, and in a fleet where.
+fn change_blocks(gateway: &Gateway, method: &str, order: &Value, done: &str) -> Result<(), CliError> {
+    let client = Client::new(gateway, Some(ANSWER))?;
+    let mut answer = client.ask(method, "/v1/blocks", order.to_string())?;
+    let text = answer.body_mut().read_to_string().unwrap_or_default();
+    print(&told_where(done, &serde_json::from_str(&text).unwrap_or_default()))
+}
+
+fn told_where(done: &str, answer: &Value) -> String {
+    let (at, not_at) = (names(&answer["gateways"]).join(", "), names(&answer["unanswered"]).join(", "));
+    let mut text = if at.is_empty() { format!("{done}\n") } else { format!("{done} at {}\n", harmless(&at)) };
+    if !not_at.is_empty() {
+        let _ = writeln!(text, "no answer from {}: they do it when they are back", harmless(&not_at));
+    }
+    text
+}
+
+fn names(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn order_about(subject: &Subject) -> Value {
@@ -335,6 +392,18 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_something_was_done_is_told_in_a_fleet() {
+        assert_eq!(told_where("blocked", &Value::Null), "blocked\n");
+        let answer = json!({"gateways": ["edge-1", "edge-2"], "unanswered": []});
+        assert_eq!(told_where("blocked", &answer), "blocked at edge-1, edge-2\n");
+        let answer = json!({"gateways": ["edge-1"], "unanswered": ["edge-2", "edge-3"]});
+        assert_eq!(
+            told_where("unblocked", &answer),
+            "unblocked at edge-1\nno answer from edge-2, edge-3: they do it when they are back\n"
+        );
+    }
 
     #[test]
     fn any_id_is_one_part_of_a_path() {

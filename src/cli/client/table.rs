@@ -10,16 +10,21 @@ use crate::cli::shortened;
 /// A name may have thousands of letters; in a table it is told by the first.
 const CELL_LETTERS_MAX: usize = 100;
 
-const TITLES: [&str; 8] = ["DEVICE", "STATE", "PROTOCOL", "LISTENER", "PEER", "CONNECTED", "HEARD", "ROUND TRIP"];
+const COLUMNS: usize = 9;
+const TITLES: [&str; COLUMNS] =
+    ["DEVICE", "GATEWAY", "STATE", "PROTOCOL", "LISTENER", "PEER", "CONNECTED", "HEARD", "ROUND TRIP"];
 
-/// The table, titles first; one line when there is nobody whose id begins with `prefix`.
-pub fn devices(devices: &[Value], prefix: &str) -> String {
+/// Which column is shown of a fleet alone.
+const GATEWAY: usize = 1;
+
+/// The table, titles first; one line when there is nobody whose id begins with `prefix`. `with_gateway`: which has each.
+pub fn devices(devices: &[Value], prefix: &str, with_gateway: bool) -> String {
     if devices.is_empty() {
         let which = if prefix.is_empty() { String::new() } else { format!(" whose id begins with {prefix:?}") };
         return format!("no device{which} is connected\n");
     }
     let now = SystemTime::now();
-    let rows: Vec<[String; 8]> = devices.iter().map(|device| row(device, now)).collect();
+    let rows: Vec<[String; COLUMNS]> = devices.iter().map(|device| row(device, now)).collect();
     let titles = TITLES.map(str::to_owned);
     let width = |column: usize| {
         let cells = rows.iter().chain([&titles]).map(|row| row[column].chars().count());
@@ -27,18 +32,20 @@ pub fn devices(devices: &[Value], prefix: &str) -> String {
     };
     let widths: Vec<usize> = (0..TITLES.len()).map(width).collect();
     [&titles].into_iter().chain(&rows).fold(String::new(), |mut text, row| {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        let shown = row.iter().zip(&widths).enumerate().filter(|(column, _)| *column != GATEWAY || with_gateway);
+        let cells = shown.map(|(_, (cell, &width))| format!("{cell:width$}"));
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
         text
     })
 }
 
-fn row(device: &Value, now: SystemTime) -> [String; 8] {
+fn row(device: &Value, now: SystemTime) -> [String; COLUMNS] {
     let text = |key: &str| shortened(&harmless(device[key].as_str().unwrap_or("-")), CELL_LETTERS_MAX);
     let round_trip = device["round_trip_ms"].as_f64().map_or("-".to_owned(), |millis| format!("{millis:.1} ms"));
     [
         text("id"),
+        text("node"),
         text("state"),
         text("protocol"),
         text("listener"),
@@ -71,7 +78,8 @@ mod tests {
                 "round_trip_ms": 12.345,
             })
         };
-        let text = devices(&[device("a", json!("192.0.2.7:40000")), device("meter-\u{1b}[31m", Value::Null)], "");
+        let text =
+            devices(&[device("a", json!("192.0.2.7:40000")), device("meter-\u{1b}[31m", Value::Null)], "", false);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         for title in ["STATE", "LISTENER", "PEER", "CONNECTED", "HEARD", "ROUND TRIP"] {
@@ -80,7 +88,11 @@ mod tests {
         }
         assert!(lines[1].contains("  0s ago  ") && lines[1].ends_with("12.3 ms"), "{text}");
         assert!(lines[2].contains("meter-\\u{1b}[31m"), "an id cannot steer the terminal: {text}");
-        assert_eq!(devices(&[], ""), "no device is connected\n");
-        assert_eq!(devices(&[], "pump"), "no device whose id begins with \"pump\" is connected\n");
+        assert!(!text.contains("GATEWAY"), "{text}");
+        let mut of_fleet = device("a", Value::Null);
+        of_fleet["node"] = "edge-2".into();
+        assert!(devices(&[of_fleet], "", true).starts_with("DEVICE  GATEWAY  STATE"), "where each is");
+        assert_eq!(devices(&[], "", false), "no device is connected\n");
+        assert_eq!(devices(&[], "pump", false), "no device whose id begins with \"pump\" is connected\n");
     }
 }

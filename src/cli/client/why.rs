@@ -1,6 +1,7 @@
 //! `why`: the latest ends of a device, newest first, with what their reasons mean.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 
 use serde_json::Value;
 
@@ -12,7 +13,15 @@ use crate::cli::{CliError, print};
 pub fn why(options: &Why) -> Result<(), CliError> {
     let client = Client::new(&options.gateway, Some(ANSWER))?;
     let history = client.get(&format!("/v1/devices/{}/history", encoded(&options.device)))?;
-    print(&told(&options.device, history["ends"].as_array().map_or(&[][..], Vec::as_slice)))
+    print(&told(&options.device, history["ends"].as_array().map_or(&[][..], Vec::as_slice)))?;
+    let unanswered = super::names(&history["unanswered"]);
+    if !unanswered.is_empty() {
+        let _ = writeln!(io::stderr(), "without what {} knows: no answer", harmless(&unanswered.join(", ")));
+    }
+    if let Some(error) = history["error"].as_str() {
+        let _ = writeln!(io::stderr(), "of this gateway alone: {}", harmless(error));
+    }
+    Ok(())
 }
 
 fn told(device: &str, ends: &[Value]) -> String {
@@ -35,7 +44,13 @@ fn told(device: &str, ends: &[Value]) -> String {
             }
             _ => text.push_str("  was not let in"),
         }
-        let _ = writeln!(text, "\n    from {peer} through {} ({})", field("listener"), field("protocol"));
+        let _ = write!(text, "\n    from {peer} through {} ({})", field("listener"), field("protocol"));
+        match end["node"].as_str() {
+            Some(node) => {
+                let _ = writeln!(text, " of {}", harmless(node));
+            }
+            None => text.push('\n'),
+        }
         if !field("detail").is_empty() {
             let _ = writeln!(text, "    {}", field("detail"));
         }
@@ -74,6 +89,9 @@ mod tests {
              means:   M\n    look at: L\n    do:      R\n\
              T1  expired  was connected since T0\n    from 192.0.2.7:1 through devices (native)\n    the \\u{1b}detail\n"
         );
+        let mut elsewhere = end("T3", "expired", true);
+        elsewhere["node"] = "edge-2".into();
+        assert!(told("meter", &[elsewhere]).contains("through devices (native) of edge-2\n"));
         assert!(told("no\nbody", &[]).starts_with("Nothing is remembered of no\\nbody"));
     }
 }

@@ -112,7 +112,7 @@ fn needed(method: &Method, path: &str) -> Role {
     if [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
         return Role::Read;
     }
-    let commands = ["/v1/devices/", "/v1/publish", "/v1/broadcast"];
+    let commands = ["/v1/devices/", "/v1/messages", "/v1/commands/", "/v1/publish", "/v1/broadcast"];
     if commands.iter().any(|start| path.starts_with(start)) { Role::Command } else { Role::Admin }
 }
 

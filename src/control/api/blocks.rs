@@ -1,20 +1,25 @@
-//! `/v1/blocks`: devices, client certificates and networks that are kept out.
+//! `/v1/blocks`: devices, client certificates and networks that are kept out: of this gateway, or of all of its fleet.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::body;
+use super::devices::ANSWER_MAX;
 use super::error::ApiError;
-use crate::control::State;
+use super::fleet::Scope;
 use crate::control::blocks::{Block, BlockError, BlockOrder, BlockRequest, BlockSource};
+use crate::control::{State, fleet_blocks};
+use crate::fleet::{Answered, BlockRow, Call, Fleet, Reply};
 use crate::link::Subject;
 use crate::network::Network;
 
@@ -28,6 +33,16 @@ struct Order {
     certificate: Option<String>,
     network: Option<String>,
     r#for: Option<String>,
+    fleet: Option<bool>,
+}
+
+/// Where it holds.
+#[derive(Serialize)]
+struct Everywhere {
+    /// The gateways at which it holds now, by name.
+    gateways: Vec<String>,
+    /// Those that did not answer: it holds there when they have read the bucket.
+    unanswered: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -57,40 +72,100 @@ pub(super) async fn add(
     Shared(state): Shared<Arc<State>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Response, ApiError> {
     let order: Order = body::parse(&headers, body)?;
     let subject = subject(order.device, order.certificate.as_deref(), order.network.as_deref())?;
     let span = order.r#for.as_deref().map(span).transpose()?;
+    if let (Scope::Fleet, Some(fleet)) = (Scope::of_order(&state, order.fleet)?, &state.fleet) {
+        return add_everywhere(&state, fleet, subject, span).await.map(IntoResponse::into_response);
+    }
     ask(&state, BlockOrder::Add { subject, span, source: BlockSource::Api }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Keeps somebody out here, then writes it for whoever connects to NATS, then tells those who are connected.
+async fn add_everywhere(
+    state: &State,
+    fleet: &Fleet,
+    subject: Subject,
+    span: Option<Duration>,
+) -> Result<Json<Everywhere>, ApiError> {
+    let deadline = (Instant::now() + ANSWER_MAX).into_std();
+    let others = fleet.others(deadline).await.map_err(|_| ApiError::OthersAway)?;
+    let blocked = (subject, span.and_then(|span| SystemTime::now().checked_add(span)));
+    let here = fleet_blocks::block(state, blocked.clone()).await;
+    here.map_err(|error| ApiError::of_block(error, &blocked.0.to_string()))?;
+    let written = fleet.write_block(&blocked, deadline).await;
+    fleet.touch_block(&blocked.0);
+    written.map_err(|_| ApiError::BlockNotTold)?;
+    let call = Call::Block { row: BlockRow::new(&blocked) };
+    let answered = fleet.ask_each(others.into_iter().map(|node| (node, call.clone())), deadline).await;
+    Ok(Json(Everywhere::of(state, answered, |reply| matches!(reply, Reply::Said { .. }))))
 }
 
 pub(super) async fn remove(
     Shared(state): Shared<Arc<State>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Response, ApiError> {
     let order: Order = body::parse(&headers, body)?;
     if order.r#for.is_some() {
         return Err(ApiError::Body("for is for POST: what is taken back is taken back for good".to_owned()));
     }
     let subject = subject(order.device, order.certificate.as_deref(), order.network.as_deref())?;
+    if let (Scope::Fleet, Some(fleet)) = (Scope::of_order(&state, order.fleet)?, &state.fleet) {
+        return remove_everywhere(&state, fleet, subject).await.map(IntoResponse::into_response);
+    }
     ask(&state, BlockOrder::Remove { subject }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Takes the row away, then lets somebody in here, then tells the others.
+async fn remove_everywhere(state: &State, fleet: &Fleet, subject: Subject) -> Result<Json<Everywhere>, ApiError> {
+    let deadline = (Instant::now() + ANSWER_MAX).into_std();
+    let others = fleet.others(deadline).await.map_err(|_| ApiError::OthersAway)?;
+    fleet.touch_block(&subject);
+    let was_written = fleet.remove_block(&subject, deadline).await.map_err(|_| ApiError::OthersAway)?;
+    let here = match fleet_blocks::unblock(state, subject.clone()).await {
+        Err(BlockError::NoSuch) => false,
+        Ok(()) => true,
+        Err(error) => return Err(ApiError::of_block(error, &subject.to_string())),
+    };
+    let call = Call::Unblock { row: BlockRow::new(&(subject.clone(), None)) };
+    let answered = fleet.ask_each(others.into_iter().map(|node| (node, call.clone())), deadline).await;
+    let was_there = answered.iter().any(|answered| matches!(answered.reply, Ok(Reply::Said { .. })));
+    if !was_written && !here && !was_there {
+        return Err(ApiError::NoBlock(subject.to_string()));
+    }
+    // Whoever had no such entry lets it in too.
+    let lets_in = |reply: &Reply| match reply {
+        Reply::Said { .. } => true,
+        Reply::Failed { code, .. } => code == ApiError::NoBlock(String::new()).code(),
+        _ => false,
+    };
+    Ok(Json(Everywhere::of(state, answered, lets_in)))
+}
+
+impl Everywhere {
+    /// This gateway, and those whose answers say that it holds there.
+    fn of(state: &State, answered: Vec<Answered>, holds: impl Fn(&Reply) -> bool) -> Self {
+        let (mut gateways, mut unanswered) = (vec![state.config.node.clone()], Vec::new());
+        for Answered { node, reply } in answered {
+            if reply.as_ref().is_ok_and(&holds) { gateways.push(node) } else { unanswered.push(node) }
+        }
+        gateways.sort();
+        Self { gateways, unanswered }
+    }
 }
 
 async fn ask(state: &State, order: BlockOrder) -> Result<Vec<Block>, ApiError> {
     let about = match &order {
-        BlockOrder::List => String::new(),
+        BlockOrder::List | BlockOrder::Fleet { .. } => String::new(),
         BlockOrder::Add { subject, .. } | BlockOrder::Remove { subject } => subject.to_string(),
     };
     let (answer, wait) = oneshot::channel();
     state.blocks.try_send(BlockRequest { order, answer }).map_err(|_| ApiError::ApiBusy)?;
-    wait.await.map_err(|_| ApiError::ShuttingDown)?.map_err(|error| match error {
-        BlockError::NoRoom => ApiError::TooManyBlocks,
-        BlockError::NoSuch => ApiError::NoBlock(about),
-        BlockError::NotKept(why) => ApiError::BlockNotKept(why),
-    })
+    wait.await.map_err(|_| ApiError::ShuttingDown)?.map_err(|error| ApiError::of_block(error, &about))
 }
 
 fn subject(device: Option<String>, certificate: Option<&str>, network: Option<&str>) -> Result<Subject, ApiError> {
@@ -123,6 +198,7 @@ impl Entry {
         let source = match block.source {
             BlockSource::File => "file",
             BlockSource::Api => "api",
+            BlockSource::Fleet => "fleet",
             BlockSource::Gateway => "gateway",
         };
         Self { device, certificate, network, until: block.until.map(|until| state.clock.format(until)), source }

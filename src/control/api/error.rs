@@ -10,13 +10,14 @@ use serde::Serialize;
 
 use crate::config::Role;
 use crate::control::READERS_MAX;
+use crate::control::blocks::BlockError;
 use crate::control::broadcasts::RUNNING_MAX;
 use crate::fleet::NotPublished;
 use crate::link::{DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, TRACES_MAX};
 
 /// Every error of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ApiError {
+pub(in crate::control) enum ApiError {
     /// No such path.
     NoRoute,
     /// The path knows other methods.
@@ -45,6 +46,8 @@ pub(super) enum ApiError {
     Refused { device: String, why: String },
     /// NATS is away; whether a device is connected to another gateway is not known.
     FleetAway(String),
+    /// NATS is away; what other gateways have, or do, is not known.
+    OthersAway,
     /// NATS is away, and so this gateway should get no new devices.
     NotOfFleet(String),
     /// It would not reach subscribers at other gateways, or is not known to.
@@ -97,8 +100,20 @@ pub(super) enum ApiError {
     TooManyBlocks,
     /// What was said of the deny list holds, and is not on the disk; why.
     BlockNotKept(String),
+    /// What was said of the deny list holds here, and is not known to be known to the fleet.
+    BlockNotTold,
     /// What is configured is wrong; a line for each thing.
     NotReloaded(String),
+    /// Nothing waits for devices here.
+    NoQueue,
+    /// There is no room for one more command that waits; what NATS says.
+    QueueFull { device: String, why: String },
+    /// NATS did not say whether a command waits.
+    QueueUnknown(String),
+    /// No such command is known.
+    NoCommand(String),
+    /// Of many devices one whose turn did not come in time.
+    NotItsTurn,
     /// The gateway ends.
     ShuttingDown,
 }
@@ -112,6 +127,7 @@ impl ApiError {
             | ApiError::NoBroadcast(_)
             | ApiError::NoBlock(_)
             | ApiError::NoConsumer(_)
+            | ApiError::NoCommand(_)
             | ApiError::NoSink(_) => StatusCode::NOT_FOUND,
             ApiError::Method => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::Path | ApiError::Query(_) | ApiError::Body(_) => StatusCode::BAD_REQUEST,
@@ -121,23 +137,30 @@ impl ApiError {
             | ApiError::TooManyBlocks
             | ApiError::NoStore
             | ApiError::NoFleet
+            | ApiError::NoQueue
             | ApiError::ReservedConsumer(_)
             | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            ApiError::NotRetained(_) | ApiError::BlockNotKept(_) => StatusCode::INSUFFICIENT_STORAGE,
-            ApiError::AckTimeout { .. } | ApiError::Unacknowledged(_) | ApiError::GatewaySilent { .. } => {
-                StatusCode::GATEWAY_TIMEOUT
+            ApiError::NotRetained(_) | ApiError::BlockNotKept(_) | ApiError::QueueFull { .. } => {
+                StatusCode::INSUFFICIENT_STORAGE
             }
+            ApiError::AckTimeout { .. }
+            | ApiError::Unacknowledged(_)
+            | ApiError::QueueUnknown(_)
+            | ApiError::GatewaySilent { .. } => StatusCode::GATEWAY_TIMEOUT,
             ApiError::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             ApiError::Forbidden { .. } => StatusCode::FORBIDDEN,
             ApiError::Host(_) => StatusCode::MISDIRECTED_REQUEST,
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
+            | ApiError::NotItsTurn
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
             | ApiError::TooManyTraces
             | ApiError::Store(_)
             | ApiError::FleetAway(_)
+            | ApiError::OthersAway
+            | ApiError::BlockNotTold
             | ApiError::NotOfFleet(_)
             | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
@@ -148,7 +171,8 @@ impl ApiError {
         }
     }
 
-    const fn code(&self) -> &'static str {
+    /// The word that programs go by.
+    pub(in crate::control) const fn code(&self) -> &'static str {
         match self {
             ApiError::NoRoute => "not_found",
             ApiError::Method => "method_not_allowed",
@@ -163,9 +187,10 @@ impl ApiError {
             ApiError::NoDevice(_) => "device_not_found",
             ApiError::Offline(_) => "device_offline",
             ApiError::Refused { .. } => "refused",
-            ApiError::FleetAway(_) | ApiError::NotOfFleet(_) | ApiError::NotPublished(NotPublished::Away) => {
-                "fleet_away"
-            }
+            ApiError::FleetAway(_)
+            | ApiError::OthersAway
+            | ApiError::NotOfFleet(_)
+            | ApiError::NotPublished(NotPublished::Away) => "fleet_away",
             ApiError::NotPublished(NotPublished::Refused(_)) => "not_published",
             ApiError::GatewayDeaf { .. } => "gateway_deaf",
             ApiError::GatewaySilent { .. } => "gateway_silent",
@@ -185,11 +210,17 @@ impl ApiError {
             ApiError::Store(_) => "store_failed",
             ApiError::WorkerBusy { .. } => "worker_busy",
             ApiError::ApiBusy => "api_busy",
+            ApiError::NotItsTurn => "not_its_turn",
+            ApiError::NoQueue => "no_queue",
+            ApiError::QueueFull { .. } => "queue_full",
+            ApiError::QueueUnknown(_) => "queue_unknown",
+            ApiError::NoCommand(_) => "command_not_found",
             ApiError::Overloaded { .. } | ApiError::Crowded { .. } => "overloaded",
             ApiError::Stuck { .. } => "stuck",
             ApiError::NoBlock(_) => "block_not_found",
             ApiError::TooManyBlocks => "too_many_blocks",
             ApiError::BlockNotKept(_) => "block_not_kept",
+            ApiError::BlockNotTold => "block_not_told",
             ApiError::NotReloaded(_) => "not_reloaded",
             ApiError::ShuttingDown => "shutting_down",
         }
@@ -197,6 +228,15 @@ impl ApiError {
 }
 
 impl ApiError {
+    /// Why the deny list was not changed, or not wholly; `about` whom.
+    pub(in crate::control) fn of_block(error: BlockError, about: &str) -> Self {
+        match error {
+            BlockError::NoRoom => ApiError::TooManyBlocks,
+            BlockError::NoSuch => ApiError::NoBlock(about.to_owned()),
+            BlockError::NotKept(why) => ApiError::BlockNotKept(why),
+        }
+    }
+
     /// Those about whoever takes what devices say.
     fn fmt_uplink(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -242,6 +282,10 @@ impl ApiError {
                 f,
                 "the fleet's stream has not taken it: {why}; subscribers at other gateways may get it, those here do not: try again"
             ),
+            ApiError::OthersAway => f.write_str(
+                "NATS is away: which other gateways there are is not known, and none was asked; try again, or ask this gateway \
+                 alone (fleet = false)",
+            ),
             ApiError::NotOfFleet(why) => write!(f, "NATS is away, so that devices are not claimed here: {why}"),
             ApiError::GatewayDeaf { node } => {
                 write!(f, "gateway {node:?} has the device and takes nothing now: nothing was done; try again")
@@ -256,6 +300,21 @@ impl ApiError {
         }
     }
 
+    /// Those about what waits for devices.
+    fn fmt_queue(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::QueueFull { device, why } => {
+                write!(f, "device {device:?} is nowhere, and there is no room for what waits for it: {why}")
+            }
+            ApiError::QueueUnknown(device) => write!(
+                f,
+                "device {device:?} is nowhere, and NATS did not say whether the command waits for it now; it may, and may be told it"
+            ),
+            ApiError::NoCommand(id) => write!(f, "no command {id:?} is known; outcomes are kept for seven days"),
+            _ => f.write_str("nothing waits for devices here: that needs a fleet ([backbone.nats])"),
+        }
+    }
+
     /// Those about who is kept out.
     fn fmt_block(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -265,6 +324,9 @@ impl ApiError {
             ApiError::BlockNotKept(why) => {
                 write!(f, "it holds from now on, and ends with this process, for it cannot be kept: {why}")
             }
+            ApiError::BlockNotTold => f.write_str(
+                "it holds at this gateway; NATS did not answer, so whether the other gateways come to know is not known: say it again",
+            ),
             _ => write!(f, "the deny list is full: {DENIED_DEVICES_MAX} devices, {DENIED_NETWORKS_MAX} networks"),
         }
     }
@@ -298,7 +360,9 @@ impl fmt::Display for ApiError {
         match self {
             ApiError::NoRoute => f.write_str("there is nothing under this path"),
             ApiError::Method => f.write_str("this path has no such method; the Allow header lists those that it has"),
-            ApiError::NoBlock(_) | ApiError::TooManyBlocks | ApiError::BlockNotKept(_) => self.fmt_block(f),
+            ApiError::NoBlock(_) | ApiError::TooManyBlocks | ApiError::BlockNotKept(_) | ApiError::BlockNotTold => {
+                self.fmt_block(f)
+            }
             ApiError::NotReloaded(problems) => write!(f, "all that was in effect stays:\n{problems}"),
             ApiError::Path => f.write_str("the path is not UTF-8 once percent-decoded"),
             ApiError::Query(fault)
@@ -338,11 +402,16 @@ impl fmt::Display for ApiError {
             | ApiError::Stuck { .. }
             | ApiError::ShuttingDown => self.fmt_busy(f),
             ApiError::FleetAway(_)
+            | ApiError::OthersAway
             | ApiError::NotOfFleet(_)
             | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
             | ApiError::GatewaySilent { .. }
             | ApiError::NoFleet => self.fmt_fleet(f),
+            ApiError::NoQueue | ApiError::QueueFull { .. } | ApiError::QueueUnknown(_) | ApiError::NoCommand(_) => {
+                self.fmt_queue(f)
+            }
+            ApiError::NotItsTurn => f.write_str("the time was over before its turn came: nothing was done; try again"),
         }
     }
 }
@@ -350,11 +419,12 @@ impl fmt::Display for ApiError {
 /// The same as JSON, for whoever asked another way than by HTTP.
 #[derive(Serialize)]
 pub(super) struct ErrorBody {
-    error: OwnedInner,
+    error: ErrorInner,
 }
 
+/// What became of one of many.
 #[derive(Serialize)]
-struct OwnedInner {
+pub(super) struct ErrorInner {
     code: &'static str,
     message: String,
 }
@@ -362,7 +432,12 @@ struct OwnedInner {
 impl ApiError {
     /// What the body of an answer says.
     pub(super) fn body(&self) -> ErrorBody {
-        ErrorBody { error: OwnedInner { code: self.code(), message: self.to_string() } }
+        ErrorBody { error: self.inner() }
+    }
+
+    /// The same, for one of many.
+    pub(super) fn inner(&self) -> ErrorInner {
+        ErrorInner { code: self.code(), message: self.to_string() }
     }
 }
 
@@ -383,6 +458,7 @@ impl IntoResponse for ApiError {
             | ApiError::ApiBusy
             | ApiError::FleetAway(_)
             | ApiError::NotPublished(_)
+            | ApiError::OthersAway
             | ApiError::GatewayDeaf { .. }
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders

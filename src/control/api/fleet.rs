@@ -1,14 +1,78 @@
-//! `GET /v1/fleet`: how this gateway is one of a fleet.
+//! `GET /v1/fleet`: how this gateway is one of a fleet; and what every request that is about all gateways has in common.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State as Shared;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::State;
 use super::error::ApiError;
-use crate::fleet::Report;
+use crate::fleet::{Answered, Call, Reply, Report, Unreachable};
+
+/// Whom a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The gateway that was asked.
+    Gateway,
+    /// All gateways of its fleet.
+    Fleet,
+}
+
+impl Scope {
+    /// What the key `fleet` of a query says, or what is meant without it.
+    pub(super) fn of(written: Option<&str>, unwritten: Self) -> Result<Self, ApiError> {
+        match written {
+            None => Ok(unwritten),
+            Some("true") => Ok(Self::Fleet),
+            Some("false") => Ok(Self::Gateway),
+            Some(other) => Err(ApiError::Query(format!("fleet must be true or false, not {other:?}"))),
+        }
+    }
+
+    /// What the field `fleet` of a body says, or what is meant without it: all of a fleet where there is one.
+    pub(super) fn of_order(state: &State, written: Option<bool>) -> Result<Self, ApiError> {
+        match (written, &state.fleet) {
+            (Some(true), None) => Err(ApiError::NoFleet),
+            (Some(false), _) | (None, None) => Ok(Self::Gateway),
+            _ => Ok(Self::Fleet),
+        }
+    }
+}
+
+/// What the other gateways said.
+pub(super) struct Others<T> {
+    /// By name.
+    pub(super) said: Vec<(String, T)>,
+    /// Those that did not answer in time, or not so that it can be understood.
+    pub(super) unanswered: Vec<String>,
+}
+
+impl<T: DeserializeOwned> Others<T> {
+    /// Asks all of them, each once.
+    pub(super) async fn ask(state: &State, call: &Call, deadline: Instant) -> Result<Self, ApiError> {
+        let fleet = state.fleet.as_ref().ok_or(ApiError::NoFleet)?;
+        let answered = fleet.ask_all(call, deadline.into_std()).await.map_err(|_| ApiError::OthersAway)?;
+        let (mut said, mut unanswered) = (Vec::new(), Vec::new());
+        for Answered { node, reply } in answered {
+            match understood(reply) {
+                Some(body) => said.push((node, body)),
+                None => unanswered.push(node),
+            }
+        }
+        Ok(Self { said, unanswered })
+    }
+}
+
+/// What a gateway said, if it said something that is understood.
+pub(super) fn understood<T: DeserializeOwned>(reply: Result<Reply, Unreachable>) -> Option<T> {
+    match reply {
+        Ok(Reply::Said { body }) => serde_json::from_str(&body).ok(),
+        _ => None,
+    }
+}
 
 #[derive(Serialize)]
 pub(super) struct Fleet {

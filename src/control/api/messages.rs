@@ -15,11 +15,13 @@ use tokio::time::Instant;
 use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
-use crate::fleet::{Deed, Reply, Unreachable};
-use crate::link::{Outcome, WorkerCommand};
+use crate::fleet::{COMMAND_EXPIRY_MAX, Deed, NotQueued, Reply, Unreachable};
+use crate::link::{Downlink, Outcome, WorkerCommand};
 
 /// How long an acknowledgement is waited for when the request does not say.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// How long a command waits for its device when the request does not say.
+const EXPIRY_DEFAULT: Duration = Duration::from_hours(24);
 /// The least and the most that a request may say.
 const TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 
@@ -27,12 +29,42 @@ const TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=
 #[serde(deny_unknown_fields)]
 pub(super) struct Order {
     #[serde(default)]
-    topic: String,
-    payload: Option<String>,
-    payload_base64: Option<String>,
+    pub(super) topic: String,
+    pub(super) payload: Option<String>,
+    pub(super) payload_base64: Option<String>,
     #[serde(default)]
-    ack: bool,
-    timeout: Option<String>,
+    pub(super) ack: bool,
+    pub(super) timeout: Option<String>,
+    #[serde(default)]
+    pub(super) queue: bool,
+    pub(super) expiry: Option<String>,
+}
+
+/// What an order is, looked at.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) downlink: Downlink,
+    pub(super) acknowledge: bool,
+    /// How long it may take.
+    pub(super) patience: Duration,
+    /// For how long it waits for a device that is nowhere; `None`: it does not.
+    pub(super) expiry: Option<Duration>,
+}
+
+impl Order {
+    /// What is wanted.
+    pub(super) fn wanted(self) -> Result<Wanted, ApiError> {
+        let patience = if self.ack { timeout(self.timeout.as_deref())? } else { ANSWER_MAX };
+        let downlink = body::downlink(&self.topic, self.payload, self.payload_base64.as_ref())?;
+        let expiry = match (self.queue, self.expiry) {
+            (true, written) => Some(expiry(written.as_deref())?),
+            (false, None) => None,
+            (false, Some(_)) => {
+                return Err(ApiError::Body("expiry is for what waits: write \"queue\": true with it".to_owned()));
+            }
+        };
+        Ok(Wanted { downlink, acknowledge: self.ack, patience, expiry })
+    }
 }
 
 #[derive(Serialize)]
@@ -41,6 +73,23 @@ pub(super) struct Sent {
     /// In a fleet: the gateway that has done it.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
+    /// Of one that waits: its id,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    /// and where it can be asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+}
+
+impl Sent {
+    fn done(outcome: &'static str, node: Option<String>) -> Self {
+        Self { outcome, node, command: None, url: None }
+    }
+
+    /// Whether it waits for its device.
+    pub(super) const fn is_queued(&self) -> bool {
+        self.command.is_some()
+    }
 }
 
 pub(super) async fn send(
@@ -48,17 +97,18 @@ pub(super) async fn send(
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Sent>, ApiError> {
+) -> Result<(StatusCode, Json<Sent>), ApiError> {
     let Path(device) = path.map_err(|_| ApiError::Path)?;
-    let order = body::parse(&headers, body)?;
-    deliver(&state, &device, order).await.map(Json)
+    let order: Order = body::parse(&headers, body)?;
+    let sent = deliver(&state, &device, order.wanted()?).await?;
+    Ok((if sent.is_queued() { StatusCode::ACCEPTED } else { StatusCode::OK }, Json(sent)))
 }
 
 /// The same, asked by NATS: `body` is what a request's would be, and so is what comes back.
 pub(in crate::control) async fn answer(state: &State, device: &str, body: &[u8]) -> Bytes {
     let answered = async {
         let _place = state.sends.try_acquire().map_err(|_| ApiError::ApiBusy)?;
-        deliver(state, device, body::from_slice(body)?).await
+        deliver(state, device, body::from_slice::<Order>(body)?.wanted()?).await
     };
     let text = match answered.await {
         Ok(sent) => serde_json::to_vec(&sent),
@@ -68,11 +118,12 @@ pub(in crate::control) async fn answer(state: &State, device: &str, body: &[u8])
 }
 
 /// Says it to the device, here or at the gateway that has it.
-async fn deliver(state: &State, device: &str, order: Order) -> Result<Sent, ApiError> {
-    let patience = if order.ack { timeout(order.timeout.as_deref())? } else { ANSWER_MAX };
-    let acknowledge = order.ack;
-    let downlink = body::downlink(&order.topic, order.payload, order.payload_base64.as_ref())?;
-
+pub(super) async fn deliver(state: &State, device: &str, wanted: Wanted) -> Result<Sent, ApiError> {
+    let Wanted { downlink, acknowledge, patience, expiry } = wanted;
+    if expiry.is_some() && state.fleet.is_none() {
+        return Err(ApiError::NoQueue);
+    }
+    let waiting = expiry.map(|expiry| (expiry, downlink.clone()));
     let deadline = Instant::now() + patience;
     let worker = state.home.of(device);
     let here = downlink.clone();
@@ -80,7 +131,16 @@ async fn deliver(state: &State, device: &str, order: Order) -> Result<Sent, ApiE
     let ticket = ask(state, &state.sent, worker, command)?;
     let this = state.fleet.as_ref().map(|_| state.config.node.clone());
     let (reply, node) = match ticket.answer(deadline).await {
-        Some(Outcome::Offline) => elsewhere(state, device, &Deed::Send { downlink, acknowledge }, deadline).await?,
+        Some(Outcome::Offline) => {
+            match elsewhere(state, device, &Deed::Send { downlink, acknowledge }, deadline).await {
+                // A gateway that does not hear has done nothing.
+                Ok((Reply::Offline, _)) | Err(ApiError::GatewayDeaf { .. }) if waiting.is_some() => {
+                    let (expiry, downlink) = waiting.expect("it was just looked at");
+                    return queue(state, device, &downlink, expiry).await;
+                }
+                other => other?,
+            }
+        }
         Some(Outcome::Delivered) => (Reply::Delivered, this),
         Some(Outcome::Acknowledged) => (Reply::Acknowledged, this),
         Some(Outcome::Unacknowledged) => (Reply::Unacknowledged, None),
@@ -89,15 +149,29 @@ async fn deliver(state: &State, device: &str, order: Order) -> Result<Sent, ApiE
         None => return Err(ApiError::WorkerBusy { worker: worker.index() }),
     };
     match reply {
-        Reply::Delivered => Ok(Sent { outcome: "delivered", node }),
-        Reply::Acknowledged => Ok(Sent { outcome: "acknowledged", node }),
+        Reply::Delivered => Ok(Sent::done("delivered", node)),
+        Reply::Acknowledged => Ok(Sent::done("acknowledged", node)),
         Reply::Late => Err(ApiError::AckTimeout { device: device.to_owned(), waited: patience }),
         other => Err(failed(device, other, node)),
     }
 }
 
+/// Has it wait for its device.
+async fn queue(state: &State, device: &str, downlink: &Downlink, expiry: Duration) -> Result<Sent, ApiError> {
+    let fleet = state.fleet.as_ref().ok_or(ApiError::NoQueue)?;
+    let deadline = Instant::now() + ANSWER_MAX;
+    match fleet.queue(device, downlink, expiry, deadline.into_std()).await {
+        Ok(id) => {
+            let url = Some(format!("/v1/commands/{id}"));
+            Ok(Sent { outcome: "queued", node: None, command: Some(id), url })
+        }
+        Err(NotQueued::Full(why)) => Err(ApiError::QueueFull { device: device.to_owned(), why }),
+        Err(NotQueued::Away) => Err(ApiError::QueueUnknown(device.to_owned())),
+    }
+}
+
 /// Does it at the gateway that has the device, and says which that is. Without a fleet there is none.
-async fn elsewhere(
+pub(super) async fn elsewhere(
     state: &State,
     device: &str,
     deed: &Deed,
@@ -119,10 +193,8 @@ fn failed(device: &str, reply: Reply, node: Option<String>) -> ApiError {
         (Reply::Unacknowledged, _) => ApiError::Unacknowledged(device),
         (Reply::Refused { why }, _) => ApiError::Refused { device, why },
         // It has too much to do, or is of another version and does not know what was asked: nothing was done.
-        (Reply::Busy | Reply::NotUnderstood { .. } | Reply::Heard | Reply::Here { .. }, Some(node)) => {
-            ApiError::GatewayDeaf { node }
-        }
-        _ => ApiError::Offline(device),
+        (Reply::Offline, _) | (_, None) => ApiError::Offline(device),
+        (_, Some(node)) => ApiError::GatewayDeaf { node },
     }
 }
 
@@ -144,6 +216,13 @@ pub(super) async fn disconnect(
         Reply::Delivered => Ok(StatusCode::NO_CONTENT),
         other => Err(failed(&device, other, node)),
     }
+}
+
+fn expiry(written: Option<&str>) -> Result<Duration, ApiError> {
+    let Some(text) = written else { return Ok(EXPIRY_DEFAULT) };
+    let range = Duration::from_secs(1)..=COMMAND_EXPIRY_MAX;
+    let parsed = humantime::parse_duration(text).ok().filter(|expiry| range.contains(expiry));
+    parsed.ok_or_else(|| ApiError::Body(format!("expiry must be a duration from \"1s\" to \"7days\", not {text:?}")))
 }
 
 fn timeout(written: Option<&str>) -> Result<Duration, ApiError> {

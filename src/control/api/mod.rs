@@ -3,24 +3,26 @@
 
 pub(super) mod bearer;
 mod host;
+mod commands;
+mod many;
 pub(super) mod messages;
 mod overview;
 
 mod blocks;
-mod devices;
+pub(super) mod devices;
 mod fleet;
-mod history;
+pub(super) mod history;
 mod publish;
 mod reload;
 
-mod broadcast;
+pub(super) mod broadcast;
 mod events;
 mod sinks;
 mod trace;
 mod uplink;
 
 mod body;
-mod error;
+pub(super) mod error;
 pub(super) mod openapi;
 mod page;
 mod query;
@@ -52,7 +54,7 @@ const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
 
 /// All routes: what `openapi.json` describes.
-pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 28] {
+pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 30] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
@@ -63,6 +65,8 @@ pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 28] {
         ("/v1/devices/{id}", get(devices::describe)),
         ("/v1/devices/{id}/history", get(history::history)),
         ("/v1/devices/{id}/messages", post(messages::send)),
+        ("/v1/messages", post(many::send)),
+        ("/v1/commands/{id}", get(commands::describe).delete(commands::cancel)),
         ("/v1/devices/{id}/connection", delete(messages::disconnect)),
         ("/v1/fleet", get(fleet::describe)),
         ("/v1/publish", post(publish::publish)),
@@ -117,7 +121,8 @@ async fn bound_requests(Shared(state): Shared<Arc<State>>, request: Request, nex
     }
     // Whoever waits for a device or for news may wait long: it does not take the place of whoever asks the gateway.
     let path = request.uri().path();
-    let waits = (request.method() == Method::POST && path.ends_with("/messages")) || path == "/v1/uplink";
+    let is_said = path.ends_with("/messages") || path == "/v1/broadcast";
+    let waits = (request.method() == Method::POST && is_said) || path == "/v1/uplink";
     let places = if waits { &state.sends } else { &state.requests };
     match places.try_acquire() {
         Ok(_place) => next.run(request).await,
