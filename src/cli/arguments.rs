@@ -10,8 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 pub use client::{
-    Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Queued, Reload, Send, SinkOrder, Sinks, Subject, Top, Trace,
-    Unblock, Uplink, Watch, Why,
+    Block, Blocks, DeviceOrder, Devices, Gateway, Health, Publish, Queued, Reload, Send, SinkOrder, Sinks, Subject,
+    Top, Trace, Unblock, Uplink, Watch, Why,
 };
 pub use tools::{
     Ca, CaIssue, CaServer, Completions, Demo, DevCerts, Doctor, Exported, HashToken, Import, Man, Store, StoreOf,

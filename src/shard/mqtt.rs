@@ -9,8 +9,8 @@ use crate::config::Protocol;
 use crate::connection::{Connection, Termination};
 use crate::image;
 use crate::link::{
-    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, NOT_SUBSCRIBED, Outcome,
-    Outgoing, Passed, Publication, SUBSCRIBED_WITHOUT_ACK, ShardMessage, WorkerEvent, WorkerId,
+    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, NOT_SUBSCRIBED,
+    Outcome, Outgoing, Passed, Publication, SUBSCRIBED_WITHOUT_ACK, ShardMessage, WorkerEvent, WorkerId,
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::servers::Servers;
 use crate::support::{Gateway, Site, wait_until};
@@ -77,10 +77,13 @@ fn an_account_that_may_not_do_what_a_gateway_does_is_told_which_right_it_needs()
     let mut servers = Servers::new(&site, 1);
     let all = "\"$JS.API.>\", \"$KV.>\", \"pulsegate.>\"";
     let users: Vec<_> = [
-        ("all", format!("publish: [{all}], subscribe: [\"pulsegate.>\", \"_INBOX.>\"]")),
-        ("no-api", "publish: [\"$KV.>\", \"pulsegate.>\"]".to_owned()),
-        ("no-rows", "publish: [\"$JS.API.>\", \"$KV.pulsegate_gateways.>\", \"pulsegate.>\"]".to_owned()),
-        ("deaf", format!("publish: [{all}], subscribe: [\"_INBOX.>\"]")),
+        ("all", format!("publish: [{all}], subscribe: [\"pulsegate.>\", \"_INBOX.>\"], allow_responses: true")),
+        ("no-api", "publish: [\"$KV.>\", \"pulsegate.>\"], allow_responses: true".to_owned()),
+        (
+            "no-rows",
+            "publish: [\"$JS.API.>\", \"$KV.pulsegate_gateways.>\", \"pulsegate.>\"], allow_responses: true".to_owned(),
+        ),
+        ("deaf", format!("publish: [{all}], subscribe: [\"_INBOX.>\"], allow_responses: true")),
     ]
     .map(|(user, rights)| format!("{{user: {user}, password: p, permissions: {{ {rights} }} }}"))
     .into();
@@ -113,6 +116,119 @@ fn an_account_that_may_not_do_what_a_gateway_does_is_told_which_right_it_needs()
         end(member.gateway);
     }
     assert_eq!(good.fleet()["state"], "connected");
+}
+
+/// What docs/OPERATING.md and docs/howto/three-gateways.md say that an account needs.
+const PUBLISH: [&str; 11] = [
+    "pulsegate.>",
+    "$KV.pulsegate_gateways.>",
+    "$KV.pulsegate_devices.>",
+    "$KV.pulsegate_blocks.>",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.STREAM.CREATE.*",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.MSG.GET.*",
+    "$JS.API.STREAM.MSG.DELETE.*",
+    "$JS.API.DIRECT.GET.>",
+];
+/// What it needs besides to read what is published at other gateways.
+const READ: [&str; 4] = [
+    "$JS.API.CONSUMER.CREATE.pulsegate_uplink.*",
+    "$JS.API.CONSUMER.INFO.pulsegate_uplink.*",
+    "$JS.API.CONSUMER.MSG.NEXT.pulsegate_uplink.*",
+    "$JS.API.CONSUMER.DELETE.pulsegate_uplink.*",
+];
+const SUBSCRIBE: [&str; 2] = ["pulsegate.>", "_INBOX.>"];
+
+/// A user with these rights.
+fn user(name: &str, publish: &[&str], subscribe: &[&str], may_answer: bool) -> String {
+    let publish = [publish, &READ].concat();
+    let answer = if may_answer { "allow_responses: true" } else { "" };
+    format!(
+        "{{user: {name:?}, password: p, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?}, {answer} }} }}"
+    )
+}
+
+/// One with all rights, one that may not answer, and one without each of the rights.
+fn users() -> String {
+    let without = |all: &[&'static str], left_out: &str| -> Vec<&'static str> {
+        all.iter().copied().filter(|right| *right != left_out).collect()
+    };
+    let mut users = vec![user("all", &PUBLISH, &SUBSCRIBE, true), user("mute", &PUBLISH, &SUBSCRIBE, false)];
+    for (number, right) in PUBLISH.iter().enumerate() {
+        users.push(user(&format!("no-{number}"), &without(&PUBLISH, right), &SUBSCRIBE, true));
+    }
+    for (number, right) in SUBSCRIBE.iter().enumerate() {
+        users.push(user(&format!("deaf-{number}"), &PUBLISH, &without(&SUBSCRIBE, right), true));
+    }
+    users.join(", ")
+}
+
+/// Whether the log says that the account lacks this, and what to do. It is tried again, and may be well until it is needed next.
+fn was_told(member: &Member, part: &str) -> bool {
+    let told = member.gateway.logged("NATS is away: devices stay, and are not claimed until it is back");
+    let why = |line: &Value| line["why"].as_str().unwrap_or_default().to_owned();
+    told.iter().map(why).any(|why| why.contains(part) && why.contains("let the account do that on the server"))
+}
+
+#[test]
+fn the_rights_that_the_documentation_names_suffice_and_without_any_of_them_it_is_named() {
+    let page = include_str!("../../docs/howto/three-gateways.md");
+    for right in PUBLISH.iter().chain(&READ).chain(&SUBSCRIBE) {
+        assert!(page.contains(&format!("\"{}\"", right.replace('$', "\\$"))), "the page lacks {right}");
+    }
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    site.write("nats.conf", &format!("authorization {{ users = [{}] }}\n", users()));
+    servers.start(0, &["-c", "nats.conf"]);
+    let urls = servers.urls("nats");
+    let start = |node: &str, user: &str| {
+        let site = Site::new();
+        site.write("password", "p");
+        configure(&site, node, &urls, &format!("username = {user:?}\npassword_file = \"password\""));
+        let gateway = Gateway::start(site.directory());
+        Member { site, gateway }
+    };
+    // Everything that a gateway does, with these rights alone.
+    let good = [start("good-0", "all"), start("good-1", "all")];
+    good.iter().for_each(Member::wait_until_joined);
+    let mut device = good[1].claimed("meter-1");
+    assert_eq!(good[0].send("meter-1", "x").0, 200);
+    assert_eq!(crate::heard(&mut device).1, "x");
+    let (status, answer) = good[0].gateway.post("/v1/blocks", &json!({"device": "stolen"}));
+    assert_eq!((status, &answer["unanswered"]), (200, &json!([])), "{answer}");
+    let (status, answer) = good[0].gateway.post("/v1/devices/nobody/messages", &json!({"payload": "x", "queue": true}));
+    assert_eq!(status, 202, "{answer}");
+    assert_eq!(good[0].gateway.get_json("/v1/devices?fleet=true")["unanswered"], json!([]));
+    device.leave();
+    good[1].wait_for_claims(0);
+    assert_eq!(good[0].error(), "");
+    for (number, right) in PUBLISH.iter().enumerate() {
+        let member = start(&format!("no-{number}"), &format!("no-{number}"));
+        if right.contains("CREATE") {
+            // All is there already.
+            member.wait_until_joined();
+        }
+        let stem = right.trim_end_matches(['*', '>']);
+        let part = format!("Publish to \"{stem}");
+        wait_until(&format!("{part} is said"), LATE, || {
+            // Some are needed only for what happens then.
+            member.device("meter-2").leave();
+            member.send("nobody", "x");
+            member.gateway.post("/v1/blocks", &json!({"device": "somebody"}));
+            right.contains("CREATE") || was_told(&member, &part)
+        });
+        end(member.gateway);
+    }
+    for (user, part) in [
+        ("mute", "Publish to \"_INBOX."),
+        ("deaf-0", "Subscription to \"pulsegate."),
+        ("deaf-1", "Subscription to \"_INBOX."),
+    ] {
+        expect_error(&start(user, user), part);
+    }
+    assert_eq!(good[0].fleet()["state"], "connected");
 }
 
 #[test]

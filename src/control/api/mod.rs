@@ -2,8 +2,8 @@
 //! error is JSON.
 
 pub(super) mod bearer;
-mod host;
 mod commands;
+mod host;
 mod many;
 pub(super) mod messages;
 mod overview;
