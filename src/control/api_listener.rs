@@ -2,7 +2,7 @@
 //! one gives way when a newcomer finds no place.
 //!
 //! ```text
-//!   accepted ─▶ waiting for a head ──▶ request in progress ──▶ idle until the next head …
+//!   accepted ─▶ waiting for a request ▶ request in progress ──▶ idle until the next head …
 //!                 HEAD_MAX, whole       IDLE_MAX without a byte     IDLE_MAX to its first byte, then HEAD_MAX
 //! ```
 //!
@@ -40,7 +40,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(500);
 pub(super) struct Bounds {
     /// Connections held at a time.
     pub(super) connections: usize,
-    /// From the accept, or from the first byte of a further request, to the end of the request's head.
+    /// From the accept, or from the first byte of a further request, to the end of the request, its body included.
     pub(super) head_time: Duration,
     /// Between two requests, and without a byte within one.
     pub(super) idle_time: Duration,
@@ -193,7 +193,7 @@ impl Progress {
 pub(super) struct ApiPeer(Arc<Progress>);
 
 impl ApiPeer {
-    /// To be called when a request's head is here, and kept as long as its answer is.
+    /// To be called when a request is here, its body included, and kept as long as its answer is.
     pub(super) fn begin_request(&self) -> InProgress {
         self.0.begin()
     }

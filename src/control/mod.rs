@@ -76,13 +76,16 @@ use traces::Traces;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// Connections that the API holds at a time.
 const CONNECTIONS_MAX: usize = 256;
-/// How long one of them may take for the head of a request.
+/// How long one of them may take for a request, head and body.
 const HEAD_MAX: Duration = Duration::from_secs(10);
 /// How long one of them may stay without a byte otherwise. Longer than a scrape interval, so that scrapers keep theirs.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 const BOUNDS: Bounds = Bounds { connections: CONNECTIONS_MAX, head_time: HEAD_MAX, idle_time: IDLE_MAX };
 /// Requests answered at a time; further ones are told to come again. Probes of life are exempt.
 const REQUESTS_MAX: usize = 64;
+/// Bytes of requests' bodies that are on their way at a time; further ones wait. Together with the longest that each request in
+/// progress holds this is all that bodies take.
+const BODIES_BYTES_MAX: usize = 16 << 20;
 /// Messages to devices under way at a time, each of which may wait for its device.
 const SENDS_MAX: usize = 128;
 /// Readers that follow the events at a time. Together with requests and sends fewer than
@@ -187,6 +190,15 @@ impl OpenStore {
     }
 }
 
+fn listen(
+    runtime: &tokio::runtime::Runtime,
+    admin: TcpListener,
+    tls: watch::Receiver<Option<ApiTls>>,
+) -> io::Result<ApiListener> {
+    admin.set_nonblocking(true)?;
+    runtime.block_on(async { ApiListener::new(admin, BOUNDS, tls) })
+}
+
 /// What drives the HTTP API.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
@@ -253,15 +265,15 @@ impl Control {
             history: History::default(),
             traces: Traces::default(),
             counters,
+            bodies: Semaphore::new(BODIES_BYTES_MAX),
             requests: Semaphore::new(REQUESTS_MAX),
             sends: Semaphore::new(SENDS_MAX),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
             stopping: AtomicBool::new(false),
         });
 
-        parts.admin.set_nonblocking(true)?;
         let runtime = runtime()?;
-        let listener = runtime.block_on(async { ApiListener::new(parts.admin, BOUNDS, api_tls_now) })?;
+        let listener = listen(&runtime, parts.admin, api_tls_now)?;
 
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (replacements, replaced) = crossbeam_channel::unbounded();
@@ -420,6 +432,7 @@ struct State {
     sinks: Option<Sinks>,
     fleet: Option<Fleet>,
     counters: Arc<ProcessCounters>,
+    bodies: Semaphore,
     requests: Semaphore,
     sends: Semaphore,
     readers: Arc<Semaphore>,

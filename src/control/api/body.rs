@@ -3,7 +3,9 @@
 //! `Content-Type: application/json` is demanded and not only hoped for: a web page that an operator happens to look at
 //! may send any other kind of body to an API on the loopback address without asking.
 
+use axum::body::HttpBody;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -30,17 +32,40 @@ pub(super) fn parse<T: DeserializeOwned>(
     if !kind.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::MediaType);
     }
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge(format!("the body is longer than {BODY_BYTES_MAX} bytes")),
+    from_slice(&body.map_err(|rejection| not_taken(&rejection))?)
+}
+
+/// How many bytes the body of a request comes to at most.
+pub(super) fn most_bytes(request: &Request) -> u32 {
+    let most = request.body().size_hint().upper().unwrap_or(u64::MAX).min(BODY_BYTES_MAX as u64);
+    u32::try_from(most).unwrap_or(u32::MAX)
+}
+
+/// The request with all of its body, once that is here. One that says that it is too long is not waited for.
+pub(super) async fn whole(request: Request) -> Result<Request, ApiError> {
+    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    let (head, body) = request.into_parts();
+    let body = Bytes::from_request(Request::from_parts(head.clone(), body), &()).await;
+    Ok(Request::from_parts(head, body.map_err(|rejection| not_taken(&rejection))?.into()))
+}
+
+fn not_taken(rejection: &BytesRejection) -> ApiError {
+    match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(),
         _ => ApiError::Body("the body could not be read to its end".to_owned()),
-    })?;
-    from_slice(&body)
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::TooLarge(format!("the body is longer than {BODY_BYTES_MAX} bytes"))
 }
 
 /// The same of bytes that came another way.
 pub(super) fn from_slice<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.len() > BODY_BYTES_MAX {
-        return Err(ApiError::TooLarge(format!("the body is longer than {BODY_BYTES_MAX} bytes")));
+        return Err(too_large());
     }
     serde_json::from_slice(body).map_err(|error| ApiError::Body(format!("the body is not as it must be: {error}")))
 }

@@ -32,7 +32,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State as Shared};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::{self, Next};
@@ -94,13 +94,14 @@ pub(super) fn router(state: Arc<State>) -> Router {
     let all = routes().into_iter().chain(page::routes());
     let router = all.fold(Router::new(), |router, (path, methods)| router.route(path, methods));
     router
-        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::Method })
         .layer(middleware::from_fn_with_state(state.clone(), bound_requests))
+        .layer(middleware::from_fn_with_state(state.clone(), take_body))
         .layer(middleware::from_fn_with_state(state.clone(), bearer::demand_token))
         .layer(middleware::from_fn_with_state(state.clone(), host::demand_host))
         .layer(middleware::from_fn(note_progress))
+        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
         .with_state(state)
 }
 
@@ -109,8 +110,34 @@ fn is_probe(request: &Request) -> bool {
     [HEALTHZ, READYZ].contains(&request.uri().path())
 }
 
-/// Tells the connection that a request is in progress, until its answer has been handed over.
+/// A request is in progress once all of it is here: without a body at once.
 async fn note_progress(ConnectInfo(peer): ConnectInfo<ApiPeer>, request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() { run(&peer, request, next).await } else { next.run(request).await }
+}
+
+/// Waits for the body before the request takes a place among others. Until it is whole its connection waits as for a head: it has
+/// the same time, and it gives way. So whoever sends a body slowly, or never, holds up nobody who asks.
+async fn take_body(
+    Shared(state): Shared<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<ApiPeer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let taken = {
+        let _place = state.bodies.acquire_many(body::most_bytes(&request)).await;
+        body::whole(request).await
+    };
+    match taken {
+        Ok(request) => run(&peer, request, next).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Tells the connection that a request is in progress, until its answer has been handed over.
+async fn run(peer: &ApiPeer, request: Request, next: Next) -> Response {
     let in_progress = peer.begin_request();
     next.run(request).await.map(|body| Body::new(in_progress.until_taken(body)))
 }

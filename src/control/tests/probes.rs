@@ -190,6 +190,37 @@ fn a_probe_is_answered_however_many_connections_say_nothing() {
 }
 
 #[test]
+fn a_body_that_never_comes_holds_up_nobody_who_asks() {
+    let stage = Stage::new(Plan { admin_token: Some("sesame"), ..Plan::default() });
+    let begin = |length: u64| {
+        let mut stream = std::net::TcpStream::connect(stage.control.admin_addr()).unwrap();
+        stream.set_read_timeout(Some(HEAD_MAX * 6)).unwrap();
+        let head = format!(
+            "POST /v1/publish HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sesame\r\n\
+             Content-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        );
+        std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+        stream
+    };
+    let mut waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| begin(30)).collect();
+    for stream in &mut waiting {
+        // Its body is waited for.
+        let mut said = [0; 25];
+        std::io::Read::read_exact(stream, &mut said).unwrap();
+        assert_eq!(said, *b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
+    let bearer = [("authorization", "Bearer sesame")];
+    assert_eq!(stage.send("GET", "/v1/overview", &bearer, "").status, 200);
+    // One that says how long it is does not come at all.
+    let mut said = [0; 12];
+    std::io::Read::read_exact(&mut begin(99_999_999_999), &mut said).unwrap();
+    assert_eq!(said, *b"HTTP/1.1 413");
+    // And they do not stay: their time is that of a head, far below the bound of this read.
+    let ended = std::io::Read::read(&mut waiting[0], &mut said);
+    assert!(ended.map_err(|error| error.kind()) != Err(std::io::ErrorKind::WouldBlock));
+}
+
+#[test]
 fn a_role_allows_what_it_says_and_no_more() {
     let tokens = vec![admin_token("prometheus", Role::Read, "look"), admin_token("shift", Role::Command, "speak")];
     let devices = vec!["meter-1".to_owned()];
