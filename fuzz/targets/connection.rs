@@ -341,6 +341,7 @@ impl World {
             origin: 0,
             owner: u32::from(which),
             publisher: None,
+            is_remote: which & 32 != 0,
         }
     }
 
