@@ -3,6 +3,9 @@
 //! `Content-Type: application/json` is demanded and not only hoped for: a web page that an operator happens to look at
 //! may send any other kind of body to an API on the loopback address without asking.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+
 use axum::body::HttpBody;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
@@ -17,6 +20,9 @@ use crate::link::Downlink;
 
 /// The longest body taken, in bytes: the longest payload, were every character of it escaped.
 pub(super) const BODY_BYTES_MAX: usize = 448 << 10;
+/// A longer one is still read to its end, and forgotten, if it says that it is no longer than this: whoever sends all before it reads
+/// finds the answer, and not a connection that is gone.
+const FORGOTTEN_BYTES_MAX: u64 = 4 << 20;
 /// The longest payload, in bytes. What a device's protocol carries may be less.
 const PAYLOAD_BYTES_MAX: usize = 65_535;
 /// The longest topic of something said to one device, in bytes.
@@ -41,9 +47,14 @@ pub(super) fn most_bytes(request: &Request) -> u32 {
     u32::try_from(most).unwrap_or(u32::MAX)
 }
 
-/// The request with all of its body, once that is here. One that says that it is too long is not waited for.
+/// The request with all of its body, once that is here. One that says that it is far too long is not waited for.
 pub(super) async fn whole(request: Request) -> Result<Request, ApiError> {
-    if request.body().size_hint().lower() > BODY_BYTES_MAX as u64 {
+    let least = request.body().size_hint().lower();
+    if least > BODY_BYTES_MAX as u64 {
+        if least <= FORGOTTEN_BYTES_MAX {
+            let mut body = request.into_body();
+            while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+        }
         return Err(too_large());
     }
     let (head, body) = request.into_parts();
