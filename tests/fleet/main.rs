@@ -11,6 +11,7 @@ mod commands;
 mod everywhere;
 mod mqtt;
 mod nats;
+mod page;
 mod proxy;
 mod publications;
 mod queue;

@@ -32,6 +32,8 @@ pub(super) struct Overview {
     sessions: u64,
     workers: Vec<Share>,
     listeners: Vec<Listener>,
+    /// How this gateway is one of a fleet; `None`: it is alone.
+    fleet: Option<&'static str>,
     heartbeats_sent: u64,
     heartbeats_answered: u64,
     expired: u64,
@@ -108,6 +110,7 @@ pub(super) async fn overview(Shared(state): Shared<Arc<State>>) -> Json<Overview
         sessions: sum(Metric::Sessions),
         workers: counters.iter().enumerate().map(|(worker, counters)| Share::new(worker, counters)).collect(),
         listeners: listeners(&state, &current.inventory),
+        fleet: state.fleet.as_ref().map(|fleet| fleet.report().state.label()),
         heartbeats_sent: sum(Metric::HeartbeatsSent),
         heartbeats_answered: sum(Metric::HeartbeatsAnswered),
         expired: closed(CloseReason::Expired),

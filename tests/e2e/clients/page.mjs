@@ -107,6 +107,7 @@ await page.getByText(/localhost.*days left/).first().waitFor();
 await page.getByRole("link", { name: "Uplink" }).click();
 await page.getByText("There is no consumer yet").waitFor();
 await page.getByText("No sink is configured.").waitFor();
+assert(await page.getByRole("link", { name: "Fleet" }).isHidden(), "it is alone");
 await page.getByRole("link", { name: "Overview" }).click();
 await page.waitForTimeout(images ? 12_000 : 0);
 await shot(page, "page-overview");

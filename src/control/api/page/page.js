@@ -193,6 +193,7 @@ async function look() {
   }
   const { node, version, uptime_s } = known.overview;
   byId("node").textContent = node;
+  byId("fleet").hidden = known.overview.fleet === null;
   document.title = `${node} – Pulsegate`;
   say(`${version}, up ${span(uptime_s)}${known.role === "admin" ? "" : `, ${known.role === "read" ? "read-only" : known.role}`}`);
   current.update?.();
@@ -513,6 +514,45 @@ function sinkTable(sinks, again, outcome) {
     sinks.map((sink) => [sink.name, sink.type, sink.target, state(sink), count(sink.behind), count(sink.missed), span(sink.lag_s), count(sink.sent), count(sink.failed), act(sink)]), "No sink is configured.");
 }
 
+function fleetView() {
+  const here = element("div");
+  const devices = element("div");
+  const published = element("div");
+  view().replaceChildren(element("div", { class: "cards" }, wide(section("This gateway in its fleet", here)), section("Devices", devices), section("What other gateways publish", published)));
+  const marked = (number) => element("span", { class: number > 0 ? "bad" : "" }, count(number));
+  const load = async () => {
+    try {
+      const told = await ask("GET", "/v1/fleet");
+      here.replaceChildren(pairs([
+        ["NATS", element("span", { class: told.state === "connected" ? "good" : "bad" }, `${told.state} for ${span(told.for_s)}`)],
+        ["Why", told.error ?? "–"],
+        ["Name, prefix", `${told.node}, ${told.prefix}`],
+        ["Server", told.server ?? "–"],
+        ["What is written", told.promise ?? "–"],
+      ]));
+      devices.replaceChildren(pairs([
+        ["known to be here", count(told.devices.claimed)],
+        ["to be told yet", count(told.devices.waiting)],
+        ["taken over from others", count(told.takeovers.won)],
+        ["taken over by others", count(told.takeovers.lost)],
+        ["told to wait in a fight", count(told.takeovers.damped)],
+      ]));
+      published.replaceChildren(pairs([
+        ["subjects read", count(told.publications.subjects)],
+        ["given to subscribers", count(told.publications.taken)],
+        ["behind", count(told.publications.behind)],
+        ["missed", marked(told.publications.missed)],
+        ["Why not", told.publications.error ?? "–"],
+      ]));
+    } catch (error) {
+      here.replaceChildren(element("p", { class: "quiet" }, error.message));
+    }
+  };
+  load();
+  const timer = setInterval(() => { if (!document.hidden) load(); }, 3000);
+  return { end: () => clearInterval(timer) };
+}
+
 // ---- Where one is -------------------------------------------------------------------------------------------------------------
 
 let current = {};
@@ -533,7 +573,7 @@ function route() {
   } catch {
     id = rest.join("/");
   }
-  const views = { "": overviewView, devices: devicesView, device: () => deviceView(id), events: eventsView, listeners: listenersView, uplink: uplinkView };
+  const views = { "": overviewView, devices: devicesView, device: () => deviceView(id), events: eventsView, listeners: listenersView, uplink: uplinkView, fleet: fleetView };
   current = (views[place] ?? overviewView)() ?? {};
   current.update?.();
 }
