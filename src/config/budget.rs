@@ -30,7 +30,7 @@ pub const WORKER_BYTES: u64 = 1 << 20;
 /// One place in a worker's inbox.
 pub const INBOX_ENTRY_BYTES: u64 = 88;
 /// One place in a worker's uplink.
-pub const UPLINK_ENTRY_BYTES: u64 = 136;
+pub const UPLINK_ENTRY_BYTES: u64 = 160;
 /// The control plane, certificates, the program's own data.
 pub const CONTROL_BYTES: u64 = 16 << 20;
 /// How many ends of connections are remembered.
