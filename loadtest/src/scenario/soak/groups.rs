@@ -232,9 +232,11 @@ impl Group {
         }
     }
 
-    /// No more messages, comings and goings.
+    /// No more messages, comings and goings. Raw devices go on with their heartbeats: nothing else shows that they live.
     pub fn settle_down(&self, now: Micros) {
-        self.fleet.order(&Order::Quiet);
+        if self.protocol != Protocol::Raw {
+            self.fleet.order(&Order::Quiet);
+        }
         self.fleet.order(&Order::Stay);
         self.connect(now);
     }
