@@ -65,8 +65,11 @@ fn one_port_serves_mqtt_websocket_and_native_devices() {
         nobody.hear_within(SOON);
     }
     gateway.expect_closed("certificate_rejected", 1);
-    let refused = gateway.logged("connection ended");
-    assert!(refused.iter().any(|line| line["reason"] == "certificate_rejected" && line["listener"] == "devices"));
+    // It is counted first, and written down by another thread.
+    wait_until("it is in the log", SOON, || {
+        let ended = gateway.logged("connection ended");
+        ended.iter().any(|line| line["reason"] == "certificate_rejected" && line["listener"] == "devices")
+    });
     gateway.wait_until_empty();
 }
 
