@@ -75,16 +75,31 @@ pub fn load(file: &Path) -> Result<Vec<Subject>, DenyFileError> {
     Ok(subjects)
 }
 
-fn has_too_many<'a>(subjects: impl Iterator<Item = &'a Subject>) -> bool {
-    let (mut devices, mut certificates, mut networks) = (0, 0, 0);
-    for subject in subjects {
-        *match subject {
-            Subject::Device(_) => &mut devices,
-            Subject::Certificate(_) => &mut certificates,
-            Subject::Network(_) => &mut networks,
-        } += 1;
+fn has_too_many<'a>(mut subjects: impl Iterator<Item = &'a Subject>) -> bool {
+    let mut kinds = Kinds::default();
+    subjects.any(|subject| !kinds.take(subject))
+}
+
+/// How many there are of each kind.
+#[derive(Default)]
+struct Kinds {
+    devices: usize,
+    certificates: usize,
+    networks: usize,
+}
+
+impl Kinds {
+    /// Counts one more, if there is room for it.
+    fn take(&mut self, subject: &Subject) -> bool {
+        let (count, most) = match subject {
+            Subject::Device(_) => (&mut self.devices, DENIED_DEVICES_MAX),
+            Subject::Certificate(_) => (&mut self.certificates, DENIED_CERTIFICATES_MAX),
+            Subject::Network(_) => (&mut self.networks, DENIED_NETWORKS_MAX),
+        };
+        let has_room = *count < most;
+        *count += usize::from(has_room);
+        has_room
     }
-    devices > DENIED_DEVICES_MAX || certificates > DENIED_CERTIFICATES_MAX || networks > DENIED_NETWORKS_MAX
 }
 
 /// Whether the one holds for as long as the other, or longer.
@@ -171,6 +186,11 @@ impl Denied {
             *source != BlockSource::Fleet || except.contains(subject) || wanted.contains_key(subject)
         });
         let mut has_changed = self.from_api.len() != before;
+        // Counted once: there may be as many as the list takes.
+        let mut kinds = Kinds::default();
+        self.from_file.iter().chain(self.from_api.keys()).for_each(|subject| {
+            kinds.take(subject);
+        });
         let mut left_out = 0;
         for (subject, span) in wanted {
             let until = span.map(|span| now.plus(span));
@@ -185,7 +205,7 @@ impl Denied {
             if holds {
                 continue;
             }
-            if has_too_many(self.from_file.iter().chain(self.from_api.keys()).chain([&subject])) {
+            if !self.from_api.contains_key(&subject) && !kinds.take(&subject) {
                 left_out += 1;
                 continue;
             }
@@ -340,5 +360,19 @@ mod tests {
         assert!(denied.entries()[0].until.is_some());
         assert_eq!(denied.apply(&fleet(&[], &[])), Ok(true));
         assert_eq!(names(&denied), ["device both Api", "device here Api"]);
+    }
+
+    /// As many as the list takes are taken in one go, and who is there already is none more.
+    #[test]
+    fn a_fleet_may_keep_out_as_many_as_the_list_takes() {
+        let mut denied = Denied::new(Instant::now(), Vec::new(), Vec::new());
+        let fleet = |all| BlockOrder::Fleet { all, except: BTreeSet::new() };
+        let all = (0..=DENIED_DEVICES_MAX).map(|number| (Subject::Device(number.to_string().into()), None));
+        assert_eq!(denied.apply(&fleet(all.collect())), Ok(true));
+        assert_eq!(denied.entries().len(), DENIED_DEVICES_MAX);
+        let hour = Some(Duration::from_hours(1));
+        let kept = denied.from_api.keys().cloned().map(|subject| (subject, hour)).collect();
+        assert_eq!(denied.apply(&fleet(kept)), Ok(true));
+        assert!(denied.from_api.values().all(|(until, _)| until.is_some()));
     }
 }

@@ -151,6 +151,16 @@ impl Mqtt {
         if self.websocket.is_some() {
             return self.handle_frames(bytes, answers, out, on_received);
         }
+        self.handle_packets(bytes, answers, out, &mut on_received)
+    }
+
+    fn handle_packets(
+        &self,
+        bytes: &[u8],
+        answers: bool,
+        out: &mut Vec<u8>,
+        on_received: &mut impl FnMut(Received),
+    ) -> Result<usize, Broken> {
         let mut taken = 0;
         while let Some((packet, length)) = self.decode(&bytes[taken..])? {
             on_received(self.handle_packet(&packet, answers, out)?);
@@ -180,11 +190,7 @@ impl Mqtt {
             if !self.is_whole(&pending)? {
                 continue;
             }
-            let mut rest = &pending[..];
-            while let Some((packet, length)) = self.decode(rest)? {
-                on_received(self.handle_packet(&packet, answers, out)?);
-                rest = &rest[length..];
-            }
+            self.handle_packets(&pending, answers, out, &mut on_received)?;
             pending.clear();
             taken = at;
             match event {
