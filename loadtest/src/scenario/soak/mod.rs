@@ -180,13 +180,12 @@ impl Trial<'_> {
             let prefix = groups::prefix(&self.options.common.device_prefix, Protocol::Native, Role::Restless);
             let follower = Arc::new(Follower::new(Ledger::new(native.devices, rounds), &prefix));
             follower.start(self.run.admin(), self.run.clock());
+            // What is acknowledged before the stream has begun would be taken for lost.
+            self.run.wait("finding the events", PATIENCE, |_| follower.has_begun.load(Ordering::Relaxed));
             let acknowledged = native.publish(now, every, rounds).expect("native devices have messages");
             let arrived = Arc::clone(&follower.ledger);
             accounts.push(Account { label: "native, to the event stream", acknowledged, arrived });
             following = Some(follower);
-        }
-        if let Some(follower) = &following {
-            self.run.wait("finding the events", PATIENCE, |_| follower.has_begun.load(Ordering::Relaxed));
         }
         (self.accounts, self.follower) = (accounts, following);
     }
