@@ -26,7 +26,7 @@
 //!
 //! **Threads.** [`turn`] is the order in which an event loop does its work, over any [`turn::Io`]. [`worker`] runs it with
 //! the poll, the sockets, the clock, and moves connections to their home. [`store`] puts what must survive the process on
-//! the disk, [`sink`] sends it on to where it is wanted, [`backbone`] keeps the latest events for those who follow them,
+//! the disk, [`commands`] wait there, or in a fleet, for devices that are nowhere, [`sink`] sends it on to where it is wanted, [`backbone`] keeps the latest events for those who follow them,
 //! [`fleet`] makes one of several gateways. [`control`] has what an event loop has no time
 //! for: HTTP, metrics, events, token checks. [`gateway`] starts all of it, changes its configuration under live
 //! connections, and ends it.
@@ -56,6 +56,8 @@ pub mod wheel;
 pub mod pool;
 
 pub mod link;
+
+pub mod commands;
 
 pub mod tls;
 

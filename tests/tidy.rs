@@ -16,7 +16,6 @@ struct Row {
 }
 
 const ANY: &[&str] = &["*"];
-
 /// Each module and those above it that it may use, then the crates that it may use.
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
@@ -41,8 +40,9 @@ const TABLE: &[Row] = &[
         &["slab", "bytes", "fastrand", "tracing"]),
     // Its tests drive it by the turn, as everybody does.
     row("shard/tests", &["slot", "turn"], &["crossbeam_channel"]),
+    row("commands", &["link"], &["tokio", "bytes", "serde", "serde_json", "base64", "fastrand", "tracing"]),
     row("turn", &["time", "slot", "network", "config", "metrics", "wheel", "link", "tls", "codec", "broker", "connection", "shard"], &[]),
-    row("store", &["image", "link", "pool"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
+    row("store", &["image", "link", "pool", "commands"], &["rusqlite", "tokio", "bytes", "rustix", "tracing"]),
     row("worker", &["time", "slot", "wire", "config", "metrics", "wheel", "link", "image", "tls", "codec", "broker", "connection", "shard", "turn",
         "store"],
         &["bytes", "mio", "socket2", "rustix", "crossbeam_channel", "tracing", "zeroize"]),
@@ -51,9 +51,9 @@ const TABLE: &[Row] = &[
         &["tokio", "bytes", "ureq", "rumqttc", "async_nats", "nkeys", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
           "humantime", "fastrand", "tracing", "zeroize"]),
     row("backbone", &["time", "config", "link"], &["tokio"]),
-    row("fleet", &["whole_file", "config", "link", "sink"],
+    row("fleet", &["whole_file", "config", "link", "commands", "sink"],
         &["tokio", "bytes", "async_nats", "futures_util", "serde", "serde_json", "base64", "humantime", "fastrand", "tracing"]),
-    row("control", &["whole_file", "network", "pool", "link", "config", "metrics", "time", "codec", "store", "sink", "backbone", "fleet"],
+    row("control", &["whole_file", "network", "pool", "link", "config", "metrics", "time", "codec", "commands", "store", "sink", "backbone", "fleet"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
           "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64", "http_body"]),
     row("control/api_tls.rs", &["config"], &["rustls", "aws_lc_rs", "tokio", "tokio_rustls", "tracing"]),

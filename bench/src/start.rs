@@ -61,6 +61,7 @@ fn open(directory: &Path) -> Store {
         queue_bytes: 16 << 20,
         retention_age: Duration::from_hours(24),
         retention_bytes: 1 << 30,
+        command_bytes: 1 << 20,
     };
     Store::open(&options, |_: &[Settled]| {}).expect("the store opens")
 }

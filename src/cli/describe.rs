@@ -60,11 +60,14 @@ fn durability_in_words(config: &Config) -> String {
 
 /// Who may have how much of the store.
 fn store_in_words(config: &Config, shares: StoreShares) -> String {
-    let StoreShares { uplink, sessions, one_session, retained, .. } = shares;
+    let StoreShares { uplink, sessions, one_session, retained, commands, .. } = shares;
     let mut text = format!("at most {}: the uplink {}", Bytes(config.store.bytes), Bytes(uplink));
     if sessions > 0 {
         let [sessions, one, retained] = [sessions, one_session, retained].map(Bytes);
         let _ = write!(text, ", devices that are away {sessions} and one of them {one}, retained messages {retained}");
+    }
+    if commands > 0 {
+        let _ = write!(text, ", commands that wait for devices {}", Bytes(commands));
     }
     text
 }

@@ -57,6 +57,10 @@ pub const RETAINED_ENTRY_BYTES: u64 = 28;
 pub const ADDRESSES: u64 = 65_536;
 /// What one takes, its part of a lock included.
 pub const ADDRESS_BYTES: u64 = 33;
+/// Devices that are known to be waited for by commands, for each place where commands wait.
+pub const COMMAND_DEVICES: u64 = 200_000;
+/// What one takes: a hash of its id in a table, and its part of what is kept of the 2,048 that are told or are to be tried again.
+pub const COMMAND_DEVICE_BYTES: u64 = 16;
 /// What the kernel keeps for one quiet socket in epoll. Not in the process's figures, but of the same memory.
 pub const KERNEL_BYTES: u64 = 4_040;
 

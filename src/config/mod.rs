@@ -123,6 +123,7 @@ impl Config {
             one_session: of_mqtt(self.store.sessions_bytes.min(limits.session_bytes as u64)),
             pool: of_mqtt(limits.pool_bytes as u64 / 2),
             retained: of_mqtt(limits.retained_bytes as u64),
+            commands: if self.fleet.is_some() { 0 } else { self.store.commands_bytes },
         })
     }
 }

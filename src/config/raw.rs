@@ -159,6 +159,7 @@ pub struct RawStore {
     pub queue_bytes: Option<i64>,
     /// Bytes of messages that wait for devices that are away.
     pub sessions_bytes: Option<i64>,
+    pub commands_bytes: Option<i64>,
 }
 
 /// `[uplink]`.

@@ -39,6 +39,8 @@ pub struct Store {
     pub queue_bytes: usize,
     /// Bytes of messages that wait in it for devices that are away: topics, properties and payloads.
     pub sessions_bytes: u64,
+    /// Bytes of commands that wait in it for devices that are nowhere, with 128 bytes for each.
+    pub commands_bytes: u64,
 }
 
 impl Default for Store {
@@ -49,6 +51,7 @@ impl Default for Store {
             bytes: 2 << 30,
             queue_bytes: 4 << 20,
             sessions_bytes: 512 << 20,
+            commands_bytes: 256 << 20,
         }
     }
 }
@@ -79,4 +82,6 @@ pub struct StoreShares {
     pub pool: u64,
     /// Retained messages.
     pub retained: u64,
+    /// Commands that wait.
+    pub commands: u64,
 }

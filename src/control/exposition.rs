@@ -16,11 +16,13 @@ use tikv_jemalloc_ctl::{epoch, stats};
 
 use super::State;
 use super::policy::Expiry;
+use crate::commands;
 use crate::fleet::{self, Fleet};
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
     BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, FleetMetric, Histogram, Kind,
-    LISTENER_HANDSHAKE, ListenerMetric, Metric, NOT_AFTER, ProcessMetric, ReasonMetric, SinkMetric, Timing,
+    LISTENER_HANDSHAKE, ListenerMetric, Metric, NOT_AFTER, ProcessMetric, QueueMetric, ReasonMetric, SinkMetric,
+    Timing,
 };
 use crate::sink::{Report, Sinks};
 use crate::store::{Backlog, Health, Stats, Store};
@@ -140,6 +142,8 @@ struct Scrape {
     consumers: Vec<Backlog>,
     sinks: Vec<Report>,
     fleet: Option<fleet::Report>,
+    /// Of a gateway at which commands can wait.
+    queue: Option<commands::Counts>,
     now_ms: i64,
     /// Names, by listener.
     listeners: Vec<String>,
@@ -157,6 +161,7 @@ impl Scrape {
             consumers: state.store.as_deref().map_or(Vec::new(), Store::backlogs),
             sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
             fleet: state.fleet.as_ref().map(Fleet::report),
+            queue: state.command_counts(),
             now_ms: state.clock.unix_ms(state.clock.now()),
         }
     }
@@ -345,6 +350,24 @@ impl Scrape {
         Ok(())
     }
 
+    fn encode_queue(
+        encoder: &mut DescriptorEncoder<'_>,
+        metric: QueueMetric,
+        counts: &commands::Counts,
+    ) -> fmt::Result {
+        let value = match metric {
+            QueueMetric::Waiting => counts.waiting,
+            QueueMetric::Put => counts.queued,
+            QueueMetric::Acknowledged => counts.acknowledged,
+            QueueMetric::Expired => counts.expired,
+            QueueMetric::Refused => counts.refused,
+            QueueMetric::Cancelled => counts.cancelled,
+        };
+        let kind = metric_type(metric.kind());
+        let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;
+        encode_value(&mut family, metric.kind(), value, 1)
+    }
+
     fn encode_fleet(encoder: &mut DescriptorEncoder<'_>, metric: FleetMetric, report: &fleet::Report) -> fmt::Result {
         let value = match metric {
             FleetMetric::Up => u64::from(report.state == fleet::State::Connected),
@@ -364,12 +387,6 @@ impl Scrape {
             FleetMetric::Forwarded => report.forwarded,
             FleetMetric::ForwardsFailed => report.forwards_failed,
             FleetMetric::CallsUnanswered => report.calls_unanswered,
-            FleetMetric::QueueWaiting => report.commands_waiting,
-            FleetMetric::QueuePut => report.commands_queued,
-            FleetMetric::QueueAcknowledged => report.commands_acknowledged,
-            FleetMetric::QueueExpired => report.commands_expired,
-            FleetMetric::QueueRefused => report.commands_refused,
-            FleetMetric::QueueCancelled => report.commands_cancelled,
             FleetMetric::Received => report.received,
             FleetMetric::Subjects => report.subjects,
             FleetMetric::PublicationsBehind => report.publications_behind,
@@ -415,6 +432,11 @@ impl Collector for Scrape {
         // Without sinks there are no such families.
         for &metric in SinkMetric::ALL.iter().filter(|_| !self.sinks.is_empty()) {
             self.encode_sinks(&mut encoder, metric)?;
+        }
+        for (&metric, counts) in
+            self.queue.iter().flat_map(|counts| QueueMetric::ALL.iter().map(move |it| (it, counts)))
+        {
+            Self::encode_queue(&mut encoder, metric, counts)?;
         }
         for (&metric, report) in
             self.fleet.iter().flat_map(|report| FleetMetric::ALL.iter().map(move |it| (it, report)))

@@ -146,7 +146,7 @@ fn as_json(value: &impl Serialize) -> String {
 }
 
 /// Asks the worker that is the device's home. `None`: it does not answer in time, or has too much to do.
-async fn ask(
+pub(super) async fn ask(
     state: &State,
     device: Box<str>,
     command: impl FnOnce(u64, Box<str>) -> WorkerCommand,

@@ -159,6 +159,9 @@ impl Hub {
             WorkerEvent::Connected(presence) => {
                 self.log_presence(&presence, "connected");
                 self.offer(&Event::connected(worker, &presence));
+                if let Some(queue) = &self.state.queue {
+                    queue.came(&presence.device);
+                }
                 if let Some(fleet) = &self.state.fleet {
                     let place = presence.facts.peer.map(|peer| peer.ip());
                     // It may have waited on its way here for as long as the store or the fleet's stream takes nothing.

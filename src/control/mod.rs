@@ -31,6 +31,7 @@ mod history;
 mod hub;
 mod pending;
 mod policy;
+mod queue;
 mod reasons;
 mod sinks;
 mod traces;
@@ -70,6 +71,7 @@ pub use policy::{
     ChainFacts, ControlPolicy, Expiry, ExpiryKind, Inventory, ReloadOutcome, ReloadReport, ReloadRequest,
 };
 use policy::{Current, RELOADS_WAITING_MAX};
+use queue::Queue;
 use traces::Traces;
 
 /// How long requests in progress may take to end once the gateway shuts down.
@@ -171,6 +173,7 @@ impl OpenStore {
             queue_bytes: config.store.queue_bytes,
             retention_age: config.uplink.retention,
             retention_bytes: config.uplink.retention_bytes,
+            command_bytes: config.store.commands_bytes,
         };
         // As many as the store's queue holds, which is bounded in bytes.
         let (sender, settled) = crossbeam_channel::unbounded();
@@ -240,6 +243,7 @@ impl Control {
         let (sinks, orders, forwarded) = sinks::of(&parts.config, store.as_ref());
         let (fleet, wishes) = fleet::start(&parts.config, parts.epoch, parts.fleet, store.as_ref(), workers)?;
         let state = Arc::new(State {
+            queue: store.as_ref().map(|store| Queue::new(Arc::clone(store))),
             store,
             sinks,
             fleet,
@@ -271,7 +275,6 @@ impl Control {
             readers: Arc::new(Semaphore::new(READERS_MAX)),
             stopping: AtomicBool::new(false),
         });
-
         let runtime = runtime()?;
         let listener = listen(&runtime, parts.admin, api_tls_now)?;
 
@@ -380,6 +383,9 @@ async fn serve(
         drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), orders)));
         drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
     }
+    if state.queue.is_some() {
+        drop(tokio::spawn(queue::work(Arc::clone(&state))));
+    }
     let mut grace_started = stopped.clone();
     // An error means that the sender is gone, which is a shutdown too.
     let signal = async move { drop(stopped.wait_for(|&stop| stop).await) };
@@ -429,6 +435,8 @@ struct State {
     traces: Traces,
     backbone: Backbone,
     store: Option<Arc<Store>>,
+    /// Commands that wait in it.
+    queue: Option<Queue>,
     sinks: Option<Sinks>,
     fleet: Option<Fleet>,
     counters: Arc<ProcessCounters>,

@@ -32,7 +32,6 @@ mod wills;
 mod window;
 mod wire;
 
-use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -46,7 +45,6 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use crate::sink::nats::Publishing;
 pub use blocks::{BlockRow, Blocked};
-pub use commands::{EXPIRY_MAX as COMMAND_EXPIRY_MAX, Fate, Known as KnownCommand, NotQueued};
 pub use everywhere::Answered;
 pub use intake::{Arrival, Remote};
 pub use place::Position;
@@ -54,6 +52,7 @@ pub use settings::{Settings, files_of};
 pub use status::{Report, State};
 pub use wire::{Call, Reply};
 
+use crate::commands::{Counts, Desk};
 use crate::config::FleetUplink;
 use crate::link::{Cover, DelayedWill, Downlink, QoS, WorkerId};
 use crate::sink::Backoff;
@@ -244,8 +243,8 @@ struct Shared {
     touched: Touched,
     /// Devices for which something may wait that was just put.
     woken: Mutex<Vec<Box<str>>>,
-    /// Commands that devices have acknowledged, which is not written yet: at most as many as are said at a time.
-    owed: Mutex<HashSet<String>>,
+    /// Of commands that wait in NATS.
+    desk: Desk,
     counters: Counters,
     interests: Mutex<Interests>,
     /// Rings when a shard wants something else.
@@ -264,26 +263,6 @@ struct Counters {
     unanswered: AtomicU64,
     wills_withheld: AtomicU64,
     calls_unanswered: AtomicU64,
-    queued: AtomicU64,
-    acknowledged: AtomicU64,
-    expired: AtomicU64,
-    refused: AtomicU64,
-    cancelled: AtomicU64,
-    waiting: AtomicU64,
-}
-
-impl Counters {
-    /// A command that waited has this outcome, by this gateway.
-    fn count_fate(&self, fate: Fate) {
-        let count = match fate {
-            Fate::Queued | Fate::Sent => return,
-            Fate::Acknowledged => &self.acknowledged,
-            Fate::Expired => &self.expired,
-            Fate::Refused => &self.refused,
-            Fate::Cancelled => &self.cancelled,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 impl Fleet {
@@ -406,6 +385,12 @@ impl Fleet {
         self.shared.report()
     }
 
+    /// What it counts of commands that wait in NATS.
+    #[must_use]
+    pub fn commands(&self) -> Counts {
+        self.shared.desk.counts()
+    }
+
     /// Gives the lease back and ends the thread. Bounded by two seconds.
     pub fn stop(&self) {
         let _ = self.stop.send(true);
@@ -432,7 +417,7 @@ impl Shared {
             leases: Leases::default(),
             touched: Touched::default(),
             woken: Mutex::default(),
-            owed: Mutex::default(),
+            desk: Desk::default(),
             counters: Counters::default(),
         }
     }
@@ -490,12 +475,6 @@ impl Shared {
             report.publications_behind = load(behind);
             report.subjects = load(subjects);
             report.calls_unanswered = load(calls_unanswered);
-            report.commands_waiting = load(&self.counters.waiting);
-            report.commands_queued = load(&self.counters.queued);
-            report.commands_acknowledged = load(&self.counters.acknowledged);
-            report.commands_expired = load(&self.counters.expired);
-            report.commands_refused = load(&self.counters.refused);
-            report.commands_cancelled = load(&self.counters.cancelled);
         })
     }
 
@@ -515,14 +494,6 @@ impl Shared {
 
     fn is_here(&self, device: &str) -> bool {
         self.presence().age(device, Instant::now()).is_some()
-    }
-
-    fn owe(&self, id: &str) {
-        self.owed.lock().expect("no holder panics").insert(id.to_owned());
-    }
-
-    fn take_owed(&self, id: &str) -> bool {
-        self.owed.lock().expect("no holder panics").remove(id)
     }
 
     fn note_will_withheld(&self) {

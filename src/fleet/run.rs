@@ -24,7 +24,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::blocks::Stamp;
-use super::commands::Commands;
 use super::intake::Intake;
 use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
@@ -38,6 +37,7 @@ use super::wills::Wills;
 use super::window::Window;
 use super::wire::{Reply, Request};
 use super::{Order, Shared};
+use crate::commands::{Commands, Expected};
 use crate::link::DelayedWill;
 use crate::sink::Backoff;
 use crate::sink::nats::Signals;
@@ -118,6 +118,7 @@ pub(super) struct Run {
     /// In which state the bucket of blocks was that holds here.
     blocks: Option<Stamp>,
     commands: Commands,
+    expected: Expected,
 }
 
 /// What one connection has under way.
@@ -184,6 +185,7 @@ impl Run {
             intake,
             blocks: None,
             commands: Commands::default(),
+            expected: Expected::default(),
             shared,
             settings,
             lease,
@@ -372,6 +374,7 @@ impl Run {
         self.note_connected(facts);
         self.notices.begin(&self.shared, server);
         Self::ask_itself(server, &self.shared.node, &mut session);
+        let teller = self.teller();
         let mut turned = Instant::now();
         loop {
             self.keep_lease(server, &mut session).await.map_err(broke)?;
@@ -397,7 +400,7 @@ impl Run {
                 // what was heard, what was taken from others, and wills that are due.
                 () = session.hearing.advance() => {}
                 () = self.notices.advance() => {}
-                () = self.commands.advance(&self.shared, server, &self.orders) => {}
+                () = self.commands.advance(&teller, server) => {}
                 () = self.wills.advance(&self.shared, server, &self.orders) => {}
                 Some(message) = ours.next() => self.hear(server, &mut session, message, Heard::ByGateway, turned),
                 Some(message) = sends.next() => self.hear(server, &mut session, message, Heard::ByAnybody, turned),

@@ -25,7 +25,6 @@ use super::blocks::Stamp;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
 use super::settings::Settings;
-pub use queue::NotPut;
 
 use crate::link::Subject as Blockee;
 use crate::sink::nats::{Publishing, SUBJECT_BYTES_MAX, Signals, in_words, version};

@@ -98,18 +98,6 @@ pub struct Report {
     pub publications_behind: u64,
     /// Other gateways that did not answer when all were asked.
     pub calls_unanswered: u64,
-    /// Commands that wait for devices of the whole fleet, as they were counted last.
-    pub commands_waiting: u64,
-    /// Commands that this gateway had wait.
-    pub commands_queued: u64,
-    /// Of those that waited: acknowledged here.
-    pub commands_acknowledged: u64,
-    /// Of those that waited: found here to have expired.
-    pub commands_expired: u64,
-    /// Of those that waited: refused by devices here.
-    pub commands_refused: u64,
-    /// Of those that waited: taken back here.
-    pub commands_cancelled: u64,
 }
 
 impl Status {
@@ -188,12 +176,6 @@ impl Status {
             publications_missed: 0,
             publications_behind: 0,
             calls_unanswered: 0,
-            commands_waiting: 0,
-            commands_queued: 0,
-            commands_acknowledged: 0,
-            commands_expired: 0,
-            commands_refused: 0,
-            commands_cancelled: 0,
         };
         fill(&mut report);
         report

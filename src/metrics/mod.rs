@@ -315,6 +315,23 @@ metrics! {
 }
 
 metrics! {
+    /// A figure of commands that wait for devices, in the fleet's stream or in the store, without labels.
+    enum QueueMetric;
+    /// Commands that wait for devices: of the whole fleet, as this gateway counted them last, or in its own store.
+    Waiting = Gauge "pulsegate_queue_waiting" "",
+    /// Commands that this gateway had wait for devices that were nowhere.
+    Put = Counter "pulsegate_queue_put" "",
+    /// Commands that had waited and that devices of this gateway have acknowledged.
+    Acknowledged = Counter "pulsegate_queue_acknowledged" "",
+    /// Commands that had waited and that this gateway found to have expired.
+    Expired = Counter "pulsegate_queue_expired" "",
+    /// Commands that had waited and that devices of this gateway refused.
+    Refused = Counter "pulsegate_queue_refused" "",
+    /// Commands that waited and were taken back at this gateway.
+    Cancelled = Counter "pulsegate_queue_cancelled" "",
+}
+
+metrics! {
     /// A figure of a gateway that is one of a fleet, without labels.
     enum FleetMetric;
     /// Whether NATS is there and this gateway's lease holds: 1, or else 0.
@@ -351,18 +368,6 @@ metrics! {
     ForwardsFailed = Counter "pulsegate_fleet_commands_failed" "",
     /// Other gateways that did not answer when all were asked (lists, broadcasts, blocks).
     CallsUnanswered = Counter "pulsegate_fleet_calls_unanswered" "",
-    /// Commands that wait for devices of the whole fleet, as this gateway counted them last.
-    QueueWaiting = Gauge "pulsegate_fleet_queue_waiting" "",
-    /// Commands that this gateway had wait for devices that were nowhere.
-    QueuePut = Counter "pulsegate_fleet_queue_put" "",
-    /// Commands that had waited and that devices of this gateway have acknowledged.
-    QueueAcknowledged = Counter "pulsegate_fleet_queue_acknowledged" "",
-    /// Commands that had waited and that this gateway found to have expired.
-    QueueExpired = Counter "pulsegate_fleet_queue_expired" "",
-    /// Commands that had waited and that devices of this gateway refused.
-    QueueRefused = Counter "pulsegate_fleet_queue_refused" "",
-    /// Commands that waited and were taken back at this gateway.
-    QueueCancelled = Counter "pulsegate_fleet_queue_cancelled" "",
     /// Requests that came by NATS.
     Received = Counter "pulsegate_fleet_requests" "",
     /// Subjects of the fleet's stream under which what is published at other gateways is read.

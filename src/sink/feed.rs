@@ -182,6 +182,7 @@ mod tests {
                 queue_bytes: 1 << 20,
                 retention_age,
                 retention_bytes: 100_000,
+                command_bytes: 1 << 20,
             };
             let (sender, settled) = crossbeam_channel::unbounded();
             let settle = move |all: &[Settled]| all.iter().for_each(|one| sender.send(*one).unwrap());

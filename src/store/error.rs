@@ -50,6 +50,8 @@ pub enum StoreError {
     NoConsumer(String),
     /// There are as many consumers as there may be.
     TooManyConsumers(usize),
+    /// There is no room for one more command that waits: the text says why.
+    TooManyCommands(String),
     /// A position that cannot be acknowledged or sought: the text says why.
     Position(String),
     /// The store has failed or is ending; nothing is acknowledged any more.
@@ -94,7 +96,7 @@ impl fmt::Display for StoreError {
             Self::Sqlite { path, error } => write!(f, "{}: {error}", path.display()),
             Self::NoConsumer(name) => write!(f, "there is no consumer {name:?}"),
             Self::TooManyConsumers(most) => write!(f, "there are {most} consumers already: delete one first"),
-            Self::Position(why) => f.write_str(why),
+            Self::Position(why) | Self::TooManyCommands(why) => f.write_str(why),
             Self::Closed => f.write_str("the store is closed"),
         }
     }

@@ -12,6 +12,7 @@
 //! Readers have a connection of their own and are never waited for. What is not here: sockets, devices' connections, HTTP.
 
 mod coalesce;
+mod commands;
 mod crowd;
 mod error;
 mod files;
@@ -39,6 +40,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
+pub use commands::{CommandStamp, OUTCOMES_MAX as COMMAND_OUTCOMES_MAX};
 pub use error::StoreError;
 pub use files::{Check, backup, check, move_aside};
 pub use fleet::FleetPosition;
@@ -89,6 +91,8 @@ pub struct Options {
     pub retention_age: Duration,
     /// The oldest events are dropped beyond so many bytes of them.
     pub retention_bytes: u64,
+    /// Commands that wait for devices take at most so many bytes.
+    pub command_bytes: u64,
 }
 
 /// Somebody's event is safe, or was refused for good.
@@ -227,6 +231,7 @@ struct Shared {
     loader: Loader,
     consumers: Mutex<queue::Consumers>,
     head: watch::Sender<Head>,
+    commands: watch::Sender<CommandStamp>,
     /// The oldest event held.
     first: AtomicU64,
     /// Where workers hear that their changes are safe.
@@ -265,12 +270,14 @@ impl Store {
         let (state, consumers) = writer::State::load(&connection).map_err(failed)?;
         begin(&mut connection, &reserve).map_err(failed)?;
         let kept = sessions::Kept::load(&connection).map_err(failed)?;
+        let waiting = commands::Waiting::load(&connection).map_err(failed)?;
         let shared = Arc::new(Shared {
             path: path.clone(),
             queue: Queue::new(options.queue_bytes),
             loader: Loader::new(),
             consumers: Mutex::new(consumers),
             head: watch::Sender::new(Head { last: state.last(), is_closed: false }),
+            commands: watch::Sender::new(waiting.stamp),
             first: AtomicU64::new(state.first()),
             mailboxes: OnceLock::new(),
             next_key: kept.next_key,
@@ -278,7 +285,7 @@ impl Store {
             stats: Stats::default(),
         });
         let reader = Reader::open(&path)?;
-        let writer = Writer::new(shared.clone(), connection, (state, kept), options, reserve, lock);
+        let writer = Writer::new(shared.clone(), connection, (state, kept, waiting), options, reserve, lock);
         let writer = thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(settle))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::commands::Step;
 use super::fleet::FleetPosition;
 use super::progress::{Progress, Range};
 use super::record::Entry;
@@ -32,6 +33,8 @@ pub(super) enum Request {
     Note { name: Box<str>, note: SinkNote, answer: Answer },
     /// Keep how far what was published at other gateways has come here.
     Fleet { at: FleetPosition, answer: Answer },
+    /// Do something to commands that wait.
+    Commands { step: Step, answer: Answer },
     /// Forget a consumer.
     Delete { name: Box<str>, answer: Answer },
 }
@@ -44,6 +47,7 @@ impl Request {
         | Self::Seek { answer, .. }
         | Self::Note { answer, .. }
         | Self::Fleet { answer, .. }
+        | Self::Commands { answer, .. }
         | Self::Delete { answer, .. }) = self;
         // The asker may have gone.
         let _ = answer.send(result);

@@ -152,6 +152,31 @@ const MIGRATIONS: &[&str] = &[
          stream   TEXT NOT NULL,       -- which stream: when it was made
          position INTEGER NOT NULL     -- every message up to this one was taken
      ) STRICT;",
+    // 8: commands that wait for devices of a gateway that is alone, and what became of them.
+    "CREATE TABLE command (
+         number  INTEGER PRIMARY KEY AUTOINCREMENT, -- its id begins so; none is given twice
+         device  TEXT NOT NULL,
+         tag     TEXT NOT NULL,        -- and ends so
+         put     INTEGER NOT NULL,     -- Unix time in milliseconds
+         expires INTEGER NOT NULL,     -- Unix time in milliseconds
+         node    TEXT NOT NULL,        -- the gateway that took it
+         bytes   INTEGER NOT NULL,
+         topic   TEXT NOT NULL,
+         payload BLOB NOT NULL
+     ) STRICT;
+     CREATE INDEX command_device ON command (device, number);
+     CREATE INDEX command_expires ON command (expires);
+     CREATE TABLE command_outcome (
+         id       TEXT PRIMARY KEY,
+         revision INTEGER NOT NULL,    -- how often it was written
+         device   TEXT NOT NULL,
+         state    TEXT NOT NULL,       -- sent, acknowledged, expired, refused or cancelled
+         at       INTEGER NOT NULL,    -- Unix time in milliseconds
+         tries    INTEGER NOT NULL,
+         node     TEXT NOT NULL,       -- the gateway that tried last
+         why      TEXT                 -- it was refused
+     ) STRICT, WITHOUT ROWID;
+     CREATE INDEX command_outcome_at ON command_outcome (at);",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

@@ -1,6 +1,7 @@
 //! The store on a real file: what was settled is there after a crash, cursors move by acknowledgement only, and what
 //! gives way at a bound is the oldest, counted.
 
+mod commands;
 mod earlier;
 mod fleet;
 mod kept;
@@ -29,6 +30,7 @@ fn options(directory: &Path) -> Options {
         // Times are of 2023, and kept.
         retention_age: Duration::from_hours(100 * 365 * 24),
         retention_bytes: 32 << 20,
+        command_bytes: 1 << 20,
     }
 }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::coalesce::Plan;
+use super::commands::{self, Room, Waiting};
 use super::crowd::{Crowd, GATHER};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
@@ -96,6 +97,8 @@ pub(super) struct Writer {
     connection: Connection,
     state: State,
     kept: Kept,
+    waiting: Waiting,
+    command_bytes_max: u64,
     /// By worker: up to where its changes are safe, and whether it was told so.
     marks: BTreeMap<WorkerId, (ChangeMark, bool)>,
     /// As the file says. What readers hold of it is with the shared ones.
@@ -127,6 +130,7 @@ enum Steps {
 pub(super) struct Group {
     pub(super) state: State,
     kept: Kept,
+    waiting: Waiting,
     /// Steps that the changes came to.
     steps: usize,
     /// By request.
@@ -141,10 +145,11 @@ pub(super) struct Group {
 
 impl Group {
     /// One that has done nothing yet.
-    fn of(state: State, kept: Kept) -> Self {
+    fn of(state: State, kept: Kept, waiting: Waiting) -> Self {
         Self {
             state,
             kept,
+            waiting,
             steps: 0,
             results: Vec::new(),
             refused: Vec::new(),
@@ -164,7 +169,7 @@ impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         connection: Connection,
-        (state, kept): (State, Kept),
+        (state, kept, waiting): (State, Kept, Waiting),
         options: &Options,
         reserve: Reserve,
         lock: Lock,
@@ -176,6 +181,8 @@ impl Writer {
             connection,
             state,
             kept,
+            waiting,
+            command_bytes_max: options.command_bytes,
             marks: BTreeMap::new(),
             reserve,
             _lock: lock,
@@ -296,7 +303,7 @@ impl Writer {
     }
 
     fn drop_through(&mut self, through: u64) -> rusqlite::Result<Group> {
-        let mut group = Group::of(self.state, self.kept);
+        let mut group = Group::of(self.state, self.kept, self.waiting);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let kept = Retention { since_ms: i64::MIN, bytes: u64::MAX, behind: through };
         retention::trim(&transaction, &mut group, &mut self.consumers, kept, DROPPED_MAX)?;
@@ -367,7 +374,7 @@ impl Writer {
 
     fn try_commit(&mut self, work: &Work, steps: Steps) -> rusqlite::Result<Group> {
         let now_ms = unix_ms();
-        let mut group = Group::of(self.state, self.kept);
+        let mut group = Group::of(self.state, self.kept, self.waiting);
         let mut plan = Plan::of(&work.changes);
         if steps == Steps::Freeing {
             plan.keep_freeing();
@@ -388,8 +395,12 @@ impl Writer {
         retention::trim(&transaction, &mut group, consumers, retention, count)?;
         store_state(&transaction, group.state)?;
         sessions::take(&transaction, &plan, &mut group.kept)?;
+        let room = Room { bytes_max: self.command_bytes_max, is_disk_full: steps == Steps::Freeing };
         for request in &work.requests {
-            let result = apply(&transaction, group.state, &mut self.consumers, request, now_ms)?;
+            let result = match request {
+                Request::Commands { step, .. } => commands::take(&transaction, &mut group.waiting, step, room, now_ms)?,
+                _ => apply(&transaction, group.state, &mut self.consumers, request, now_ms)?,
+            };
             group.results.push(result);
         }
         transaction.commit()?;
@@ -433,7 +444,7 @@ impl Writer {
         stats.dropped_share.fetch_add(group.dropped_share.len() as u64, Ordering::Relaxed);
         stats.kept.steps.fetch_add(group.steps as u64, Ordering::Relaxed);
         let first = self.state.next;
-        (self.state, self.kept) = (group.state, group.kept);
+        (self.state, self.kept, self.waiting) = (group.state, group.kept, group.waiting);
         self.shares.apply(std::mem::take(&mut group.sampled));
         self.note_marks(&work);
         self.tell_consumers(&work.requests, &group);
@@ -513,7 +524,7 @@ impl Writer {
                         progress.seek(cursor);
                     }
                 }
-                Request::Note { .. } | Request::Fleet { .. } => {}
+                Request::Note { .. } | Request::Fleet { .. } | Request::Commands { .. } => {}
                 Request::Delete { name, .. } => drop(consumers.remove(name)),
             }
         }
@@ -526,6 +537,8 @@ impl Writer {
         self.shared.stats.events.store(events, Ordering::Relaxed);
         self.shared.stats.bytes.store(bytes, Ordering::Relaxed);
         self.kept.tell(&self.shared.stats.kept);
+        let stamp = self.waiting.stamp;
+        self.shared.commands.send_if_modified(|told| std::mem::replace(told, stamp) != stamp);
         let last = self.state.last();
         self.shared.head.send_if_modified(|head| std::mem::replace(&mut head.last, last) != last);
     }
@@ -685,6 +698,7 @@ fn apply(
             Ok(Ok(progress.cursor))
         }
         Request::Fleet { at, .. } => fleet::write(transaction, at).map(Ok),
+        Request::Commands { .. } => unreachable!("they are taken before"),
         Request::Delete { name, .. } => {
             let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
             delete(transaction, name)?;

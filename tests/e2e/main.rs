@@ -24,6 +24,7 @@ mod page;
 mod presence;
 mod prometheus;
 mod proxy;
+mod queue;
 mod refusals;
 mod reloads;
 mod slow;

@@ -76,8 +76,8 @@ fn what_waits_is_told_at_whichever_gateway_the_device_comes_to_in_order_and_each
     assert_eq!(heard(&mut device), (0, "now".to_owned()));
     let info = servers.ask("$JS.API.STREAM.INFO.pulsegate_commands", &json!({}));
     assert_eq!(info["state"]["messages"], 0, "{info}");
-    assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_queue_put_total"), 3);
-    assert_eq!(fleet[2].gateway.metric("pulsegate_fleet_queue_acknowledged_total"), 3);
+    assert_eq!(fleet[0].gateway.metric("pulsegate_queue_put_total"), 3);
+    assert_eq!(fleet[2].gateway.metric("pulsegate_queue_acknowledged_total"), 3);
     assert_eq!(fleet[0].gateway.get("/v1/commands/99-0a1b2c3d").0, 404);
     assert_eq!(fleet[0].gateway.get("/v1/commands/%3E").0, 404);
 }
@@ -219,7 +219,7 @@ fn no_command_is_missed_by_a_device_that_comes_while_it_is_put() {
         }
     });
     let acknowledged =
-        || fleet.iter().map(|member| member.gateway.metric("pulsegate_fleet_queue_acknowledged_total")).sum::<u64>();
+        || fleet.iter().map(|member| member.gateway.metric("pulsegate_queue_acknowledged_total")).sum::<u64>();
     wait_until("each that waited has its outcome", LATE, || acknowledged() == queued.load(Ordering::Relaxed) as u64);
     assert!(queued.load(Ordering::Relaxed) > 0, "some came later than their commands");
 }

@@ -191,7 +191,7 @@ pub struct Send {
     /// How long to wait for that
     #[arg(long, default_value = "5s", requires = "ack")]
     pub timeout: String,
-    /// Keep it until the device comes, if it is nowhere now (in a fleet); prints the command's id
+    /// Keep it until the device comes, if it is nowhere now; prints the command's id
     #[arg(long)]
     pub queue: bool,
     /// For how long, from 1s to 7days; a day without it

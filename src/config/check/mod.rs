@@ -295,14 +295,14 @@ fn fit_descriptors(context: &mut Context<'_>, config: &mut Config, written: bool
 
 /// What sessions and retained messages may come to has room beside the uplink, or it is said that they may have to wait for it.
 fn fit_store(context: &mut Context<'_>, config: &Config) {
-    let Some(StoreShares { uplink, sessions, pool, retained, .. }) = config.store_shares() else { return };
-    let needed = uplink.saturating_add(sessions).saturating_add(pool).saturating_add(retained);
+    let Some(StoreShares { uplink, sessions, pool, retained, commands, .. }) = config.store_shares() else { return };
+    let needed = uplink.saturating_add(sessions).saturating_add(pool).saturating_add(retained).saturating_add(commands);
     if needed > config.store.bytes {
         let left = budget::Bytes(config.store.bytes - uplink.min(config.store.bytes));
-        let [sessions, pool, retained] = [sessions, pool, retained].map(budget::Bytes);
+        let [sessions, pool, retained, commands] = [sessions, pool, retained, commands].map(budget::Bytes);
         let text = format!(
             "uplink.retention_bytes leaves {left} for devices that are away ({sessions}), those that are there ({pool}, half of \
-             limits.pool_bytes) and retained messages ({retained}): without room publishers wait: write at least {needed}, or less of these"
+             limits.pool_bytes), retained messages ({retained}) and commands that wait ({commands}): without room publishers wait: write at least {needed}, or less of these"
         );
         context.warn(&ConfigKey::top("store.bytes"), &text);
     }
@@ -322,6 +322,13 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
         let connections = u64::from(config.limits.connections);
         budget.items.push(Item { what: "fleet", count: connections, each: FLEET_DEVICE_BYTES });
         budget.items.push(Item { what: "what other gateways publish", count: 1, each: FLEET_PUBLICATIONS_BYTES });
+    }
+    // One for each place where commands may wait.
+    let places = [config.fleet.is_some(), config.store.durability != super::Durability::Memory];
+    let places = places.into_iter().filter(|is_there| *is_there).count() as u64;
+    if places > 0 {
+        let count = places * budget::COMMAND_DEVICES;
+        budget.items.push(Item { what: "commands", count, each: budget::COMMAND_DEVICE_BYTES });
     }
     let answers = cache_bytes(config.listeners.iter().flat_map(|listener| &listener.identity.authenticators));
     if answers > 0 {

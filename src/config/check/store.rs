@@ -14,6 +14,9 @@ const QUEUE_BYTES: RangeInclusive<i64> = 64 << 10..=1 << 30;
 const SESSIONS_BYTES: RangeInclusive<i64> = 1 << 20..=1 << 43;
 /// Unless it is written, what waits for devices that are away is at most such a part of the store.
 const SESSIONS_PART: i64 = 4;
+const COMMANDS_BYTES: RangeInclusive<i64> = 1 << 20..=256 << 20;
+/// Unless it is written, what waits for devices that are nowhere is at most such a part of the store.
+const COMMANDS_PART: i64 = 8;
 const RETENTION: RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::from_hours(10 * 365 * 24);
 const RETENTION_BYTES: RangeInclusive<i64> = 1 << 20..=1 << 43;
 
@@ -42,12 +45,19 @@ pub fn store(raw: &RawStore, machine: &Machine) -> Result<Store, Problem> {
         let what = format!("{sessions} bytes do not fit into a store of {bytes}");
         return Err(Problem::new(place("sessions_bytes"), what, "write less, or a larger store.bytes"));
     }
+    let usual = (bytes / COMMANDS_PART).min(default.commands_bytes as i64);
+    let commands = values::integer(place("commands_bytes"), raw.commands_bytes, usual, COMMANDS_BYTES, "bytes")?;
+    if commands > bytes && durability != Durability::Memory {
+        let what = format!("{commands} bytes do not fit into a store of {bytes}");
+        return Err(Problem::new(place("commands_bytes"), what, "write less, or a larger store.bytes"));
+    }
     Ok(Store {
         durability,
         sync_interval,
         bytes: bytes as u64,
         queue_bytes: queue as usize,
         sessions_bytes: sessions as u64,
+        commands_bytes: commands as u64,
     })
 }
 

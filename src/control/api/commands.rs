@@ -1,17 +1,18 @@
 //! `GET` and `DELETE /v1/commands/{id}`: what became of a command that waits for its device, or waited; and taking it back.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State as Shared};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::State;
 use super::devices::ANSWER_MAX;
 use super::error::ApiError;
-use crate::fleet::{Fleet, KnownCommand, Unreachable};
+use crate::commands::Known;
+use crate::control::queue::NotKnown;
 use crate::sink;
 
 /// A command as the API shows it.
@@ -31,9 +32,7 @@ pub(super) async fn describe(
     Shared(state): Shared<Arc<State>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Shown>, ApiError> {
-    let (fleet, id, deadline) = asked(&state, path)?;
-    let known = fleet.command(&id, deadline).await;
-    shown(id, known)
+    look(&state, path, false).await
 }
 
 /// Takes it back. One that has an outcome keeps it.
@@ -41,21 +40,21 @@ pub(super) async fn cancel(
     Shared(state): Shared<Arc<State>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Shown>, ApiError> {
-    let (fleet, id, deadline) = asked(&state, path)?;
-    let known = fleet.cancel_command(&id, deadline).await;
-    shown(id, known)
+    look(&state, path, true).await
 }
 
-/// Who is asked, for which command, and by when there is an answer.
-fn asked(state: &State, path: Result<Path<String>, PathRejection>) -> Result<(&Fleet, String, Instant), ApiError> {
+async fn look(
+    state: &Arc<State>,
+    path: Result<Path<String>, PathRejection>,
+    cancel: bool,
+) -> Result<Json<Shown>, ApiError> {
     let Path(id) = path.map_err(|_| ApiError::Path)?;
-    let fleet = state.fleet.as_ref().ok_or(ApiError::NoQueue)?;
-    Ok((fleet, id, Instant::now() + ANSWER_MAX))
-}
-
-fn shown(id: String, known: Result<Option<KnownCommand>, Unreachable>) -> Result<Json<Shown>, ApiError> {
-    let known = known.map_err(|_| ApiError::OthersAway)?;
-    let Some(KnownCommand { device, fate, at_ms, tries, node, why }) = known else {
+    let known = state.look_at_command(&id, cancel, Instant::now() + ANSWER_MAX).await.map_err(|error| match error {
+        NotKnown::NoQueue => ApiError::NoQueue,
+        NotKnown::Away if state.fleet.is_some() => ApiError::OthersAway,
+        NotKnown::Away => ApiError::Store("it does not answer in time".to_owned()),
+    })?;
+    let Some(Known { device, fate, at_ms, tries, node, why }) = known else {
         return Err(ApiError::NoCommand(id));
     };
     let at = sink::time(i64::try_from(at_ms).unwrap_or(i64::MAX));

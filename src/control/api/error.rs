@@ -106,9 +106,9 @@ pub(in crate::control) enum ApiError {
     NotReloaded(String),
     /// Nothing waits for devices here.
     NoQueue,
-    /// There is no room for one more command that waits; what NATS says.
+    /// There is no room for one more command that waits; what NATS or the store says.
     QueueFull { device: String, why: String },
-    /// NATS did not say whether a command waits.
+    /// NATS, or the store, did not say whether a command waits.
     QueueUnknown(String),
     /// No such command is known.
     NoCommand(String),
@@ -308,10 +308,10 @@ impl ApiError {
             }
             ApiError::QueueUnknown(device) => write!(
                 f,
-                "device {device:?} is nowhere, and NATS did not say whether the command waits for it now; it may, and may be told it"
+                "device {device:?} is nowhere, and nobody has said in time whether the command waits for it now; it may, and may be told it"
             ),
             ApiError::NoCommand(id) => write!(f, "no command {id:?} is known; outcomes are kept for seven days"),
-            _ => f.write_str("nothing waits for devices here: that needs a fleet ([backbone.nats])"),
+            _ => f.write_str("nothing waits for devices here: that needs a store (store.durability is \"memory\") or a fleet ([backbone.nats])"),
         }
     }
 

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use super::devices::{ANSWER_MAX, ask};
 use super::error::ApiError;
 use super::{State, body};
-use crate::fleet::{COMMAND_EXPIRY_MAX, Deed, NotQueued, Reply, Unreachable};
+use crate::commands::{EXPIRY_MAX, NotQueued};
+use crate::fleet::{Deed, Reply, Unreachable};
 use crate::link::{Downlink, Outcome, WorkerCommand};
 
 /// How long an acknowledgement is waited for when the request does not say.
@@ -105,7 +106,7 @@ pub(super) async fn send(
 }
 
 /// The same, asked by NATS: `body` is what a request's would be, and so is what comes back.
-pub(in crate::control) async fn answer(state: &State, device: &str, body: &[u8]) -> Bytes {
+pub(in crate::control) async fn answer(state: &Arc<State>, device: &str, body: &[u8]) -> Bytes {
     let answered = async {
         let _place = state.sends.try_acquire().map_err(|_| ApiError::ApiBusy)?;
         deliver(state, device, body::from_slice::<Order>(body)?.wanted()?).await
@@ -118,9 +119,9 @@ pub(in crate::control) async fn answer(state: &State, device: &str, body: &[u8])
 }
 
 /// Says it to the device, here or at the gateway that has it.
-pub(super) async fn deliver(state: &State, device: &str, wanted: Wanted) -> Result<Sent, ApiError> {
+pub(super) async fn deliver(state: &Arc<State>, device: &str, wanted: Wanted) -> Result<Sent, ApiError> {
     let Wanted { downlink, acknowledge, patience, expiry } = wanted;
-    if expiry.is_some() && state.fleet.is_none() {
+    if expiry.is_some() && !state.has_queue() {
         return Err(ApiError::NoQueue);
     }
     let waiting = expiry.map(|expiry| (expiry, downlink.clone()));
@@ -157,10 +158,9 @@ pub(super) async fn deliver(state: &State, device: &str, wanted: Wanted) -> Resu
 }
 
 /// Has it wait for its device.
-async fn queue(state: &State, device: &str, downlink: &Downlink, expiry: Duration) -> Result<Sent, ApiError> {
-    let fleet = state.fleet.as_ref().ok_or(ApiError::NoQueue)?;
+async fn queue(state: &Arc<State>, device: &str, downlink: &Downlink, expiry: Duration) -> Result<Sent, ApiError> {
     let deadline = Instant::now() + ANSWER_MAX;
-    match fleet.queue(device, downlink, expiry, deadline.into_std()).await {
+    match state.queue_command(device, downlink, expiry, deadline).await.ok_or(ApiError::NoQueue)? {
         Ok(id) => {
             let url = Some(format!("/v1/commands/{id}"));
             Ok(Sent { outcome: "queued", node: None, command: Some(id), url })
@@ -220,7 +220,7 @@ pub(super) async fn disconnect(
 
 fn expiry(written: Option<&str>) -> Result<Duration, ApiError> {
     let Some(text) = written else { return Ok(EXPIRY_DEFAULT) };
-    let range = Duration::from_secs(1)..=COMMAND_EXPIRY_MAX;
+    let range = Duration::from_secs(1)..=EXPIRY_MAX;
     let parsed = humantime::parse_duration(text).ok().filter(|expiry| range.contains(expiry));
     parsed.ok_or_else(|| ApiError::Body(format!("expiry must be a duration from \"1s\" to \"7days\", not {text:?}")))
 }

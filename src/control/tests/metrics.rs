@@ -3,7 +3,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, LISTENER_HANDSHAKE, ListenerMetric, NOT_AFTER};
+use crate::metrics::{CONSUMER_BEHIND, CONSUMER_MISSED, LISTENER_HANDSHAKE, ListenerMetric, NOT_AFTER, QueueMetric};
 
 /// The full name of a metric's family: name and unit.
 fn family(name: &str, unit: &str) -> String {
@@ -21,7 +21,9 @@ fn families() -> Vec<(String, &'static str)> {
     let consumers = [(CONSUMER_BEHIND.0.to_owned(), "gauge"), (CONSUMER_MISSED.0.to_owned(), "counter")];
     let listeners = ListenerMetric::ALL.iter().map(|metric| (metric.name().to_owned(), kind(metric.kind())));
     let expiries = [(family(NOT_AFTER.0, "seconds"), "gauge"), (family(LISTENER_HANDSHAKE.0, "seconds"), "histogram")];
+    let queue = QueueMetric::ALL.iter().map(|metric| (metric.name().to_owned(), kind(metric.kind())));
     figures
+        .chain(queue)
         .chain(listeners)
         .chain(expiries)
         .chain(reasons)

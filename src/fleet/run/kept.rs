@@ -2,15 +2,15 @@
 //! with the survey of the buckets, and read where it has changed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::{Done, Run, Session};
+use crate::commands;
 use crate::fleet::Order;
 use crate::fleet::blocks::{self, Stamp};
-use crate::fleet::commands;
+use crate::fleet::commands::Teller;
 use crate::fleet::server::{Server, Survey};
 
 /// How often commands are looked at whose time may be over.
@@ -63,8 +63,11 @@ impl Run {
     /// What is new of commands that wait is read, and what has expired goes.
     pub(super) fn look_at_commands(&mut self, server: &Server, session: &mut Session, survey: &Survey) {
         let Stamp { last, rows } = survey.commands;
-        self.shared.counters.waiting.store(rows, Ordering::Relaxed);
-        if let Some(from) = self.commands.unread(last, rows) {
+        self.shared.desk.note_waiting(rows);
+        if self.commands.is_to_read_again(Instant::now()) {
+            self.expected.forget();
+        }
+        if let Some(from) = self.expected.unread(last, rows) {
             Self::read_commands(server, session, from);
         }
         // Whoever comes first by name does it.
@@ -73,10 +76,17 @@ impl Run {
         }
     }
 
+    /// This gateway, as commands that wait see it.
+    pub(super) fn teller(&self) -> Teller {
+        Teller { shared: Arc::clone(&self.shared), orders: self.orders.clone() }
+    }
+
     /// Devices that were claimed, or that somebody says something waits for.
     pub(super) fn look_for_commands(&mut self) {
         for device in self.shared.presence().take_claimed() {
-            self.commands.came(&device);
+            if self.expected.has(&device) {
+                self.commands.want((&*device).into());
+            }
         }
         for device in self.shared.take_woken() {
             self.commands.want(device);
@@ -99,7 +109,10 @@ impl Run {
         session.jobs.remove(&Job::Commands);
         match read {
             Ok((upto, devices, has_more)) => {
-                self.commands.handle_read(upto, devices, |device| self.shared.is_here(device));
+                for device in devices.iter().filter(|device| self.shared.is_here(device)) {
+                    self.commands.want(device.clone());
+                }
+                self.expected.handle_read(upto, devices.iter().map(|device| &**device));
                 if has_more {
                     Self::read_commands(server, session, upto + 1);
                 }
@@ -114,8 +127,8 @@ impl Run {
             return;
         }
         session.expire_due = now + EXPIRE_EVERY;
-        let (shared, server) = (Arc::clone(&self.shared), server.clone());
-        session.tasks.spawn(async move { Done::Expired(commands::expire(&shared, &server).await) });
+        let (teller, server) = (self.teller(), server.clone());
+        session.tasks.spawn(async move { Done::Expired(commands::expire(&teller, &server).await) });
     }
 
     pub(super) fn handle_expired(session: &mut Session, expired: Result<u64, String>) {

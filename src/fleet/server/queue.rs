@@ -3,28 +3,19 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{Context, stream};
-use bytes::Bytes;
 
 use super::{Server, Written, in_words, remove_from};
-use crate::fleet::commands::{ALL_MAX, BYTES_MAX, EXPIRY_MAX, OUTCOMES_FOR, OUTCOMES_MAX, PER_DEVICE_MAX};
+use crate::commands::{
+    ALL_MAX, BYTES_MAX, Brief, Command, EXPIRY_MAX, Known, Listed, NotPut, OUTCOMES_FOR, PER_DEVICE_MAX, Place,
+};
 use crate::fleet::names::Names;
 
-/// Why a command does not wait.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotPut {
-    /// One of the stream's bounds; the server's words.
-    Full(String),
-    /// There is no answer: it may be there. Why.
-    Lost(String),
-}
+/// How many outcomes are kept, the latest.
+const OUTCOMES_MAX: i64 = 1_000_000;
 
-impl Server {
-    /// Has a command wait for a device; its number.
-    ///
-    /// # Errors
-    /// [`NotPut`].
-    pub async fn put_command(&self, device: &str, payload: Bytes) -> Result<u64, NotPut> {
-        match self.put(self.names.command(device), payload).await {
+impl Place for Server {
+    async fn put(&self, device: &str, command: &Command) -> Result<u64, NotPut> {
+        match self.put(self.names.command(device), command.to_json().into()).await {
             Written::At(number) => Ok(number),
             // The server's words for each of its bounds: "maximum messages exceeded" and the like.
             Written::Lost(why) if why.contains("maximum") => Err(NotPut::Full(why)),
@@ -33,51 +24,48 @@ impl Server {
         }
     }
 
-    /// The oldest command from this number on that waits for a device.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn next_command(&self, device: &str, from: u64) -> Result<Option<(u64, Bytes)>, String> {
+    async fn next(&self, device: &str, from: u64) -> Result<Option<(u64, Option<Command>)>, String> {
         let next = self.next_message(&self.names.commands(), &self.names.command(device), from).await?;
-        Ok(next.map(|(number, _, payload)| (number, payload)))
+        Ok(next.map(|(number, _, payload)| (number, Command::parse(&payload))))
     }
 
-    /// The oldest command from this number on, and for which device it waits, as far as that is one.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn any_command(&self, from: u64) -> Result<Option<(u64, Option<Box<str>>, Bytes)>, String> {
+    /// One of them, whether its time is over or not: the server tells no more at a time.
+    async fn page(&self, from: u64, _over_ms: Option<u64>) -> Result<Vec<Listed>, String> {
         let next = self.next_message(&self.names.commands(), &self.names.all_commands(), from).await?;
-        let device = |subject: &str| self.names.commanded(subject).map(Into::into);
-        Ok(next.map(|(number, subject, payload)| (number, device(&subject), payload)))
+        let listed = next.map(|(number, subject, payload)| {
+            let device = self.names.commanded(&subject);
+            let brief = device.as_deref().and_then(|device| Some(Command::parse(&payload)?.brief(number, device)));
+            Listed { number, device: device.map(Into::into), brief }
+        });
+        Ok(listed.into_iter().collect())
     }
 
-    /// The command of this number, if it waits.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn command_at(&self, number: u64) -> Result<Option<(Box<str>, Bytes)>, String> {
+    async fn at(&self, number: u64) -> Result<Option<Brief>, String> {
         let found = self.message(&self.names.commands(), &serde_json::json!({"seq": number})).await?;
-        let device = |subject: &str| self.names.commanded(subject).map(Into::into);
-        Ok(found.and_then(|(_, subject, payload)| Some((device(&subject)?, payload))))
+        let brief = |subject: &str, payload: &[u8]| {
+            let device = self.names.commanded(subject)?;
+            Some(Command::parse(payload)?.brief(number, &device))
+        };
+        Ok(found.and_then(|(_, subject, payload)| brief(&subject, &payload)))
     }
 
-    /// Lets a command go. `true`: it was there.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn remove_command(&self, number: u64) -> Result<bool, String> {
-        remove_from(&self.context, &self.names.commands(), number).await
+    async fn remove(&self, number: u64) -> Result<(), String> {
+        remove_from(&self.context, &self.names.commands(), number).await.map(drop)
     }
 
-    /// What became of a command, and at which revision that stands.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn outcome(&self, id: &str) -> Result<Option<(u64, Bytes)>, String> {
+    async fn outcome(&self, id: &str) -> Result<(u64, Option<Known>), String> {
         let asked = serde_json::json!({"last_by_subj": self.names.outcome(id)});
         let found = self.message(&self.names.outcomes(), &asked).await?;
-        Ok(found.map(|(revision, _, payload)| (revision, payload)))
+        Ok(found.map_or((0, None), |(revision, _, payload)| (revision, serde_json::from_slice(&payload).ok())))
+    }
+
+    async fn write_outcome(&self, id: &str, revision: u64, known: &Known) -> Result<bool, String> {
+        let payload = serde_json::to_vec(known).expect("it has no keys but texts");
+        match self.write(self.names.outcome(id), revision, payload.into()).await {
+            Written::At(_) => Ok(true),
+            Written::Conflict => Ok(false),
+            Written::Lost(why) => Err(why),
+        }
     }
 }
 
@@ -116,9 +104,9 @@ fn commands(names: &Names, replicas: usize) -> stream::Config {
     stream::Config {
         name: names.commands(),
         subjects: vec![names.all_commands()],
-        max_messages_per_subject: PER_DEVICE_MAX,
-        max_messages: ALL_MAX,
-        max_bytes: BYTES_MAX,
+        max_messages_per_subject: PER_DEVICE_MAX.into(),
+        max_messages: ALL_MAX.into(),
+        max_bytes: BYTES_MAX as i64,
         // Each has gone by then; what is left was put by nobody who knows how.
         max_age: EXPIRY_MAX + Duration::from_hours(24),
         storage: stream::StorageType::File,
