@@ -7,6 +7,7 @@ mod support;
 
 mod away;
 mod buckets;
+mod cluster;
 mod commands;
 mod everywhere;
 mod mqtt;
