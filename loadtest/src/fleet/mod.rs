@@ -19,7 +19,7 @@ use std::time::Duration;
 use pulsegate::link::Doorbell;
 use pulsegate::tls::handshake::ClientTls;
 
-pub use counts::{Count, Counts, Findings, histogram};
+pub use counts::{Count, Counts, Findings, histogram, record};
 pub use device::Failure;
 pub use ledger::{Ledger, STAMP_BYTES, Stamp};
 pub use source::Sources;

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::admin::{Admin, Event, Happening};
 use crate::clock::Clock;
-use crate::fleet::{Ledger, Stamp, histogram};
+use crate::fleet::{Ledger, Stamp, histogram, record};
 
 /// Whoever follows the events, on a thread of its own. Cut off, it goes on where it was.
 pub struct Follower {
@@ -74,7 +74,7 @@ impl Follower {
         };
         if self.ledger.note(stamp.slot, number) {
             let latency = clock.now().saturating_sub(stamp.due);
-            self.latencies.lock().expect("no reader has panicked").saturating_record(latency);
+            record(&mut self.latencies.lock().expect("no reader has panicked"), latency);
         }
     }
 }

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 
 use crate::admin::{self, Admin};
 use crate::clock::{Clock, Micros};
-use crate::fleet::{Ledger, Stamp, histogram};
+use crate::fleet::{Ledger, Stamp, histogram, record};
 
 /// What is to be sent.
 pub struct Plan {
@@ -157,13 +157,13 @@ impl Shared {
         Stamp { slot, due }.encode(*bytes, payload);
         let text = std::str::from_utf8(payload).expect("a stamp is ASCII");
         *body = format!(r#"{{"topic":"load","payload":"{text}","ack":{ack}}}"#);
-        sent.begun_late.saturating_record(self.clock.now() - due);
+        record(&mut sent.begun_late, self.clock.now() - due);
         let answer = admin.post(&format!("/v1/devices/{prefix}{device}/messages"), body);
         let outcome = answer.as_ref().map_or("no_answer", admin::outcome);
         match outcome {
             "delivered" | "acknowledged" => {
                 taken.note(slot, device);
-                sent.answers.saturating_record(self.clock.now() - due);
+                record(&mut sent.answers, self.clock.now() - due);
             }
             "device_offline" => self.gone[position as usize].store(true, Ordering::Relaxed),
             _ => {}

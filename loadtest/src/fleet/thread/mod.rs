@@ -31,7 +31,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::counts::{Count, Counts, Findings, Published};
+use super::counts::{Count, Counts, Findings, Published, record};
 use super::device::{Device, Failure, Link, Output, ReadMode};
 use super::liveness::Terms;
 use super::protocol::{Greeting, Received};
@@ -631,10 +631,6 @@ impl FleetThread {
         self.counts.add(Count::BeatsSent, 1);
         self.write(index)
     }
-}
-
-fn record(histogram: &mut hdrhistogram::Histogram<u64>, value: Micros) {
-    histogram.record(value).expect("a histogram that grows takes every value");
 }
 
 /// A random time in milliseconds with this mean.
