@@ -1,5 +1,7 @@
 //! Sessions coming, going and ending: the table of them, and wills.
 
+mod describe;
+
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use super::{Broker, Profile};
 use crate::config::budget::WILL_BYTES;
 use crate::devices::Devices;
 use crate::image::{self, Change, SessionKey};
-use crate::link::{Home, ListenerId, Publication, SessionFacts, SessionId, ShardMessage, WorkerId};
+use crate::link::{Home, ListenerId, Publication, SessionId, ShardMessage, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::slot::{ConnectionSlot, SessionSlot, Table};
@@ -666,47 +668,6 @@ impl Broker {
         self.sessions.due = due;
         self.check_paces(drained, counters);
         more
-    }
-
-    /// What a session has subscribed to, each filter as it was written.
-    #[must_use]
-    pub fn filters(&self, session: SessionSlot) -> Vec<String> {
-        let own = self.routing.subscriptions.filters(session).map(|(filter, _)| filter);
-        let shared = self.sessions[session].groups.iter().map(|membership| membership.group.to_string());
-        own.chain(shared).collect()
-    }
-
-    /// What is known of a session, with its filters up to so many bytes of them.
-    #[must_use]
-    pub fn describe(&self, session: SessionSlot, filter_bytes: usize) -> SessionFacts {
-        let known = &self.sessions[session];
-        let (kept, kept_bytes) = known.inflight.as_ref().map_or((0, 0), |inflight| inflight.kept());
-        let stored = self.sessions.stored(session);
-        let own = self.routing.subscriptions.filters(session).map(|(filter, subscriber)| {
-            let filter: Box<str> = filter.into();
-            (filter, subscriber.qos() as u8)
-        });
-        let mut left = filter_bytes;
-        let fits = |(filter, _): &(Box<str>, u8)| {
-            let fits = filter.len() <= left;
-            left = left.saturating_sub(filter.len());
-            fits
-        };
-        let shared = known.groups.iter().map(|membership| (Box::from(&*membership.group), membership.options & 3));
-        SessionFacts {
-            version: match known.profile.version {
-                crate::codec::mqtt::Version::V31 => "3.1",
-                crate::codec::mqtt::Version::V311 => "3.1.1",
-                crate::codec::mqtt::Version::V5 => "5.0",
-            },
-            keep_alive_s: known.profile.keep_alive_s,
-            expiry_s: known.profile.expiry_s,
-            subscriptions: own.chain(shared).take_while(fits).collect(),
-            subscription_count: self.routing.subscriptions.count(session) + known.groups.len(),
-            inflight: known.inflight.as_ref().map_or(0, |inflight| inflight.unacknowledged()),
-            queued: kept + stored.messages as usize,
-            queued_bytes: kept_bytes + stored.bytes as usize,
-        }
     }
 
     // --- Helpers ----------------------------------------------------------------------------------------------------
