@@ -53,7 +53,7 @@ const TABLE: &[Row] = &[
     row("backbone", &["time", "config", "link"], &["tokio"]),
     row("fleet", &["whole_file", "config", "link", "commands", "sink"],
         &["tokio", "bytes", "async_nats", "futures_util", "serde", "serde_json", "base64", "humantime", "fastrand", "tracing"]),
-    row("control", &["whole_file", "network", "pool", "link", "config", "metrics", "time", "codec", "commands", "store", "sink", "backbone", "fleet"],
+    row("control", &["whole_file", "network", "pool", "link", "image", "config", "metrics", "time", "codec", "commands", "store", "sink", "backbone", "fleet"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
           "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64", "http_body"]),
     row("control/api_tls.rs", &["config"], &["rustls", "aws_lc_rs", "tokio", "tokio_rustls", "tracing"]),

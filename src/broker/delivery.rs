@@ -103,6 +103,12 @@ impl Deliveries {
         }
     }
 
+    /// Whether there is something for this session.
+    pub(super) fn has_for(&self, session: SessionSlot, generation: u32) -> bool {
+        let is_it = |one: &RoutedDelivery| (one.session, one.generation) == (session, generation);
+        self.routed.iter().chain(&self.held).any(is_it)
+    }
+
     pub(super) fn push(&mut self, session: SessionSlot, generation: u32, delivery: Delivery) {
         self.routed.push_back(RoutedDelivery { session, generation, delivery });
     }

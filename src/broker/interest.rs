@@ -51,6 +51,16 @@ impl Interest {
         self.version += u64::from(self.cover.add(filter));
     }
 
+    /// Whether it is said at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// The version that is to be held before all that is wanted now comes; `None`: it is.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        (self.version > self.held).then_some(self.version)
+    }
+
     /// Whether the control plane is to be told something, or there is something to look through.
     pub(super) fn has_work(&self) -> bool {
         (self.version > self.told && self.told == self.held) || self.anew.is_some()
@@ -84,6 +94,7 @@ impl Broker {
                 self.handle_joined(session, waits);
             }
         }
+        self.settle_interested(version);
     }
 
     /// SUBACK waits until what was subscribed to comes from other gateways too.

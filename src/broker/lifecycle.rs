@@ -1,6 +1,7 @@
 //! Sessions coming, going and ending: the table of them, and wills.
 
 mod describe;
+mod handed;
 
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -383,7 +384,7 @@ impl Sessions {
         self.arm(session);
     }
 
-    fn leave_away(&mut self, session: SessionSlot) {
+    pub(super) fn leave_away(&mut self, session: SessionSlot) {
         self.away.remove(self.home.hash(&self[session].device), session);
         self.wheel.cancel(session);
     }
@@ -398,7 +399,7 @@ impl Sessions {
         }
     }
 
-    fn take_will(&mut self, session: SessionSlot, now: Moment) -> Option<DueWill> {
+    pub(super) fn take_will(&mut self, session: SessionSlot, now: Moment) -> Option<DueWill> {
         let (publisher, home) = (self.id(session), self.home);
         let known = &mut self[session];
         let KeptWill { will, charge } = *known.will.take()?;
@@ -506,6 +507,7 @@ impl Broker {
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
         let Arrival { connection, device, clean_start, profile, will } = arrival;
         debug_assert!(self.of(connection).is_none());
+        self.forget_claim(connection);
         let (mut due_will, before) = (None, self.journal.mark());
         let known = self.sessions.find_away(device);
         let session = match known {
@@ -517,6 +519,9 @@ impl Broker {
                 due_will = self.sessions.take_will(session, now);
                 self.sessions.leave_away(session);
                 self.end(session);
+                if profile.expiry_s == 0 {
+                    self.note_gone(device);
+                }
                 None
             }
             None => None,
@@ -559,6 +564,7 @@ impl Broker {
         now: Moment,
         counters: &mut Counters,
     ) -> Option<DueWill> {
+        self.forget_claim(connection);
         let session = self.sessions.detach(connection, device, now.tick())?;
         let known = &mut self.sessions[session];
         if !with_will {
@@ -579,6 +585,9 @@ impl Broker {
         if ends {
             if self.sessions[session].profile.expiry_s != 0 {
                 counters.add(Metric::SessionsDropped, 1);
+            }
+            if self.sessions[session].key != NO_KEY {
+                self.note_gone(device);
             }
             self.end(session);
         } else {
@@ -655,6 +664,8 @@ impl Broker {
             }
             if expired {
                 counters.add(Metric::SessionsExpired, 1);
+                let device = self.sessions[session].device.clone();
+                self.note_gone(&device);
                 self.sessions.leave_away(session);
                 self.end(session);
             } else {

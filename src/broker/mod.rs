@@ -23,6 +23,7 @@
 //! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
 //! | `spills` | messages that go from memory to the store, and come back from there | `spill` |
 //! | `interest` | what is wanted of what other gateways of a fleet publish | `interest` |
+//! | `handovers` | sessions that come from other gateways of a fleet, and CONNECTs that wait for them | `handover` |
 //! | `redispatches` | what ended sessions had of messages for groups, on its way to other members | `redispatch` |
 //! | `staged` | messages of QoS 2 that may not be sent yet | `staging` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
@@ -35,6 +36,7 @@ mod answers;
 mod coalesce;
 mod delivery;
 mod groups;
+mod handover;
 mod inbound;
 mod inflight;
 mod interest;
@@ -62,6 +64,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use delivery::{SendBudget, SessionBatch};
+pub use handover::Claim;
 pub use inbound::{FilterLooks, Known, Ticket, UNFINISHED_IN_A_TURN};
 pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, Qos2Reply, WrongAck};
 pub use journal::Recording;
@@ -76,6 +79,7 @@ use crate::pool::Pool;
 use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Tick;
 use delivery::Deliveries;
+use handover::Handovers;
 use interest::Interest;
 use journal::Journal;
 use lifecycle::Sessions;
@@ -207,6 +211,7 @@ pub struct Broker {
     filter_looks: FilterLooks,
     matching: Matching,
     interest: Interest,
+    handovers: Handovers,
     found: Vec<Subscriber>,
     /// Sessions that have ended and whose subscriptions are still to be removed.
     ends: VecDeque<SessionSlot>,
@@ -252,6 +257,7 @@ impl Broker {
             filter_looks: FilterLooks::of_turn(),
             matching: Matching::new(),
             interest: Interest::default(),
+            handovers: Handovers::default(),
             found: Vec::new(),
             ends: VecDeque::new(),
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::handover::is_hidden;
 use super::inflight::{Delivery, Identifiers, Sending, Stored};
 use super::lifecycle::{GroupMessages, Membership};
 use super::redispatch::is_ended;
@@ -23,6 +24,10 @@ impl Broker {
         if is_ended(&head.name) {
             self.journal.note_number(waiting.last_number);
             return self.restore_left(head.key, waiting.last_number, waiting.bytes);
+        }
+        if is_hidden(&head.name) {
+            self.journal.note_number(waiting.last_number);
+            return self.restore_hidden(head.key);
         }
         let session =
             self.sessions.restore(&head, self.profile_of(&head.profile), self.tick_of(head.away_since_ms, now));
@@ -54,7 +59,7 @@ impl Broker {
         }
     }
 
-    fn restore_subscription(&mut self, session: SessionSlot, subscription: image::Subscription) {
+    pub(super) fn restore_subscription(&mut self, session: SessionSlot, subscription: image::Subscription) {
         let image::Subscription { filter, options, identifier } = subscription;
         if topic::shared(&filter).is_none() {
             self.routing.subscriptions.subscribe(&filter, Subscriber { slot: session, identifier, options });
@@ -125,7 +130,7 @@ impl Broker {
         }
     }
 
-    fn profile_of(&self, from: &image::Profile) -> Profile {
+    pub(super) fn profile_of(&self, from: &image::Profile) -> Profile {
         let names = self.journal.recording().map_or(&[][..], |recording| &recording.listeners);
         // One that has gone lends its name to nobody's rules: the will of such a session goes by those of the first.
         let listener = names.iter().position(|name| *name == from.listener).unwrap_or(0);

@@ -114,6 +114,7 @@ pub const fn lingers(reason: CloseReason) -> bool {
         | CloseReason::ConnectionAge
         | CloseReason::PoolFull
         | CloseReason::SessionUnreadable
+        | CloseReason::SessionElsewhere
         | CloseReason::Denied
         | CloseReason::RateExceeded
         | CloseReason::TakeoverLoop
@@ -153,6 +154,7 @@ pub(super) const fn close_code(reason: CloseReason) -> Option<CloseCode> {
         | CloseReason::HomeFull
         | CloseReason::PoolFull
         | CloseReason::SessionUnreadable
+        | CloseReason::SessionElsewhere
         | CloseReason::ConnectionAge
         | CloseReason::RateExceeded
         | CloseReason::TakeoverLoop => CloseCode::TRY_LATER,

@@ -188,7 +188,8 @@ pub(super) const fn close_code(reason: CloseReason) -> u16 {
         CloseReason::TokenUnanswered
         | CloseReason::HomeFull
         | CloseReason::PoolFull
-        | CloseReason::SessionUnreadable => 1013,
+        | CloseReason::SessionUnreadable
+        | CloseReason::SessionElsewhere => 1013,
         _ => 1000,
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::State;
@@ -31,6 +31,13 @@ const AGAIN_AFTER: Duration = Duration::from_millis(2);
 /// A settlement is waited for as long as it takes.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 
+/// What is reached when everything before it is settled.
+enum Reached {
+    Place(Position),
+    /// What somebody waits for.
+    End(oneshot::Sender<()>),
+}
+
 /// Gives shards what comes, until the gateway ends.
 pub(super) async fn pass_on(state: Arc<State>, mut arrivals: mpsc::UnboundedReceiver<Arrival>) {
     let state = &*state;
@@ -43,7 +50,11 @@ pub(super) async fn pass_on(state: Arc<State>, mut arrivals: mpsc::UnboundedRece
             biased;
             Some((at, room)) = settling.next(), if !settling.is_empty() => {
                 drop(room);
-                kept.reach(at);
+                match at {
+                    Reached::Place(at) => kept.reach(at),
+                    // Whoever waited may have given up.
+                    Reached::End(end) => drop(end.send(())),
+                }
             }
             () = tokio::time::sleep(AGAIN_AFTER), if refused.is_some() => {
                 refused = refused.and_then(|(worker, command)| give(state, worker, *command));
@@ -51,19 +62,20 @@ pub(super) async fn pass_on(state: Arc<State>, mut arrivals: mpsc::UnboundedRece
             () = kept.due(), if kept.is_behind() => kept.keep(state).await,
             arrival = arrivals.recv(), if refused.is_none() => match arrival {
                 None => return,
-                Some(Arrival::Passed(at)) => settling.push_back(settled(None, at, None)),
+                Some(Arrival::Passed(at)) => settling.push_back(settled(None, Reached::Place(at), None)),
+                Some(Arrival::End(end)) => settling.push_back(settled(None, Reached::End(end), None)),
                 Some(Arrival::Message(remote)) => {
                     let Remote { at, device, topic, payload, publishing, room } = *remote;
                     // What one device publishes stays in its order, as at its own gateway.
                     let worker = state.home.of(device.as_deref().unwrap_or(&topic));
                     let Some(publication) = publication(state, topic, payload, publishing) else {
-                        settling.push_back(settled(None, at, Some(room)));
+                        settling.push_back(settled(None, Reached::Place(at), Some(room)));
                         continue;
                     };
                     let ticket = state.sent.open();
                     let (request, publication) = (ticket.request(), Box::new(publication));
                     refused = give(state, worker, WorkerCommand::Publish { request, publication });
-                    settling.push_back(settled(Some(ticket), at, Some(room)));
+                    settling.push_back(settled(Some(ticket), Reached::Place(at), Some(room)));
                 }
             },
         }
@@ -78,9 +90,9 @@ fn give(state: &State, worker: WorkerId, command: WorkerCommand) -> Option<(Work
 /// Ends when every shard has taken it, and what it caused is safe; at once where nobody was asked.
 async fn settled(
     ticket: Option<Ticket<'_, crate::link::Outcome>>,
-    at: Position,
+    at: Reached,
     room: Option<OwnedSemaphorePermit>,
-) -> (Position, Option<OwnedSemaphorePermit>) {
+) -> (Reached, Option<OwnedSemaphorePermit>) {
     if let Some(ticket) = ticket {
         ticket.answer(Instant::now() + FOR_EVER).await;
     }

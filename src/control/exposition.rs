@@ -16,6 +16,7 @@ use tikv_jemalloc_ctl::{epoch, stats};
 
 use super::State;
 use super::policy::Expiry;
+use super::sessions;
 use crate::commands;
 use crate::fleet::{self, Fleet};
 use crate::link::{CloseReason, Refusal};
@@ -144,6 +145,7 @@ struct Scrape {
     fleet: Option<fleet::Report>,
     /// Of a gateway at which commands can wait.
     queue: Option<commands::Counts>,
+    sessions: sessions::Counts,
     now_ms: i64,
     /// Names, by listener.
     listeners: Vec<String>,
@@ -162,6 +164,7 @@ impl Scrape {
             sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
             fleet: state.fleet.as_ref().map(Fleet::report),
             queue: state.command_counts(),
+            sessions: state.sessions.counters.counts(),
             now_ms: state.clock.unix_ms(state.clock.now()),
         }
     }
@@ -368,7 +371,11 @@ impl Scrape {
         encode_value(&mut family, metric.kind(), value, 1)
     }
 
-    fn encode_fleet(encoder: &mut DescriptorEncoder<'_>, metric: FleetMetric, report: &fleet::Report) -> fmt::Result {
+    fn encode_fleet(
+        encoder: &mut DescriptorEncoder<'_>,
+        metric: FleetMetric,
+        (report, sessions): (&fleet::Report, &sessions::Counts),
+    ) -> fmt::Result {
         let value = match metric {
             FleetMetric::Up => u64::from(report.state == fleet::State::Connected),
             FleetMetric::Claimed => report.devices_held,
@@ -382,6 +389,13 @@ impl Scrape {
             FleetMetric::Untold => report.untold,
             FleetMetric::Unanswered => report.unanswered,
             FleetMetric::WillsWithheld => report.wills_withheld,
+            FleetMetric::SessionsTaken => sessions.taken,
+            FleetMetric::SessionMessagesTaken => sessions.messages,
+            FleetMetric::SessionsGiven => sessions.given,
+            FleetMetric::SessionsPutOff => sessions.put_off,
+            FleetMetric::SessionsBegunAnew => sessions.begun_anew,
+            FleetMetric::SessionsDisowned => sessions.disowned,
+            FleetMetric::SessionsUnasked => sessions.unasked,
             FleetMetric::Connects => report.connects,
             FleetMetric::ConnectsFailed => report.connects_failed,
             FleetMetric::Forwarded => report.forwarded,
@@ -441,7 +455,7 @@ impl Collector for Scrape {
         for (&metric, report) in
             self.fleet.iter().flat_map(|report| FleetMetric::ALL.iter().map(move |it| (it, report)))
         {
-            Self::encode_fleet(&mut encoder, metric, report)?;
+            Self::encode_fleet(&mut encoder, metric, (report, &self.sessions))?;
         }
         for &timing in Timing::ALL {
             self.encode_timing(&mut encoder, timing)?;

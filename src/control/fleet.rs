@@ -13,7 +13,7 @@ use super::State;
 use super::api::error::ApiError;
 use super::api::{broadcast, devices, history, messages};
 use super::blocks::BlockError;
-use super::fleet_blocks;
+use super::{fleet_blocks, sessions};
 use crate::config::Config;
 use crate::fleet::{Call, Fleet, Identity, Order, Position, Reply, Settings, Wishes};
 use crate::link::{DelayedWill, DeviceFilter, Downlink, Outcome, Subject, WorkerCommand};
@@ -85,6 +85,9 @@ async fn pass_on_one(state: &Arc<State>, wish: Order) {
         }
         Order::Call { call, answer } => {
             let _ = answer.send(called(state, call).await);
+        }
+        Order::Session { device, ask, answer } => {
+            let _ = answer.send(sessions::serve(state, &device, ask).await);
         }
         Order::Blocks { all, since, answer } => {
             let _ = answer.send(fleet_blocks::take(state, all, since).await);

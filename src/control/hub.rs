@@ -21,7 +21,8 @@ use super::broadcasts::Share;
 use super::forwarded::Forwarded;
 use crate::backbone::{DETAIL_BYTES_MAX, Event};
 use crate::link::{
-    Batch, CloseReason, EventReceiver, Message, NotAdmitted, Presence, Subject, WorkerCommand, WorkerEvent, WorkerId,
+    Batch, CloseReason, EventReceiver, Message, NotAdmitted, Outcome, Presence, Subject, WorkerCommand, WorkerEvent,
+    WorkerId,
 };
 use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, What};
@@ -41,6 +42,8 @@ pub(super) struct Hub {
     forwarded: Forwarded,
     /// Events for which the store has no room yet. While there are any, no more are taken from the workers.
     entries: Vec<Entry>,
+    /// Whoever waits until all that was said before is with the store.
+    fences: Vec<u64>,
     /// What they still take of their shards' pools.
     charges: Vec<Charge>,
 }
@@ -53,7 +56,7 @@ impl Hub {
         settled: Receiver<Vec<Settled>>,
         forwarded: Forwarded,
     ) -> Self {
-        Self { state, auth, settled, forwarded, entries: Vec::new(), charges: Vec::new() }
+        Self { state, auth, settled, forwarded, entries: Vec::new(), fences: Vec::new(), charges: Vec::new() }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
@@ -170,15 +173,7 @@ impl Hub {
                 }
                 self.store_presence(worker, presence, None);
             }
-            WorkerEvent::Disconnected(presence, reason) => {
-                self.log_presence(&presence, reason.label());
-                self.state.history.add_disconnected(&presence, reason);
-                if let Some(fleet) = &self.state.fleet {
-                    fleet.disconnected(&presence.device, presence.generation);
-                }
-                self.offer(&Event::disconnected(worker, &presence, reason));
-                self.store_presence(worker, presence, Some(reason));
-            }
+            WorkerEvent::Disconnected(presence, reason) => self.apply_disconnected(worker, presence, reason),
             WorkerEvent::NotAdmitted(end) => {
                 self.log_not_admitted(&end);
                 self.state.history.add_not_admitted(&end);
@@ -204,6 +199,9 @@ impl Hub {
                 let answers = self.auth.check(asked, credentials, &self.state.clock, Instant::now());
                 self.tell(answers);
             }
+            WorkerEvent::SessionWanted(wanted) => self.state.sessions.wanted(worker, wanted),
+            WorkerEvent::SessionGone(device) => self.state.sessions.gone(device),
+            WorkerEvent::Fence { request } => self.fences.push(request),
             WorkerEvent::Described { request, description } => self.state.described.resolve(request, description),
             WorkerEvent::Listed { request, devices } => self.state.listed.resolve(request, devices),
             WorkerEvent::Sent { request, outcome } => self.state.sent.resolve(request, outcome),
@@ -211,6 +209,16 @@ impl Hub {
                 self.state.broadcasts.report(broadcast, worker, Share { sent, refused, is_over });
             }
         }
+    }
+
+    fn apply_disconnected(&mut self, worker: WorkerId, presence: Presence, reason: CloseReason) {
+        self.log_presence(&presence, reason.label());
+        self.state.history.add_disconnected(&presence, reason);
+        if let Some(fleet) = &self.state.fleet {
+            fleet.disconnected(&presence.device, presence.generation);
+        }
+        self.offer(&Event::disconnected(worker, &presence, reason));
+        self.store_presence(worker, presence, Some(reason));
     }
 
     /// Puts a device on the deny list for a while. Whoever changes the list is asked, and nobody waits for it.
@@ -283,6 +291,9 @@ impl Hub {
         }
         if self.entries.is_empty() {
             self.charges.clear();
+            for request in self.fences.drain(..) {
+                self.state.sent.resolve(request, Outcome::Delivered);
+            }
             // As long as more is taken from the workers.
             for worker in self.state.uplink.take_waiting() {
                 self.state.mailboxes[worker.index()].ring();

@@ -33,6 +33,7 @@ mod pending;
 mod policy;
 mod queue;
 mod reasons;
+mod sessions;
 mod sinks;
 mod traces;
 
@@ -72,6 +73,7 @@ pub use policy::{
 };
 use policy::{Current, RELOADS_WAITING_MAX};
 use queue::Queue;
+use sessions::Sessions;
 use traces::Traces;
 
 /// How long requests in progress may take to end once the gateway shuts down.
@@ -244,6 +246,7 @@ impl Control {
         let (fleet, wishes) = fleet::start(&parts.config, parts.epoch, parts.fleet, store.as_ref(), workers)?;
         let state = Arc::new(State {
             queue: store.as_ref().map(|store| Queue::new(Arc::clone(store))),
+            sessions: Sessions::new(),
             store,
             sinks,
             fleet,
@@ -277,7 +280,6 @@ impl Control {
         });
         let runtime = runtime()?;
         let listener = listen(&runtime, parts.admin, api_tls_now)?;
-
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (replacements, replaced) = crossbeam_channel::unbounded();
         let (stop_api, api_stopped) = watch::channel(false);
@@ -382,6 +384,8 @@ async fn serve(
     if let Some(nats::Wishes { orders, arrivals }) = wishes {
         drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), orders)));
         drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
+        drop(tokio::spawn(sessions::run(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::verify(Arc::clone(&state))));
     }
     if state.queue.is_some() {
         drop(tokio::spawn(queue::work(Arc::clone(&state))));
@@ -439,6 +443,7 @@ struct State {
     queue: Option<Queue>,
     sinks: Option<Sinks>,
     fleet: Option<Fleet>,
+    sessions: Sessions,
     counters: Arc<ProcessCounters>,
     bodies: Semaphore,
     requests: Semaphore,

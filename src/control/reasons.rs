@@ -200,6 +200,11 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "The gateway's log, which names the file and the fault; `pulsegate store check`.",
         "It stays there, and the device may come back; mend the disk, or restore a backup.",
     ]),
+    (CloseReason::SessionElsewhere, [
+        "The device's session is at another gateway of the fleet, and could not be brought here in time.",
+        "The gateway's log, which names the other one; pulsegate_fleet_sessions_put_off_total; the other one's store and NATS.",
+        "It stays there, and the device may come back; where it comes again and again, mend what the log names.",
+    ]),
     (CloseReason::Denied, [
         "The deny list names the device, its certificate or its network.",
         "Who wrote it there: `pulsegate blocks` tells file, API and gateway (rate_exceeded).",

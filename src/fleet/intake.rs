@@ -22,10 +22,11 @@ use async_nats::jetstream::consumer::pull::{Batch, Config};
 use async_nats::jetstream::consumer::{AckPolicy, Consumer, DeliverPolicy};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::place::{Place, Position, StreamFacts};
 use super::server::Server;
+use super::sessions::{ENDS_EVERY, Ends};
 use super::{Order, Shared, names};
 use crate::config::FLEET_INTAKE_BYTES;
 use crate::sink::Backoff;
@@ -53,6 +54,8 @@ pub enum Arrival {
     Message(Box<Remote>),
     /// All up to here was passed on, or is for nobody here.
     Passed(Position),
+    /// Somebody waits until all before this is settled.
+    End(oneshot::Sender<()>),
 }
 
 /// A message that was published at another gateway.
@@ -113,6 +116,9 @@ pub struct Intake {
     room: Arc<Semaphore>,
     /// The next that is to be passed on, which counts as taken: there is no room for it.
     waiting: Option<Waiting>,
+    ends: Ends,
+    /// When it is asked again whether all has come.
+    ends_due: Instant,
     backoff: Backoff,
     random: fastrand::Rng,
 }
@@ -147,6 +153,8 @@ impl Intake {
             orders,
             room: Arc::new(Semaphore::new(FLEET_INTAKE_BYTES / UNIT_BYTES)),
             waiting: None,
+            ends: Ends::default(),
+            ends_due: Instant::now(),
             backoff,
             random,
         }
@@ -202,6 +210,8 @@ impl Intake {
             {
                 self.ask(server, reading).await?;
             }
+            self.look_for_ends(server, reading.as_ref()).await?;
+            let are_ends_awaited = !self.ends.is_empty();
             let (shared, patience) = (Arc::clone(&self.shared), self.shared.interests().due());
             has_news = false;
             tokio::select! {
@@ -213,6 +223,7 @@ impl Intake {
                 }
                 () = until(look_again), if look_again.is_some() => has_news = true,
                 () = until(patience), if patience.is_some() => {}
+                () = tokio::time::sleep(ENDS_EVERY), if are_ends_awaited => {}
                 room = reserve(&self.room, self.waiting.as_ref()) => {
                     let (publication, _) = self.waiting.take().expect("it is waited for");
                     self.pass(*publication, room);
@@ -258,6 +269,36 @@ impl Intake {
         self.backoff.succeed();
         self.note_read(&wanted);
         Ok(None)
+    }
+
+    /// Whoever wants to know that all has come which was published until now.
+    async fn look_for_ends(&mut self, server: &Server, reading: Option<&Reading>) -> Result<(), String> {
+        let new = std::mem::take(&mut *self.shared.ends());
+        if new.is_empty() && self.ends.is_empty() {
+            return Ok(());
+        }
+        if !new.is_empty() {
+            let last = facts(server).await?.last;
+            self.ends.wait(last, new);
+        }
+        if self.waiting.is_some() {
+            return Ok(());
+        }
+        let position = self.place.as_ref().map_or(0, |place| place.position().position);
+        let is_read = match reading {
+            Some(_) if Instant::now() < self.ends_due => false,
+            Some(reading) => {
+                self.ends_due = Instant::now() + ENDS_EVERY;
+                is_read(server, reading).await
+            }
+            // Nothing is wanted; or it is not known yet what is.
+            None => self.place.is_some(),
+        };
+        for end in self.ends.reach(position, is_read) {
+            // The receiver is gone when the gateway ends.
+            let _ = self.arrivals.send(end);
+        }
+        Ok(())
     }
 
     fn note_read(&self, wanted: &[String]) {

@@ -25,6 +25,7 @@ mod presence;
 mod requests;
 mod run;
 mod server;
+mod sessions;
 mod settings;
 mod status;
 mod sweep;
@@ -48,6 +49,7 @@ pub use blocks::{BlockRow, Blocked};
 pub use everywhere::Answered;
 pub use intake::{Arrival, Remote};
 pub use place::Position;
+pub use sessions::{RowChange, SessionAsk, SessionRow};
 pub use settings::{Settings, files_of};
 pub use status::{Report, State};
 pub use wire::{Call, Reply};
@@ -112,6 +114,15 @@ pub enum Order {
         call: Call,
         /// The answer.
         answer: oneshot::Sender<Reply>,
+    },
+    /// Answer what another gateway wants of this one about a session.
+    Session {
+        /// Whose.
+        device: Box<str>,
+        /// What.
+        ask: SessionAsk,
+        /// A [`Reply`], or an image.
+        answer: oneshot::Sender<Bytes>,
     },
     /// End the connection of a device that another gateway has.
     End {
@@ -250,6 +261,12 @@ struct Shared {
     /// Rings when a shard wants something else.
     interest_bell: Notify,
     intake: intake::Counters,
+    /// How often this gateway has come to hold its lease.
+    joined: AtomicU64,
+    /// Rows of sessions, as of the latest look.
+    session_rows: AtomicU64,
+    /// Those who want to know when all has come that was published until now.
+    ends: Mutex<Vec<oneshot::Sender<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -411,6 +428,9 @@ impl Shared {
             interests: Mutex::new(Interests::new(workers)),
             interest_bell: Notify::new(),
             intake: intake::Counters::default(),
+            joined: AtomicU64::new(0),
+            session_rows: AtomicU64::new(1),
+            ends: Mutex::default(),
             bell: Notify::new(),
             status: Mutex::new(status),
             server: Mutex::default(),
@@ -428,6 +448,10 @@ impl Shared {
 
     fn interests(&self) -> MutexGuard<'_, Interests> {
         self.interests.lock().expect("no holder panics")
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Vec<oneshot::Sender<()>>> {
+        self.ends.lock().expect("no holder panics")
     }
 
     fn status(&self) -> MutexGuard<'_, Status> {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | the bucket of leases, and the key of one | `PREFIX_gateways`, the gateway's name |
 //! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
+//! | the bucket of sessions, and the key of one | `PREFIX_sessions`, the device's id |
 //! | the bucket of those who are kept out, and the key of one | `PREFIX_blocks`, `device ID` and the like |
 //! | what gateways say to one | `PREFIX.gateway.NAME` |
 //! | the stream of commands that wait, and the subject of one | `PREFIX_commands`, `PREFIX.command.DEVICE` |
@@ -38,6 +39,16 @@ impl Names {
     /// The bucket of devices.
     pub fn devices(&self) -> String {
         format!("{}_devices", self.prefix)
+    }
+
+    /// The bucket of sessions.
+    pub fn sessions(&self) -> String {
+        format!("{}_sessions", self.prefix)
+    }
+
+    /// The subject that a session's row is written under.
+    pub fn session(&self, device: &str) -> String {
+        format!("$KV.{}.{}", self.sessions(), key(device))
     }
 
     /// The stream of commands that wait.

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::names::Names;
 use super::presence::Told;
 use super::server::Server;
+use super::sessions::{SESSION_ASK_MAX, SessionAsk};
 use super::wire::{Call, Reply, Request};
 use super::{Order, SLACK, Shared, Unreachable};
 use crate::link::Downlink;
@@ -75,7 +76,10 @@ impl Hearing {
         let device = names.sent_to(&message.subject);
         self.answering.spawn(async move {
             let answer = match heard {
-                Heard::ByGateway => serve_gateway(&shared, &orders, &message.payload, is_old).await.to_bytes(),
+                Heard::ByGateway => match Request::parse(&message.payload) {
+                    Ok(Request::Session { device, ask }) => serve_session(&orders, device, ask, is_old).await,
+                    request => serve_gateway(&shared, &orders, request, is_old).await.to_bytes(),
+                },
                 Heard::ByAnybody if is_old => {
                     error_body("api_busy", "the gateway stood still; nothing was done; try again")
                 }
@@ -149,15 +153,22 @@ fn fact(shared: &Shared, payload: &[u8]) -> Option<Reply> {
     }
 }
 
-async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, payload: &[u8], is_old: bool) -> Reply {
-    let (device, order, answered, most) = match Request::parse(payload) {
+async fn serve_gateway(
+    shared: &Shared,
+    orders: &mpsc::UnboundedSender<Order>,
+    request: Result<Request, String>,
+    is_old: bool,
+) -> Reply {
+    let (device, order, answered, most) = match request {
         Err(why) => return Reply::NotUnderstood { why },
         Ok(Request::Call { call: Call::Commands { device } }) => {
             shared.wake(&device);
             return Reply::Heard;
         }
         Ok(Request::Call { call }) => return serve_call(orders, call, is_old).await,
-        Ok(Request::Taken { .. } | Request::Has { .. }) => unreachable!("it is answered at once"),
+        Ok(Request::Taken { .. } | Request::Has { .. } | Request::Session { .. }) => {
+            unreachable!("it is answered elsewhere")
+        }
         // What is wanted of a device may come behind what was wanted later.
         Ok(_) if is_old => return Reply::Busy,
         Ok(Request::Send { device, topic, payload, acknowledge, patience_ms }) => {
@@ -186,6 +197,23 @@ async fn serve_gateway(shared: &Shared, orders: &mpsc::UnboundedSender<Order>, p
         }
         _ => Reply::Late,
     }
+}
+
+/// What another gateway wants of a session. What it wanted long ago it has asked again, or given up.
+async fn serve_session(
+    orders: &mpsc::UnboundedSender<Order>,
+    device: Box<str>,
+    ask: SessionAsk,
+    is_old: bool,
+) -> Bytes {
+    let (answer, answered) = oneshot::channel();
+    if !is_old
+        && orders.send(Order::Session { device, ask, answer }).is_ok()
+        && let Ok(Ok(answer)) = tokio::time::timeout(SESSION_ASK_MAX, answered).await
+    {
+        return answer;
+    }
+    Reply::Busy.to_bytes()
 }
 
 /// What a gateway is asked about itself. That it was asked long ago matters only where it is to do something.

@@ -318,6 +318,7 @@ impl Run {
             }
         }
         self.shared.presence().begin(&self.lease.row().id, is_new);
+        self.shared.joined.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -586,6 +587,7 @@ impl Run {
         if gone > 0 {
             tracing::warn!(gone, "rows of devices that are here were removed by somebody: they are looked at again");
         }
+        self.shared.session_rows.store(survey.sessions, Ordering::Relaxed);
         self.read_blocks(server, session, survey.blocks);
         self.look_at_commands(server, session, &survey);
         let begins = self.plan.handle_survey(survey.gateways, &self.shared.node, Instant::now());

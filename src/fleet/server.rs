@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use super::blocks::Stamp;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
+use super::sessions::SessionRow;
 use super::settings::Settings;
 
 use crate::link::Subject as Blockee;
@@ -58,6 +59,7 @@ pub struct Server {
     context: Context,
     gateways: Stream<()>,
     devices: Stream<()>,
+    sessions: Stream<()>,
 }
 
 /// What was found out about a connection.
@@ -79,6 +81,8 @@ pub struct Survey {
     pub rows_since: String,
     /// The lowest revision that is there.
     pub first: u64,
+    /// Rows of sessions.
+    pub sessions: u64,
     /// Gateways that have a lease.
     pub gateways: BTreeSet<String>,
     /// In which state the bucket of those is who are kept out,
@@ -165,6 +169,7 @@ impl Server {
         check_lease(&gateways, leases.max_age, config.lease)?;
         let rows = bucket(&context, &devices, config.replicas, Duration::ZERO).await?;
         bucket(&context, &names.blocks(), config.replicas, Duration::ZERO).await?;
+        bucket(&context, &names.sessions(), config.replicas, Duration::ZERO).await?;
         let stream = |bucket: &str| {
             let (context, name) = (context.clone(), stream_of(bucket));
             async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }
@@ -172,7 +177,8 @@ impl Server {
         check_subjects(&context, &names).await?;
         queue::make_streams(&context, &names, config.replicas).await?;
         let (gateways, devices) = (stream(&gateways).await?, stream(&devices).await?);
-        let server = Self { names, client, context, gateways, devices };
+        let sessions = stream(&names.sessions()).await?;
+        let server = Self { names, client, context, gateways, devices, sessions };
         let survey = server.survey().await.map_err(|why| why.to_string())?;
         let (promise, doubts) = (promise(&rows, &info.version), doubts(&info.version));
         Ok((server, Facts { promise, doubts, version: info.version, rows_since: survey.rows_since }))
@@ -188,7 +194,8 @@ impl Server {
         let blocks = stamp(&self.info(&self.names.blocks(), &serde_json::json!({})).await?);
         let stream = self.names.commands();
         let commands = stamp(&self.stream_info(&stream, &stream, &serde_json::json!({})).await?);
-        Ok(Survey { rows_since: devices.created, first: devices.state.first_seq, gateways, blocks, commands })
+        let sessions = self.info(&self.names.sessions(), &serde_json::json!({})).await?.state.messages;
+        Ok(Survey { sessions, rows_since: devices.created, first: devices.state.first_seq, gateways, blocks, commands })
     }
 
     /// The gateways that have a lease now.
@@ -413,6 +420,22 @@ impl Server {
         device: &str,
     ) -> Result<Option<(u64, T)>, String> {
         last(&self.devices, &self.names.device(device)).await
+    }
+
+    /// A session's row and its revision, asked of the stream's leader: what it says is the latest.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn session_row(&self, device: &str) -> Result<Option<(u64, SessionRow)>, String> {
+        last(&self.sessions, &self.names.session(device)).await
+    }
+
+    /// Takes away the row of this revision, and no newer one. `true`: it was there.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn remove_session_row(&self, revision: u64) -> Result<bool, String> {
+        remove(&self.context, &self.names.sessions(), revision).await
     }
 
     /// Takes away the row of this revision, and no newer one. `true`: it was there.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::BlockRow;
+use super::sessions::SessionAsk;
 
 /// The longest request taken, in bytes: the longest payload in base64, with its topic and device.
 pub const REQUEST_BYTES_MAX: usize = 128 << 10;
@@ -48,6 +49,13 @@ pub enum Request {
         generation: u64,
         /// The revision that stands there now.
         revision: u64,
+    },
+    /// The session of a device that has come to another gateway.
+    Session {
+        /// The device.
+        device: Box<str>,
+        /// What is wanted.
+        ask: SessionAsk,
     },
     /// Ask the gateway itself something, or have it do something to all of its devices.
     Call {
@@ -146,6 +154,11 @@ pub enum Reply {
     },
     /// It was heard: for `Request::Taken`.
     Heard,
+    /// It has the session, and gives it: for `Request::Session`.
+    Session {
+        /// Under which number it has it: another one is another session.
+        key: u64,
+    },
     /// What its API would answer: for `Request::Call`.
     Said {
         /// JSON.
@@ -235,6 +248,10 @@ mod tests {
             (
                 Request::Taken { device: "d".into(), lease: "l".into(), generation: 7, revision: 9 },
                 r#"{"do":"taken","device":"d","lease":"l","generation":7,"revision":9}"#,
+            ),
+            (
+                Request::Session { device: "d".into(), ask: SessionAsk::Messages { after: 7 } },
+                r#"{"do":"session","device":"d","ask":{"wants":"messages","after":7}}"#,
             ),
             (
                 Request::Call { call: Call::Devices { after: "a".into(), prefix: "".into(), limit: 7 } },

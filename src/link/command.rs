@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, ShardMessage, Trace, WorkerId,
+    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, SessionOrder, SessionVerdict,
+    ShardMessage, Trace, WorkerId,
 };
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::WorkerEvent`])
@@ -103,6 +104,27 @@ pub enum WorkerCommand {
     InterestHeld {
         /// Which change; the latest that was said.
         version: u64,
+    },
+    /// The answer to [`super::WorkerEvent::SessionWanted`].
+    SessionSettled {
+        /// Whose CONNECT waits.
+        connection: ConnectionId,
+        /// How it goes on.
+        verdict: SessionVerdict,
+    },
+    /// Something about the session of a device, which comes from another gateway or goes there.
+    Session {
+        /// The number that the answer carries.
+        request: u64,
+        /// The device; this worker is its home.
+        device: Box<str>,
+        /// What.
+        order: SessionOrder,
+    },
+    /// Say [`super::WorkerEvent::Fence`]: behind all that was said before.
+    Fence {
+        /// The number that it carries.
+        request: u64,
     },
     /// Publish a message to whoever has subscribed to its topic, in every shard; answered by [`super::WorkerEvent::Sent`] with
     /// [`super::Outcome::Delivered`] when every shard has taken it.

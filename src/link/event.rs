@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, Traits, WorkerId};
+use super::{CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, SessionWanted, Traits, WorkerId};
 use crate::pool::Charge;
 use crate::time::Moment;
 
@@ -60,6 +60,15 @@ pub enum WorkerEvent {
         version: u64,
         /// What of what others publish is to come here.
         cover: Box<Cover>,
+    },
+    /// In a fleet: a device has come whose session may be at another gateway.
+    SessionWanted(Box<SessionWanted>),
+    /// In a fleet: a device's session has ended, and no other has begun.
+    SessionGone(Box<str>),
+    /// The answer to `WorkerCommand::Fence`: all that this worker said before is with the control plane.
+    Fence {
+        /// The number of the request.
+        request: u64,
     },
     /// The answer to `WorkerCommand::Describe`.
     Described {

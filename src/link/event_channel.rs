@@ -75,7 +75,11 @@ impl WorkerEvent {
     /// Whether somebody waits for this, a device among them.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
-        matches!(self, WorkerEvent::Message(message) if message.receipt.is_some()) || self.is_answer()
+        match self {
+            WorkerEvent::Message(message) => message.receipt.is_some(),
+            WorkerEvent::Fence { .. } => true,
+            other => other.is_answer(),
+        }
     }
 
     /// Whether somebody in the control plane, or a connection that cannot go on without it, waits for this.
@@ -88,12 +92,15 @@ impl WorkerEvent {
             | WorkerEvent::TakeoverLoop(_)
             | WorkerEvent::KeepOut { .. }
             | WorkerEvent::WillDue(_)
+            | WorkerEvent::SessionGone(_)
+            | WorkerEvent::Fence { .. }
             | WorkerEvent::Message(_) => false,
             WorkerEvent::Authenticate { .. }
             | WorkerEvent::Described { .. }
             | WorkerEvent::Listed { .. }
             | WorkerEvent::Sent { .. }
             | WorkerEvent::Interest { .. }
+            | WorkerEvent::SessionWanted(_)
             | WorkerEvent::Broadcast { .. } => true,
         }
     }

@@ -11,6 +11,7 @@ pub mod doorbell;
 pub mod event;
 pub mod event_channel;
 pub mod grant;
+pub mod handover;
 pub mod home;
 pub mod interest;
 pub mod mailbox;
@@ -36,6 +37,7 @@ pub use event::{
 };
 pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
+pub use handover::{Cut, NO_ROOM_FOR_SESSION, STILL_CONNECTED, SessionOrder, SessionVerdict, SessionWanted};
 pub use home::Home;
 pub use interest::{COVER_FILTERS, Cover};
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};

@@ -100,6 +100,8 @@ labelled! {
         PoolFull = "pool_full",
         /// What waits for the device in the store cannot be read.
         SessionUnreadable = "session_unreadable",
+        /// Its session is at another gateway of the fleet, and could not be brought here in time.
+        SessionElsewhere = "session_elsewhere",
         /// The deny list names the device, its certificate or its network.
         Denied = "denied",
         /// The device sent more than `listener.rates` allows, for longer than its patience.

@@ -358,6 +358,20 @@ metrics! {
     Unanswered = Counter "pulsegate_fleet_questions_unanswered" "",
     /// Delayed wills that were not published, because their devices were at other gateways by then.
     WillsWithheld = Counter "pulsegate_fleet_wills_withheld" "",
+    /// Sessions that came with their devices from other gateways.
+    SessionsTaken = Counter "pulsegate_fleet_sessions_taken" "",
+    /// Messages that waited in sessions which came from other gateways.
+    SessionMessagesTaken = Counter "pulsegate_fleet_session_messages_taken" "",
+    /// Sessions that went with their devices to other gateways.
+    SessionsGiven = Counter "pulsegate_fleet_sessions_given" "",
+    /// Devices that were asked to come again, because their sessions could not be brought from other gateways in time.
+    SessionsPutOff = Counter "pulsegate_fleet_sessions_put_off" "",
+    /// Sessions that began anew, because the gateways that had them had died or did not answer.
+    SessionsBegunAnew = Counter "pulsegate_fleet_sessions_begun_anew" "",
+    /// Sessions that went without a word, because others had them by then.
+    SessionsDisowned = Counter "pulsegate_fleet_sessions_disowned" "",
+    /// Devices whose sessions were not looked for at other gateways, because NATS was away.
+    SessionsUnasked = Counter "pulsegate_fleet_sessions_unasked" "",
     /// Connections to NATS that were made and verified.
     Connects = Counter "pulsegate_fleet_connects" "",
     /// Connections to NATS that failed or ended.

@@ -12,6 +12,7 @@ mod downlink;
 mod ends;
 mod grants;
 mod handle;
+mod handover;
 mod invariants;
 mod kept;
 mod mqtt;

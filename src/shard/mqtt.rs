@@ -42,6 +42,7 @@ impl Shard {
         }
         self.answer(now);
         self.uplink.extend(self.broker.take_interest());
+        self.uplink.extend(self.broker.take_gone().into_iter().map(WorkerEvent::SessionGone));
         self.broker.count(&mut self.counters);
     }
 
@@ -188,8 +189,11 @@ impl Shard {
         downlink: &Downlink,
         request: Option<u64>,
     ) -> Outcome {
-        // Between its arrival and its CONNECT it has none.
-        let Some(session) = self.broker.of(slot) else { return Outcome::Offline };
+        // Between its arrival and its CONNECT it has none; where that waits for its session, there may be one soon.
+        let Some(session) = self.broker.of(slot) else {
+            let is_waited_for = self.broker.is_waiting(slot);
+            return if is_waited_for { Outcome::Refused(NOT_SUBSCRIBED) } else { Outcome::Offline };
+        };
         if !topic::is_topic_name(&downlink.topic) {
             return Outcome::Refused("the topic is no MQTT topic name");
         }

@@ -17,6 +17,7 @@ mod crowd;
 mod error;
 mod files;
 mod fleet;
+mod handover;
 mod loader;
 mod progress;
 mod queue;

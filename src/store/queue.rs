@@ -35,6 +35,8 @@ pub(super) enum Request {
     Fleet { at: FleetPosition, answer: Answer },
     /// Do something to commands that wait.
     Commands { step: Step, answer: Answer },
+    /// Nothing: what was offered before is written.
+    Behind { answer: Answer },
     /// Forget a consumer.
     Delete { name: Box<str>, answer: Answer },
 }
@@ -48,6 +50,7 @@ impl Request {
         | Self::Note { answer, .. }
         | Self::Fleet { answer, .. }
         | Self::Commands { answer, .. }
+        | Self::Behind { answer }
         | Self::Delete { answer, .. }) = self;
         // The asker may have gone.
         let _ = answer.send(result);

@@ -116,7 +116,7 @@ impl Reader {
         self.look(|connection| sessions::read_messages(connection, session, numbers, bytes_max))
     }
 
-    fn look<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Unreadable>) -> Result<T, StoreError> {
+    pub(super) fn look<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Unreadable>) -> Result<T, StoreError> {
         let connection = self.connection.lock().expect("no holder panics");
         read(&connection).map_err(|error| error.of(&self.path))
     }

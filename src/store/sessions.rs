@@ -79,7 +79,7 @@ impl Unreadable {
     }
 }
 
-fn unreadable(what: impl std::fmt::Display) -> impl FnOnce(ImageError) -> Unreadable {
+pub(super) fn unreadable(what: impl std::fmt::Display) -> impl FnOnce(ImageError) -> Unreadable {
     move |error| Unreadable::Image(format!("{what}: {error}"))
 }
 

@@ -524,7 +524,7 @@ impl Writer {
                         progress.seek(cursor);
                     }
                 }
-                Request::Note { .. } | Request::Fleet { .. } | Request::Commands { .. } => {}
+                Request::Note { .. } | Request::Fleet { .. } | Request::Commands { .. } | Request::Behind { .. } => {}
                 Request::Delete { name, .. } => drop(consumers.remove(name)),
             }
         }
@@ -699,10 +699,10 @@ fn apply(
         }
         Request::Fleet { at, .. } => fleet::write(transaction, at).map(Ok),
         Request::Commands { .. } => unreachable!("they are taken before"),
+        Request::Behind { .. } => Ok(Ok(0)),
         Request::Delete { name, .. } => {
             let Some(progress) = consumers.remove(name) else { return no_consumer(name) };
-            delete(transaction, name)?;
-            Ok(Ok(progress.cursor))
+            delete(transaction, name).map(|()| Ok(progress.cursor))
         }
     }
 }

@@ -87,6 +87,13 @@ impl<I: Io> Turn<I> {
             WorkerCommand::PublishWill { device, listener, publication } => {
                 self.shard.handle_will(device, listener, *publication);
             }
+            WorkerCommand::SessionSettled { connection, verdict } => {
+                self.shard.handle_session_settled(connection, verdict, now);
+            }
+            WorkerCommand::Session { request, device, order } => {
+                self.shard.handle_session(request, &device, order, now);
+            }
+            WorkerCommand::Fence { request } => self.shard.handle_fence(request),
             WorkerCommand::InterestHeld { version } => self.shard.handle_interest_held(version),
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),

@@ -18,6 +18,7 @@ mod publications;
 mod queue;
 mod refusals;
 mod servers;
+mod sessions;
 mod takeover;
 mod uplink;
 mod wills;

@@ -1,9 +1,10 @@
 //! A client of MQTT 3.1.1 that says and hears a packet at a time, and acknowledges what it is sent.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::support::{Device, Event};
+use crate::support::{Device, Event, Site};
 use crate::{LATE, Member};
 
 /// A message that came.
@@ -52,16 +53,45 @@ impl Client {
     /// One that comes to a gateway; `keeps`: its session outlives its connection.
     #[track_caller]
     pub fn come(member: &Member, id: &str, keeps: bool) -> Self {
-        let tls = member.site.tls_with(None, |options| options.alpn = &[]);
-        let mut device = Device::raw(member.gateway.address("mqtt"), &tls).unwrap();
-        let clean = if keeps { 0 } else { 2 };
-        device.send_plain(&packet(0x10, &[&text("MQTT")[..], &[4, clean, 0, 0], &text(id)].concat()));
-        let mut client = Self { device, bytes: Vec::new(), heard: VecDeque::new(), identifier: 0, has_session: false };
-        let deadline = Instant::now() + LATE;
-        let connack = client.take(deadline).expect("a CONNACK");
-        assert!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
-        client.has_session = connack[2] == 1;
+        let mut client = Self::ask_to_come(member.gateway.address("mqtt"), &member.site, id, keeps);
+        client.welcomed();
         client
+    }
+
+    /// The same, without waiting for CONNACK.
+    pub fn ask_to_come(address: SocketAddr, site: &Site, id: &str, keeps: bool) -> Self {
+        let clean = if keeps { 0 } else { 2 };
+        Self::connect(address, site, &packet(0x10, &[&text("MQTT")[..], &[4, clean, 0, 0], &text(id)].concat()))
+    }
+
+    /// One of MQTT 5, whose session outlives its connection by so many seconds; with a will of this delay, in seconds. It only comes
+    /// and goes.
+    #[track_caller]
+    pub fn come_v5(member: &Member, id: &str, is_clean: bool, expiry_s: u32, will_delay_s: Option<u32>) -> Self {
+        let flags = if is_clean { 2 } else { 0 } | if will_delay_s.is_some() { 0b0000_1100 } else { 0 };
+        let expiry = [&[0x11][..], &expiry_s.to_be_bytes()].concat();
+        let mut body = [&text("MQTT")[..], &[5, flags, 0, 0, expiry.len() as u8], &expiry, &text(id)].concat();
+        if let Some(delay_s) = will_delay_s {
+            let delay = [&[0x18][..], &delay_s.to_be_bytes()].concat();
+            body.extend([&[delay.len() as u8][..], &delay, &text(&format!("wills/{id}")), &text("gone")].concat());
+        }
+        let mut client = Self::connect(member.gateway.address("mqtt"), &member.site, &packet(0x10, &body));
+        client.welcomed();
+        client
+    }
+
+    fn connect(address: SocketAddr, site: &Site, connect: &[u8]) -> Self {
+        let tls = site.tls_with(None, |options| options.alpn = &[]);
+        let mut device = Device::raw(address, &tls).unwrap();
+        device.send_plain(connect);
+        Self { device, bytes: Vec::new(), heard: VecDeque::new(), identifier: 0, has_session: false }
+    }
+
+    #[track_caller]
+    fn welcomed(&mut self) {
+        let connack = self.take(Instant::now() + LATE).expect("a CONNACK");
+        assert!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
+        self.has_session = connack[2] == 1;
     }
 
     /// The next whole packet.
@@ -78,37 +108,46 @@ impl Client {
         }
     }
 
+    /// The next message, which is not answered, and its identifier.
+    #[track_caller]
+    pub fn unanswered(&mut self) -> (Heard, u16) {
+        loop {
+            let packet = self.take(Instant::now() + LATE).expect("a message");
+            if packet[0] >> 4 == 3 {
+                return message_of(&packet);
+            }
+        }
+    }
+
+    /// Says an acknowledgement.
+    pub fn say(&mut self, first: u8, identifier: u16) {
+        let [high, low] = identifier.to_be_bytes();
+        self.device.send_plain(&[first, 2, high, low]);
+    }
+
     /// The next that is said; a message is acknowledged.
     fn next(&mut self, deadline: Instant) -> Option<Packet> {
         let packet = self.take(deadline)?;
-        let body = packet.len() - remaining(&packet);
-        let rest = &packet[body..];
-        let number = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
         if packet[0] >> 4 != 3 {
-            return Some(Packet::Answer(packet[0], number(0)));
+            let rest = &packet[packet.len() - remaining(&packet)..];
+            return Some(Packet::Answer(packet[0], u16::from_be_bytes([rest[0], rest[1]])));
         }
-        let qos = packet[0] >> 1 & 3;
-        let end = 2 + usize::from(number(0));
-        let topic = String::from_utf8(rest[2..end].to_vec()).unwrap();
-        let begin = if qos == 0 { end } else { end + 2 };
-        let payload = String::from_utf8(rest[begin..].to_vec()).unwrap();
-        if qos > 0 {
-            let identifier = number(end).to_be_bytes();
-            let answer = if qos == 1 { 0x40 } else { 0x50 };
-            self.device.send_plain(&[answer, 2, identifier[0], identifier[1]]);
+        let (heard, identifier) = message_of(&packet);
+        if heard.qos > 0 {
+            self.say(if heard.qos == 1 { 0x40 } else { 0x50 }, identifier);
         }
-        Some(Packet::Message(Heard { topic, payload, qos }))
+        Some(Packet::Message(heard))
     }
 
     /// Waits for an answer; messages that come before it are kept.
     #[track_caller]
-    fn expect(&mut self, first: u8, identifier: u16) {
+    pub fn expect(&mut self, first: u8, identifier: u16) {
         let deadline = Instant::now() + LATE;
         loop {
             match self.next(deadline).unwrap_or_else(|| panic!("no answer {first:#x}")) {
                 Packet::Message(heard) => self.heard.push_back(heard),
-                Packet::Answer(0x62, of) => self.device.send_plain(&[0x70, 2, (of >> 8) as u8, of as u8]),
                 Packet::Answer(told, of) if (told, of) == (first, identifier) => return,
+                Packet::Answer(0x62, of) => self.device.send_plain(&[0x70, 2, (of >> 8) as u8, of as u8]),
                 // Of an earlier one of QoS 2 to this client.
                 Packet::Answer(..) => {}
             }
@@ -150,6 +189,11 @@ impl Client {
     /// Says it, and waits for no answer. Its packet identifier, if it has one.
     pub fn send(&mut self, topic: &str, payload: &str, qos: u8) -> u16 {
         let number = if qos == 0 { 0 } else { self.number() };
+        self.send_as(topic, payload, qos, number)
+    }
+
+    /// The same, under this identifier.
+    pub fn send_as(&mut self, topic: &str, payload: &str, qos: u8, number: u16) -> u16 {
         let identifier = if qos == 0 { vec![] } else { number.to_be_bytes().to_vec() };
         let body = [&text(topic)[..], &identifier, payload.as_bytes()].concat();
         self.device.send_plain(&packet(0x30 | qos << 1, &body));
@@ -199,6 +243,11 @@ impl Client {
         }
     }
 
+    /// Messages that came before an answer that was waited for.
+    pub fn heard(&mut self) -> impl Iterator<Item = Heard> + '_ {
+        self.heard.drain(..)
+    }
+
     /// The next message, which is this one.
     #[track_caller]
     pub fn hears(&mut self, topic: &str, payload: &str, qos: u8) {
@@ -210,6 +259,17 @@ impl Client {
     pub fn cut(self) {
         self.device.reset();
     }
+}
+
+/// A message, and its identifier; 0: it has none.
+fn message_of(packet: &[u8]) -> (Heard, u16) {
+    let rest = &packet[packet.len() - remaining(packet)..];
+    let number = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
+    let qos = packet[0] >> 1 & 3;
+    let end = 2 + usize::from(number(0));
+    let topic = String::from_utf8(rest[2..end].to_vec()).unwrap();
+    let (begin, identifier) = if qos == 0 { (end, 0) } else { (end + 2, number(end)) };
+    (Heard { topic, payload: String::from_utf8(rest[begin..].to_vec()).unwrap(), qos }, identifier)
 }
 
 /// How long the first packet is, if all of it is there.

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 
 use serde_json::{Value, json};
 
+use crate::mqtt::Client;
 use crate::servers::Servers;
 use crate::support::{Gateway, Site, wait_until};
 use crate::{LATE, Member, configure, end};
@@ -119,11 +120,12 @@ fn an_account_that_may_not_do_what_a_gateway_does_is_told_which_right_it_needs()
 }
 
 /// What docs/OPERATING.md and docs/howto/three-gateways.md say that an account needs.
-const PUBLISH: [&str; 11] = [
+const PUBLISH: [&str; 12] = [
     "pulsegate.>",
     "$KV.pulsegate_gateways.>",
     "$KV.pulsegate_devices.>",
     "$KV.pulsegate_blocks.>",
+    "$KV.pulsegate_sessions.>",
     "$JS.API.INFO",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.CREATE.*",
@@ -215,6 +217,7 @@ fn the_rights_that_the_documentation_names_suffice_and_without_any_of_them_it_is
         wait_until(&format!("{part} is said"), LATE, || {
             // Some are needed only for what happens then.
             member.device("meter-2").leave();
+            drop(Client::ask_to_come(member.gateway.address("mqtt"), &member.site, "meter-3", true));
             member.send("nobody", "x");
             member.gateway.post("/v1/blocks", &json!({"device": "somebody"}));
             right.contains("CREATE") || was_told(&member, &part)

@@ -65,6 +65,11 @@ impl Inflight {
         self.answered.insert(packet, false);
     }
 
+    /// Whether messages of the device have no answer yet.
+    pub(in super::super) fn has_inbound(&self) -> bool {
+        !self.inbound.is_empty()
+    }
+
     /// A message that is known has come again. `true`: for the first time on this connection.
     pub(in super::super) fn receive_again(&mut self, packet: u16, qos: QoS) -> bool {
         let known = |inbound: &&mut Inbound| inbound.packet == packet && inbound.qos == qos;

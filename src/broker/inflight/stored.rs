@@ -54,6 +54,17 @@ impl Inflight {
         Self { stored, ..Self::default() }
     }
 
+    /// A session of another gateway: this was sent and lies in the store, and this waits there. All of it before what came here.
+    pub(in super::super) fn adopt(&mut self, stored: Stored, outbound: Vec<(u64, u16, Sending)>) {
+        debug_assert!(self.outbound.is_empty(), "nothing is sent to a device that is away");
+        self.stored.through = self.stored.through.max(stored.through);
+        self.stored.messages += stored.messages;
+        self.stored.bytes += stored.bytes;
+        for (number, packet, state) in outbound {
+            self.restore_outbound(packet, state, number);
+        }
+    }
+
     /// What is stored.
     pub(in super::super) fn stored(&self) -> Stored {
         self.stored

@@ -4,13 +4,13 @@ use super::super::transport::OpenConnection;
 use super::super::{Naming, Phase, Step, Termination};
 use super::grant::METHOD;
 use super::{PacketOutcome, publish};
-use crate::broker::{ALIASES_MAX, Arrival, Attached, Profile, Will};
+use crate::broker::{ALIASES_MAX, Arrival, Attached, Claim, Profile, Will};
 use crate::codec::mqtt::{
     self, Connack, Connect, Packet, Properties, PropertiesBuilder, Property, Reason, Version, topic,
 };
 use crate::codec::native;
 use crate::config::{IdentityFrom, Mqtt};
-use crate::link::{CloseReason, Credentials, Publication};
+use crate::link::{CloseReason, Credentials, Publication, SessionWanted, WorkerEvent};
 
 impl OpenConnection<'_, '_> {
     // --- The first look: who it is ----------------------------------------------------------------------------------
@@ -149,16 +149,7 @@ impl OpenConnection<'_, '_> {
         if expiry_s > 0 && !self.cx.broker.may_keep_more() && connect.version == Version::V5 {
             expiry_s = 0;
         }
-        let properties = &connect.properties;
-        let profile = Profile {
-            version: connect.version,
-            listener: self.settings.listener,
-            keep_alive_s: *self.interval,
-            expiry_s,
-            receive_maximum: properties.receive_maximum().unwrap_or(u16::MAX),
-            packet_maximum: properties.maximum_packet_size().unwrap_or(u32::MAX),
-            alias_maximum: properties.topic_alias_maximum().unwrap_or(0),
-        };
+        let profile = self.profile(connect, expiry_s);
         let will = connect.will.as_ref().map(|will| Box::new(make_will(will)));
         if will.as_ref().is_some_and(|will| !self.cx.broker.has_room_for(will)) {
             return Err(self.refuse(
@@ -167,6 +158,9 @@ impl OpenConnection<'_, '_> {
                 CloseReason::PoolFull,
                 "there is no room for its will (limits.pool_bytes)",
             ));
+        }
+        if let Some(step) = self.wait_for_session(connect.clean_start, expiry_s > 0) {
+            return Ok(PacketOutcome::Deferred(step));
         }
         let arrival =
             Arrival { connection: self.id.slot, device: self.device, clean_start: connect.clean_start, profile, will };
@@ -190,6 +184,36 @@ impl OpenConnection<'_, '_> {
         }
         self.hold_connack(&attached, start);
         Ok(PacketOutcome::Consumed)
+    }
+
+    /// What the device says of itself, as it is in force.
+    fn profile(&self, connect: &Connect, expiry_s: u32) -> Profile {
+        let properties = &connect.properties;
+        Profile {
+            version: connect.version,
+            listener: self.settings.listener,
+            keep_alive_s: *self.interval,
+            expiry_s,
+            receive_maximum: properties.receive_maximum().unwrap_or(u16::MAX),
+            packet_maximum: properties.maximum_packet_size().unwrap_or(u32::MAX),
+            alias_maximum: properties.topic_alias_maximum().unwrap_or(0),
+        }
+    }
+
+    /// In a fleet its session may be at another gateway: CONNECT waits until that is known. One that begins anew and ends with its
+    /// connection waits for nobody.
+    fn wait_for_session(&mut self, is_clean: bool, is_kept: bool) -> Option<Step> {
+        if !self.cx.broker.is_of_fleet() {
+            return None;
+        }
+        let wait = is_kept || !is_clean;
+        let claim = self.cx.broker.claim(self.id.slot);
+        if claim == Claim::Ask {
+            let connection = wait.then_some(self.id);
+            let wanted = SessionWanted { device: self.device.clone(), connection, is_clean, is_kept };
+            self.cx.uplink.push(WorkerEvent::SessionWanted(Box::new(wanted)));
+        }
+        (wait && claim != Claim::Cleared).then_some(Step::Held)
     }
 
     /// What stands behind `start` is said when it is safe.

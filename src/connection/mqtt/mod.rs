@@ -241,6 +241,7 @@ const fn reason_of(reason: CloseReason) -> Option<Reason> {
         CloseReason::HomeFull
         | CloseReason::PoolFull
         | CloseReason::SessionUnreadable
+        | CloseReason::SessionElsewhere
         | CloseReason::TokenUnanswered
         | CloseReason::JwtUnanswered
         | CloseReason::HookUnanswered

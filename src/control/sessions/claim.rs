@@ -1,0 +1,208 @@
+//! A device has come: whose is its session? And a session that has ended: its row goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::take::{Brought, take};
+use super::{State, ask_shard, count, serve};
+use crate::fleet::{Fleet, Reply, RowChange, SessionAsk, SessionRow};
+use crate::link::{Outcome, SessionOrder, SessionVerdict, SessionWanted, WorkerCommand, WorkerId};
+
+/// How long a device that has come may wait for its session, as long as nothing of it comes.
+pub(super) const HANDOVER_MAX: Duration = Duration::from_secs(10);
+/// How soon it is tried again.
+pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// How often another gateway that lives is told that it has a session no more,
+const TELLS: u32 = 6;
+/// and how far apart at first; twice as far each time.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// Finds out whose the session of a device is that has come, and brings it here.
+pub(super) async fn claim(state: &Arc<State>, worker: WorkerId, wanted: &SessionWanted) {
+    let Some(fleet) = &state.fleet else { return };
+    // Whoever keeps nothing costs a fleet nothing that keeps nothing.
+    if wanted.connection.is_none() && fleet.has_no_sessions() {
+        return;
+    }
+    let held = state.sessions.hold(&wanted.device).await;
+    let verdict = Claim { state, fleet, wanted, until: Instant::now() + HANDOVER_MAX }.settle().await;
+    if verdict == SessionVerdict::ComesAgain {
+        count(&state.sessions.counters.put_off);
+    }
+    if let Some(connection) = wanted.connection {
+        // A worker that is gone has no devices.
+        let _ = state.mailboxes[worker.index()].answer(WorkerCommand::SessionSettled { connection, verdict });
+    }
+    drop(held);
+}
+
+/// A session has ended here, and its device has no other: its row goes.
+pub(super) async fn let_go(state: &Arc<State>, device: &str) {
+    let Some(fleet) = &state.fleet else { return };
+    let _held = state.sessions.hold(device).await;
+    serve::withdraw(state, device);
+    if ask_shard(state, device, SessionOrder::Exists).await != Some(Outcome::Offline) {
+        // Another has begun since.
+        return;
+    }
+    // A row that stays because nobody answers is taken by whoever has the device next: its gateway says that it has none.
+    if let Ok(Some((revision, row))) = fleet.session_row(device).await
+        && *row.node == *fleet.node()
+    {
+        let _ = fleet.remove_session_row(revision).await;
+    }
+}
+
+/// The device whose CONNECT waits.
+pub(super) struct Claim<'a> {
+    pub(super) state: &'a Arc<State>,
+    pub(super) fleet: &'a Fleet,
+    pub(super) wanted: &'a SessionWanted,
+    pub(super) until: Instant,
+}
+
+/// What one try came to.
+enum Step {
+    Done(SessionVerdict),
+    /// Once more, from the row on.
+    Again,
+}
+
+impl Claim<'_> {
+    pub(super) fn device(&self) -> &str {
+        &self.wanted.device
+    }
+
+    async fn settle(&mut self) -> SessionVerdict {
+        // The device is back: another gateway that is about to take its session is to find another revision.
+        let was_offered = serve::withdraw(self.state, self.device()).is_some();
+        loop {
+            if !self.fleet.is_connected() {
+                count(&self.state.sessions.counters.unasked);
+                return SessionVerdict::GoesOn;
+            }
+            let place = self.state.sessions.look().await;
+            let row = self.fleet.session_row(self.device()).await;
+            drop(place);
+            let step = match row {
+                Ok(row) => self.look(row, was_offered).await,
+                Err(why) => {
+                    tracing::debug!(why, "the row of a session cannot be read: it is tried again");
+                    Step::Again
+                }
+            };
+            match step {
+                Step::Done(verdict) => return verdict,
+                Step::Again if Instant::now() >= self.until || !self.is_there().await => {
+                    return SessionVerdict::ComesAgain;
+                }
+                Step::Again => tokio::time::sleep(AGAIN_AFTER).await,
+            }
+        }
+    }
+
+    async fn look(&mut self, row: Option<(u64, SessionRow)>, was_offered: bool) -> Step {
+        let Some((revision, row)) = row else {
+            return if self.wanted.is_kept { self.own(0, 0).await } else { Step::Done(SessionVerdict::GoesOn) };
+        };
+        if *row.node == *self.fleet.node() {
+            return if was_offered {
+                self.own(revision, row.moves + 1).await
+            } else {
+                Step::Done(SessionVerdict::GoesOn)
+            };
+        }
+        if self.wanted.is_clean {
+            return self.begin_anew(revision, &row, true).await;
+        }
+        match take(self, revision, &row).await {
+            Brought::Whole => Step::Done(SessionVerdict::GoesOn),
+            Brought::Nothing => self.begin_anew(revision, &row, false).await,
+            Brought::Silent => {
+                let device = self.device();
+                tracing::warn!(
+                    device,
+                    node = &*row.node,
+                    "the gateway that has the session does not answer: it begins anew"
+                );
+                count(&self.state.sessions.counters.begun_anew);
+                self.begin_anew(revision, &row, false).await
+            }
+            Brought::Late => Step::Done(SessionVerdict::ComesAgain),
+            Brought::Other => Step::Again,
+        }
+    }
+
+    /// The row says that the session is here.
+    async fn own(&self, revision: u64, moves: u64) -> Step {
+        let place = self.state.sessions.look().await;
+        let written = self.fleet.write_session_row(self.device(), revision, moves).await;
+        drop(place);
+        match written {
+            RowChange::Done(_) => Step::Done(SessionVerdict::GoesOn),
+            RowChange::Conflict => Step::Again,
+            RowChange::Lost(why) => {
+                tracing::debug!(why, "the row of a session may not be written: it is looked at");
+                Step::Again
+            }
+        }
+    }
+
+    /// What another gateway has of the session is void from now on, and so is what an earlier time has left here. `ends`: as its device
+    /// wants.
+    async fn begin_anew(&self, revision: u64, row: &SessionRow, ends: bool) -> Step {
+        if !self.forget_here().await {
+            return Step::Again;
+        }
+        if !self.claim_row(revision, row).await {
+            return Step::Again;
+        }
+        tell(self.state, self.device(), &row.node, ends);
+        Step::Done(SessionVerdict::GoesOn)
+    }
+
+    /// The row is this gateway's, or nobody's where the session ends with its connection. `false`: it was another one, or nobody knows.
+    async fn claim_row(&self, revision: u64, row: &SessionRow) -> bool {
+        if self.wanted.is_kept {
+            matches!(self.own(revision, row.moves + 1).await, Step::Done(_))
+        } else {
+            self.fleet.remove_session_row(revision).await == Ok(true)
+        }
+    }
+
+    /// What an earlier time has left here goes, without a word. `false`: not now.
+    pub(super) async fn forget_here(&self) -> bool {
+        let order = SessionOrder::Forget { key: None, ends: false };
+        matches!(ask_shard(self.state, self.device(), order).await, Some(Outcome::Delivered | Outcome::Offline))
+    }
+
+    /// Whether the device still waits.
+    pub(super) async fn is_there(&self) -> bool {
+        let Some(connection) = self.wanted.connection else { return true };
+        let asked = ask_shard(self.state, self.device(), SessionOrder::Waits(connection)).await;
+        asked != Some(Outcome::Offline)
+    }
+}
+
+/// Tells a gateway that lives, until it has heard, that it has a session no more. If it never hears, it finds so in the row.
+pub(super) fn tell(state: &Arc<State>, device: &str, node: &str, ends: bool) {
+    let (state, device, node) = (Arc::clone(state), Box::<str>::from(device), Box::<str>::from(node));
+    tokio::spawn(async move {
+        for told in 0..TELLS {
+            let Some(fleet) = &state.fleet else { return };
+            if state.sessions.is_dead(&node) {
+                return;
+            }
+            let answer = fleet.ask_session(&node, &device, SessionAsk::Forget { ends }).await;
+            if answer.is_ok_and(|answer| Reply::parse(&answer) == Ok(Reply::Heard)) {
+                return;
+            }
+            if matches!(fleet.is_live(&node).await, Ok(false)) {
+                return state.sessions.note_dead(&node);
+            }
+            tokio::time::sleep(TELL_AFTER * (1 << told)).await;
+        }
+    });
+}

@@ -1,0 +1,240 @@
+//! Sessions that go with their devices over a fleet: what shards and other gateways want, put together (decision 0030).
+//!
+//! ```text
+//!   CONNECT ── SessionWanted ──▶ claim: whose is the session, by its row? ── nobody's, ours ──────────────▶ goes on
+//!                                  │ another gateway's: asked for it, piece by piece ── durable here ──▶ the row is ours ──▶ goes on
+//!                                  ▼                                                                      └──▶ the other one forgets it
+//!   another gateway ── Order::Session ──▶ serve: as the shard and the store have it
+//! ```
+//!
+//! Of one device one thing is under way at a time, here. Everything waits with a bound.
+
+mod claim;
+mod fence;
+mod serve;
+mod take;
+mod verify;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use super::State;
+use crate::link::{Outcome, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
+use fence::Rounds;
+use serve::Offered;
+pub(super) use serve::serve;
+pub(super) use verify::verify;
+
+/// Rows that are looked at, and written, at a time; further ones wait.
+const LOOKS_MAX: usize = 256;
+/// Sessions that come at a time; further ones wait.
+const TAKEN_MAX: usize = 64;
+/// Sessions that have ended, and whose rows are removed at a time.
+const ENDS_MAX: usize = 64;
+/// For so long a gateway without a lease is not asked again.
+const DEAD_FOR: Duration = Duration::from_secs(1);
+/// Sessions that are given to other gateways at a time; beyond that those are told to ask again.
+const OFFERED_MAX: usize = 1_024;
+/// How long a shard and the store may take for one thing.
+const SHARD_MAX: Duration = Duration::from_secs(8);
+
+/// A device that has come, and to which worker.
+type Wanted = (WorkerId, Box<SessionWanted>);
+/// Devices that have come, and those whose sessions have ended.
+type Heard = (mpsc::UnboundedReceiver<Wanted>, mpsc::UnboundedReceiver<Box<str>>);
+
+/// What was counted.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Sessions that came from other gateways,
+    pub(super) taken: AtomicU64,
+    /// and messages in them.
+    pub(super) messages: AtomicU64,
+    /// Sessions that went to other gateways.
+    pub(super) given: AtomicU64,
+    /// Devices that were asked to come again, because their sessions could not be brought here in time.
+    pub(super) put_off: AtomicU64,
+    /// Sessions that were begun anew, because the gateway that had them did not answer.
+    pub(super) begun_anew: AtomicU64,
+    /// Sessions here that others have by now, and that went without a word.
+    pub(super) disowned: AtomicU64,
+    /// Devices whose sessions were not looked for elsewhere, because NATS was away.
+    pub(super) unasked: AtomicU64,
+}
+
+/// The same, at one time.
+#[derive(Debug)]
+pub(super) struct Counts {
+    pub(super) taken: u64,
+    pub(super) messages: u64,
+    pub(super) given: u64,
+    pub(super) put_off: u64,
+    pub(super) begun_anew: u64,
+    pub(super) disowned: u64,
+    pub(super) unasked: u64,
+}
+
+impl Counters {
+    /// What they are now.
+    pub(super) fn counts(&self) -> Counts {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            taken: load(&self.taken),
+            messages: load(&self.messages),
+            given: load(&self.given),
+            put_off: load(&self.put_off),
+            begun_anew: load(&self.begun_anew),
+            disowned: load(&self.disowned),
+            unasked: load(&self.unasked),
+        }
+    }
+}
+
+/// What is known of sessions on their way.
+pub(super) struct Sessions {
+    wanted: mpsc::UnboundedSender<Wanted>,
+    gone: mpsc::UnboundedSender<Box<str>>,
+    /// Until somebody hears.
+    heard: Mutex<Option<Heard>>,
+    looks: Semaphore,
+    takes: Semaphore,
+    /// Whoever finds a gateway silent asks on alone; the others wait for what he finds.
+    probes: tokio::sync::Mutex<()>,
+    dead: Mutex<HashMap<Box<str>, Instant>>,
+    busy: Mutex<HashSet<Box<str>>>,
+    freed: Notify,
+    offered: Mutex<HashMap<Box<str>, Offered>>,
+    /// All that was published here until now is in the fleet's stream,
+    sent: Rounds,
+    /// or all that was published anywhere until now is with the sessions here.
+    taken: Rounds,
+    pub(super) counters: Counters,
+}
+
+/// What is done about a device's session, which nobody else touches meanwhile.
+struct Held<'a> {
+    sessions: &'a Sessions,
+    device: Box<str>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.sessions.busy.lock().expect("no holder panics").remove(&self.device);
+        self.sessions.freed.notify_waiters();
+    }
+}
+
+impl Sessions {
+    /// Nothing yet. What is said waits for [`run`]: bounded by devices and sessions that are here.
+    pub(super) fn new() -> Self {
+        let ((wanted, wants), (gone, goes)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        Self {
+            wanted,
+            gone,
+            heard: Mutex::new(Some((wants, goes))),
+            looks: Semaphore::new(LOOKS_MAX),
+            takes: Semaphore::new(TAKEN_MAX),
+            probes: tokio::sync::Mutex::default(),
+            dead: Mutex::default(),
+            busy: Mutex::default(),
+            freed: Notify::new(),
+            offered: Mutex::default(),
+            sent: Rounds::default(),
+            taken: Rounds::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// A device has come to this worker. Never waits.
+    pub(super) fn wanted(&self, worker: WorkerId, wanted: Box<SessionWanted>) {
+        // The receiver is gone when the gateway ends.
+        let _ = self.wanted.send((worker, wanted));
+    }
+
+    /// A session has ended, and its device has no other. Never waits.
+    pub(super) fn gone(&self, device: Box<str>) {
+        // As above.
+        let _ = self.gone.send(device);
+    }
+
+    /// A place among those who ask NATS for rows.
+    async fn look(&self) -> SemaphorePermit<'_> {
+        self.looks.acquire().await.expect("it is never closed")
+    }
+
+    /// Whether a gateway was found without a lease a moment ago.
+    fn is_dead(&self, node: &str) -> bool {
+        let dead = self.dead.lock().expect("no holder panics");
+        dead.get(node).is_some_and(|found| found.elapsed() < DEAD_FOR)
+    }
+
+    fn note_dead(&self, node: &str) {
+        let mut dead = self.dead.lock().expect("no holder panics");
+        dead.retain(|_, found| found.elapsed() < DEAD_FOR);
+        dead.insert(node.into(), Instant::now());
+    }
+
+    /// Nobody else has to do with this device's session.
+    async fn hold(&self, device: &str) -> Held<'_> {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if let Some(held) = self.try_hold(device) {
+                return held;
+            }
+            freed.await;
+        }
+    }
+
+    /// The same, if it is so now.
+    fn try_hold(&self, device: &str) -> Option<Held<'_>> {
+        let is_free = self.busy.lock().expect("no holder panics").insert(device.into());
+        is_free.then(|| Held { sessions: self, device: device.into() })
+    }
+
+    fn offered(&self) -> std::sync::MutexGuard<'_, HashMap<Box<str>, Offered>> {
+        self.offered.lock().expect("no holder panics")
+    }
+}
+
+/// Deals with what shards say, until the gateway ends.
+pub(super) async fn run(state: Arc<State>) {
+    let Some((mut wanted, mut gone)) = state.sessions.heard.lock().expect("no holder panics").take() else { return };
+    let places = Arc::new(Semaphore::new(ENDS_MAX));
+    loop {
+        tokio::select! {
+            // As many as there are devices whose CONNECT waits.
+            Some((worker, wanted)) = wanted.recv() => {
+                let state = Arc::clone(&state);
+                tokio::spawn(async move { claim::claim(&state, worker, &wanted).await });
+            }
+            (place, Some(device)) = async { (places.clone().acquire_owned().await, gone.recv().await) } => {
+                let state = Arc::clone(&state);
+                tokio::spawn(async move {
+                    claim::let_go(&state, &device).await;
+                    drop(place);
+                });
+            }
+            else => return,
+        }
+    }
+}
+
+/// Asks the shard that is a device's home. `None`: it does not answer in time, or has too much to do.
+async fn ask_shard(state: &State, device: &str, order: SessionOrder) -> Option<Outcome> {
+    let worker = state.home.of(device);
+    let ticket = state.sent.open();
+    let command = WorkerCommand::Session { request: ticket.request(), device: device.into(), order };
+    state.mailboxes[worker.index()].send(command).ok()?;
+    ticket.answer(Instant::now() + SHARD_MAX).await
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

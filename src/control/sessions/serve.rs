@@ -1,0 +1,134 @@
+//! What other gateways want of sessions that are here.
+//!
+//! A session that is offered stays as it is and goes on taking messages, until the other gateway says that the row is its own. If the
+//! device comes back here before, the offer is void: its claim writes the row anew, so that the other one finds another revision.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{OFFERED_MAX, State, ask_shard, count, fence};
+use crate::fleet::{Reply, SessionAsk};
+use crate::image::{Head, Message, Session, SessionKey, Subscription};
+use crate::link::{Cut, Outcome, STILL_CONNECTED, SessionOrder};
+
+/// Bytes of subscriptions in one answer, and one more.
+const HEAD_BYTES: usize = 128 << 10;
+/// Bytes of messages in one answer, and one message more.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// A session that another gateway is about to take.
+#[derive(Clone)]
+pub(super) struct Offered {
+    head: Head,
+    /// The latest message that goes with it.
+    cut: u64,
+}
+
+/// Answers.
+pub(in super::super) async fn serve(state: &Arc<State>, device: &str, ask: SessionAsk) -> Bytes {
+    match ask {
+        SessionAsk::Offer => offer(state, device).await.to_bytes(),
+        SessionAsk::Cut if fence::all_taken(state).await => offer(state, device).await.to_bytes(),
+        SessionAsk::Cut => Reply::Busy.to_bytes(),
+        SessionAsk::Head { from } => head(state, device, from).await.unwrap_or_else(|| Reply::Busy.to_bytes()),
+        SessionAsk::Messages { after } => {
+            messages(state, device, after).await.unwrap_or_else(|| Reply::Busy.to_bytes())
+        }
+        SessionAsk::Forget { ends } => forget(state, device, ends).await.to_bytes(),
+    }
+}
+
+async fn offer(state: &Arc<State>, device: &str) -> Reply {
+    let Some(_held) = state.sessions.try_hold(device) else { return Reply::Busy };
+    if state.sessions.offered().len() >= OFFERED_MAX && !state.sessions.offered().contains_key(device) {
+        return Reply::Busy;
+    }
+    let cut = Cut::default();
+    match ask_shard(state, device, SessionOrder::Offer { cut: cut.clone() }).await {
+        Some(Outcome::Delivered) => {}
+        Some(Outcome::Offline) => return Reply::Offline,
+        Some(Outcome::Refused(why)) if why == STILL_CONNECTED => return Reply::Unacknowledged,
+        _ => return Reply::Busy,
+    }
+    let Some(session) = read(state, device).await else { return Reply::Busy };
+    let key = session.head.key.0;
+    let offered = Offered { head: session.head, cut: cut.number() };
+    state.sessions.offered().insert(device.into(), offered);
+    Reply::Session { key }
+}
+
+/// What the store has of it, without its messages.
+async fn read(state: &Arc<State>, device: &str) -> Option<Session> {
+    let (state, device) = (Arc::clone(state), Box::<str>::from(device));
+    let read = move || state.store.as_ref()?.reader().session(&device).transpose();
+    match tokio::task::spawn_blocking(read).await.ok()?? {
+        Ok(session) => Some(session),
+        Err(error) => {
+            tracing::error!(%error, "a session that another gateway wants cannot be read");
+            None
+        }
+    }
+}
+
+async fn head(state: &Arc<State>, device: &str, from: usize) -> Option<Bytes> {
+    let key = state.sessions.offered().get(device)?.head.key;
+    let mut session = read(state, device).await.filter(|session| session.head.key == key)?;
+    let mut bytes = 0;
+    let fits = |subscription: &Subscription| {
+        let fits = bytes < HEAD_BYTES;
+        bytes += subscription.filter.len() + 16;
+        fits
+    };
+    session.subscriptions = session.subscriptions.into_iter().skip(from).take_while(fits).collect();
+    if from > 0 {
+        (session.outstanding, session.received) = (Vec::new(), Vec::new());
+    }
+    Some(encode(&session))
+}
+
+async fn messages(state: &Arc<State>, device: &str, after: u64) -> Option<Bytes> {
+    let Offered { head, cut } = state.sessions.offered().get(device)?.clone();
+    let (state, key) = (Arc::clone(state), head.key);
+    let read = move || state.store.as_ref().map(|store| store.reader().messages(key, (after, cut), PIECE_BYTES));
+    let messages: Vec<Message> = match tokio::task::spawn_blocking(read).await.ok()?? {
+        Ok((messages, _)) => messages,
+        Err(error) => {
+            tracing::error!(%error, "what waits in a session that another gateway wants cannot be read");
+            return None;
+        }
+    };
+    let (subscriptions, outstanding, received) = (Vec::new(), Vec::new(), Vec::new());
+    Some(encode(&Session { head, subscriptions, messages, outstanding, received }))
+}
+
+fn encode(session: &Session) -> Bytes {
+    let mut bytes = Vec::new();
+    session.encode(&mut bytes);
+    bytes.into()
+}
+
+/// It goes, if the row says that it is no more this gateway's.
+async fn forget(state: &Arc<State>, device: &str, ends: bool) -> Reply {
+    let (Some(fleet), Some(_held)) = (&state.fleet, state.sessions.try_hold(device)) else { return Reply::Busy };
+    match fleet.session_row(device).await {
+        // A late word: it has come back.
+        Ok(Some((_, row))) if *row.node == *fleet.node() => return Reply::Heard,
+        Ok(_) => {}
+        Err(_) => return Reply::Busy,
+    }
+    let key = state.sessions.offered().remove(device).map(|offered| offered.head.key);
+    match ask_shard(state, device, SessionOrder::Forget { key, ends }).await {
+        Some(Outcome::Delivered) => {
+            count(&state.sessions.counters.given);
+            Reply::Heard
+        }
+        Some(Outcome::Offline) => Reply::Heard,
+        _ => Reply::Busy,
+    }
+}
+
+/// The device is back, or the session is gone: nothing is offered any more. Whether something was.
+pub(super) fn withdraw(state: &State, device: &str) -> Option<SessionKey> {
+    state.sessions.offered().remove(device).map(|offered| offered.head.key)
+}

@@ -1,0 +1,252 @@
+//! A session comes from the gateway that has it, in steps between any two of which either may end:
+//!
+//! | step | the session is | should this gateway end now | should the other one end now |
+//! | --- | --- | --- | --- |
+//! | its head and filters are here, and it takes messages, hidden | the other's | what is hidden is forgotten at the next start | nothing comes any more: see `Brought::Silent` |
+//! | all published here before that is in the stream; all in the stream, and published there, is with it there | the other's | the same | the same |
+//! | its messages are here, piece by piece, each durable | the other's | the same | the same |
+//! | it is revealed: durable, under its name | the other's | the copy is replaced when the device comes, for the row says whose it is | it is here, whole: the row is written |
+//! | the row says that it is here | this one's | it is here | it is here, and void there |
+//! | the other one has forgotten it | this one's | it is here | |
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell};
+use super::{ask_shard, count, fence};
+use crate::fleet::{Reply, RowChange, SessionAsk, SessionRow};
+use crate::image::Session;
+use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder};
+
+/// How often a gateway that is silent is asked again.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Brought {
+    /// It is here, all of it, and this gateway's.
+    Whole,
+    /// The other gateway has none.
+    Nothing,
+    /// The other gateway does not answer, or has died.
+    Silent,
+    /// It answers, and the session could not be brought here in time; or its device does not wait any more.
+    Late,
+    /// The row has changed, or the session is another one by now.
+    Other,
+}
+
+/// Takes the session of a device from the gateway that its row names.
+pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow) -> Brought {
+    let mut taking = Taking { claim, node: &row.node, step: "asked for" };
+    match taking.bring().await {
+        Ok(messages) => {
+            let brought = taking.own(revision, row).await;
+            if brought == Brought::Whole {
+                let counters = &claim.state.sessions.counters;
+                count(&counters.taken);
+                counters.messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
+                tell(claim.state, claim.device(), &row.node, false);
+            }
+            brought
+        }
+        Err(brought) => {
+            let (device, node, step) = (taking.claim.device(), taking.node, taking.step);
+            tracing::debug!(device, node, step, ?brought, "a session was not brought here");
+            taking.give_up().await;
+            brought
+        }
+    }
+}
+
+struct Taking<'a, 'b> {
+    claim: &'a mut Claim<'b>,
+    node: &'a str,
+    /// What it is at, for whoever asks why it took so long.
+    step: &'static str,
+}
+
+impl Taking<'_, '_> {
+    /// All of it, hidden and then revealed. How many messages came.
+    async fn bring(&mut self) -> Result<u64, Brought> {
+        let mut key = self.offered(SessionAsk::Offer).await?;
+        // Whoever waits for a place waits no longer than for anything else; it is asked again then, for much may have changed.
+        let sessions = &self.claim.state.sessions;
+        let _place = if let Ok(place) = sessions.takes.try_acquire() {
+            place
+        } else {
+            let place = tokio::time::timeout_at(self.claim.until, sessions.takes.acquire()).await;
+            let place = place.map_err(|_| Brought::Late)?.expect("it is never closed");
+            key = self.offered(SessionAsk::Offer).await?;
+            place
+        };
+        self.step = "its head is read";
+        let session = self.head(key).await?;
+        self.step = "it begins to take messages here";
+        self.order(SessionOrder::Adopt(Box::new(session))).await?;
+        self.step = "what was published here before is on its way into the stream";
+        while !fence::all_sent(self.claim.state).await {
+            self.wait().await?;
+        }
+        self.step = "what was published until now is on its way to it";
+        if self.offered(SessionAsk::Cut).await? != key {
+            return Err(Brought::Other);
+        }
+        self.step = "its messages are read";
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let piece = self.image(SessionAsk::Messages { after }, key).await?;
+            let Some(last) = piece.messages.last() else { break };
+            after = last.number;
+            count += piece.messages.len() as u64;
+            self.order(SessionOrder::Adopted(piece.messages)).await?;
+        }
+        self.step = "it is made whole";
+        self.order(SessionOrder::Reveal).await?;
+        Ok(count)
+    }
+
+    /// The row says so. A copy that is another's after all goes again.
+    async fn own(&mut self, revision: u64, row: &SessionRow) -> Brought {
+        loop {
+            let (fleet, device) = (self.claim.fleet, self.claim.device());
+            let is_written = if self.claim.wanted.is_kept {
+                fleet.write_session_row(device, revision, row.moves + 1).await
+            } else {
+                match fleet.remove_session_row(revision).await {
+                    Ok(true) => RowChange::Done(0),
+                    Ok(false) => RowChange::Conflict,
+                    Err(why) => RowChange::Lost(why),
+                }
+            };
+            if let RowChange::Done(_) = is_written {
+                return Brought::Whole;
+            }
+            match self.claim.fleet.session_row(self.claim.device()).await {
+                // Its answer was lost.
+                Ok(Some((_, now))) if *now.node == *self.claim.fleet.node() => return Brought::Whole,
+                Ok(None) if !self.claim.wanted.is_kept => return Brought::Whole,
+                Ok(Some((now, _))) if now == revision => {}
+                Ok(_) => {
+                    self.claim.forget_here().await;
+                    return Brought::Other;
+                }
+                Err(why) => tracing::debug!(why, "whose a session is cannot be read: it is tried again"),
+            }
+            if let Err(late) = self.wait().await {
+                // It may be this gateway's, and may not: whichever says so when the device comes again.
+                return late;
+            }
+        }
+    }
+
+    async fn give_up(&self) {
+        let _ = ask_shard(self.claim.state, self.claim.device(), SessionOrder::Abandon).await;
+    }
+
+    // --- The other gateway --------------------------------------------------------------------------------------------
+
+    /// Under which key it is offered.
+    async fn offered(&mut self, ask: SessionAsk) -> Result<u64, Brought> {
+        loop {
+            match self.ask(ask.clone()).await?.1 {
+                Some(Reply::Session { key }) => return Ok(key),
+                Some(Reply::Offline) => return Err(Brought::Nothing),
+                // It is connected there, which ends; or it cannot be given now.
+                _ => self.wait().await?,
+            }
+        }
+    }
+
+    /// Its head, with all of its subscriptions.
+    async fn head(&mut self, key: u64) -> Result<Session, Brought> {
+        let mut session = self.image(SessionAsk::Head { from: 0 }, key).await?;
+        loop {
+            let more = self.image(SessionAsk::Head { from: session.subscriptions.len() }, key).await?;
+            if more.subscriptions.is_empty() {
+                return Ok(session);
+            }
+            session.subscriptions.extend(more.subscriptions);
+        }
+    }
+
+    async fn image(&mut self, ask: SessionAsk, key: u64) -> Result<Session, Brought> {
+        let (bytes, reply) = self.ask(ask).await?;
+        if reply.is_some() {
+            // It is not offered any more: it is asked for again, from the beginning.
+            let goes_on = self.claim.is_there().await && Instant::now() < self.claim.until;
+            return Err(if goes_on { Brought::Other } else { Brought::Late });
+        }
+        let session = Session::decode(&bytes).map_err(|error| {
+            tracing::warn!(node = self.node, %error, "a session from another gateway is none");
+            Brought::Late
+        })?;
+        if session.head.key.0 != key {
+            return Err(Brought::Other);
+        }
+        // As long as it comes, it is waited for.
+        self.claim.until = Instant::now() + HANDOVER_MAX;
+        Ok(session)
+    }
+
+    /// One question, asked until it has an answer: a reply, or none: an image.
+    async fn ask(&mut self, ask: SessionAsk) -> Result<(Bytes, Option<Reply>), Brought> {
+        if self.claim.state.sessions.is_dead(self.node) {
+            return Err(Brought::Silent);
+        }
+        if let Some(answer) = self.ask_once(&ask).await {
+            return Ok(answer);
+        }
+        let (state, until) = (self.claim.state, Instant::now() + HANDOVER_MAX);
+        // One asks on, of all whose sessions it has.
+        let Ok(_probe) = tokio::time::timeout_at(until, state.sessions.probes.lock()).await else {
+            return Err(Brought::Silent);
+        };
+        while Instant::now() < until && !state.sessions.is_dead(self.node) {
+            if !self.claim.fleet.is_connected() || !self.claim.is_there().await {
+                return Err(Brought::Late);
+            }
+            if matches!(self.claim.fleet.is_live(self.node).await, Ok(false)) {
+                state.sessions.note_dead(self.node);
+                break;
+            }
+            if let Some(answer) = self.ask_once(&ask).await {
+                return Ok(answer);
+            }
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+        Err(Brought::Silent)
+    }
+
+    async fn ask_once(&self, ask: &SessionAsk) -> Option<(Bytes, Option<Reply>)> {
+        let asked = self.claim.fleet.ask_session(self.node, self.claim.device(), ask.clone()).await;
+        asked.ok().map(|bytes| {
+            let reply = Reply::parse(&bytes).ok();
+            (bytes, reply)
+        })
+    }
+
+    // --- Here ---------------------------------------------------------------------------------------------------------
+
+    async fn order(&mut self, order: SessionOrder) -> Result<(), Brought> {
+        match ask_shard(self.claim.state, self.claim.device(), order).await {
+            Some(Outcome::Delivered) => Ok(()),
+            Some(Outcome::Refused(why)) if why == NO_ROOM_FOR_SESSION => {
+                tracing::warn!(device = self.claim.device(), node = self.node, "a session is not taken: {why}");
+                Err(Brought::Late)
+            }
+            _ => Err(Brought::Late),
+        }
+    }
+
+    /// A moment, as long as there is time and the device waits.
+    async fn wait(&self) -> Result<(), Brought> {
+        if Instant::now() >= self.claim.until || !self.claim.fleet.is_connected() || !self.claim.is_there().await {
+            return Err(Brought::Late);
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+        Ok(())
+    }
+}

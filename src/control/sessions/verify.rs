@@ -1,0 +1,84 @@
+//! Whether this gateway still has the sessions that it has: looked at once whenever it has come to hold its lease, slowly. What
+//! others have by now is disowned; what nobody has a row for, as it began while NATS was away, gets one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::claim::tell;
+use super::{State, ask_shard, count};
+use crate::fleet::RowChange;
+use crate::image::SessionKey;
+use crate::link::{Outcome, SessionOrder};
+
+/// So many sessions are looked at at a time,
+const PAGE: usize = 64;
+/// and then nobody for so long: a thousand in a second.
+const PAUSE: Duration = Duration::from_millis(64);
+/// How often it is looked whether it has joined again.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Looks, until the gateway ends.
+pub(in super::super) async fn verify(state: Arc<State>) {
+    let mut verified = 0;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(fleet) = &state.fleet else { return };
+        let joined = fleet.joined();
+        if joined != verified && fleet.is_connected() && look_at_all(&state).await.is_some() {
+            verified = joined;
+        }
+    }
+}
+
+/// `None`: NATS has gone, or the store cannot be read: it begins anew later.
+async fn look_at_all(state: &Arc<State>) -> Option<()> {
+    let mut after = SessionKey(0);
+    loop {
+        let reading = Arc::clone(state);
+        let read = move || Some(reading.store.as_ref()?.reader().session_names(after, PAGE));
+        let Some(page) = tokio::task::spawn_blocking(read).await.ok()? else {
+            // Without a store no session outlives the process.
+            return Some(());
+        };
+        let page = page.inspect_err(|error| tracing::warn!(%error, "sessions cannot be looked at")).ok()?;
+        let Some((last, _)) = page.last() else { return Some(()) };
+        after = *last;
+        for (_, device) in &page {
+            // Those that have ended, or are on their way here, have names that no device has.
+            if !device.starts_with(char::is_control) {
+                look_at(state, device).await?;
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn look_at(state: &Arc<State>, device: &str) -> Option<()> {
+    let fleet = state.fleet.as_ref()?;
+    // Whoever has to do with it looks at the row too.
+    let Some(_held) = state.sessions.try_hold(device) else { return Some(()) };
+    if ask_shard(state, device, SessionOrder::Exists).await != Some(Outcome::Delivered) {
+        return Some(());
+    }
+    let (revision, moves) = match fleet.session_row(device).await.ok()? {
+        Some((_, row)) if *row.node == *fleet.node() => return Some(()),
+        Some((revision, row)) => {
+            let order = SessionOrder::Forget { key: None, ends: false };
+            if ask_shard(state, device, order).await != Some(Outcome::Offline) {
+                count(&state.sessions.counters.disowned);
+                return Some(());
+            }
+            // Its device is here, and goes on with it: what the other one has is older.
+            if fleet.write_session_row(device, revision, row.moves + 1).await == RowChange::Conflict {
+                return Some(());
+            }
+            tell(state, device, &row.node, false);
+            return Some(());
+        }
+        None => (0, 0),
+    };
+    match fleet.write_session_row(device, revision, moves).await {
+        RowChange::Lost(_) => None,
+        RowChange::Done(_) | RowChange::Conflict => Some(()),
+    }
+}
