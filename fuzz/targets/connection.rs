@@ -23,7 +23,7 @@ use memory_io::{Arrivals, MemoryIo, PeerEnd, memory_turn};
 use pulsegate_fuzz::config::{self, Authenticator, Heartbeat, Identity, IdentityFrom, Limits, Listener, Mqtt, Protocol, Raw};
 use pulsegate_fuzz::connection::{Input, ListenerSettings};
 use pulsegate_fuzz::link::{
-    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, DeviceFilter, Downlink, Exchange, Home, ListenerId, Passed, Publication, QoS, Receipt, Recipient, SessionId,
+    AuthAnswer, Choice, CloseReason, ConnectionId, Credit, DeviceFilter, Downlink, Exchange, Home, ListenerId, Passed, Publication, QoS, Reach, Receipt, Recipient, SessionId,
     ShardMessage, WorkerCommand, WorkerEvent, WorkerId,
 };
 use pulsegate_fuzz::broker;
@@ -337,11 +337,12 @@ impl World {
             properties: Box::default(),
             expires: (which & 16 != 0).then(|| now.plus(Duration::from_secs(1))),
             // As the other shard was given it: what shards tell each other is right, and what is not panics.
-            stamp: self.exchange.next_stamp(OTHER),
+            stamp: self.exchange.next_stamp(OTHER, 0),
+            shard: Some(OTHER),
             origin: 0,
             owner: u32::from(which),
             publisher: None,
-            is_remote: which & 32 != 0,
+            reach: if which & 32 == 0 { Reach::Here } else { Reach::Elsewhere },
         }
     }
 

@@ -79,6 +79,7 @@ impl Gateway {
             inventory: Inventory::default(),
             config: Arc::new(config.clone()),
             home,
+            exchange: Arc::clone(&workers.exchange),
             mailboxes: workers.mailboxes.clone(),
             uplink: workers.uplink.clone(),
             published: workers.published.clone(),

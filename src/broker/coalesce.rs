@@ -42,7 +42,7 @@ struct Seen {
 impl Seen {
     fn is_needed(&mut self, change: &Change) -> bool {
         let session = match change {
-            Change::Retained(publication) => return self.topics.insert(publication.topic.clone()),
+            Change::Retained { publication, .. } => return self.topics.insert(publication.topic.clone()),
             Change::Unretained { topic } => return self.topics.insert(topic.clone()),
             Change::Ended { session } => return self.ended.insert(*session),
             Change::Kept(head) => head.key,
@@ -67,7 +67,7 @@ impl Seen {
             Change::Received { received: Received { packet, .. }, .. } | Change::Completed { packet, .. } => {
                 self.received.insert((session, *packet))
             }
-            Change::Kept(_) | Change::Ended { .. } | Change::Retained(_) | Change::Unretained { .. } => true,
+            Change::Kept(_) | Change::Ended { .. } | Change::Retained { .. } | Change::Unretained { .. } => true,
         }
     }
 }

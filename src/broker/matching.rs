@@ -19,7 +19,7 @@ use super::inflight::{Delivery, Identifiers};
 use super::settlement::{Part, Token};
 use super::subscriptions::{Subscriber, Walk};
 use crate::codec::mqtt::subscribe::Options;
-use crate::link::{Publication, SessionId};
+use crate::link::{Publication, Reach, SessionId};
 use crate::slot::SessionSlot;
 
 /// Nodes visited for what comes in one turn, at some 0.1 µs each; beyond that everything waits for the next turn.
@@ -190,7 +190,7 @@ impl Broker {
         search: &mut Search,
         visits: &mut usize,
     ) -> bool {
-        if search.stage == Stage::Groups && publication.is_remote {
+        if search.stage == Stage::Groups && publication.reach == Reach::Elsewhere {
             // Groups get what is published at their own gateway: with each gateway's own share of a group it would come as often.
             search.stage = Stage::Subscribers;
         }

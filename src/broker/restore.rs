@@ -12,7 +12,7 @@ use super::subscriptions::Subscriber;
 use super::{Broker, Profile, Will};
 use crate::codec::mqtt::{Version, topic};
 use crate::image::{self, Change};
-use crate::link::{ListenerId, Publication, ShardMessage};
+use crate::link::{ListenerId, Publication, Reach, ShardMessage, Stamp};
 use crate::slot::SessionSlot;
 use crate::time::{Moment, TICK_MICROS, Tick};
 
@@ -50,9 +50,11 @@ impl Broker {
         }
     }
 
-    /// A retained message that an earlier process has left.
-    pub fn restore_retained(&mut self, from: image::Publication, now: Moment) {
-        let publication = Arc::new(self.publication_of(&from, now));
+    /// A retained message that an earlier process has left, with its stamp, if it is one of the fleet.
+    pub fn restore_retained(&mut self, from: image::Publication, stamp: Stamp, now: Moment) {
+        let reach = if stamp.is_none() { Reach::Here } else { Reach::Elsewhere };
+        self.exchange.note_stamp(stamp);
+        let publication = Arc::new(Publication { stamp, reach, ..self.publication_of(&from, now) });
         let is_kept = !publication.is_expired(now) && self.routing.retained.restore(&publication);
         if !is_kept && self.home.of(&publication.topic) == self.worker {
             self.journal.record(Change::Unretained { topic: from.topic });

@@ -18,7 +18,8 @@
 //! **Order across shards.** Messages reach the shards in different orders; each carries a stamp from one order of the whole
 //! process, and the later one stays. A deletion leaves a *tombstone*, lest an older message that is still on its way bring
 //! the topic back: only while one can be on its way ([`Exchange::may_be_behind`]), and never longer. So there is none where
-//! nothing is between shards. But one message may wait for long, for a subscriber who is slow, and as many deletions as
+//! nothing is between shards. In a fleet an older message comes from another gateway whenever that comes back: there tombstones
+//! stay as long as there is room. But one message may wait for long, for a subscriber who is slow, and as many deletions as
 //! devices like come meanwhile. So tombstones have a bound in bytes, and beyond it the oldest become one number, the *floor*:
 //! what was deleted at a lower stamp than that is not known any more. A message from below the floor is refused where its topic
 //! has none, and then withdrawn by all shards: that is rare, and they agree. (Were the deletion refused instead, some
@@ -218,11 +219,14 @@ impl Retained {
     pub fn set(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> Set {
         let (stamp, topic) = (publication.stamp, &*publication.topic);
         let is_later = |kept: &Kept| kept.publication.stamp >= stamp;
+        debug_assert!(!stamp.is_none());
         let is_stale =
             self.messages.get(topic).is_some_and(is_later) || self.tombstones.get(topic).is_some_and(is_later);
         // Not before: it may be the last message that a tombstone was there for.
-        let from = Exchange::worker_of(stamp).index();
-        self.heard[from] = self.heard[from].max(stamp);
+        if let Some(from) = publication.shard {
+            let heard = &mut self.heard[from.index()];
+            *heard = (*heard).max(stamp.clock);
+        }
         self.bury(exchange, BURIED_AT_ONCE);
         match (is_stale, publication.payload.is_empty()) {
             (true, _) => Set::Stale,
@@ -234,13 +238,14 @@ impl Retained {
     /// Keeps a message that an earlier process has left, before any other: whatever is published is later. `false`: there is no
     /// room for it.
     pub fn restore(&mut self, publication: &Arc<Publication>) -> bool {
-        debug_assert_eq!(publication.stamp, 0);
         self.store(publication) == Set::Stored
     }
 
     fn store(&mut self, publication: &Arc<Publication>) -> Set {
         let (topic, bytes) = (&*publication.topic, publication.bytes());
-        if publication.stamp < self.floor && !self.messages.contains(topic) {
+        // What comes from elsewhere is as old as it is.
+        let is_below = publication.shard.is_some() && publication.stamp.clock < self.floor;
+        if is_below && !self.messages.contains(topic) {
             return Set::Full;
         }
         let old = self.messages.get(topic).map(|kept| &*kept.publication);
@@ -273,7 +278,7 @@ impl Retained {
     }
 
     fn delete(&mut self, publication: &Arc<Publication>, exchange: &Exchange) -> Set {
-        if exchange.may_be_behind(publication.stamp, self.worker, &self.heard) {
+        if exchange.is_of_fleet() || exchange.may_be_behind(publication.stamp.clock, self.worker, &self.heard) {
             self.entomb(publication);
         } else {
             self.tombstones.remove(&*publication.topic);
@@ -289,14 +294,14 @@ impl Retained {
     fn entomb(&mut self, deletion: &Arc<Publication>) {
         let bytes = tombstone_bytes(deletion);
         if bytes > self.grave_bytes_max {
-            self.floor = self.floor.max(deletion.stamp);
+            self.floor = self.floor.max(deletion.stamp.clock);
             self.tombstones.remove(&*deletion.topic);
             return;
         }
         while self.grave_bytes + bytes > self.grave_bytes_max
             && let Some(oldest) = self.graves.pop_front()
         {
-            self.floor = self.floor.max(oldest.stamp);
+            self.floor = self.floor.max(oldest.stamp.clock);
             self.forget(&oldest);
         }
         self.grave_bytes += bytes;
@@ -314,7 +319,7 @@ impl Retained {
 
     /// Whether a message is of a device whose home this shard is: its share is counted here, and nowhere else.
     fn is_own(&self, publication: &Publication) -> bool {
-        Exchange::worker_of(publication.stamp) == self.worker
+        publication.shard == Some(self.worker)
     }
 
     fn note_gone(&mut self, publication: &Publication) {
@@ -325,9 +330,12 @@ impl Retained {
 
     /// Forgets at most `limit` tombstones before which nothing is on its way any more.
     pub fn bury(&mut self, exchange: &Exchange, limit: usize) {
+        if exchange.is_of_fleet() {
+            return;
+        }
         for _ in 0..limit {
             let Some(oldest) = self.graves.front() else { return };
-            if exchange.may_be_behind(oldest.stamp, self.worker, &self.heard) {
+            if exchange.may_be_behind(oldest.stamp.clock, self.worker, &self.heard) {
                 return;
             }
             let Some(oldest) = self.graves.pop_front() else { return };

@@ -18,10 +18,11 @@ use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{QoS, Reason, topic};
 use crate::config::budget::FILTER_BYTES;
 use crate::image::{self, Change};
-use crate::link::{Choice, Passed, Publication, Recipient, SessionId, ShardMessage, WorkerId};
+use crate::link::{Choice, Passed, Publication, Reach, Recipient, SessionId, ShardMessage, Stamp, WorkerId};
 use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::slot::SessionSlot;
+use crate::time::Moment;
 
 /// The first filter of a session is part of it in the memory budget, where it is no longer than this.
 const FIRST_FILTER_BYTES: usize = 256;
@@ -111,8 +112,8 @@ impl Broker {
     /// told when all of them have taken it.
     pub fn publish(&mut self, mut publication: Publication, ticket: Ticket, counters: &mut Counters) {
         counters.add(Metric::Published, 1);
-        if publication.retain {
-            publication.stamp = self.exchange.next_stamp(self.worker);
+        if publication.retain && publication.stamp.is_none() {
+            self.stamp_not_before(&mut publication, 0);
         }
         publication.origin = self.settlements.origin(ticket.token());
         let publication = Arc::new(publication);
@@ -136,6 +137,41 @@ impl Broker {
         self.settle(token, Part::retained(is_kept));
     }
 
+    /// A message that is to be retained is given its place among all others: just before it is [published](Broker::publish), or at once,
+    /// if it is said elsewhere before that.
+    pub fn stamp(&self, publication: &mut Publication, now: Moment) {
+        if publication.retain {
+            let unix_ms = if self.exchange.is_of_fleet() { self.journal.unix_millis(now) } else { 0 };
+            self.stamp_not_before(publication, u64::try_from(unix_ms).unwrap_or(0));
+        }
+    }
+
+    fn stamp_not_before(&self, publication: &mut Publication, unix_ms: u64) {
+        publication.stamp = self.exchange.next_stamp(self.worker, unix_ms);
+        publication.shard = Some(self.worker);
+    }
+
+    /// The retained message of a topic whose home this shard is, or an empty one that deletes it, has come from the fleet: every shard
+    /// keeps it, unless it has a later one. Whoever has the ticket is told when all of them have taken it.
+    pub fn keep_retained(&mut self, publication: Publication, ticket: Ticket, counters: &mut Counters) {
+        let (publication, token) = (Arc::new(publication), ticket.token());
+        if self.routing.retained.get(&publication.topic).is_some_and(|kept| kept.stamp == publication.stamp) {
+            // It was published here, or is here again: the others have it, or will before whatever comes later from here.
+            return self.settle(token, Part::Taken);
+        }
+        if !publication.payload.is_empty() {
+            self.settlements.set_retained(token, &publication);
+        }
+        for worker in (0..self.exchange.workers()).map(WorkerId).filter(|worker| *worker != self.worker) {
+            self.settlements.add(token);
+            let publication = Arc::clone(&publication);
+            self.ways.pass(worker, Passed { publication, token, recipient: Recipient::Retained });
+        }
+        let is_kept = self.retain(&publication, token);
+        counters.add(Metric::RetainedRefused, u64::from(!is_kept));
+        self.settle(token, Part::retained(is_kept));
+    }
+
     /// Another shard passes on a message. Its credit comes back when the message is settled here, and so does the answer.
     pub fn handle_passed(&mut self, from: WorkerId, passed: Passed, counters: &mut Counters) {
         let (class, bytes) = (passed.class(), passed.publication.bytes());
@@ -145,6 +181,12 @@ impl Broker {
             Recipient::Subscribers => {
                 let token = self.settlements.open(owner);
                 let is_kept = self.route(&publication, token, counters);
+                return self.settle(token, Part::retained(is_kept));
+            }
+            Recipient::Retained => {
+                let token = self.settlements.open(owner);
+                let is_kept = self.retain(&publication, token);
+                counters.add(Metric::RetainedRefused, u64::from(!is_kept));
                 return self.settle(token, Part::retained(is_kept));
             }
             Recipient::Group(group) => {
@@ -272,8 +314,10 @@ impl Broker {
         }
         match set {
             Set::Stored => {
-                let image = self.journal.publication(publication);
-                self.journal.record(Change::Retained(image));
+                let is_of_fleet = self.exchange.is_of_fleet() && publication.reach != Reach::Here;
+                let stamp = if is_of_fleet { publication.stamp } else { Stamp::NONE };
+                let publication = self.journal.publication(publication);
+                self.journal.record(Change::Retained { publication, stamp });
             }
             Set::Deleted if had_one => {
                 self.journal.record(Change::Unretained { topic: publication.topic.clone() });

@@ -189,7 +189,7 @@ fn messages(reader: &Reader) -> Result<(), CliError> {
 
 fn retained(reader: &Reader) -> Result<(), CliError> {
     let mut lines = Lines::new();
-    let read = reader.retained(|publication| {
+    let read = reader.retained(|publication, _| {
         let mut line = json!({"kind": "retained"});
         describe(&publication, line.as_object_mut().expect("an object"));
         lines.push(&line);

@@ -21,15 +21,15 @@ use super::State;
 use super::pending::Ticket;
 use crate::codec::mqtt::{Properties, topic};
 use crate::fleet::{Arrival, Position, Publishing, Remote};
-use crate::link::{MailboxFull, Publication, WorkerCommand, WorkerId};
+use crate::link::{MailboxFull, Publication, Reach, WorkerCommand, WorkerId};
 use crate::store::FleetPosition;
 
 /// The place is kept no more often than so: what was settled since comes again after `kill -9`.
 const KEPT_EVERY: Duration = Duration::from_millis(200);
 /// How soon a shard is asked again that takes no more.
-const AGAIN_AFTER: Duration = Duration::from_millis(2);
+pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(2);
 /// A settlement is waited for as long as it takes.
-const FOR_EVER: Duration = Duration::from_hours(24 * 365);
+pub(super) const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 
 /// What is reached when everything before it is settled.
 enum Reached {
@@ -83,7 +83,7 @@ pub(super) async fn pass_on(state: Arc<State>, mut arrivals: mpsc::UnboundedRece
 }
 
 /// Gives a shard something, or has it back.
-fn give(state: &State, worker: WorkerId, command: WorkerCommand) -> Option<(WorkerId, Box<WorkerCommand>)> {
+pub(super) fn give(state: &State, worker: WorkerId, command: WorkerCommand) -> Option<(WorkerId, Box<WorkerCommand>)> {
     state.mailboxes[worker.index()].send(command).err().map(|MailboxFull(command)| (worker, command))
 }
 
@@ -100,8 +100,8 @@ async fn settled(
 }
 
 /// What subscribers here are to get; `None`: no gateway publishes such a thing.
-fn publication(state: &State, name: Box<str>, payload: Bytes, how: Publishing) -> Option<Publication> {
-    let Publishing { qos, properties, expires_ms, .. } = how;
+pub(super) fn publication(state: &State, name: Box<str>, payload: Bytes, how: Publishing) -> Option<Publication> {
+    let Publishing { qos, properties, expires_ms, retain, stamp, .. } = how;
     // Whoever may write into the stream is not necessarily a gateway.
     let is_valid = topic::is_topic_name(&name)
         && !topic::is_of_server(&name)
@@ -115,7 +115,13 @@ fn publication(state: &State, name: Box<str>, payload: Bytes, how: Publishing) -
         let left = expires_ms.saturating_sub(state.clock.unix_ms(state.clock.now()));
         state.clock.now().plus(Duration::from_millis(u64::try_from(left).unwrap_or(0)))
     });
-    Some(Publication { properties, expires, is_remote: true, ..Publication::plain(name, payload, qos) })
+    // With a stamp it is kept as the latest of its topic, at the moment at which subscribers get it (decision 0029).
+    let retain = retain && !stamp.is_none();
+    if retain {
+        state.exchange.note_stamp(stamp);
+    }
+    let reach = Reach::Elsewhere;
+    Some(Publication { retain, properties, expires, stamp, reach, ..Publication::plain(name, payload, qos) })
 }
 
 /// How far it has come, and how far that is kept.

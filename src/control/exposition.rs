@@ -408,6 +408,13 @@ impl Scrape {
             FleetMetric::PublicationsOwn => report.publications_own,
             FleetMetric::PublicationsInvalid => report.publications_invalid,
             FleetMetric::PublicationsMissed => report.publications_missed,
+            FleetMetric::RetainedTombstones => report.retained.tombstones,
+            FleetMetric::RetainedTaken => report.retained.taken,
+            FleetMetric::RetainedDropped => report.retained.dropped,
+            FleetMetric::RetainedRefused => report.retained.refused,
+            FleetMetric::RetainedInvalid => report.retained.invalid,
+            FleetMetric::RetainedAhead => report.retained.ahead,
+            FleetMetric::RetainedSuperseded => report.retained.superseded,
         };
         let kind = metric_type(metric.kind());
         let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;

@@ -246,6 +246,7 @@ impl Hub {
                 retain: published.retain,
                 properties: published.properties,
                 expires_ms: published.expires.map(|expires| self.state.clock.unix_ms(expires)),
+                stamp: published.stamp,
             });
             let what = What::Message { topic, payload, published };
             self.entries.push(Entry { at_ms, worker, device, what, receipt });

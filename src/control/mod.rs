@@ -33,6 +33,7 @@ mod pending;
 mod policy;
 mod queue;
 mod reasons;
+mod retained;
 mod sessions;
 mod sinks;
 mod traces;
@@ -54,7 +55,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::backbone::Backbone;
 use crate::config::{self, Config};
 use crate::fleet::{self as nats, Fleet};
-use crate::link::{Description, EventReceiver, Home, Mailbox, Outcome};
+use crate::link::{Description, EventReceiver, Exchange, Home, Mailbox, Outcome};
 use crate::metrics::Published;
 use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
@@ -136,6 +137,8 @@ pub struct ControlParts {
     pub sinks: Vec<sink::Settings>,
     /// How this gateway is one of a fleet; none: it is alone.
     pub fleet: Option<(nats::Settings, u64)>,
+    /// In which order messages are retained here.
+    pub exchange: Arc<Exchange>,
 }
 
 impl ControlParts {
@@ -228,7 +231,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Reads what the authenticators need and starts the threads `hub` and `control`, and those that judge devices.
+    /// Reads what the authenticators need and starts the threads `hub` and `control`, and those that judge devices. Sinks begin last: what they
+    /// send is there, and what comes back is heard.
     ///
     /// # Errors
     /// A file of an authenticator that cannot be used (`InvalidData`), or no thread, timer or
@@ -257,6 +261,7 @@ impl Control {
             reloads,
             blocks,
             home: parts.home,
+            exchange: parts.exchange,
             mailboxes: parts.mailboxes,
             published: parts.published,
             listeners: parts.listeners,
@@ -289,7 +294,6 @@ impl Control {
             let serving = serve(listener, state.clone(), (orders, wishes), api_stopped);
             thread::Builder::new().name("control".into()).spawn(move || runtime.block_on(serving))?
         };
-        // Last: what they send is there, and what comes back is heard.
         state.sinks.as_ref().map_or(Ok(()), |sinks| sinks.replace(parts.sinks))?;
         Ok(Control { state, admin_addr, stop_hub, replacements, reload_requests, block_requests, stop_api, hub, api })
     }
@@ -381,7 +385,8 @@ async fn serve(
         // It ends with the runtime.
         drop(tokio::spawn(sinks::pass_on(Arc::clone(&state), orders)));
     }
-    if let Some(nats::Wishes { orders, arrivals }) = wishes {
+    if let Some(nats::Wishes { orders, arrivals, bucket }) = wishes {
+        drop(tokio::spawn(retained::pass_on(Arc::clone(&state), bucket)));
         drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), orders)));
         drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
         drop(tokio::spawn(sessions::run(Arc::clone(&state))));
@@ -424,6 +429,7 @@ struct State {
     reloads: Sender<ReloadRequest>,
     blocks: Sender<BlockRequest>,
     home: Home,
+    exchange: Arc<Exchange>,
     mailboxes: Vec<Mailbox>,
     published: Vec<Arc<Published>>,
     listeners: Vec<SocketAddr>,

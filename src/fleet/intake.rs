@@ -24,11 +24,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::interests::PATIENCE;
 use super::place::{Place, Position, StreamFacts};
 use super::server::Server;
 use super::sessions::{ENDS_EVERY, Ends};
 use super::{Order, Shared, names};
 use crate::config::FLEET_INTAKE_BYTES;
+use crate::link::Stamp;
 use crate::sink::Backoff;
 use crate::sink::nats::{Publishing, in_words, subject};
 
@@ -119,6 +121,10 @@ pub struct Intake {
     ends: Ends,
     /// When it is asked again whether all has come.
     ends_due: Instant,
+    /// How often a consumer was made, or let go,
+    opened: Arc<AtomicU64>,
+    /// and for which of these all is in the tables that was retained before.
+    caught_up: Arc<AtomicU64>,
     backoff: Backoff,
     random: fastrand::Rng,
 }
@@ -155,6 +161,8 @@ impl Intake {
             waiting: None,
             ends: Ends::default(),
             ends_due: Instant::now(),
+            opened: Arc::default(),
+            caught_up: Arc::default(),
             backoff,
             random,
         }
@@ -182,6 +190,7 @@ impl Intake {
 
     /// The connection is gone: nobody waits for what comes from there.
     pub(super) fn end(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
         let held = self.shared.interests().end();
         self.tell_held(held);
     }
@@ -267,7 +276,7 @@ impl Intake {
         self.shared.intake.subjects.store(wanted.len() as u64, Ordering::Relaxed);
         self.shared.status().publications(None);
         self.backoff.succeed();
-        self.note_read(&wanted);
+        self.catch_up(server, wanted);
         Ok(None)
     }
 
@@ -301,7 +310,37 @@ impl Intake {
         Ok(())
     }
 
+    /// What is wanted is read from here on. Whoever waits for that goes on when all that was retained before is in the tables: it is in the
+    /// bucket before it is in the stream, and so it is either there or still to come (decision 0029).
+    fn catch_up(&self, server: &Server, wanted: Vec<String>) {
+        let opened = self.opened.fetch_add(1, Ordering::Relaxed) + 1;
+        let (latest, caught_up) = (Arc::clone(&self.opened), Arc::clone(&self.caught_up));
+        let (shared, server, orders, prefix) =
+            (Arc::clone(&self.shared), server.clone(), self.orders.clone(), self.prefix.clone());
+        tokio::spawn(async move {
+            let caught = async {
+                if let Ok(last) = server.retained_last().await {
+                    shared.retained.reach(last).await;
+                }
+            };
+            // Nobody waits for longer than that in any case.
+            let _ = tokio::time::timeout(PATIENCE, caught).await;
+            if latest.load(Ordering::Relaxed) == opened {
+                caught_up.store(opened, Ordering::Relaxed);
+                let held = shared.interests().handle_read(&prefix, &wanted);
+                for (worker, version) in held {
+                    // The receiver is gone when the gateway ends.
+                    let _ = orders.send(Order::InterestHeld { worker, version });
+                }
+            }
+        });
+    }
+
     fn note_read(&self, wanted: &[String]) {
+        if self.caught_up.load(Ordering::Relaxed) != self.opened.load(Ordering::Relaxed) {
+            // They go on together.
+            return;
+        }
         let held = self.shared.interests().handle_read(&self.prefix, wanted);
         self.tell_held(held);
     }
@@ -457,10 +496,14 @@ impl Intake {
         let counters = &self.shared.intake;
         let publishing = message.headers.as_ref().and_then(Publishing::read);
         // Of a device that speaks to nobody but the backend, or by somebody else.
-        let Some(publishing) = publishing else {
+        let Some(mut publishing) = publishing else {
             place.advance(seq);
             return None;
         };
+        if !publishing.stamp.is_none() && !self.shared.may_follow(&publishing) {
+            // It is for those who have subscribed, and is retained by nobody.
+            publishing.stamp = Stamp::NONE;
+        }
         if !place.take(seq, &message.subject, publishing.qos) {
             return None;
         }

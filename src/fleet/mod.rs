@@ -23,6 +23,7 @@ mod pace;
 mod place;
 mod presence;
 mod requests;
+mod retained;
 mod run;
 mod server;
 mod sessions;
@@ -45,32 +46,38 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use crate::sink::nats::Publishing;
+use crate::sink::nats::bucket::is_ahead;
 pub use blocks::{BlockRow, Blocked};
 pub use everywhere::Answered;
 pub use intake::{Arrival, Remote};
 pub use place::Position;
+pub use retained::{Change as BucketChange, Retained};
 pub use sessions::{RowChange, SessionAsk, SessionRow};
 pub use settings::{Settings, files_of};
-pub use status::{Report, State};
+pub use status::{Bucket, Report, State};
 pub use wire::{Call, Reply};
 
 use crate::commands::{Counts, Desk};
 use crate::config::FleetUplink;
-use crate::link::{Cover, DelayedWill, Downlink, QoS, WorkerId};
+use crate::link::{Cover, DelayedWill, Downlink, QoS, Stamp, WorkerId};
 use crate::sink::Backoff;
 use blocks::Touched;
 use intake::Intake;
 use interests::Interests;
 use lease::{Lease, LeaseRow};
 use leases::Leases;
+use names::Names;
 use presence::{Presence, Row};
-use run::Run;
+use retained::Watch;
+use run::{Readers, Run};
 use server::Server;
 use status::Status;
 use wire::Request;
 
 /// How long the last words may take: the lease is given back, so that nobody waits for it to end.
 const END_MAX: Duration = Duration::from_secs(2);
+/// How long a gateway that begins is not ready for want of what others retain.
+const CATCH_UP_MAX: Duration = Duration::from_secs(30);
 /// What an answer may take beyond what was asked for: the way there and back.
 const SLACK: Duration = Duration::from_millis(500);
 /// Devices that others say something waits for, and that were not looked at yet.
@@ -189,8 +196,8 @@ pub struct Publication<'a> {
     pub payload: Bytes,
     /// The quality of service.
     pub qos: QoS,
-    /// Whether it is to be retained.
-    pub retain: bool,
+    /// Its place among retained messages of its topic; none: it is not to be retained.
+    pub stamp: Stamp,
     /// After this time it is of no use to anybody, as Unix time in milliseconds.
     pub expires_ms: Option<i64>,
 }
@@ -237,6 +244,8 @@ pub struct Wishes {
     pub orders: mpsc::UnboundedReceiver<Order>,
     /// What was published elsewhere. Bounded by what may be under way of it.
     pub arrivals: mpsc::UnboundedReceiver<Arrival>,
+    /// What the bucket of retained messages says. Bounded in the same way.
+    pub bucket: mpsc::UnboundedReceiver<BucketChange>,
 }
 
 /// What the thread and those who ask share.
@@ -261,6 +270,8 @@ struct Shared {
     /// Rings when a shard wants something else.
     interest_bell: Notify,
     intake: intake::Counters,
+    retained: retained::Counters,
+    names: Names,
     /// How often this gateway has come to hold its lease.
     joined: AtomicU64,
     /// Rows of sessions, as of the latest look.
@@ -297,10 +308,11 @@ impl Fleet {
         });
         let row = LeaseRow { id: format!("{:016x}", random.u64(..)), instance, epoch: identity.epoch };
         let status = Status::new(Instant::now(), settings.config().ready_without_nats);
-        let shared = Arc::new(Shared::new(identity, status));
+        let shared = Arc::new(Shared::new(identity, &settings.config().prefix, status));
         let (stop, stopped) = watch::channel(false);
         let (orders, ordered) = mpsc::unbounded_channel();
         let (arrivals, arriving) = mpsc::unbounded_channel();
+        let (changes, bucket) = mpsc::unbounded_channel();
         // Each has its charge of the pool.
         let (wills, due) = mpsc::unbounded_channel();
         let backoff = Backoff::new(settings.config().retry, random.u64(..));
@@ -311,13 +323,15 @@ impl Fleet {
             let (backoff, ways) = (backoff.clone(), (arrivals, orders.clone()));
             Intake::new(Arc::clone(&shared), prefix, kept, ways, backoff, random.fork())
         });
+        let watch = has_stream.then(|| Watch::new(Arc::clone(&shared), changes, backoff.clone(), random.fork()));
+        let readers = Readers { intake, watch };
         let ways = (orders.clone(), due);
-        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, intake, ways);
+        let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, readers, ways);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let work = move || runtime.block_on(run.work(stopped));
         let thread = std::thread::Builder::new().name("fleet".into()).spawn(work)?;
         let fleet = Self { shared, wills, orders, has_stream, stop, thread: Mutex::new(Some(thread)) };
-        Ok((fleet, Wishes { orders: ordered, arrivals: arriving }))
+        Ok((fleet, Wishes { orders: ordered, arrivals: arriving, bucket }))
     }
 
     /// A shard wants this of what others publish. Answered by an [`Order::InterestHeld`]: when it is held, at once while NATS is away,
@@ -337,6 +351,15 @@ impl Fleet {
         self.has_stream
     }
 
+    /// All of the bucket of retained messages up to here is in the tables of this gateway, or, where it was not kept, has no room there.
+    pub fn note_retained(&self, at: u64, is_kept: bool) {
+        let counters = &self.shared.retained;
+        if !is_kept {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        counters.apply(at);
+    }
+
     /// A message in the stream is none that a gateway could have published.
     pub fn note_invalid(&self) {
         self.shared.intake.invalid.fetch_add(1, Ordering::Relaxed);
@@ -348,9 +371,9 @@ impl Fleet {
     /// [`NotPublished`].
     pub async fn publish(&self, publication: &Publication<'_>) -> Result<(), NotPublished> {
         let server = self.shared.server().ok_or(NotPublished::Away)?;
-        let Publication { topic, payload, qos, retain, expires_ms } = publication;
-        let node = self.shared.node.clone();
-        let how = Publishing { node, qos: *qos, retain: *retain, properties: Box::default(), expires_ms: *expires_ms };
+        let &Publication { topic, ref payload, qos, stamp, expires_ms } = publication;
+        let (node, retain) = (self.shared.node.clone(), !stamp.is_none());
+        let how = Publishing { node, qos, retain, properties: Box::default(), expires_ms, stamp };
         server.publish(topic, payload.clone(), &how).await.map_err(NotPublished::Refused)
     }
 
@@ -408,6 +431,15 @@ impl Fleet {
         self.shared.desk.counts()
     }
 
+    /// Whether a newcomer would be told less than others retain: the bucket was not read since the start, and it can be, and has not taken
+    /// too long.
+    #[must_use]
+    pub fn is_catching_up(&self) -> bool {
+        let report = self.report();
+        let is_new = report.state == State::Connected && report.for_long < CATCH_UP_MAX;
+        self.has_stream && is_new && !report.retained.is_read && report.retained_error.is_none()
+    }
+
     /// Gives the lease back and ends the thread. Bounded by two seconds.
     pub fn stop(&self) {
         let _ = self.stop.send(true);
@@ -420,7 +452,7 @@ impl Fleet {
 }
 
 impl Shared {
-    fn new(identity: &Identity<'_>, status: Status) -> Self {
+    fn new(identity: &Identity<'_>, prefix: &str, status: Status) -> Self {
         let &Identity { node, epoch, workers, .. } = identity;
         Self {
             node: node.to_owned(),
@@ -428,6 +460,8 @@ impl Shared {
             interests: Mutex::new(Interests::new(workers)),
             interest_bell: Notify::new(),
             intake: intake::Counters::default(),
+            retained: retained::Counters::default(),
+            names: Names::new(prefix),
             joined: AtomicU64::new(0),
             session_rows: AtomicU64::new(1),
             ends: Mutex::default(),
@@ -498,6 +532,7 @@ impl Shared {
             report.publications_missed = load(missed);
             report.publications_behind = load(behind);
             report.subjects = load(subjects);
+            self.retained.report(report);
             report.calls_unanswered = load(calls_unanswered);
         })
     }
@@ -518,6 +553,20 @@ impl Shared {
 
     fn is_here(&self, device: &str) -> bool {
         self.presence().age(device, Instant::now()).is_some()
+    }
+
+    /// Whether a retained message is followed: not where its stamp is far ahead of the clock here.
+    fn may_follow(&self, how: &Publishing) -> bool {
+        let is_ahead = is_ahead(how.stamp);
+        if is_ahead && self.retained.ahead.fetch_add(1, Ordering::Relaxed) == 0 {
+            let (gateway, unix_ms) = (&*how.node, how.stamp.unix_ms());
+            tracing::warn!(
+                gateway,
+                unix_ms,
+                "the clock of a gateway is more than ten minutes ahead of the one here: what it retains is not followed (set both)"
+            );
+        }
+        !is_ahead
     }
 
     fn note_will_withheld(&self) {

@@ -6,6 +6,7 @@
 //! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
 //! | the bucket of sessions, and the key of one | `PREFIX_sessions`, the device's id |
 //! | the bucket of those who are kept out, and the key of one | `PREFIX_blocks`, `device ID` and the like |
+//! | the bucket of retained messages, and the key of one | `PREFIX_retained`, the topic: a level a token |
 //! | what gateways say to one | `PREFIX.gateway.NAME` |
 //! | the stream of commands that wait, and the subject of one | `PREFIX_commands`, `PREFIX.command.DEVICE` |
 //! | the stream of what became of them, and the subject of one | `PREFIX_outcomes`, `PREFIX.outcome.ID` |
@@ -14,9 +15,8 @@
 //! A key of a bucket may hold letters, digits, `-`, `_`, `=`, `/` and `.`; all bytes of an id that are none of the first four are
 //! written as `=` and two hexadecimal digits, so that no two ids share a key and each is read back.
 
-use std::fmt::Write;
-
 use crate::link::Subject;
+use crate::sink::nats::bucket::{self, key, unkey as name};
 use crate::sink::nats::subject;
 
 /// Names of one fleet.
@@ -144,6 +144,21 @@ impl Names {
         subject::of_publication(&self.prefix, topic)
     }
 
+    /// The bucket of retained messages.
+    pub fn retained(&self) -> String {
+        bucket::name(&self.prefix)
+    }
+
+    /// Under which topic one is kept.
+    pub fn retained_topic(&self, subject: &str) -> Option<String> {
+        bucket::topic_of(&self.prefix, subject)
+    }
+
+    /// How all of it begins.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// What one gateway hears.
     pub fn gateway(&self, node: &str) -> String {
         let mut name = format!("{}.gateway.", self.prefix);
@@ -199,30 +214,6 @@ pub fn consumer(node: &str) -> String {
 /// The stream that holds a bucket.
 pub fn stream_of(bucket: &str) -> String {
     format!("KV_{bucket}")
-}
-
-/// The key of a name.
-fn key(name: &str) -> String {
-    let mut key = String::with_capacity(name.len());
-    if name.is_empty() {
-        key.push_str("=_");
-    }
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
-            key.push(byte as char);
-        } else {
-            let _ = write!(key, "={byte:02X}");
-        }
-    }
-    key
-}
-
-/// The name of a key; `None`: [`key`] never wrote it.
-fn name(written: &str) -> Option<String> {
-    if written == "=_" {
-        return Some(String::new());
-    }
-    subject::unescape(written, b'=').filter(|name| key(name) == written)
 }
 
 #[cfg(test)]

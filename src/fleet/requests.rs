@@ -276,7 +276,7 @@ mod tests {
     fn alone() -> (Arc<Shared>, Names) {
         let data_dir = std::path::Path::new("");
         let identity = Identity { node: "a", epoch: 1, data_dir, seed: 1, workers: 1, position: None };
-        let shared = Shared::new(&identity, Status::new(Instant::now(), false));
+        let shared = Shared::new(&identity, "p", Status::new(Instant::now(), false));
         (Arc::new(shared), Names::new("p"))
     }
 

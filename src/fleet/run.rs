@@ -30,6 +30,7 @@ use super::notices::Notices;
 use super::pace::Pace;
 use super::presence::{Answer, Ask, Claim, Effect, Row};
 use super::requests::{self, Heard, Hearing};
+use super::retained::Watch;
 use super::server::{Facts, NoSurvey, Server, Survey, Written};
 use super::settings::Settings;
 use super::sweep::{self, Plan};
@@ -113,12 +114,17 @@ pub(super) struct Run {
     plan: Plan,
     /// When the bucket was made in which rows were written.
     rows_since: Option<String>,
-    /// What others publish; none: there is no stream.
-    intake: Option<Intake>,
+    readers: Readers,
     /// In which state the bucket of blocks was that holds here.
     blocks: Option<Stamp>,
     commands: Commands,
     expected: Expected,
+}
+
+/// What others publish, and retain; none: there is no stream.
+pub(super) struct Readers {
+    pub(super) intake: Option<Intake>,
+    pub(super) watch: Option<Watch>,
 }
 
 /// What one connection has under way.
@@ -172,7 +178,7 @@ impl Run {
         lease: Lease,
         backoff: Backoff,
         random: fastrand::Rng,
-        intake: Option<Intake>,
+        readers: Readers,
         (orders, wills): (mpsc::UnboundedSender<Order>, mpsc::UnboundedReceiver<Box<DelayedWill>>),
     ) -> Self {
         let now = Instant::now();
@@ -182,7 +188,7 @@ impl Run {
             notices: Notices::default(),
             wills: Wills::new(wills),
             rows_since: None,
-            intake,
+            readers,
             blocks: None,
             commands: Commands::default(),
             expected: Expected::default(),
@@ -242,15 +248,16 @@ impl Run {
         let signals = Arc::new(Signals::default());
         match self.connect(&signals).await {
             Ok((server, facts)) => {
-                let mut intake = self.intake.take();
+                let (mut intake, mut watch) = (self.readers.intake.take(), self.readers.watch.take());
                 let over = tokio::select! {
                     over = self.serve(&server, &signals, facts) => over,
                     never = take_in(&mut intake, &server) => match never {},
+                    never = keep_watch(&mut watch, &server) => match never {},
                 };
                 if let Some(intake) = &intake {
                     intake.end();
                 }
-                self.intake = intake;
+                self.readers = Readers { intake, watch };
                 match over {
                     Err(over) => over,
                     Ok(never) => match never {},
@@ -621,6 +628,14 @@ impl Run {
 async fn take_in(intake: &mut Option<Intake>, server: &Server) -> Infallible {
     match intake {
         Some(intake) => intake.run(server).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads what others retain, if there is a stream for what they publish.
+async fn keep_watch(watch: &mut Option<Watch>, server: &Server) -> Infallible {
+    match watch {
+        Some(watch) => watch.run(server).await,
         None => std::future::pending().await,
     }
 }

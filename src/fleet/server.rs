@@ -2,6 +2,7 @@
 //! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
 
 mod queue;
+mod retained;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,15 +27,13 @@ use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
 use super::sessions::SessionRow;
 use super::settings::Settings;
-
+use crate::config::FleetUplink;
 use crate::link::Subject as Blockee;
+use crate::sink::nats::bucket::{NotKept, RetainedBucket, is_conflict};
 use crate::sink::nats::{Publishing, SUBJECT_BYTES_MAX, Signals, in_words, version};
 
 /// Servers before this one are warned of: several faults of replication and of buckets with an age were mended by then.
 const VERSION_ADVISED: (u64, u64, u64) = (2, 11, 2);
-/// The server's answers to a write whose key is not as expected.
-const NOT_AS_EXPECTED: [ErrorCode; 2] =
-    [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT];
 /// The server's answers to the removal of what is not there.
 const GONE: [ErrorCode; 3] = [ErrorCode::NO_MESSAGE_FOUND, ErrorCode(10_057), ErrorCode(10_043)];
 /// Writes under way at a time that the library lets through: more than are ever begun.
@@ -60,6 +59,7 @@ pub struct Server {
     gateways: Stream<()>,
     devices: Stream<()>,
     sessions: Stream<()>,
+    retained: Arc<RetainedBucket>,
 }
 
 /// What was found out about a connection.
@@ -170,6 +170,10 @@ impl Server {
         let rows = bucket(&context, &devices, config.replicas, Duration::ZERO).await?;
         bucket(&context, &names.blocks(), config.replicas, Duration::ZERO).await?;
         bucket(&context, &names.sessions(), config.replicas, Duration::ZERO).await?;
+        if config.uplink != FleetUplink::Off {
+            bucket(&context, &names.retained(), config.replicas, Duration::ZERO).await?;
+        }
+        let retained = Arc::new(RetainedBucket::new(&context, names.prefix()).await?);
         let stream = |bucket: &str| {
             let (context, name) = (context.clone(), stream_of(bucket));
             async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }
@@ -178,7 +182,7 @@ impl Server {
         queue::make_streams(&context, &names, config.replicas).await?;
         let (gateways, devices) = (stream(&gateways).await?, stream(&devices).await?);
         let sessions = stream(&names.sessions()).await?;
-        let server = Self { names, client, context, gateways, devices, sessions };
+        let server = Self { names, client, context, gateways, devices, sessions, retained };
         let survey = server.survey().await.map_err(|why| why.to_string())?;
         let (promise, doubts) = (promise(&rows, &info.version), doubts(&info.version));
         Ok((server, Facts { promise, doubts, version: info.version, rows_since: survey.rows_since }))
@@ -260,7 +264,8 @@ impl Server {
         let _ = self.context.delete_consumer_from_stream(consumer, self.names.uplink()).await;
     }
 
-    /// Publishes over the API, into that stream. Returns when the stream has it.
+    /// Publishes over the API, into that stream, and before that into the bucket of retained messages, if it is to be retained. Returns
+    /// when they have it.
     ///
     /// # Errors
     /// It does not, or has not said so in time; why.
@@ -268,6 +273,13 @@ impl Server {
         let subject = self.names.publication(topic);
         if subject.len() > SUBJECT_BYTES_MAX {
             return Err("its subject is longer than a server takes".to_owned());
+        }
+        if !how.stamp.is_none() {
+            // First: whoever subscribes when the stream has it finds it there (decision 0029).
+            let kept = self.retained.put(topic, payload.clone(), how).await;
+            kept.map_err(|(NotKept::Refused(why) | NotKept::Lost(why))| {
+                format!("the bucket of retained messages: {why}")
+            })?;
         }
         let mut headers = HeaderMap::new();
         how.write(&mut headers);
@@ -313,14 +325,8 @@ impl Server {
         };
         match settled {
             Ok(acknowledged) => Written::At(acknowledged.sequence),
-            Err(error) => {
-                let code = std::error::Error::source(&error)
-                    .and_then(|source| source.downcast_ref::<jetstream::Error>())
-                    .map(jetstream::Error::error_code);
-                let is_conflict = error.kind() == PublishErrorKind::WrongLastSequence
-                    || code.is_some_and(|code| NOT_AS_EXPECTED.contains(&code));
-                if is_conflict { Written::Conflict } else { Written::Lost(in_words(&error)) }
-            }
+            Err(error) if is_conflict(&error) => Written::Conflict,
+            Err(error) => Written::Lost(in_words(&error)),
         }
     }
 

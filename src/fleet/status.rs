@@ -31,8 +31,31 @@ pub(super) struct Status {
     error: Option<String>,
     promise: Option<String>,
     server: Option<String>,
-    /// Why what others publish cannot be read.
+    /// Why what others publish cannot be read,
     publications_error: Option<String>,
+    /// and why the bucket of retained messages cannot.
+    retained_error: Option<String>,
+}
+
+/// What has become of the fleet's retained messages here, since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bucket {
+    /// All of the bucket was read, at least once.
+    pub is_read: bool,
+    /// Deletions that lie in it, and messages that expire, as far as they are known here.
+    pub tombstones: u64,
+    /// What came from it.
+    pub taken: u64,
+    /// Messages kept here that were there no more when it was read.
+    pub dropped: u64,
+    /// Messages for which there is no room here.
+    pub refused: u64,
+    /// What no gateway could have written.
+    pub invalid: u64,
+    /// Messages of gateways whose clocks are too far ahead.
+    pub ahead: u64,
+    /// Messages published here that were not written because later ones were there.
+    pub superseded: u64,
 }
 
 /// The same, told.
@@ -84,6 +107,10 @@ pub struct Report {
     pub wills_withheld: u64,
     /// Why what others publish cannot be read, while NATS is there.
     pub publications_error: Option<String>,
+    /// Retained messages,
+    pub retained: Bucket,
+    /// and why they cannot be read, while NATS is there.
+    pub retained_error: Option<String>,
     /// Subjects under which what others publish is read.
     pub subjects: u64,
     /// Messages published elsewhere that were given to subscribers here.
@@ -111,6 +138,7 @@ impl Status {
             promise: None,
             server: None,
             publications_error: None,
+            retained_error: None,
         }
     }
 
@@ -130,6 +158,19 @@ impl Status {
             tracing::warn!(why, "what other gateways publish does not come here, and is read later");
         } else {
             tracing::info!("what other gateways publish comes here again");
+        }
+    }
+
+    /// The bucket of retained messages can be read, or cannot; why.
+    pub(super) fn retained(&mut self, error: Option<&str>) {
+        if self.retained_error.as_deref() == error {
+            return;
+        }
+        self.retained_error = error.map(str::to_owned);
+        if let Some(why) = error {
+            tracing::warn!(why, "what other gateways retain does not come here, and is read later");
+        } else {
+            tracing::info!("what other gateways retain comes here again");
         }
     }
 
@@ -169,6 +210,8 @@ impl Status {
             unanswered: 0,
             wills_withheld: 0,
             publications_error: self.publications_error.clone(),
+            retained: Bucket::default(),
+            retained_error: self.retained_error.clone(),
             subjects: 0,
             publications_taken: 0,
             publications_own: 0,

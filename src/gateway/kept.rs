@@ -29,7 +29,7 @@ pub(super) fn read(store: &Store, config: &Config, home: Home, started: Instant)
         }
     })?;
     let mut retained = Vec::new();
-    store.retained(|publication| retained.push(publication))?;
+    store.retained(|publication, stamp| retained.push((publication, stamp)))?;
     if count > 0 || !retained.is_empty() {
         tracing::info!(sessions = count, retained = retained.len(), "sessions and retained messages were read");
     }

@@ -98,6 +98,7 @@ impl Gateway {
             home,
             mailboxes: workers.mailboxes.clone(),
             uplink: workers.uplink.clone(),
+            exchange: Arc::clone(&workers.exchange),
             published: workers.published.clone(),
             listeners: workers.addresses.clone(),
             clock: Clock::new(started),
@@ -112,8 +113,7 @@ impl Gateway {
         .map_err(|error| GatewayError::Start(format!("the control plane cannot start: {error}")))?;
         let (stop_reloader, stopped) = bounded(1);
         let reloader = Reloader::new(source, running, blocks_file, seen, workers.policy.clone(), control.policy());
-        let asked = control.reload_requests().clone();
-        let blocks = control.block_requests().clone();
+        let (asked, blocks) = (control.reload_requests().clone(), control.block_requests().clone());
         let reloader = std::thread::Builder::new()
             .name("reload".into())
             .spawn(move || reloader.run(&asked, &blocks, &stopped))

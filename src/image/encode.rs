@@ -13,6 +13,7 @@
 //! outstanding   number u64 | packet u16
 //! received      packet u16 | origin u64
 //! session       head | subscriptions, messages, outstanding, received: length and each
+//! stamp         clock u64 | node u64
 //! change        which u8 | its fields
 //! ?x            flag | x, if the flag is 1
 //! ```
@@ -23,8 +24,8 @@ use std::sync::Arc;
 
 use super::parts::{get_all, get_optional, put_all, put_optional};
 use super::{
-    Change, Head, ImageError, Message, Outstanding, Profile, Publication, Received, Session, SessionKey, Subscription,
-    Will,
+    Change, Head, ImageError, Message, Outstanding, Profile, Publication, Received, Session, SessionKey, Stamp,
+    Subscription, Will,
 };
 use crate::codec::mqtt::{Options, Properties, QoS, REMAINING_MAX, Version, topic};
 use crate::wire::{Reader, Tagged, Writer};
@@ -35,8 +36,8 @@ pub const PUBLICATION: Tagged = Tagged { kind: 0x50, version: 1 };
 pub const HEAD: Tagged = Tagged { kind: 0x48, version: 1 };
 /// See [`PUBLICATION`]. Version 2 has groups in messages; version 1 is read.
 pub const SESSION: Tagged = Tagged { kind: 0x53, version: 2 };
-/// See [`SESSION`].
-pub const CHANGE: Tagged = Tagged { kind: 0x43, version: 2 };
+/// See [`SESSION`]. Version 3 has the stamp of a retained message behind it, as another kind of change; what was before is read.
+pub const CHANGE: Tagged = Tagged { kind: 0x43, version: 3 };
 
 const QOS_BITS: u8 = 0b011;
 const RETAIN_BIT: u8 = 0b100;
@@ -306,6 +307,13 @@ mod which {
     pub(super) const COMPLETED: u8 = 9;
     pub(super) const RETAINED: u8 = 10;
     pub(super) const UNRETAINED: u8 = 11;
+    pub(super) const RETAINED_OF_FLEET: u8 = 12;
+}
+
+fn get_retained(stamp: Stamp, from: &mut Reader) -> Result<Change, ImageError> {
+    let publication = Publication::get(from)?;
+    ensure(!publication.payload.is_empty(), "a retained message is empty")?;
+    Ok(Change::Retained { publication: Arc::new(publication), stamp })
 }
 
 impl Change {
@@ -352,8 +360,14 @@ impl Change {
                 session(which::COMPLETED, key, out);
                 out.u16(*packet);
             }
-            Change::Retained(publication) => {
+            Change::Retained { publication, stamp: Stamp::NONE } => {
                 out.u8(which::RETAINED);
+                publication.put(out);
+            }
+            Change::Retained { publication, stamp } => {
+                out.u8(which::RETAINED_OF_FLEET);
+                out.u64(stamp.clock);
+                out.u64(stamp.node);
                 publication.put(out);
             }
             Change::Unretained { topic } => {
@@ -367,10 +381,11 @@ impl Change {
         let which = from.u8()?;
         match which {
             which::KEPT => return Ok(Change::Kept(Box::new(Head::get(from)?))),
-            which::RETAINED => {
-                let publication = Publication::get(from)?;
-                ensure(!publication.payload.is_empty(), "a retained message is empty")?;
-                return Ok(Change::Retained(Arc::new(publication)));
+            which::RETAINED => return get_retained(Stamp::NONE, from),
+            which::RETAINED_OF_FLEET => {
+                let stamp = Stamp { clock: from.u64()?, node: from.u64()? };
+                ensure(!stamp.is_none(), "a retained message of the fleet has no stamp")?;
+                return get_retained(stamp, from);
             }
             which::UNRETAINED => {
                 let topic: Box<str> = from.text()?.into();

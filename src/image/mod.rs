@@ -13,10 +13,11 @@
 //! ```
 //!
 //! Times are times of day, in milliseconds since 1970, for a moment means nothing to another process. What holds only
-//! within a process (slots, generations, stamps, settlements) is not here. Nothing here reads a clock or a disk.
+//! within a process (slots, generations, settlements) is not here. Nothing here reads a clock or a disk.
 
 mod encode;
 mod parts;
+mod stamp;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 
 use crate::codec::mqtt::QoS;
 use crate::wire::WireError;
+pub use stamp::Stamp;
 
 /// What a row, an entry or a packet of each takes beside its texts, in bytes: what it counts where changes are bounded.
 const CHANGE_BYTES: usize = 96;
@@ -278,7 +280,12 @@ pub enum Change {
         packet: u16,
     },
     /// The retained message of its topic from now on.
-    Retained(Arc<Publication>),
+    Retained {
+        /// The message.
+        publication: Arc<Publication>,
+        /// Its place among those of its topic in the whole fleet; none: it is no other gateway's.
+        stamp: Stamp,
+    },
     /// The topic has no retained message any more.
     Unretained {
         /// The topic.
@@ -324,7 +331,7 @@ impl Change {
                 let group = message.group.as_ref().map_or(0, |group| group.len());
                 message.publication.bytes() + 4 * message.identifiers.len() + group
             }
-            Change::Retained(publication) => publication.bytes(),
+            Change::Retained { publication, .. } => publication.bytes(),
             Change::Unretained { topic } => topic.len(),
             Change::Ended { .. }
             | Change::Sent { .. }

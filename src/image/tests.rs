@@ -72,8 +72,18 @@ fn session_of_version_1() -> Session {
     Session { messages: vec![message(4, Some(512)), message(6, None)], ..session() }
 }
 
+fn retained(publication: Publication, stamp: Stamp) -> Change {
+    Change::Retained { publication: Arc::new(publication), stamp }
+}
+
 /// One of each.
 fn changes() -> Vec<Change> {
+    let of_fleet = retained(publication("state/18", b"{}"), Stamp { clock: 1 << 60, node: 7 });
+    changes_of_version_2().into_iter().chain([of_fleet]).collect()
+}
+
+/// As they could be before gateways shared retained messages.
+fn changes_of_version_2() -> Vec<Change> {
     let session = SessionKey(9);
     let grouped = Change::Queued { session, message: Box::new(group_message(13)) };
     changes_of_version_1().into_iter().chain([grouped]).collect()
@@ -92,7 +102,7 @@ fn changes_of_version_1() -> Vec<Change> {
         Change::Done { session, number: 12 },
         Change::Received { session, received: Received { packet: 8, origin: 9 } },
         Change::Completed { session, packet: 8 },
-        Change::Retained(Arc::new(publication("state/17", b"{}"))),
+        retained(publication("state/17", b"{}"), Stamp::NONE),
         Change::Unretained { topic: "state/17".into() },
     ]
 }
@@ -129,7 +139,7 @@ fn bytes_of_each_version_are_what_they_were() {
         (golden!("publication-1.hex"), encoded(|out| publication("site/4/set", b"on").encode(out))),
         (golden!("head-1.hex"), encoded(|out| head().encode(out))),
         (golden!("session-2.hex"), encoded(|out| session().encode(out))),
-        (golden!("changes-2.hex"), sum),
+        (golden!("changes-3.hex"), sum),
     ] {
         assert_eq!(golden, digits(&bytes), "{file}");
     }
@@ -137,15 +147,20 @@ fn bytes_of_each_version_are_what_they_were() {
     assert_eq!(Head::decode(&bytes_of(golden!("head-1.hex").1)), Ok(head()));
     assert_eq!(Session::decode(&bytes_of(golden!("session-1.hex").1)), Ok(session_of_version_1()));
     assert_eq!(Session::decode(&bytes_of(golden!("session-2.hex").1)), Ok(session()));
-    // Those of version 1 stand one behind the other; but for the tag they are what is written today.
-    let mut golden = &bytes_of(golden!("changes-1.hex").1)[..];
-    for change in changes_of_version_1() {
-        let length = encoded(|out| change.encode(out)).len();
-        let (one, rest) = golden.split_at(length);
-        assert_eq!((one[1], Change::decode(one)), (1, Ok(change)));
-        golden = rest;
+    // Those of each version stand one behind the other; but for the tag they are what is written today.
+    for (version, golden, changes) in [
+        (1, golden!("changes-1.hex").1, changes_of_version_1()),
+        (2, golden!("changes-2.hex").1, changes_of_version_2()),
+    ] {
+        let mut golden = &bytes_of(golden)[..];
+        for change in changes {
+            let length = encoded(|out| change.encode(out)).len();
+            let (one, rest) = golden.split_at(length);
+            assert_eq!((one[1], Change::decode(one)), (version, Ok(change)));
+            golden = rest;
+        }
+        assert!(golden.is_empty());
     }
-    assert!(golden.is_empty());
 }
 
 #[test]
@@ -227,10 +242,11 @@ fn what_cannot_be_is_refused() {
     refused(Change::Sent { session, number: 1, packet: 0 });
     refused(Change::Received { session, received: Received { packet: 0, origin: 9 } });
     refused(Change::Unretained { topic: "a/+".into() });
-    refused(Change::Retained(Arc::new(publication("a", b""))));
+    refused(retained(publication("a", b""), Stamp::NONE));
+    refused(retained(publication("a", b""), Stamp { clock: 2, node: 1 }));
     // Message Expiry Interval is reckoned anew each time, and never goes along.
     let stale = Publication { properties: (*b"\x02\0\0\0\x01").into(), ..publication("a", b"x") };
-    refused(Change::Retained(Arc::new(stale)));
+    refused(retained(stale, Stamp::NONE));
     refused(Change::Kept(Box::new(Head { name: "".into(), ..head() })));
     refused(Change::Kept(Box::new(Head { profile: Profile { version: 6, ..head().profile }, ..head() })));
     let disordered = Session { messages: vec![message(6, None), message(6, None)], ..session_without_messages() };

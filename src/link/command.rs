@@ -134,6 +134,14 @@ pub enum WorkerCommand {
         /// What: `stamp` and `publisher` are not set yet.
         publication: Box<Publication>,
     },
+    /// A retained message of the fleet, or an empty one: its topic has none any more. Whatever was published later stays; subscribers get
+    /// it in another way. Answered like [`WorkerCommand::Publish`].
+    Retain {
+        /// The number that the answer carries.
+        request: u64,
+        /// What, with its stamp; this worker is its topic's home.
+        publication: Box<Publication>,
+    },
     /// What another shard has to say, in its order. What it passes on has a lane of its own.
     Peers {
         /// Who says it.

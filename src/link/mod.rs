@@ -23,6 +23,7 @@ pub mod trace;
 use std::fmt;
 
 pub use crate::codec::mqtt::QoS;
+pub use crate::image::Stamp;
 pub use crate::slot::{ConnectionSlot, SessionSlot};
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes, Load, Loaded};
@@ -41,7 +42,7 @@ pub use handover::{Cut, NO_ROOM_FOR_SESSION, STILL_CONNECTED, SessionOrder, Sess
 pub use home::Home;
 pub use interest::{COVER_FILTERS, Cover};
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
-pub use publication::{Publication, SessionId, Traits};
+pub use publication::{Publication, Reach, SessionId, Traits};
 pub use reason::{CloseReason, Refusal};
 pub use shard_message::{Choice, Class, Credit, Exchange, Outgoing, Passed, Recipient, ShardMessage};
 pub use trace::{

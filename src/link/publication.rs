@@ -3,8 +3,7 @@
 
 use bytes::Bytes;
 
-use super::QoS;
-use super::{Exchange, WorkerId};
+use super::{QoS, Stamp, WorkerId};
 use crate::slot::SessionSlot;
 use crate::time::Moment;
 
@@ -35,17 +34,32 @@ pub struct Publication {
     pub properties: Box<[u8]>,
     /// After this moment it is of no use to anybody (Message Expiry Interval).
     pub expires: Option<Moment>,
-    /// Its place among all retained messages of the process; 0 where it is not one.
-    pub stamp: u64,
+    /// Its place among all retained messages; none where it is not one.
+    pub stamp: Stamp,
+    /// The shard of this process that gave it its stamp, and says what it publishes to each other in that order. `None`: it came from
+    /// somewhere else, whenever it did.
+    pub shard: Option<WorkerId>,
     /// Under which number its publisher's shard has recorded that it was received and not answered: a message of QoS 2 of a session
     /// that outlives its connection. 0: it is not one.
     pub origin: u64,
     /// Of which device it is, for its share of what is retained: a keyed hash of its id, as [`super::Home`] has it. 0: of none.
     pub owner: u32,
-    /// Whether it was published at another gateway of the fleet: groups of shared subscribers get it there.
-    pub is_remote: bool,
+    /// Whom it reaches.
+    pub reach: Reach,
     /// The session that published it, for No Local. `None`: the owner, or a device that has gone since.
     pub publisher: Option<SessionId>,
+}
+
+/// Whom a publication reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Subscribers of this gateway.
+    #[default]
+    Here,
+    /// Those of all gateways of the fleet: it is published here, and goes up.
+    Fleet,
+    /// It was published at another gateway: groups of shared subscribers get it there.
+    Elsewhere,
 }
 
 /// How a message was published, beside its topic and its payload: what goes up with it, for subscribers at other gateways.
@@ -59,6 +73,8 @@ pub struct Traits {
     pub properties: Box<[u8]>,
     /// See [`Publication::expires`].
     pub expires: Option<Moment>,
+    /// See [`Publication::stamp`].
+    pub stamp: Stamp,
 }
 
 impl Publication {
@@ -72,10 +88,11 @@ impl Publication {
             retain: false,
             properties: Box::default(),
             expires: None,
-            stamp: 0,
+            stamp: Stamp::NONE,
+            shard: None,
             origin: 0,
             owner: 0,
-            is_remote: false,
+            reach: Reach::Here,
             publisher: None,
         }
     }
@@ -83,15 +100,21 @@ impl Publication {
     /// How it was published.
     #[must_use]
     pub fn traits(&self) -> Traits {
-        Traits { qos: self.qos, retain: self.retain, properties: self.properties.clone(), expires: self.expires }
+        Traits {
+            qos: self.qos,
+            retain: self.retain,
+            properties: self.properties.clone(),
+            expires: self.expires,
+            stamp: self.stamp,
+        }
     }
 
     /// Its withdrawal, where it was to be retained: a deletion in the place right behind it, which deletes it and older ones of
     /// its topic, and no later one.
     #[must_use]
     pub fn withdrawal(&self) -> Self {
-        let stamp = Exchange::withdrawal_of(self.stamp);
-        Self { retain: true, stamp, ..Self::plain(self.topic.clone(), Bytes::new(), QoS::AtMostOnce) }
+        let (stamp, shard) = (self.stamp.withdrawal(), self.shard);
+        Self { retain: true, stamp, shard, ..Self::plain(self.topic.clone(), Bytes::new(), QoS::AtMostOnce) }
     }
 
     /// What it counts as where messages are bounded by bytes.

@@ -14,7 +14,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Publication, SessionId, WorkerId};
+use siphasher::sip::SipHasher13;
+
+use super::{Publication, SessionId, Stamp, WorkerId};
 
 /// What a message is passed on for. Each class has credit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub struct Passed {
 pub enum Recipient {
     /// Whoever has subscribed in the receiving shard.
     Subscribers,
+    /// Nobody: it is the retained message of its topic, or that has none any more. Subscribers get it in another way.
+    Retained,
     /// A member of a group whose home the sending shard is.
     Member(Box<Choice>),
     /// Whichever member the receiving shard chooses, the home of this group: the one that had it has ended its session.
@@ -180,26 +184,37 @@ impl Outgoing {
 #[derive(Debug)]
 pub struct Exchange {
     wants: Box<[AtomicBool]>,
-    /// How many stamps were given out.
-    stamps: AtomicU64,
-    /// By worker: its latest stamp, or [`ISSUING`].
+    /// The latest clock that was given out, or seen; even.
+    clock: AtomicU64,
+    /// This gateway's number in its fleet; 0: it is one of none.
+    node: u64,
+    /// By worker: its latest clock, or [`ISSUING`].
     issued: Box<[AtomicU64]>,
     /// The latest key that was given out.
     keys: AtomicU64,
 }
 
-/// The low bits of a stamp are the worker that it was given to.
-const STAMP_WORKER_BITS: u32 = 16;
 /// A worker is about to be given a stamp: it may be any from now on.
 const ISSUING: u64 = u64::MAX;
 
 impl Exchange {
-    /// For this many workers, none of which wants anything yet.
+    /// For this many workers, none of which wants anything yet, of a gateway that is alone.
     #[must_use]
     pub fn new(workers: u16) -> Self {
+        Self::with_node(workers, 0)
+    }
+
+    /// The same of the gateway called `node` in its fleet.
+    #[must_use]
+    pub fn of_fleet(workers: u16, node: &str) -> Self {
+        // The same at every gateway; two with one number would have to say the same clock under one topic to be taken for one another.
+        Self::with_node(workers, SipHasher13::new().hash(node.as_bytes()).max(1))
+    }
+
+    fn with_node(workers: u16, node: u64) -> Self {
         let wants = std::iter::repeat_with(AtomicBool::default).take(usize::from(workers)).collect();
         let issued = std::iter::repeat_with(AtomicU64::default).take(usize::from(workers)).collect();
-        Self { wants, stamps: AtomicU64::new(0), issued, keys: AtomicU64::new(0) }
+        Self { wants, clock: AtomicU64::new(0), node, issued, keys: AtomicU64::new(0) }
     }
 
     /// Says whether anybody in this worker's shard has subscribed to anything. To be said before a subscriber hears
@@ -230,38 +245,45 @@ impl Exchange {
         self.keys.fetch_max(key, Ordering::Relaxed);
     }
 
-    /// The next place in the order of retained messages, never 0, for a message that this worker publishes and sends to
+    /// Whether this gateway is one of a fleet: retained messages come from elsewhere too, however old they are.
+    #[must_use]
+    pub fn is_of_fleet(&self) -> bool {
+        self.node != 0
+    }
+
+    /// The next place in the order of retained messages, not before `unix_ms`, for a message that this worker publishes and sends to
     /// every other. One order for the whole process: a message that was acknowledged before another was published has
-    /// the lower one, whichever shards they came through. To be asked for by the worker's own thread alone.
-    pub fn next_stamp(&self, worker: WorkerId) -> u64 {
+    /// the lower one, whichever shards they came through. To be asked for by the worker's own thread alone, which says it to the others
+    /// before it asks again.
+    pub fn next_stamp(&self, worker: WorkerId, unix_ms: u64) -> Stamp {
         let issued = &self.issued[worker.index()];
         // Said before it is taken: whoever has a later stamp, or a message that carries one, sees this one or that one
         // is being given out (one order of all these operations: `SeqCst`).
         issued.store(ISSUING, Ordering::SeqCst);
-        let stamp = (self.stamps.fetch_add(2, Ordering::SeqCst) + 2) << STAMP_WORKER_BITS | u64::from(worker.0);
-        issued.store(stamp, Ordering::SeqCst);
+        let stamp = self.stamp(unix_ms);
+        issued.store(stamp.clock, Ordering::SeqCst);
         stamp
     }
 
-    /// The place right behind a stamp, which is given to nobody else: a message is withdrawn in it, which deletes that and
-    /// older ones, and no later one.
-    #[must_use]
-    pub fn withdrawal_of(stamp: u64) -> u64 {
-        stamp + (1 << STAMP_WORKER_BITS)
+    /// The same for a message that no worker publishes.
+    pub fn stamp(&self, unix_ms: u64) -> Stamp {
+        let behind = |last: u64| (last + 2).max(Stamp::clock_at(unix_ms));
+        let given = self.clock.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| Some(behind(last)));
+        let (Ok(last) | Err(last)) = given;
+        Stamp { clock: behind(last), node: self.node }
     }
 
-    /// Whom a stamp was given to.
-    #[must_use]
-    pub fn worker_of(stamp: u64) -> WorkerId {
-        WorkerId(stamp as u16)
+    /// A message with this stamp is known here: all later ones have a later one. It is to be bounded by whoever says it.
+    pub fn note_stamp(&self, stamp: Stamp) {
+        self.clock.fetch_max(stamp.clock.saturating_add(1) & !1, Ordering::SeqCst);
     }
 
-    /// Whether a retained message with an earlier stamp than this one may still be on its way to the shard of `worker`,
-    /// which has `heard` from each of the others, in the order of their stamps, up to such a one.
+    /// Whether a retained message with an earlier clock than this one may still be on its way to the shard of `worker`,
+    /// which has `heard` from each of the others, in the order of their clocks, up to such a one.
     #[must_use]
-    pub fn may_be_behind(&self, stamp: u64, worker: WorkerId, heard: &[u64]) -> bool {
+    pub fn may_be_behind(&self, clock: u64, worker: WorkerId, heard: &[u64]) -> bool {
         let mut others = heard.iter().zip(&self.issued).enumerate().filter(|(other, _)| *other != worker.index());
-        others.any(|(_, (&heard, issued))| heard < stamp && heard < issued.load(Ordering::SeqCst))
+        others.any(|(_, (&heard, issued))| heard < clock && heard < issued.load(Ordering::SeqCst))
     }
 }
 
@@ -279,23 +301,35 @@ mod tests {
     }
 
     #[test]
-    fn stamps_are_one_order_and_name_their_worker() {
-        let exchange = Exchange::new(3);
-        let stamps = [2, 0, 2].map(|worker| exchange.next_stamp(WorkerId(worker)));
-        assert!(stamps.is_sorted() && stamps[0] > 0);
-        let behind = Exchange::withdrawal_of(stamps[0]);
-        assert!(stamps[0] < behind && behind < stamps[1] && Exchange::worker_of(behind) == WorkerId(2));
-        assert_eq!(stamps.map(|stamp| Exchange::worker_of(stamp).0), [2, 0, 2]);
+    fn stamps_are_one_order_with_whatever_was_seen_in_it() {
+        let exchange = Exchange::of_fleet(3, "gate-1");
+        let stamps = [2, 0, 2].map(|worker| exchange.next_stamp(WorkerId(worker), 0));
+        assert!(stamps.is_sorted() && !stamps[0].is_none());
+        let behind = stamps[0].withdrawal();
+        assert!(stamps[0] < behind && behind < stamps[1]);
+        // The clock on the wall, and back.
+        let now = exchange.next_stamp(WorkerId(0), 1_700_000_000_000);
+        assert_eq!(now.unix_ms(), 1_700_000_000_000);
+        assert!(exchange.stamp(5) > now, "it never goes back");
+        // A gateway that is ahead: whoever knows of its message is later, a withdrawal too.
+        let seen = Stamp { clock: Stamp::clock_at(1_700_000_001_000), node: u64::MAX };
+        for seen in [seen, seen.withdrawal(), Stamp { clock: 7, ..seen }] {
+            exchange.note_stamp(seen);
+            let next = exchange.stamp(1_700_000_000_000);
+            assert!(next > seen && next.clock.is_multiple_of(2));
+        }
+        assert_ne!(exchange.stamp(0).node, Exchange::of_fleet(3, "gate-2").stamp(0).node);
     }
 
     #[test]
     fn message_is_behind_until_its_shard_was_heard_with_it_or_a_later_one() {
         let exchange = Exchange::new(2);
         let (here, there) = (WorkerId(0), WorkerId(1));
+        let next = |worker| exchange.next_stamp(worker, 0).clock;
         assert!(!exchange.may_be_behind(u64::MAX, here, &[0, 0]), "nothing was published");
-        let first = exchange.next_stamp(there);
-        let own = exchange.next_stamp(here);
-        let later = exchange.next_stamp(there);
+        let first = next(there);
+        let own = next(here);
+        let later = next(there);
         assert!(exchange.may_be_behind(own, here, &[0, 0]));
         assert!(
             exchange.may_be_behind(own, here, &[0, first]),

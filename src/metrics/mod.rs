@@ -396,6 +396,20 @@ metrics! {
     PublicationsInvalid = Counter "pulsegate_fleet_publications_invalid" "",
     /// Messages that the fleet's stream let go before they were read here, at most: some were for nobody here.
     PublicationsMissed = Counter "pulsegate_fleet_publications_missed" "",
+    /// Deletions, and messages that expire, in the fleet's bucket of retained messages, as far as this gateway has read it.
+    RetainedTombstones = Gauge "pulsegate_fleet_retained_tombstones" "",
+    /// Changes of the fleet's retained messages that came from the bucket.
+    RetainedTaken = Counter "pulsegate_fleet_retained_taken" "",
+    /// Retained messages kept here that were not in the bucket any more when it was read.
+    RetainedDropped = Counter "pulsegate_fleet_retained_dropped" "",
+    /// Retained messages of the fleet for which there is no room here.
+    RetainedRefused = Counter "pulsegate_fleet_retained_refused" "",
+    /// Rows of the bucket of retained messages that no gateway could have written.
+    RetainedInvalid = Counter "pulsegate_fleet_retained_invalid" "",
+    /// Retained messages of gateways whose clocks are more than ten minutes ahead, which are not followed here.
+    RetainedAhead = Counter "pulsegate_fleet_retained_ahead" "",
+    /// Retained messages published here that were not written into the bucket because later ones were there.
+    RetainedSuperseded = Counter "pulsegate_fleet_retained_superseded" "",
 }
 
 /// Events that a consumer has still to acknowledge, by the label `consumer`.

@@ -150,7 +150,7 @@ impl Shard {
         }
         self.connections[slot].save(input);
         self.account_or_end(slot, now);
-        self.publish_due_wills();
+        self.publish_due_wills(now);
     }
 
     /// Whoever resumes it finds it in one place; one that is held is resumed by its session.

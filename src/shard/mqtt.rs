@@ -10,7 +10,7 @@ use crate::connection::{Connection, Termination};
 use crate::image;
 use crate::link::{
     ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, NOT_SUBSCRIBED,
-    Outcome, Outgoing, Passed, Publication, SUBSCRIBED_WITHOUT_ACK, ShardMessage, WorkerEvent, WorkerId,
+    Outcome, Outgoing, Passed, Publication, Reach, SUBSCRIBED_WITHOUT_ACK, ShardMessage, Stamp, WorkerEvent, WorkerId,
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
@@ -25,7 +25,7 @@ impl Shard {
 
     /// Delivers what was published, a bounded part of it in one turn.
     pub fn deliver(&mut self, now: Moment) {
-        self.publish_due_wills();
+        self.publish_due_wills(now);
         self.broker.begin_turn();
         for batch in self.broker.next_deliveries(DELIVERIES) {
             // Whoever was there when the turn began may have ended since.
@@ -121,8 +121,8 @@ impl Shard {
     }
 
     /// A retained message that an earlier process has left.
-    pub fn restore_retained(&mut self, publication: image::Publication, now: Moment) {
-        self.broker.restore_retained(publication, now);
+    pub fn restore_retained(&mut self, publication: image::Publication, stamp: Stamp, now: Moment) {
+        self.broker.restore_retained(publication, stamp, now);
     }
 
     /// Whether something has changed that the store was not told.
@@ -181,6 +181,12 @@ impl Shard {
         self.broker.publish(publication, ticket, &mut self.counters);
     }
 
+    /// A retained message of the fleet. The answer goes up when every shard has taken it.
+    pub fn handle_retain(&mut self, request: u64, publication: Publication) {
+        let ticket = self.broker.request(request);
+        self.broker.keep_retained(publication, ticket, &mut self.counters);
+    }
+
     /// Says something to one device under a subscription of its own. `Delivered`: it is on its way, or waits for those
     /// before it; with a `request` the device's acknowledgement goes up later.
     pub(super) fn send_to_session(
@@ -227,7 +233,7 @@ impl Shard {
     }
 
     /// Publishes wills, as their devices would have. In a fleet, those that waited for their delay are asked about first.
-    pub(super) fn publish_due_wills(&mut self) {
+    pub(super) fn publish_due_wills(&mut self, now: Moment) {
         if self.due_wills.is_empty() {
             return;
         }
@@ -237,19 +243,19 @@ impl Shard {
                 let publication = Box::new(publication);
                 self.uplink.push(WorkerEvent::WillDue(Box::new(DelayedWill { device, listener, publication, charge })));
             } else {
-                self.publish_will(device, listener, publication);
+                self.publish_will(device, listener, publication, now);
             }
         }
     }
 
     /// A delayed will was asked about: its device is at no other gateway.
-    pub fn handle_will(&mut self, device: Box<str>, listener: ListenerId, publication: Publication) {
+    pub fn handle_will(&mut self, device: Box<str>, listener: ListenerId, publication: Publication, now: Moment) {
         if listener.index() < self.settings.len() {
-            self.publish_will(device, listener, publication);
+            self.publish_will(device, listener, publication, now);
         }
     }
 
-    fn publish_will(&mut self, device: Box<str>, listener: ListenerId, publication: Publication) {
+    fn publish_will(&mut self, device: Box<str>, listener: ListenerId, mut publication: Publication, now: Moment) {
         if topic::is_of_server(&publication.topic) {
             // A mosquitto bridge has one: see `take_connect`.
             self.counters.add(Metric::DroppedUnauthorized, 1);
@@ -259,6 +265,8 @@ impl Shard {
             && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
         {
             self.counters.add(Metric::MessagesReceived, 1);
+            publication.reach = Reach::Fleet;
+            self.broker.stamp(&mut publication, now);
             let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
             let connection = crate::link::ConnectionId { slot: ConnectionSlot(u32::MAX), generation: 0 };
             let charge = Some(Charge::of(&self.pool, Class::Up, publication.bytes() + ALLOCATION_BYTES));

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::image::{Change, Head, Message, Publication, Received, SessionKey, Subscription};
+use crate::image::{Change, Head, Message, Publication, Received, SessionKey, Stamp, Subscription};
 use crate::link::Changes;
 
 /// What becomes of a row of a session's queue.
@@ -43,7 +43,7 @@ pub(super) struct Plan<'a> {
     pub(super) queue: BTreeMap<(SessionKey, u64), Row<'a>>,
     pub(super) received: BTreeMap<(SessionKey, u16), Held>,
     /// `None`: it goes.
-    pub(super) retained: BTreeMap<&'a str, Option<&'a Arc<Publication>>>,
+    pub(super) retained: BTreeMap<&'a str, Option<(&'a Arc<Publication>, Stamp)>>,
 }
 
 impl<'a> Plan<'a> {
@@ -109,7 +109,9 @@ impl<'a> Plan<'a> {
             }
             // It may have been there before.
             Change::Completed { session, packet } => drop(self.received.insert((*session, *packet), Held::Delete)),
-            Change::Retained(publication) => drop(self.retained.insert(&publication.topic, Some(publication))),
+            Change::Retained { publication, stamp } => {
+                self.retained.insert(&publication.topic, Some((publication, *stamp)));
+            }
             Change::Unretained { topic } => drop(self.retained.insert(topic, None)),
         }
     }

@@ -28,6 +28,7 @@ mod schema;
 mod sessions;
 mod share;
 mod sink;
+mod stamp;
 mod writer;
 
 #[cfg(test)]
@@ -51,7 +52,7 @@ pub use record::{Details, Entry, Facts, Published, Stored, What};
 pub use sessions::KeptStats;
 pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 
-use crate::image::{KeptSession, Publication, SessionKey};
+use crate::image::{KeptSession, Publication, SessionKey, Stamp};
 use crate::link::{Changes, Load, Mailbox, Receipt, WorkerId};
 use crate::pool::Charge;
 use loader::Loader;
@@ -373,11 +374,11 @@ impl Store {
         Ok(self.shared.stats.kept.sessions.load(Ordering::Relaxed))
     }
 
-    /// Reads every retained message, in the order of topics.
+    /// Reads every retained message with its stamp, in the order of topics.
     ///
     /// # Errors
     /// The file cannot be read, or says what cannot be.
-    pub fn retained(&self, each: impl FnMut(Publication)) -> Result<(), StoreError> {
+    pub fn retained(&self, each: impl FnMut(Publication, Stamp)) -> Result<(), StoreError> {
         self.reader.retained(each)
     }
 

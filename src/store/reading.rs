@@ -11,11 +11,12 @@ use super::progress::Range;
 use super::record::{Details, Entry, Facts, Published, Stored, What};
 use super::schema;
 use super::sessions::{self, Unreadable};
-use crate::image::{KeptSession, Message, Publication, SessionKey};
+use super::stamp;
+use crate::image::{KeptSession, Message, Publication, SessionKey, Stamp};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
-                       worker, peer, identity, tls, connected, detail, published, properties, expires";
+                       worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node";
 
 /// Reads the store's file.
 #[derive(Debug)]
@@ -94,12 +95,28 @@ impl Reader {
         self.look(|connection| sessions::read_sessions(connection, each))
     }
 
-    /// Every retained message, in the order of topics.
+    /// Every retained message with its stamp, which is none where it is no other gateway's, in the order of topics.
     ///
     /// # Errors
     /// The file cannot be read, or says what cannot be.
-    pub fn retained(&self, each: impl FnMut(Publication)) -> Result<(), StoreError> {
+    pub fn retained(&self, each: impl FnMut(Publication, Stamp)) -> Result<(), StoreError> {
         self.look(|connection| sessions::read_retained(connection, each))
+    }
+
+    /// The topic and the stamp of every retained message that has one, in the order of topics.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn retained_stamps(&self, mut each: impl FnMut(&str, Stamp)) -> Result<(), StoreError> {
+        self.query(|connection| {
+            let sql = "SELECT topic, clock, node FROM retained WHERE clock IS NOT NULL ORDER BY topic";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                each(row.get_ref(0)?.as_str()?, stamp::of(row.get(1)?, row.get(2)?));
+            }
+            Ok(())
+        })
     }
 
     /// The messages of a session behind the first of these numbers and up to the second, in their order, until they take more
@@ -170,7 +187,8 @@ fn published(row: &Row<'_>) -> rusqlite::Result<Option<Published>> {
     // Since version 7, and in a fleet.
     let Some(byte) = row.get("published")? else { return Ok(None) };
     let properties = row.get::<_, Option<Vec<u8>>>("properties")?.unwrap_or_default();
-    Ok(Published::from_parts(byte, properties, row.get("expires")?))
+    let stamp = stamp::of(row.get("clock")?, row.get("node")?);
+    Ok(Published::from_parts(byte, properties, row.get("expires")?, stamp))
 }
 
 fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {

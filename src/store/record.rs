@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::link::{QoS, Receipt, WorkerId};
+use crate::link::{QoS, Receipt, Stamp, WorkerId};
 
 /// What a row takes beside its texts: numbers, lengths, its share of a page.
 const ROW_BYTES: usize = 48;
@@ -51,6 +51,8 @@ pub struct Published {
     pub properties: Box<[u8]>,
     /// After this time it is of no use to anybody, as Unix time in milliseconds.
     pub expires_ms: Option<i64>,
+    /// Its place among retained messages of its topic; none: it is not one, or an earlier version has written it.
+    pub stamp: Stamp,
 }
 
 /// What belongs to a presence event besides who and when.
@@ -106,9 +108,9 @@ impl Published {
     }
 
     /// What [`Published::to_byte`] says, with the rest. `None`: no such byte was written.
-    pub(super) fn from_parts(byte: u8, properties: Vec<u8>, expires_ms: Option<i64>) -> Option<Self> {
+    pub(super) fn from_parts(byte: u8, properties: Vec<u8>, expires_ms: Option<i64>, stamp: Stamp) -> Option<Self> {
         let qos = QoS::try_from(byte & !RETAIN).ok()?;
-        Some(Self { qos, retain: byte & RETAIN != 0, properties: properties.into(), expires_ms })
+        Some(Self { qos, retain: byte & RETAIN != 0, properties: properties.into(), expires_ms, stamp })
     }
 }
 

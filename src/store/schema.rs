@@ -177,6 +177,11 @@ const MIGRATIONS: &[&str] = &[
          why      TEXT                 -- it was refused
      ) STRICT, WITHOUT ROWID;
      CREATE INDEX command_outcome_at ON command_outcome (at);",
+    // 9: retained messages that several gateways share: the place of each among those of its topic.
+    "ALTER TABLE uplink ADD COLUMN clock INTEGER;      -- of a message that was published to be retained: `image::Stamp`
+     ALTER TABLE uplink ADD COLUMN node INTEGER;
+     ALTER TABLE retained ADD COLUMN clock INTEGER;    -- the same; NULL: it is no other gateway's
+     ALTER TABLE retained ADD COLUMN node INTEGER;",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

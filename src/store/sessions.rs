@@ -13,9 +13,10 @@ use rusqlite::{Connection, Row as SqlRow, Rows, Transaction, TransactionBehavior
 
 use super::StoreError;
 use super::coalesce::{Held, Plan, Row};
+use super::stamp;
 use crate::image::{
-    Head, ImageError, KeptSession, Message, Outstanding, Publication, Received, SentMessage, SessionKey, Subscription,
-    Waiting,
+    Head, ImageError, KeptSession, Message, Outstanding, Publication, Received, SentMessage, SessionKey, Stamp,
+    Subscription, Waiting,
 };
 use crate::link::QoS;
 
@@ -332,19 +333,21 @@ fn keep_received(transaction: &Transaction<'_>, plan: &Plan<'_>) -> rusqlite::Re
 }
 
 fn keep_retained(transaction: &Transaction<'_>, plan: &Plan<'_>, kept: &mut Kept) -> rusqlite::Result<()> {
-    let mut update =
-        transaction.prepare_cached("UPDATE retained SET expires = ?2, bytes = ?3, image = ?4 WHERE topic = ?1")?;
-    let mut insert = transaction.prepare_cached("INSERT INTO retained VALUES (?1, ?2, ?3, ?4)")?;
+    let mut update = transaction.prepare_cached(
+        "UPDATE retained SET expires = ?2, bytes = ?3, image = ?4, clock = ?5, node = ?6 WHERE topic = ?1",
+    )?;
+    let mut insert = transaction.prepare_cached("INSERT INTO retained VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     let mut delete = transaction.prepare_cached("DELETE FROM retained WHERE topic = ?1")?;
     let mut image = Vec::new();
     for (topic, publication) in &plan.retained {
-        let Some(publication) = publication else {
+        let Some((publication, stamp)) = publication else {
             kept.retained = kept.retained.saturating_sub(delete.execute([topic])? as u64);
             continue;
         };
         image.clear();
         publication.encode(&mut image);
-        let row = params![topic, publication.expires_ms, publication.bytes() as u64, image];
+        let (clock, node) = stamp::columns(*stamp);
+        let row = params![topic, publication.expires_ms, publication.bytes() as u64, image, clock, node];
         if update.execute(row)? == 0 {
             insert.execute(row)?;
             kept.retained += 1;
@@ -514,15 +517,18 @@ fn qos_of(delivery: u8, number: u64) -> Result<QoS, Unreadable> {
     QoS::try_from(delivery & !RETAIN_BIT).map_err(|()| Unreadable::Image(format!("number {number} has no QoS")))
 }
 
-/// Every retained message, in the order of topics.
-pub(super) fn read_retained(connection: &Connection, mut each: impl FnMut(Publication)) -> Result<(), Unreadable> {
-    let mut statement = connection.prepare("SELECT topic, image FROM retained ORDER BY topic")?;
+/// Every retained message with its stamp, in the order of topics.
+pub(super) fn read_retained(
+    connection: &Connection,
+    mut each: impl FnMut(Publication, Stamp),
+) -> Result<(), Unreadable> {
+    let mut statement = connection.prepare("SELECT topic, image, clock, node FROM retained ORDER BY topic")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let image = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
         let read = Publication::decode(image);
         match read {
-            Ok(publication) => each(publication),
+            Ok(publication) => each(publication, stamp::of(row.get(2)?, row.get(3)?)),
             Err(error) => {
                 let topic: String = row.get(0)?;
                 return Err(Unreadable::Image(format!("the retained message of {topic:?}: {error}")));
@@ -571,7 +577,7 @@ pub(super) fn contradictions(connection: &Connection) -> Result<Vec<String>, Unr
         other => other,
     };
     note(read_sessions(connection, drop))?;
-    note(read_retained(connection, drop))?;
+    note(read_retained(connection, |_, _| ()))?;
     let mut keys = connection.prepare("SELECT DISTINCT session FROM queue")?;
     let keys: Vec<u64> = keys.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     for key in keys {

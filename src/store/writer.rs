@@ -34,8 +34,9 @@ use super::retention::{self, Retention};
 use super::sessions::{self, Kept};
 use super::share::{Sampled, Shares};
 use super::sink;
+use super::stamp;
 use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
-use crate::link::{ChangeMark, Changes, WorkerCommand, WorkerId};
+use crate::link::{ChangeMark, Changes, Stamp, WorkerCommand, WorkerId};
 
 /// How long what nobody waits for may wait for company.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -598,8 +599,8 @@ fn append(
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
-         cause, worker, peer, identity, tls, connected, detail, published, properties, expires)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+         cause, worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
     )?;
     for (position, entry) in entries.iter().enumerate() {
         let bytes = entry.bytes() as u64;
@@ -613,6 +614,7 @@ fn append(
             What::Message { topic, payload, .. } => (2, Some((topic, payload)), None, None),
         };
         let published = entry.what.published();
+        let (clock, node) = stamp::columns(published.map_or(Stamp::NONE, |published| published.stamp));
         let details = facts.and_then(|facts| facts.details.as_ref());
         insert.execute(params![
             group.state.next,
@@ -636,6 +638,8 @@ fn append(
             published.map(Published::to_byte),
             published.map(|published| &published.properties[..]),
             published.and_then(|published| published.expires_ms),
+            clock,
+            node,
         ])?;
         shares.sample(&mut group.sampled, group.state.next, &entry.device, bytes);
         group.state.next += 1;

@@ -85,7 +85,7 @@ impl<I: Io> Turn<I> {
             }
             WorkerCommand::MessageSettled { receipt, accepted } => self.shard.handle_settled(receipt, accepted, now),
             WorkerCommand::PublishWill { device, listener, publication } => {
-                self.shard.handle_will(device, listener, *publication);
+                self.shard.handle_will(device, listener, *publication, now);
             }
             WorkerCommand::SessionSettled { connection, verdict } => {
                 self.shard.handle_session_settled(connection, verdict, now);
@@ -96,6 +96,7 @@ impl<I: Io> Turn<I> {
             WorkerCommand::Fence { request } => self.shard.handle_fence(request),
             WorkerCommand::InterestHeld { version } => self.shard.handle_interest_held(version),
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
+            WorkerCommand::Retain { request, publication } => self.shard.handle_retain(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),
             WorkerCommand::Loaded(loaded) => self.shard.handle_loaded(*loaded, now),
             WorkerCommand::Peers { from, answers } => self.shard.handle_shard_messages(from, answers),

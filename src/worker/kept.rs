@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::broker::{Bounds, Recording};
 use crate::config::Limits;
-use crate::image::{KeptSession, Publication};
+use crate::image::{KeptSession, Publication, Stamp};
 use crate::link::{Exchange, Mailbox, WorkerId};
 use crate::shard::Shard;
 use crate::store::ChangeSender;
@@ -22,8 +22,8 @@ pub struct Kept {
     pub stored_bytes: u64,
     /// Sessions, by the worker that is their home now.
     pub sessions: Vec<Vec<KeptSession>>,
-    /// Retained messages: each worker keeps all.
-    pub retained: Arc<[Publication]>,
+    /// Retained messages, with their stamps: each worker keeps all.
+    pub retained: Arc<[(Publication, Stamp)]>,
 }
 
 /// The bounds of one worker's sessions, with what it has of the store, if there is one.
@@ -37,7 +37,7 @@ pub(super) struct KeptPart {
     stored_bytes: u64,
     recording: Recording,
     sessions: Vec<KeptSession>,
-    retained: Arc<[Publication]>,
+    retained: Arc<[(Publication, Stamp)]>,
 }
 
 impl Kept {
@@ -61,8 +61,8 @@ impl KeptPart {
     /// turns.
     pub(super) fn begin(self, shard: &mut Shard, worker: WorkerId, mailboxes: &[Mailbox], now: Moment) -> ChangeSender {
         shard.begin_recording(self.recording);
-        for publication in self.retained.iter() {
-            shard.restore_retained(publication.clone(), now);
+        for (publication, stamp) in self.retained.iter() {
+            shard.restore_retained(publication.clone(), *stamp, now);
         }
         for session in self.sessions {
             shard.restore(session, now);

@@ -62,6 +62,8 @@ pub struct Workers {
     pub published: Vec<Arc<Published>>,
     /// What they say.
     pub uplink: EventReceiver,
+    /// In which order they retain messages.
+    pub exchange: Arc<Exchange>,
     /// Where they listen, by listener: as configured, with a real port.
     pub addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
@@ -128,6 +130,7 @@ pub fn start(setup: &WorkerOptions, kept: Option<Kept>) -> Result<Workers, Start
         policy: policy.clone(),
         published: Vec::new(),
         uplink,
+        exchange: Arc::clone(&shared.exchange),
         addresses,
         threads: Vec::new(),
     };
@@ -288,8 +291,12 @@ struct Shared {
 
 impl Shared {
     fn new(config: &Config, address_key: [u8; 16]) -> Self {
+        let exchange = match config.fleet {
+            Some(_) => Exchange::of_fleet(config.workers, &config.node),
+            None => Exchange::new(config.workers),
+        };
         Self {
-            exchange: Arc::new(Exchange::new(config.workers)),
+            exchange: Arc::new(exchange),
             held: Arc::new(AtomicU32::new(0)),
             addresses: Arc::new(AddressTable::new(address_key)),
             is_of_fleet: config.fleet.is_some(),

@@ -17,6 +17,7 @@ mod proxy;
 mod publications;
 mod queue;
 mod refusals;
+mod retained;
 mod servers;
 mod sessions;
 mod takeover;

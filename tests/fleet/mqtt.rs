@@ -13,6 +13,8 @@ pub struct Heard {
     pub topic: String,
     pub payload: String,
     pub qos: u8,
+    /// RETAIN: it was there before.
+    pub retain: bool,
 }
 
 /// What is told apart.
@@ -188,15 +190,24 @@ impl Client {
 
     /// Says it, and waits for no answer. Its packet identifier, if it has one.
     pub fn send(&mut self, topic: &str, payload: &str, qos: u8) -> u16 {
+        self.send_with(topic, payload, qos, 0)
+    }
+
+    /// The same, with RETAIN or without.
+    pub fn send_with(&mut self, topic: &str, payload: &str, qos: u8, retain: u8) -> u16 {
         let number = if qos == 0 { 0 } else { self.number() };
-        self.send_as(topic, payload, qos, number)
+        self.say_publish(topic, payload, (qos, retain), number)
     }
 
     /// The same, under this identifier.
     pub fn send_as(&mut self, topic: &str, payload: &str, qos: u8, number: u16) -> u16 {
+        self.say_publish(topic, payload, (qos, 0), number)
+    }
+
+    fn say_publish(&mut self, topic: &str, payload: &str, (qos, retain): (u8, u8), number: u16) -> u16 {
         let identifier = if qos == 0 { vec![] } else { number.to_be_bytes().to_vec() };
         let body = [&text(topic)[..], &identifier, payload.as_bytes()].concat();
-        self.device.send_plain(&packet(0x30 | qos << 1, &body));
+        self.device.send_plain(&packet(0x30 | qos << 1 | retain, &body));
         number
     }
 
@@ -204,6 +215,18 @@ impl Client {
     #[track_caller]
     pub fn publish(&mut self, topic: &str, payload: &str, qos: u8) {
         let number = self.send(topic, payload, qos);
+        self.finish(number, qos);
+    }
+
+    /// The same of a message that is to be retained.
+    #[track_caller]
+    pub fn retain(&mut self, topic: &str, payload: &str, qos: u8) {
+        let number = self.send_with(topic, payload, qos, 1);
+        self.finish(number, qos);
+    }
+
+    #[track_caller]
+    fn finish(&mut self, number: u16, qos: u8) {
         match qos {
             0 => {}
             1 => self.expect(0x40, number),
@@ -252,7 +275,20 @@ impl Client {
     #[track_caller]
     pub fn hears(&mut self, topic: &str, payload: &str, qos: u8) {
         let heard = self.message(LATE).unwrap_or_else(|| panic!("{topic:?} {payload:?} does not come"));
-        assert_eq!(heard, Heard { topic: topic.to_owned(), payload: payload.to_owned(), qos });
+        assert_eq!(heard, Heard { topic: topic.to_owned(), payload: payload.to_owned(), qos, retain: false });
+    }
+
+    /// What is there of retained messages under a filter, in order of topics: until nothing more comes for so long.
+    #[track_caller]
+    pub fn finds(&mut self, filter: &str, quiet: Duration) -> Vec<(String, String)> {
+        self.subscribe(filter, 1);
+        let mut found = Vec::new();
+        while let Some(heard) = self.message(quiet) {
+            assert!(heard.retain, "{heard:?}");
+            found.push((heard.topic, heard.payload));
+        }
+        found.sort();
+        found
     }
 
     /// Goes without a goodbye.
@@ -269,7 +305,8 @@ fn message_of(packet: &[u8]) -> (Heard, u16) {
     let end = 2 + usize::from(number(0));
     let topic = String::from_utf8(rest[2..end].to_vec()).unwrap();
     let (begin, identifier) = if qos == 0 { (end, 0) } else { (end + 2, number(end)) };
-    (Heard { topic, payload: String::from_utf8(rest[begin..].to_vec()).unwrap(), qos }, identifier)
+    let (payload, retain) = (String::from_utf8(rest[begin..].to_vec()).unwrap(), packet[0] & 1 == 1);
+    (Heard { topic, payload, qos, retain }, identifier)
 }
 
 /// How long the first packet is, if all of it is there.

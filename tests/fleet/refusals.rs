@@ -120,12 +120,13 @@ fn an_account_that_may_not_do_what_a_gateway_does_is_told_which_right_it_needs()
 }
 
 /// What docs/OPERATING.md and docs/howto/three-gateways.md say that an account needs.
-const PUBLISH: [&str; 12] = [
+const PUBLISH: [&str; 16] = [
     "pulsegate.>",
     "$KV.pulsegate_gateways.>",
     "$KV.pulsegate_devices.>",
     "$KV.pulsegate_blocks.>",
     "$KV.pulsegate_sessions.>",
+    "$KV.pulsegate_retained.>",
     "$JS.API.INFO",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.CREATE.*",
@@ -133,6 +134,9 @@ const PUBLISH: [&str; 12] = [
     "$JS.API.STREAM.MSG.GET.*",
     "$JS.API.STREAM.MSG.DELETE.*",
     "$JS.API.DIRECT.GET.>",
+    "$JS.API.CONSUMER.CREATE.KV_pulsegate_retained.*",
+    "$JS.API.CONSUMER.INFO.KV_pulsegate_retained.*",
+    "$JS.API.CONSUMER.MSG.NEXT.KV_pulsegate_retained.*",
 ];
 /// What it needs besides to read what is published at other gateways.
 const READ: [&str; 4] = [
@@ -202,13 +206,17 @@ fn the_rights_that_the_documentation_names_suffice_and_without_any_of_them_it_is
     assert_eq!((status, &answer["unanswered"]), (200, &json!([])), "{answer}");
     let (status, answer) = good[0].gateway.post("/v1/devices/nobody/messages", &json!({"payload": "x", "queue": true}));
     assert_eq!(status, 202, "{answer}");
+    let order = json!({"topic": "t", "payload": "x", "retain": true});
+    assert_eq!(good[0].gateway.post("/v1/publish", &order).0, 202);
+    wait_until("it is retained", LATE, || good[1].fleet()["retained"]["taken"] == 1);
     assert_eq!(good[0].gateway.get_json("/v1/devices?fleet=true")["unanswered"], json!([]));
     device.leave();
     good[1].wait_for_claims(0);
     assert_eq!(good[0].error(), "");
     for (number, right) in PUBLISH.iter().enumerate() {
         let member = start(&format!("no-{number}"), &format!("no-{number}"));
-        if right.contains("CREATE") {
+        let is_done = right.contains("STREAM.CREATE");
+        if is_done {
             // All is there already.
             member.wait_until_joined();
         }
@@ -220,7 +228,8 @@ fn the_rights_that_the_documentation_names_suffice_and_without_any_of_them_it_is
             drop(Client::ask_to_come(member.gateway.address("mqtt"), &member.site, "meter-3", true));
             member.send("nobody", "x");
             member.gateway.post("/v1/blocks", &json!({"device": "somebody"}));
-            right.contains("CREATE") || was_told(&member, &part)
+            member.gateway.post("/v1/publish", &order);
+            is_done || was_told(&member, &part)
         });
         end(member.gateway);
     }

@@ -4,10 +4,16 @@ use bytes::Bytes;
 
 use super::*;
 use crate::codec::mqtt::topic;
+use crate::link::Stamp;
 
-fn publication(topic: &str, payload: &'static str, stamp: u64) -> Arc<Publication> {
+/// A stamp, and whose it is.
+fn next(exchange: &Exchange, worker: WorkerId) -> (Stamp, Option<WorkerId>) {
+    (exchange.next_stamp(worker, 0), Some(worker))
+}
+
+fn publication(topic: &str, payload: &'static str, (stamp, shard): (Stamp, Option<WorkerId>)) -> Arc<Publication> {
     let plain = Publication::plain(topic, Bytes::from_static(payload.as_bytes()), crate::link::QoS::AtMostOnce);
-    Arc::new(Publication { retain: true, stamp, ..plain })
+    Arc::new(Publication { retain: true, stamp, shard, ..plain })
 }
 
 /// One shard alone.
@@ -38,7 +44,7 @@ fn order_of_arrival_from_three_shards_does_not_matter() {
     for payloads in [["a", "", "b"], ["a", "b", ""], ["", "a", ""]] {
         for order in orders {
             let exchange = Exchange::new(4);
-            let stamps = [1, 2, 3].map(|worker| exchange.next_stamp(WorkerId(worker)));
+            let stamps = [1, 2, 3].map(|worker| next(&exchange, WorkerId(worker)));
             let mut retained = Retained::new(WorkerId(0), 4, 10, 100, 10_000);
             for place in order {
                 retained.set(&publication("t", payloads[place], stamps[place]), &exchange);
@@ -60,23 +66,23 @@ fn deletion_leaves_a_tombstone_only_while_an_older_message_may_come() {
     let mut retained = Retained::new(here, 2, 10, 100, 10_000);
     // Nothing is on its way: nothing is remembered, whether there was such a topic or not.
     for topic in ["never", "kept"] {
-        retained.set(&publication("kept", "x", exchange.next_stamp(here)), &exchange);
-        assert_eq!(retained.set(&publication(topic, "", exchange.next_stamp(here)), &exchange), Set::Deleted);
+        retained.set(&publication("kept", "x", next(&exchange, here)), &exchange);
+        assert_eq!(retained.set(&publication(topic, "", next(&exchange, here)), &exchange), Set::Deleted);
         assert_eq!(retained.tombstones(), (0, 0));
     }
     // The other shard has published and is not heard yet.
-    let old = publication("t", "old", exchange.next_stamp(there));
-    retained.set(&publication("t", "", exchange.next_stamp(here)), &exchange);
-    retained.set(&publication("u", "", exchange.next_stamp(here)), &exchange);
+    let old = publication("t", "old", next(&exchange, there));
+    retained.set(&publication("t", "", next(&exchange, here)), &exchange);
+    retained.set(&publication("u", "", next(&exchange, here)), &exchange);
     assert_eq!(retained.tombstones(), (2, 2 * (TOMBSTONE_BYTES + 1)));
     assert_eq!(retained.set(&old, &exchange), Set::Stale);
     assert_eq!(retained.tombstones(), (0, 0), "all that came before is here");
     // The topic was set again before its tombstone could go.
-    exchange.next_stamp(there);
-    retained.set(&publication("t", "", exchange.next_stamp(here)), &exchange);
-    retained.set(&publication("t", "new", exchange.next_stamp(here)), &exchange);
+    next(&exchange, there);
+    retained.set(&publication("t", "", next(&exchange, here)), &exchange);
+    retained.set(&publication("t", "new", next(&exchange, here)), &exchange);
     retained.check_invariants();
-    retained.set(&publication("v", "x", exchange.next_stamp(there)), &exchange);
+    retained.set(&publication("v", "x", next(&exchange, there)), &exchange);
     assert_eq!((retained.tombstones(), retained.len()), ((0, 0), 2));
     retained.check_invariants();
 }
@@ -88,10 +94,10 @@ fn tombstones_beyond_their_bound_become_a_floor_below_which_nothing_new_is_taken
     let exchange = Exchange::new(2);
     let (here, there) = (WorkerId(0), WorkerId(1));
     let mut retained = Retained::new(here, 2, 10, 100, MAX);
-    retained.set(&publication("kept", "x", exchange.next_stamp(here)), &exchange);
-    let late = ["first", "other", "kept", "last"].map(|topic| publication(topic, "late", exchange.next_stamp(there)));
+    retained.set(&publication("kept", "x", next(&exchange, here)), &exchange);
+    let late = ["first", "other", "kept", "last"].map(|topic| publication(topic, "late", next(&exchange, there)));
     let delete = |retained: &mut Retained, topic: &str| {
-        assert_eq!(retained.set(&publication(topic, "", exchange.next_stamp(here)), &exchange), Set::Deleted);
+        assert_eq!(retained.set(&publication(topic, "", next(&exchange, here)), &exchange), Set::Deleted);
         retained.check_invariants();
         assert!(retained.tombstones().1 <= MAX);
     };
@@ -103,7 +109,7 @@ fn tombstones_beyond_their_bound_become_a_floor_below_which_nothing_new_is_taken
     assert!((100..110).contains(&count), "{count}");
     assert_eq!(late.map(|late| retained.set(&late, &exchange)), [Set::Full, Set::Full, Set::Stored, Set::Stale]);
     // What is published now is above the floor.
-    assert_eq!(retained.set(&publication("first", "new", exchange.next_stamp(there)), &exchange), Set::Stored);
+    assert_eq!(retained.set(&publication("first", "new", next(&exchange, there)), &exchange), Set::Stored);
     retained.bury(&exchange, 1_000);
     assert_eq!((retained.tombstones(), retained.len()), ((0, 0), 2));
     retained.check_invariants();
@@ -116,7 +122,7 @@ struct Crowd {
     /// By sender and receiver: what was published, and withdrawals, which may overtake that.
     ways: Vec<[VecDeque<Arc<Publication>>; 2]>,
     /// By stamp: who has not taken it yet, and whether one of them refused it.
-    open: std::collections::BTreeMap<u64, (usize, bool)>,
+    open: std::collections::BTreeMap<Stamp, (usize, bool)>,
     refused: usize,
 }
 
@@ -135,8 +141,8 @@ impl Crowd {
         }
     }
 
-    fn publish(&mut self, from: usize, topic: &str, payload: &'static str) -> u64 {
-        let message = publication(topic, payload, self.exchange.next_stamp(WorkerId(from as u16)));
+    fn publish(&mut self, from: usize, topic: &str, payload: &'static str) -> Stamp {
+        let message = publication(topic, payload, next(&self.exchange, WorkerId(from as u16)));
         self.open.insert(message.stamp, (Self::SIZE, false));
         self.tell(from, &message, 0);
         self.take(from, &message);
@@ -160,7 +166,7 @@ impl Crowd {
         *any_refused |= is_refused;
         if (*left, *any_refused) == (0, true) {
             let (from, withdrawal) =
-                (usize::from(Exchange::worker_of(message.stamp).0), Arc::new(message.withdrawal()));
+                (message.shard.expect("it is published here").index(), Arc::new(message.withdrawal()));
             self.tell(from, &withdrawal, 1);
             self.shards[from].set(&withdrawal, &self.exchange);
             self.refused += 1;
@@ -185,7 +191,7 @@ fn shards_agree_in_any_order_however_little_room_there_is_for_tombstones() {
         let mut random = fastrand::Rng::with_seed(seed);
         let room = seed as usize % 3;
         let mut crowd = Crowd::new([0, 3 * (TOMBSTONE_BYTES + 1), 1 << 20][room]);
-        let mut latest = [(0, ""); 6];
+        let mut latest = [(Stamp::NONE, ""); 6];
         for _ in 0..60 {
             let topic = random.usize(..6);
             let payload = if random.bool() { "" } else { ["x", "y"][random.usize(..2)] };
@@ -216,7 +222,7 @@ fn shards_agree_in_any_order_however_little_room_there_is_for_tombstones() {
 fn bounds_are_for_new_topics_and_longer_messages() {
     let (mut retained, exchange) = alone(2, 10);
     let mut set = |topic: &str, payload: &'static str| {
-        retained.set(&publication(topic, payload, exchange.next_stamp(WorkerId(0))), &exchange)
+        retained.set(&publication(topic, payload, next(&exchange, WorkerId(0))), &exchange)
     };
     assert_eq!(set("a", "1234"), Set::Stored);
     assert_eq!(set("b", "1234"), Set::Stored);
@@ -245,12 +251,12 @@ fn walk_finds_what_a_list_finds() {
         for _ in 0..random.usize(..80) {
             let name = make(&mut random, &levels[..9]);
             if topic::is_topic_name(&name) {
-                retained.set(&publication(&name, "x", exchange.next_stamp(WorkerId(0))), &exchange);
+                retained.set(&publication(&name, "x", next(&exchange, WorkerId(0))), &exchange);
                 names.insert(name);
             }
         }
         let arrivals = retained.arrivals();
-        retained.set(&publication("a/later", "x", exchange.next_stamp(WorkerId(0))), &exchange);
+        retained.set(&publication("a/later", "x", next(&exchange, WorkerId(0))), &exchange);
         names.remove("a/later");
         for _ in 0..50 {
             let filter = make(&mut random, &levels);
@@ -273,7 +279,7 @@ fn walk_seeks_past_what_cannot_match() {
     for device in 0..1_000 {
         for name in ["state", "up/1", "up/2", "up/3", "up/4", "up/5", "up/6", "up/7", "up/8", "up/9"] {
             let topic = format!("devices/m{device}/{name}");
-            retained.set(&publication(&topic, "x", exchange.next_stamp(WorkerId(0))), &exchange);
+            retained.set(&publication(&topic, "x", next(&exchange, WorkerId(0))), &exchange);
         }
     }
     let looks = |filter: &str| {
@@ -289,7 +295,7 @@ fn walk_seeks_past_what_cannot_match() {
     assert_eq!(looks("#"), (10_000, 10_000));
     // A long topic is more than one look.
     let long = format!("devices/m7/{}", "x".repeat(60_000));
-    retained.set(&publication(&long, "x", exchange.next_stamp(WorkerId(0))), &exchange);
+    retained.set(&publication(&long, "x", next(&exchange, WorkerId(0))), &exchange);
     assert_eq!(all_matching(&retained, "devices/m7/x", retained.arrivals(), 1_000).1, 1 + long.len() / LOOK_BYTES);
 }
 
@@ -299,7 +305,7 @@ fn one_device_comes_to_half_of_the_store_and_the_next_to_half_of_the_rest() {
     for by_bytes in [false, true] {
         let (mut retained, exchange) = if by_bytes { alone(10_000, 1_024 * 8) } else { alone(1_024, 1 << 30) };
         let mut set = |owner: u32, topic: &str, payload: &'static str| {
-            let mut publication = Publication::clone(&publication(topic, payload, exchange.next_stamp(WorkerId(0))));
+            let mut publication = Publication::clone(&publication(topic, payload, next(&exchange, WorkerId(0))));
             publication.owner = owner;
             let set = retained.set(&Arc::new(publication), &exchange);
             retained.check_invariants();
@@ -325,4 +331,34 @@ fn one_device_comes_to_half_of_the_store_and_the_next_to_half_of_the_rest() {
         }
         assert_eq!(set(1, "1/0000", "longer"), Set::Stored, "there is room again");
     }
+}
+
+/// What comes from other gateways comes whenever it does: whatever was deleted or set here later stays, and nothing is refused for its age.
+#[test]
+fn in_a_fleet_the_latest_stamp_stays_however_late_others_come() {
+    let here = WorkerId(0);
+    let exchange = Exchange::of_fleet(1, "here");
+    let mut retained = Retained::new(here, 1, 100, 10_000, 3 * (TOMBSTONE_BYTES + 1));
+    let elsewhere = |clock| (Stamp { clock, node: 1 }, None);
+    let old = [elsewhere(2), elsewhere(4)];
+    exchange.note_stamp(Stamp { clock: 1 << 30, node: 1 });
+    assert_eq!(retained.set(&publication("set", "new", next(&exchange, here)), &exchange), Set::Stored);
+    assert_eq!(retained.set(&publication("gone", "", next(&exchange, here)), &exchange), Set::Deleted);
+    retained.bury(&exchange, 1_000);
+    for old in old {
+        assert_eq!(retained.set(&publication("set", "old", old), &exchange), Set::Stale);
+        assert_eq!(retained.set(&publication("gone", "old", old), &exchange), Set::Stale);
+    }
+    // The same in whatever order, and one's own that comes back.
+    let (one, other) = (publication("t", "one", elsewhere(100)), publication("t", "other", elsewhere(98)));
+    assert_eq!([&one, &other, &one].map(|each| retained.set(each, &exchange)), [Set::Stored, Set::Stale, Set::Stale]);
+    let (own, same) = ((Stamp { clock: 100, node: 7 }, None), (Stamp { clock: 100, node: 0 }, None));
+    assert_eq!(retained.set(&publication("t", "by number", own), &exchange), Set::Stored);
+    assert_eq!(retained.set(&publication("t", "by number", same), &exchange), Set::Stale);
+    // Beyond the bound of tombstones nothing is known, and what comes is taken; of what is published here it would be refused.
+    for n in 0..10 {
+        retained.set(&publication(&n.to_string(), "", next(&exchange, here)), &exchange);
+    }
+    assert_eq!(retained.set(&publication("gone", "old", elsewhere(6)), &exchange), Set::Stored);
+    retained.check_invariants();
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::store::{ModelStore, Planted};
 use super::*;
 use crate::codec::mqtt::{self, Options, QoS};
-use crate::link::{CloseReason, Load, Refusal};
+use crate::link::{CloseReason, Load, Refusal, Stamp};
 use crate::time::TICK_MICROS;
 
 const CLIENTS: usize = 5;
@@ -136,7 +136,7 @@ impl World {
             self.shards[home.of(&session.head.name).index()].restore(session, now);
         }
         for publication in retained {
-            self.shards.iter_mut().for_each(|shard| shard.restore_retained(publication.clone(), now));
+            self.shards.iter_mut().for_each(|shard| shard.restore_retained(publication.clone(), Stamp::NONE, now));
         }
         for (client, topic) in self.clients.iter().zip(KEPT) {
             let told = |number: &&u32| self.published[number].topic == topic;

@@ -2,7 +2,7 @@
 //! publish, which goes to subscribers and to no group.
 
 use super::*;
-use crate::link::{Cover, WorkerEvent};
+use crate::link::{Cover, Reach, WorkerEvent};
 
 /// One shard, told to say what it wants, and a session in it.
 fn stage() -> (World, usize, SessionSlot) {
@@ -121,11 +121,11 @@ fn what_others_publish_goes_to_subscribers_and_to_no_group() {
     let mut groups = (0..).map(|number| format!("$share/g{number}/jobs"));
     let group = groups.find(|group| shard.home.of(group) == shard.worker).unwrap();
     assert_eq!(shard.subscribe_one(session, &group, options, 0), Granted::Subscribed);
-    let publish = |world: &mut World, is_remote| {
-        let publication = Publication { is_remote, ..world.publication("jobs", QoS::AtMostOnce) };
+    let publish = |world: &mut World, reach| {
+        let publication = Publication { reach, ..world.publication("jobs", QoS::AtMostOnce) };
         world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
         turn_of(world, worker, &[session]).len()
     };
-    assert_eq!(publish(&mut world, true), 1);
-    assert_eq!(publish(&mut world, false), 2);
+    assert_eq!(publish(&mut world, Reach::Elsewhere), 1);
+    assert_eq!(publish(&mut world, Reach::Here), 2);
 }

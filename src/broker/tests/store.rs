@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Bounds, Broker, BrokerOptions, Exchange, Home, Recording};
 use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, Outstanding, SessionKey};
-use crate::link::{ChangeMark, Changes, Load, Loaded, WorkerId};
+use crate::link::{ChangeMark, Changes, Load, Loaded, Stamp, WorkerId};
 use crate::time::{Moment, Timeline};
 
 /// A fault that is put into a model with a store, to see that it is found. Each says between whom.
@@ -136,7 +136,7 @@ impl ModelStore {
                 self.sessions.insert(head.key, session);
             }
             Change::Ended { session } => drop(self.sessions.remove(session)),
-            Change::Retained(publication) => {
+            Change::Retained { publication, .. } => {
                 self.retained.insert(publication.topic.clone(), Arc::clone(publication));
             }
             Change::Unretained { topic } => drop(self.retained.remove(topic)),
@@ -274,7 +274,7 @@ impl Log {
                 Some(ended)
             }
             1 => Some(self.head(random)),
-            2 => Some(Change::Retained(Arc::new(publication))),
+            2 => Some(Change::Retained { publication: Arc::new(publication), stamp: Stamp::NONE }),
             3 => Some(Change::Unretained { topic: topic.into() }),
             4 => {
                 let subscription = image::Subscription { filter: topic.into(), options: random.u8(..3), identifier: 0 };

@@ -10,7 +10,7 @@ use super::{PacketOutcome, broken};
 use crate::broker::{ALIASES_MAX, Known, Ticket};
 use crate::codec::mqtt::{Ack, Packet, Properties, Publish, QoS, Reason, Version, topic};
 use crate::config::Mqtt;
-use crate::link::{CloseReason, Message, Publication, Receipt, WorkerEvent};
+use crate::link::{CloseReason, Message, Publication, Reach, Receipt, WorkerEvent};
 use crate::metrics::Metric;
 use crate::slot::SessionSlot;
 
@@ -59,10 +59,14 @@ impl OpenConnection<'_, '_> {
             QoS::AtMostOnce => Ticket::NOBODY,
             qos => self.cx.broker.receive(session, publish.packet_id, qos),
         };
-        let publication = self.make_publication(session, topic, publish);
+        let mut publication = self.make_publication(session, topic, publish);
         if is_full {
             self.cx.counters.add(Metric::MessagesDropped, 1);
         } else if goes_up {
+            publication.reach = Reach::Fleet;
+        }
+        self.cx.broker.stamp(&mut publication, self.cx.now);
+        if publication.reach == Reach::Fleet {
             self.send_publication_up(&publication, ticket);
         }
         self.cx.broker.publish(publication, ticket, self.cx.counters);

@@ -50,6 +50,8 @@ pub(in crate::control) enum ApiError {
     OthersAway,
     /// NATS is away, and so this gateway should get no new devices.
     NotOfFleet(String),
+    /// What other gateways retain was not read yet since the start: whoever subscribes would be told too little.
+    NotCaughtUp,
     /// It would not reach subscribers at other gateways, or is not known to.
     NotPublished(NotPublished),
     /// The gateway that has the device did not take it.
@@ -162,6 +164,7 @@ impl ApiError {
             | ApiError::OthersAway
             | ApiError::BlockNotTold
             | ApiError::NotOfFleet(_)
+            | ApiError::NotCaughtUp
             | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
             | ApiError::Overloaded { .. }
@@ -191,6 +194,7 @@ impl ApiError {
             | ApiError::OthersAway
             | ApiError::NotOfFleet(_)
             | ApiError::NotPublished(NotPublished::Away) => "fleet_away",
+            ApiError::NotCaughtUp => "fleet_behind",
             ApiError::NotPublished(NotPublished::Refused(_)) => "not_published",
             ApiError::GatewayDeaf { .. } => "gateway_deaf",
             ApiError::GatewaySilent { .. } => "gateway_silent",
@@ -287,6 +291,7 @@ impl ApiError {
                  alone (fleet = false)",
             ),
             ApiError::NotOfFleet(why) => write!(f, "NATS is away, so that devices are not claimed here: {why}"),
+            ApiError::NotCaughtUp => f.write_str("the fleet's retained messages are being read: ready in a moment"),
             ApiError::GatewayDeaf { node } => {
                 write!(f, "gateway {node:?} has the device and takes nothing now: nothing was done; try again")
             }
@@ -404,6 +409,7 @@ impl fmt::Display for ApiError {
             ApiError::FleetAway(_)
             | ApiError::OthersAway
             | ApiError::NotOfFleet(_)
+            | ApiError::NotCaughtUp
             | ApiError::NotPublished(_)
             | ApiError::GatewayDeaf { .. }
             | ApiError::GatewaySilent { .. }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::error::ApiError;
-use crate::fleet::{Answered, Call, Reply, Report, Unreachable};
+use crate::fleet::{Answered, Bucket, Call, Reply, Report, Unreachable};
 
 /// Whom a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,21 @@ pub(super) struct Fleet {
     devices: Devices,
     takeovers: Takeovers,
     publications: Publications,
+    retained: Retained,
+}
+
+/// The fleet's retained messages.
+#[derive(Serialize)]
+struct Retained {
+    /// Whether all of the bucket was read, at least once.
+    read: bool,
+    tombstones: u64,
+    taken: u64,
+    dropped: u64,
+    refused: u64,
+    superseded: u64,
+    /// Why it cannot be read.
+    error: Option<String>,
 }
 
 /// What is published at other gateways.
@@ -128,6 +143,8 @@ pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<F
         missed: report.publications_missed,
         error: report.publications_error,
     };
+    let Bucket { is_read: read, tombstones, taken, dropped, refused, superseded, .. } = report.retained;
+    let retained = Retained { read, tombstones, taken, dropped, refused, superseded, error: report.retained_error };
     let Report { devices_held, devices_waiting, taken, lost, damped, .. } = report;
     Ok(Json(Fleet {
         node: state.config.node.clone(),
@@ -140,5 +157,6 @@ pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<F
         devices: Devices { claimed: devices_held, waiting: devices_waiting },
         takeovers: Takeovers { won: taken, lost, damped },
         publications,
+        retained,
     }))
 }

@@ -175,6 +175,9 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Result<&'static str, ApiErr
     {
         return Err(ApiError::NotOfFleet(report.error.unwrap_or_default()));
     }
+    if state.fleet.as_ref().is_some_and(Fleet::is_catching_up) {
+        return Err(ApiError::NotCaughtUp);
+    }
     let shed_micros = state.current().config.limits.shed_lateness.as_micros();
     let uptime = state.clock.uptime();
     for (worker, published) in state.published.iter().enumerate() {

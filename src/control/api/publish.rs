@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::{State, body};
 use crate::codec::mqtt::topic;
 use crate::fleet;
-use crate::link::{Outcome, Publication, QoS, WorkerCommand};
+use crate::link::{Outcome, Publication, QoS, Reach, Stamp, WorkerCommand};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,15 +50,20 @@ pub(super) async fn publish(
         QoS::try_from(order.qos).map_err(|()| ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)))?;
     let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
     let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
+    let (mut stamp, mut reach) = (Stamp::NONE, Reach::Here);
     if let Some(fleet) = state.fleet.as_ref().filter(|fleet| fleet.has_stream() && !order.local) {
+        if order.retain {
+            stamp = state.exchange.stamp(u64::try_from(state.clock.unix_ms(state.clock.now())).unwrap_or(0));
+        }
+        reach = Reach::Fleet;
         let (topic, expires_ms) = (&*order.topic, expires.map(|expires| state.clock.unix_ms(expires)));
-        let elsewhere = fleet::Publication { topic, payload: payload.clone(), qos, retain: order.retain, expires_ms };
+        let elsewhere = fleet::Publication { topic, payload: payload.clone(), qos, stamp, expires_ms };
         fleet.publish(&elsewhere).await.map_err(ApiError::NotPublished)?;
     }
     // Always the same worker for a topic: what is published under it one after the other arrives so.
     let worker = state.home.of(&order.topic);
-    let publication = Publication { retain: order.retain, expires, ..Publication::plain(order.topic, payload, qos) };
-    let publication = Box::new(publication);
+    let plain = Publication::plain(order.topic, payload, qos);
+    let publication = Box::new(Publication { retain: order.retain, expires, stamp, reach, ..plain });
 
     let deadline = Instant::now() + ANSWER_MAX;
     let ticket = ask(&state, &state.sent, worker, |request| WorkerCommand::Publish { request, publication })?;

@@ -191,6 +191,7 @@ fn a_wrong_token_file_stops_the_start() {
         listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
         config,
         home: Home::new([0; 16], 1),
+        exchange: Arc::new(crate::link::Exchange::new(1)),
         mailboxes: vec![mailbox],
         uplink: from_workers,
         published: vec![Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT))],

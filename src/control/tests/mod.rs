@@ -164,6 +164,7 @@ impl Stage {
             inventory: plan.inventory,
             config,
             home,
+            exchange: Arc::new(crate::link::Exchange::new(home.workers())),
             mailboxes: stage.0,
             uplink: from_workers,
             published: published.clone(),

@@ -11,6 +11,7 @@
 //! acknowledged is sent again under the same `Nats-Msg-Id`, which the server drops within its window of deduplication.
 
 mod access;
+pub mod bucket;
 mod publication;
 pub(crate) mod subject;
 
@@ -29,8 +30,9 @@ use super::feed::Feed;
 use super::run::{Over, Run, lane_of};
 use super::settings::{Fault, Reading, Target};
 use crate::config::{NatsSink, NatsStream, Sink};
-use crate::store::{Published, StoreError, Stored, What};
+use crate::store::{Entry, Published, StoreError, Stored, What};
 pub use access::{NatsAccess, Signals, check_version, files_of_login, in_words, version};
+use bucket::{NotKept, RetainedBucket};
 pub use publication::{Publishing, header_bytes};
 
 /// The longest subject: a server takes 4,096 bytes for a command with its subject and the inbox for the answer.
@@ -61,6 +63,7 @@ impl NatsTarget {
 
     fn message(&self, node: &str, store_id: &str, stored: &Stored) -> Message {
         let (entry, prefix) = (&stored.entry, &self.config.prefix);
+        let mut retained = None;
         let (subject, payload) = match &entry.what {
             What::Message { topic, payload, .. } => {
                 (subject::of_message(prefix, &entry.device, topic), payload.clone())
@@ -74,10 +77,12 @@ impl NatsTarget {
         headers.insert("Pulsegate-At", time(entry.at_ms));
         if let Some(published) = entry.what.published().filter(|_| self.config.make.is_some()) {
             // In the fleet's stream, for subscribers at other gateways.
-            let Published { qos, retain, properties, expires_ms } = published.clone();
-            Publishing { node: node.to_owned(), qos, retain, properties, expires_ms }.write(&mut headers);
+            let Published { qos, retain, properties, expires_ms, stamp } = published.clone();
+            let how = Publishing { node: node.to_owned(), qos, retain, properties, expires_ms, stamp };
+            how.write(&mut headers);
+            retained = retained_of(entry, how);
         }
-        Message { subject, headers, payload }
+        Message { subject, headers, payload, retained }
     }
 }
 
@@ -85,11 +90,21 @@ struct Message {
     subject: String,
     headers: HeaderMap,
     payload: Bytes,
+    /// Its topic, where it is to be in the bucket of retained messages before it is in the stream, and how.
+    retained: Option<(Box<str>, Publishing)>,
+}
+
+fn retained_of(entry: &Entry, how: Publishing) -> Option<(Box<str>, Publishing)> {
+    match &entry.what {
+        What::Message { topic, .. } if how.retain && !how.stamp.is_none() => Some((topic.clone(), how)),
+        _ => None,
+    }
 }
 
 /// A connection that was verified.
 struct Connection {
     context: Context,
+    retained: Arc<RetainedBucket>,
     signals: Arc<Signals>,
     /// The largest message with its headers.
     bytes_max: usize,
@@ -131,7 +146,8 @@ impl Connection {
         let of_stream = usize::try_from(info.config.max_message_size).ok().filter(|most| *most > 0);
         let bytes_max = server.max_payload.min(of_stream.unwrap_or(usize::MAX));
         let promise = promise(&info.config, &server.version);
-        Ok((Self { context, signals: Arc::clone(signals), bytes_max, _client: client }, promise))
+        let retained = Arc::new(RetainedBucket::new(&context, prefix).await?);
+        Ok((Self { context, retained, signals: Arc::clone(signals), bytes_max, _client: client }, promise))
     }
 }
 
@@ -193,7 +209,30 @@ fn promise(stream: &stream::Config, version: &str) -> String {
 }
 
 /// An acknowledgement, or none.
-type Settled = (usize, u64, Result<(), PublishError>);
+type Settled = (usize, u64, Result<(), NotSent>);
+
+/// Why it is not known to be there.
+enum NotSent {
+    /// The server will not take it for what it is. Why.
+    Refused(String),
+    /// Anything else. Why.
+    Lost(String),
+}
+
+impl From<PublishError> for NotSent {
+    fn from(error: PublishError) -> Self {
+        if is_refusal(&error) { Self::Refused(in_words(&error)) } else { Self::Lost(in_words(&error)) }
+    }
+}
+
+impl From<NotKept> for NotSent {
+    fn from(not_kept: NotKept) -> Self {
+        match not_kept {
+            NotKept::Refused(why) => Self::Refused(format!("the bucket of retained messages: {why}")),
+            NotKept::Lost(why) => Self::Lost(format!("the bucket of retained messages: {why}")),
+        }
+    }
+}
 
 /// The thread of one such sink.
 pub(super) struct NatsRun {
@@ -285,21 +324,25 @@ impl NatsRun {
     fn serve(&mut self, lane: usize) {
         let Some(connection) = &self.connection else { return };
         let Some((seq, stored)) = self.feed.window.next(lane, 1) else { return };
-        let Message { subject, headers, payload } = target(&self.run).message(&self.run.node, &self.store_id, stored);
+        let Message { subject, headers, payload, retained } =
+            target(&self.run).message(&self.run.node, &self.store_id, stored);
         if subject.len() > SUBJECT_BYTES_MAX {
             return self.give_up(lane, seq, "its subject is longer than a server takes");
         }
         if payload.len() + header_bytes(&headers) > connection.bytes_max {
             return self.give_up(lane, seq, "it is larger than the server or the stream takes");
         }
-        let context = connection.context.clone();
+        let (context, bucket) = (connection.context.clone(), Arc::clone(&connection.retained));
         self.under_way.spawn(async move {
-            let sent = context.publish_with_headers(subject, headers, payload).await;
-            let settled = match sent {
-                Ok(acknowledged) => acknowledged.await.map(drop),
-                Err(error) => Err(error),
+            let send = async {
+                if let Some((topic, how)) = retained {
+                    // First: whoever subscribes when the stream has it finds it there (decision 0029).
+                    bucket.put(&topic, payload.clone(), &how).await?;
+                }
+                context.publish_with_headers(subject, headers, payload).await?.await?;
+                Ok(())
             };
-            (lane, seq, settled)
+            (lane, seq, send.await)
         });
     }
 
@@ -346,9 +389,8 @@ impl NatsRun {
                     self.run.note_sent(1);
                 }
             }
-            Err(error) if is_refusal(&error) => self.refused(lane, seq, &in_words(&error)),
-            Err(error) => {
-                let why = in_words(&error);
+            Err(NotSent::Refused(why)) => self.refused(lane, seq, &why),
+            Err(NotSent::Lost(why)) => {
                 let why = self.connection.as_ref().map_or(why.clone(), |connection| connection.signals.explain(&why));
                 self.broken(&why);
             }

@@ -6,6 +6,7 @@
 //! | `Pulsegate-Node` | the gateway where it was published, percent-encoded as a token of a subject |
 //! | `Pulsegate-QoS` | 0, 1 or 2 |
 //! | `Pulsegate-Retain` | `1`, where it was published to be retained |
+//! | `Pulsegate-Stamp` | its place among retained messages of its topic, where it was published to be retained: `image::Stamp` |
 //! | `Pulsegate-Expires` | Unix time in milliseconds, after which it is of no use |
 //! | `Pulsegate-Properties` | the MQTT 5 properties that go along with it unaltered, as in PUBLISH, in base64 |
 
@@ -14,11 +15,12 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::subject;
-use crate::link::QoS;
+use crate::link::{QoS, Stamp};
 
 const NODE: &str = "Pulsegate-Node";
 const QOS: &str = "Pulsegate-QoS";
 const RETAIN: &str = "Pulsegate-Retain";
+const STAMP: &str = "Pulsegate-Stamp";
 const EXPIRES: &str = "Pulsegate-Expires";
 const PROPERTIES: &str = "Pulsegate-Properties";
 
@@ -35,9 +37,25 @@ pub struct Publishing {
     pub properties: Box<[u8]>,
     /// After this time it is of no use to anybody, as Unix time in milliseconds.
     pub expires_ms: Option<i64>,
+    /// Its place among retained messages of its topic; none: it is not one, or is of its own gateway alone.
+    pub stamp: Stamp,
 }
 
 impl Publishing {
+    /// At a gateway, as simply as can be.
+    #[cfg(test)]
+    pub fn plain(node: &str) -> Self {
+        let properties = Box::default();
+        Self {
+            node: node.to_owned(),
+            qos: QoS::AtMostOnce,
+            retain: false,
+            properties,
+            expires_ms: None,
+            stamp: Stamp::NONE,
+        }
+    }
+
     /// Says it in headers.
     pub fn write(&self, headers: &mut HeaderMap) {
         let mut node = String::with_capacity(self.node.len());
@@ -46,6 +64,9 @@ impl Publishing {
         headers.insert(QOS, (self.qos as u8).to_string());
         if self.retain {
             headers.insert(RETAIN, "1");
+        }
+        if !self.stamp.is_none() {
+            headers.insert(STAMP, self.stamp.to_string());
         }
         if let Some(expires_ms) = self.expires_ms {
             headers.insert(EXPIRES, expires_ms.to_string());
@@ -60,6 +81,7 @@ impl Publishing {
         let text = |name: &str| headers.get(name).map(HeaderValue::as_str);
         let qos = text(QOS)?.parse::<u8>().ok()?;
         let expires_ms = text(EXPIRES).map(str::parse).transpose().ok()?;
+        let stamp = text(STAMP).map(str::parse).transpose().ok()?;
         let properties = text(PROPERTIES).map(|written| BASE64_STANDARD.decode(written)).transpose().ok()?;
         Some(Self {
             node: subject::decode(text(NODE)?)?,
@@ -67,6 +89,7 @@ impl Publishing {
             retain: text(RETAIN) == Some("1"),
             properties: properties.unwrap_or_default().into(),
             expires_ms,
+            stamp: stamp.unwrap_or_default(),
         })
     }
 }
@@ -86,15 +109,21 @@ mod tests {
     use super::*;
 
     fn publishing(qos: QoS) -> Publishing {
-        Publishing { node: "gate 1".to_owned(), qos, retain: false, properties: Box::default(), expires_ms: None }
+        Publishing { qos, ..Publishing::plain("gate 1") }
     }
 
     #[test]
     fn what_is_written_is_read() {
         for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
             let plain = publishing(qos);
-            let full =
-                Publishing { retain: true, properties: [1, 0, 255].into(), expires_ms: Some(-7), ..plain.clone() };
+            let stamp = Stamp { clock: 8, node: 9 };
+            let full = Publishing {
+                retain: true,
+                stamp,
+                properties: [1, 0, 255].into(),
+                expires_ms: Some(-7),
+                ..plain.clone()
+            };
             for said in [plain, full] {
                 let mut headers = HeaderMap::new();
                 said.write(&mut headers);
@@ -108,9 +137,16 @@ mod tests {
         let mut whole = HeaderMap::new();
         publishing(QoS::AtLeastOnce).write(&mut whole);
         assert!(header_bytes(&whole) > "NATS/1.0\r\nPulsegate-Node: gate%201\r\nPulsegate-QoS: 1\r\n\r\n".len() - 4);
-        for (name, value) in
-            [(QOS, "3"), (QOS, "x"), (QOS, ""), (NODE, "a.b"), (NODE, ""), (EXPIRES, "soon"), (PROPERTIES, "%")]
-        {
+        for (name, value) in [
+            (QOS, "3"),
+            (QOS, "x"),
+            (QOS, ""),
+            (NODE, "a.b"),
+            (NODE, ""),
+            (EXPIRES, "soon"),
+            (STAMP, "1-2"),
+            (PROPERTIES, "%"),
+        ] {
             let mut headers = whole.clone();
             headers.insert(name, value);
             assert_eq!(Publishing::read(&headers), None, "{name}: {value}");

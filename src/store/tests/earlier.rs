@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::image::{KeptSession, Waiting};
+use crate::image::{KeptSession, Stamp, Waiting};
 
 /// Two comings and goings, messages of a device, a consumer, a session with four messages, a retained one.
 const VERSION_3: &str = include_str!("version_3.sql");
@@ -40,8 +40,8 @@ fn a_store_of_version_3_is_brought_up_to_date() {
     let (messages, is_all) = store.reader().messages(session.head.key, (0, 4), usize::MAX).unwrap();
     assert_eq!((&messages[2].publication.payload[..], messages.len(), is_all), (&b"value 3"[..], 4, true));
     let mut retained = Vec::new();
-    store.retained(|publication| retained.push(publication.topic)).unwrap();
-    assert_eq!(retained, ["site/1/state".into()]);
+    store.retained(|publication, stamp| retained.push((publication.topic, stamp))).unwrap();
+    assert_eq!(retained, [("site/1/state".into(), Stamp::NONE)]);
 
     // It goes on: what comes now has its details.
     let new = Entry { receipt: Some(receipt(7)), ..presence(1, Some("expired")) };

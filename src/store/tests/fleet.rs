@@ -1,7 +1,7 @@
 //! What several gateways add: how a message was published, and how far others' messages have come.
 
 use super::*;
-use crate::link::QoS;
+use crate::link::{QoS, Stamp};
 use crate::store::FleetPosition;
 
 #[test]
@@ -13,7 +13,8 @@ fn how_a_message_was_published_is_read_as_it_was_written() {
         for (retain, properties, expires_ms) in [(false, &[][..], None), (true, &[1, 0, 255][..], Some(-5))] {
             let mut entry = message(number as u32, 10);
             let What::Message { published, .. } = &mut entry.what else { unreachable!() };
-            *published = Some(Published { qos, retain, properties: properties.into(), expires_ms });
+            let stamp = if retain { Stamp { clock: u64::MAX - 1, node: u64::MAX } } else { Stamp::NONE };
+            *published = Some(Published { qos, retain, properties: properties.into(), expires_ms, stamp });
             entries.push(entry);
         }
     }

@@ -10,14 +10,16 @@ use super::super::coalesce::Plan;
 use super::super::schema;
 use super::super::sessions::{self, Kept};
 use super::*;
-use crate::image::{Change, Head, Message, Outstanding, Profile, Received, SentMessage, Subscription, Waiting, Will};
+use crate::image::{
+    Change, Head, Message, Outstanding, Profile, Received, SentMessage, Stamp, Subscription, Waiting, Will,
+};
 use crate::link::{ChangeMark, Doorbell, Inbox, QoS, WorkerCommand, mailbox};
 
 /// What must be in the file, told by the changes alone.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
     sessions: BTreeMap<SessionKey, Known>,
-    retained: BTreeMap<Box<str>, Publication>,
+    retained: BTreeMap<Box<str>, (Publication, Stamp)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -67,8 +69,8 @@ impl Model {
                 self.of(*session).received.insert(received.packet, received.origin);
             }
             Change::Completed { session, packet } => drop(self.of(*session).received.remove(packet)),
-            Change::Retained(publication) => {
-                self.retained.insert(publication.topic.clone(), Publication::clone(publication));
+            Change::Retained { publication, stamp } => {
+                self.retained.insert(publication.topic.clone(), (Publication::clone(publication), *stamp));
             }
             Change::Unretained { topic } => drop(self.retained.remove(topic)),
         }
@@ -106,7 +108,8 @@ impl Model {
             model.sessions.insert(key, known);
         };
         sessions::read_sessions(connection, each).unwrap();
-        sessions::read_retained(connection, |one| drop(model.retained.insert(one.topic.clone(), one))).unwrap();
+        sessions::read_retained(connection, |one, stamp| drop(model.retained.insert(one.topic.clone(), (one, stamp))))
+            .unwrap();
         model
     }
 }
@@ -220,7 +223,9 @@ impl World {
             14 => {
                 let topic = format!("r/{worker}/{}", random.u8(..4));
                 let change = if random.bool() {
-                    Change::Retained(Arc::new(publication(random, &topic)))
+                    let clock = if random.bool() { random.u64(..) } else { 0 };
+                    let stamp = Stamp { clock, node: if clock == 0 { 0 } else { random.u64(..) } };
+                    Change::Retained { publication: Arc::new(publication(random, &topic)), stamp }
                 } else {
                     Change::Unretained { topic: topic.into() }
                 };
@@ -477,7 +482,10 @@ fn changes_are_bounded_and_whoever_is_refused_hears_of_room() {
     let batch = |worker, mark| Changes {
         worker: WorkerId(worker),
         mark: ChangeMark(mark),
-        changes: vec![Change::Retained(Arc::new(publication(&mut Rng::with_seed(mark), "t")))],
+        changes: vec![Change::Retained {
+            publication: Arc::new(publication(&mut Rng::with_seed(mark), "t")),
+            stamp: Stamp::NONE,
+        }],
         is_awaited: true,
     };
     // The writer is held up with an event, and the queue is filled.
