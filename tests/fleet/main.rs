@@ -16,6 +16,7 @@ mod page;
 mod proxy;
 mod publications;
 mod queue;
+mod races;
 mod refusals;
 mod retained;
 mod servers;
