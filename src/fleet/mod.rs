@@ -34,6 +34,9 @@ mod wills;
 mod window;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
