@@ -577,6 +577,7 @@ fn sessions_and_retained_messages_are_part_of_the_budget_where_mqtt_is_spoken() 
     let Loaded { config, .. } = Directory::new().load_on(&third(""), &with(256)).unwrap();
     let limits = config.limits;
     assert_eq!((limits.sessions, limits.retained_messages, limits.retained_bytes), (25_000, 25_000, 16 << 20));
+    assert_eq!(limits.uplink_length, 16_384);
     assert!(built_in(&with(128)).unwrap().config.limits.connections > 1_000);
     let text = format!("[limits]\nretained_bytes = 1000000000\n{}", third(""));
     refused_on(&with(256), &text, &["even without connections", "limits.retained_bytes"]);

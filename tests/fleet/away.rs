@@ -77,6 +77,7 @@ fn a_server_that_is_slow_is_not_one_that_is_away() {
     let other = Member::joined("gate-1", &servers.urls("nats"), "lease = \"20s\"");
     let mut devices = vec![member.device("meter-0")];
     member.wait_for_claims(1);
+    wait_until("it has read what the fleet retains", LATE, || member.gateway.get("/readyz").0 == 200);
     proxy.hold(true);
     devices.extend((1..30).map(|number| member.device(&format!("meter-{number}"))));
     let unanswered = || member.gateway.metric("pulsegate_fleet_questions_unanswered_total");

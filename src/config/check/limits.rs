@@ -19,7 +19,7 @@ const SHED_LATENESS: RangeInclusive<Duration> = Duration::from_millis(10)..=Dura
 const LINGER_TIME: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
 /// The range of what is kept in bytes.
 const KEPT_BYTES: RangeInclusive<i64> = 0..=17_179_869_184;
-/// The memory for which the defaults of `limits.sessions`, `limits.retained_*`, `limits.pool_bytes` and
+/// The memory for which the defaults of `limits.sessions`, `limits.retained_*`, `limits.pool_bytes`, `limits.uplink_length` and
 /// `store.queue_bytes` are made, in bytes.
 const KEEPING_MEMORY: u64 = 1 << 30;
 
@@ -28,6 +28,8 @@ pub(super) fn in_proportion(whole: u64, machine: &Machine) -> u64 {
     whole * machine.memory.bytes.min(KEEPING_MEMORY) / KEEPING_MEMORY
 }
 
+/// The least default of `limits.uplink_length`: what one worker may say in a few turns.
+const UPLINK_LENGTH_LEAST: u64 = 4_096;
 /// The range of `limits.pool_bytes`.
 const POOL_BYTES: RangeInclusive<i64> = 1_048_576..=68_719_476_736;
 /// What a frame takes on the wire beyond its body, sealed: the outbox must have room for it.
@@ -53,6 +55,7 @@ fn defaults(machine: &Machine) -> Limits {
         retained_messages: part(default.retained_messages as u64) as usize,
         retained_bytes: part(default.retained_bytes as u64) as usize,
         pool_bytes: part(default.pool_bytes as u64).max(*POOL_BYTES.start() as u64) as usize,
+        uplink_length: part(default.uplink_length as u64).max(UPLINK_LENGTH_LEAST) as usize,
         ..default
     }
 }
