@@ -52,8 +52,13 @@ pub(super) async fn pass_on(state: Arc<State>, mut arrivals: mpsc::UnboundedRece
                 drop(room);
                 match at {
                     Reached::Place(at) => kept.reach(at),
-                    // Whoever waited may have given up.
-                    Reached::End(end) => drop(end.send(())),
+                    Reached::End(end) => {
+                        if kept.is_behind() {
+                            kept.keep(state).await;
+                        }
+                        // Whoever waited may have given up.
+                        let _ = end.send(());
+                    }
                 }
             }
             () = tokio::time::sleep(AGAIN_AFTER), if refused.is_some() => {

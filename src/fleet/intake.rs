@@ -56,7 +56,7 @@ pub enum Arrival {
     Message(Box<Remote>),
     /// All up to here was passed on, or is for nobody here.
     Passed(Position),
-    /// Somebody waits until all before this is settled.
+    /// Somebody waits until all before this is settled, and the place kept.
     End(oneshot::Sender<()>),
 }
 
@@ -118,6 +118,8 @@ pub struct Intake {
     room: Arc<Semaphore>,
     /// The next that is to be passed on, which counts as taken: there is no room for it.
     waiting: Option<Waiting>,
+    /// Where it is, which is to be said when that has been passed on.
+    unsaid: Option<Position>,
     ends: Ends,
     /// When it is asked again whether all has come.
     ends_due: Instant,
@@ -159,6 +161,7 @@ impl Intake {
             orders,
             room: Arc::new(Semaphore::new(FLEET_INTAKE_BYTES / UNIT_BYTES)),
             waiting: None,
+            unsaid: None,
             ends: Ends::default(),
             ends_due: Instant::now(),
             opened: Arc::default(),
@@ -236,6 +239,9 @@ impl Intake {
                 room = reserve(&self.room, self.waiting.as_ref()) => {
                     let (publication, _) = self.waiting.take().expect("it is waited for");
                     self.pass(*publication, room);
+                    if let Some(position) = self.unsaid.take() {
+                        self.say(Arrival::Passed(position));
+                    }
                 }
                 message = next(&mut reading), if self.waiting.is_none() => {
                     if let Some(reading) = &mut reading {
@@ -272,11 +278,13 @@ impl Intake {
                 return Ok(Some(due));
             }
         }
+        // With nothing wanted the place that is kept stays where it was, however long.
+        let is_far = before.is_empty();
         *reading = self.open(server, reading.take(), &wanted).await?;
         self.shared.intake.subjects.store(wanted.len() as u64, Ordering::Relaxed);
         self.shared.status().publications(None);
         self.backoff.succeed();
-        self.catch_up(server, wanted);
+        self.catch_up(server, wanted, is_far);
         Ok(None)
     }
 
@@ -304,21 +312,30 @@ impl Intake {
             None => self.place.is_some(),
         };
         for end in self.ends.reach(position, is_read) {
-            // The receiver is gone when the gateway ends.
-            let _ = self.arrivals.send(end);
+            self.say(end);
         }
         Ok(())
     }
 
     /// What is wanted is read from here on. Whoever waits for that goes on when all that was retained before is in the tables: it is in the
-    /// bucket before it is in the stream, and so it is either there or still to come (decision 0029).
-    fn catch_up(&self, server: &Server, wanted: Vec<String>) {
+    /// bucket before it is in the stream, and so it is either there or still to come (decision 0029). `is_far`: and when the place is kept,
+    /// because a process that is killed before would bring its sessions what was published long before they were.
+    fn catch_up(&self, server: &Server, wanted: Vec<String>, is_far: bool) {
         let opened = self.opened.fetch_add(1, Ordering::Relaxed) + 1;
         let (latest, caught_up) = (Arc::clone(&self.opened), Arc::clone(&self.caught_up));
         let (shared, server, orders, prefix) =
             (Arc::clone(&self.shared), server.clone(), self.orders.clone(), self.prefix.clone());
+        let kept = is_far.then(|| {
+            let (end, kept) = oneshot::channel();
+            self.say(Arrival::End(end));
+            kept
+        });
         tokio::spawn(async move {
             let caught = async {
+                if let Some(kept) = kept {
+                    // Nobody answers when the gateway ends.
+                    let _ = kept.await;
+                }
                 if let Ok(last) = server.retained_last().await {
                     shared.retained.reach(last).await;
                 }
@@ -380,7 +397,9 @@ impl Intake {
         let position = self.place.as_ref().expect("it was made").position();
         let reading = if wanted.is_empty() { None } else { Some(self.make(server, wanted, position.position).await?) };
         if self.waiting.is_none() {
-            let _ = self.arrivals.send(Arrival::Passed(position));
+            self.say(Arrival::Passed(position));
+        } else {
+            self.unsaid = Some(position);
         }
         if let Some(before) = before {
             let server = server.clone();
@@ -484,7 +503,8 @@ impl Intake {
         }
         if pending == 0 {
             place.advance(end);
-            let _ = self.arrivals.send(Arrival::Passed(place.position()));
+            let position = place.position();
+            self.say(Arrival::Passed(position));
         }
         self.shared.intake.behind.store(pending, Ordering::Relaxed);
         Ok(())
@@ -530,9 +550,12 @@ impl Intake {
     fn pass(&self, publication: Publication, room: OwnedSemaphorePermit) {
         let Publication { at, device, topic, payload, publishing } = publication;
         self.shared.intake.taken.fetch_add(1, Ordering::Relaxed);
-        let remote = Remote { at, device, topic, payload, publishing, room };
+        self.say(Arrival::Message(Box::new(Remote { at, device, topic, payload, publishing, room })));
+    }
+
+    fn say(&self, arrival: Arrival) {
         // The receiver is gone when the gateway ends.
-        let _ = self.arrivals.send(Arrival::Message(Box::new(remote)));
+        let _ = self.arrivals.send(arrival);
     }
 }
 

@@ -3,9 +3,12 @@
 //! A session that is offered stays as it is and goes on taking messages, until the other gateway says that the row is its own. If the
 //! device comes back here before, the offer is void: its claim writes the row anew, so that the other one finds another revision.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{OFFERED_MAX, State, ask_shard, count, fence};
 use crate::fleet::{Reply, SessionAsk};
@@ -17,12 +20,17 @@ const HEAD_BYTES: usize = 128 << 10;
 /// Bytes of messages in one answer, and one message more.
 const PIECE_BYTES: usize = 128 << 10;
 
+/// Where there are too many offers, those give way about which nobody has asked for so long: whoever was to take them has died.
+const FORGOTTEN_AFTER: Duration = Duration::from_mins(1);
+
 /// A session that another gateway is about to take.
 #[derive(Clone)]
 pub(super) struct Offered {
     head: Head,
     /// The latest message that goes with it.
     cut: u64,
+    /// When it was last asked about.
+    asked: Instant,
 }
 
 /// Answers.
@@ -41,7 +49,7 @@ pub(in super::super) async fn serve(state: &Arc<State>, device: &str, ask: Sessi
 
 async fn offer(state: &Arc<State>, device: &str) -> Reply {
     let Some(_held) = state.sessions.try_hold(device) else { return Reply::Busy };
-    if state.sessions.offered().len() >= OFFERED_MAX && !state.sessions.offered().contains_key(device) {
+    if !make_room(&mut state.sessions.offered(), device, Instant::now()) {
         return Reply::Busy;
     }
     let cut = Cut::default();
@@ -53,9 +61,25 @@ async fn offer(state: &Arc<State>, device: &str) -> Reply {
     }
     let Some(session) = read(state, device).await else { return Reply::Busy };
     let key = session.head.key.0;
-    let offered = Offered { head: session.head, cut: cut.number() };
+    let offered = Offered { head: session.head, cut: cut.number(), asked: Instant::now() };
     state.sessions.offered().insert(device.into(), offered);
     Reply::Session { key }
+}
+
+/// Whether there is room for this one beside those that are offered.
+fn make_room(offered: &mut HashMap<Box<str>, Offered>, device: &str, now: Instant) -> bool {
+    if offered.len() >= OFFERED_MAX {
+        offered.retain(|_, one| now.duration_since(one.asked) < FORGOTTEN_AFTER);
+    }
+    offered.len() < OFFERED_MAX || offered.contains_key(device)
+}
+
+/// What was offered of this one, which is asked about.
+fn look_up(state: &State, device: &str) -> Option<Offered> {
+    let mut offered = state.sessions.offered();
+    let one = offered.get_mut(device)?;
+    one.asked = Instant::now();
+    Some(one.clone())
 }
 
 /// What the store has of it, without its messages.
@@ -72,7 +96,7 @@ async fn read(state: &Arc<State>, device: &str) -> Option<Session> {
 }
 
 async fn head(state: &Arc<State>, device: &str, from: usize) -> Option<Bytes> {
-    let key = state.sessions.offered().get(device)?.head.key;
+    let key = look_up(state, device)?.head.key;
     let mut session = read(state, device).await.filter(|session| session.head.key == key)?;
     let mut bytes = 0;
     let fits = |subscription: &Subscription| {
@@ -88,7 +112,7 @@ async fn head(state: &Arc<State>, device: &str, from: usize) -> Option<Bytes> {
 }
 
 async fn messages(state: &Arc<State>, device: &str, after: u64) -> Option<Bytes> {
-    let Offered { head, cut } = state.sessions.offered().get(device)?.clone();
+    let Offered { head, cut, .. } = look_up(state, device)?;
     let (state, key) = (Arc::clone(state), head.key);
     let read = move || state.store.as_ref().map(|store| store.reader().messages(key, (after, cut), PIECE_BYTES));
     let messages: Vec<Message> = match tokio::task::spawn_blocking(read).await.ok()?? {
@@ -131,4 +155,40 @@ async fn forget(state: &Arc<State>, device: &str, ends: bool) -> Reply {
 /// The device is back, or the session is gone: nothing is offered any more. Whether something was.
 pub(super) fn withdraw(state: &State, device: &str) -> Option<SessionKey> {
     state.sessions.offered().remove(device).map(|offered| offered.head.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Profile;
+
+    fn offer(asked: Instant) -> Offered {
+        let profile = Profile {
+            version: 5,
+            listener: "a".into(),
+            keep_alive_s: 0,
+            expiry_s: 60,
+            receive_maximum: 1,
+            packet_maximum: 1,
+            alias_maximum: 0,
+        };
+        let head =
+            Head { key: SessionKey(1), name: "a".into(), profile, away_since_ms: None, last_packet: 0, will: None };
+        Offered { head, cut: 0, asked }
+    }
+
+    #[test]
+    fn offers_that_nobody_asks_about_give_way_and_the_others_do_not() {
+        let then = Instant::now();
+        let mut offered = HashMap::new();
+        for number in 0..OFFERED_MAX {
+            assert!(make_room(&mut offered, "new", then));
+            offered.insert(number.to_string().into(), offer(then));
+        }
+        assert!(!make_room(&mut offered, "new", then + FORGOTTEN_AFTER / 2));
+        assert!(make_room(&mut offered, "7", then + FORGOTTEN_AFTER / 2), "it has its place already");
+        offered.get_mut("7").unwrap().asked = then + FORGOTTEN_AFTER / 2;
+        assert!(make_room(&mut offered, "new", then + FORGOTTEN_AFTER));
+        assert_eq!(offered.keys().map(|key| &**key).collect::<Vec<_>>(), ["7"]);
+    }
 }
