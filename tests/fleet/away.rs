@@ -14,7 +14,7 @@ fn devices_stay_while_nats_is_away_and_are_claimed_when_it_is_back() {
     // What devices say is acknowledged here and now.
     let (mut servers, fleet) = fleet(&site, 1, 2, "uplink = \"local\"");
     let mut before = fleet[0].claimed("before");
-    assert_eq!(fleet[0].gateway.get("/readyz").0, 200);
+    wait_until("what the fleet publishes is read", LATE, || fleet[0].gateway.get("/readyz").0 == 200);
     for signal in [Signal::TERM, Signal::KILL] {
         servers.stop(0, signal);
         for member in &fleet {
@@ -40,7 +40,7 @@ fn devices_stay_while_nats_is_away_and_are_claimed_when_it_is_back() {
         assert_eq!(heard(&mut meanwhile).1, "found");
         assert_eq!(fleet[1].send("before", "too").0, 200);
         assert_eq!(heard(&mut before).1, "too");
-        assert_eq!(fleet[0].gateway.get("/readyz").0, 200);
+        wait_until("what the fleet publishes is read again", LATE, || fleet[0].gateway.get("/readyz").0 == 200);
         meanwhile.leave();
         fleet[1].wait_for_claims(0);
     }
