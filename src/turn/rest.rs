@@ -6,8 +6,11 @@
 //! meanwhile, and those who have something for it need not ring. Nobody waits longer for that than for [`REST`], and a worker that
 //! speaks with no other one, or seldom, never rests.
 //!
+//! Workers tell each other what they have every [`REST`] at the soonest, so between two such turns there may be several for its own
+//! devices alone: they count as well, as long as the last word from or to another worker is no older than [`SPOKEN`].
+//!
 //! ```text
-//!        a turn within REST of the last one, or of the end of a rest, with something from or for another worker
+//!        a turn within REST of the last one, or of the end of a rest, and a word from or to another worker lately
 //!   busy ──────────────────────────────▶ busy + 1, up to BUSY_MAX     rests from BUSY on
 //!        any other turn
 //!   busy ──────────────────────────────▶ busy − 1
@@ -19,6 +22,8 @@ use crate::time::Moment;
 
 /// From one beginning of a turn to the next, while it rests.
 pub(super) const REST: Duration = Duration::from_micros(500);
+/// For so long a worker counts as one that speaks with others: twice as long as they wait before they speak again.
+const SPOKEN: Duration = Duration::from_millis(1);
 /// So many busy turns more than others make it rest.
 const BUSY: u8 = 8;
 const BUSY_MAX: u8 = 16;
@@ -30,6 +35,8 @@ pub(super) struct Rest {
     busy: u8,
     has_rested: bool,
     is_soon: bool,
+    /// The turn that had something from another worker, or for one.
+    spoken: Option<Moment>,
 }
 
 impl Rest {
@@ -49,7 +56,10 @@ impl Rest {
 
     /// The turn ends; whether it had something from another worker, or for one.
     pub(super) fn note_turn(&mut self, with_others: bool) {
-        let is_busy = with_others && self.is_soon;
+        if with_others {
+            self.spoken = Some(self.woken);
+        }
+        let is_busy = self.is_soon && self.spoken.is_some_and(|spoken| self.woken.since(spoken) <= SPOKEN);
         self.busy = if is_busy { (self.busy + 1).min(BUSY_MAX) } else { self.busy.saturating_sub(1) };
     }
 }
@@ -63,7 +73,7 @@ mod tests {
     }
 
     /// Turns as often as `every`, each of 20 us; how many there are in a second, where it rests when it is told to.
-    fn turns_in_a_second(every: u64, with_others: bool) -> u32 {
+    fn turns_in_a_second(every: u64, with_others: impl Fn(u32) -> bool) -> u32 {
         let (mut rest, mut now, mut turns) = (Rest::default(), 1_000_000, 0);
         while now < 2_000_000 {
             now += rest.before_poll(at(now)).as_micros() as u64;
@@ -71,7 +81,7 @@ mod tests {
             now = now.div_ceil(every) * every;
             rest.note_woken(at(now));
             now += 20;
-            rest.note_turn(with_others);
+            rest.note_turn(with_others(turns));
             turns += 1;
         }
         turns
@@ -79,9 +89,15 @@ mod tests {
 
     #[test]
     fn who_is_woken_all_the_time_by_others_turns_no_more_often_than_every_rest() {
-        assert!((1_900..=2_100).contains(&turns_in_a_second(100, true)));
-        assert!((10_000..=10_001).contains(&turns_in_a_second(100, false)), "its own devices are answered at once");
-        assert!((500..=501).contains(&turns_in_a_second(2_000, true)), "whoever is told seldom is told at once");
+        assert!((1_900..=2_100).contains(&turns_in_a_second(100, |_| true)));
+        assert!(
+            (1_900..=2_100).contains(&turns_in_a_second(100, |turn| turn % 4 == 0)),
+            "turns between two words count"
+        );
+        assert!((10_000..=10_001).contains(&turns_in_a_second(100, |_| false)), "its own devices are answered at once");
+        let seldom = turns_in_a_second(100, |turn| turn % 100 == 0);
+        assert!(seldom > 9_000, "whoever speaks seldom is hardly ever late: {seldom}");
+        assert!((500..=501).contains(&turns_in_a_second(2_000, |_| true)), "whoever is told seldom is told at once");
     }
 
     #[test]
