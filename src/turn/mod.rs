@@ -251,7 +251,7 @@ impl<I: Io> Turn<I> {
         let deadline = self.shard.next_deadline();
         let asked = self.wait(deadline);
         let woken = self.io.now();
-        self.rest.note_woken(woken);
+        self.rest.note_woken(woken, self.events.len());
         self.with_others = false;
         // After the longest sleep there is something to do: the figures are made fresh.
         self.has_worked = asked.timeout == SLEEP_MAX && woken.since(asked.at) >= SLEEP_MAX;

@@ -7,13 +7,16 @@
 //! speaks with no other one, or seldom, never rests.
 //!
 //! Workers tell each other what they have every [`REST`] at the soonest, so between two such turns there may be several for its own
-//! devices alone: they count as well, as long as the last word from or to another worker is no older than [`SPOKEN`].
+//! devices alone: they count as well, as long as the last word from or to another worker is no older than [`SPOKEN`]. Lying down costs
+//! what waiting costs: where a rest has gathered less than [`WORTH_IT`], there is no other one for a while.
 //!
 //! ```text
 //!        a turn within REST of the last one, or of the end of a rest, and a word from or to another worker lately
 //!   busy ──────────────────────────────▶ busy + 1, up to BUSY_MAX     rests from BUSY on
 //!        any other turn
 //!   busy ──────────────────────────────▶ busy − 1
+//!        a rest that has gathered little
+//!   busy ──────────────────────────────▶ 0
 //! ```
 
 use std::time::Duration;
@@ -24,6 +27,8 @@ use crate::time::Moment;
 pub(super) const REST: Duration = Duration::from_micros(500);
 /// For so long a worker counts as one that speaks with others: twice as long as they wait before they speak again.
 const SPOKEN: Duration = Duration::from_millis(1);
+/// So much must have come during a rest: sockets and other workers with something.
+const WORTH_IT: usize = 4;
 /// So many busy turns more than others make it rest.
 const BUSY: u8 = 8;
 const BUSY_MAX: u8 = 16;
@@ -47,11 +52,14 @@ impl Rest {
         if self.has_rested { left } else { Duration::ZERO }
     }
 
-    /// A turn begins.
-    pub(super) fn note_woken(&mut self, now: Moment) {
+    /// A turn begins, because so much has come.
+    pub(super) fn note_woken(&mut self, now: Moment, come: usize) {
         // After a rest it cannot be sooner than that.
         self.is_soon = now.since(self.woken) < if self.has_rested { 2 * REST } else { REST };
         self.woken = now;
+        if self.has_rested && come < WORTH_IT {
+            (self.busy, self.is_soon) = (0, false);
+        }
     }
 
     /// The turn ends; whether it had something from another worker, or for one.
@@ -77,9 +85,10 @@ mod tests {
         let (mut rest, mut now, mut turns) = (Rest::default(), 1_000_000, 0);
         while now < 2_000_000 {
             now += rest.before_poll(at(now)).as_micros() as u64;
-            // The next thing comes.
+            // The next thing comes, or what came meanwhile is there.
+            let come = (now - rest.woken.micros()) / every;
             now = now.div_ceil(every) * every;
-            rest.note_woken(at(now));
+            rest.note_woken(at(now), come.max(1) as usize);
             now += 20;
             rest.note_turn(with_others(turns));
             turns += 1;
@@ -97,6 +106,8 @@ mod tests {
         assert!((10_000..=10_001).contains(&turns_in_a_second(100, |_| false)), "its own devices are answered at once");
         let seldom = turns_in_a_second(100, |turn| turn % 100 == 0);
         assert!(seldom > 9_000, "whoever speaks seldom is hardly ever late: {seldom}");
+        let poor = turns_in_a_second(200, |_| true);
+        assert!((4_000..=5_000).contains(&poor), "a rest that gathers two things is not worth it: {poor}");
         assert!((500..=501).contains(&turns_in_a_second(2_000, |_| true)), "whoever is told seldom is told at once");
     }
 
@@ -105,7 +116,7 @@ mod tests {
         for with_others in [true, false] {
             let mut rest = Rest::default();
             for turn in 0..100 {
-                rest.note_woken(at(turn * 100));
+                rest.note_woken(at(turn * 100), WORTH_IT);
                 rest.note_turn(true);
                 assert!(rest.before_poll(at(turn * 100 + 20)) <= REST);
             }
@@ -114,7 +125,7 @@ mod tests {
             for _ in 0..20 {
                 rested += u32::from(!rest.before_poll(at(now + 20)).is_zero());
                 now += 5_000;
-                rest.note_woken(at(now));
+                rest.note_woken(at(now), 1);
                 rest.note_turn(with_others);
             }
             assert!((1..=u32::from(BUSY_MAX - BUSY + 1)).contains(&rested), "{rested}");
