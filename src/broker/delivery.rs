@@ -239,7 +239,11 @@ impl Broker {
             Ok(Enqueued::Waits) => {}
             Err(delivery) => {
                 counters.add(bound.refused_as(queued, &delivery), 1);
-                self.drop_of(session, &delivery);
+                if bound.messages == 0 || delivery.publication.bytes() > bound.bytes {
+                    self.drop_too_large(session, delivery);
+                } else {
+                    self.drop_of(session, &delivery);
+                }
             }
         }
     }
@@ -292,6 +296,7 @@ impl Broker {
         for request in released.requests {
             self.give_up_request(request);
         }
+        self.requests.extend(released.kept_requests.into_iter().map(|request| (request, RequestEnd::Published)));
         for number in released.numbers {
             self.record_done(session, number);
         }
@@ -302,6 +307,10 @@ impl Broker {
 
     /// A message for a device that is away: kept if it is to be acknowledged.
     pub(super) fn keep_one(&mut self, session: SessionSlot, delivery: Delivery, now: Moment, counters: &mut Counters) {
+        if delivery.request != 0 && delivery.group.is_some() {
+            // The fleet gives it to somebody who is there.
+            return self.drop_delivery(&delivery);
+        }
         self.give_up_request(delivery.request);
         let delivery = Delivery { request: 0, ..delivery };
         if delivery.qos.is_acknowledged() && !delivery.publication.is_expired(now) {

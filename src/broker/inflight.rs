@@ -130,8 +130,10 @@ pub struct PendingSuback {
 /// Who has waited for something that will not be any more.
 #[derive(Debug, Default)]
 pub(super) struct Released {
-    /// Requests of the API.
+    /// Requests of the API, and of the fleet for groups: what they are about was not acknowledged.
     pub(super) requests: Vec<u64>,
+    /// Those whose messages stay with the session though they were not.
+    pub(super) kept_requests: Vec<u64>,
     /// Settlements.
     pub(super) tokens: Vec<Token>,
     /// How many messages were dropped.
@@ -285,6 +287,7 @@ impl Inflight {
         self.received = 0;
         self.inbound.iter_mut().for_each(|inbound| inbound.is_of_connection = false);
         self.answered.values_mut().for_each(|is_of_connection| *is_of_connection = false);
+        self.give_back(released);
         for request in self.outbound.iter_mut().map(|outbound| &mut outbound.request) {
             released.requests.extend(Some(std::mem::take(request)).filter(|&request| request != 0));
         }

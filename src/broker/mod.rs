@@ -327,6 +327,7 @@ impl Broker {
             || self.may_redispatch()
             || self.has_left_loads()
             || self.interest.has_work()
+            || self.routing.groups.has_events()
     }
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.

@@ -6,6 +6,7 @@ mod away;
 mod congestion;
 mod crash;
 mod device;
+mod gifts;
 mod handover;
 mod interest;
 mod model;

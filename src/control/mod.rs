@@ -27,6 +27,7 @@ mod exposition;
 mod fleet;
 mod fleet_blocks;
 mod forwarded;
+mod gifts;
 mod history;
 mod hub;
 mod pending;
@@ -385,10 +386,11 @@ async fn serve(
         // It ends with the runtime.
         drop(tokio::spawn(sinks::pass_on(Arc::clone(&state), orders)));
     }
-    if let Some(nats::Wishes { orders, arrivals, bucket }) = wishes {
+    if let Some(nats::Wishes { orders, arrivals, gifts, bucket }) = wishes {
         drop(tokio::spawn(retained::pass_on(Arc::clone(&state), bucket)));
         drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), orders)));
         drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
+        drop(tokio::spawn(gifts::pass_on(Arc::clone(&state), gifts)));
         drop(tokio::spawn(sessions::run(Arc::clone(&state))));
         drop(tokio::spawn(sessions::verify(Arc::clone(&state))));
     }

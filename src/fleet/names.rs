@@ -5,6 +5,7 @@
 //! | the bucket of leases, and the key of one | `PREFIX_gateways`, the gateway's name |
 //! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
 //! | the bucket of sessions, and the key of one | `PREFIX_sessions`, the device's id |
+//! | the bucket of groups of shared subscribers, the key of one, and its consumer | `PREFIX_groups`, `link::group_key`, `group-KEY-…` |
 //! | the bucket of those who are kept out, and the key of one | `PREFIX_blocks`, `device ID` and the like |
 //! | the bucket of retained messages, and the key of one | `PREFIX_retained`, the topic: a level a token |
 //! | what gateways say to one | `PREFIX.gateway.NAME` |
@@ -87,6 +88,21 @@ impl Names {
     /// The same of all.
     pub fn all_outcomes(&self) -> String {
         format!("{}.outcome.*", self.prefix)
+    }
+
+    /// The bucket of groups of shared subscribers.
+    pub fn groups(&self) -> String {
+        format!("{}_groups", self.prefix)
+    }
+
+    /// The subject that the row of a group with this key is written under.
+    pub fn group_row(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.groups())
+    }
+
+    /// The subjects of all of these.
+    pub fn all_groups(&self) -> String {
+        format!("$KV.{}.*", self.groups())
     }
 
     /// The bucket of those who are kept out.
@@ -194,7 +210,7 @@ impl Names {
 
     /// Whether a refusal of the server is about what the fleet itself does, and not about an answer to whoever asked something.
     pub fn is_about(&self, refusal: &str) -> bool {
-        let ours = ["$JS.API.", "$KV.", &format!("{}.gateway.", self.prefix), &self.sends()];
+        let ours = ["$JS.API.", "$JS.ACK.", "$KV.", &format!("{}.gateway.", self.prefix), &self.sends()];
         // The subject stands between quotes and may hold some: what follows the first is its beginning.
         let Some((_, refused)) = refusal.split_once('"') else { return false };
         ours.iter().any(|subject| refused.starts_with(subject))

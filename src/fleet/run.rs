@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::blocks::Stamp;
+use super::groups::Groups;
 use super::intake::Intake;
 use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
@@ -125,6 +126,7 @@ pub(super) struct Run {
 pub(super) struct Readers {
     pub(super) intake: Option<Intake>,
     pub(super) watch: Option<Watch>,
+    pub(super) groups: Option<Groups>,
 }
 
 /// What one connection has under way.
@@ -249,15 +251,20 @@ impl Run {
         match self.connect(&signals).await {
             Ok((server, facts)) => {
                 let (mut intake, mut watch) = (self.readers.intake.take(), self.readers.watch.take());
+                let mut groups = self.readers.groups.take();
                 let over = tokio::select! {
                     over = self.serve(&server, &signals, facts) => over,
                     never = take_in(&mut intake, &server) => match never {},
                     never = keep_watch(&mut watch, &server) => match never {},
+                    never = give(&mut groups, &server) => match never {},
                 };
                 if let Some(intake) = &intake {
                     intake.end();
                 }
-                self.readers = Readers { intake, watch };
+                if let Some(groups) = &mut groups {
+                    groups.end();
+                }
+                self.readers = Readers { intake, watch, groups };
                 match over {
                     Err(over) => over,
                     Ok(never) => match never {},
@@ -636,6 +643,14 @@ async fn take_in(intake: &mut Option<Intake>, server: &Server) -> Infallible {
 async fn keep_watch(watch: &mut Option<Watch>, server: &Server) -> Infallible {
     match watch {
         Some(watch) => watch.run(server).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Gives to groups of shared subscribers, if there is a stream for what they want.
+async fn give(groups: &mut Option<Groups>, server: &Server) -> Infallible {
+    match groups {
+        Some(groups) => groups.run(server).await,
         None => std::future::pending().await,
     }
 }

@@ -1,6 +1,7 @@
 //! One connection to NATS, verified: the server's version, JetStream, the two buckets and what they promise; and the few questions
 //! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
 
+pub mod groups;
 mod queue;
 mod retained;
 
@@ -172,6 +173,7 @@ impl Server {
         bucket(&context, &names.sessions(), config.replicas, Duration::ZERO).await?;
         if config.uplink != FleetUplink::Off {
             bucket(&context, &names.retained(), config.replicas, Duration::ZERO).await?;
+            bucket(&context, &names.groups(), config.replicas, groups::ROWS_AGE).await?;
         }
         let retained = Arc::new(RetainedBucket::new(&context, names.prefix()).await?);
         let stream = |bucket: &str| {

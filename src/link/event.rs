@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,6 +61,18 @@ pub enum WorkerEvent {
         version: u64,
         /// What of what others publish is to come here.
         cover: Box<Cover>,
+    },
+    /// In a fleet: a group of shared subscribers whose home this shard is has come, gone, or changed much. Answered by
+    /// `WorkerCommand::GroupServed` when it has come.
+    Group {
+        /// Which, as `$share/NAME/FILTER`.
+        group: Arc<str>,
+        /// Which of its lives this is.
+        life: u32,
+        /// How many have subscribed; 0: it is no more.
+        members: u32,
+        /// How many of them are connected.
+        online: u32,
     },
     /// In a fleet: a device has come whose session may be at another gateway.
     SessionWanted(Box<SessionWanted>),

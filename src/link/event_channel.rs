@@ -100,6 +100,7 @@ impl WorkerEvent {
             | WorkerEvent::Listed { .. }
             | WorkerEvent::Sent { .. }
             | WorkerEvent::Interest { .. }
+            | WorkerEvent::Group { .. }
             | WorkerEvent::SessionWanted(_)
             | WorkerEvent::Broadcast { .. } => true,
         }

@@ -396,6 +396,18 @@ metrics! {
     PublicationsInvalid = Counter "pulsegate_fleet_publications_invalid" "",
     /// Messages that the fleet's stream let go before they were read here, at most: some were for nobody here.
     PublicationsMissed = Counter "pulsegate_fleet_publications_missed" "",
+    /// Groups of shared subscribers with members here that the fleet gives messages to.
+    GroupsServed = Gauge "pulsegate_fleet_groups" "",
+    /// Groups of shared subscribers with members here that get what is published at this gateway alone, for now or because there are too many.
+    GroupsUnserved = Gauge "pulsegate_fleet_groups_unserved" "",
+    /// Messages that the fleet gave to members of groups here and that are neither safe with them nor acknowledged.
+    GroupsUnsettled = Gauge "pulsegate_fleet_groups_unsettled" "",
+    /// Messages that the fleet gave to members of groups here.
+    GroupsGiven = Counter "pulsegate_fleet_groups_given" "",
+    /// Messages for groups that went back to the fleet: nobody was there to take them, or whoever was has gone without a word.
+    GroupsReturned = Counter "pulsegate_fleet_groups_returned" "",
+    /// Messages that groups had got at the gateway where they were published, while that could not reach NATS.
+    GroupsGivenElsewhere = Counter "pulsegate_fleet_groups_given_elsewhere" "",
     /// Deletions, and messages that expire, in the fleet's bucket of retained messages, as far as this gateway has read it.
     RetainedTombstones = Gauge "pulsegate_fleet_retained_tombstones" "",
     /// Changes of the fleet's retained messages that came from the bucket.

@@ -95,6 +95,10 @@ impl<I: Io> Turn<I> {
             }
             WorkerCommand::Fence { request } => self.shard.handle_fence(request),
             WorkerCommand::InterestHeld { version } => self.shard.handle_interest_held(version),
+            WorkerCommand::GroupServed { group, life, giver } => self.shard.handle_group_served(&group, life, giver),
+            WorkerCommand::GiveToGroup { request, group, publication } => {
+                self.shard.handle_given_to_group(request, &group, *publication);
+            }
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             WorkerCommand::Retain { request, publication } => self.shard.handle_retain(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),

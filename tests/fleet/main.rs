@@ -10,6 +10,7 @@ mod buckets;
 mod cluster;
 mod commands;
 mod everywhere;
+mod groups;
 mod mqtt;
 mod nats;
 mod page;
