@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use super::blocks::Stamp;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
-use super::sessions::SessionRow;
+use super::rows::SessionRow;
 use super::settings::Settings;
 use crate::config::FleetUplink;
 use crate::link::Subject as Blockee;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::requests;
+use super::rows::SessionRow;
 use super::server::{Server, Written};
 use super::wire::Request;
 use super::{Arrival, Fleet, Unreachable};
@@ -19,16 +20,6 @@ use super::{Arrival, Fleet, Unreachable};
 pub const SESSION_ASK_MAX: Duration = Duration::from_secs(3);
 /// How long all that others have published until now may take to come.
 const END_MAX: Duration = Duration::from_secs(2);
-
-/// What stands in the row of a session.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRow {
-    /// The gateway that has it.
-    pub node: Box<str>,
-    /// How often it has moved. What a gateway has of an earlier time is void.
-    #[serde(default)]
-    pub moves: u64,
-}
 
 /// What one gateway wants of another about a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +97,7 @@ impl Fleet {
             Ok(server) => server,
             Err(why) => return RowChange::Lost(why),
         };
-        let row = SessionRow { node: self.shared.node.as_str().into(), moves };
+        let row = SessionRow { node: self.shared.node.as_str().into(), moves, ..SessionRow::default() };
         let payload = serde_json::to_vec(&row).expect("it has no keys but texts");
         match server.write(server.names.session(device), expected, payload.into()).await {
             Written::At(revision) => {
