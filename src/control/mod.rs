@@ -391,6 +391,7 @@ async fn serve(
         drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
         drop(tokio::spawn(sessions::run(Arc::clone(&state))));
         drop(tokio::spawn(sessions::verify(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::sweep(Arc::clone(&state))));
     }
     if state.queue.is_some() {
         drop(tokio::spawn(queue::work(Arc::clone(&state))));

@@ -11,12 +11,14 @@
 
 mod blocks;
 mod commands;
+mod deaths;
 mod everywhere;
 mod instance;
 mod intake;
 mod interests;
 mod lease;
 mod leases;
+mod missed;
 mod names;
 mod notices;
 mod pace;
@@ -38,6 +40,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -54,12 +57,14 @@ use crate::sink::nats::bucket::is_ahead;
 pub use blocks::{BlockRow, Blocked};
 pub use everywhere::Answered;
 pub use intake::{Arrival, Remote};
+pub use missed::{Missed, Published, Span, StreamEnds};
 pub use place::Position;
 pub use retained::{Change as BucketChange, Retained};
 pub use rows::{Cursor, SessionRow};
 pub use sessions::{RowChange, SessionAsk};
 pub use settings::{Settings, files_of};
 pub use status::{Bucket, Report, State};
+pub use sweep::Plan as SweepPlan;
 pub use wire::{Call, Reply};
 
 use crate::commands::{Counts, Desk};
@@ -279,8 +284,10 @@ struct Shared {
     names: Names,
     /// How often this gateway has come to hold its lease.
     joined: AtomicU64,
-    /// Rows of sessions, as of the latest look.
+    /// Rows of sessions, as of the latest look,
     session_rows: AtomicU64,
+    /// and the gateways that had leases.
+    living: Mutex<BTreeSet<String>>,
     /// Those who want to know when all has come that was published until now.
     ends: Mutex<Vec<oneshot::Sender<()>>>,
 }
@@ -469,6 +476,7 @@ impl Shared {
             names: Names::new(prefix),
             joined: AtomicU64::new(0),
             session_rows: AtomicU64::new(1),
+            living: Mutex::default(),
             ends: Mutex::default(),
             bell: Notify::new(),
             status: Mutex::new(status),

@@ -52,6 +52,9 @@ pub struct SessionRow {
     /// From behind which place in the fleet's stream what its device has not acknowledged is to be read; `None`: its gateway's cursor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Cursor>,
+    /// Somebody else has published its will, while its gateway was dead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_willed: bool,
 }
 
 impl SessionRow {
@@ -122,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_session_without_what_changes_with_each_packet() {
-        let mut row = SessionRow { node: "gate-1".into(), moves: 2, session: None, from: None };
+        let mut row = SessionRow { node: "gate-1".into(), moves: 2, session: None, from: None, is_willed: false };
         assert!(row.set_outline(session()));
         row.from = Some(Cursor { stream: "2026-01-01T00:00:00Z".into(), position: 41 });
         let text = serde_json::to_string(&row).unwrap();
@@ -148,7 +151,7 @@ mod tests {
     #[test]
     fn rows_of_the_version_before_are_read_and_nonsense_is_no_session() {
         let row: SessionRow = serde_json::from_str(r#"{"node":"a","moves":3}"#).unwrap();
-        assert_eq!(row, SessionRow { node: "a".into(), moves: 3, session: None, from: None });
+        assert_eq!(row, SessionRow { node: "a".into(), moves: 3, session: None, from: None, is_willed: false });
         assert_eq!(
             (row.outline(), serde_json::to_string(&row).unwrap()),
             (None, r#"{"node":"a","moves":3}"#.to_owned())

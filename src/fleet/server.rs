@@ -1,6 +1,7 @@
 //! One connection to NATS, verified: the server's version, JetStream, the two buckets and what they promise; and the few questions
 //! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
 
+mod deaths;
 mod queue;
 mod retained;
 
@@ -198,7 +199,9 @@ impl Server {
         let blocks = stamp(&self.info(&self.names.blocks(), &serde_json::json!({})).await?);
         let stream = self.names.commands();
         let commands = stamp(&self.stream_info(&stream, &stream, &serde_json::json!({})).await?);
-        let sessions = self.info(&self.names.sessions(), &serde_json::json!({})).await?.state.messages;
+        let beside = serde_json::json!({"subjects_filter": self.names.beside_sessions()});
+        let sessions = self.info(&self.names.sessions(), &beside).await?.state;
+        let sessions = sessions.messages.saturating_sub(sessions.subjects.map_or(0, |beside| beside.len() as u64));
         Ok(Survey { sessions, rows_since: devices.created, first: devices.state.first_seq, gateways, blocks, commands })
     }
 

@@ -149,7 +149,7 @@ impl Fleet {
         matches!(tokio::time::timeout(END_MAX, end).await, Ok(Ok(())))
     }
 
-    fn server(&self) -> Result<Server, String> {
+    pub(super) fn server(&self) -> Result<Server, String> {
         self.shared.server().ok_or_else(|| "NATS is away".to_owned())
     }
 }

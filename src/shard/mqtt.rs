@@ -261,6 +261,8 @@ impl Shard {
             self.counters.add(Metric::DroppedUnauthorized, 1);
             return;
         }
+        // It may be the will of a session that was at another gateway.
+        publication.owner = self.broker.owner(&device);
         if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
             && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
         {

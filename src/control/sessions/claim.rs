@@ -108,7 +108,8 @@ impl Claim<'_> {
             return if self.wanted.is_kept { self.own(0, 0).await } else { Step::Done(SessionVerdict::GoesOn) };
         };
         if *row.node == *self.fleet.node() {
-            return if was_offered {
+            // Of the will that this connection may have nobody has published anything.
+            return if was_offered || row.is_willed {
                 self.own(revision, row.moves + 1).await
             } else {
                 Step::Done(SessionVerdict::GoesOn)
@@ -125,7 +126,7 @@ impl Claim<'_> {
                 tracing::warn!(
                     device,
                     node = &*row.node,
-                    "the gateway that has the session does not answer: it begins anew"
+                    "the gateway that has the session does not answer, and its row does not tell what it is: it begins anew"
                 );
                 count(&self.state.sessions.counters.begun_anew);
                 self.begin_anew(revision, &row, false).await

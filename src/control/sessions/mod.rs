@@ -3,7 +3,8 @@
 //! ```text
 //!   CONNECT ── SessionWanted ──▶ claim: whose is the session, by its row? ── nobody's, ours ──────────────▶ goes on
 //!                                  │ another gateway's: asked for it, piece by piece ── durable here ──▶ the row is ours ──▶ goes on
-//!                                  ▼                                                                      └──▶ the other one forgets it
+//!                                  │                                                                      └──▶ the other one forgets it
+//!                                  ▼ it does not answer: begun again, by its row and the fleet's stream (revive) ────────▶ goes on
 //!   another gateway ── Order::Session ──▶ serve: as the shard and the store have it
 //! ```
 //!
@@ -11,7 +12,10 @@
 
 mod claim;
 mod fence;
+mod missed;
+mod revive;
 mod serve;
+mod sweep;
 mod take;
 mod verify;
 
@@ -28,6 +32,7 @@ use crate::link::{Outcome, SessionOrder, SessionWanted, WorkerCommand, WorkerId}
 use fence::Rounds;
 use serve::Offered;
 pub(super) use serve::serve;
+pub(super) use sweep::sweep;
 pub(super) use verify::verify;
 
 /// Rows that are looked at, and written, at a time; further ones wait.
@@ -51,12 +56,22 @@ type Heard = (mpsc::UnboundedReceiver<Wanted>, mpsc::UnboundedReceiver<Box<str>>
 /// What was counted.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Sessions that came from other gateways,
+    /// Sessions that came from other gateways.
     pub(super) taken: AtomicU64,
-    /// and messages in them.
+    /// Sessions that were begun again from their rows and the stream, because the gateways that had them had died,
+    pub(super) revived: AtomicU64,
+    /// and those of them of which the stream had let messages go.
+    pub(super) holes: AtomicU64,
+    /// Messages in sessions of either kind,
     pub(super) messages: AtomicU64,
+    /// and the oldest of such sessions that had no room.
+    pub(super) given_way: AtomicU64,
     /// Sessions that went to other gateways.
     pub(super) given: AtomicU64,
+    /// Sessions that ended, whose gateways had died,
+    pub(super) expired: AtomicU64,
+    /// and wills of such that were published.
+    pub(super) wills: AtomicU64,
     /// Devices that were asked to come again, because their sessions could not be brought here in time.
     pub(super) put_off: AtomicU64,
     /// Sessions that were begun anew, because the gateway that had them did not answer.
@@ -71,8 +86,13 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub(super) struct Counts {
     pub(super) taken: u64,
+    pub(super) revived: u64,
+    pub(super) holes: u64,
     pub(super) messages: u64,
+    pub(super) given_way: u64,
     pub(super) given: u64,
+    pub(super) expired: u64,
+    pub(super) wills: u64,
     pub(super) put_off: u64,
     pub(super) begun_anew: u64,
     pub(super) disowned: u64,
@@ -85,8 +105,13 @@ impl Counters {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counts {
             taken: load(&self.taken),
+            revived: load(&self.revived),
+            holes: load(&self.holes),
+            given_way: load(&self.given_way),
             messages: load(&self.messages),
             given: load(&self.given),
+            expired: load(&self.expired),
+            wills: load(&self.wills),
             put_off: load(&self.put_off),
             begun_anew: load(&self.begun_anew),
             disowned: load(&self.disowned),

@@ -2,7 +2,7 @@
 //!
 //! | step | the session is | should this gateway end now | should the other one end now |
 //! | --- | --- | --- | --- |
-//! | its head and filters are here, and it takes messages, hidden | the other's | what is hidden is forgotten at the next start | nothing comes any more: see `Brought::Silent` |
+//! | its head and filters are here, and it takes messages, hidden | the other's | what is hidden is forgotten at the next start | nothing comes any more: see `revive` |
 //! | all published here before that is in the stream; all in the stream, and published there, is with it there | the other's | the same | the same |
 //! | its messages are here, piece by piece, each durable | the other's | the same | the same |
 //! | it is revealed: durable, under its name | the other's | the copy is replaced when the device comes, for the row says whose it is | it is here, whole: the row is written |
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell};
+use super::revive::revive;
 use super::{ask_shard, count, fence};
 use crate::fleet::{Reply, RowChange, SessionAsk, SessionRow};
 use crate::image::Session;
@@ -30,7 +31,7 @@ pub(super) enum Brought {
     Whole,
     /// The other gateway has none.
     Nothing,
-    /// The other gateway does not answer, or has died.
+    /// The other gateway does not answer, or has died, and the row does not tell enough of it.
     Silent,
     /// It answers, and the session could not be brought here in time; or its device does not wait any more.
     Late,
@@ -38,15 +39,20 @@ pub(super) enum Brought {
     Other,
 }
 
-/// Takes the session of a device from the gateway that its row names.
+/// Takes the session of a device from the gateway that its row names or, should that one not answer, begins it again.
 pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow) -> Brought {
     let mut taking = Taking { claim, node: &row.node, step: "asked for" };
-    match taking.bring().await {
+    let (mut brought, mut is_revived) = (taking.bring().await, false);
+    if brought == Err(Brought::Silent) {
+        taking.give_up().await;
+        (brought, is_revived) = (revive(&mut taking, row).await, true);
+    }
+    match brought {
         Ok(messages) => {
             let brought = taking.own(revision, row).await;
             if brought == Brought::Whole {
                 let counters = &claim.state.sessions.counters;
-                count(&counters.taken);
+                count(if is_revived { &counters.revived } else { &counters.taken });
                 counters.messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
                 tell(claim.state, claim.device(), &row.node, false);
             }
@@ -61,11 +67,13 @@ pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow)
     }
 }
 
-struct Taking<'a, 'b> {
-    claim: &'a mut Claim<'b>,
+/// A session on its way here.
+pub(super) struct Taking<'a, 'b> {
+    pub(super) claim: &'a mut Claim<'b>,
+    /// The gateway that has it.
     node: &'a str,
     /// What it is at, for whoever asks why it took so long.
-    step: &'static str,
+    pub(super) step: &'static str,
 }
 
 impl Taking<'_, '_> {
@@ -230,7 +238,7 @@ impl Taking<'_, '_> {
 
     // --- Here ---------------------------------------------------------------------------------------------------------
 
-    async fn order(&mut self, order: SessionOrder) -> Result<(), Brought> {
+    pub(super) async fn order(&mut self, order: SessionOrder) -> Result<(), Brought> {
         match ask_shard(self.claim.state, self.claim.device(), order).await {
             Some(Outcome::Delivered) => Ok(()),
             Some(Outcome::Refused(why)) if why == NO_ROOM_FOR_SESSION => {
@@ -242,7 +250,7 @@ impl Taking<'_, '_> {
     }
 
     /// A moment, as long as there is time and the device waits.
-    async fn wait(&self) -> Result<(), Brought> {
+    pub(super) async fn wait(&self) -> Result<(), Brought> {
         if Instant::now() >= self.claim.until || !self.claim.fleet.is_connected() || !self.claim.is_there().await {
             return Err(Brought::Late);
         }
