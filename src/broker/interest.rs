@@ -72,6 +72,7 @@ impl Broker {
     pub fn begin_interest(&mut self) {
         // What there is now is told, though it be nothing.
         (self.interest.is_on, self.interest.version) = (true, self.interest.version + 1);
+        self.note_all_brought();
     }
 
     /// What the control plane is to be told.

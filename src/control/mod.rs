@@ -392,6 +392,7 @@ async fn serve(
         drop(tokio::spawn(sessions::run(Arc::clone(&state))));
         drop(tokio::spawn(sessions::verify(Arc::clone(&state))));
         drop(tokio::spawn(sessions::sweep(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::keep_cursor(Arc::clone(&state))));
     }
     if state.queue.is_some() {
         drop(tokio::spawn(queue::work(Arc::clone(&state))));

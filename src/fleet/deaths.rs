@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use super::presence::Row;
 use super::rows::SessionRow;
 use super::server::{Server, Written};
-use super::{Cursor, Fleet, RowChange};
+use super::{Cursor, Fleet};
 
 impl Fleet {
     /// The gateways that had a lease a moment ago.
@@ -77,20 +77,6 @@ impl Fleet {
     /// There is no answer; why.
     pub async fn next_session(&self, revision: u64) -> Result<Option<(u64, Option<String>, SessionRow)>, String> {
         self.server()?.next_session(revision).await
-    }
-
-    /// Writes a row again that is at this revision. Of two who do so one has written it.
-    pub async fn rewrite_session(&self, device: &str, revision: u64, row: &SessionRow) -> RowChange {
-        let server = match self.server() {
-            Ok(server) => server,
-            Err(why) => return RowChange::Lost(why),
-        };
-        let payload = serde_json::to_vec(row).expect("it has no keys but texts");
-        match server.write(server.names.session(device), revision, payload.into()).await {
-            Written::At(revision) => RowChange::Done(revision),
-            Written::Conflict => RowChange::Conflict,
-            Written::Lost(why) => RowChange::Lost(why),
-        }
     }
 
     /// Whether some living gateway has the device, connected.

@@ -6,6 +6,7 @@
 //! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
 //! | the bucket of sessions, and the key of one | `PREFIX_sessions`, the device's id |
 //! | in that bucket, that a gateway has died | `dead.` and the gateway's name |
+//! | there, how far a gateway has come | `cursor.NAME` |
 //! | the bucket of those who are kept out, and the key of one | `PREFIX_blocks`, `device ID` and the like |
 //! | the bucket of retained messages, and the key of one | `PREFIX_retained`, the topic: a level a token |
 //! | what gateways say to one | `PREFIX.gateway.NAME` |
@@ -260,6 +261,8 @@ mod tests {
         let names = Names::new("fleet-1");
         assert_eq!(names.lease("gate.eu"), "$KV.fleet-1_gateways.gate=2Eeu");
         assert_eq!(names.device("meter 7"), "$KV.fleet-1_devices.meter=207");
+        assert_eq!(names.session_cursor("gate.eu"), "$KV.fleet-1_sessions.cursor.gate=2Eeu");
+        assert_eq!(names.session("cursor.gate"), "$KV.fleet-1_sessions.cursor=2Egate");
         assert_eq!(names.command("a.b"), "fleet-1.command.a%2Eb");
         for device in ["a.b", "%", "meter 7"] {
             assert_eq!(names.commanded(&names.command(device)).as_deref(), Some(device));

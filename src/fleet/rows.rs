@@ -89,8 +89,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::codec::mqtt::QoS;
     use crate::image::{Head, Profile, Publication, Received, SessionKey, Subscription, Will};
+    use crate::link::QoS;
 
     fn session() -> Session {
         let profile = Profile {

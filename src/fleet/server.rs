@@ -4,6 +4,7 @@
 mod deaths;
 mod queue;
 mod retained;
+mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,7 +27,6 @@ use serde::de::DeserializeOwned;
 use super::blocks::Stamp;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
-use super::rows::SessionRow;
 use super::settings::Settings;
 use crate::config::FleetUplink;
 use crate::link::Subject as Blockee;
@@ -429,22 +429,6 @@ impl Server {
         device: &str,
     ) -> Result<Option<(u64, T)>, String> {
         last(&self.devices, &self.names.device(device)).await
-    }
-
-    /// A session's row and its revision, asked of the stream's leader: what it says is the latest.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn session_row(&self, device: &str) -> Result<Option<(u64, SessionRow)>, String> {
-        last(&self.sessions, &self.names.session(device)).await
-    }
-
-    /// Takes away the row of this revision, and no newer one. `true`: it was there.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn remove_session_row(&self, revision: u64) -> Result<bool, String> {
-        remove(&self.context, &self.names.sessions(), revision).await
     }
 
     /// Takes away the row of this revision, and no newer one. `true`: it was there.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::requests;
-use super::rows::SessionRow;
+use super::rows::{Cursor, SessionRow};
 use super::server::{Server, Written};
 use super::wire::Request;
 use super::{Arrival, Fleet, Unreachable};
@@ -91,14 +91,13 @@ impl Fleet {
         self.server()?.session_row(device).await
     }
 
-    /// Writes that this gateway has the session, over this revision; 0: if there is none.
-    pub async fn write_session_row(&self, device: &str, expected: u64, moves: u64) -> RowChange {
+    /// Writes a session's row over this revision; 0: if there is none.
+    pub async fn write_row(&self, device: &str, expected: u64, row: &SessionRow) -> RowChange {
         let server = match self.server() {
             Ok(server) => server,
             Err(why) => return RowChange::Lost(why),
         };
-        let row = SessionRow { node: self.shared.node.as_str().into(), moves, ..SessionRow::default() };
-        let payload = serde_json::to_vec(&row).expect("it has no keys but texts");
+        let payload = serde_json::to_vec(row).expect("it has no keys but texts");
         match server.write(server.names.session(device), expected, payload.into()).await {
             Written::At(revision) => {
                 self.shared.session_rows.fetch_add(u64::from(expected == 0), std::sync::atomic::Ordering::Relaxed);
@@ -107,6 +106,12 @@ impl Fleet {
             Written::Conflict => RowChange::Conflict,
             Written::Lost(why) => RowChange::Lost(why),
         }
+    }
+
+    /// Writes how far this gateway has come with its sessions. `false`: it may not have been written.
+    pub async fn write_cursor(&self, cursor: &Cursor) -> bool {
+        let Ok(server) = self.server() else { return false };
+        matches!(server.write_cursor(&self.shared.node, cursor).await, Written::At(_))
     }
 
     /// Takes away the row of this revision, and no newer one. `true`: it was there.

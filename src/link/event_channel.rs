@@ -101,6 +101,7 @@ impl WorkerEvent {
             | WorkerEvent::Sent { .. }
             | WorkerEvent::Interest { .. }
             | WorkerEvent::SessionWanted(_)
+            | WorkerEvent::SessionChanged(_)
             | WorkerEvent::Broadcast { .. } => true,
         }
     }

@@ -382,6 +382,12 @@ metrics! {
     SessionsDisowned = Counter "pulsegate_fleet_sessions_disowned" "",
     /// Devices whose sessions were not looked for at other gateways, because NATS was away.
     SessionsUnasked = Counter "pulsegate_fleet_sessions_unasked" "",
+    /// Rows of sessions that were written because something else is to stand there, after the first of each.
+    SessionRowsWritten = Counter "pulsegate_fleet_session_rows_written" "",
+    /// Rows among them that were written because a session lags behind the others.
+    SessionRowsPlaced = Counter "pulsegate_fleet_session_rows_placed" "",
+    /// Rows that do not hold their sessions, which are too large.
+    SessionRowsTooLarge = Counter "pulsegate_fleet_session_rows_too_large" "",
     /// Connections to NATS that were made and verified.
     Connects = Counter "pulsegate_fleet_connects" "",
     /// Connections to NATS that failed or ended.

@@ -43,6 +43,7 @@ impl Shard {
         self.answer(now);
         self.uplink.extend(self.broker.take_interest());
         self.uplink.extend(self.broker.take_gone().into_iter().map(WorkerEvent::SessionGone));
+        self.tell_sessions();
         self.broker.count(&mut self.counters);
     }
 

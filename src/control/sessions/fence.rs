@@ -59,7 +59,7 @@ pub(super) async fn all_taken(state: &State) -> bool {
     state.sessions.taken.next(|| async { fleet.reach_end().await && pass_all(state).await.is_some() }).await
 }
 
-fn has_stream(state: &State) -> bool {
+pub(super) fn has_stream(state: &State) -> bool {
     state.config.fleet.as_ref().is_some_and(|fleet| fleet.uplink != FleetUplink::Off)
 }
 
@@ -79,7 +79,7 @@ async fn send_all(state: &State) -> Option<()> {
 }
 
 /// What any shard has passed on to another is there: nothing overtakes it.
-async fn pass_all(state: &State) -> Option<()> {
+pub(super) async fn pass_all(state: &State) -> Option<()> {
     let publication = || Box::new(Publication::plain(BEHIND, bytes::Bytes::new(), QoS::AtMostOnce));
     let until = Instant::now() + FENCE_MAX;
     every(state, until, |request| WorkerCommand::Publish { request, publication: publication() }).await

@@ -11,9 +11,12 @@
 //! Of one device one thing is under way at a time, here. Everything waits with a bound.
 
 mod claim;
+mod course;
 mod fence;
 mod missed;
 mod revive;
+mod rounds;
+mod rows;
 mod serve;
 mod sweep;
 mod take;
@@ -28,8 +31,11 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::State;
-use crate::link::{Outcome, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
+use crate::fleet::Position;
+use crate::link::{Outcome, SessionChanged, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
 use fence::Rounds;
+pub(super) use rounds::keep_cursor;
+use rows::Rows;
 use serve::Offered;
 pub(super) use serve::serve;
 pub(super) use sweep::sweep;
@@ -80,6 +86,12 @@ pub(super) struct Counters {
     pub(super) disowned: AtomicU64,
     /// Devices whose sessions were not looked for elsewhere, because NATS was away.
     pub(super) unasked: AtomicU64,
+    /// Rows that were written, after the first of a session,
+    pub(super) rows_written: AtomicU64,
+    /// and those among them for a place of its own.
+    pub(super) rows_placed: AtomicU64,
+    /// Rows without their sessions, because those are too large.
+    pub(super) rows_too_large: AtomicU64,
 }
 
 /// The same, at one time.
@@ -97,6 +109,9 @@ pub(super) struct Counts {
     pub(super) begun_anew: u64,
     pub(super) disowned: u64,
     pub(super) unasked: u64,
+    pub(super) rows_written: u64,
+    pub(super) rows_placed: u64,
+    pub(super) rows_too_large: u64,
 }
 
 impl Counters {
@@ -116,6 +131,9 @@ impl Counters {
             begun_anew: load(&self.begun_anew),
             disowned: load(&self.disowned),
             unasked: load(&self.unasked),
+            rows_written: load(&self.rows_written),
+            rows_placed: load(&self.rows_placed),
+            rows_too_large: load(&self.rows_too_large),
         }
     }
 }
@@ -138,6 +156,10 @@ pub(super) struct Sessions {
     sent: Rounds,
     /// or all that was published anywhere until now is with the sessions here.
     taken: Rounds,
+    /// What is to be written in rows.
+    rows: Rows,
+    /// How far the fleet's stream is settled here.
+    settled: Mutex<Option<Position>>,
     pub(super) counters: Counters,
 }
 
@@ -171,6 +193,8 @@ impl Sessions {
             offered: Mutex::default(),
             sent: Rounds::default(),
             taken: Rounds::default(),
+            rows: Rows::default(),
+            settled: Mutex::default(),
             counters: Counters::default(),
         }
     }
@@ -185,6 +209,16 @@ impl Sessions {
     pub(super) fn gone(&self, device: Box<str>) {
         // As above.
         let _ = self.gone.send(device);
+    }
+
+    /// What stands in a session's row is no more so. Never waits.
+    pub(super) fn changed(&self, worker: WorkerId, changed: SessionChanged) {
+        self.rows.add(worker, changed, Instant::now());
+    }
+
+    /// Everything up to this place is with the sessions here that want it.
+    pub(super) fn note_settled(&self, at: &Position) {
+        *self.settled.lock().expect("no holder panics") = Some(at.clone());
     }
 
     /// A place among those who ask NATS for rows.
@@ -232,6 +266,7 @@ impl Sessions {
 pub(super) async fn run(state: Arc<State>) {
     let Some((mut wanted, mut gone)) = state.sessions.heard.lock().expect("no holder panics").take() else { return };
     let places = Arc::new(Semaphore::new(ENDS_MAX));
+    drop(tokio::spawn(rows::work(Arc::clone(&state))));
     loop {
         tokio::select! {
             // As many as there are devices whose CONNECT waits.

@@ -129,7 +129,7 @@ async fn look_at(
         }
         Due::Will => {
             let willed = SessionRow { is_willed: true, ..row };
-            match fleet.rewrite_session(device, revision, &willed).await {
+            match fleet.write_row(device, revision, &willed).await {
                 RowChange::Done(_) => {
                     let left = due(&head, true, dead_for);
                     publish(state, fleet, head, false).await?;

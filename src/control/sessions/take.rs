@@ -14,12 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell};
+use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell, to_be};
 use super::revive::revive;
-use super::{ask_shard, count, fence};
+use super::{ask_shard, count, fence, rows};
 use crate::fleet::{Reply, RowChange, SessionAsk, SessionRow};
 use crate::image::Session;
-use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder};
+use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder, Standing};
 
 /// How often a gateway that is silent is asked again.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -118,10 +118,21 @@ impl Taking<'_, '_> {
 
     /// The row says so. A copy that is another's after all goes again.
     async fn own(&mut self, revision: u64, row: &SessionRow) -> Brought {
+        let to_be = loop {
+            match self.to_be(row).await {
+                Ok(to_be) => break to_be,
+                Err(why) => {
+                    tracing::debug!(why, "what a session is to have in its row is not known: it is tried again");
+                }
+            }
+            if let Err(late) = self.wait().await {
+                return late;
+            }
+        };
         loop {
             let (fleet, device) = (self.claim.fleet, self.claim.device());
-            let is_written = if self.claim.wanted.is_kept {
-                fleet.write_session_row(device, revision, row.moves + 1).await
+            let is_written = if let Some(row) = &to_be {
+                fleet.write_row(device, revision, row).await
             } else {
                 match fleet.remove_session_row(revision).await {
                     Ok(true) => RowChange::Done(0),
@@ -148,6 +159,26 @@ impl Taking<'_, '_> {
                 return late;
             }
         }
+    }
+
+    /// The row of the session that is here now; `None`: it ends with its connection. What has come with it is to be read from where its
+    /// gateway said, which that one still holds.
+    async fn to_be(&self, before: &SessionRow) -> Result<Option<SessionRow>, String> {
+        let Claim { state, fleet, wanted, .. } = &*self.claim;
+        let Some(head) = wanted.head.as_ref().filter(|_| wanted.is_kept) else { return Ok(None) };
+        let here = rows::outline(state, &wanted.device).await.map_err(|()| "its shard does not answer".to_owned())?;
+        let from = match here.as_ref().map(|outline| outline.standing) {
+            Some(Standing::Placed) => {
+                let known = match &before.from {
+                    Some(from) => Some(from.clone()),
+                    None => fleet.session_cursor(self.node).await?,
+                };
+                // A gateway before this version has said nothing: all that there is.
+                Some(known.unwrap_or_default())
+            }
+            _ => None,
+        };
+        Ok(Some(rows::row(state, fleet, before.moves + 1, to_be(head, here), from)))
     }
 
     async fn give_up(&self) {
