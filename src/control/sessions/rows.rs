@@ -203,8 +203,9 @@ pub(super) async fn place(state: &State, device: &str, since: u64, at: Cursor) {
     if *before.node != *fleet.node() {
         return;
     }
-    // Both hold: the later one brings less twice.
-    let is_later = |known: &Cursor| known.stream == at.stream && known.position >= at.position;
+    // Both hold, and the later one brings less twice: but of what an earlier process has left the cursor did not wait for one that had a
+    // place of its own.
+    let is_later = |known: &Cursor| since == 0 || (known.stream == at.stream && known.position >= at.position);
     let from = before.from.clone().filter(is_later).unwrap_or(at);
     let row = SessionRow { from: Some(from), ..before.clone() };
     if write_over(state, fleet, device, (revision, &before), row).await == Kept::Done {
