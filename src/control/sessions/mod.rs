@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use super::State;
 use crate::fleet::Position;
 use crate::link::{Outcome, SessionChanged, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
-use fence::Rounds;
+use fence::{Rounds, Underway};
 pub(super) use rounds::keep_cursor;
 use rows::Rows;
 use serve::Offered;
@@ -158,6 +158,8 @@ pub(super) struct Sessions {
     taken: Rounds,
     /// What is to be written in rows.
     rows: Rows,
+    /// What the API publishes into the fleet's stream.
+    pub(super) underway: Underway,
     /// How far the fleet's stream is settled here.
     settled: Mutex<Option<Position>>,
     pub(super) counters: Counters,
@@ -194,6 +196,7 @@ impl Sessions {
             sent: Rounds::default(),
             taken: Rounds::default(),
             rows: Rows::default(),
+            underway: Underway::default(),
             settled: Mutex::default(),
             counters: Counters::default(),
         }

@@ -6,8 +6,9 @@
 //!                   ──▶ how their sessions stand ──▶ the cursor, if it is another ──▶ places of the slow ones, and of those that need none any more
 //! ```
 //!
-//! What was published here and is in the stream up to P was passed on by its shard before it went up, and P is read before the fence: so
-//! when a shard hears of the round, all that belongs to places up to P is with it.
+//! What was published here and is in the stream up to P was passed on by its shard before it went up, or was published over the API and is
+//! given to a shard after that, which is waited for. P is read before the fence: so when a shard hears of the round, all that belongs to
+//! places up to P is with it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -73,7 +74,7 @@ async fn go_round(state: &Arc<State>, fleet: &Fleet, kept: &mut Kept) {
     let settled = state.sessions.settled.lock().expect("no holder panics").clone();
     let Some(settled) = settled else { return };
     let number = kept.course.begin(&settled);
-    if fence::pass_all(state).await.is_none() {
+    if state.sessions.underway.pass().await.is_none() || fence::pass_all(state).await.is_none() {
         return;
     }
     let Some(lags) = ask_all(state, number, kept.course.floor()).await else { return };
