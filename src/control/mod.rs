@@ -333,6 +333,12 @@ impl Control {
         self.state.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// In a fleet: others are to know what this gateway's sessions need, before their devices are sent elsewhere. Bounded by a second and
+    /// a half.
+    pub fn settle_sessions(&self) {
+        sessions::settle(&self.state);
+    }
+
     /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
     ///
     /// Bounded: a second for the uplink, two for sinks, two for the fleet, what the disk takes for the store's last group, two seconds for requests in

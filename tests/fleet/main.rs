@@ -19,6 +19,7 @@ mod queue;
 mod races;
 mod refusals;
 mod retained;
+mod rows;
 mod servers;
 mod sessions;
 mod takeover;

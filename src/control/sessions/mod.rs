@@ -34,7 +34,7 @@ use super::State;
 use crate::fleet::Position;
 use crate::link::{Outcome, SessionChanged, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
 use fence::{Rounds, Underway};
-pub(super) use rounds::keep_cursor;
+pub(super) use rounds::{keep_cursor, settle};
 use rows::Rows;
 use serve::Offered;
 pub(super) use serve::serve;
@@ -158,6 +158,10 @@ pub(super) struct Sessions {
     taken: Rounds,
     /// What is to be written in rows.
     rows: Rows,
+    /// The gateway ends: a round is to go now,
+    ending: Notify,
+    /// and how many have gone since.
+    last_rounds: AtomicU64,
     /// What the API publishes into the fleet's stream.
     pub(super) underway: Underway,
     /// How far the fleet's stream is settled here.
@@ -196,6 +200,8 @@ impl Sessions {
             sent: Rounds::default(),
             taken: Rounds::default(),
             rows: Rows::default(),
+            ending: Notify::new(),
+            last_rounds: AtomicU64::new(0),
             underway: Underway::default(),
             settled: Mutex::default(),
             counters: Counters::default(),

@@ -27,6 +27,10 @@ use crate::link::{Lag, Outcome, Round, Told, WorkerCommand};
 const EVERY: Duration = Duration::from_secs(1);
 /// and while the gateway ends: what is acknowledged after the last one is brought to its devices again.
 const LAST_EVERY: Duration = Duration::from_millis(150);
+/// How long the end of the gateway waits for a round,
+const SETTLE_MAX: Duration = Duration::from_millis(1_500);
+/// and how often it is looked whether it has gone.
+const SETTLE_LOOK: Duration = Duration::from_millis(5);
 /// How long shards may take for one.
 const ROUND_MAX: Duration = Duration::from_secs(4);
 /// How long places may be written after one.
@@ -46,10 +50,14 @@ pub(in super::super) async fn keep_cursor(state: Arc<State>) {
     if state.store.is_none() || !fence::has_stream(&state) {
         return;
     }
-    let mut kept = None;
+    let mut kept: Option<Kept> = None;
     loop {
         let is_last = state.stopping.load(Ordering::Relaxed);
-        tokio::time::sleep(if is_last { LAST_EVERY } else { EVERY }).await;
+        let has_said = kept.as_ref().is_some_and(|kept| kept.written.is_some());
+        tokio::select! {
+            () = tokio::time::sleep(if is_last || !has_said { LAST_EVERY } else { EVERY }) => {}
+            () = state.sessions.ending.notified() => {}
+        }
         if !fleet.is_connected() {
             continue;
         }
@@ -57,8 +65,26 @@ pub(in super::super) async fn keep_cursor(state: Arc<State>) {
             kept = begin(fleet).await;
         }
         if let Some(kept) = &mut kept {
-            go_round(&state, fleet, kept).await;
+            let is_last = state.stopping.load(Ordering::Relaxed);
+            let is_whole = go_round(&state, fleet, kept).await.is_some();
+            state.sessions.last_rounds.fetch_add(u64::from(is_last && is_whole), Ordering::Relaxed);
         }
+    }
+}
+
+/// The gateway is about to end its devices' connections: blocks until it is written how far it has come, and the places of those that lag
+/// are, for a moment at most.
+pub(in super::super) fn settle(state: &State) {
+    let is_of_fleet = state.fleet.as_ref().is_some_and(Fleet::is_connected);
+    if !is_of_fleet || state.store.is_none() || !fence::has_stream(state) {
+        return;
+    }
+    let before = state.sessions.last_rounds.load(Ordering::Relaxed);
+    let until = std::time::Instant::now() + SETTLE_MAX;
+    state.sessions.ending.notify_one();
+    // In the first one those that lag get places of their own, in the second the cursor waits for them no more.
+    while state.sessions.last_rounds.load(Ordering::Relaxed) < before + 2 && std::time::Instant::now() < until {
+        std::thread::sleep(SETTLE_LOOK);
     }
 }
 
@@ -70,20 +96,19 @@ async fn begin(fleet: &Fleet) -> Option<Kept> {
     Some(Kept { course: Course::new(cursor), written: None })
 }
 
-async fn go_round(state: &Arc<State>, fleet: &Fleet, kept: &mut Kept) {
-    let settled = state.sessions.settled.lock().expect("no holder panics").clone();
-    let Some(settled) = settled else { return };
+/// `None`: it came to nothing.
+async fn go_round(state: &Arc<State>, fleet: &Fleet, kept: &mut Kept) -> Option<()> {
+    let settled = state.sessions.settled.lock().expect("no holder panics").clone()?;
     let number = kept.course.begin(&settled);
-    if state.sessions.underway.pass().await.is_none() || fence::pass_all(state).await.is_none() {
-        return;
-    }
-    let Some(lags) = ask_all(state, number, kept.course.floor()).await else { return };
+    state.sessions.underway.pass().await?;
+    fence::pass_all(state).await?;
+    let lags = ask_all(state, number, kept.course.floor()).await?;
     let oldest = lags.iter().map(|lag| lag.oldest).min().unwrap_or(number);
     let cursor = kept.course.advance(oldest);
     write(fleet, kept, cursor).await;
     let placing = place_all(state, &kept.course, lags);
     // What is left is told again in the next round.
-    let _ = tokio::time::timeout(PLACES_TIME, placing).await;
+    tokio::time::timeout(PLACES_TIME, placing).await.ok()
 }
 
 /// How the sessions of every shard stand. `None`: one does not answer in time.
