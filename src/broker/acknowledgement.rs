@@ -92,6 +92,7 @@ impl Broker {
         }
         if delivery.number == 0 {
             self.journal.record_message(key, delivery, Some(packet));
+            self.note_outstanding(session);
         } else {
             self.journal.record(Change::Sent { session: key, number: delivery.number, packet });
         }
@@ -107,6 +108,7 @@ impl Broker {
         let is_new = delivery.qos.is_acknowledged() && delivery.number == 0;
         if is_new {
             self.journal.record_message(key, delivery, None);
+            self.note_outstanding(session);
         }
         is_new
     }

@@ -121,6 +121,8 @@ pub struct PendingSuback {
     pub(super) homes: usize,
     /// Whether every filter was dealt with.
     pub(super) is_whole: bool,
+    /// It is an UNSUBSCRIBE.
+    pub is_unsubscribe: bool,
     /// The packet identifier.
     pub packet: u16,
     /// The reason codes of the filters that were dealt with, in their order.
@@ -142,6 +144,17 @@ pub(super) struct Released {
     pub(super) numbers: Vec<u64>,
     /// Those that other members of their groups get: they are neither dropped nor settled.
     pub(super) left: Vec<Delivery>,
+}
+
+/// What of a session its device has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Oldest {
+    /// Nothing.
+    None,
+    /// Something, and it is not known since when.
+    Unknown,
+    /// Its number is no less than `first`; `is_all`: whatever there is has a number.
+    Number { first: u64, is_all: bool },
 }
 
 /// See the head of this file.

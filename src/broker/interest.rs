@@ -73,6 +73,7 @@ impl Broker {
         // What there is now is told, though it be nothing.
         (self.interest.is_on, self.interest.version) = (true, self.interest.version + 1);
         self.routing.groups.begin_fleet(std::sync::Arc::clone(&self.exchange));
+        self.note_all_brought();
     }
 
     /// What the control plane is to be told.

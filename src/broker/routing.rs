@@ -614,6 +614,7 @@ impl Broker {
         let key = self.sessions[session].key;
         if gone && key != NO_KEY {
             self.journal.record(Change::Unsubscribed { session: key, filter: filter.into() });
+            self.note_changed(session);
         }
         if gone { Unsubscribed::Removed } else { Unsubscribed::NoSuch }
     }
@@ -697,6 +698,7 @@ impl Broker {
     /// SUBACK waits, beside the homes of groups, until the subscriptions are safe, and what other gateways publish comes here.
     pub fn expect_subscribed(&mut self, session: SessionSlot, pending: &mut PendingSuback) {
         self.expect_interest(self.id(session), pending);
+        self.expect_row(session, pending);
         if self.sessions[session].key != NO_KEY {
             let waiting = Waiting::Suback { session: self.id(session), waits: pending.waits };
             pending.homes += usize::from(self.journal.wait(waiting).is_none());

@@ -205,6 +205,7 @@ impl Hub {
                 self.tell(answers);
             }
             WorkerEvent::SessionWanted(wanted) => self.state.sessions.wanted(worker, wanted),
+            WorkerEvent::SessionChanged(changed) => self.state.sessions.changed(worker, changed),
             WorkerEvent::SessionGone(device) => self.state.sessions.gone(device),
             WorkerEvent::Fence { request } => self.fences.push(request),
             WorkerEvent::Described { request, description } => self.state.described.resolve(request, description),

@@ -334,6 +334,12 @@ impl Control {
         self.state.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// In a fleet: others are to know what this gateway's sessions need, before their devices are sent elsewhere. Bounded by a second and
+    /// a half.
+    pub fn settle_sessions(&self) {
+        sessions::settle(&self.state);
+    }
+
     /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
     ///
     /// Bounded: a second for the uplink, two for sinks, two for the fleet, what the disk takes for the store's last group, two seconds for requests in
@@ -393,6 +399,8 @@ async fn serve(
         drop(tokio::spawn(gifts::pass_on(Arc::clone(&state), gifts)));
         drop(tokio::spawn(sessions::run(Arc::clone(&state))));
         drop(tokio::spawn(sessions::verify(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::sweep(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::keep_cursor(Arc::clone(&state))));
     }
     if state.queue.is_some() {
         drop(tokio::spawn(queue::work(Arc::clone(&state))));

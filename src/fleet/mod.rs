@@ -11,6 +11,7 @@
 
 mod blocks;
 mod commands;
+mod deaths;
 mod everywhere;
 mod groups;
 mod groups_wanted;
@@ -20,6 +21,7 @@ mod interests;
 mod lease;
 mod leases;
 mod membership;
+mod missed;
 mod names;
 mod notices;
 mod pace;
@@ -28,6 +30,7 @@ mod presence;
 mod pulls;
 mod requests;
 mod retained;
+mod rows;
 mod run;
 mod server;
 mod sessions;
@@ -41,6 +44,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -59,11 +63,14 @@ pub use everywhere::Answered;
 pub use groups::{Gift, Settle};
 pub use groups_wanted::Decided;
 pub use intake::{Arrival, Remote};
+pub use missed::{Missed, Published, Span, StreamEnds};
 pub use place::Position;
 pub use retained::{Change as BucketChange, Retained};
-pub use sessions::{RowChange, SessionAsk, SessionRow};
+pub use rows::{Cursor, SessionRow};
+pub use sessions::{RowChange, SessionAsk};
 pub use settings::{Settings, files_of};
 pub use status::{Bucket, GroupsReport, Report, State};
+pub use sweep::Plan as SweepPlan;
 pub use wire::{Call, Reply};
 
 use crate::commands::{Counts, Desk};
@@ -295,8 +302,10 @@ struct Shared {
     names: Names,
     /// How often this gateway has come to hold its lease.
     joined: AtomicU64,
-    /// Rows of sessions, as of the latest look.
+    /// Rows of sessions, as of the latest look,
     session_rows: AtomicU64,
+    /// and the gateways that had leases.
+    living: Mutex<BTreeSet<String>>,
     /// Those who want to know when all has come that was published until now.
     ends: Mutex<Vec<oneshot::Sender<()>>>,
 }
@@ -509,6 +518,7 @@ impl Shared {
             names: Names::new(prefix),
             joined: AtomicU64::new(0),
             session_rows: AtomicU64::new(1),
+            living: Mutex::default(),
             ends: Mutex::default(),
             bell: Notify::new(),
             status: Mutex::new(status),

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::blocks::Stamp;
+use super::deaths;
 use super::groups::Groups;
 use super::intake::Intake;
 use super::lease::{Lease, LeaseRow, Step};
@@ -331,6 +332,7 @@ impl Run {
                 Written::Lost(why) => return Err(why),
             }
         }
+        deaths::come_alive(server, &self.shared.node).await?;
         self.shared.presence().begin(&self.lease.row().id, is_new);
         self.shared.joined.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -604,6 +606,7 @@ impl Run {
         self.shared.session_rows.store(survey.sessions, Ordering::Relaxed);
         self.read_blocks(server, session, survey.blocks);
         self.look_at_commands(server, session, &survey);
+        self.shared.living.lock().expect("no holder panics").clone_from(&survey.gateways);
         let begins = self.plan.handle_survey(survey.gateways, &self.shared.node, Instant::now());
         if begins && !session.is_sweeping {
             session.is_sweeping = true;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, SessionOrder, SessionVerdict,
-    ShardMessage, Trace, WorkerId,
+    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, Round, SessionId, SessionOrder,
+    SessionVerdict, ShardMessage, Trace, WorkerId,
 };
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::WorkerEvent`])
@@ -140,6 +140,15 @@ pub enum WorkerCommand {
         /// What.
         order: SessionOrder,
     },
+    /// The answer to [`super::WorkerEvent::SessionChanged`]: the row of the session says so, or nobody can write it.
+    SessionWritten {
+        /// Whose SUBACK waits,
+        session: SessionId,
+        /// and under which number.
+        waits: u32,
+    },
+    /// How the sessions stand; answered by [`super::WorkerEvent::Sent`].
+    Round(Round),
     /// Say [`super::WorkerEvent::Fence`]: behind all that was said before.
     Fence {
         /// The number that it carries.

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, SessionWanted, Traits, WorkerId};
+use super::{
+    CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, SessionChanged, SessionWanted, Traits,
+    WorkerId,
+};
 use crate::pool::Charge;
 use crate::time::Moment;
 
@@ -76,6 +79,8 @@ pub enum WorkerEvent {
     },
     /// In a fleet: a device has come whose session may be at another gateway.
     SessionWanted(Box<SessionWanted>),
+    /// In a fleet: what stands in the row of a session has changed.
+    SessionChanged(SessionChanged),
     /// In a fleet: a device's session has ended, and no other has begun.
     SessionGone(Box<str>),
     /// The answer to `WorkerCommand::Fence`: all that this worker said before is with the control plane.

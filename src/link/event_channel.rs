@@ -102,6 +102,7 @@ impl WorkerEvent {
             | WorkerEvent::Interest { .. }
             | WorkerEvent::Group { .. }
             | WorkerEvent::SessionWanted(_)
+            | WorkerEvent::SessionChanged(_)
             | WorkerEvent::Broadcast { .. } => true,
         }
     }

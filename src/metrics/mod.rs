@@ -360,18 +360,34 @@ metrics! {
     WillsWithheld = Counter "pulsegate_fleet_wills_withheld" "",
     /// Sessions that came with their devices from other gateways.
     SessionsTaken = Counter "pulsegate_fleet_sessions_taken" "",
+    /// Sessions of gateways that had died, begun again by their rows and the fleet's stream.
+    SessionsRevived = Counter "pulsegate_fleet_sessions_revived" "",
+    /// Such sessions of which the stream had let messages go.
+    SessionsWithHoles = Counter "pulsegate_fleet_sessions_revived_with_holes" "",
+    /// The oldest messages of such sessions, which had no room in them.
+    SessionMessagesGivenWay = Counter "pulsegate_fleet_session_messages_given_way" "",
     /// Messages that waited in sessions which came from other gateways.
     SessionMessagesTaken = Counter "pulsegate_fleet_session_messages_taken" "",
     /// Sessions that went with their devices to other gateways.
     SessionsGiven = Counter "pulsegate_fleet_sessions_given" "",
+    /// Sessions of gateways that had died, which ended because their devices came nowhere in time.
+    SessionsExpired = Counter "pulsegate_fleet_sessions_of_dead_expired" "",
+    /// Wills of devices of gateways that had died, published because they came nowhere.
+    SessionWills = Counter "pulsegate_fleet_wills_of_dead" "",
     /// Devices that were asked to come again, because their sessions could not be brought from other gateways in time.
     SessionsPutOff = Counter "pulsegate_fleet_sessions_put_off" "",
-    /// Sessions that began anew, because the gateways that had them had died or did not answer.
+    /// Sessions that began anew, because the gateways that had them did not answer and their rows did not tell enough.
     SessionsBegunAnew = Counter "pulsegate_fleet_sessions_begun_anew" "",
     /// Sessions that went without a word, because others had them by then.
     SessionsDisowned = Counter "pulsegate_fleet_sessions_disowned" "",
     /// Devices whose sessions were not looked for at other gateways, because NATS was away.
     SessionsUnasked = Counter "pulsegate_fleet_sessions_unasked" "",
+    /// Rows of sessions that were written because something else is to stand there, after the first of each.
+    SessionRowsWritten = Counter "pulsegate_fleet_session_rows_written" "",
+    /// Rows among them that were written because a session lags behind the others.
+    SessionRowsPlaced = Counter "pulsegate_fleet_session_rows_placed" "",
+    /// Rows that do not hold their sessions, which are too large.
+    SessionRowsTooLarge = Counter "pulsegate_fleet_session_rows_too_large" "",
     /// Connections to NATS that were made and verified.
     Connects = Counter "pulsegate_fleet_connects" "",
     /// Connections to NATS that failed or ended.

@@ -44,6 +44,7 @@ impl Shard {
         self.uplink.extend(self.broker.take_group_events());
         self.uplink.extend(self.broker.take_interest());
         self.uplink.extend(self.broker.take_gone().into_iter().map(WorkerEvent::SessionGone));
+        self.tell_sessions();
         self.broker.count(&mut self.counters);
     }
 
@@ -272,6 +273,8 @@ impl Shard {
             self.counters.add(Metric::DroppedUnauthorized, 1);
             return;
         }
+        // It may be the will of a session that was at another gateway.
+        publication.owner = self.broker.owner(&device);
         if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
             && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
         {

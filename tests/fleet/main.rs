@@ -20,6 +20,7 @@ mod queue;
 mod races;
 mod refusals;
 mod retained;
+mod rows;
 mod servers;
 mod sessions;
 mod takeover;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Delivery, Inflight, Pace, Released, Replays, WrongAck};
+use super::{Delivery, Inflight, Oldest, Pace, Released, Replays, WrongAck};
 use crate::broker::redispatch::Left;
 use crate::broker::settlement::{NOTHING, Token};
 use crate::codec::mqtt::QoS;
@@ -91,6 +91,18 @@ pub(in super::super) enum Enqueued {
 }
 
 impl Inflight {
+    /// What its device has not acknowledged.
+    pub(in super::super) fn oldest(&self) -> Oldest {
+        let is_owed = |outbound: &&Outbound| !matches!(outbound.state, Sending::Released);
+        let sent = self.outbound.iter().filter(is_owed).map(|outbound| outbound.number);
+        let waiting =
+            self.queue.iter().filter(|delivery| delivery.qos.is_acknowledged()).map(|delivery| delivery.number);
+        let mut is_all = true;
+        let numbers = sent.chain(waiting).inspect(|number| is_all &= *number != 0);
+        let first = numbers.chain(self.first_stored()).min();
+        first.map_or(Oldest::None, |first| Oldest::Number { first, is_all })
+    }
+
     pub(in super::super) fn unacknowledged(&self) -> usize {
         self.outbound.len()
     }

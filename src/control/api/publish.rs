@@ -51,6 +51,8 @@ pub(super) async fn publish(
     let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
     let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
     let (mut stamp, mut reach, mut groups) = (Stamp::NONE, Reach::Here, None);
+    // Until its worker has it.
+    let under_way = state.sessions.underway.begin();
     if let Some(fleet) = state.fleet.as_ref().filter(|fleet| fleet.has_stream() && !order.local) {
         if order.retain {
             stamp = state.exchange.stamp(u64::try_from(state.clock.unix_ms(state.clock.now())).unwrap_or(0));
@@ -69,6 +71,7 @@ pub(super) async fn publish(
 
     let deadline = Instant::now() + ANSWER_MAX;
     let ticket = ask(&state, &state.sent, worker, |request| WorkerCommand::Publish { request, publication })?;
+    drop(under_way);
     match ticket.answer(deadline).await {
         Some(Outcome::Refused(why)) => Err(ApiError::NotRetained(why)),
         Some(_) => Ok((StatusCode::ACCEPTED, Json(Published { outcome: "accepted" }))),
