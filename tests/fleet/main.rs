@@ -22,6 +22,7 @@ mod retained;
 mod rows;
 mod servers;
 mod sessions;
+mod survivors;
 mod takeover;
 mod uplink;
 mod wills;
