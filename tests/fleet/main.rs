@@ -23,6 +23,7 @@ mod retained;
 mod rows;
 mod servers;
 mod sessions;
+mod survivors;
 mod takeover;
 mod uplink;
 mod wills;

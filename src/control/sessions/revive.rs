@@ -72,6 +72,8 @@ async fn bring(taking: &mut Taking<'_, '_>, row: &SessionRow, subscriptions: &[S
         reader.measure(taking, &wants, &mut room).await?;
     }
     reader.restart(room.after());
+    // Should this gateway die too, it is read from there again.
+    taking.from = Some(Cursor { stream: ends.stream, position: room.after() });
     let mut brought = 0;
     while let Some(piece) = reader.next(taking).await? {
         let now_ms = state.clock.unix_ms(state.clock.now());

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell, to_be};
 use super::revive::revive;
 use super::{ask_shard, count, fence, rows};
-use crate::fleet::{Reply, RowChange, SessionAsk, SessionRow};
+use crate::fleet::{Cursor, Reply, RowChange, SessionAsk, SessionRow};
 use crate::image::Session;
 use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder, Standing};
 
@@ -41,7 +41,7 @@ pub(super) enum Brought {
 
 /// Takes the session of a device from the gateway that its row names or, should that one not answer, begins it again.
 pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow) -> Brought {
-    let mut taking = Taking { claim, node: &row.node, step: "asked for" };
+    let mut taking = Taking { claim, node: &row.node, step: "asked for", from: row.from.clone() };
     let (mut brought, mut is_revived) = (taking.bring().await, false);
     if brought == Err(Brought::Silent) {
         taking.give_up().await;
@@ -74,6 +74,8 @@ pub(super) struct Taking<'a, 'b> {
     node: &'a str,
     /// What it is at, for whoever asks why it took so long.
     pub(super) step: &'static str,
+    /// From behind which place of the stream on what has come with it is to be read; `None`: from its gateway's cursor.
+    pub(super) from: Option<Cursor>,
 }
 
 impl Taking<'_, '_> {
@@ -169,7 +171,7 @@ impl Taking<'_, '_> {
         let here = rows::outline(state, &wanted.device).await.map_err(|()| "its shard does not answer".to_owned())?;
         let from = match here.as_ref().map(|outline| outline.standing) {
             Some(Standing::Placed) => {
-                let known = match &before.from {
+                let known = match &self.from {
                     Some(from) => Some(from.clone()),
                     None => fleet.session_cursor(self.node).await?,
                 };
