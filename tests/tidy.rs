@@ -51,7 +51,7 @@ const TABLE: &[Row] = &[
         &["tokio", "bytes", "ureq", "rumqttc", "async_nats", "nkeys", "rustls", "rustls_native_certs", "aws_lc_rs", "serde", "serde_json", "base64",
           "humantime", "fastrand", "tracing", "zeroize"]),
     row("backbone", &["time", "config", "link"], &["tokio"]),
-    row("fleet", &["whole_file", "config", "link", "commands", "sink"],
+    row("fleet", &["whole_file", "config", "link", "image", "commands", "sink"],
         &["tokio", "bytes", "async_nats", "futures_util", "serde", "serde_json", "base64", "humantime", "fastrand", "tracing"]),
     row("control", &["whole_file", "network", "pool", "link", "image", "config", "metrics", "time", "codec", "commands", "store", "sink", "backbone", "fleet"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",

@@ -1,10 +1,10 @@
 //! What a device acknowledges, and what is recorded of a message on its way: kept, sent under a packet identifier, released, done.
 
-use super::Broker;
 use super::inflight::{Delivery, WrongAck};
 use super::journal::Waiting;
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Part, Token};
+use super::{Broker, RequestEnd};
 use crate::image::Change;
 use crate::slot::SessionSlot;
 
@@ -21,10 +21,9 @@ impl Broker {
     ) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let (number, _) = inflight.number_of(packet);
+        let is_of_group = inflight.is_of_group(packet);
         let Some(request) = inflight.handle_puback(packet)? else { return Ok(false) };
-        if request != 0 {
-            confirmed(request);
-        }
+        self.confirm(request, is_of_group, confirmed);
         self.record_done(session, number);
         self.after_acknowledgement(session);
         Ok(true)
@@ -43,10 +42,9 @@ impl Broker {
     ) -> Result<bool, WrongAck> {
         let Some(inflight) = self.sessions[session].inflight.as_deref_mut() else { return Ok(false) };
         let (number, was_released) = inflight.number_of(packet);
+        let is_of_group = inflight.is_of_group(packet);
         let Some(request) = inflight.handle_pubrec(packet, failed)? else { return Ok(false) };
-        if request != 0 {
-            confirmed(request);
-        }
+        self.confirm(request, is_of_group, confirmed);
         if failed {
             self.record_done(session, number);
         } else if !was_released && number != 0 {
@@ -71,6 +69,16 @@ impl Broker {
         Ok(done)
     }
 
+    /// The device has acknowledged what somebody has asked to be told of. What the fleet gave to a group is done with, whatever the
+    /// reason code: nobody else may get it [v5 MQTT-4.8.2-6].
+    fn confirm(&mut self, request: u64, is_of_group: bool, confirmed: impl FnOnce(u64)) {
+        match (request, is_of_group) {
+            (0, _) => {}
+            (request, true) => self.requests.push((request, RequestEnd::Published)),
+            (request, false) => confirmed(request),
+        }
+    }
+
     fn after_acknowledgement(&mut self, session: SessionSlot) {
         self.sessions.shed_empty_inflight(session);
         self.note_backlog(session);
@@ -84,6 +92,7 @@ impl Broker {
         }
         if delivery.number == 0 {
             self.journal.record_message(key, delivery, Some(packet));
+            self.note_outstanding(session);
         } else {
             self.journal.record(Change::Sent { session: key, number: delivery.number, packet });
         }
@@ -99,6 +108,7 @@ impl Broker {
         let is_new = delivery.qos.is_acknowledged() && delivery.number == 0;
         if is_new {
             self.journal.record_message(key, delivery, None);
+            self.note_outstanding(session);
         }
         is_new
     }

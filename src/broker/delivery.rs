@@ -64,6 +64,8 @@ pub(super) struct RoutedDelivery {
     pub(super) session: SessionSlot,
     pub(super) generation: u32,
     delivery: Delivery,
+    /// How many were made before it.
+    place: u64,
 }
 
 /// What was routed and is not with its session yet, and the sessions that could be sent more.
@@ -79,6 +81,8 @@ pub(super) struct Deliveries {
     /// Looks at retained messages that are left in this turn.
     pub(super) looks: usize,
     pub(super) turn: u32,
+    /// How many were made.
+    made: u64,
 }
 
 impl Deliveries {
@@ -110,7 +114,19 @@ impl Deliveries {
     }
 
     pub(super) fn push(&mut self, session: SessionSlot, generation: u32, delivery: Delivery) {
-        self.routed.push_back(RoutedDelivery { session, generation, delivery });
+        self.routed.push_back(RoutedDelivery { session, generation, delivery, place: self.made });
+        self.made += 1;
+    }
+
+    /// How many were made.
+    pub(super) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Whether so many, the first that were made, are with their sessions.
+    pub(super) fn are_done(&self, count: u64) -> bool {
+        // Those that are held are older than the others.
+        self.held.front().or(self.routed.front()).is_none_or(|next| next.place >= count)
     }
 }
 
@@ -147,7 +163,7 @@ impl Broker {
         }
         let mut now = self.take_routed(limit);
         now.sort_by_key(|delivery| delivery.session);
-        for RoutedDelivery { session, generation, delivery } in now {
+        for RoutedDelivery { session, generation, delivery, .. } in now {
             match batches.last_mut() {
                 Some(batch)
                     if (batch.session, batch.generation) == (session, generation) && !batch.deliveries.is_empty() =>
@@ -235,11 +251,16 @@ impl Broker {
             Ok(Enqueued::FirstWaits) => {
                 self.sessions.inflight(session).begin_pace(now);
                 self.paces.watch(session, self.sessions[session].generation, now);
+                self.note_outstanding(session);
             }
-            Ok(Enqueued::Waits) => {}
+            Ok(Enqueued::Waits) => self.note_outstanding(session),
             Err(delivery) => {
                 counters.add(bound.refused_as(queued, &delivery), 1);
-                self.drop_of(session, &delivery);
+                if bound.messages == 0 || delivery.publication.bytes() > bound.bytes {
+                    self.drop_too_large(session, delivery);
+                } else {
+                    self.drop_of(session, &delivery);
+                }
             }
         }
     }
@@ -292,6 +313,7 @@ impl Broker {
         for request in released.requests {
             self.give_up_request(request);
         }
+        self.requests.extend(released.kept_requests.into_iter().map(|request| (request, RequestEnd::Published)));
         for number in released.numbers {
             self.record_done(session, number);
         }
@@ -302,6 +324,10 @@ impl Broker {
 
     /// A message for a device that is away: kept if it is to be acknowledged.
     pub(super) fn keep_one(&mut self, session: SessionSlot, delivery: Delivery, now: Moment, counters: &mut Counters) {
+        if delivery.request != 0 && delivery.group.is_some() {
+            // The fleet gives it to somebody who is there.
+            return self.drop_delivery(&delivery);
+        }
         self.give_up_request(delivery.request);
         let delivery = Delivery { request: 0, ..delivery };
         if delivery.qos.is_acknowledged() && !delivery.publication.is_expired(now) {

@@ -4,13 +4,19 @@
 //! a lock. Members whose devices are connected take turns; only when none is, those that are away do. Whoever joins, leaves,
 //! comes or goes is found by a table, and those who are connected stand before the others: none of it, and no choice, takes
 //! longer in a group of 100,000 than in one of two.
+//!
+//! In a fleet the home of a group is told who gives it what goes up (decision 0033), and whoever subscribes waits until it was:
+//!
+//! ```text
+//!   the first member ──▶ told of, undecided: this gateway gives ──▶ [`Giver`]: the fleet, this gateway for now, or each its own
+//! ```
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::subscriptions::{Subscriber, Subscriptions, Walk};
-use crate::link::SessionId;
+use crate::link::{Exchange, Giver, Publication, Reach, SessionId, WorkerEvent};
 use crate::pool::ALLOCATION_BYTES;
 use crate::slot::{Table, slot};
 
@@ -37,7 +43,22 @@ struct Group {
     next: usize,
     /// Slots are reused, generations are not.
     generation: u32,
+    /// Who gives it what goes up, and whether that was decided.
+    giver: Giver,
+    is_decided: bool,
+    /// Whoever has subscribed and waits for that.
+    waiting: Vec<Waiting>,
+    /// How many members, and how many who are connected, the control plane was told of.
+    told: (u32, u32),
+    /// It is among those of whom something may be to be told.
+    is_changed: bool,
 }
+
+/// A session that has subscribed, and the number of its SUBSCRIBE.
+pub(super) type Waiting = (SessionId, u32);
+
+/// The control plane is told when as many members have come or gone as are one in so many of those it knows of.
+const TOLD_PART: u32 = 8;
 
 /// By group and session: where the member stands.
 type Places = HashMap<(GroupSlot, SessionId), u32>;
@@ -60,6 +81,12 @@ pub(super) struct Groups {
     generations: u32,
     /// Bytes of names and members.
     bytes: usize,
+    /// What is said in a fleet; `None`: there is none.
+    fleet: Option<Arc<Exchange>>,
+    /// Those of whom something may be to be told, with their generations,
+    changed: Vec<(GroupSlot, u32)>,
+    /// and those that are no more.
+    gone: Vec<(Arc<str>, u32)>,
 }
 
 impl Groups {
@@ -71,7 +98,15 @@ impl Groups {
             filters: Subscriptions::new(key),
             generations: 0,
             bytes: 0,
+            fleet: None,
+            changed: Vec::new(),
+            gone: Vec::new(),
         }
+    }
+
+    /// From now on it is said which groups there are.
+    pub(super) fn begin_fleet(&mut self, exchange: Arc<Exchange>) {
+        self.fleet = Some(exchange);
     }
 
     /// What all of them take, in bytes.
@@ -103,23 +138,44 @@ impl Groups {
             group.online -= 1;
             group.swap(place, group.online, slot, &mut self.places);
         }
+        self.note_changed(slot);
+    }
+
+    fn note_changed(&mut self, slot: GroupSlot) {
+        let group = &mut self.all[slot];
+        if self.fleet.is_some() && !group.is_changed {
+            group.is_changed = true;
+            self.changed.push((slot, group.generation));
+        }
     }
 
     fn make(&mut self, name: &Arc<str>, filter: &str) -> GroupSlot {
         self.generations = self.generations.wrapping_add(1);
         self.bytes += group_bytes(name);
         let generation = self.generations;
-        let group = Group { name: Arc::clone(name), members: Vec::new(), online: 0, next: 0, generation };
+        let is_noted = self.fleet.as_ref().is_some_and(|fleet| fleet.groups_here().add(name));
+        let group = Group {
+            name: Arc::clone(name),
+            members: Vec::new(),
+            online: 0,
+            next: 0,
+            generation,
+            giver: if is_noted { Giver::Here } else { Giver::Each },
+            is_decided: self.fleet.is_none(),
+            waiting: Vec::new(),
+            told: (0, 0),
+            is_changed: false,
+        };
         let slot = self.all.insert(group);
         self.by_name.insert(Arc::clone(name), slot);
         self.filters.subscribe(filter, Subscriber { slot, identifier: generation, options: 0 });
         slot
     }
 
-    /// Lets a member go; a group without any is no more.
-    pub(super) fn leave(&mut self, name: &str, session: SessionId) {
-        let Some(&slot) = self.by_name.get(name) else { return };
-        let Some(place) = self.places.remove(&(slot, session)) else { return };
+    /// Lets a member go; a group without any is no more. Whoever waited for what is decided about it does so no longer.
+    pub(super) fn leave(&mut self, name: &str, session: SessionId) -> Vec<Waiting> {
+        let Some(&slot) = self.by_name.get(name) else { return Vec::new() };
+        let Some(place) = self.places.remove(&(slot, session)) else { return Vec::new() };
         let group = &mut self.all[slot];
         let mut place = place as usize;
         if place < group.online {
@@ -136,8 +192,98 @@ impl Groups {
             self.filters.remove_all(slot);
             self.by_name.remove(name);
             self.bytes -= group_bytes(name);
-            self.all.remove(slot);
+            let Group { name, generation, told, waiting, .. } = self.all.remove(slot);
+            if let Some(fleet) = &self.fleet {
+                fleet.groups_here().remove(&name);
+                if told.0 > 0 {
+                    self.gone.push((name, generation));
+                }
+            }
+            return waiting;
         }
+        self.note_changed(slot);
+        Vec::new()
+    }
+
+    // --- In a fleet ---------------------------------------------------------------------------------------------------
+
+    /// Whether somebody who has just joined waits for what is decided about the group: then it is among those who are told.
+    pub(super) fn wait(&mut self, name: &str, waiting: Waiting) -> bool {
+        let Some(&slot) = self.by_name.get(name) else { return false };
+        let group = &mut self.all[slot];
+        if group.is_decided || waiting.1 == 0 {
+            return false;
+        }
+        group.waiting.push(waiting);
+        true
+    }
+
+    /// Whether it is not decided who gives to a group at home here.
+    pub(super) fn is_undecided(&self, name: &str) -> bool {
+        self.by_name.get(name).is_some_and(|&slot| !self.all[slot].is_decided)
+    }
+
+    /// It is decided who gives to a group. Whoever has waited for that.
+    pub(super) fn decide(&mut self, name: &str, life: u32, giver: Giver) -> Vec<Waiting> {
+        let (Some(&slot), Some(fleet)) = (self.by_name.get(name), &self.fleet) else { return Vec::new() };
+        let group = &mut self.all[slot];
+        if group.generation != life {
+            return Vec::new();
+        }
+        group.giver = match giver {
+            Giver::Here if !fleet.groups_here().add(&group.name) => Giver::Each,
+            Giver::Here => Giver::Here,
+            Giver::Fleet | Giver::Each => {
+                fleet.groups_here().remove(name);
+                giver
+            }
+        };
+        group.is_decided = true;
+        std::mem::take(&mut group.waiting)
+    }
+
+    /// Whether a group that was found gets this here: what goes up is the fleet's to give, but where whoever published it has said
+    /// that it is given here.
+    pub(super) fn gets_here(&self, found: Subscriber<GroupSlot>, publication: &Publication) -> bool {
+        let Some(group) = self.all.get(found.slot) else { return false };
+        if self.fleet.is_none() || publication.reach == Reach::Here || group.giver == Giver::Each {
+            return true;
+        }
+        publication.groups.iter().flat_map(|all| all.iter()).any(|name| *name == group.name)
+    }
+
+    /// Whether something may be to be told.
+    pub(super) fn has_events(&self) -> bool {
+        !self.changed.is_empty() || !self.gone.is_empty()
+    }
+
+    /// What the control plane is to be told: which groups have come and gone, and of which many members have.
+    pub(super) fn take_events(&mut self) -> Vec<WorkerEvent> {
+        let gone = self.gone.drain(..);
+        let gone = gone.map(|(group, life)| WorkerEvent::Group { group, life, members: 0, online: 0 });
+        let mut events: Vec<WorkerEvent> = gone.collect();
+        for (slot, generation) in std::mem::take(&mut self.changed) {
+            let Some(group) = self.all.get_mut(slot).filter(|group| group.generation == generation) else { continue };
+            group.is_changed = false;
+            let (members, online) = (group.members.len() as u32, group.online as u32);
+            let is_little =
+                |told: u32, now: u32| (told == 0) == (now == 0) && told.abs_diff(now) * TOLD_PART < told.max(1);
+            if !is_little(group.told.0, members) || !is_little(group.told.1, online) {
+                group.told = (members, online);
+                events.push(WorkerEvent::Group { group: Arc::clone(&group.name), life: generation, members, online });
+            }
+        }
+        events
+    }
+
+    /// Chooses a member of one group whose device is connected.
+    pub(super) fn choose_online_in(&mut self, name: &str) -> Option<(Arc<str>, Member)> {
+        let &slot = self.by_name.get(name)?;
+        let group = &mut self.all[slot];
+        if group.online == 0 {
+            return None;
+        }
+        group.choose().map(|member| (Arc::clone(&group.name), member))
     }
 
     /// Goes on with a walk, as [`Subscriptions::advance`], for the groups that want a topic; [`Groups::choose`] takes what

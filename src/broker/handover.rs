@@ -17,12 +17,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::Broker;
-use super::inflight::{Sending, Stored};
+use super::inflight::{PendingSuback, Sending, Stored};
 use super::lifecycle::{DueWill, GroupMessages, NO_KEY};
 use super::settlement::{Owner, Part, Token};
 use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, Head, Message, Outstanding, Session, SessionKey};
-use crate::link::{Cut, NO_ROOM_FOR_SESSION, Outcome};
+use crate::link::{Cut, NO_ROOM_FOR_SESSION, Outcome, Outline, SessionId};
 use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Moment;
 
@@ -63,6 +63,8 @@ pub(super) struct Handovers {
     adoptions: HashMap<Box<str>, Adoption>,
     /// Devices whose sessions have ended, and that have no other one.
     gone: Vec<Box<str>>,
+    /// Sessions of which their rows say something else, and the number under which a SUBACK waits until they do not; 0: none does.
+    changed: Vec<(SessionSlot, u32, u32)>,
     /// Adoptions that wait until what was subscribed to comes from other gateways, by the version.
     interested: VecDeque<(u64, Token)>,
 }
@@ -129,6 +131,84 @@ impl Broker {
     /// Devices whose sessions have ended; each once.
     pub fn take_gone(&mut self) -> Vec<Box<str>> {
         std::mem::take(&mut self.handovers.gone)
+    }
+
+    // --- What stands in rows ----------------------------------------------------------------------------------------
+
+    /// What the row of a session says is no more so.
+    pub(super) fn note_changed(&mut self, session: SessionSlot) {
+        let changed = (session, self.sessions[session].generation, 0);
+        let is_kept = self.is_of_fleet() && self.sessions[session].key != NO_KEY;
+        if is_kept && self.handovers.changed.last() != Some(&changed) {
+            self.handovers.changed.push(changed);
+        }
+    }
+
+    /// The same of what it has subscribed to: SUBACK, or UNSUBACK, waits until any other gateway could know.
+    pub fn expect_row(&mut self, session: SessionSlot, pending: &mut PendingSuback) {
+        if self.is_of_fleet() && self.sessions[session].key != NO_KEY {
+            self.handovers.changed.push((session, self.sessions[session].generation, pending.waits));
+            pending.homes += 1;
+        }
+    }
+
+    /// Whether some are to be told.
+    pub(super) fn has_changed(&self) -> bool {
+        !self.handovers.changed.is_empty()
+    }
+
+    /// The sessions whose rows are to be written, and the number under which a SUBACK waits; 0: none does.
+    pub fn take_changed(&mut self) -> Vec<(SessionSlot, u32)> {
+        let changed = std::mem::take(&mut self.handovers.changed);
+        let is_current = |&(session, generation, _): &(_, u32, _)| self.sessions.is_current(session, generation);
+        changed.into_iter().filter(is_current).map(|(session, _, waits)| (session, waits)).collect()
+    }
+
+    /// The row of a session says what was subscribed to, or nobody can write it.
+    pub fn handle_row_written(&mut self, session: SessionId, waits: u32) {
+        if let Some(session) = self.sessions.resolve(session) {
+            self.handle_joined(session, waits);
+        }
+    }
+
+    /// The session of a device, connected or away, that outlives its connection.
+    #[must_use]
+    pub fn kept_session(&self, connection: Option<ConnectionSlot>, device: &str) -> Option<SessionSlot> {
+        let session = connection.and_then(|connection| self.of(connection)).or_else(|| self.sessions.find_away(device));
+        session.filter(|&session| self.sessions[session].key != NO_KEY)
+    }
+
+    /// The device of a session, if it is away.
+    #[must_use]
+    pub fn device_away(&self, session: SessionSlot) -> Option<&str> {
+        let known = &self.sessions[session];
+        (!known.is_online()).then(|| known.device())
+    }
+
+    /// The connection of a session, if its device is there.
+    #[must_use]
+    pub fn connection_now(&self, session: SessionSlot) -> Option<ConnectionSlot> {
+        self.connection_of(session, self.sessions[session].generation)
+    }
+
+    /// What the row of a session is to say of it.
+    #[must_use]
+    pub fn outline(&self, session: SessionSlot, device: &str) -> Option<Outline> {
+        let head = self.head_of(session, device, None)?;
+        let own = self.routing.subscriptions.filters(session).map(|(filter, subscriber)| image::Subscription {
+            filter: filter.into(),
+            options: subscriber.options,
+            identifier: subscriber.identifier,
+        });
+        let shared = self.sessions[session].groups.iter().map(|membership| image::Subscription {
+            filter: (&*membership.group).into(),
+            options: membership.options,
+            identifier: membership.identifier,
+        });
+        let subscriptions = own.chain(shared).collect();
+        let (messages, outstanding, received) = (Vec::new(), Vec::new(), Vec::new());
+        let session_image = Session { head, subscriptions, messages, outstanding, received };
+        Some(Outline { session: session_image, standing: self.standing(session) })
     }
 
     // --- A session that goes ----------------------------------------------------------------------------------------
@@ -279,6 +359,8 @@ impl Broker {
         self.sessions.rename(session, device, now.tick());
         self.record_head(session, device, Some(now));
         self.sessions.enter_away(session);
+        // Its row will say from where that is to be read, before it says whose it is.
+        self.note_brought(session, true);
         self.spill_when_safe(session);
         let token = self.begin_answer(request);
         self.settle(token, Part::Taken);

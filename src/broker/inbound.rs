@@ -198,7 +198,7 @@ impl Broker {
             return None;
         }
         let waits = self.begin_subscribe();
-        Some(PendingSuback { waits, homes: 0, is_whole: false, packet, codes: Vec::new() })
+        Some(PendingSuback { waits, homes: 0, is_whole: false, is_unsubscribe: false, packet, codes: Vec::new() })
     }
 
     /// Whether one more filter may be dealt with now. Otherwise it is [put off](Broker::put_off_filters).

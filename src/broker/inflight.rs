@@ -121,6 +121,8 @@ pub struct PendingSuback {
     pub(super) homes: usize,
     /// Whether every filter was dealt with.
     pub(super) is_whole: bool,
+    /// It is an UNSUBSCRIBE.
+    pub is_unsubscribe: bool,
     /// The packet identifier.
     pub packet: u16,
     /// The reason codes of the filters that were dealt with, in their order.
@@ -130,8 +132,10 @@ pub struct PendingSuback {
 /// Who has waited for something that will not be any more.
 #[derive(Debug, Default)]
 pub(super) struct Released {
-    /// Requests of the API.
+    /// Requests of the API, and of the fleet for groups: what they are about was not acknowledged.
     pub(super) requests: Vec<u64>,
+    /// Those whose messages stay with the session though they were not.
+    pub(super) kept_requests: Vec<u64>,
     /// Settlements.
     pub(super) tokens: Vec<Token>,
     /// How many messages were dropped.
@@ -140,6 +144,17 @@ pub(super) struct Released {
     pub(super) numbers: Vec<u64>,
     /// Those that other members of their groups get: they are neither dropped nor settled.
     pub(super) left: Vec<Delivery>,
+}
+
+/// What of a session its device has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Oldest {
+    /// Nothing.
+    None,
+    /// Something, and it is not known since when.
+    Unknown,
+    /// Its number is no less than `first`; `is_all`: whatever there is has a number.
+    Number { first: u64, is_all: bool },
 }
 
 /// See the head of this file.
@@ -285,6 +300,7 @@ impl Inflight {
         self.received = 0;
         self.inbound.iter_mut().for_each(|inbound| inbound.is_of_connection = false);
         self.answered.values_mut().for_each(|is_of_connection| *is_of_connection = false);
+        self.give_back(released);
         for request in self.outbound.iter_mut().map(|outbound| &mut outbound.request) {
             released.requests.extend(Some(std::mem::take(request)).filter(|&request| request != 0));
         }

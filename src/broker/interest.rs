@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The cover is few filters whatever there are ([`Cover`]), and a new filter that it covers costs nothing more: where each device
-//! subscribes to its own, nothing is told any more. Shared subscriptions are not in it: a group gets what is published at its own
-//! gateway. Without a fleet nothing of this is there.
+//! subscribes to its own, nothing is told any more. Shared subscriptions are not in it: the fleet gives to groups (`groups`, decision
+//! 0033). Without a fleet nothing of this is there.
 
 use std::collections::VecDeque;
 
@@ -72,6 +72,8 @@ impl Broker {
     pub fn begin_interest(&mut self) {
         // What there is now is told, though it be nothing.
         (self.interest.is_on, self.interest.version) = (true, self.interest.version + 1);
+        self.routing.groups.begin_fleet(std::sync::Arc::clone(&self.exchange));
+        self.note_all_brought();
     }
 
     /// What the control plane is to be told.

@@ -2,6 +2,7 @@
 
 mod describe;
 mod handed;
+mod head;
 
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -208,6 +209,11 @@ impl Sessions {
 
     pub(super) fn len(&self) -> usize {
         self.all.len() - self.retired
+    }
+
+    /// All that have not ended.
+    pub(super) fn slots(&self) -> Vec<SessionSlot> {
+        self.all.iter().filter(|(_, session)| !session.is_retired()).map(|(slot, _)| slot).collect()
     }
 
     #[cfg(test)]
@@ -470,6 +476,11 @@ impl IndexMut<SessionSlot> for Sessions {
 }
 
 impl Session {
+    /// Its device, while that is away.
+    pub(super) fn device(&self) -> &str {
+        &self.device
+    }
+
     /// Whether its device is connected.
     pub(super) fn is_online(&self) -> bool {
         self.connection < RETIRED
@@ -582,6 +593,9 @@ impl Broker {
         let ends = known.profile.expiry_s == 0 || self.sessions.count_away() >= self.bounds.away;
         let delay_s = known.will.as_ref().map_or(0, |kept| kept.will.delay_s);
         let due_will = if ends || delay_s == 0 { self.sessions.take_will(session, now) } else { None };
+        if due_will.is_some() && !ends {
+            self.note_changed(session);
+        }
         if ends {
             if self.sessions[session].profile.expiry_s != 0 {
                 counters.add(Metric::SessionsDropped, 1);
@@ -614,12 +628,16 @@ impl Broker {
 
     /// The device asks for another session expiry interval in its DISCONNECT, in seconds.
     pub fn set_expiry(&mut self, session: SessionSlot, expiry_s: u32) {
-        self.sessions[session].profile.expiry_s = expiry_s;
+        if std::mem::replace(&mut self.sessions[session].profile.expiry_s, expiry_s) != expiry_s {
+            self.note_changed(session);
+        }
     }
 
     /// The device has said goodbye: its will is forgotten [MQTT-3.14.4-3].
     pub fn forget_will(&mut self, session: SessionSlot) {
-        self.sessions[session].will = None;
+        if self.sessions.drop_will(session) {
+            self.note_changed(session);
+        }
     }
 
     /// Another gateway has the device of this connection: a will that was to come later does not, because the device is there
@@ -670,6 +688,7 @@ impl Broker {
                 self.end(session);
             } else {
                 if will_due {
+                    self.note_changed(session);
                     let device = self.sessions[session].device.clone();
                     self.record_head(session, &device, Some(away_since.start_near(now)));
                 }
@@ -706,32 +725,9 @@ impl Broker {
 
     /// Records a session without what is in it, if it is one that is recorded.
     pub(super) fn record_head(&mut self, session: SessionSlot, name: &str, away_since: Option<Moment>) {
-        let known = &self.sessions[session];
-        let Some(recording) = self.journal.recording().filter(|_| known.key != NO_KEY) else { return };
-        let Profile { version, listener, keep_alive_s, expiry_s, receive_maximum, packet_maximum, alias_maximum } =
-            known.profile;
-        let profile = image::Profile {
-            version: version.level(),
-            listener: recording.listeners.get(listener.index()).cloned().unwrap_or_default(),
-            keep_alive_s,
-            expiry_s,
-            receive_maximum,
-            packet_maximum,
-            alias_maximum,
-        };
-        let will = known.will.as_deref().map(|KeptWill { will, .. }| {
-            let publication = self.journal.image_of(&will.publication);
-            Box::new(image::Will { publication, expiry_s: will.expiry_s, delay_s: will.delay_s })
-        });
-        let head = image::Head {
-            key: known.key,
-            name: name.into(),
-            profile,
-            away_since_ms: away_since.map(|since| recording.timeline.unix_millis_at(since)),
-            last_packet: known.next_packet,
-            will,
-        };
-        self.journal.record(Change::Kept(Box::new(head)));
+        if let Some(head) = self.head_of(session, name, away_since) {
+            self.journal.record(Change::Kept(Box::new(head)));
+        }
     }
 
     /// Goes on with the ends of sessions that had many subscriptions.

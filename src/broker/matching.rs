@@ -191,7 +191,7 @@ impl Broker {
         visits: &mut usize,
     ) -> bool {
         if search.stage == Stage::Groups && publication.reach == Reach::Elsewhere {
-            // Groups get what is published at their own gateway: with each gateway's own share of a group it would come as often.
+            // Groups get it from the fleet, once (decision 0033), or at its own gateway.
             search.stage = Stage::Subscribers;
         }
         if search.stage == Stage::Groups {
@@ -199,8 +199,11 @@ impl Broker {
                 return false;
             }
             for group in search.groups.drain(..) {
+                if !self.routing.groups.gets_here(group, publication) {
+                    continue;
+                }
                 if let Some((group, member)) = self.routing.groups.choose(group) {
-                    self.give_to_member(group, member, publication, token);
+                    self.give_to_member(group, member, publication, (token, 0));
                 }
             }
             search.walk.clear();

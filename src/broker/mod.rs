@@ -23,7 +23,8 @@
 //! | `journal` | what must outlive the process and is not safe yet, and what waits until it is | `journal` |
 //! | `spills` | messages that go from memory to the store, and come back from there | `spill` |
 //! | `interest` | what is wanted of what other gateways of a fleet publish | `interest` |
-//! | `handovers` | sessions that come from other gateways of a fleet, and CONNECTs that wait for them | `handover` |
+//! | `handovers` | sessions that come from other gateways of a fleet, CONNECTs that wait for them, and what is to stand in rows | `handover` |
+//! | `needs` | what sessions need of what the fleet's stream has, should this gateway die | `needs` |
 //! | `redispatches` | what ended sessions had of messages for groups, on its way to other members | `redispatch` |
 //! | `staged` | messages of QoS 2 that may not be sent yet | `staging` |
 //! | `ways` | what goes to other shards, and the credit for it | `ways` |
@@ -43,6 +44,7 @@ mod interest;
 mod journal;
 mod lifecycle;
 mod matching;
+mod needs;
 mod pace;
 mod redispatch;
 mod replay;
@@ -84,6 +86,7 @@ use interest::Interest;
 use journal::Journal;
 use lifecycle::Sessions;
 use matching::Matching;
+use needs::Needs;
 use pace::Paces;
 use redispatch::Redispatches;
 use routing::Routing;
@@ -212,6 +215,7 @@ pub struct Broker {
     matching: Matching,
     interest: Interest,
     handovers: Handovers,
+    needs: Needs,
     found: Vec<Subscriber>,
     /// Sessions that have ended and whose subscriptions are still to be removed.
     ends: VecDeque<SessionSlot>,
@@ -258,6 +262,7 @@ impl Broker {
             matching: Matching::new(),
             interest: Interest::default(),
             handovers: Handovers::default(),
+            needs: Needs::default(),
             found: Vec::new(),
             ends: VecDeque::new(),
         }
@@ -327,6 +332,9 @@ impl Broker {
             || self.may_redispatch()
             || self.has_left_loads()
             || self.interest.has_work()
+            || self.routing.groups.has_events()
+            || self.has_changed()
+            || self.has_round()
     }
 
     /// What goes to this worker now, in order: all answers, and what there is credit for.

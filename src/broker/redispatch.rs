@@ -169,7 +169,7 @@ impl Redispatches {
 impl Delivery {
     /// What is left of it for its group, if it was for one.
     pub(super) fn into_left(self) -> Option<Left> {
-        let group = self.group.filter(|_| self.qos.is_acknowledged())?;
+        let group = self.group.filter(|_| self.qos.is_acknowledged() && self.request == 0)?;
         Some(Left { group, publication: unstaged(self.publication), number: self.number })
     }
 }
@@ -325,7 +325,8 @@ impl Broker {
     /// A delivery does not reach its session, which has ended: if it was for a group, another member gets it.
     pub(super) fn return_to_group(&mut self, delivery: Delivery) -> Result<(), Delivery> {
         let (token, has_group) = (delivery.token, delivery.group.is_some());
-        if !has_group || !delivery.qos.is_acknowledged() {
+        if !has_group || !delivery.qos.is_acknowledged() || delivery.request != 0 {
+            // Of a request the fleet hears that it was not acknowledged, and gives it to somebody else.
             return Err(delivery);
         }
         if let Some(Left { group, publication, .. }) = delivery.into_left() {
@@ -352,7 +353,7 @@ impl Broker {
     /// At the group's home: somebody who is a member now gets it, if there is anybody.
     pub(super) fn choose_again(&mut self, group: &Arc<str>, publication: &Arc<Publication>, token: Token) {
         match self.routing.groups.choose_in(group) {
-            Some(member) => self.give_to_member(Arc::clone(group), member, publication, token),
+            Some(member) => self.give_to_member(Arc::clone(group), member, publication, (token, 0)),
             None => self.redispatches.without_member += 1,
         }
     }

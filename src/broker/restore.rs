@@ -44,6 +44,7 @@ impl Broker {
         }
         self.sessions.shed_empty_inflight(session);
         self.sessions.enter_away(session);
+        self.note_brought(session, false);
         self.note_wants();
         if head.away_since_ms.is_none() {
             self.record_head(session, &head.name, Some(now));

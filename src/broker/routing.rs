@@ -18,7 +18,10 @@ use crate::codec::mqtt::subscribe::Options;
 use crate::codec::mqtt::{QoS, Reason, topic};
 use crate::config::budget::FILTER_BYTES;
 use crate::image::{self, Change};
-use crate::link::{Choice, Passed, Publication, Reach, Recipient, SessionId, ShardMessage, Stamp, WorkerId};
+use crate::link::{
+    Choice, Class as Lane, Giver, Passed, Publication, Reach, Recipient, SessionId, ShardMessage, Stamp, WorkerEvent,
+    WorkerId,
+};
 use crate::metrics::{Counters, Metric};
 use crate::pool::{ALLOCATION_BYTES, Charge, Class, Pool};
 use crate::slot::SessionSlot;
@@ -137,6 +140,12 @@ impl Broker {
         self.settle(token, Part::retained(is_kept));
     }
 
+    /// A message goes up, for subscribers of the whole fleet: just before it is [published](Broker::publish), or said elsewhere.
+    pub fn send_up(&self, publication: &mut Publication) {
+        publication.reach = Reach::Fleet;
+        publication.groups = self.exchange.groups_here().wanting(&publication.topic);
+    }
+
     /// A message that is to be retained is given its place among all others: just before it is [published](Broker::publish), or at once,
     /// if it is said elsewhere before that.
     pub fn stamp(&self, publication: &mut Publication, now: Moment) {
@@ -198,8 +207,8 @@ impl Broker {
         };
         let member = self.sessions.resolve(choice.member).filter(|&session| self.is_member(session, &choice.group));
         if let Some(session) = member {
-            let token = self.settlements.open(owner);
-            self.deliver_shared(session, &choice.group, &publication, (choice.options, choice.identifier), token);
+            let (token, held) = self.open_shared(session, &publication, &choice, owner);
+            self.deliver_shared(session, &choice, &publication, (token, held));
             self.settle(token, Part::Taken);
         } else {
             self.ways.free(from, class, bytes);
@@ -240,6 +249,10 @@ impl Broker {
                 if token != NOTHING {
                     self.ways.answer(worker, ShardMessage::Taken { token, is_refused });
                 }
+            }
+            (Owner::Given { worker, bytes, request }, _) => {
+                self.ways.free(worker, Lane::Chosen, bytes);
+                self.requests.push((request, RequestEnd::Published));
             }
             (Owner::Left { slot, number }, _) => self.handle_given(slot, number),
             (Owner::Asker { worker, token }, _) => self.ways.answer(worker, ShardMessage::Taken { token, is_refused }),
@@ -390,35 +403,77 @@ impl Broker {
         group: Arc<str>,
         member: Member,
         publication: &Arc<Publication>,
-        token: Token,
+        (token, request): (Token, u64),
     ) {
         let Member { session, options, identifier, .. } = member;
+        let choice = Choice { group, member: session, options, identifier, request };
         if session.worker != self.worker {
-            let recipient = Recipient::Member(Box::new(Choice { group, member: session, options, identifier }));
+            let recipient = Recipient::Member(Box::new(choice));
             self.settlements.add(token);
             return self.ways.pass(session.worker, Passed { publication: Arc::clone(publication), token, recipient });
         }
-        match self.sessions.resolve(session) {
-            Some(index) => self.deliver_shared(index, &group, publication, (options, identifier), token),
-            None => debug_assert!(false, "a session has ended and its group was not told"),
+        let Some(index) = self.sessions.resolve(session) else {
+            debug_assert!(false, "a session has ended and its group was not told");
+            return;
+        };
+        if request == 0 {
+            return self.deliver_shared(index, &choice, publication, (token, 0));
         }
+        let (token, held) = self.open_shared(index, publication, &choice, Owner::Request(request));
+        self.deliver_shared(index, &choice, publication, (token, held));
+        self.settle(token, Part::Taken);
+    }
+
+    /// What waits until a member has what a group was given, and the question that is answered by the acknowledgement of its device (0:
+    /// none). Where the session ends with this process the fleet waits for that; else until the message is safe in the session.
+    fn open_shared(
+        &mut self,
+        session: SessionSlot,
+        publication: &Publication,
+        choice: &Choice,
+        owner: Owner,
+    ) -> (Token, u64) {
+        let request = choice.request;
+        let subscriber = Subscriber { slot: session, identifier: 0, options: choice.options };
+        let is_acknowledged = publication.qos.min(subscriber.qos()).is_acknowledged();
+        if request != 0 && is_acknowledged && self.sessions[session].key == NO_KEY {
+            let token = match owner {
+                Owner::Request(_) => NOTHING,
+                owner => self.settlements.open(owner),
+            };
+            return (token, request);
+        }
+        let owner = match owner {
+            Owner::Shard { worker, bytes, .. } if request != 0 => Owner::Given { worker, bytes, request },
+            owner => owner,
+        };
+        (self.settlements.open(owner), 0)
     }
 
     fn deliver_shared(
         &mut self,
         session: SessionSlot,
-        group: &Arc<str>,
+        choice: &Choice,
         publication: &Arc<Publication>,
-        (options, identifier): (u8, u32),
-        token: Token,
+        (token, request): (Token, u64),
     ) {
-        let subscriber = Subscriber { slot: session, identifier, options };
+        let subscriber = Subscriber { slot: session, identifier: choice.identifier, options: choice.options };
         if let Some(mut delivery) = merge(publication, std::iter::once(subscriber), token) {
             if delivery.qos.is_acknowledged() {
-                delivery.group = Some(Arc::clone(group));
+                delivery.group = Some(Arc::clone(&choice.group));
+                delivery.request = request;
                 self.sessions[session].group_messages = GroupMessages::Some;
             }
             self.push(session, delivery);
+        }
+    }
+
+    /// The fleet gives a message to a group whose home this shard is: a member that is connected gets it. The request is answered by what
+    /// becomes of it.
+    pub fn give_from_fleet(&mut self, request: u64, group: &str, publication: &Arc<Publication>) {
+        match self.routing.groups.choose_online_in(group) {
+            Some((group, member)) => self.give_to_member(group, member, publication, (NOTHING, request)),
+            None => self.give_up_request(request),
         }
     }
 
@@ -442,14 +497,19 @@ impl Broker {
                 self.routing.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
                 // Before it is answered: whoever publishes afterwards asks here.
                 self.note_wants();
-                if waits != 0 && member.worker != self.worker {
+                let has_to_wait = self.routing.groups.wait(&group, (member, waits));
+                if waits != 0 && member.worker != self.worker && !has_to_wait {
                     self.ways.answer(member.worker, ShardMessage::Joined { member, waits });
                 }
             }
-            ShardMessage::Leave { group, member } => self.routing.groups.leave(&group, member),
+            ShardMessage::Leave { group, member } => self.leave_group(&group, member),
             ShardMessage::Returned { token, choice, publication } => {
-                self.routing.groups.leave(&choice.group, choice.member);
-                self.choose_again(&choice.group, &publication, token);
+                self.leave_group(&choice.group, choice.member);
+                if choice.request == 0 {
+                    self.choose_again(&choice.group, &publication, token);
+                } else {
+                    self.give_from_fleet(choice.request, &choice.group, &publication);
+                }
                 self.settle(token, Part::Taken);
             }
             ShardMessage::Credit(_)
@@ -461,6 +521,32 @@ impl Broker {
             }
         }
         self.note_wants();
+    }
+
+    fn leave_group(&mut self, group: &str, member: SessionId) {
+        let waiting = self.routing.groups.leave(group, member);
+        self.tell_joined(waiting);
+    }
+
+    /// It is decided who gives to a group whose home this shard is: whoever has subscribed to it may be told so.
+    pub fn handle_group_served(&mut self, group: &str, life: u32, giver: Giver) {
+        let waiting = self.routing.groups.decide(group, life, giver);
+        self.tell_joined(waiting);
+    }
+
+    fn tell_joined(&mut self, waiting: Vec<(SessionId, u32)>) {
+        for (member, waits) in waiting {
+            if member.worker != self.worker {
+                self.ways.answer(member.worker, ShardMessage::Joined { member, waits });
+            } else if let Some(session) = self.sessions.resolve(member) {
+                self.handle_joined(session, waits);
+            }
+        }
+    }
+
+    /// What the control plane is to be told of groups of shared subscribers, in a fleet.
+    pub fn take_group_events(&mut self) -> Vec<WorkerEvent> {
+        self.routing.groups.take_events()
     }
 
     fn is_member(&self, session: SessionSlot, group: &str) -> bool {
@@ -528,6 +614,7 @@ impl Broker {
         let key = self.sessions[session].key;
         if gone && key != NO_KEY {
             self.journal.record(Change::Unsubscribed { session: key, filter: filter.into() });
+            self.note_changed(session);
         }
         if gone { Unsubscribed::Removed } else { Unsubscribed::NoSuch }
     }
@@ -594,8 +681,9 @@ impl Broker {
         let is_here = self.home.of(&group) == self.worker;
         let waits = pending.waits;
         self.record_subscribed(session, filter, options, identifier);
+        let name = Arc::clone(&group);
         self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online, waits });
-        pending.homes += usize::from(!is_here);
+        pending.homes += usize::from(!is_here || self.routing.groups.is_undecided(&name));
         Granted::Subscribed
     }
 
@@ -610,6 +698,7 @@ impl Broker {
     /// SUBACK waits, beside the homes of groups, until the subscriptions are safe, and what other gateways publish comes here.
     pub fn expect_subscribed(&mut self, session: SessionSlot, pending: &mut PendingSuback) {
         self.expect_interest(self.id(session), pending);
+        self.expect_row(session, pending);
         if self.sessions[session].key != NO_KEY {
             let waiting = Waiting::Suback { session: self.id(session), waits: pending.waits };
             pending.homes += usize::from(self.journal.wait(waiting).is_none());

@@ -11,7 +11,7 @@ use super::lifecycle::{NO_KEY, Session, Walk};
 use super::replay::Replays;
 use super::retained::{Position, Step};
 use super::settlement::NOTHING;
-use super::{ALIASES_MAX, Broker};
+use super::{ALIASES_MAX, Broker, RequestEnd};
 use crate::codec::mqtt::ack::Ack;
 use crate::codec::mqtt::{Outgoing, Packet, Properties, QoS, Reason, Version};
 use crate::metrics::Metric;
@@ -283,10 +283,20 @@ impl Broker {
             Sent::TooLong => {
                 // As if it had been delivered [v5 MQTT-3.1.2-25].
                 budget.counters.add(Metric::DroppedTooLarge, 1);
-                self.drop_of(session, &delivery);
+                self.drop_too_large(session, delivery);
                 Ok(())
             }
         }
+    }
+
+    /// A message that the session never takes. Of one for a group the fleet hears that it is done with: it might be too large for all of
+    /// its members (v5 3.1.2.11.4).
+    pub(super) fn drop_too_large(&mut self, session: SessionSlot, mut delivery: Delivery) {
+        if delivery.group.is_some() && delivery.request != 0 {
+            let request = std::mem::take(&mut delivery.request);
+            self.requests.push((request, RequestEnd::Published));
+        }
+        self.drop_of(session, &delivery);
     }
 
     /// The next packet identifier: not 0, and not one in use [MQTT-2.2.1-3].

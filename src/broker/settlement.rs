@@ -40,6 +40,8 @@ pub(super) enum Owner {
     Asker { worker: WorkerId, token: Token },
     /// Nobody: a will, or a retained message with QoS 0.
     Nobody,
+    /// The control plane's question of who of a group gets a message, which another shard has passed on as [`Class::Chosen`].
+    Given { worker: WorkerId, bytes: usize, request: u64 },
     /// What an ended session has left: it is with another member.
     Left {
         slot: LeftSlot,

@@ -118,6 +118,7 @@ impl Broker {
         let origin = delivery.publication.origin;
         if key != NO_KEY {
             self.journal.record_message(key, &mut delivery, None);
+            self.note_outstanding(session);
         }
         self.staged.push(origin, StagedDelivery { session, generation, delivery });
         if key == NO_KEY {

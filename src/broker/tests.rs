@@ -6,6 +6,7 @@ mod away;
 mod congestion;
 mod crash;
 mod device;
+mod gifts;
 mod handover;
 mod interest;
 mod model;
@@ -51,7 +52,8 @@ impl Broker {
     /// One filter, in the SUBSCRIBE that has begun last.
     fn subscribe_one(&mut self, session: SessionSlot, filter: &str, options: Options, identifier: u32) -> Granted {
         let waits = self.subscribes;
-        let mut pending = PendingSuback { waits, homes: 0, is_whole: false, packet: 1, codes: Vec::new() };
+        let mut pending =
+            PendingSuback { waits, homes: 0, is_whole: false, is_unsubscribe: false, packet: 1, codes: Vec::new() };
         self.subscribe(session, filter, options, identifier, &mut pending)
     }
 }

@@ -30,7 +30,7 @@ pub const WORKER_BYTES: u64 = 1 << 20;
 /// One place in a worker's inbox.
 pub const INBOX_ENTRY_BYTES: u64 = 88;
 /// One place in a worker's uplink.
-pub const UPLINK_ENTRY_BYTES: u64 = 176;
+pub const UPLINK_ENTRY_BYTES: u64 = 184;
 /// The control plane, certificates, the program's own data.
 pub const CONTROL_BYTES: u64 = 16 << 20;
 /// How many ends of connections are remembered.
@@ -278,7 +278,7 @@ mod tests {
         let user = 100_000 * 329
             + 4 * 512 * 9_728
             + (4 << 20)
-            + 4 * (8_192 * 88 + 65_536 * 176)
+            + 4 * (8_192 * 88 + 65_536 * 184)
             + 2 * (16 << 20)
             + (256 << 20)
             + 32_768 * 400

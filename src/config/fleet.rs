@@ -10,8 +10,10 @@ pub const FLEET_DEVICE_BYTES: u64 = 448;
 
 /// Messages published at other gateways that are on their way to shards, and with them and not settled, in bytes at most.
 pub const FLEET_INTAKE_BYTES: usize = 8 << 20;
-/// The same with what one question to NATS brings, as the memory budget has it.
-pub const FLEET_PUBLICATIONS_BYTES: u64 = FLEET_INTAKE_BYTES as u64 + (2 << 20);
+/// Messages for groups of shared subscribers that NATS was asked for and that no shard has, in bytes, but for one larger one of each group.
+pub const FLEET_GROUPS_BYTES: usize = 8 << 20;
+/// Both with what one question to NATS brings, as the memory budget has it.
+pub const FLEET_PUBLICATIONS_BYTES: u64 = (FLEET_INTAKE_BYTES + FLEET_GROUPS_BYTES) as u64 + (2 << 20);
 
 /// The name of the sink by which what devices say goes into the fleet's stream.
 pub const FLEET_SINK: &str = "fleet-uplink";

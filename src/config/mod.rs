@@ -32,7 +32,10 @@ pub use authenticator::{Authenticator, Endpoint, Hook, Jwt, KeySource, OnError, 
 pub use budget::{MemoryBudget, memory_budget};
 pub use check::ports_fit;
 pub use error::{ConfigError, ConfigKey, Problem};
-pub use fleet::{FLEET_DEVICE_BYTES, FLEET_INTAKE_BYTES, FLEET_PUBLICATIONS_BYTES, FLEET_SINK, Fleet, FleetUplink};
+pub use fleet::{
+    FLEET_DEVICE_BYTES, FLEET_GROUPS_BYTES, FLEET_INTAKE_BYTES, FLEET_PUBLICATIONS_BYTES, FLEET_SINK, Fleet,
+    FleetUplink,
+};
 pub use identity::{Identity, IdentityFrom};
 pub use limits::{Admission, Backbone, ConnectionBounds, Drain, Limits, Uplink};
 pub use listener::{ALPN_MAX, Heartbeat, Listener, Mqtt, Protocol, Rates, Raw, Transport, WebSocket};

@@ -51,7 +51,10 @@ pub(super) async fn pass_on(state: Arc<State>, mut arrivals: mpsc::UnboundedRece
             Some((at, room)) = settling.next(), if !settling.is_empty() => {
                 drop(room);
                 match at {
-                    Reached::Place(at) => kept.reach(at),
+                    Reached::Place(at) => {
+                        state.sessions.note_settled(&at);
+                        kept.reach(at);
+                    }
                     Reached::End(end) => {
                         if kept.is_behind() {
                             kept.keep(state).await;

@@ -15,7 +15,7 @@ use super::api::{broadcast, devices, history, messages};
 use super::blocks::BlockError;
 use super::{fleet_blocks, sessions};
 use crate::config::Config;
-use crate::fleet::{Call, Fleet, Identity, Order, Position, Reply, Settings, Wishes};
+use crate::fleet::{Call, Decided, Fleet, Identity, Order, Position, Reply, Settings, Wishes};
 use crate::link::{DelayedWill, DeviceFilter, Downlink, Outcome, Subject, WorkerCommand};
 use crate::store::Store;
 
@@ -50,6 +50,10 @@ pub(super) async fn pass_on(state: Arc<State>, mut wishes: mpsc::UnboundedReceiv
         }
         if let Order::InterestHeld { worker, version } = wish {
             let _ = state.mailboxes[worker.index()].answer(WorkerCommand::InterestHeld { version });
+            continue;
+        }
+        if let Order::GroupServed(Decided { worker, group, life, giver }) = wish {
+            let _ = state.mailboxes[worker.index()].answer(WorkerCommand::GroupServed { group, life, giver });
             continue;
         }
         if let Order::Publish(will) = wish {
@@ -92,7 +96,7 @@ async fn pass_on_one(state: &Arc<State>, wish: Order) {
         Order::Blocks { all, since, answer } => {
             let _ = answer.send(fleet_blocks::take(state, all, since).await);
         }
-        Order::End { .. } | Order::InterestHeld { .. } | Order::Publish(_) => {
+        Order::End { .. } | Order::InterestHeld { .. } | Order::GroupServed(_) | Order::Publish(_) => {
             unreachable!("they are passed on at once")
         }
     }

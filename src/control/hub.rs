@@ -22,7 +22,7 @@ use super::forwarded::Forwarded;
 use crate::backbone::{DETAIL_BYTES_MAX, Event};
 use crate::link::{
     Batch, CloseReason, EventReceiver, Message, NotAdmitted, Outcome, Presence, Subject, WorkerCommand, WorkerEvent,
-    WorkerId,
+    WorkerId, group_keys,
 };
 use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, What};
@@ -192,6 +192,11 @@ impl Hub {
                     fleet.interest(worker, version, *cover);
                 }
             }
+            WorkerEvent::Group { group, life, members, online } => {
+                if let Some(fleet) = &self.state.fleet {
+                    fleet.group(worker, (group, life), (members, online));
+                }
+            }
             WorkerEvent::Message(message) => self.apply_message(worker, message),
             WorkerEvent::Authenticate { connection, listener, credentials, peer } => {
                 let asked =
@@ -200,6 +205,7 @@ impl Hub {
                 self.tell(answers);
             }
             WorkerEvent::SessionWanted(wanted) => self.state.sessions.wanted(worker, wanted),
+            WorkerEvent::SessionChanged(changed) => self.state.sessions.changed(worker, changed),
             WorkerEvent::SessionGone(device) => self.state.sessions.gone(device),
             WorkerEvent::Fence { request } => self.fences.push(request),
             WorkerEvent::Described { request, description } => self.state.described.resolve(request, description),
@@ -247,6 +253,7 @@ impl Hub {
                 properties: published.properties,
                 expires_ms: published.expires.map(|expires| self.state.clock.unix_ms(expires)),
                 stamp: published.stamp,
+                groups: published.groups.map(|groups| group_keys(&groups).into()),
             });
             let what = What::Message { topic, payload, published };
             self.entries.push(Entry { at_ms, worker, device, what, receipt });

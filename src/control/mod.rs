@@ -27,6 +27,7 @@ mod exposition;
 mod fleet;
 mod fleet_blocks;
 mod forwarded;
+mod gifts;
 mod history;
 mod hub;
 mod pending;
@@ -333,6 +334,12 @@ impl Control {
         self.state.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// In a fleet: others are to know what this gateway's sessions need, before their devices are sent elsewhere. Bounded by a second and
+    /// a half.
+    pub fn settle_sessions(&self) {
+        sessions::settle(&self.state);
+    }
+
     /// Takes what the workers have said so far, then ends all threads. To lose nothing, the workers end before.
     ///
     /// Bounded: a second for the uplink, two for sinks, two for the fleet, what the disk takes for the store's last group, two seconds for requests in
@@ -385,12 +392,15 @@ async fn serve(
         // It ends with the runtime.
         drop(tokio::spawn(sinks::pass_on(Arc::clone(&state), orders)));
     }
-    if let Some(nats::Wishes { orders, arrivals, bucket }) = wishes {
+    if let Some(nats::Wishes { orders, arrivals, gifts, bucket }) = wishes {
         drop(tokio::spawn(retained::pass_on(Arc::clone(&state), bucket)));
         drop(tokio::spawn(fleet::pass_on(Arc::clone(&state), orders)));
         drop(tokio::spawn(arrivals::pass_on(Arc::clone(&state), arrivals)));
+        drop(tokio::spawn(gifts::pass_on(Arc::clone(&state), gifts)));
         drop(tokio::spawn(sessions::run(Arc::clone(&state))));
         drop(tokio::spawn(sessions::verify(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::sweep(Arc::clone(&state))));
+        drop(tokio::spawn(sessions::keep_cursor(Arc::clone(&state))));
     }
     if state.queue.is_some() {
         drop(tokio::spawn(queue::work(Arc::clone(&state))));

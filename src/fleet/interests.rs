@@ -69,15 +69,7 @@ impl Interests {
         for said in self.shards.values() {
             all.add_all(&said.cover);
         }
-        let mut subjects: Vec<String> = Vec::new();
-        for subject in all.filters().iter().flat_map(|filter| subject::of_filter(prefix, filter)) {
-            if !subjects.iter().any(|known| subject::covers(known, &subject)) {
-                subjects.retain(|known| !subject::covers(&subject, known));
-                subjects.push(subject);
-            }
-        }
-        subjects.sort_unstable();
-        subjects
+        subjects_of(prefix, &all)
     }
 
     /// What comes from the stream covers these subjects. What is held by that: whatever was said that they cover.
@@ -108,6 +100,20 @@ impl Interests {
         });
         held.collect()
     }
+}
+
+/// The subjects under which everything is published that a cover's filters match, and perhaps more; none of them takes all that another
+/// one does, which a consumer may not have.
+pub fn subjects_of(prefix: &str, cover: &Cover) -> Vec<String> {
+    let mut subjects: Vec<String> = Vec::new();
+    for subject in cover.filters().iter().flat_map(|filter| subject::of_filter(prefix, filter)) {
+        if !subjects.iter().any(|known| subject::covers(known, &subject)) {
+            subjects.retain(|known| !subject::covers(&subject, known));
+            subjects.push(subject);
+        }
+    }
+    subjects.sort_unstable();
+    subjects
 }
 
 #[cfg(test)]

@@ -11,19 +11,26 @@
 
 mod blocks;
 mod commands;
+mod deaths;
 mod everywhere;
+mod groups;
+mod groups_wanted;
 mod instance;
 mod intake;
 mod interests;
 mod lease;
 mod leases;
+mod membership;
+mod missed;
 mod names;
 mod notices;
 mod pace;
 mod place;
 mod presence;
+mod pulls;
 mod requests;
 mod retained;
+mod rows;
 mod run;
 mod server;
 mod sessions;
@@ -37,6 +44,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -52,19 +60,26 @@ pub use crate::sink::nats::Publishing;
 use crate::sink::nats::bucket::is_ahead;
 pub use blocks::{BlockRow, Blocked};
 pub use everywhere::Answered;
+pub use groups::{Gift, Settle};
+pub use groups_wanted::Decided;
 pub use intake::{Arrival, Remote};
+pub use missed::{Missed, Published, Span, StreamEnds};
 pub use place::Position;
 pub use retained::{Change as BucketChange, Retained};
-pub use sessions::{RowChange, SessionAsk, SessionRow};
+pub use rows::{Cursor, SessionRow};
+pub use sessions::{RowChange, SessionAsk};
 pub use settings::{Settings, files_of};
-pub use status::{Bucket, Report, State};
+pub use status::{Bucket, GroupsReport, Report, State};
+pub use sweep::Plan as SweepPlan;
 pub use wire::{Call, Reply};
 
 use crate::commands::{Counts, Desk};
 use crate::config::FleetUplink;
-use crate::link::{Cover, DelayedWill, Downlink, QoS, Stamp, WorkerId};
+use crate::link::{Cover, DelayedWill, Downlink, Giver, QoS, Stamp, WorkerId};
 use crate::sink::Backoff;
 use blocks::Touched;
+use groups::Groups;
+use groups_wanted::GroupsWanted;
 use intake::Intake;
 use interests::Interests;
 use lease::{Lease, LeaseRow};
@@ -150,6 +165,8 @@ pub enum Order {
         /// Which change of what it wants.
         version: u64,
     },
+    /// It is decided who gives to a group: its home is told.
+    GroupServed(Decided),
     /// These and no others are kept out of the fleet.
     Blocks {
         /// Whom, and until when. `None`: the bucket was made anew, and knows nobody: what this gateway knows is to be written there.
@@ -203,6 +220,8 @@ pub struct Publication<'a> {
     pub stamp: Stamp,
     /// After this time it is of no use to anybody, as Unix time in milliseconds.
     pub expires_ms: Option<i64>,
+    /// Groups of shared subscribers that get it here: their keys, between commas.
+    pub groups: Option<Box<str>>,
 }
 
 /// Why a message is not known to reach the subscribers of other gateways.
@@ -247,6 +266,8 @@ pub struct Wishes {
     pub orders: mpsc::UnboundedReceiver<Order>,
     /// What was published elsewhere. Bounded by what may be under way of it.
     pub arrivals: mpsc::UnboundedReceiver<Arrival>,
+    /// What members of groups here are to get. Bounded by what they are asked for.
+    pub gifts: mpsc::UnboundedReceiver<Gift>,
     /// What the bucket of retained messages says. Bounded in the same way.
     pub bucket: mpsc::UnboundedReceiver<BucketChange>,
 }
@@ -273,12 +294,18 @@ struct Shared {
     /// Rings when a shard wants something else.
     interest_bell: Notify,
     intake: intake::Counters,
+    groups: Mutex<GroupsWanted>,
+    /// Rings when a group has come or gone, or its members have.
+    groups_bell: Notify,
+    group_counts: groups::Counters,
     retained: retained::Counters,
     names: Names,
     /// How often this gateway has come to hold its lease.
     joined: AtomicU64,
-    /// Rows of sessions, as of the latest look.
+    /// Rows of sessions, as of the latest look,
     session_rows: AtomicU64,
+    /// and the gateways that had leases.
+    living: Mutex<BTreeSet<String>>,
     /// Those who want to know when all has come that was published until now.
     ends: Mutex<Vec<oneshot::Sender<()>>>,
 }
@@ -316,6 +343,7 @@ impl Fleet {
         let (orders, ordered) = mpsc::unbounded_channel();
         let (arrivals, arriving) = mpsc::unbounded_channel();
         let (changes, bucket) = mpsc::unbounded_channel();
+        let (giving, gifts) = mpsc::unbounded_channel();
         // Each has its charge of the pool.
         let (wills, due) = mpsc::unbounded_channel();
         let backoff = Backoff::new(settings.config().retry, random.u64(..));
@@ -327,14 +355,18 @@ impl Fleet {
             Intake::new(Arc::clone(&shared), prefix, kept, ways, backoff, random.fork())
         });
         let watch = has_stream.then(|| Watch::new(Arc::clone(&shared), changes, backoff.clone(), random.fork()));
-        let readers = Readers { intake, watch };
+        let groups = has_stream.then(|| {
+            let (prefix, ways) = (&*settings.config().prefix, (giving, orders.clone()));
+            Groups::new(Arc::clone(&shared), prefix, ways, backoff.clone(), random.fork())
+        });
+        let readers = Readers { intake, watch, groups };
         let ways = (orders.clone(), due);
         let run = Run::new(Arc::clone(&shared), settings, lease, backoff, random, readers, ways);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let work = move || runtime.block_on(run.work(stopped));
         let thread = std::thread::Builder::new().name("fleet".into()).spawn(work)?;
         let fleet = Self { shared, wills, orders, has_stream, stop, thread: Mutex::new(Some(thread)) };
-        Ok((fleet, Wishes { orders: ordered, arrivals: arriving, bucket }))
+        Ok((fleet, Wishes { orders: ordered, arrivals: arriving, gifts, bucket }))
     }
 
     /// A shard wants this of what others publish. Answered by an [`Order::InterestHeld`]: when it is held, at once while NATS is away,
@@ -346,6 +378,21 @@ impl Fleet {
             let _ = self.orders.send(Order::InterestHeld { worker, version });
         }
         self.shared.interest_bell.notify_one();
+    }
+
+    /// A group of shared subscribers whose home is this shard has come, gone or changed: of so many members so many are connected. Answered
+    /// by an [`Order::GroupServed`] when it has come. Never waits for anything outside.
+    pub fn group(&self, worker: WorkerId, (group, life): (Arc<str>, u32), members: (u32, u32)) {
+        let decided = if self.has_stream {
+            self.shared.groups().say(worker, (group, life), members, Instant::now())
+        } else {
+            Some(Decided { worker, group, life, giver: Giver::Each })
+        };
+        if let Some(decided) = decided {
+            // The receiver is gone when the gateway ends.
+            let _ = self.orders.send(Order::GroupServed(decided));
+        }
+        self.shared.groups_bell.notify_one();
     }
 
     /// Whether a message from the owner can reach subscribers at other gateways.
@@ -374,9 +421,10 @@ impl Fleet {
     /// [`NotPublished`].
     pub async fn publish(&self, publication: &Publication<'_>) -> Result<(), NotPublished> {
         let server = self.shared.server().ok_or(NotPublished::Away)?;
-        let &Publication { topic, ref payload, qos, stamp, expires_ms } = publication;
+        let &Publication { topic, ref payload, qos, stamp, expires_ms, ref groups } = publication;
         let (node, retain) = (self.shared.node.clone(), !stamp.is_none());
-        let how = Publishing { node, qos, retain, properties: Box::default(), expires_ms, stamp };
+        let (properties, groups) = (Box::default(), groups.clone());
+        let how = Publishing { node, qos, retain, properties, expires_ms, stamp, groups };
         server.publish(topic, payload.clone(), &how).await.map_err(NotPublished::Refused)
     }
 
@@ -463,10 +511,14 @@ impl Shared {
             interests: Mutex::new(Interests::new(workers)),
             interest_bell: Notify::new(),
             intake: intake::Counters::default(),
+            groups: Mutex::default(),
+            groups_bell: Notify::new(),
+            group_counts: groups::Counters::default(),
             retained: retained::Counters::default(),
             names: Names::new(prefix),
             joined: AtomicU64::new(0),
             session_rows: AtomicU64::new(1),
+            living: Mutex::default(),
             ends: Mutex::default(),
             bell: Notify::new(),
             status: Mutex::new(status),
@@ -485,6 +537,10 @@ impl Shared {
 
     fn interests(&self) -> MutexGuard<'_, Interests> {
         self.interests.lock().expect("no holder panics")
+    }
+
+    fn groups(&self) -> MutexGuard<'_, GroupsWanted> {
+        self.groups.lock().expect("no holder panics")
     }
 
     fn ends(&self) -> MutexGuard<'_, Vec<oneshot::Sender<()>>> {
@@ -535,6 +591,15 @@ impl Shared {
             report.publications_missed = load(missed);
             report.publications_behind = load(behind);
             report.subjects = load(subjects);
+            let groups::Counters { served, unserved, given, returned, unsettled, given_elsewhere } = &self.group_counts;
+            report.groups = GroupsReport {
+                served: load(served),
+                unserved: load(unserved),
+                given: load(given),
+                returned: load(returned),
+                unsettled: load(unsettled),
+                given_elsewhere: load(given_elsewhere),
+            };
             self.retained.report(report);
             report.calls_unanswered = load(calls_unanswered);
         })

@@ -5,6 +5,9 @@
 //! | the bucket of leases, and the key of one | `PREFIX_gateways`, the gateway's name |
 //! | the bucket of devices, and the key of one | `PREFIX_devices`, the device's id |
 //! | the bucket of sessions, and the key of one | `PREFIX_sessions`, the device's id |
+//! | the bucket of groups of shared subscribers, the key of one, and its consumer | `PREFIX_groups`, `link::group_key`, `group-KEY-…` |
+//! | in that bucket, that a gateway has died | `dead.` and the gateway's name |
+//! | there, how far a gateway has come | `cursor.NAME` |
 //! | the bucket of those who are kept out, and the key of one | `PREFIX_blocks`, `device ID` and the like |
 //! | the bucket of retained messages, and the key of one | `PREFIX_retained`, the topic: a level a token |
 //! | what gateways say to one | `PREFIX.gateway.NAME` |
@@ -51,6 +54,38 @@ impl Names {
         format!("$KV.{}.{}", self.sessions(), key(device))
     }
 
+    /// The subjects of all sessions' rows.
+    pub fn all_sessions(&self) -> String {
+        format!("$KV.{}.*", self.sessions())
+    }
+
+    /// The subjects of what else is in their bucket: no device has a key of two levels.
+    pub fn beside_sessions(&self) -> String {
+        format!("$KV.{}.*.>", self.sessions())
+    }
+
+    /// Whose session's row stands under a subject.
+    pub fn session_of(&self, subject: &str) -> Option<String> {
+        name(subject.strip_prefix("$KV.")?.strip_prefix(&*self.sessions())?.strip_prefix('.')?)
+    }
+
+    /// The subject that it is written under that a gateway has died.
+    pub fn death(&self, node: &str) -> String {
+        format!("$KV.{}.dead.{}", self.sessions(), key(node))
+    }
+
+    /// The subject that it is written under how far a gateway has come with its sessions.
+    pub fn session_cursor(&self, node: &str) -> String {
+        format!("$KV.{}.cursor.{}", self.sessions(), key(node))
+    }
+
+    /// Of which gateway something stands beside the rows of sessions.
+    pub fn beside_of(&self, subject: &str) -> Option<String> {
+        let (_, node) =
+            subject.strip_prefix("$KV.")?.strip_prefix(&*self.sessions())?.strip_prefix('.')?.split_once('.')?;
+        name(node)
+    }
+
     /// The stream of commands that wait.
     pub fn commands(&self) -> String {
         format!("{}_commands", self.prefix)
@@ -87,6 +122,21 @@ impl Names {
     /// The same of all.
     pub fn all_outcomes(&self) -> String {
         format!("{}.outcome.*", self.prefix)
+    }
+
+    /// The bucket of groups of shared subscribers.
+    pub fn groups(&self) -> String {
+        format!("{}_groups", self.prefix)
+    }
+
+    /// The subject that the row of a group with this key is written under.
+    pub fn group_row(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.groups())
+    }
+
+    /// The subjects of all of these.
+    pub fn all_groups(&self) -> String {
+        format!("$KV.{}.*", self.groups())
     }
 
     /// The bucket of those who are kept out.
@@ -194,7 +244,7 @@ impl Names {
 
     /// Whether a refusal of the server is about what the fleet itself does, and not about an answer to whoever asked something.
     pub fn is_about(&self, refusal: &str) -> bool {
-        let ours = ["$JS.API.", "$KV.", &format!("{}.gateway.", self.prefix), &self.sends()];
+        let ours = ["$JS.API.", "$JS.ACK.", "$KV.", &format!("{}.gateway.", self.prefix), &self.sends()];
         // The subject stands between quotes and may hold some: what follows the first is its beginning.
         let Some((_, refused)) = refusal.split_once('"') else { return false };
         ours.iter().any(|subject| refused.starts_with(subject))
@@ -227,6 +277,8 @@ mod tests {
         let names = Names::new("fleet-1");
         assert_eq!(names.lease("gate.eu"), "$KV.fleet-1_gateways.gate=2Eeu");
         assert_eq!(names.device("meter 7"), "$KV.fleet-1_devices.meter=207");
+        assert_eq!(names.session_cursor("gate.eu"), "$KV.fleet-1_sessions.cursor.gate=2Eeu");
+        assert_eq!(names.session("cursor.gate"), "$KV.fleet-1_sessions.cursor=2Egate");
         assert_eq!(names.command("a.b"), "fleet-1.command.a%2Eb");
         for device in ["a.b", "%", "meter 7"] {
             assert_eq!(names.commanded(&names.command(device)).as_deref(), Some(device));

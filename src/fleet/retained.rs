@@ -384,7 +384,7 @@ fn due(graves: &HashMap<Box<str>, (u64, u64)>, now_ms: u64) -> Vec<(Box<str>, u6
 
 fn deletion(stamp: Stamp) -> Publishing {
     let (node, properties) = (String::new(), Box::default());
-    Publishing { node, qos: QoS::AtMostOnce, retain: true, properties, expires_ms: None, stamp }
+    Publishing { node, qos: QoS::AtMostOnce, retain: true, properties, expires_ms: None, stamp, groups: None }
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::blocks::Stamp;
+use super::deaths;
+use super::groups::Groups;
 use super::intake::Intake;
 use super::lease::{Lease, LeaseRow, Step};
 use super::notices::Notices;
@@ -125,6 +127,7 @@ pub(super) struct Run {
 pub(super) struct Readers {
     pub(super) intake: Option<Intake>,
     pub(super) watch: Option<Watch>,
+    pub(super) groups: Option<Groups>,
 }
 
 /// What one connection has under way.
@@ -249,15 +252,20 @@ impl Run {
         match self.connect(&signals).await {
             Ok((server, facts)) => {
                 let (mut intake, mut watch) = (self.readers.intake.take(), self.readers.watch.take());
+                let mut groups = self.readers.groups.take();
                 let over = tokio::select! {
                     over = self.serve(&server, &signals, facts) => over,
                     never = take_in(&mut intake, &server) => match never {},
                     never = keep_watch(&mut watch, &server) => match never {},
+                    never = give(&mut groups, &server) => match never {},
                 };
                 if let Some(intake) = &intake {
                     intake.end();
                 }
-                self.readers = Readers { intake, watch };
+                if let Some(groups) = &mut groups {
+                    groups.end();
+                }
+                self.readers = Readers { intake, watch, groups };
                 match over {
                     Err(over) => over,
                     Ok(never) => match never {},
@@ -324,6 +332,7 @@ impl Run {
                 Written::Lost(why) => return Err(why),
             }
         }
+        deaths::come_alive(server, &self.shared.node).await?;
         self.shared.presence().begin(&self.lease.row().id, is_new);
         self.shared.joined.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -597,6 +606,7 @@ impl Run {
         self.shared.session_rows.store(survey.sessions, Ordering::Relaxed);
         self.read_blocks(server, session, survey.blocks);
         self.look_at_commands(server, session, &survey);
+        self.shared.living.lock().expect("no holder panics").clone_from(&survey.gateways);
         let begins = self.plan.handle_survey(survey.gateways, &self.shared.node, Instant::now());
         if begins && !session.is_sweeping {
             session.is_sweeping = true;
@@ -636,6 +646,14 @@ async fn take_in(intake: &mut Option<Intake>, server: &Server) -> Infallible {
 async fn keep_watch(watch: &mut Option<Watch>, server: &Server) -> Infallible {
     match watch {
         Some(watch) => watch.run(server).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Gives to groups of shared subscribers, if there is a stream for what they want.
+async fn give(groups: &mut Option<Groups>, server: &Server) -> Infallible {
+    match groups {
+        Some(groups) => groups.run(server).await,
         None => std::future::pending().await,
     }
 }

@@ -1,8 +1,11 @@
 //! One connection to NATS, verified: the server's version, JetStream, the two buckets and what they promise; and the few questions
 //! that a gateway asks. Nothing is sent again here: what an answer was lost to is for the asker to find out.
 
+mod deaths;
+pub mod groups;
 mod queue;
 mod retained;
+mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +28,6 @@ use serde::de::DeserializeOwned;
 use super::blocks::Stamp;
 use super::lease::LeaseRow;
 use super::names::{Names, stream_of};
-use super::sessions::SessionRow;
 use super::settings::Settings;
 use crate::config::FleetUplink;
 use crate::link::Subject as Blockee;
@@ -172,6 +174,7 @@ impl Server {
         bucket(&context, &names.sessions(), config.replicas, Duration::ZERO).await?;
         if config.uplink != FleetUplink::Off {
             bucket(&context, &names.retained(), config.replicas, Duration::ZERO).await?;
+            bucket(&context, &names.groups(), config.replicas, groups::ROWS_AGE).await?;
         }
         let retained = Arc::new(RetainedBucket::new(&context, names.prefix()).await?);
         let stream = |bucket: &str| {
@@ -198,7 +201,9 @@ impl Server {
         let blocks = stamp(&self.info(&self.names.blocks(), &serde_json::json!({})).await?);
         let stream = self.names.commands();
         let commands = stamp(&self.stream_info(&stream, &stream, &serde_json::json!({})).await?);
-        let sessions = self.info(&self.names.sessions(), &serde_json::json!({})).await?.state.messages;
+        let beside = serde_json::json!({"subjects_filter": self.names.beside_sessions()});
+        let sessions = self.info(&self.names.sessions(), &beside).await?.state;
+        let sessions = sessions.messages.saturating_sub(sessions.subjects.map_or(0, |beside| beside.len() as u64));
         Ok(Survey { sessions, rows_since: devices.created, first: devices.state.first_seq, gateways, blocks, commands })
     }
 
@@ -426,22 +431,6 @@ impl Server {
         device: &str,
     ) -> Result<Option<(u64, T)>, String> {
         last(&self.devices, &self.names.device(device)).await
-    }
-
-    /// A session's row and its revision, asked of the stream's leader: what it says is the latest.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn session_row(&self, device: &str) -> Result<Option<(u64, SessionRow)>, String> {
-        last(&self.sessions, &self.names.session(device)).await
-    }
-
-    /// Takes away the row of this revision, and no newer one. `true`: it was there.
-    ///
-    /// # Errors
-    /// There is no answer; why.
-    pub async fn remove_session_row(&self, revision: u64) -> Result<bool, String> {
-        remove(&self.context, &self.names.sessions(), revision).await
     }
 
     /// Takes away the row of this revision, and no newer one. `true`: it was there.

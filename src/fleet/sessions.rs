@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::requests;
+use super::rows::{Cursor, SessionRow};
 use super::server::{Server, Written};
 use super::wire::Request;
 use super::{Arrival, Fleet, Unreachable};
@@ -19,16 +20,6 @@ use super::{Arrival, Fleet, Unreachable};
 pub const SESSION_ASK_MAX: Duration = Duration::from_secs(3);
 /// How long all that others have published until now may take to come.
 const END_MAX: Duration = Duration::from_secs(2);
-
-/// What stands in the row of a session.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRow {
-    /// The gateway that has it.
-    pub node: Box<str>,
-    /// How often it has moved. What a gateway has of an earlier time is void.
-    #[serde(default)]
-    pub moves: u64,
-}
 
 /// What one gateway wants of another about a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,14 +91,13 @@ impl Fleet {
         self.server()?.session_row(device).await
     }
 
-    /// Writes that this gateway has the session, over this revision; 0: if there is none.
-    pub async fn write_session_row(&self, device: &str, expected: u64, moves: u64) -> RowChange {
+    /// Writes a session's row over this revision; 0: if there is none.
+    pub async fn write_row(&self, device: &str, expected: u64, row: &SessionRow) -> RowChange {
         let server = match self.server() {
             Ok(server) => server,
             Err(why) => return RowChange::Lost(why),
         };
-        let row = SessionRow { node: self.shared.node.as_str().into(), moves };
-        let payload = serde_json::to_vec(&row).expect("it has no keys but texts");
+        let payload = serde_json::to_vec(row).expect("it has no keys but texts");
         match server.write(server.names.session(device), expected, payload.into()).await {
             Written::At(revision) => {
                 self.shared.session_rows.fetch_add(u64::from(expected == 0), std::sync::atomic::Ordering::Relaxed);
@@ -116,6 +106,12 @@ impl Fleet {
             Written::Conflict => RowChange::Conflict,
             Written::Lost(why) => RowChange::Lost(why),
         }
+    }
+
+    /// Writes how far this gateway has come with its sessions. `false`: it may not have been written.
+    pub async fn write_cursor(&self, cursor: &Cursor) -> bool {
+        let Ok(server) = self.server() else { return false };
+        matches!(server.write_cursor(&self.shared.node, cursor).await, Written::At(_))
     }
 
     /// Takes away the row of this revision, and no newer one. `true`: it was there.
@@ -158,7 +154,7 @@ impl Fleet {
         matches!(tokio::time::timeout(END_MAX, end).await, Ok(Ok(())))
     }
 
-    fn server(&self) -> Result<Server, String> {
+    pub(super) fn server(&self) -> Result<Server, String> {
         self.shared.server().ok_or_else(|| "NATS is away".to_owned())
     }
 }

@@ -58,6 +58,23 @@ pub struct Bucket {
     pub superseded: u64,
 }
 
+/// What has become of what the fleet gives to groups of shared subscribers, here, since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GroupsReport {
+    /// Groups with members here that the fleet serves,
+    pub served: u64,
+    /// and those that it does not.
+    pub unserved: u64,
+    /// Messages that members here have got.
+    pub given: u64,
+    /// Messages that went back, for somebody else.
+    pub returned: u64,
+    /// Messages that members here have, or are about to, and that are not settled.
+    pub unsettled: u64,
+    /// Messages that members at the gateway where they were published have got while it could not reach NATS.
+    pub given_elsewhere: u64,
+}
+
 /// The same, told.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -113,6 +130,8 @@ pub struct Report {
     pub retained_error: Option<String>,
     /// Subjects under which what others publish is read.
     pub subjects: u64,
+    /// Groups of shared subscribers.
+    pub groups: GroupsReport,
     /// Messages published elsewhere that were given to subscribers here.
     pub publications_taken: u64,
     /// Messages published here that were read again and given to nobody.
@@ -213,6 +232,7 @@ impl Status {
             retained: Bucket::default(),
             retained_error: self.retained_error.clone(),
             subjects: 0,
+            groups: GroupsReport::default(),
             publications_taken: 0,
             publications_own: 0,
             publications_invalid: 0,

@@ -1,4 +1,4 @@
-//! Delayed wills that are due here: published, unless their devices are at another gateway by now [v5 MQTT-3.1.3-9].
+//! Delayed wills that are due here: published, unless their devices, or their sessions, are at another gateway by now [v5 MQTT-3.1.3-9].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Wills {
                 let (number, device) = (self.next, will.device.clone());
                 self.waiting.insert(number, will);
                 let (shared, server) = (Arc::clone(shared), server.clone());
-                self.asked.spawn(async move { (number, is_elsewhere(&shared, &server, &device).await) });
+                self.asked.spawn(async move { (number, is_void(&shared, &server, &device).await) });
             }
             else => std::future::pending().await,
         }
@@ -78,7 +78,17 @@ fn publish(orders: &mpsc::UnboundedSender<Order>, will: Box<DelayedWill>) {
     let _ = orders.send(Order::Publish(will));
 }
 
-/// Whether a living gateway says that it has the device. Without an answer it is not known to be elsewhere.
+/// Whether it is another gateway's affair by now: the device is there, its session is, or, while this one was away, its will was published
+/// (decision 0032). Without an answer it is not known to be.
+async fn is_void(shared: &Shared, server: &Server, device: &str) -> bool {
+    let is_theirs = match server.session_row(device).await {
+        Ok(Some((_, row))) => row.is_willed || (!row.node.is_empty() && *row.node != *shared.node),
+        _ => false,
+    };
+    is_theirs || is_elsewhere(shared, server, device).await
+}
+
+/// Whether a living gateway says that it has the device.
 async fn is_elsewhere(shared: &Shared, server: &Server, device: &str) -> bool {
     let found = server.device_for_sure::<Row>(device).await;
     let Ok(Some((_, row))) = found else { return false };

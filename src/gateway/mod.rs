@@ -172,6 +172,7 @@ impl Gateway {
         let Self { mut workers, control, stop_reloader, reloader } = self;
         // It may be gone only because it panicked.
         let _ = stop_reloader.send(());
+        control.settle_sessions();
         workers.shut_down(window);
         control.shutdown();
         // It logs its own panics, and whoever has come this far does not need it.

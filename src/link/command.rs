@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, SessionOrder, SessionVerdict,
-    ShardMessage, Trace, WorkerId,
+    AuthAnswer, ChangeMark, ConnectionId, ListenerId, Loaded, Publication, Receipt, Round, SessionId, SessionOrder,
+    SessionVerdict, ShardMessage, Trace, WorkerId,
 };
 
 /// One thing said to a worker from another thread. Requests carry a number that their answer ([`super::WorkerEvent`])
@@ -105,6 +105,25 @@ pub enum WorkerCommand {
         /// Which change; the latest that was said.
         version: u64,
     },
+    /// The answer to [`super::WorkerEvent::Group`], and said again when it changes: who gives to a group what is published and goes up.
+    GroupServed {
+        /// Which, as `$share/NAME/FILTER`; this worker is its home.
+        group: Arc<str>,
+        /// Which of its lives was told of; another one is not meant.
+        life: u32,
+        /// Who.
+        giver: Giver,
+    },
+    /// In a fleet: a member of this group that is connected here gets a message. Answered by [`super::WorkerEvent::Sent`], when it is safe
+    /// with the member or acknowledged; [`super::Outcome::Unacknowledged`]: somebody else is to get it.
+    GiveToGroup {
+        /// The number that the answer carries.
+        request: u64,
+        /// Which, as `$share/NAME/FILTER`; this worker is its home.
+        group: Arc<str>,
+        /// What.
+        publication: Box<Publication>,
+    },
     /// The answer to [`super::WorkerEvent::SessionWanted`].
     SessionSettled {
         /// Whose CONNECT waits.
@@ -121,6 +140,15 @@ pub enum WorkerCommand {
         /// What.
         order: SessionOrder,
     },
+    /// The answer to [`super::WorkerEvent::SessionChanged`]: the row of the session says so, or nobody can write it.
+    SessionWritten {
+        /// Whose SUBACK waits,
+        session: SessionId,
+        /// and under which number.
+        waits: u32,
+    },
+    /// How the sessions stand; answered by [`super::WorkerEvent::Sent`].
+    Round(Round),
     /// Say [`super::WorkerEvent::Fence`]: behind all that was said before.
     Fence {
         /// The number that it carries.
@@ -161,6 +189,17 @@ pub enum WorkerCommand {
         /// Over how long the goodbyes are spread.
         window: Duration,
     },
+}
+
+/// Who gives to a group of shared subscribers what is published and goes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Giver {
+    /// The fleet: one member of it somewhere gets each message, whichever gateway it was published at.
+    Fleet,
+    /// This gateway, what was published at it, until the fleet does again: others are told which messages.
+    Here,
+    /// Each gateway what was published at it: the fleet knows nothing of this group.
+    Each,
 }
 
 /// Something for a device. Its payload is shared, not copied, on its way to many.

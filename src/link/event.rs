@@ -2,11 +2,15 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, SessionWanted, Traits, WorkerId};
+use super::{
+    CloseReason, ConnectionId, Cover, Credentials, ListenerId, Publication, SessionChanged, SessionWanted, Traits,
+    WorkerId,
+};
 use crate::pool::Charge;
 use crate::time::Moment;
 
@@ -61,8 +65,22 @@ pub enum WorkerEvent {
         /// What of what others publish is to come here.
         cover: Box<Cover>,
     },
+    /// In a fleet: a group of shared subscribers whose home this shard is has come, gone, or changed much. Answered by
+    /// `WorkerCommand::GroupServed` when it has come.
+    Group {
+        /// Which, as `$share/NAME/FILTER`.
+        group: Arc<str>,
+        /// Which of its lives this is.
+        life: u32,
+        /// How many have subscribed; 0: it is no more.
+        members: u32,
+        /// How many of them are connected.
+        online: u32,
+    },
     /// In a fleet: a device has come whose session may be at another gateway.
     SessionWanted(Box<SessionWanted>),
+    /// In a fleet: what stands in the row of a session has changed.
+    SessionChanged(SessionChanged),
     /// In a fleet: a device's session has ended, and no other has begun.
     SessionGone(Box<str>),
     /// The answer to `WorkerCommand::Fence`: all that this worker said before is with the control plane.

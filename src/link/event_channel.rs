@@ -100,7 +100,9 @@ impl WorkerEvent {
             | WorkerEvent::Listed { .. }
             | WorkerEvent::Sent { .. }
             | WorkerEvent::Interest { .. }
+            | WorkerEvent::Group { .. }
             | WorkerEvent::SessionWanted(_)
+            | WorkerEvent::SessionChanged(_)
             | WorkerEvent::Broadcast { .. } => true,
         }
     }

@@ -1,11 +1,11 @@
 //! Sessions that go with their devices from one gateway of a fleet to another: what shards ask and are told (decision 0030).
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use super::ConnectionId;
-use crate::image::{Message, Session, SessionKey};
+use super::{ConnectionId, SessionId};
+use crate::image::{Head, Message, Session, SessionKey};
 
 /// A device has come, and whether its session is at another gateway is to be found out. Answered by `WorkerCommand::SessionSettled`
 /// where somebody waits.
@@ -19,6 +19,17 @@ pub struct SessionWanted {
     pub is_clean: bool,
     /// Whether its session outlives its connection.
     pub is_kept: bool,
+    /// What its session is to be like, where somebody waits: its row says so before CONNACK.
+    pub head: Option<Box<Head>>,
+}
+
+/// What stands in the row of a session has changed. Answered by `WorkerCommand::SessionWritten` where somebody waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionChanged {
+    /// Its device.
+    pub device: Box<str>,
+    /// The session whose SUBACK waits, and under which number; `None`: nobody waits.
+    pub waits: Option<(SessionId, u32)>,
 }
 
 /// Whether a device whose CONNECT waited may go on with the session that its shard has, or begin one.
@@ -45,6 +56,87 @@ impl Cut {
     pub fn set(&self, number: u64) {
         self.0.store(number, Ordering::Release);
     }
+}
+
+/// Something that a shard tells who has asked it, beside the answer.
+pub struct Told<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Told<T> {
+    /// What was told; once.
+    #[must_use]
+    pub fn take(&self) -> Option<T> {
+        self.0.lock().expect("no holder panics").take()
+    }
+
+    /// Tells it.
+    pub fn set(&self, told: T) {
+        *self.0.lock().expect("no holder panics") = Some(told);
+    }
+}
+
+impl<T> Default for Told<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Clone for Told<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> fmt::Debug for Told<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
+}
+
+/// A session without what is in it, as its row is to have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Its head and its subscriptions.
+    pub session: Session,
+    /// How it stands.
+    pub standing: Standing,
+}
+
+/// How a session stands to what the fleet's stream has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is outstanding in it.
+    Even,
+    /// Something is, and holds up the cursor of the gateway.
+    Behind,
+    /// Its row has a place of its own.
+    Placed,
+}
+
+/// A round: all that belongs to places up to that of this round is with the shard. Answered by `WorkerEvent::Sent` when it is with its
+/// sessions: delivered, and `told` how they stand; unacknowledged: another round has begun meanwhile.
+#[derive(Clone, Debug)]
+pub struct Round {
+    /// The number that the answer carries.
+    pub request: u64,
+    /// Which: grows.
+    pub number: u64,
+    /// The round that the cursor of the gateway holds up to.
+    pub floor: u64,
+    /// The gateway ends: all that lag are told.
+    pub is_last: bool,
+    /// How they stand.
+    pub told: Told<Lag>,
+}
+
+/// How the sessions of a shard stand in a round.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// No session without a place of its own needs anything of rounds up to this one.
+    pub oldest: u64,
+    /// Sessions that are to have a place of their own, by their devices, and that of which round. Not all, where they are many.
+    pub slow: Vec<(Box<str>, u64)>,
+    /// Those that need it no more.
+    pub near: Vec<Box<str>>,
 }
 
 /// Why a session is not handed over: its device is connected there.
@@ -81,6 +173,15 @@ pub enum SessionOrder {
     Reveal,
     /// It does not come after all.
     Abandon,
+    /// What its row is to say of it.
+    Outline(Told<Outline>),
+    /// Its row has a place of its own, of this round.
+    Placed(u64),
+    /// Its row is to have none any more; unacknowledged: it still needs it. `floor`: the round that the cursor of the gateway holds up to.
+    Unplace {
+        /// See there.
+        floor: u64,
+    },
 }
 
 impl fmt::Debug for SessionOrder {
@@ -94,6 +195,9 @@ impl fmt::Debug for SessionOrder {
             Self::Adopted(_) => "Adopted",
             Self::Reveal => "Reveal",
             Self::Abandon => "Abandon",
+            Self::Outline(_) => "Outline",
+            Self::Placed(_) => "Placed",
+            Self::Unplace { .. } => "Unplace",
         })
     }
 }

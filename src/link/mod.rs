@@ -11,6 +11,7 @@ pub mod doorbell;
 pub mod event;
 pub mod event_channel;
 pub mod grant;
+pub mod groups;
 pub mod handover;
 pub mod home;
 pub mod interest;
@@ -27,7 +28,7 @@ pub use crate::image::Stamp;
 pub use crate::slot::{ConnectionSlot, SessionSlot};
 pub use addresses::{ADDRESS_ENTRIES, ADDRESS_ENTRY_BYTES, AddressBounds, AddressRules, AddressTable, Counted};
 pub use changes::{ChangeMark, Changes, Load, Loaded};
-pub use command::{DeviceFilter, Downlink, WorkerCommand};
+pub use command::{DeviceFilter, Downlink, Giver, WorkerCommand};
 pub use deny::{
     DENIED_CERTIFICATES_MAX, DENIED_DEVICES_MAX, DENIED_NETWORKS_MAX, DenyList, Fingerprint, NotAFingerprint, Subject,
 };
@@ -38,7 +39,11 @@ pub use event::{
 };
 pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
-pub use handover::{Cut, NO_ROOM_FOR_SESSION, STILL_CONNECTED, SessionOrder, SessionVerdict, SessionWanted};
+pub use groups::{GROUPS_HERE_MAX, GroupNames, GroupsHere, group_filter, group_key, group_keys, group_wants};
+pub use handover::{
+    Cut, Lag, NO_ROOM_FOR_SESSION, Outline, Round, STILL_CONNECTED, SessionChanged, SessionOrder, SessionVerdict,
+    SessionWanted, Standing, Told,
+};
 pub use home::Home;
 pub use interest::{COVER_FILTERS, Cover};
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};

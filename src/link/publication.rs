@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{QoS, Stamp, WorkerId};
+use super::{GroupNames, QoS, Stamp, WorkerId};
 use crate::slot::SessionSlot;
 use crate::time::Moment;
 
@@ -46,6 +46,9 @@ pub struct Publication {
     pub owner: u32,
     /// Whom it reaches.
     pub reach: Reach,
+    /// Groups of shared subscriptions, as `$share/NAME/FILTER`, that get it at the gateway where it is published, while the fleet cannot
+    /// give it to them (decision 0033). `None`: no such group.
+    pub groups: Option<GroupNames>,
     /// The session that published it, for No Local. `None`: the owner, or a device that has gone since.
     pub publisher: Option<SessionId>,
 }
@@ -58,7 +61,7 @@ pub enum Reach {
     Here,
     /// Those of all gateways of the fleet: it is published here, and goes up.
     Fleet,
-    /// It was published at another gateway: groups of shared subscribers get it there.
+    /// It was published at another gateway. Groups of shared subscribers get what the fleet gives them (decision 0033).
     Elsewhere,
 }
 
@@ -75,6 +78,8 @@ pub struct Traits {
     pub expires: Option<Moment>,
     /// See [`Publication::stamp`].
     pub stamp: Stamp,
+    /// See [`Publication::groups`].
+    pub groups: Option<GroupNames>,
 }
 
 impl Publication {
@@ -93,6 +98,7 @@ impl Publication {
             origin: 0,
             owner: 0,
             reach: Reach::Here,
+            groups: None,
             publisher: None,
         }
     }
@@ -106,6 +112,7 @@ impl Publication {
             properties: self.properties.clone(),
             expires: self.expires,
             stamp: self.stamp,
+            groups: self.groups.clone(),
         }
     }
 

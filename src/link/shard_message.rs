@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use siphasher::sip::SipHasher13;
 
-use super::{Publication, SessionId, Stamp, WorkerId};
+use super::{GroupsHere, Publication, SessionId, Stamp, WorkerId};
 
 /// What a message is passed on for. Each class has credit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,8 @@ pub struct Choice {
     pub options: u8,
     /// Its Subscription Identifier; 0: none.
     pub identifier: u32,
+    /// The question of the control plane that is answered by what becomes of it; 0: none.
+    pub request: u64,
 }
 
 /// Messages and their bytes: credit that is given, or given back.
@@ -192,6 +194,7 @@ pub struct Exchange {
     issued: Box<[AtomicU64]>,
     /// The latest key that was given out.
     keys: AtomicU64,
+    here: GroupsHere,
 }
 
 /// A worker is about to be given a stamp: it may be any from now on.
@@ -214,7 +217,7 @@ impl Exchange {
     fn with_node(workers: u16, node: u64) -> Self {
         let wants = std::iter::repeat_with(AtomicBool::default).take(usize::from(workers)).collect();
         let issued = std::iter::repeat_with(AtomicU64::default).take(usize::from(workers)).collect();
-        Self { wants, clock: AtomicU64::new(0), node, issued, keys: AtomicU64::new(0) }
+        Self { wants, clock: AtomicU64::new(0), node, issued, keys: AtomicU64::new(0), here: GroupsHere::default() }
     }
 
     /// Says whether anybody in this worker's shard has subscribed to anything. To be said before a subscriber hears
@@ -243,6 +246,12 @@ impl Exchange {
     /// This key was given out before, by an earlier process.
     pub fn note_key(&self, key: u64) {
         self.keys.fetch_max(key, Ordering::Relaxed);
+    }
+
+    /// Groups that this gateway gives messages to by itself, though the fleet would.
+    #[must_use]
+    pub fn groups_here(&self) -> &GroupsHere {
+        &self.here
     }
 
     /// Whether this gateway is one of a fleet: retained messages come from elsewhere too, however old they are.

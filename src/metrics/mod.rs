@@ -360,18 +360,34 @@ metrics! {
     WillsWithheld = Counter "pulsegate_fleet_wills_withheld" "",
     /// Sessions that came with their devices from other gateways.
     SessionsTaken = Counter "pulsegate_fleet_sessions_taken" "",
+    /// Sessions of gateways that had died, begun again by their rows and the fleet's stream.
+    SessionsRevived = Counter "pulsegate_fleet_sessions_revived" "",
+    /// Such sessions of which the stream had let messages go.
+    SessionsWithHoles = Counter "pulsegate_fleet_sessions_revived_with_holes" "",
+    /// The oldest messages of such sessions, which had no room in them.
+    SessionMessagesGivenWay = Counter "pulsegate_fleet_session_messages_given_way" "",
     /// Messages that waited in sessions which came from other gateways.
     SessionMessagesTaken = Counter "pulsegate_fleet_session_messages_taken" "",
     /// Sessions that went with their devices to other gateways.
     SessionsGiven = Counter "pulsegate_fleet_sessions_given" "",
+    /// Sessions of gateways that had died, which ended because their devices came nowhere in time.
+    SessionsExpired = Counter "pulsegate_fleet_sessions_of_dead_expired" "",
+    /// Wills of devices of gateways that had died, published because they came nowhere.
+    SessionWills = Counter "pulsegate_fleet_wills_of_dead" "",
     /// Devices that were asked to come again, because their sessions could not be brought from other gateways in time.
     SessionsPutOff = Counter "pulsegate_fleet_sessions_put_off" "",
-    /// Sessions that began anew, because the gateways that had them had died or did not answer.
+    /// Sessions that began anew, because the gateways that had them did not answer and their rows did not tell enough.
     SessionsBegunAnew = Counter "pulsegate_fleet_sessions_begun_anew" "",
     /// Sessions that went without a word, because others had them by then.
     SessionsDisowned = Counter "pulsegate_fleet_sessions_disowned" "",
     /// Devices whose sessions were not looked for at other gateways, because NATS was away.
     SessionsUnasked = Counter "pulsegate_fleet_sessions_unasked" "",
+    /// Rows of sessions that were written because something else is to stand there, after the first of each.
+    SessionRowsWritten = Counter "pulsegate_fleet_session_rows_written" "",
+    /// Rows among them that were written because a session lags behind the others.
+    SessionRowsPlaced = Counter "pulsegate_fleet_session_rows_placed" "",
+    /// Rows that do not hold their sessions, which are too large.
+    SessionRowsTooLarge = Counter "pulsegate_fleet_session_rows_too_large" "",
     /// Connections to NATS that were made and verified.
     Connects = Counter "pulsegate_fleet_connects" "",
     /// Connections to NATS that failed or ended.
@@ -396,6 +412,18 @@ metrics! {
     PublicationsInvalid = Counter "pulsegate_fleet_publications_invalid" "",
     /// Messages that the fleet's stream let go before they were read here, at most: some were for nobody here.
     PublicationsMissed = Counter "pulsegate_fleet_publications_missed" "",
+    /// Groups of shared subscribers with members here that the fleet gives messages to.
+    GroupsServed = Gauge "pulsegate_fleet_groups" "",
+    /// Groups of shared subscribers with members here that get what is published at this gateway alone, for now or because there are too many.
+    GroupsUnserved = Gauge "pulsegate_fleet_groups_unserved" "",
+    /// Messages that the fleet gave to members of groups here and that are neither safe with them nor acknowledged.
+    GroupsUnsettled = Gauge "pulsegate_fleet_groups_unsettled" "",
+    /// Messages that the fleet gave to members of groups here.
+    GroupsGiven = Counter "pulsegate_fleet_groups_given" "",
+    /// Messages for groups that went back to the fleet: nobody was there to take them, or whoever was has gone without a word.
+    GroupsReturned = Counter "pulsegate_fleet_groups_returned" "",
+    /// Messages that groups had got at the gateway where they were published, while that could not reach NATS.
+    GroupsGivenElsewhere = Counter "pulsegate_fleet_groups_given_elsewhere" "",
     /// Deletions, and messages that expire, in the fleet's bucket of retained messages, as far as this gateway has read it.
     RetainedTombstones = Gauge "pulsegate_fleet_retained_tombstones" "",
     /// Changes of the fleet's retained messages that came from the bucket.

@@ -2,8 +2,13 @@
 
 use super::Shard;
 use super::grants::TRY_LATER_MS;
+use crate::broker::Broker;
 use crate::connection::Termination;
-use crate::link::{CloseReason, ConnectionId, Outcome, STILL_CONNECTED, SessionOrder, SessionVerdict, WorkerEvent};
+use crate::link::{
+    CloseReason, ConnectionId, Lag, Outcome, Outline, Round, STILL_CONNECTED, SessionChanged, SessionId, SessionOrder,
+    SessionVerdict, Told, WorkerEvent,
+};
+use crate::slot::SessionSlot;
 use crate::time::Moment;
 
 impl Shard {
@@ -43,10 +48,70 @@ impl Shard {
             SessionOrder::Adopted(messages) => self.broker.adopt_messages(request, device, messages),
             SessionOrder::Reveal => self.broker.reveal(request, device, now),
             SessionOrder::Abandon if self.broker.abandon(device) => Some(Outcome::Delivered),
+            SessionOrder::Outline(told) => Some(self.outline(device, &told)),
+            SessionOrder::Placed(round) => Some(self.with_kept(device, |broker, session| {
+                broker.note_placed(session, round);
+                Outcome::Delivered
+            })),
+            SessionOrder::Unplace { floor } => Some(self.with_kept(device, |broker, session| {
+                if broker.unplace(session, floor) { Outcome::Delivered } else { Outcome::Unacknowledged }
+            })),
             SessionOrder::Exists | SessionOrder::Waits(_) | SessionOrder::Abandon => Some(Outcome::Offline),
         };
         if let Some(outcome) = outcome {
             self.uplink.push(WorkerEvent::Sent { request, outcome });
+        }
+    }
+
+    // --- What stands in rows ----------------------------------------------------------------------------------------
+
+    fn with_kept(&mut self, device: &str, act: impl FnOnce(&mut Broker, SessionSlot) -> Outcome) -> Outcome {
+        let session = self.broker.kept_session(self.find(device), device);
+        session.map_or(Outcome::Offline, |session| act(&mut self.broker, session))
+    }
+
+    fn outline(&mut self, device: &str, told: &Told<Outline>) -> Outcome {
+        self.with_kept(device, |broker, session| match broker.outline(session, device) {
+            Some(outline) => {
+                told.set(outline);
+                Outcome::Delivered
+            }
+            None => Outcome::Offline,
+        })
+    }
+
+    /// The row of a session was written, or nobody can.
+    pub fn handle_session_written(&mut self, session: SessionId, waits: u32) {
+        self.broker.handle_row_written(session, waits);
+    }
+
+    /// A round begins as soon as what was routed before it is with its sessions.
+    pub fn handle_round(&mut self, round: Round) {
+        if let Some(before) = self.broker.begin_round(round) {
+            self.uplink.push(WorkerEvent::Sent { request: before.request, outcome: Outcome::Unacknowledged });
+        }
+    }
+
+    /// What the control plane is to know of sessions.
+    pub(super) fn tell_sessions(&mut self) {
+        for (session, waits) in self.broker.take_changed() {
+            let waits = (waits != 0).then(|| (self.broker.id(session), waits));
+            let Some(device) = self.device_of(session) else { continue };
+            self.uplink.push(WorkerEvent::SessionChanged(SessionChanged { device, waits }));
+        }
+        if let Some((round, told)) = self.broker.take_round() {
+            let slow = told.slow.into_iter().filter_map(|(session, since)| Some((self.device_of(session)?, since)));
+            let (slow, near) =
+                (slow.collect(), told.near.into_iter().filter_map(|near| self.device_of(near)).collect());
+            round.told.set(Lag { oldest: told.oldest, slow, near });
+            self.uplink.push(WorkerEvent::Sent { request: round.request, outcome: Outcome::Delivered });
+        }
+    }
+
+    fn device_of(&self, session: SessionSlot) -> Option<Box<str>> {
+        match self.broker.connection_now(session) {
+            Some(connection) => Some(self.connections[connection].device().into()),
+            None => self.broker.device_away(session).map(Box::from),
         }
     }
 

@@ -9,8 +9,8 @@ use crate::config::Protocol;
 use crate::connection::{Connection, Termination};
 use crate::image;
 use crate::link::{
-    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, ListenerId, Load, Loaded, Message, NOT_SUBSCRIBED,
-    Outcome, Outgoing, Passed, Publication, Reach, SUBSCRIBED_WITHOUT_ACK, ShardMessage, Stamp, WorkerEvent, WorkerId,
+    ChangeMark, Changes, CloseReason, DelayedWill, Downlink, Giver, ListenerId, Load, Loaded, Message, NOT_SUBSCRIBED,
+    Outcome, Outgoing, Passed, Publication, SUBSCRIBED_WITHOUT_ACK, ShardMessage, Stamp, WorkerEvent, WorkerId,
 };
 use crate::metrics::Metric;
 use crate::pool::{ALLOCATION_BYTES, Charge, Class};
@@ -41,8 +41,10 @@ impl Shard {
             }
         }
         self.answer(now);
+        self.uplink.extend(self.broker.take_group_events());
         self.uplink.extend(self.broker.take_interest());
         self.uplink.extend(self.broker.take_gone().into_iter().map(WorkerEvent::SessionGone));
+        self.tell_sessions();
         self.broker.count(&mut self.counters);
     }
 
@@ -175,6 +177,16 @@ impl Shard {
         self.broker.handle_interest_held(version);
     }
 
+    /// It is decided who gives to a group whose home this shard is.
+    pub fn handle_group_served(&mut self, group: &str, life: u32, giver: Giver) {
+        self.broker.handle_group_served(group, life, giver);
+    }
+
+    /// The fleet gives a message to a group. The answer goes up when it is with a member, or with nobody.
+    pub fn handle_given_to_group(&mut self, request: u64, group: &str, publication: Publication) {
+        self.broker.give_from_fleet(request, group, &Arc::new(publication));
+    }
+
     /// The owner publishes a message. The answer goes up when every shard has taken it.
     pub fn handle_publish(&mut self, request: u64, publication: Publication) {
         let ticket = self.broker.request(request);
@@ -261,11 +273,13 @@ impl Shard {
             self.counters.add(Metric::DroppedUnauthorized, 1);
             return;
         }
+        // It may be the will of a session that was at another gateway.
+        publication.owner = self.broker.owner(&device);
         if let Protocol::Mqtt(mqtt) = &self.settings[listener.index()].protocol
             && mqtt.uplink.iter().any(|filter| topic::matches(filter, &publication.topic))
         {
             self.counters.add(Metric::MessagesReceived, 1);
-            publication.reach = Reach::Fleet;
+            self.broker.send_up(&mut publication);
             self.broker.stamp(&mut publication, now);
             let (topic, payload) = (publication.topic.clone(), publication.payload.clone());
             let connection = crate::link::ConnectionId { slot: ConnectionSlot(u32::MAX), generation: 0 };

@@ -16,7 +16,7 @@ use crate::image::{KeptSession, Message, Publication, SessionKey, Stamp};
 use crate::link::WorkerId;
 
 const COLUMNS: &str = "seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, cause, \
-                       worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node";
+                       worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node, given";
 
 /// Reads the store's file.
 #[derive(Debug)]
@@ -188,7 +188,8 @@ fn published(row: &Row<'_>) -> rusqlite::Result<Option<Published>> {
     let Some(byte) = row.get("published")? else { return Ok(None) };
     let properties = row.get::<_, Option<Vec<u8>>>("properties")?.unwrap_or_default();
     let stamp = stamp::of(row.get("clock")?, row.get("node")?);
-    Ok(Published::from_parts(byte, properties, row.get("expires")?, stamp))
+    let groups = row.get::<_, Option<String>>("given")?.map(Into::into);
+    Ok(Published::from_parts(byte, properties, row.get("expires")?, stamp).map(|said| Published { groups, ..said }))
 }
 
 fn facts(row: &Row<'_>) -> rusqlite::Result<Facts> {

@@ -53,6 +53,8 @@ pub struct Published {
     pub expires_ms: Option<i64>,
     /// Its place among retained messages of its topic; none: it is not one, or an earlier version has written it.
     pub stamp: Stamp,
+    /// Groups of shared subscribers that got it at this gateway, where the fleet would have given it to them: their keys, between commas.
+    pub groups: Option<Box<str>>,
 }
 
 /// What belongs to a presence event besides who and when.
@@ -110,7 +112,12 @@ impl Published {
     /// What [`Published::to_byte`] says, with the rest. `None`: no such byte was written.
     pub(super) fn from_parts(byte: u8, properties: Vec<u8>, expires_ms: Option<i64>, stamp: Stamp) -> Option<Self> {
         let qos = QoS::try_from(byte & !RETAIN).ok()?;
-        Some(Self { qos, retain: byte & RETAIN != 0, properties: properties.into(), expires_ms, stamp })
+        let properties = properties.into();
+        Some(Self { qos, retain: byte & RETAIN != 0, properties, expires_ms, stamp, groups: None })
+    }
+
+    fn bytes(&self) -> usize {
+        self.properties.len() + self.groups.as_ref().map_or(0, |groups| groups.len())
     }
 }
 
@@ -131,7 +138,7 @@ impl Entry {
             What::Connected(facts) => facts.bytes(),
             What::Disconnected(facts, cause) => facts.bytes() + cause.len(),
             What::Message { topic, payload, published } => {
-                topic.len() + payload.len() + published.as_ref().map_or(0, |published| published.properties.len())
+                topic.len() + payload.len() + published.as_ref().map_or(0, Published::bytes)
             }
         };
         ROW_BYTES + self.device.len() + texts

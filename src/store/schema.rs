@@ -182,6 +182,8 @@ const MIGRATIONS: &[&str] = &[
      ALTER TABLE uplink ADD COLUMN node INTEGER;
      ALTER TABLE retained ADD COLUMN clock INTEGER;    -- the same; NULL: it is no other gateway's
      ALTER TABLE retained ADD COLUMN node INTEGER;",
+    // 10: groups of shared subscribers over a fleet: those that got a message at this gateway.
+    "ALTER TABLE uplink ADD COLUMN given TEXT;          -- their keys, between commas; NULL: none",
 ];
 
 /// How long one connection waits for another's write: a backup or a reader never takes longer.

@@ -599,8 +599,8 @@ fn append(
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
-         cause, worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
+         cause, worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node, given)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
     )?;
     for (position, entry) in entries.iter().enumerate() {
         let bytes = entry.bytes() as u64;
@@ -640,6 +640,7 @@ fn append(
             published.and_then(|published| published.expires_ms),
             clock,
             node,
+            published.and_then(|published| published.groups.as_deref()),
         ])?;
         shares.sample(&mut group.sampled, group.state.next, &entry.device, bytes);
         group.state.next += 1;

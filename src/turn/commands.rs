@@ -93,8 +93,14 @@ impl<I: Io> Turn<I> {
             WorkerCommand::Session { request, device, order } => {
                 self.shard.handle_session(request, &device, order, now);
             }
+            WorkerCommand::SessionWritten { session, waits } => self.shard.handle_session_written(session, waits),
+            WorkerCommand::Round(round) => self.shard.handle_round(round),
             WorkerCommand::Fence { request } => self.shard.handle_fence(request),
             WorkerCommand::InterestHeld { version } => self.shard.handle_interest_held(version),
+            WorkerCommand::GroupServed { group, life, giver } => self.shard.handle_group_served(&group, life, giver),
+            WorkerCommand::GiveToGroup { request, group, publication } => {
+                self.shard.handle_given_to_group(request, &group, *publication);
+            }
             WorkerCommand::Publish { request, publication } => self.shard.handle_publish(request, *publication),
             WorkerCommand::Retain { request, publication } => self.shard.handle_retain(request, *publication),
             WorkerCommand::Safe { mark } => self.shard.handle_safe(mark),

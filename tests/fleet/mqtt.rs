@@ -90,7 +90,7 @@ impl Client {
     }
 
     #[track_caller]
-    fn welcomed(&mut self) {
+    pub fn welcomed(&mut self) {
         let connack = self.take(Instant::now() + LATE).expect("a CONNACK");
         assert!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
         self.has_session = connack[2] == 1;
@@ -289,6 +289,13 @@ impl Client {
         }
         found.sort();
         found
+    }
+
+    /// Goes in order.
+    pub fn leave(mut self) {
+        self.device.send_plain(&[0xE0, 0]);
+        // The gateway ends the connection when it has heard that.
+        while self.device.hear_within(LATE).is_some_and(|event| matches!(event, Event::Data(_))) {}
     }
 
     /// Goes without a goodbye.

@@ -254,26 +254,6 @@ fn a_storm_of_filters_is_read_by_few_subjects() {
     }
 }
 
-/// A group gets a message once: at the gateway where it was published.
-#[test]
-fn a_shared_group_never_gets_a_message_twice() {
-    let site = Site::new();
-    let (_servers, fleet) = fleet(&site, 1, 2, "");
-    let mut workers: Vec<_> = (0..2).map(|n| Client::come(&fleet[n], &format!("w{n}"), false)).collect();
-    for worker in &mut workers {
-        worker.subscribe("$share/g/jobs", 1);
-    }
-    let mut plain = Client::come(&fleet[1], "plain", false);
-    plain.subscribe("jobs", 1);
-    let mut publisher = Client::come(&fleet[0], "publisher", false);
-    for number in 0..5 {
-        publisher.publish("jobs", &number.to_string(), 1);
-        workers[0].hears("jobs", &number.to_string(), 1);
-        plain.hears("jobs", &number.to_string(), 1);
-    }
-    assert_eq!(workers.iter_mut().filter_map(|worker| worker.message(QUIET)).count(), 0);
-}
-
 /// Without NATS nobody waits for it: whoever subscribes is told at once, and local publications go on.
 #[test]
 fn while_nats_is_away_nobody_waits_for_it() {

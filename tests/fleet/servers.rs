@@ -103,7 +103,10 @@ impl<'a> Servers<'a> {
 
     /// The same; `None`: there is no such bucket just now.
     pub fn try_rows(&self, bucket: &str) -> Option<u64> {
-        let info = self.ask(&format!("$JS.API.STREAM.INFO.KV_{bucket}"), &serde_json::json!({}));
-        info["state"]["messages"].as_u64()
+        // Of sessions there is something of gateways beside.
+        let asked = serde_json::json!({"subjects_filter": "$KV.pulsegate_sessions.*.>"});
+        let state = &self.ask(&format!("$JS.API.STREAM.INFO.KV_{bucket}"), &asked)["state"];
+        let beside = state["subjects"].as_object().map_or(0, |subjects| subjects.len() as u64);
+        Some(state["messages"].as_u64()? - beside)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Delivery, Inflight, Pace, Released, Replays, WrongAck};
+use super::{Delivery, Inflight, Oldest, Pace, Released, Replays, WrongAck};
 use crate::broker::redispatch::Left;
 use crate::broker::settlement::{NOTHING, Token};
 use crate::codec::mqtt::QoS;
@@ -91,6 +91,18 @@ pub(in super::super) enum Enqueued {
 }
 
 impl Inflight {
+    /// What its device has not acknowledged.
+    pub(in super::super) fn oldest(&self) -> Oldest {
+        let is_owed = |outbound: &&Outbound| !matches!(outbound.state, Sending::Released);
+        let sent = self.outbound.iter().filter(is_owed).map(|outbound| outbound.number);
+        let waiting =
+            self.queue.iter().filter(|delivery| delivery.qos.is_acknowledged()).map(|delivery| delivery.number);
+        let mut is_all = true;
+        let numbers = sent.chain(waiting).inspect(|number| is_all &= *number != 0);
+        let first = numbers.chain(self.first_stored()).min();
+        first.map_or(Oldest::None, |first| Oldest::Number { first, is_all })
+    }
+
     pub(in super::super) fn unacknowledged(&self) -> usize {
         self.outbound.len()
     }
@@ -235,6 +247,12 @@ impl Inflight {
         Ok(Some(request))
     }
 
+    /// Whether a message that is in memory was given to a group.
+    pub(in super::super) fn is_of_group(&self, packet: u16) -> bool {
+        let outbound = self.place(packet).map(|place| &self.outbound[place].state);
+        matches!(outbound, Some(Sending::Sent(delivery)) if delivery.group.is_some())
+    }
+
     /// PUBCOMP. `Ok(false)`: no such message is in flight.
     pub(in super::super) fn handle_pubcomp(&mut self, packet: u16) -> Result<bool, WrongAck> {
         let Some(place) = self.place(packet) else { return Ok(false) };
@@ -299,9 +317,46 @@ impl Inflight {
         let waiting = self.queue.split_off(self.kept);
         released.tokens.extend(waiting.iter().map(|delivery| delivery.token));
         released.numbers.extend(waiting.iter().map(|delivery| delivery.number).filter(|&number| number != 0));
+        released.requests.extend(waiting.iter().map(|delivery| delivery.request).filter(|&request| request != 0));
         released.dropped += waiting.len();
         self.pace = None;
         self.is_stalled = true;
+    }
+
+    /// What the fleet has given to a group and this device has not acknowledged goes back to the fleet, which waits for it; but what was
+    /// sent of QoS 2 is this session's [v5 MQTT-4.8.2-4].
+    pub(super) fn give_back(&mut self, released: &mut Released) {
+        let mut bytes = 0;
+        self.outbound.retain_mut(|outbound| {
+            let Sending::Sent(delivery) = &outbound.state else { return true };
+            if outbound.request == 0 || delivery.group.is_none() {
+                return true;
+            }
+            let request = std::mem::take(&mut outbound.request);
+            if delivery.qos == QoS::ExactlyOnce && !outbound.is_new {
+                released.kept_requests.push(request);
+                return true;
+            }
+            released.requests.push(request);
+            bytes += delivery.publication.bytes();
+            false
+        });
+        self.outbound_bytes -= bytes;
+        let (kept, mut place) = (self.kept, 0);
+        self.queue.retain(|delivery| {
+            let is_kept = place < kept;
+            place += 1;
+            if delivery.request == 0 || delivery.group.is_none() {
+                return true;
+            }
+            released.requests.push(delivery.request);
+            released.tokens.extend(Some(delivery.token).filter(|&token| token != NOTHING));
+            if is_kept {
+                self.kept -= 1;
+                self.kept_bytes -= delivery.publication.bytes();
+            }
+            false
+        });
     }
 
     /// Those that wait beyond the bound and are for groups go to other members, if they were not recorded here.

@@ -74,6 +74,11 @@ impl Inflight {
         self.stored.through != 0
     }
 
+    /// No message that lies in the store alone and was not sent has a lesser number; `None`: there is none.
+    pub(super) fn first_stored(&self) -> Option<u64> {
+        (self.stored.messages > 0).then_some(self.reading.after + 1)
+    }
+
     /// Whether a message that is stored is the next to be sent.
     pub(super) fn is_next_stored(&self) -> bool {
         self.stored.messages > 0 && self.reading.front == 0

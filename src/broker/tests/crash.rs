@@ -2,6 +2,8 @@
 //! next one begins with what there is, with another number of shards. Every message that a publisher was told of reaches every
 //! subscriber; at QoS 2 once, and in the order in which they were published.
 
+mod needs;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
@@ -78,6 +80,13 @@ struct World {
     published: BTreeMap<u32, Published>,
     counters: Counters,
     crashes: u32,
+    /// Whether it is one of a fleet.
+    is_of_fleet: bool,
+    /// The place of each message in the fleet's stream, the latest one, and how many there are.
+    stream: BTreeMap<u32, u64>,
+    places: u64,
+    /// Requests that are answered.
+    requests: Vec<u64>,
 }
 
 fn budget<'a>(out: &'a mut Vec<u8>, turn_bytes: usize, now: Moment, counters: &'a mut Counters) -> SendBudget<'a> {
@@ -104,6 +113,10 @@ impl World {
             published: BTreeMap::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             crashes: 0,
+            is_of_fleet: false,
+            stream: BTreeMap::new(),
+            places: 0,
+            requests: Vec::new(),
         };
         world.begin();
         world
@@ -131,6 +144,9 @@ impl World {
         let (home, now, key) = (self.home, self.now, self.seed);
         self.shards = self.store.shards(home, workers, bounds, key, now, Some(self.wall_ms));
         self.loads = vec![VecDeque::new(); usize::from(workers)];
+        if self.is_of_fleet {
+            self.shards.iter_mut().for_each(Broker::begin_interest);
+        }
         let (sessions, retained) = self.store.load();
         for session in sessions {
             self.shards[home.of(&session.head.name).index()].restore(session, now);
@@ -281,6 +297,9 @@ impl World {
             publisher: Some(shard.id(session)),
             ..Publication::plain(out.topic, Bytes::from(out.number.to_be_bytes().to_vec()), out.qos)
         };
+        // It goes up as it is published.
+        self.places += 1;
+        self.stream.insert(out.number, self.places);
         shard.publish(publication, ticket, &mut self.counters);
     }
 
@@ -328,7 +347,8 @@ impl World {
         self.ask(worker);
         self.hand_over(worker);
         self.carry(worker);
-        self.shards[worker].take_requests();
+        self.requests.extend(self.shards[worker].take_requests().into_iter().map(|(request, _)| request));
+        self.answer_fleet(worker);
     }
 
     /// What shards ask of the store is answered some time later, as things are when it is read.

@@ -159,7 +159,7 @@ impl OpenConnection<'_, '_> {
                 "there is no room for its will (limits.pool_bytes)",
             ));
         }
-        if let Some(step) = self.wait_for_session(connect.clean_start, expiry_s > 0) {
+        if let Some(step) = self.wait_for_session(connect.clean_start, &profile, will.as_deref()) {
             return Ok(PacketOutcome::Deferred(step));
         }
         let arrival =
@@ -202,15 +202,17 @@ impl OpenConnection<'_, '_> {
 
     /// In a fleet its session may be at another gateway: CONNECT waits until that is known. One that begins anew and ends with its
     /// connection waits for nobody.
-    fn wait_for_session(&mut self, is_clean: bool, is_kept: bool) -> Option<Step> {
+    fn wait_for_session(&mut self, is_clean: bool, profile: &Profile, will: Option<&Will>) -> Option<Step> {
         if !self.cx.broker.is_of_fleet() {
             return None;
         }
+        let is_kept = profile.expiry_s > 0;
         let wait = is_kept || !is_clean;
         let claim = self.cx.broker.claim(self.id.slot);
         if claim == Claim::Ask {
             let connection = wait.then_some(self.id);
-            let wanted = SessionWanted { device: self.device.clone(), connection, is_clean, is_kept };
+            let head = if wait { self.cx.broker.head_to_be(self.device, profile, will).map(Box::new) } else { None };
+            let wanted = SessionWanted { device: self.device.clone(), connection, is_clean, is_kept, head };
             self.cx.uplink.push(WorkerEvent::SessionWanted(Box::new(wanted)));
         }
         (wait && claim != Claim::Cleared).then_some(Step::Held)

@@ -63,7 +63,7 @@ impl OpenConnection<'_, '_> {
         if is_full {
             self.cx.counters.add(Metric::MessagesDropped, 1);
         } else if goes_up {
-            publication.reach = Reach::Fleet;
+            self.cx.broker.send_up(&mut publication);
         }
         self.cx.broker.stamp(&mut publication, self.cx.now);
         if publication.reach == Reach::Fleet {

@@ -41,11 +41,21 @@ impl OpenConnection<'_, '_> {
         Ok(PacketOutcome::Consumed)
     }
 
-    /// The SUBACK for which homes of groups were waited for, if they have all answered.
+    /// The SUBACK for which homes of groups and the session's row were waited for, if it may be said; or UNSUBACK.
     pub(super) fn say_suback(&mut self, session: SessionSlot) {
-        if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.take_suback(session) {
-            self.encode_suback(session, packet, &codes);
+        match self.cx.broker.take_suback(session) {
+            Some(PendingSuback { packet, codes, is_unsubscribe: true, .. }) => {
+                self.encode_unsuback(session, packet, &codes);
+            }
+            Some(PendingSuback { packet, codes, .. }) => self.encode_suback(session, packet, &codes),
+            None => {}
         }
+    }
+
+    /// The same [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2].
+    fn encode_unsuback(&mut self, session: SessionSlot, packet: u16, codes: &[u8]) {
+        let unsuback = Unsuback { packet_id: packet, properties: Properties::EMPTY, codes };
+        self.encode(session, &Packet::Unsuback(unsuback));
     }
 
     /// One code for each filter, in order [v5 MQTT-3.8.4-6, v3.1.1 MQTT-3.8.4-5]. Retained messages follow behind.
@@ -97,10 +107,10 @@ impl OpenConnection<'_, '_> {
                 Unsubscribed::NoSuch => Reason::NO_SUBSCRIPTION_EXISTED.0,
             });
         }
+        pending.is_unsubscribe = true;
+        self.cx.broker.expect_row(session, &mut pending);
         if let Some(PendingSuback { packet, codes, .. }) = self.cx.broker.end_filters(session, pending) {
-            // [v5 MQTT-3.10.4-4, MQTT-3.11.3-1, MQTT-3.11.3-2]
-            let unsuback = Unsuback { packet_id: packet, properties: Properties::EMPTY, codes: &codes };
-            self.encode(session, &Packet::Unsuback(unsuback));
+            self.encode_unsuback(session, packet, &codes);
         }
         PacketOutcome::Consumed
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::error::ApiError;
-use crate::fleet::{Answered, Bucket, Call, Reply, Report, Unreachable};
+use crate::fleet::{Answered, Bucket, Call, GroupsReport, Reply, Report, Unreachable};
 
 /// Whom a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,23 @@ pub(super) struct Fleet {
     devices: Devices,
     takeovers: Takeovers,
     publications: Publications,
+    groups: Groups,
     retained: Retained,
+}
+
+/// Groups of shared subscribers with members here.
+#[derive(Serialize)]
+struct Groups {
+    /// Those that the fleet gives messages to,
+    served: u64,
+    /// and those that get what is published here alone.
+    unserved: u64,
+    /// Messages that members here got from the fleet since the start,
+    given: u64,
+    /// that went back to it,
+    returned: u64,
+    /// and that members have now and are not settled.
+    unsettled: u64,
 }
 
 /// The fleet's retained messages.
@@ -143,6 +159,8 @@ pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<F
         missed: report.publications_missed,
         error: report.publications_error,
     };
+    let GroupsReport { served, unserved, given, returned, unsettled, .. } = report.groups;
+    let groups = Groups { served, unserved, given, returned, unsettled };
     let Bucket { is_read: read, tombstones, taken, dropped, refused, superseded, .. } = report.retained;
     let retained = Retained { read, tombstones, taken, dropped, refused, superseded, error: report.retained_error };
     let Report { devices_held, devices_waiting, taken, lost, damped, .. } = report;
@@ -157,6 +175,7 @@ pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<F
         devices: Devices { claimed: devices_held, waiting: devices_waiting },
         takeovers: Takeovers { won: taken, lost, damped },
         publications,
+        groups,
         retained,
     }))
 }

@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::{State, body};
 use crate::codec::mqtt::topic;
 use crate::fleet;
-use crate::link::{Outcome, Publication, QoS, Reach, Stamp, WorkerCommand};
+use crate::link::{Outcome, Publication, QoS, Reach, Stamp, WorkerCommand, group_keys};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,23 +50,28 @@ pub(super) async fn publish(
         QoS::try_from(order.qos).map_err(|()| ApiError::Body(format!("qos must be 0, 1 or 2, not {}", order.qos)))?;
     let expires = expiry(order.expiry.as_deref())?.map(|expiry| state.clock.now().plus(expiry));
     let payload = body::payload(order.payload, order.payload_base64.as_ref())?;
-    let (mut stamp, mut reach) = (Stamp::NONE, Reach::Here);
+    let (mut stamp, mut reach, mut groups) = (Stamp::NONE, Reach::Here, None);
+    // Until its worker has it.
+    let under_way = state.sessions.underway.begin();
     if let Some(fleet) = state.fleet.as_ref().filter(|fleet| fleet.has_stream() && !order.local) {
         if order.retain {
             stamp = state.exchange.stamp(u64::try_from(state.clock.unix_ms(state.clock.now())).unwrap_or(0));
         }
         reach = Reach::Fleet;
+        groups = state.exchange.groups_here().wanting(&order.topic);
+        let given = groups.as_deref().map(|groups| group_keys(groups).into());
         let (topic, expires_ms) = (&*order.topic, expires.map(|expires| state.clock.unix_ms(expires)));
-        let elsewhere = fleet::Publication { topic, payload: payload.clone(), qos, stamp, expires_ms };
+        let elsewhere = fleet::Publication { topic, payload: payload.clone(), qos, stamp, expires_ms, groups: given };
         fleet.publish(&elsewhere).await.map_err(ApiError::NotPublished)?;
     }
     // Always the same worker for a topic: what is published under it one after the other arrives so.
     let worker = state.home.of(&order.topic);
     let plain = Publication::plain(order.topic, payload, qos);
-    let publication = Box::new(Publication { retain: order.retain, expires, stamp, reach, ..plain });
+    let publication = Box::new(Publication { retain: order.retain, expires, stamp, reach, groups, ..plain });
 
     let deadline = Instant::now() + ANSWER_MAX;
     let ticket = ask(&state, &state.sent, worker, |request| WorkerCommand::Publish { request, publication })?;
+    drop(under_way);
     match ticket.answer(deadline).await {
         Some(Outcome::Refused(why)) => Err(ApiError::NotRetained(why)),
         Some(_) => Ok((StatusCode::ACCEPTED, Json(Published { outcome: "accepted" }))),

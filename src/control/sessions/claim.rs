@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::rows::{self, Kept};
 use super::take::{Brought, take};
 use super::{State, ask_shard, count, serve};
-use crate::fleet::{Fleet, Reply, RowChange, SessionAsk, SessionRow};
-use crate::link::{Outcome, SessionOrder, SessionVerdict, SessionWanted, WorkerCommand, WorkerId};
+use crate::fleet::{Fleet, Reply, SessionAsk, SessionRow};
+use crate::image::{Head, Session};
+use crate::link::{Outcome, Outline, SessionOrder, SessionVerdict, SessionWanted, Standing, WorkerCommand, WorkerId};
 
 /// How long a device that has come may wait for its session, as long as nothing of it comes.
 pub(super) const HANDOVER_MAX: Duration = Duration::from_secs(10);
@@ -105,14 +107,14 @@ impl Claim<'_> {
 
     async fn look(&mut self, row: Option<(u64, SessionRow)>, was_offered: bool) -> Step {
         let Some((revision, row)) = row else {
-            return if self.wanted.is_kept { self.own(0, 0).await } else { Step::Done(SessionVerdict::GoesOn) };
-        };
-        if *row.node == *self.fleet.node() {
-            return if was_offered {
-                self.own(revision, row.moves + 1).await
+            return if self.wanted.is_kept {
+                self.own((0, &SessionRow::default()), 0).await
             } else {
                 Step::Done(SessionVerdict::GoesOn)
             };
+        };
+        if *row.node == *self.fleet.node() {
+            return self.own((revision, &row), row.moves + u64::from(was_offered)).await;
         }
         if self.wanted.is_clean {
             return self.begin_anew(revision, &row, true).await;
@@ -125,7 +127,7 @@ impl Claim<'_> {
                 tracing::warn!(
                     device,
                     node = &*row.node,
-                    "the gateway that has the session does not answer: it begins anew"
+                    "the gateway that has the session does not answer, and its row does not tell what it is: it begins anew"
                 );
                 count(&self.state.sessions.counters.begun_anew);
                 self.begin_anew(revision, &row, false).await
@@ -135,19 +137,24 @@ impl Claim<'_> {
         }
     }
 
-    /// The row says that the session is here.
-    async fn own(&self, revision: u64, moves: u64) -> Step {
-        let place = self.state.sessions.look().await;
-        let written = self.fleet.write_session_row(self.device(), revision, moves).await;
-        drop(place);
-        match written {
-            RowChange::Done(_) => Step::Done(SessionVerdict::GoesOn),
-            RowChange::Conflict => Step::Again,
-            RowChange::Lost(why) => {
-                tracing::debug!(why, "the row of a session may not be written: it is looked at");
-                Step::Again
-            }
+    /// The row says that the session is here, and what it is to be like.
+    async fn own(&self, (revision, before): (u64, &SessionRow), moves: u64) -> Step {
+        let Some(head) = &self.wanted.head else { return Step::Done(SessionVerdict::GoesOn) };
+        let here = if self.wanted.is_clean { Ok(None) } else { rows::outline(self.state, self.device()).await };
+        let Ok(here) = here else { return Step::Again };
+        let standing = here.as_ref().map_or(Standing::Even, |outline| outline.standing);
+        let is_ours = *before.node == *self.fleet.node();
+        let from = if is_ours { rows::from(before, standing) } else { None };
+        let goes_with_row = standing == Standing::Behind && from.is_some();
+        let row = rows::row(self.state, self.fleet, moves, to_be(head, here), from);
+        if rows::write_over(self.state, self.fleet, self.device(), (revision, before), row).await == Kept::Again {
+            tracing::debug!("the row of a session may not be written: it is looked at");
+            return Step::Again;
         }
+        if goes_with_row {
+            ask_shard(self.state, self.device(), SessionOrder::Placed(0)).await;
+        }
+        Step::Done(SessionVerdict::GoesOn)
     }
 
     /// What another gateway has of the session is void from now on, and so is what an earlier time has left here. `ends`: as its device
@@ -166,7 +173,7 @@ impl Claim<'_> {
     /// The row is this gateway's, or nobody's where the session ends with its connection. `false`: it was another one, or nobody knows.
     async fn claim_row(&self, revision: u64, row: &SessionRow) -> bool {
         if self.wanted.is_kept {
-            matches!(self.own(revision, row.moves + 1).await, Step::Done(_))
+            matches!(self.own((revision, row), row.moves + 1).await, Step::Done(_))
         } else {
             self.fleet.remove_session_row(revision).await == Ok(true)
         }
@@ -184,6 +191,13 @@ impl Claim<'_> {
         let asked = ask_shard(self.state, self.device(), SessionOrder::Waits(connection)).await;
         asked != Some(Outcome::Offline)
     }
+}
+
+/// The session that a device is to have: as it says by its CONNECT, and with what it has subscribed to.
+pub(super) fn to_be(head: &Head, here: Option<Outline>) -> Session {
+    let subscriptions = here.map(|outline| outline.session.subscriptions).unwrap_or_default();
+    let (messages, outstanding, received) = (Vec::new(), Vec::new(), Vec::new());
+    Session { head: head.clone(), subscriptions, messages, outstanding, received }
 }
 
 /// Tells a gateway that lives, until it has heard, that it has a session no more. If it never hears, it finds so in the row.

@@ -1,6 +1,8 @@
 //! What must be behind a session that moves: what was published before its filters were at the new gateway is in the fleet's stream, and what
 //! was published before it left the old one is with it. Both are asked of all shards at once, for all sessions that move at the time.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -22,14 +24,13 @@ const BEHIND: &str = "$pulsegate/behind";
 /// Whoever comes while one goes round waits for the next, and that is one for all of them.
 #[derive(Default)]
 pub(super) struct Rounds {
-    wanted: std::sync::atomic::AtomicU64,
+    wanted: AtomicU64,
     done: Mutex<u64>,
 }
 
 impl Rounds {
     /// Ends when one has gone round that began after this was called. `false`: it came to nothing.
     pub(super) async fn next<F: Future<Output = bool>>(&self, go: impl FnOnce() -> F) -> bool {
-        use std::sync::atomic::Ordering;
         let mine = self.wanted.fetch_add(1, Ordering::SeqCst) + 1;
         let mut done = self.done.lock().await;
         if *done >= mine {
@@ -41,6 +42,48 @@ impl Rounds {
             *done = upto;
         }
         has_gone
+    }
+}
+
+/// Publications of the API that may be in the fleet's stream and are not with a shard yet.
+#[derive(Default)]
+pub(in super::super) struct Underway {
+    next: AtomicU64,
+    all: std::sync::Mutex<BTreeSet<u64>>,
+}
+
+/// One of them, until it is with a shard.
+pub(in super::super) struct OnItsWay<'a>(&'a Underway, u64);
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        self.0.all().remove(&self.1);
+    }
+}
+
+impl Underway {
+    /// One goes into the stream.
+    pub(in super::super) fn begin(&self) -> OnItsWay<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.all().insert(number);
+        OnItsWay(self, number)
+    }
+
+    /// Ends when all that are under way now are with their shards, or will never be. `None`: not in time.
+    pub(super) async fn pass(&self) -> Option<()> {
+        let until = Instant::now() + FENCE_MAX;
+        let next = self.next.load(Ordering::Relaxed);
+        while self.all().first().is_some_and(|first| *first < next) {
+            if Instant::now() >= until {
+                return None;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Some(())
+    }
+
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeSet<u64>> {
+        self.all.lock().expect("no holder panics")
     }
 }
 
@@ -59,7 +102,7 @@ pub(super) async fn all_taken(state: &State) -> bool {
     state.sessions.taken.next(|| async { fleet.reach_end().await && pass_all(state).await.is_some() }).await
 }
 
-fn has_stream(state: &State) -> bool {
+pub(super) fn has_stream(state: &State) -> bool {
     state.config.fleet.as_ref().is_some_and(|fleet| fleet.uplink != FleetUplink::Off)
 }
 
@@ -79,7 +122,7 @@ async fn send_all(state: &State) -> Option<()> {
 }
 
 /// What any shard has passed on to another is there: nothing overtakes it.
-async fn pass_all(state: &State) -> Option<()> {
+pub(super) async fn pass_all(state: &State) -> Option<()> {
     let publication = || Box::new(Publication::plain(BEHIND, bytes::Bytes::new(), QoS::AtMostOnce));
     let until = Instant::now() + FENCE_MAX;
     every(state, until, |request| WorkerCommand::Publish { request, publication: publication() }).await
@@ -98,7 +141,7 @@ async fn every(state: &State, until: Instant, command: impl Fn(u64) -> WorkerCom
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -115,5 +158,19 @@ mod tests {
         assert!(gone.load(Ordering::SeqCst) <= 2, "one for all that came before it began");
         let failed = || async { false };
         assert!(!rounds.next(failed).await && rounds.next(go).await, "what came to nothing counts for nobody");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_waits_for_those_under_way_and_not_for_later_ones() {
+        let underway = Underway::default();
+        assert_eq!(underway.pass().await, Some(()));
+        let first = underway.begin();
+        let (passed, later) = tokio::join!(underway.pass(), async {
+            let later = underway.begin();
+            drop(first);
+            later
+        });
+        assert_eq!((passed, underway.all().len()), (Some(()), 1));
+        drop(later);
     }
 }

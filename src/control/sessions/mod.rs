@@ -3,15 +3,22 @@
 //! ```text
 //!   CONNECT ── SessionWanted ──▶ claim: whose is the session, by its row? ── nobody's, ours ──────────────▶ goes on
 //!                                  │ another gateway's: asked for it, piece by piece ── durable here ──▶ the row is ours ──▶ goes on
-//!                                  ▼                                                                      └──▶ the other one forgets it
+//!                                  │                                                                      └──▶ the other one forgets it
+//!                                  ▼ it does not answer: begun again, by its row and the fleet's stream (revive) ────────▶ goes on
 //!   another gateway ── Order::Session ──▶ serve: as the shard and the store have it
 //! ```
 //!
 //! Of one device one thing is under way at a time, here. Everything waits with a bound.
 
 mod claim;
+mod course;
 mod fence;
+mod missed;
+mod revive;
+mod rounds;
+mod rows;
 mod serve;
+mod sweep;
 mod take;
 mod verify;
 
@@ -24,10 +31,14 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::State;
-use crate::link::{Outcome, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
-use fence::Rounds;
+use crate::fleet::Position;
+use crate::link::{Outcome, SessionChanged, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
+use fence::{Rounds, Underway};
+pub(super) use rounds::{keep_cursor, settle};
+use rows::Rows;
 use serve::Offered;
 pub(super) use serve::serve;
+pub(super) use sweep::sweep;
 pub(super) use verify::verify;
 
 /// Rows that are looked at, and written, at a time; further ones wait.
@@ -51,12 +62,22 @@ type Heard = (mpsc::UnboundedReceiver<Wanted>, mpsc::UnboundedReceiver<Box<str>>
 /// What was counted.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    /// Sessions that came from other gateways,
+    /// Sessions that came from other gateways.
     pub(super) taken: AtomicU64,
-    /// and messages in them.
+    /// Sessions that were begun again from their rows and the stream, because the gateways that had them had died,
+    pub(super) revived: AtomicU64,
+    /// and those of them of which the stream had let messages go.
+    pub(super) holes: AtomicU64,
+    /// Messages in sessions of either kind,
     pub(super) messages: AtomicU64,
+    /// and the oldest of such sessions that had no room.
+    pub(super) given_way: AtomicU64,
     /// Sessions that went to other gateways.
     pub(super) given: AtomicU64,
+    /// Sessions that ended, whose gateways had died,
+    pub(super) expired: AtomicU64,
+    /// and wills of such that were published.
+    pub(super) wills: AtomicU64,
     /// Devices that were asked to come again, because their sessions could not be brought here in time.
     pub(super) put_off: AtomicU64,
     /// Sessions that were begun anew, because the gateway that had them did not answer.
@@ -65,18 +86,32 @@ pub(super) struct Counters {
     pub(super) disowned: AtomicU64,
     /// Devices whose sessions were not looked for elsewhere, because NATS was away.
     pub(super) unasked: AtomicU64,
+    /// Rows that were written, after the first of a session,
+    pub(super) rows_written: AtomicU64,
+    /// and those among them for a place of its own.
+    pub(super) rows_placed: AtomicU64,
+    /// Rows without their sessions, because those are too large.
+    pub(super) rows_too_large: AtomicU64,
 }
 
 /// The same, at one time.
 #[derive(Debug)]
 pub(super) struct Counts {
     pub(super) taken: u64,
+    pub(super) revived: u64,
+    pub(super) holes: u64,
     pub(super) messages: u64,
+    pub(super) given_way: u64,
     pub(super) given: u64,
+    pub(super) expired: u64,
+    pub(super) wills: u64,
     pub(super) put_off: u64,
     pub(super) begun_anew: u64,
     pub(super) disowned: u64,
     pub(super) unasked: u64,
+    pub(super) rows_written: u64,
+    pub(super) rows_placed: u64,
+    pub(super) rows_too_large: u64,
 }
 
 impl Counters {
@@ -85,12 +120,20 @@ impl Counters {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counts {
             taken: load(&self.taken),
+            revived: load(&self.revived),
+            holes: load(&self.holes),
+            given_way: load(&self.given_way),
             messages: load(&self.messages),
             given: load(&self.given),
+            expired: load(&self.expired),
+            wills: load(&self.wills),
             put_off: load(&self.put_off),
             begun_anew: load(&self.begun_anew),
             disowned: load(&self.disowned),
             unasked: load(&self.unasked),
+            rows_written: load(&self.rows_written),
+            rows_placed: load(&self.rows_placed),
+            rows_too_large: load(&self.rows_too_large),
         }
     }
 }
@@ -113,6 +156,16 @@ pub(super) struct Sessions {
     sent: Rounds,
     /// or all that was published anywhere until now is with the sessions here.
     taken: Rounds,
+    /// What is to be written in rows.
+    rows: Rows,
+    /// The gateway ends: a round is to go now,
+    ending: Notify,
+    /// and how many have gone since.
+    last_rounds: AtomicU64,
+    /// What the API publishes into the fleet's stream.
+    pub(super) underway: Underway,
+    /// How far the fleet's stream is settled here.
+    settled: Mutex<Option<Position>>,
     pub(super) counters: Counters,
 }
 
@@ -146,6 +199,11 @@ impl Sessions {
             offered: Mutex::default(),
             sent: Rounds::default(),
             taken: Rounds::default(),
+            rows: Rows::default(),
+            ending: Notify::new(),
+            last_rounds: AtomicU64::new(0),
+            underway: Underway::default(),
+            settled: Mutex::default(),
             counters: Counters::default(),
         }
     }
@@ -160,6 +218,16 @@ impl Sessions {
     pub(super) fn gone(&self, device: Box<str>) {
         // As above.
         let _ = self.gone.send(device);
+    }
+
+    /// What stands in a session's row is no more so. Never waits.
+    pub(super) fn changed(&self, worker: WorkerId, changed: SessionChanged) {
+        self.rows.add(worker, changed, Instant::now());
+    }
+
+    /// Everything up to this place is with the sessions here that want it.
+    pub(super) fn note_settled(&self, at: &Position) {
+        *self.settled.lock().expect("no holder panics") = Some(at.clone());
     }
 
     /// A place among those who ask NATS for rows.
@@ -207,6 +275,7 @@ impl Sessions {
 pub(super) async fn run(state: Arc<State>) {
     let Some((mut wanted, mut gone)) = state.sessions.heard.lock().expect("no holder panics").take() else { return };
     let places = Arc::new(Semaphore::new(ENDS_MAX));
+    drop(tokio::spawn(rows::work(Arc::clone(&state))));
     loop {
         tokio::select! {
             // As many as there are devices whose CONNECT waits.

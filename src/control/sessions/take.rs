@@ -2,7 +2,7 @@
 //!
 //! | step | the session is | should this gateway end now | should the other one end now |
 //! | --- | --- | --- | --- |
-//! | its head and filters are here, and it takes messages, hidden | the other's | what is hidden is forgotten at the next start | nothing comes any more: see `Brought::Silent` |
+//! | its head and filters are here, and it takes messages, hidden | the other's | what is hidden is forgotten at the next start | nothing comes any more: see `revive` |
 //! | all published here before that is in the stream; all in the stream, and published there, is with it there | the other's | the same | the same |
 //! | its messages are here, piece by piece, each durable | the other's | the same | the same |
 //! | it is revealed: durable, under its name | the other's | the copy is replaced when the device comes, for the row says whose it is | it is here, whole: the row is written |
@@ -14,11 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell};
-use super::{ask_shard, count, fence};
-use crate::fleet::{Reply, RowChange, SessionAsk, SessionRow};
+use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell, to_be};
+use super::revive::revive;
+use super::{ask_shard, count, fence, rows};
+use crate::fleet::{Cursor, Reply, RowChange, SessionAsk, SessionRow};
 use crate::image::Session;
-use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder};
+use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder, Standing};
 
 /// How often a gateway that is silent is asked again.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -30,7 +31,7 @@ pub(super) enum Brought {
     Whole,
     /// The other gateway has none.
     Nothing,
-    /// The other gateway does not answer, or has died.
+    /// The other gateway does not answer, or has died, and the row does not tell enough of it.
     Silent,
     /// It answers, and the session could not be brought here in time; or its device does not wait any more.
     Late,
@@ -38,15 +39,20 @@ pub(super) enum Brought {
     Other,
 }
 
-/// Takes the session of a device from the gateway that its row names.
+/// Takes the session of a device from the gateway that its row names or, should that one not answer, begins it again.
 pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow) -> Brought {
-    let mut taking = Taking { claim, node: &row.node, step: "asked for" };
-    match taking.bring().await {
+    let mut taking = Taking { claim, node: &row.node, step: "asked for", from: row.from.clone() };
+    let (mut brought, mut is_revived) = (taking.bring().await, false);
+    if brought == Err(Brought::Silent) {
+        taking.give_up().await;
+        (brought, is_revived) = (revive(&mut taking, row).await, true);
+    }
+    match brought {
         Ok(messages) => {
             let brought = taking.own(revision, row).await;
             if brought == Brought::Whole {
                 let counters = &claim.state.sessions.counters;
-                count(&counters.taken);
+                count(if is_revived { &counters.revived } else { &counters.taken });
                 counters.messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
                 tell(claim.state, claim.device(), &row.node, false);
             }
@@ -61,11 +67,15 @@ pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow)
     }
 }
 
-struct Taking<'a, 'b> {
-    claim: &'a mut Claim<'b>,
+/// A session on its way here.
+pub(super) struct Taking<'a, 'b> {
+    pub(super) claim: &'a mut Claim<'b>,
+    /// The gateway that has it.
     node: &'a str,
     /// What it is at, for whoever asks why it took so long.
-    step: &'static str,
+    pub(super) step: &'static str,
+    /// From behind which place of the stream on what has come with it is to be read; `None`: from its gateway's cursor.
+    pub(super) from: Option<Cursor>,
 }
 
 impl Taking<'_, '_> {
@@ -110,10 +120,21 @@ impl Taking<'_, '_> {
 
     /// The row says so. A copy that is another's after all goes again.
     async fn own(&mut self, revision: u64, row: &SessionRow) -> Brought {
+        let to_be = loop {
+            match self.to_be(row).await {
+                Ok(to_be) => break to_be,
+                Err(why) => {
+                    tracing::debug!(why, "what a session is to have in its row is not known: it is tried again");
+                }
+            }
+            if let Err(late) = self.wait().await {
+                return late;
+            }
+        };
         loop {
             let (fleet, device) = (self.claim.fleet, self.claim.device());
-            let is_written = if self.claim.wanted.is_kept {
-                fleet.write_session_row(device, revision, row.moves + 1).await
+            let is_written = if let Some(row) = &to_be {
+                fleet.write_row(device, revision, row).await
             } else {
                 match fleet.remove_session_row(revision).await {
                     Ok(true) => RowChange::Done(0),
@@ -140,6 +161,26 @@ impl Taking<'_, '_> {
                 return late;
             }
         }
+    }
+
+    /// The row of the session that is here now; `None`: it ends with its connection. What has come with it is to be read from where its
+    /// gateway said, which that one still holds.
+    async fn to_be(&self, before: &SessionRow) -> Result<Option<SessionRow>, String> {
+        let Claim { state, fleet, wanted, .. } = &*self.claim;
+        let Some(head) = wanted.head.as_ref().filter(|_| wanted.is_kept) else { return Ok(None) };
+        let here = rows::outline(state, &wanted.device).await.map_err(|()| "its shard does not answer".to_owned())?;
+        let from = match here.as_ref().map(|outline| outline.standing) {
+            Some(Standing::Placed) => {
+                let known = match &self.from {
+                    Some(from) => Some(from.clone()),
+                    None => fleet.session_cursor(self.node).await?,
+                };
+                // A gateway before this version has said nothing: all that there is.
+                Some(known.unwrap_or_default())
+            }
+            _ => None,
+        };
+        Ok(Some(rows::row(state, fleet, before.moves + 1, to_be(head, here), from)))
     }
 
     async fn give_up(&self) {
@@ -230,7 +271,7 @@ impl Taking<'_, '_> {
 
     // --- Here ---------------------------------------------------------------------------------------------------------
 
-    async fn order(&mut self, order: SessionOrder) -> Result<(), Brought> {
+    pub(super) async fn order(&mut self, order: SessionOrder) -> Result<(), Brought> {
         match ask_shard(self.claim.state, self.claim.device(), order).await {
             Some(Outcome::Delivered) => Ok(()),
             Some(Outcome::Refused(why)) if why == NO_ROOM_FOR_SESSION => {
@@ -242,7 +283,7 @@ impl Taking<'_, '_> {
     }
 
     /// A moment, as long as there is time and the device waits.
-    async fn wait(&self) -> Result<(), Brought> {
+    pub(super) async fn wait(&self) -> Result<(), Brought> {
         if Instant::now() >= self.claim.until || !self.claim.fleet.is_connected() || !self.claim.is_there().await {
             return Err(Brought::Late);
         }

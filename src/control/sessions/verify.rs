@@ -1,12 +1,12 @@
 //! Whether this gateway still has the sessions that it has: looked at once whenever it has come to hold its lease, slowly. What
-//! others have by now is disowned; what nobody has a row for, as it began while NATS was away, gets one.
+//! others have by now is disowned; what nobody has a row for, as it began while NATS was away, gets one, and so does what has changed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::claim::tell;
+use super::rows::{self, Kept};
 use super::{State, ask_shard, count};
-use crate::fleet::RowChange;
 use crate::image::SessionKey;
 use crate::link::{Outcome, SessionOrder};
 
@@ -60,25 +60,24 @@ async fn look_at(state: &Arc<State>, device: &str) -> Option<()> {
     if ask_shard(state, device, SessionOrder::Exists).await != Some(Outcome::Delivered) {
         return Some(());
     }
-    let (revision, moves) = match fleet.session_row(device).await.ok()? {
-        Some((_, row)) if *row.node == *fleet.node() => return Some(()),
-        Some((revision, row)) => {
-            let order = SessionOrder::Forget { key: None, ends: false };
-            if ask_shard(state, device, order).await != Some(Outcome::Offline) {
-                count(&state.sessions.counters.disowned);
-                return Some(());
-            }
-            // Its device is here, and goes on with it: what the other one has is older.
-            if fleet.write_session_row(device, revision, row.moves + 1).await == RowChange::Conflict {
-                return Some(());
-            }
-            tell(state, device, &row.node, false);
+    if let Some((revision, row)) = fleet.session_row(device).await.ok()?
+        && *row.node != *fleet.node()
+    {
+        let order = SessionOrder::Forget { key: None, ends: false };
+        if ask_shard(state, device, order).await != Some(Outcome::Offline) {
+            count(&state.sessions.counters.disowned);
             return Some(());
         }
-        None => (0, 0),
-    };
-    match fleet.write_session_row(device, revision, moves).await {
-        RowChange::Lost(_) => None,
-        RowChange::Done(_) | RowChange::Conflict => Some(()),
+        // Its device is here, and goes on with it: what the other one has is older.
+        let Some(outline) = rows::outline(state, device).await.ok()? else { return Some(()) };
+        let ours = rows::row(state, fleet, row.moves + 1, outline.session, None);
+        if rows::write_over(state, fleet, device, (revision, &row), ours).await == Kept::Done {
+            tell(state, device, &row.node, false);
+        }
+        return Some(());
     }
+    if rows::keep(state, device).await == Kept::Again {
+        state.sessions.rows.list(device.into(), Vec::new());
+    }
+    Some(())
 }

@@ -77,8 +77,8 @@ impl NatsTarget {
         headers.insert("Pulsegate-At", time(entry.at_ms));
         if let Some(published) = entry.what.published().filter(|_| self.config.make.is_some()) {
             // In the fleet's stream, for subscribers at other gateways.
-            let Published { qos, retain, properties, expires_ms, stamp } = published.clone();
-            let how = Publishing { node: node.to_owned(), qos, retain, properties, expires_ms, stamp };
+            let Published { qos, retain, properties, expires_ms, stamp, groups } = published.clone();
+            let how = Publishing { node: node.to_owned(), qos, retain, properties, expires_ms, stamp, groups };
             how.write(&mut headers);
             retained = retained_of(entry, how);
         }

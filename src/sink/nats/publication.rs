@@ -8,6 +8,7 @@
 //! | `Pulsegate-Retain` | `1`, where it was published to be retained |
 //! | `Pulsegate-Stamp` | its place among retained messages of its topic, where it was published to be retained: `image::Stamp` |
 //! | `Pulsegate-Expires` | Unix time in milliseconds, after which it is of no use |
+//! | `Pulsegate-Groups` | groups of shared subscribers that got it at its own gateway already: `link::group_key`, between commas |
 //! | `Pulsegate-Properties` | the MQTT 5 properties that go along with it unaltered, as in PUBLISH, in base64 |
 
 use async_nats::{HeaderMap, HeaderValue};
@@ -22,6 +23,7 @@ const QOS: &str = "Pulsegate-QoS";
 const RETAIN: &str = "Pulsegate-Retain";
 const STAMP: &str = "Pulsegate-Stamp";
 const EXPIRES: &str = "Pulsegate-Expires";
+const GROUPS: &str = "Pulsegate-Groups";
 const PROPERTIES: &str = "Pulsegate-Properties";
 
 /// How a message was published, and where.
@@ -39,6 +41,8 @@ pub struct Publishing {
     pub expires_ms: Option<i64>,
     /// Its place among retained messages of its topic; none: it is not one, or is of its own gateway alone.
     pub stamp: Stamp,
+    /// Groups of shared subscribers that got it at its own gateway already: their keys, between commas.
+    pub groups: Option<Box<str>>,
 }
 
 impl Publishing {
@@ -53,7 +57,13 @@ impl Publishing {
             properties,
             expires_ms: None,
             stamp: Stamp::NONE,
+            groups: None,
         }
+    }
+
+    /// Whether a group, by its key, got it at its own gateway.
+    pub fn was_given_to(&self, key: &str) -> bool {
+        self.groups.iter().flat_map(|all| all.split(',')).any(|given| given == key)
     }
 
     /// Says it in headers.
@@ -70,6 +80,9 @@ impl Publishing {
         }
         if let Some(expires_ms) = self.expires_ms {
             headers.insert(EXPIRES, expires_ms.to_string());
+        }
+        if let Some(groups) = &self.groups {
+            headers.insert(GROUPS, &**groups);
         }
         if !self.properties.is_empty() {
             headers.insert(PROPERTIES, BASE64_STANDARD.encode(&self.properties));
@@ -90,6 +103,7 @@ impl Publishing {
             properties: properties.unwrap_or_default().into(),
             expires_ms,
             stamp: stamp.unwrap_or_default(),
+            groups: text(GROUPS).map(Into::into),
         })
     }
 }
@@ -122,6 +136,7 @@ mod tests {
                 stamp,
                 properties: [1, 0, 255].into(),
                 expires_ms: Some(-7),
+                groups: Some("0a,1b".into()),
                 ..plain.clone()
             };
             for said in [plain, full] {
@@ -130,6 +145,16 @@ mod tests {
                 assert_eq!(Publishing::read(&headers), Some(said));
             }
         }
+    }
+
+    #[test]
+    fn which_groups_got_it_is_told_by_their_whole_keys() {
+        let mut said = publishing(QoS::AtLeastOnce);
+        assert!(!said.was_given_to("0a"));
+        said.groups = Some("0a,1b".into());
+        assert!(
+            said.was_given_to("0a") && said.was_given_to("1b") && !said.was_given_to("a") && !said.was_given_to("")
+        );
     }
 
     #[test]

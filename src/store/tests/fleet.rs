@@ -14,7 +14,8 @@ fn how_a_message_was_published_is_read_as_it_was_written() {
             let mut entry = message(number as u32, 10);
             let What::Message { published, .. } = &mut entry.what else { unreachable!() };
             let stamp = if retain { Stamp { clock: u64::MAX - 1, node: u64::MAX } } else { Stamp::NONE };
-            *published = Some(Published { qos, retain, properties: properties.into(), expires_ms, stamp });
+            let groups = retain.then(|| "0a,1b".into());
+            *published = Some(Published { qos, retain, properties: properties.into(), expires_ms, stamp, groups });
             entries.push(entry);
         }
     }

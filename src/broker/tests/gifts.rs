@@ -1,0 +1,199 @@
+//! What the fleet gives to groups: who gets it, when it is said to be with somebody, and when it goes back.
+
+use super::inflight::Inflight;
+use super::*;
+use crate::link::{Giver, Reach, WorkerEvent};
+
+const REQUEST: u64 = 77;
+
+/// A shard of a fleet, and a session in it that is a member of a group which is at home there.
+fn stage() -> (World, usize, SessionSlot, String) {
+    let mut world = World::new(7);
+    let worker = world.devices[0].worker;
+    world.shards[worker].begin_interest();
+    world.connect(0);
+    let session = world.session_of(0).unwrap();
+    let shard = &world.shards[worker];
+    let mut groups = (0..).map(|number| format!("$share/g{number}/jobs"));
+    let group = groups.find(|group| shard.home.of(group) == shard.worker).unwrap();
+    (world, worker, session, group)
+}
+
+/// Subscribes. `true`: SUBACK may be said.
+fn subscribe(shard: &mut Broker, session: SessionSlot, filter: &str) -> bool {
+    let mut pending = shard.begin_filters(session, 1).unwrap();
+    let granted = shard.subscribe(session, filter, Options::plain(QoS::AtLeastOnce), 0, &mut pending);
+    assert_eq!(granted, Granted::Subscribed);
+    pending.codes.push(1);
+    shard.end_filters(session, pending).is_some()
+}
+
+/// The session's connection ends.
+fn go(world: &mut World, worker: usize, session: SessionSlot) {
+    let generation = world.shards[worker].sessions[session].generation;
+    let connection = world.shards[worker].connection_of(session, generation).unwrap();
+    let name = world.devices[0].name.clone();
+    let now = world.now;
+    world.shards[worker].detach(connection, &name, false, now, &mut world.counters);
+}
+
+fn told(shard: &mut Broker) -> Vec<(String, u32, u32, u32)> {
+    let events = shard.take_group_events().into_iter();
+    let told = events.map(|event| match event {
+        WorkerEvent::Group { group, life, members, online } => (group.to_string(), life, members, online),
+        other => panic!("{other:?}"),
+    });
+    told.collect()
+}
+
+#[test]
+fn suback_of_a_group_waits_until_it_is_decided_who_gives() {
+    let (mut world, worker, session, group) = stage();
+    let shard = &mut world.shards[worker];
+    assert!(!subscribe(shard, session, &group), "it is not decided");
+    assert!(shard.has_deliveries(), "something is to be told");
+    assert_eq!(told(shard), [(group.clone(), 1, 1, 1)]);
+    assert_eq!(told(shard), []);
+    shard.handle_group_served(&group, 7, Giver::Fleet);
+    assert!(shard.take_answerable().is_empty(), "that was another life of it");
+    shard.handle_group_served(&group, 1, Giver::Fleet);
+    assert_eq!(shard.take_answerable().len(), 1);
+    assert!(shard.take_suback(session).is_some());
+    // From then on nobody waits.
+    assert!(subscribe(shard, session, &group));
+    shard.unsubscribe(session, &group);
+    assert_eq!(told(shard), [(group, 1, 0, 0)]);
+}
+
+#[test]
+fn whoever_waits_for_a_group_that_goes_waits_no_longer() {
+    let (mut world, worker, session, group) = stage();
+    let shard = &mut world.shards[worker];
+    assert!(!subscribe(shard, session, &group));
+    shard.unsubscribe(session, &group);
+    assert!(shard.take_suback(session).is_some());
+}
+
+/// What goes up is the fleet's to give, or this gateway's where it says so; what stays here is always given here.
+#[test]
+fn what_goes_up_is_given_here_only_where_it_says_so() {
+    let (mut world, worker, session, group) = stage();
+    subscribe(&mut world.shards[worker], session, &group);
+    let publish = |world: &mut World, reach| {
+        let mut publication = Publication { reach, ..world.publication("jobs", QoS::AtMostOnce) };
+        if reach == Reach::Fleet {
+            world.shards[worker].send_up(&mut publication);
+        }
+        let groups = publication.groups.clone();
+        world.shards[worker].publish(publication, Ticket::NOBODY, &mut world.counters);
+        (groups.is_some(), turn_of(world, worker, &[session]).len())
+    };
+    assert_eq!(publish(&mut world, Reach::Fleet), (true, 1), "it is not decided");
+    let decide = |world: &mut World, giver| world.shards[worker].handle_group_served(&group, 1, giver);
+    decide(&mut world, Giver::Fleet);
+    assert_eq!(publish(&mut world, Reach::Fleet), (false, 0));
+    assert_eq!(publish(&mut world, Reach::Here), (false, 1));
+    decide(&mut world, Giver::Here);
+    assert_eq!(publish(&mut world, Reach::Fleet), (true, 1));
+    decide(&mut world, Giver::Each);
+    assert_eq!(publish(&mut world, Reach::Fleet), (false, 1), "the fleet knows nothing of it");
+    assert_eq!(publish(&mut world, Reach::Elsewhere), (false, 0));
+}
+
+/// What was published while this gateway gave is given here, whoever gives by the time it arrives.
+#[test]
+fn whoever_publishes_decides() {
+    let (mut world, worker, session, group) = stage();
+    subscribe(&mut world.shards[worker], session, &group);
+    let mut said = world.publication("jobs", QoS::AtMostOnce);
+    world.shards[worker].send_up(&mut said);
+    world.shards[worker].handle_group_served(&group, 1, Giver::Fleet);
+    let mut unsaid = world.publication("jobs", QoS::AtMostOnce);
+    world.shards[worker].send_up(&mut unsaid);
+    world.shards[worker].handle_group_served(&group, 1, Giver::Here);
+    world.shards[worker].publish(unsaid, Ticket::NOBODY, &mut world.counters);
+    assert_eq!(turn_of(&mut world, worker, &[session]).len(), 0);
+    world.shards[worker].publish(said, Ticket::NOBODY, &mut world.counters);
+    assert_eq!(turn_of(&mut world, worker, &[session]).len(), 1);
+}
+
+#[test]
+fn what_nobody_is_there_to_take_goes_back() {
+    let (mut world, worker, session, group) = stage();
+    let publication = Arc::new(world.publication("jobs", QoS::AtLeastOnce));
+    let shard = &mut world.shards[worker];
+    shard.give_from_fleet(REQUEST, &group, &publication);
+    assert_eq!(shard.take_requests(), [(REQUEST, RequestEnd::Unacknowledged)]);
+    // Nor is a member that is away.
+    subscribe(shard, session, &group);
+    world.shards[worker].sessions[session].profile.expiry_s = 100;
+    go(&mut world, worker, session);
+    let shard = &mut world.shards[worker];
+    shard.give_from_fleet(REQUEST, &group, &publication);
+    assert_eq!(shard.take_requests(), [(REQUEST, RequestEnd::Unacknowledged)]);
+}
+
+/// A session that ends with the process has nothing safe: its device's word is waited for, and when its connection ends without one,
+/// the message goes back, whole, though the session stays.
+#[test]
+fn a_member_without_a_store_has_it_when_its_device_says_so() {
+    for is_acknowledged in [true, false] {
+        let (mut world, worker, session, group) = stage();
+        subscribe(&mut world.shards[worker], session, &group);
+        world.shards[worker].sessions[session].profile.expiry_s = 100;
+        let publication = Arc::new(world.publication("jobs", QoS::AtLeastOnce));
+        world.shards[worker].give_from_fleet(REQUEST, &group, &publication);
+        assert_eq!(turn_of(&mut world, worker, &[session]).len(), 1);
+        let shard = &mut world.shards[worker];
+        assert_eq!(shard.take_requests(), [], "nobody has said anything");
+        let packet = shard.sessions[session].next_packet;
+        if is_acknowledged {
+            // Whatever the reason code: it goes to nobody else [v5 MQTT-4.8.2-6].
+            let told = |_| panic!("it is no request of the API");
+            assert!(shard.handle_puback(session, packet, told).unwrap());
+            assert_eq!(shard.take_requests(), [(REQUEST, RequestEnd::Published)]);
+        }
+        go(&mut world, worker, session);
+        let shard = &mut world.shards[worker];
+        let back: &[_] = if is_acknowledged { &[] } else { &[(REQUEST, RequestEnd::Unacknowledged)] };
+        assert_eq!(shard.take_requests(), back);
+        assert!(shard.sessions[session].inflight.is_none(), "it is somebody else's");
+        shard.check_invariants(|_| false);
+    }
+}
+
+/// Of QoS 2 what was never sent goes back; what was is this session's, and done with at PUBREC.
+#[test]
+fn what_was_sent_of_qos_2_stays_with_its_session() {
+    for is_acknowledged in [true, false] {
+        let (mut world, worker, session, group) = stage();
+        let shard = &mut world.shards[worker];
+        let mut pending = shard.begin_filters(session, 1).unwrap();
+        let granted = shard.subscribe(session, &group, Options::plain(QoS::ExactlyOnce), 0, &mut pending);
+        assert_eq!(granted, Granted::Subscribed);
+        shard.sessions[session].profile.expiry_s = 100;
+        shard.sessions[session].profile.receive_maximum = 1;
+        let publication = Arc::new(world.publication("jobs", QoS::ExactlyOnce));
+        for request in [REQUEST, REQUEST + 1] {
+            world.shards[worker].give_from_fleet(request, &group, &publication);
+        }
+        assert_eq!(turn_of(&mut world, worker, &[session]).len(), 1);
+        let shard = &mut world.shards[worker];
+        let packet = shard.sessions[session].next_packet;
+        if is_acknowledged {
+            let told = |_| panic!("it is no request of the API");
+            assert!(shard.handle_pubrec(session, packet, false, told).unwrap());
+            assert_eq!(shard.take_requests(), [(REQUEST, RequestEnd::Published)]);
+        }
+        go(&mut world, worker, session);
+        let shard = &mut world.shards[worker];
+        let mut ends = shard.take_requests();
+        ends.sort_by_key(|(request, _)| *request);
+        let unsent = (REQUEST + 1, RequestEnd::Unacknowledged);
+        let expected = if is_acknowledged { vec![unsent] } else { vec![(REQUEST, RequestEnd::Published), unsent] };
+        assert_eq!(ends, expected);
+        let left = shard.sessions[session].inflight.as_deref().map(Inflight::unacknowledged);
+        assert_eq!(left, Some(1), "it is sent again, or its PUBREL is");
+        shard.check_invariants(|_| false);
+    }
+}

@@ -1,0 +1,335 @@
+//! How a gateway comes to be one of those that serve a group of shared subscribers, and ceases to be. Pure: what is asked, and what was
+//! answered.
+//!
+//! ```text
+//!   join    read the row ─ none ─▶ room for one more? ─▶ make a consumer ─▶ write a row with it and this gateway ─▶ held
+//!                │                                            ▲                       │ somebody else has written: drop it, read again
+//!                └─ there ─▶ is its consumer? ─ no ───────────┘
+//!                                 └─ yes ─▶ this gateway is in it: held; else written into it
+//!
+//!   leave   read the row ─ others are in it ─▶ written without this one
+//!                └─ nobody else ─▶ the row is removed, in the state that was read ─▶ then its consumer is dropped
+//! ```
+//!
+//! The row is the truth: which consumer is the group's. It changes by compare-and-set alone, so there is one, and one that a gateway has
+//! found in a row that it is written into stays until the gateway is out of it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// Groups that a fleet serves: each costs NATS a consumer.
+pub const GROUPS_MAX: u64 = 256;
+
+/// What the fleet knows of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRow {
+    /// Its whole name: `$share/NAME/FILTER`.
+    #[serde(default)]
+    pub group: String,
+    /// By which consumer it is served.
+    #[serde(default)]
+    pub consumer: String,
+    /// The gateways at which it has members.
+    #[serde(default)]
+    pub nodes: BTreeSet<String>,
+}
+
+/// What is asked of NATS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    Read,
+    /// How many rows there are.
+    Count,
+    /// Whether there is this consumer.
+    Check(String),
+    /// Make one, under this name; it begins at the stream's end.
+    Make(String),
+    /// Write the row where it is at this revision; 0: where there is none.
+    Write(u64, GroupRow),
+    /// Remove the row of this revision, and no other.
+    Remove(u64),
+    /// Drop a consumer.
+    Drop(String),
+    Over(End),
+}
+
+/// What was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    Row(Option<(u64, GroupRow)>),
+    Count(u64),
+    /// Whether it is there, was written or removed; for what is made or dropped: that it was.
+    Done(bool),
+}
+
+/// How it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// This gateway is in the row, with this consumer.
+    Held(String),
+    /// There are as many groups as may be, or another group has its key.
+    Full,
+    /// It is not in the row.
+    Left,
+}
+
+/// One join or leave. See the head of this file.
+#[derive(Debug)]
+pub struct Membership {
+    node: String,
+    group: String,
+    /// How the next consumers that it makes are called; each another one.
+    consumer: String,
+    made: u32,
+    is_leaving: bool,
+    /// A row that is as it is to be is written again, so that it stays.
+    refreshes: bool,
+    found: Option<(u64, GroupRow)>,
+    asked: Ask,
+}
+
+impl Membership {
+    /// A join. `consumer` begins the names of consumers that it makes, and nobody else's.
+    pub fn join(node: &str, group: &str, consumer: String, refreshes: bool) -> Self {
+        Self {
+            node: node.to_owned(),
+            group: group.to_owned(),
+            consumer,
+            made: 0,
+            is_leaving: false,
+            refreshes,
+            found: None,
+            asked: Ask::Read,
+        }
+    }
+
+    /// A leave.
+    pub fn leave(node: &str, group: &str) -> Self {
+        Self { is_leaving: true, ..Self::join(node, group, String::new(), false) }
+    }
+
+    /// What is asked first, and whenever an answer was lost.
+    pub fn first() -> Ask {
+        Ask::Read
+    }
+
+    /// The answer to what was asked; what is asked next.
+    pub fn handle(&mut self, told: Told) -> Ask {
+        let asked = std::mem::replace(&mut self.asked, Ask::Read);
+        let next = if self.is_leaving { self.handle_leaving(asked, told) } else { self.handle_joining(asked, told) };
+        self.asked = next.clone();
+        next
+    }
+
+    fn handle_joining(&mut self, asked: Ask, told: Told) -> Ask {
+        match (asked, told) {
+            (Ask::Read, Told::Row(found)) => {
+                self.found = found;
+                match &self.found {
+                    Some((_, row)) if row.group != self.group && !row.group.is_empty() => Ask::Over(End::Full),
+                    Some((_, row)) if !row.consumer.is_empty() => Ask::Check(row.consumer.clone()),
+                    Some(_) => self.make(),
+                    None => Ask::Count,
+                }
+            }
+            (Ask::Count, Told::Count(count)) if count >= GROUPS_MAX => Ask::Over(End::Full),
+            (Ask::Count, _) | (Ask::Check(_), Told::Done(false)) => self.make(),
+            (Ask::Check(consumer) | Ask::Make(consumer), _) => self.enter(consumer),
+            (Ask::Write(_, row), Told::Done(true)) => Ask::Over(End::Held(row.consumer)),
+            (Ask::Write(_, row), _) if self.made > 0 && row.consumer == self.latest() => Ask::Drop(row.consumer),
+            _ => Ask::Read,
+        }
+    }
+
+    fn make(&mut self) -> Ask {
+        self.made += 1;
+        Ask::Make(self.latest())
+    }
+
+    /// The consumer that it has made last.
+    fn latest(&self) -> String {
+        format!("{}-{}", self.consumer, self.made)
+    }
+
+    /// This gateway with a consumer that is there.
+    fn enter(&self, consumer: String) -> Ask {
+        let (revision, mut row) = self.found.clone().unwrap_or_default();
+        let was_in = row.nodes.contains(&self.node) && row.consumer == consumer;
+        if was_in && !self.refreshes {
+            return Ask::Over(End::Held(consumer));
+        }
+        (row.group, row.consumer) = (self.group.clone(), consumer);
+        row.nodes.insert(self.node.clone());
+        Ask::Write(revision, row)
+    }
+
+    fn handle_leaving(&mut self, asked: Ask, told: Told) -> Ask {
+        match (asked, told) {
+            (Ask::Read, Told::Row(found)) => {
+                self.found = found;
+                let Some((revision, row)) = &self.found else { return Ask::Over(End::Left) };
+                if row.group != self.group || !row.nodes.contains(&self.node) {
+                    return Ask::Over(End::Left);
+                }
+                let mut left = row.clone();
+                left.nodes.remove(&self.node);
+                if left.nodes.is_empty() { Ask::Remove(*revision) } else { Ask::Write(*revision, left) }
+            }
+            (Ask::Write(..), Told::Done(true)) | (Ask::Drop(_), _) => Ask::Over(End::Left),
+            (Ask::Remove(_), Told::Done(true)) => {
+                Ask::Drop(self.found.take().map(|(_, row)| row.consumer).unwrap_or_default())
+            }
+            _ => Ask::Read,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: &str = "$share/g/a";
+
+    /// A row and consumers, as NATS keeps them.
+    #[derive(Default)]
+    struct Model {
+        revision: u64,
+        row: Option<(u64, GroupRow)>,
+        consumers: BTreeSet<String>,
+        /// Rows of others.
+        others: u64,
+    }
+
+    impl Model {
+        fn answer(&mut self, ask: &Ask) -> Told {
+            match ask {
+                Ask::Read => Told::Row(self.row.clone()),
+                Ask::Count => Told::Count(self.others + u64::from(self.row.is_some())),
+                Ask::Check(consumer) => Told::Done(self.consumers.contains(consumer)),
+                Ask::Make(consumer) => {
+                    assert!(self.consumers.insert(consumer.clone()), "{consumer} is made twice");
+                    Told::Done(true)
+                }
+                Ask::Write(expected, row) => {
+                    let is_it = self.row.as_ref().map_or(0, |(revision, _)| *revision) == *expected;
+                    if is_it {
+                        self.revision += 1;
+                        self.row = Some((self.revision, row.clone()));
+                    }
+                    Told::Done(is_it)
+                }
+                Ask::Remove(revision) => {
+                    let is_it = self.row.as_ref().is_some_and(|(at, _)| at == revision);
+                    if is_it {
+                        self.row = None;
+                    }
+                    Told::Done(is_it)
+                }
+                Ask::Drop(consumer) => {
+                    self.consumers.remove(consumer);
+                    Told::Done(true)
+                }
+                Ask::Over(_) => unreachable!("nothing is asked"),
+            }
+        }
+    }
+
+    /// What one gateway does: a join or a leave under way, and what it came to before.
+    struct Gateway {
+        going: Option<(Membership, Ask)>,
+        held: Option<String>,
+        wants: bool,
+    }
+
+    /// Whatever gateways do between each other's steps, lose answers, die in the middle or lose the consumer: each that holds the group
+    /// holds it by the consumer that is in the row, and when the last has left nothing is there.
+    #[test]
+    fn all_who_hold_a_group_hold_it_by_one_consumer_that_is_there() {
+        for seed in 0..2_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut model, mut serial, mut dead) = (Model::default(), 0, false);
+            let mut gateways: Vec<_> = (0..3).map(|_| Gateway { going: None, held: None, wants: false }).collect();
+            for step in 0..300 {
+                let is_last = step > 200;
+                let number = random.usize(..gateways.len());
+                let gateway = &mut gateways[number];
+                let name = format!("gate-{number}");
+                match &mut gateway.going {
+                    None if random.u8(..4) == 0 || is_last => {
+                        // In the end all leave.
+                        gateway.wants = !is_last && random.bool();
+                        gateway.held = None;
+                        serial += 1;
+                        let membership = if gateway.wants {
+                            Membership::join(&name, GROUP, format!("c{serial}"), random.bool())
+                        } else {
+                            Membership::leave(&name, GROUP)
+                        };
+                        gateway.going = Some((membership, Membership::first()));
+                    }
+                    None => {}
+                    Some((_, Ask::Over(end))) => {
+                        if let End::Held(consumer) = end {
+                            gateway.held = Some(consumer.clone());
+                        }
+                        gateway.going = None;
+                    }
+                    Some((_, ask)) if random.u8(..40) == 0 && !is_last => {
+                        // The answer is lost, or the gateway dies: it was done, perhaps. It begins anew.
+                        if random.bool() {
+                            model.answer(ask);
+                        }
+                        gateway.going = None;
+                        dead = true;
+                    }
+                    Some((membership, ask)) => {
+                        let told = model.answer(ask);
+                        *ask = membership.handle(told);
+                    }
+                }
+                if random.u8(..100) == 0
+                    && !is_last
+                    && gateways.iter().all(|one| one.held.is_none() && one.going.is_none())
+                {
+                    // Nobody has asked it for long: the server lets it go.
+                    model.consumers.clear();
+                    dead = true;
+                }
+                for (number, gateway) in gateways.iter().enumerate() {
+                    let Some(held) = &gateway.held else { continue };
+                    let (_, row) =
+                        model.row.as_ref().unwrap_or_else(|| panic!("seed {seed}: it holds what is not there"));
+                    assert!(row.nodes.contains(&format!("gate-{number}")), "seed {seed}");
+                    assert_eq!((held, model.consumers.contains(held)), (&row.consumer, true), "seed {seed}");
+                }
+            }
+            assert_eq!(model.row, None, "seed {seed}");
+            // What was lost on the way the server lets go when nobody asks it.
+            assert!(dead || model.consumers.is_empty(), "seed {seed}: {:?}", model.consumers);
+        }
+    }
+
+    #[test]
+    fn there_are_no_more_groups_than_the_fleet_serves() {
+        let mut model = Model { others: GROUPS_MAX, ..Model::default() };
+        let mut membership = Membership::join("n", GROUP, "c".to_owned(), false);
+        let mut ask = Membership::first();
+        while !matches!(ask, Ask::Over(_)) {
+            let told = model.answer(&ask);
+            ask = membership.handle(told);
+        }
+        assert_eq!((ask, model.row), (Ask::Over(End::Full), None));
+        // One that is served has room for another gateway.
+        let row = GroupRow { group: GROUP.into(), consumer: "x".into(), nodes: BTreeSet::from(["m".into()]) };
+        let mut model = Model { others: GROUPS_MAX, row: Some((7, row)), ..Model::default() };
+        model.consumers.insert("x".into());
+        let mut membership = Membership::join("n", GROUP, "c".to_owned(), false);
+        let mut ask = Membership::first();
+        while !matches!(ask, Ask::Over(_)) {
+            let told = model.answer(&ask);
+            ask = membership.handle(told);
+        }
+        assert_eq!(ask, Ask::Over(End::Held("x".into())));
+    }
+}
