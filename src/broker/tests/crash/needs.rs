@@ -115,7 +115,10 @@ impl Course {
         }
         self.cursor = self.places[self.floor];
         let told = std::mem::take(&mut self.told);
-        for (worker, Told { slow, near, .. }) in told.into_iter().enumerate() {
+        for (worker, Told { mut slow, mut near, .. }) in told.into_iter().enumerate() {
+            // A seed plays the same again.
+            slow.sort_unstable();
+            near.sort_unstable();
             for (session, since) in slow {
                 // Some are not written: nobody answers.
                 if let Some(client) = world.client_of(worker, session).filter(|_| world.random.bool()) {
@@ -241,7 +244,7 @@ fn what_a_device_does_not_have_is_always_behind_where_its_session_would_be_read_
 #[test]
 fn a_cursor_that_goes_too_far_is_found() {
     for fault in [Fault::NoFence, Fault::NoNeeds, Fault::UnplacedAtOnce, Fault::LeftGoesByCursor] {
-        let found = std::panic::catch_unwind(|| play(0..40, fault)).expect_err("it is not found");
+        let found = std::panic::catch_unwind(|| play(0..20, fault)).expect_err("it is not found");
         let text = found.downcast_ref::<String>().cloned().unwrap_or_default();
         assert!(text.contains("is read from"), "{fault:?}: {text}");
     }
