@@ -264,6 +264,18 @@ impl Broker {
         None
     }
 
+    /// The session of a device that is away was begun again elsewhere, without what it had for groups: that goes to other members. `None`: the
+    /// answer comes when that is safe.
+    pub fn disown_session(&mut self, request: u64, device: &str) -> Option<Outcome> {
+        let Some(session) = self.sessions.find_away(device) else { return Some(Outcome::Offline) };
+        self.sessions.leave_away(session);
+        self.sessions.drop_will(session);
+        self.end(session);
+        let token = self.begin_answer(request);
+        self.settle(token, Part::Taken);
+        None
+    }
+
     /// A session that is away ends here and goes on elsewhere: without its will, and what it has is not given to others.
     fn end_quietly(&mut self, session: SessionSlot) {
         self.sessions.leave_away(session);

@@ -165,6 +165,9 @@ pub enum SessionOrder {
         /// It ends everywhere: its will is published, and what it had for groups goes to other members.
         ends: bool,
     },
+    /// Another gateway has begun the session again while this one was not there: it goes from here without a word, but what it had for groups
+    /// goes to other members, for it is not there.
+    Disown,
     /// A session comes from another gateway: it begins to take messages here, and nobody else finds it yet.
     Adopt(Box<Session>),
     /// Messages of it, in their order.
@@ -191,6 +194,7 @@ impl fmt::Debug for SessionOrder {
             Self::Waits(_) => "Waits",
             Self::Offer { .. } => "Offer",
             Self::Forget { .. } => "Forget",
+            Self::Disown => "Disown",
             Self::Adopt(_) => "Adopt",
             Self::Adopted(_) => "Adopted",
             Self::Reveal => "Reveal",

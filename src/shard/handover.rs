@@ -44,6 +44,7 @@ impl Shard {
             SessionOrder::Forget { key, ends } => {
                 self.broker.forget_session(request, (device, key, ends), now, &mut self.due_wills)
             }
+            SessionOrder::Disown => self.broker.disown_session(request, device),
             SessionOrder::Adopt(session) => self.broker.adopt(request, device, *session, now),
             SessionOrder::Adopted(messages) => self.broker.adopt_messages(request, device, messages),
             SessionOrder::Reveal => self.broker.reveal(request, device, now),

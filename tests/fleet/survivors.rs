@@ -381,6 +381,37 @@ fn a_storm_of_devices_of_a_dead_gateway() {
     assert_eq!(servers.rows("pulsegate_sessions"), DEVICES as u64);
 }
 
+/// What a group was given at a gateway that died goes to another member when it is back, for the session that went on elsewhere has it not.
+#[test]
+fn what_a_group_was_given_goes_to_another_member() {
+    let site = Site::new();
+    let (_servers, mut fleet) = fleet(&site, 1, 2, "");
+    for id in ["one", "two"] {
+        let mut member = Client::come(&fleet[0], id, true);
+        member.subscribe("$share/g/jobs", 1);
+        member.cut();
+    }
+    let mut publisher = Client::come(&fleet[0], "publisher", false);
+    let jobs = payloads(6);
+    for job in &jobs {
+        publisher.publish("jobs", job, 1);
+    }
+    let place = kill(&mut fleet, 0);
+    let mut one = Client::come(&fleet[0], "one", true);
+    assert!(one.has_session);
+    assert_eq!(one.message(QUIET), None, "it is not in the stream for it");
+    let back = back(place);
+    wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
+    let mut two = Client::come(&back, "two", true);
+    assert!(two.has_session);
+    let heard: BTreeSet<_> = jobs.iter().map(|_| two.message(LATE).expect("all jobs").payload).collect();
+    assert_eq!(heard, jobs.into_iter().collect());
+    // The one that went is a member where it is.
+    let mut publisher = Client::come(&fleet[0], "publisher", false);
+    publisher.publish("jobs", "another", 1);
+    one.hears("jobs", "another", 1);
+}
+
 fn payload_of(client: &mut Client, within: Duration) -> Option<String> {
     client.message(within).map(|heard| format!("{} {}", heard.topic, heard.payload))
 }

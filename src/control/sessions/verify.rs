@@ -63,8 +63,7 @@ async fn look_at(state: &Arc<State>, device: &str) -> Option<()> {
     if let Some((revision, row)) = fleet.session_row(device).await.ok()?
         && *row.node != *fleet.node()
     {
-        let order = SessionOrder::Forget { key: None, ends: false };
-        if ask_shard(state, device, order).await != Some(Outcome::Offline) {
+        if ask_shard(state, device, SessionOrder::Disown).await != Some(Outcome::Offline) {
             count(&state.sessions.counters.disowned);
             return Some(());
         }
