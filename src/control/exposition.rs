@@ -416,12 +416,6 @@ impl Scrape {
             FleetMetric::PublicationsOwn => report.publications_own,
             FleetMetric::PublicationsInvalid => report.publications_invalid,
             FleetMetric::PublicationsMissed => report.publications_missed,
-            FleetMetric::GroupsServed => report.groups.served,
-            FleetMetric::GroupsUnserved => report.groups.unserved,
-            FleetMetric::GroupsUnsettled => report.groups.unsettled,
-            FleetMetric::GroupsGiven => report.groups.given,
-            FleetMetric::GroupsReturned => report.groups.returned,
-            FleetMetric::GroupsGivenElsewhere => report.groups.given_elsewhere,
             FleetMetric::RetainedTombstones => report.retained.tombstones,
             FleetMetric::RetainedTaken => report.retained.taken,
             FleetMetric::RetainedDropped => report.retained.dropped,
@@ -429,6 +423,7 @@ impl Scrape {
             FleetMetric::RetainedInvalid => report.retained.invalid,
             FleetMetric::RetainedAhead => report.retained.ahead,
             FleetMetric::RetainedSuperseded => report.retained.superseded,
+            of_groups => group_value(of_groups, &report.groups),
         };
         let kind = metric_type(metric.kind());
         let mut family = encoder.encode_descriptor(metric.name(), metric.help(), None, kind)?;
@@ -513,6 +508,18 @@ fn encode_histogram(family: &mut MetricEncoder<'_>, histogram: &Histogram) -> fm
     let buckets: Vec<(f64, u64)> = bounds.zip(histogram.counts).collect();
     let sum = histogram.sum_micros as f64 / 1e6;
     family.encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)
+}
+
+fn group_value(metric: FleetMetric, groups: &fleet::GroupsReport) -> u64 {
+    match metric {
+        FleetMetric::GroupsServed => groups.served,
+        FleetMetric::GroupsUnserved => groups.unserved,
+        FleetMetric::GroupsUnsettled => groups.unsettled,
+        FleetMetric::GroupsGiven => groups.given,
+        FleetMetric::GroupsReturned => groups.returned,
+        FleetMetric::GroupsGivenElsewhere => groups.given_elsewhere,
+        _ => unreachable!("all others are told where they are listed"),
+    }
 }
 
 #[cfg(test)]
