@@ -343,6 +343,7 @@ impl World {
             owner: u32::from(which),
             publisher: None,
             reach: if which & 32 == 0 { Reach::Here } else { Reach::Elsewhere },
+            groups: None,
         }
     }
 
@@ -357,7 +358,8 @@ impl World {
     /// The other shard passes a message on.
     fn pass(&mut self, what: u8, which: u8, bytes: &[u8]) {
         let (options, identifier) = (which % 3, u32::from(which));
-        let choice = || Box::new(Choice { group: Self::group(which), member: Self::member(which), options, identifier });
+        let (group, member) = (Self::group(which), Self::member(which));
+        let choice = || Box::new(Choice { group: Arc::clone(&group), member, options, identifier, request: 0 });
         let recipient = match what & 0x60 {
             0x40 => Recipient::Member(choice()),
             0x60 => Recipient::Group(Self::group(which)),
