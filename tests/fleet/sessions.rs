@@ -454,3 +454,27 @@ fn a_will_that_waits_is_forgotten_when_its_device_comes_elsewhere() {
     assert!(!fourth.has_session);
     watcher.hears("wills/meter", "gone", 1);
 }
+
+/// emqx 14799: CONNACK came before the takeover was over, and what was published in between was lost. Here whatever is acknowledged after
+/// CONNACK comes to the connection that has it, and the one before has ended.
+#[test]
+fn connack_comes_when_the_takeover_is_over() {
+    let site = Site::new();
+    let (_servers, fleet) = fleet(&site, 1, 2, "");
+    let mut publishers = [0, 1].map(|at: usize| Client::come(&fleet[at], &format!("publisher-{at}"), false));
+    let mut device = Client::come(&fleet[0], "meter", true);
+    device.subscribe("set/#", 1);
+    for number in 0..20 {
+        let mut next = Client::come(&fleet[(number + 1) % 2], "meter", true);
+        assert!(next.has_session, "at move {number}");
+        // At the gateway that it left, and at the one that it came to.
+        for (at, publisher) in publishers.iter_mut().enumerate() {
+            let payload = format!("{number}-{at}");
+            publisher.publish("set/a", &payload, 1);
+            while next.message(LATE).unwrap_or_else(|| panic!("{payload} does not come")).payload != payload {}
+        }
+        settle(&mut next);
+        device = next;
+    }
+    drop(device);
+}

@@ -31,6 +31,7 @@ fn back(site: Site) -> Member {
     member
 }
 
+/// vernemq 1577: QoS 1 was lost with a node that was killed, because what waited there was nowhere else.
 #[test]
 fn a_device_that_was_away_finds_what_waited_at_a_gateway_that_died() {
     let site = Site::new();
