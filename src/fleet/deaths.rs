@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::presence::Row;
 use super::rows::SessionRow;
@@ -101,9 +101,4 @@ impl Fleet {
 /// There is no answer; why.
 pub(super) async fn come_alive(server: &Server, node: &str) -> Result<(), String> {
     server.forget_death(node).await
-}
-
-/// A time as NATS writes it.
-pub(super) fn time_of(text: &str) -> Option<SystemTime> {
-    humantime::parse_rfc3339(text).ok()
 }

@@ -2,26 +2,11 @@
 
 use std::time::SystemTime;
 
-use async_nats::jetstream::stream::DirectGetErrorKind;
-use serde::Deserialize;
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream};
 
-use super::{ErrorCode, Server, in_words, jetstream, last, parse, remove_from};
-use crate::fleet::deaths::time_of;
+use super::{Server, in_words, last, parse, remove_from};
 use crate::fleet::names::stream_of;
 use crate::fleet::rows::{Cursor, SessionRow};
-
-/// The server's answer to a question for a message: where it stands, and since when.
-#[derive(Deserialize)]
-struct Got {
-    message: Option<GotMessage>,
-    error: Option<jetstream::Error>,
-}
-
-#[derive(Deserialize)]
-struct GotMessage {
-    seq: u64,
-    time: String,
-}
 
 impl Server {
     /// The first row of a session from this revision on.
@@ -53,7 +38,7 @@ impl Server {
     /// # Errors
     /// There is no answer; why.
     pub async fn death(&self, node: &str) -> Result<Option<SystemTime>, String> {
-        let found = self.written(&stream_of(&self.names.sessions()), &self.names.death(node)).await?;
+        let found = written(&self.sessions, &self.names.death(node)).await?;
         Ok(found.map(|(_, time)| time))
     }
 
@@ -62,7 +47,7 @@ impl Server {
     /// # Errors
     /// There is no answer; why.
     pub async fn lease_time(&self, node: &str) -> Result<Option<SystemTime>, String> {
-        let found = self.written(&stream_of(&self.names.gateways()), &self.names.lease(node)).await?;
+        let found = written(&self.gateways, &self.names.lease(node)).await?;
         Ok(found.map(|(_, time)| time))
     }
 
@@ -90,25 +75,18 @@ impl Server {
     /// # Errors
     /// There is no answer; why.
     pub async fn remove_beside(&self, subject: &str) -> Result<(), String> {
-        let stream = stream_of(&self.names.sessions());
-        match self.written(&stream, subject).await? {
-            Some((at, _)) => remove_from(&self.context, &stream, at).await.map(drop),
+        match written(&self.sessions, subject).await? {
+            Some((at, _)) => remove_from(&self.context, &stream_of(&self.names.sessions()), at).await.map(drop),
             None => Ok(()),
         }
     }
+}
 
-    /// Where what stands under a subject was written, and when, by the server's clock.
-    async fn written(&self, stream: &str, subject: &str) -> Result<Option<(u64, SystemTime)>, String> {
-        let asked = serde_json::json!({"last_by_subj": subject});
-        let answer = self.context.request(format!("STREAM.MSG.GET.{stream}"), &asked).await;
-        match answer.map_err(|error| in_words(&error))? {
-            Got { error: Some(error), .. } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
-            Got { error: Some(error), .. } => Err(in_words(&error)),
-            Got { message: Some(GotMessage { seq, time }), .. } => {
-                let time = time_of(&time).ok_or_else(|| format!("the server's time {time:?} is none"))?;
-                Ok(Some((seq, time)))
-            }
-            Got { message: None, error: None } => Err("the server's answer holds no message".to_owned()),
-        }
+/// Where what stands under a subject was written, and when, by the server's clock.
+async fn written(stream: &Stream<()>, subject: &str) -> Result<Option<(u64, SystemTime)>, String> {
+    match stream.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Some((message.sequence, message.time.into()))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(in_words(&error)),
     }
 }
