@@ -21,14 +21,16 @@ use super::broadcasts::Share;
 use super::forwarded::Forwarded;
 use crate::backbone::{DETAIL_BYTES_MAX, Event};
 use crate::link::{
-    Batch, CloseReason, EventReceiver, Message, NotAdmitted, Outcome, Presence, Subject, WorkerCommand, WorkerEvent,
-    WorkerId, group_keys,
+    Batch, CloseReason, EventReceiver, Message, NotAdmitted, Outcome, Presence, Rest, Subject, WorkerCommand,
+    WorkerEvent, WorkerId, group_keys,
 };
 use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, What};
 
-/// What nobody waits for wakes the hub no more often than so.
+/// What nobody waits for wakes the hub no more often than so; and what is waited for, where much of it comes one after the other.
 const COMPANY: Duration = Duration::from_millis(1);
+/// So many batches must come while it rests.
+const WORTH_A_REST: usize = 2;
 /// How long the last batches may take at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
 
@@ -46,6 +48,9 @@ pub(super) struct Hub {
     fences: Vec<u64>,
     /// What they still take of their shards' pools.
     charges: Vec<Charge>,
+    /// Workers that were told something and not rung for it yet, a bit each.
+    told: u64,
+    rest: Rest,
 }
 
 impl Hub {
@@ -56,7 +61,17 @@ impl Hub {
         settled: Receiver<Vec<Settled>>,
         forwarded: Forwarded,
     ) -> Self {
-        Self { state, auth, settled, forwarded, entries: Vec::new(), fences: Vec::new(), charges: Vec::new() }
+        Self {
+            state,
+            auth,
+            settled,
+            forwarded,
+            entries: Vec::new(),
+            fences: Vec::new(),
+            charges: Vec::new(),
+            told: 0,
+            rest: Rest::new(COMPANY, WORTH_A_REST),
+        }
     }
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
@@ -68,15 +83,17 @@ impl Hub {
         let mut settled = self.settled.clone();
         let mut rung = self.forwarded.rung.clone();
         let nothing = never();
+        let mut is_awake = false;
         loop {
             let taken = if self.has_room() { &uplink } else { &nothing };
+            let mut is_awaited = true;
             select! {
                 recv(answers) -> batch => match batch {
                     Ok(batch) => self.apply(batch),
                     Err(_) => answers = never(),
                 },
                 recv(taken) -> batch => match batch {
-                    Ok(batch) => self.take(batch, || uplink.is_empty() && answers.is_empty()),
+                    Ok(batch) => is_awaited = self.take(batch),
                     // Every worker is gone; only `stop` is left to wait for.
                     Err(_) => uplink = never(),
                 },
@@ -113,11 +130,40 @@ impl Hub {
                 },
                 recv(stop) -> _ => break,
             }
+            self.ring_told();
+            let waiting = uplink.len() + answers.len() + settled.len();
+            if !is_awake {
+                self.rest.note_woken(self.state.clock.now(), 1 + waiting);
+            }
+            is_awake = waiting > 0;
+            if !is_awake {
+                self.rest.note_turn(true);
+                self.lie_down(is_awaited);
+            }
         }
         self.drain(&uplink);
         // The threads end early because nobody takes their results any more: all who could must let go.
         drop((hashes, jwt_results, hook_answers));
         self.auth.stop();
+    }
+
+    /// Nothing is left. After what nobody waits for it lets a little come together; and after what somebody does where many come one
+    /// after the other.
+    fn lie_down(&mut self, is_awaited: bool) {
+        let rest = if is_awaited { self.rest.before_poll(self.state.clock.now()) } else { COMPANY };
+        if !rest.is_zero() {
+            std::thread::sleep(rest);
+        }
+    }
+
+    /// Once for all that a worker was told.
+    fn ring_told(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        for (worker, mailbox) in self.state.mailboxes.iter().enumerate() {
+            if told & (1 << worker) != 0 {
+                mailbox.ring();
+            }
+        }
     }
 
     /// Whether more is taken. If not, the store has no room, and says when it has; or the fleet's stream is away: the workers keep
@@ -137,16 +183,15 @@ impl Hub {
             } else {
                 break;
             }
+            self.ring_told();
         }
     }
 
-    /// After what nobody waits for it lets a little come together, if that was all.
-    fn take(&mut self, batch: Batch, is_all: impl Fn() -> bool) {
+    /// Whether somebody waits for it.
+    fn take(&mut self, batch: Batch) -> bool {
         let is_awaited = batch.events.iter().any(WorkerEvent::is_awaited);
         self.apply(batch);
-        if !is_awaited && is_all() {
-            std::thread::sleep(COMPANY);
-        }
+        is_awaited
     }
 
     fn apply(&mut self, batch: Batch) {
@@ -353,7 +398,8 @@ impl Hub {
     /// Answers find no bound in a worker's inbox: there is one for each thing that the worker has asked, and it has asked no
     /// more than it waits for.
     fn send(&mut self, worker: WorkerId, answer: WorkerCommand) {
-        if self.state.mailboxes[worker.index()].answer(answer).is_err() {
+        self.told |= 1 << worker.index();
+        if self.state.mailboxes[worker.index()].put(answer).is_err() {
             self.state.counters.answers_dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -202,6 +202,14 @@ pub enum Giver {
     Each,
 }
 
+impl WorkerCommand {
+    /// Whether it goes with messages, as many times a second as these: what other shards and the store say. All else is asked once.
+    #[must_use]
+    pub fn goes_with_messages(&self) -> bool {
+        matches!(self, Self::MessageSettled { .. } | Self::Safe { .. } | Self::Peers { .. })
+    }
+}
+
 /// Something for a device. Its payload is shared, not copied, on its way to many.
 #[derive(Clone, Debug)]
 pub struct Downlink {

@@ -67,9 +67,17 @@ impl Mailbox {
     /// # Errors
     /// [`MailboxFull`] with the command when the worker is gone.
     pub fn answer(&self, command: WorkerCommand) -> Result<(), MailboxFull> {
-        self.commands.send(command).map_err(|gone| MailboxFull(Box::new(gone.0)))?;
+        self.put(command)?;
         self.ring();
         Ok(())
+    }
+
+    /// As [`Self::answer`], where more may follow: whoever puts it rings when he has put all.
+    ///
+    /// # Errors
+    /// [`MailboxFull`] with the command when the worker is gone.
+    pub fn put(&self, command: WorkerCommand) -> Result<(), MailboxFull> {
+        self.commands.send(command).map_err(|gone| MailboxFull(Box::new(gone.0)))
     }
 
     /// Puts what another shard says. What is passed on has credit; a worker that is gone needs nothing.

@@ -18,6 +18,7 @@ pub mod interest;
 pub mod mailbox;
 pub mod publication;
 pub mod reason;
+pub mod rest;
 pub mod shard_message;
 pub mod trace;
 
@@ -49,6 +50,7 @@ pub use interest::{COVER_FILTERS, Cover};
 pub use mailbox::{Inbox, Mailbox, MailboxFull, mailbox};
 pub use publication::{Publication, Reach, SessionId, Traits};
 pub use reason::{CloseReason, Refusal};
+pub use rest::Rest;
 pub use shard_message::{Choice, Class, Credit, Exchange, Outgoing, Passed, Recipient, ShardMessage};
 pub use trace::{
     Direction, TRACE_BYTES, TRACE_CONNECTIONS_MAX, TRACE_EVENTS_PER_SECOND, TRACE_PAYLOAD_MAX, TRACE_WORDS_MAX,

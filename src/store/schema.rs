@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::Durability;
@@ -221,7 +222,11 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 /// What a statement puts aside (a sort, the rows of RETURNING, the journal of a statement) stays in memory. In a file it would lie in
 /// `/tmp`: on another disk, which may be full or not be there, and readable for others than the store. The writer sorts nothing, and
 /// puts aside what one group deletes; `store check` alone sorts what waits, in a process of its own, at some 20 bytes a message.
+///
+/// How a statement is carried out does not follow the values that it is given: else SQLite, which is built with statistics here, would
+/// parse and plan anew whatever has a value in its LIMIT, with each group.
 fn keep_to_itself(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
 

@@ -33,6 +33,7 @@ impl<I: Io> Turn<I> {
             let Some(command) = self.io.next_command() else { return true };
             self.progress.note_inbox(now);
             self.shard.counters().add(Metric::Commands, 1);
+            self.with_others |= command.goes_with_messages();
             self.handle_command(command, now);
         }
         false

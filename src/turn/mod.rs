@@ -13,7 +13,6 @@ mod handoff;
 mod io;
 mod progress;
 mod reading;
-mod rest;
 mod writing;
 
 use std::collections::VecDeque;
@@ -25,7 +24,7 @@ pub use io::{
 };
 
 use crate::connection::Input;
-use crate::link::{WorkerEvent, WorkerId};
+use crate::link::{Rest, WorkerEvent, WorkerId};
 use crate::metrics::{Metric, Timing};
 use crate::shard::{Broadcast, Listing, Shard, Transmit, YIELD_MAX};
 use crate::slot::ConnectionSlot;
@@ -34,14 +33,17 @@ use asked::Asked;
 use drain::Drain;
 use drained::Drained;
 use progress::Progress;
-use rest::{REST, Rest};
 
 /// The longest sleep: figures stay fresh.
 pub const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// The longest sleep while something waits for somebody who does not ring.
 const RETRY: Duration = Duration::from_millis(5);
 /// Another worker that was told nothing for so long is told at once. Short beside the way to a device, long beside a turn.
-const TOLD_AFTER: Duration = REST;
+const TOLD_AFTER: Duration = Duration::from_micros(500);
+/// A worker that other threads wake all the time turns no more often than so.
+const REST: Duration = Duration::from_millis(1);
+/// So much must come while it rests: sockets, and a bell.
+const WORTH_A_REST: usize = 2;
 const LATENESS_WINDOW: Duration = Duration::from_secs(10);
 
 /// How much of each kind one turn does at most. What is left over is done by the next.
@@ -157,7 +159,7 @@ pub struct Turn<I: Io> {
     lateness: Lateness,
     /// This turn has found something to do. One that has not is counted: it should not have been.
     has_worked: bool,
-    /// This turn has had something from another worker, or for one.
+    /// This turn has had something of messages from another worker or the store, or something for a worker.
     with_others: bool,
     rest: Rest,
     /// Events at the front of the uplink that have their addresses: nobody took them yet.
@@ -230,7 +232,7 @@ impl<I: Io> Turn<I> {
             lateness: Lateness { current: Duration::ZERO, worst: Duration::ZERO, worst_since: now },
             has_worked: false,
             with_others: false,
-            rest: Rest::default(),
+            rest: Rest::new(REST, WORTH_A_REST),
             addressed: 0,
             drain: None,
         }
