@@ -425,7 +425,7 @@ impl Broker {
     }
 
     /// What waits until a member has what a group was given, and the question that is answered by the acknowledgement of its device (0:
-    /// none). Where the session ends with this process the fleet waits for that; else until the message is safe in the session.
+    /// none): the fleet waits for that, whatever the session is. What has no acknowledgement is with somebody when it is sent.
     fn open_shared(
         &mut self,
         session: SessionSlot,
@@ -436,7 +436,7 @@ impl Broker {
         let request = choice.request;
         let subscriber = Subscriber { slot: session, identifier: 0, options: choice.options };
         let is_acknowledged = publication.qos.min(subscriber.qos()).is_acknowledged();
-        if request != 0 && is_acknowledged && self.sessions[session].key == NO_KEY {
+        if request != 0 && is_acknowledged {
             let token = match owner {
                 Owner::Request(_) => NOTHING,
                 owner => self.settlements.open(owner),
