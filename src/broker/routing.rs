@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::groups::{Groups, Member};
+use super::handover::Row;
 use super::inbound::Ticket;
 use super::inflight::{Delivery, Identifiers, PendingSuback};
 use super::journal::Waiting;
@@ -572,13 +573,16 @@ impl Broker {
         pending: &mut PendingSuback,
     ) -> Granted {
         let options_byte = options.to_byte();
-        let is_known = self.has_subscribed(session, filter);
-        if !is_known && !self.has_room_for_filter(session, filter) {
+        let known = self.subscription_of(session, filter);
+        if known.is_none() && !self.has_room_for_filter(session, filter) {
             return Granted::TooMany;
         }
         if topic::shared(filter).is_some() {
             // No retained messages for shared subscriptions (v5 4.8.2).
             return self.join(session, filter, options_byte, identifier, pending);
+        if known != Some((options_byte, identifier)) {
+            self.sessions[session].row = Row::Unknown;
+        }
         }
         let subscriber = Subscriber { slot: session, identifier, options: options_byte };
         let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
@@ -655,8 +659,13 @@ impl Broker {
         self.routing.subscriptions.count(session) + self.sessions[session].groups.len()
     }
 
-    fn has_subscribed(&self, session: SessionSlot, filter: &str) -> bool {
-        self.is_member(session, filter) || self.routing.subscriptions.has(session, filter)
+    /// The options and the identifier with which a session has subscribed to just this filter, shared or not.
+    fn subscription_of(&self, session: SessionSlot, filter: &str) -> Option<(u8, u32)> {
+        let own = self.routing.subscriptions.get(session, filter).map(|own| (own.options, own.identifier));
+        own.or_else(|| {
+            let shared = self.sessions[session].groups.iter().find(|membership| *membership.group == *filter)?;
+            Some((shared.options, shared.identifier))
+        })
     }
 
     fn join(

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use super::grants::TRY_LATER_MS;
-use crate::broker::Broker;
+use crate::broker::{Broker, Row};
 use crate::connection::Termination;
 use crate::link::{
     CloseReason, ConnectionId, Lag, Outcome, Outline, Round, STILL_CONNECTED, SessionChanged, SessionId, SessionOrder,
@@ -14,11 +14,12 @@ use crate::time::Moment;
 impl Shard {
     /// The CONNECT of a device waited until it was known where its session is.
     pub fn handle_session_settled(&mut self, id: ConnectionId, verdict: SessionVerdict, now: Moment) {
-        if !self.is_current(id) || !self.connections[id.slot].is_device() || !self.broker.clear(id.slot) {
+        let row = if verdict == SessionVerdict::GoesOn { Row::True } else { Row::Unknown };
+        if !self.is_current(id) || !self.connections[id.slot].is_device() || !self.broker.clear(id.slot, row) {
             return;
         }
         match verdict {
-            SessionVerdict::GoesOn => {
+            SessionVerdict::GoesOn | SessionVerdict::GoesOnUnasked => {
                 self.connections[id.slot].resume();
                 self.ready.push(id.slot);
             }
@@ -82,8 +83,8 @@ impl Shard {
     }
 
     /// The row of a session was written, or nobody can.
-    pub fn handle_session_written(&mut self, session: SessionId, waits: u32) {
-        self.broker.handle_row_written(session, waits);
+    pub fn handle_session_written(&mut self, session: SessionId, waits: u32, is_true: bool) {
+        self.broker.handle_row_written(session, waits, is_true);
     }
 
     /// A round begins as soon as what was routed before it is with its sessions.
