@@ -11,6 +11,18 @@ use crate::link::{
 use crate::slot::SessionSlot;
 use crate::time::Moment;
 
+/// Bytes of ids of devices that are told of in one round, of each sort: a shard can have 100,000 that fall behind at the same time. Whoever
+/// is not told of is in the next one.
+const TOLD_BYTES: usize = 256 << 10;
+
+/// Whether one more has room among those that are told of.
+fn has_room(left: &mut usize, device: &str) -> bool {
+    let more = device.len() + size_of::<Box<str>>();
+    let has_room = *left >= more;
+    *left = left.saturating_sub(more);
+    has_room
+}
+
 impl Shard {
     /// The CONNECT of a device waited until it was known where its session is.
     pub fn handle_session_settled(&mut self, id: ConnectionId, verdict: SessionVerdict, now: Moment) {
@@ -102,9 +114,11 @@ impl Shard {
             self.uplink.push(WorkerEvent::SessionChanged(SessionChanged { device, waits }));
         }
         if let Some((round, told)) = self.broker.take_round() {
+            let (mut slow_bytes, mut near_bytes) = (TOLD_BYTES, TOLD_BYTES);
             let slow = told.slow.into_iter().filter_map(|(session, since)| Some((self.device_of(session)?, since)));
-            let (slow, near) =
-                (slow.collect(), told.near.into_iter().filter_map(|near| self.device_of(near)).collect());
+            let slow = slow.take_while(|(device, _)| has_room(&mut slow_bytes, device)).collect();
+            let near = told.near.into_iter().filter_map(|near| self.device_of(near));
+            let near = near.take_while(|device| has_room(&mut near_bytes, device)).collect();
             round.told.set(Lag { oldest: told.oldest, slow, near });
             self.uplink.push(WorkerEvent::Sent { request: round.request, outcome: Outcome::Delivered });
         }
