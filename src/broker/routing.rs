@@ -144,7 +144,10 @@ impl Broker {
     /// A message goes up, for subscribers of the whole fleet: just before it is [published](Broker::publish), or said elsewhere.
     pub fn send_up(&self, publication: &mut Publication) {
         publication.reach = Reach::Fleet;
-        publication.groups = self.exchange.groups_here().wanting(&publication.topic);
+        // Without a fleet there is nothing to look at, not even whether there is something.
+        if self.interest.is_on() {
+            publication.groups = self.exchange.groups_here().wanting(&publication.topic);
+        }
     }
 
     /// A message that is to be retained is given its place among all others: just before it is [published](Broker::publish), or at once,

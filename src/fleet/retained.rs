@@ -98,6 +98,8 @@ pub struct Counters {
     pub refused: AtomicU64,
     pub invalid: AtomicU64,
     pub ahead: AtomicU64,
+    /// Messages of the API that were not written, because later ones were there.
+    pub superseded: Arc<AtomicU64>,
     /// Up to where all of it is in the tables here.
     pub applied: AtomicU64,
     /// How often all of it was read.
@@ -110,7 +112,7 @@ impl Counters {
     /// Told.
     pub(super) fn report(&self, report: &mut Report) {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Self { tombstones, taken, dropped, refused, invalid, ahead, reads, .. } = self;
+        let Self { tombstones, taken, dropped, refused, invalid, ahead, superseded, reads, .. } = self;
         report.retained = Bucket {
             is_read: load(reads) > 0,
             tombstones: load(tombstones),
@@ -119,7 +121,7 @@ impl Counters {
             refused: load(refused),
             invalid: load(invalid),
             ahead: load(ahead),
-            superseded: bucket::superseded_in_all(),
+            superseded: load(superseded),
         };
     }
 
