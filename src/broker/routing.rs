@@ -580,12 +580,12 @@ impl Broker {
         if known.is_none() && !self.has_room_for_filter(session, filter) {
             return Granted::TooMany;
         }
-        if topic::shared(filter).is_some() {
-            // No retained messages for shared subscriptions (v5 4.8.2).
-            return self.join(session, filter, options_byte, identifier, pending);
         if known != Some((options_byte, identifier)) {
             self.sessions[session].row = Row::Unknown;
         }
+        if topic::shared(filter).is_some() {
+            // No retained messages for shared subscriptions (v5 4.8.2).
+            return self.join(session, filter, options_byte, identifier, pending);
         }
         let subscriber = Subscriber { slot: session, identifier, options: options_byte };
         let is_new = self.routing.subscriptions.subscribe(filter, subscriber);
