@@ -5,6 +5,7 @@ use super::journal::Waiting;
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Part, Token};
 use super::{Broker, RequestEnd};
+use crate::codec::mqtt::QoS;
 use crate::image::Change;
 use crate::slot::SessionSlot;
 
@@ -84,10 +85,11 @@ impl Broker {
         self.note_backlog(session);
     }
 
-    /// Records that a message is sent under a packet identifier, if its session is recorded. Whether it was.
+    /// Records that a message is sent under a packet identifier, if its session is recorded. Whether it was. Not one of QoS 1 that is
+    /// lent: should the process end, another member gets it, and nobody is to find it here.
     pub(super) fn record_sent(&mut self, session: SessionSlot, delivery: &mut Delivery, packet: u16) -> bool {
         let key = self.sessions[session].key;
-        if key == NO_KEY {
+        if key == NO_KEY || (delivery.is_lent() && delivery.qos != QoS::ExactlyOnce) {
             return false;
         }
         if delivery.number == 0 {
@@ -105,7 +107,8 @@ impl Broker {
         let key = known.key;
         let Some(inflight) = known.inflight.as_deref_mut().filter(|_| key != NO_KEY) else { return false };
         let Some(delivery) = inflight.kept_mut(place) else { return false };
-        let is_new = delivery.qos.is_acknowledged() && delivery.number == 0;
+        // Of what is lent only that is recorded which the device knows by a packet identifier, when it is sent.
+        let is_new = delivery.qos.is_acknowledged() && delivery.number == 0 && !delivery.is_lent();
         if is_new {
             self.journal.record_message(key, delivery, None);
             self.note_outstanding(session);

@@ -13,6 +13,7 @@ use super::lifecycle::Walk;
 use super::retained::BURIED_IN_A_TURN;
 use super::settlement::Part;
 use super::{Broker, RequestEnd};
+use crate::link::GROUP_MESSAGES_EACH;
 use crate::metrics::{Counters, Metric};
 use crate::pool::Class;
 use crate::slot::{ConnectionSlot, SessionSlot};
@@ -219,6 +220,10 @@ impl Broker {
     fn write_one(&mut self, session: SessionSlot, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
         let inflight = self.sessions[session].inflight.as_deref();
+        if delivery.is_lent() && inflight.is_some_and(|inflight| inflight.lent() >= GROUP_MESSAGES_EACH as usize) {
+            // It acknowledges less than the others: these are not to wait for it.
+            return self.drop_delivery(&delivery);
+        }
         let waits = inflight.is_some_and(|inflight| {
             inflight.queued().0 > 0
                 || inflight.greeting.is_some()
@@ -255,8 +260,13 @@ impl Broker {
             }
             Ok(Enqueued::Waits) => self.note_outstanding(session),
             Err(delivery) => {
+                let never_fits = bound.messages == 0 || delivery.publication.bytes() > bound.bytes;
+                if delivery.is_lent() && !never_fits {
+                    // Nothing is lost: another member may have room.
+                    return self.drop_delivery(&delivery);
+                }
                 counters.add(bound.refused_as(queued, &delivery), 1);
-                if bound.messages == 0 || delivery.publication.bytes() > bound.bytes {
+                if never_fits {
                     self.drop_too_large(session, delivery);
                 } else {
                     self.drop_of(session, &delivery);
@@ -324,7 +334,7 @@ impl Broker {
 
     /// A message for a device that is away: kept if it is to be acknowledged.
     pub(super) fn keep_one(&mut self, session: SessionSlot, delivery: Delivery, now: Moment, counters: &mut Counters) {
-        if delivery.request != 0 && delivery.group.is_some() {
+        if delivery.is_lent() {
             // The fleet gives it to somebody who is there.
             return self.drop_delivery(&delivery);
         }

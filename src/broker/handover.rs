@@ -58,8 +58,8 @@ struct Adoption {
 /// See the head of this file.
 #[derive(Default)]
 pub(super) struct Handovers {
-    /// Connections whose CONNECT waits, and whether it may go on.
-    claims: HashMap<ConnectionSlot, bool>,
+    /// Connections whose CONNECT waits; and, where it may go on, how it is with the row of its session.
+    claims: HashMap<ConnectionSlot, Option<Row>>,
     adoptions: HashMap<Box<str>, Adoption>,
     /// Devices whose sessions have ended, and that have no other one.
     gone: Vec<Box<str>>,
@@ -67,6 +67,27 @@ pub(super) struct Handovers {
     changed: Vec<(SessionSlot, u32, u32)>,
     /// Adoptions that wait until what was subscribed to comes from other gateways, by the version.
     interested: VecDeque<(u64, Token)>,
+}
+
+/// What is known here of the row of a session.
+///
+/// ```text
+///            CONNECT, for which it was read          what the session has subscribed to, or its will, is another
+///   Unknown ────────────────────────────────▶ True ───────────────────────────────────────────────┐
+///      ▲ ▲                                     ▲                                                   │
+///      │ │                                     └── it says so ── Asked ◀── a SUBACK waits for it ──┤
+///      │ └─────── it changes once more ──────────────────────────┘                                 │
+///      └───────────────────────────────────────────────────────────────────────────────────────────┘
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Row {
+    /// It may say something else.
+    #[default]
+    Unknown,
+    /// The same, and what there is now is being written.
+    Asked,
+    /// It says what is so.
+    True,
 }
 
 /// The name of a session that is on its way here: no device has such a name.
@@ -92,33 +113,34 @@ impl Broker {
     pub fn claim(&mut self, connection: ConnectionSlot) -> Claim {
         match self.handovers.claims.get(&connection) {
             None => {
-                self.handovers.claims.insert(connection, false);
+                self.handovers.claims.insert(connection, None);
                 Claim::Ask
             }
-            Some(false) => Claim::Waits,
-            Some(true) => Claim::Cleared,
+            Some(None) => Claim::Waits,
+            Some(Some(_)) => Claim::Cleared,
         }
     }
 
-    /// The CONNECT of this connection may go on. `false`: none waits.
-    pub fn clear(&mut self, connection: ConnectionSlot) -> bool {
+    /// The CONNECT of this connection may go on, with what is known of the row of its session. `false`: none waits.
+    pub fn clear(&mut self, connection: ConnectionSlot, row: Row) -> bool {
         let claim = self.handovers.claims.get_mut(&connection);
-        claim.is_some_and(|is_cleared| !std::mem::replace(is_cleared, true))
+        claim.is_some_and(|cleared| cleared.replace(row).is_none())
     }
 
     /// Whether the CONNECT of this connection waits.
     #[must_use]
     pub fn is_waiting(&self, connection: ConnectionSlot) -> bool {
-        self.handovers.claims.get(&connection) == Some(&false)
+        self.handovers.claims.get(&connection) == Some(&None)
     }
 
-    /// It goes on, or its connection has ended.
-    pub(super) fn forget_claim(&mut self, connection: ConnectionSlot) {
-        self.handovers.claims.remove(&connection);
+    /// It goes on, or its connection has ended. What is known of the row of its session.
+    pub(super) fn forget_claim(&mut self, connection: ConnectionSlot) -> Row {
+        let row = self.handovers.claims.remove(&connection).flatten().unwrap_or_default();
         if self.handovers.claims.is_empty() && self.handovers.claims.capacity() > 1_024 {
             // After a storm the memory goes back.
             self.handovers.claims = HashMap::new();
         }
+        row
     }
 
     /// A device's session has ended, and it has no other.
@@ -137,6 +159,7 @@ impl Broker {
 
     /// What the row of a session says is no more so.
     pub(super) fn note_changed(&mut self, session: SessionSlot) {
+        self.sessions[session].row = Row::Unknown;
         let changed = (session, self.sessions[session].generation, 0);
         let is_kept = self.is_of_fleet() && self.sessions[session].key != NO_KEY;
         if is_kept && self.handovers.changed.last() != Some(&changed) {
@@ -144,9 +167,12 @@ impl Broker {
         }
     }
 
-    /// The same of what it has subscribed to: SUBACK, or UNSUBACK, waits until any other gateway could know.
+    /// SUBACK, or UNSUBACK, waits until any other gateway could know what the session has subscribed to; unless that is so.
     pub fn expect_row(&mut self, session: SessionSlot, pending: &mut PendingSuback) {
-        if self.is_of_fleet() && self.sessions[session].key != NO_KEY {
+        let known = &self.sessions[session];
+        let is_kept = known.key != NO_KEY && known.row != Row::True;
+        if is_kept && self.is_of_fleet() {
+            self.sessions[session].row = Row::Asked;
             self.handovers.changed.push((session, self.sessions[session].generation, pending.waits));
             pending.homes += 1;
         }
@@ -164,9 +190,13 @@ impl Broker {
         changed.into_iter().filter(is_current).map(|(session, _, waits)| (session, waits)).collect()
     }
 
-    /// The row of a session says what was subscribed to, or nobody can write it.
-    pub fn handle_row_written(&mut self, session: SessionId, waits: u32) {
+    /// The row of a session says what was subscribed to, or (not `is_true`) nobody can write it.
+    pub fn handle_row_written(&mut self, session: SessionId, waits: u32, is_true: bool) {
         if let Some(session) = self.sessions.resolve(session) {
+            let row = &mut self.sessions[session].row;
+            if is_true && *row == Row::Asked {
+                *row = Row::True;
+            }
             self.handle_joined(session, waits);
         }
     }

@@ -62,6 +62,14 @@ pub struct Delivery {
     pub(super) number: u64,
 }
 
+impl Delivery {
+    /// Whether the fleet has given it to a group and waits for the word of this device: it is the fleet's until then, and nothing that the
+    /// session keeps (decision D33).
+    pub(super) fn is_lent(&self) -> bool {
+        self.group.is_some() && self.request != 0
+    }
+}
+
 /// Subscription Identifiers: nearly always none or one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Identifiers {

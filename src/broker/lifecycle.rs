@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::handover::Row;
 use super::inflight::{Inflight, Released, Stored};
 use super::{Broker, Profile};
 use crate::config::budget::WILL_BYTES;
@@ -126,6 +127,8 @@ pub(super) struct Session {
     /// Whether its connection is not read until it is told something.
     pub(super) is_held: bool,
     pub(super) group_messages: GroupMessages,
+    /// What is known of its row, in a fleet.
+    pub(super) row: Row,
     /// Bytes that it has been sent in this turn: a device is sent no more at a time than its outbox could hold.
     pub(super) turn_bytes: u32,
     pub(super) turn: u32,
@@ -295,6 +298,7 @@ impl Sessions {
             is_answerable: false,
             is_held: false,
             group_messages: GroupMessages::None,
+            row: Row::Unknown,
             turn_bytes: 0,
             turn: 0,
             device: Box::default(),
@@ -518,7 +522,7 @@ impl Broker {
     pub fn attach(&mut self, arrival: Arrival, now: Moment) -> Attached {
         let Arrival { connection, device, clean_start, profile, will } = arrival;
         debug_assert!(self.of(connection).is_none());
-        self.forget_claim(connection);
+        let row = self.forget_claim(connection);
         let (mut due_will, before) = (None, self.journal.mark());
         let known = self.sessions.find_away(device);
         let session = match known {
@@ -541,7 +545,7 @@ impl Broker {
         let session = session.unwrap_or_else(|| self.sessions.begin(profile));
         self.sessions.attach(session, connection);
         let known = &mut self.sessions[session];
-        known.profile = profile;
+        (known.profile, known.row) = (profile, row);
         // A will of the last connection that was still to come is not: the device is back [v5 MQTT-3.1.3-9].
         known.will = None;
         known.device = Box::default();

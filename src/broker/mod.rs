@@ -66,7 +66,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use delivery::{SendBudget, SessionBatch};
-pub use handover::Claim;
+pub use handover::{Claim, Row};
 pub use inbound::{FilterLooks, Known, Ticket, UNFINISHED_IN_A_TURN};
 pub use inflight::{Answer, Delivery, Identifiers, PendingSuback, Qos2Reply, WrongAck};
 pub use journal::Recording;

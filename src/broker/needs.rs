@@ -21,6 +21,7 @@ use hashbrown::HashMap;
 use super::Broker;
 use super::inflight::Oldest;
 use super::lifecycle::NO_KEY;
+use crate::config::FLEET_BEHIND_BYTES;
 use crate::link::{Round, Standing};
 use crate::slot::SessionSlot;
 
@@ -30,8 +31,9 @@ const SLOW_AFTER: u64 = 4;
 const NEAR: u64 = 2;
 /// A place of its own is written anew when it is that much behind.
 const PLACED_AGAIN_AFTER: u64 = 30;
-/// Sessions of a shard that are told in one round, of each sort.
-const TOLD_MAX: usize = 256;
+/// Sessions of a shard that are told in one round, of each sort: 64 KiB here. How many rows are written for them is bounded by the time
+/// that their writing may take.
+const TOLD_MAX: usize = 4_096;
 
 /// What one session needs.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +48,8 @@ struct Need {
     /// The round of the place in its row; `None`: it has none there.
     placed: Option<u64>,
 }
+
+const _: () = assert!((size_of::<(SessionSlot, Need)>() as u64 + 1) * 3 / 2 <= FLEET_BEHIND_BYTES);
 
 /// A round that begins when what was routed before it is with its sessions.
 struct Begun {

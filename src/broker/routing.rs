@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::groups::{Groups, Member};
+use super::handover::Row;
 use super::inbound::Ticket;
 use super::inflight::{Delivery, Identifiers, PendingSuback};
 use super::journal::Waiting;
@@ -143,7 +144,10 @@ impl Broker {
     /// A message goes up, for subscribers of the whole fleet: just before it is [published](Broker::publish), or said elsewhere.
     pub fn send_up(&self, publication: &mut Publication) {
         publication.reach = Reach::Fleet;
-        publication.groups = self.exchange.groups_here().wanting(&publication.topic);
+        // Without a fleet there is nothing to look at, not even whether there is something.
+        if self.interest.is_on() {
+            publication.groups = self.exchange.groups_here().wanting(&publication.topic);
+        }
     }
 
     /// A message that is to be retained is given its place among all others: just before it is [published](Broker::publish), or at once,
@@ -425,7 +429,7 @@ impl Broker {
     }
 
     /// What waits until a member has what a group was given, and the question that is answered by the acknowledgement of its device (0:
-    /// none). Where the session ends with this process the fleet waits for that; else until the message is safe in the session.
+    /// none): the fleet waits for that, whatever the session is. What has no acknowledgement is with somebody when it is sent.
     fn open_shared(
         &mut self,
         session: SessionSlot,
@@ -436,7 +440,7 @@ impl Broker {
         let request = choice.request;
         let subscriber = Subscriber { slot: session, identifier: 0, options: choice.options };
         let is_acknowledged = publication.qos.min(subscriber.qos()).is_acknowledged();
-        if request != 0 && is_acknowledged && self.sessions[session].key == NO_KEY {
+        if request != 0 && is_acknowledged {
             let token = match owner {
                 Owner::Request(_) => NOTHING,
                 owner => self.settlements.open(owner),
@@ -572,9 +576,12 @@ impl Broker {
         pending: &mut PendingSuback,
     ) -> Granted {
         let options_byte = options.to_byte();
-        let is_known = self.has_subscribed(session, filter);
-        if !is_known && !self.has_room_for_filter(session, filter) {
+        let known = self.subscription_of(session, filter);
+        if known.is_none() && !self.has_room_for_filter(session, filter) {
             return Granted::TooMany;
+        }
+        if known != Some((options_byte, identifier)) {
+            self.sessions[session].row = Row::Unknown;
         }
         if topic::shared(filter).is_some() {
             // No retained messages for shared subscriptions (v5 4.8.2).
@@ -655,8 +662,13 @@ impl Broker {
         self.routing.subscriptions.count(session) + self.sessions[session].groups.len()
     }
 
-    fn has_subscribed(&self, session: SessionSlot, filter: &str) -> bool {
-        self.is_member(session, filter) || self.routing.subscriptions.has(session, filter)
+    /// The options and the identifier with which a session has subscribed to just this filter, shared or not.
+    fn subscription_of(&self, session: SessionSlot, filter: &str) -> Option<(u8, u32)> {
+        let own = self.routing.subscriptions.get(session, filter).map(|own| (own.options, own.identifier));
+        own.or_else(|| {
+            let shared = self.sessions[session].groups.iter().find(|membership| *membership.group == *filter)?;
+            Some((shared.options, shared.identifier))
+        })
     }
 
     fn join(

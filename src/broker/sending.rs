@@ -144,7 +144,7 @@ impl Broker {
                 Sent::TooLong => {
                     budget.counters.add(Metric::DroppedTooLarge, 1);
                     if let Some(given_up) = self.sessions.inflight(session).give_up() {
-                        self.give_up_request(given_up.request);
+                        self.end_too_large(given_up.request, given_up.is_lent());
                         self.record_done(session, given_up.number);
                     }
                 }
@@ -292,11 +292,17 @@ impl Broker {
     /// A message that the session never takes. Of one for a group the fleet hears that it is done with: it might be too large for all of
     /// its members (v5 3.1.2.11.4).
     pub(super) fn drop_too_large(&mut self, session: SessionSlot, mut delivery: Delivery) {
-        if delivery.group.is_some() && delivery.request != 0 {
-            let request = std::mem::take(&mut delivery.request);
-            self.requests.push((request, RequestEnd::Published));
-        }
+        let is_lent = delivery.is_lent();
+        self.end_too_large(std::mem::take(&mut delivery.request), is_lent);
         self.drop_of(session, &delivery);
+    }
+
+    fn end_too_large(&mut self, request: u64, is_lent: bool) {
+        if is_lent {
+            self.requests.push((request, RequestEnd::Published));
+        } else {
+            self.give_up_request(request);
+        }
     }
 
     /// The next packet identifier: not 0, and not one in use [MQTT-2.2.1-3].

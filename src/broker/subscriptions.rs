@@ -210,10 +210,12 @@ impl<S: Slot> Subscriptions<S> {
         (end < self.nodes.end()).then_some(end)
     }
 
-    /// Whether a session has subscribed to just this filter.
+    /// The subscription of a session to just this filter.
     #[must_use]
-    pub fn has(&self, session: S, filter: &str) -> bool {
-        self.find_node(filter).is_some_and(|node| self.place_of(session, node).is_some())
+    pub fn get(&self, session: S, filter: &str) -> Option<Subscriber<S>> {
+        let node = self.find_node(filter)?;
+        let place = self.place_of(session, node)?;
+        Some(self.nodes[node].subscribers.as_slice()[place.position as usize])
     }
 
     /// The subscription of a session that matches a topic name; of several that with the highest QoS.

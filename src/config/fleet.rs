@@ -8,6 +8,10 @@ use super::{NatsLogin, SinkTls};
 /// left is known until its row is gone while another takes its place.
 pub const FLEET_DEVICE_BYTES: u64 = 448;
 
+/// What a shard keeps of one session that owes its device something, in bytes, at the fill that its table has on average: how far back in
+/// the fleet's stream it may have to be read.
+pub const FLEET_BEHIND_BYTES: u64 = 88;
+
 /// Messages published at other gateways that are on their way to shards, and with them and not settled, in bytes at most.
 pub const FLEET_INTAKE_BYTES: usize = 8 << 20;
 /// Messages for groups of shared subscribers that NATS was asked for and that no shard has, in bytes, but for one larger one of each group.

@@ -33,8 +33,8 @@ pub use budget::{MemoryBudget, memory_budget};
 pub use check::ports_fit;
 pub use error::{ConfigError, ConfigKey, Problem};
 pub use fleet::{
-    FLEET_DEVICE_BYTES, FLEET_GROUPS_BYTES, FLEET_INTAKE_BYTES, FLEET_PUBLICATIONS_BYTES, FLEET_SINK, Fleet,
-    FleetUplink,
+    FLEET_BEHIND_BYTES, FLEET_DEVICE_BYTES, FLEET_GROUPS_BYTES, FLEET_INTAKE_BYTES, FLEET_PUBLICATIONS_BYTES,
+    FLEET_SINK, Fleet, FleetUplink,
 };
 pub use identity::{Identity, IdentityFrom};
 pub use limits::{Admission, Backbone, ConnectionBounds, Drain, Limits, Uplink};

@@ -18,7 +18,7 @@ use super::State;
 use super::policy::Expiry;
 use super::sessions;
 use crate::commands;
-use crate::fleet::{self, Fleet};
+use crate::fleet;
 use crate::link::{CloseReason, Refusal};
 use crate::metrics::{
     BUCKETS_MICROS, BUILD_HELP, BUILD_NAME, CONSUMER_BEHIND, CONSUMER_MISSED, Counters, FleetMetric, Histogram, Kind,
@@ -162,7 +162,7 @@ impl Scrape {
             expiries: state.expiries(),
             consumers: state.store.as_deref().map_or(Vec::new(), Store::backlogs),
             sinks: state.sinks.as_ref().map_or(Vec::new(), Sinks::reports),
-            fleet: state.fleet.as_ref().map(Fleet::report),
+            fleet: state.fleet_report(),
             queue: state.command_counts(),
             sessions: state.sessions.counters.counts(),
             now_ms: state.clock.unix_ms(state.clock.now()),

@@ -15,8 +15,9 @@ use super::api::{broadcast, devices, history, messages};
 use super::blocks::BlockError;
 use super::{fleet_blocks, sessions};
 use crate::config::Config;
-use crate::fleet::{Call, Decided, Fleet, Identity, Order, Position, Reply, Settings, Wishes};
+use crate::fleet::{Call, Decided, Fleet, Identity, Order, Position, Reply, Report, Settings, Wishes};
 use crate::link::{DelayedWill, DeviceFilter, Downlink, Outcome, Subject, WorkerCommand};
+use crate::sink::Sinks;
 use crate::store::Store;
 
 /// How long a worker has to answer.
@@ -36,6 +37,15 @@ pub(super) fn start(
     let identity = Identity { node: &config.node, epoch, data_dir: &config.data_dir, seed, workers, position };
     let (fleet, wishes) = Fleet::start(settings, &identity)?;
     Ok((Some(fleet), Some(wishes)))
+}
+
+impl State {
+    /// What is known of the fleet, with what its sink counts of it; `None`: there is none.
+    pub(super) fn fleet_report(&self) -> Option<Report> {
+        let mut report = self.fleet.as_ref()?.report();
+        report.retained.superseded += self.sinks.as_ref().map_or(0, Sinks::superseded);
+        Some(report)
+    }
 }
 
 /// Does what others want, until the gateway ends.

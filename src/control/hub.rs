@@ -347,7 +347,7 @@ impl Hub {
             for request in self.fences.drain(..) {
                 self.state.sent.resolve(request, Outcome::Delivered);
             }
-            // As long as more is taken from the workers.
+            // As long as more is taken from the workers; those for whom there is room now.
             for worker in self.state.uplink.take_waiting() {
                 self.state.mailboxes[worker.index()].ring();
             }

@@ -46,6 +46,8 @@ const BATCH_EXPIRES: Duration = Duration::from_secs(5);
 const INACTIVE: Duration = Duration::from_mins(1);
 /// A consumer that takes too much is replaced no more often than so.
 const NARROWED_AFTER: Duration = Duration::from_secs(2);
+/// While nothing is wanted it is looked so often where the stream ends.
+const END_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Shards that say something at the same time are heard together.
 const TOGETHER: Duration = Duration::from_millis(2);
 
@@ -120,6 +122,8 @@ pub struct Intake {
     waiting: Option<Waiting>,
     /// Where it is, which is to be said when that has been passed on.
     unsaid: Option<Position>,
+    /// The server was away, and nothing was wanted before: whoever has subscribed since was not waited for.
+    is_back: bool,
     ends: Ends,
     /// When it is asked again whether all has come.
     ends_due: Instant,
@@ -162,6 +166,7 @@ impl Intake {
             room: Arc::new(Semaphore::new(FLEET_INTAKE_BYTES / UNIT_BYTES)),
             waiting: None,
             unsaid: None,
+            is_back: false,
             ends: Ends::default(),
             ends_due: Instant::now(),
             opened: Arc::default(),
@@ -173,6 +178,7 @@ impl Intake {
 
     /// Reads for as long as it is polled: until the connection is given up.
     pub(super) async fn run(&mut self, server: &Server) -> Infallible {
+        self.is_back = self.place.as_ref().is_some_and(|place| place.wanted().is_empty());
         self.shared.interests().begin();
         loop {
             let why = match self.serve(server).await {
@@ -209,7 +215,7 @@ impl Intake {
 
     async fn serve(&mut self, server: &Server) -> Result<Infallible, String> {
         let mut reading: Option<Reading> = None;
-        let (mut has_news, mut look_again) = (true, None);
+        let (mut has_news, mut look_again, mut end_due) = (true, None, Instant::now() + END_LOOK_EVERY);
         loop {
             if has_news {
                 look_again = self.follow(server, &mut reading).await?;
@@ -224,6 +230,7 @@ impl Intake {
             }
             self.look_for_ends(server, reading.as_ref()).await?;
             let are_ends_awaited = !self.ends.is_empty();
+            let is_unwanted = reading.is_none() && self.place.is_some() && self.waiting.is_none();
             let (shared, patience) = (Arc::clone(&self.shared), self.shared.interests().due());
             has_news = false;
             tokio::select! {
@@ -236,6 +243,10 @@ impl Intake {
                 () = until(look_again), if look_again.is_some() => has_news = true,
                 () = until(patience), if patience.is_some() => {}
                 () = tokio::time::sleep(ENDS_EVERY), if are_ends_awaited => {}
+                () = tokio::time::sleep_until(end_due.into()), if is_unwanted => {
+                    end_due = Instant::now() + END_LOOK_EVERY;
+                    self.go_to_end(server).await;
+                }
                 room = reserve(&self.room, self.waiting.as_ref()) => {
                     let (publication, _) = self.waiting.take().expect("it is waited for");
                     self.pass(*publication, room);
@@ -249,6 +260,21 @@ impl Intake {
                     }
                 }
             }
+        }
+    }
+
+    /// Nothing is wanted: all that there is, is for nobody here. So the place never lies back for long, and whoever is the first to want
+    /// something while the server is away gets what is published from then on, and little that is older.
+    async fn go_to_end(&mut self, server: &Server) {
+        // Without an answer it is where it was.
+        let (Ok(facts), Some(place)) = (facts(server).await, &mut self.place) else { return };
+        let before = place.position();
+        place.look(&facts);
+        place.advance(facts.last);
+        let position = place.position();
+        self.note_missed();
+        if position != before {
+            self.say(Arrival::Passed(position));
         }
     }
 
@@ -266,6 +292,7 @@ impl Intake {
         let before = self.place.as_ref().map_or(&[][..], Place::wanted);
         let is_reading = reading.is_some() || (before.is_empty() && !is_first);
         if is_reading && before == &wanted[..] {
+            self.is_back = false;
             self.note_read(&wanted);
             return Ok(None);
         }
@@ -281,6 +308,7 @@ impl Intake {
         // With nothing wanted the place that is kept stays where it was, however long.
         let is_far = before.is_empty();
         *reading = self.open(server, reading.take(), &wanted).await?;
+        self.is_back = false;
         self.shared.intake.subjects.store(wanted.len() as u64, Ordering::Relaxed);
         self.shared.status().publications(None);
         self.backoff.succeed();
@@ -384,7 +412,7 @@ impl Intake {
             Some(place) => {
                 place.look(&facts);
                 if place.wanted() != wanted {
-                    if before.is_none() && !place.wanted().is_empty() {
+                    if before.is_none() && (self.is_back || !place.wanted().is_empty()) {
                         // Whoever has subscribed while the server was away was not waited for, and may have missed something.
                         place.resume(wanted);
                     } else {

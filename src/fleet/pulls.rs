@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::link::GROUP_MESSAGES_EACH;
+
 /// Messages in one question,
 const ASKED: u32 = 4;
 /// and questions for each member.
-const EACH: u32 = 2;
+const EACH: u32 = GROUP_MESSAGES_EACH / ASKED;
 /// Members of all groups of a gateway for each of whom is asked. Where there are more, those of one group are asked for together.
 pub const MEMBERS_ASKED_MAX: u32 = 256;
 /// The server ends a question after so long, and says so.

@@ -98,6 +98,8 @@ pub struct Counters {
     pub refused: AtomicU64,
     pub invalid: AtomicU64,
     pub ahead: AtomicU64,
+    /// Messages of the API that were not written, because later ones were there.
+    pub superseded: Arc<AtomicU64>,
     /// Up to where all of it is in the tables here.
     pub applied: AtomicU64,
     /// How often all of it was read.
@@ -110,7 +112,7 @@ impl Counters {
     /// Told.
     pub(super) fn report(&self, report: &mut Report) {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Self { tombstones, taken, dropped, refused, invalid, ahead, reads, .. } = self;
+        let Self { tombstones, taken, dropped, refused, invalid, ahead, superseded, reads, .. } = self;
         report.retained = Bucket {
             is_read: load(reads) > 0,
             tombstones: load(tombstones),
@@ -119,7 +121,7 @@ impl Counters {
             refused: load(refused),
             invalid: load(invalid),
             ahead: load(ahead),
-            superseded: bucket::superseded_in_all(),
+            superseded: load(superseded),
         };
     }
 
@@ -308,13 +310,9 @@ impl Watch {
         if let Some(unseen) = &mut reading.unseen {
             unseen.remove(topic);
         }
-        let expires_ms = held.publishing.as_ref().and_then(|publishing| publishing.expires_ms);
-        let goes_ms = expires_ms.and_then(|expires_ms| u64::try_from(expires_ms).ok()).unwrap_or(0);
-        let goes_ms = goes_ms.max(held.stamp.unix_ms()).saturating_add(TOMBSTONE_LIFE.as_millis() as u64);
-        if (payload.is_empty() || expires_ms.is_some()) && self.graves.len() < 2 * TOMBSTONES_MAX {
-            self.graves.insert(topic.into(), (at, goes_ms));
-        } else {
-            self.graves.remove(topic);
+        match goes_at(payload.is_empty(), held).filter(|_| self.graves.len() < 2 * TOMBSTONES_MAX) {
+            Some(goes_ms) => drop(self.graves.insert(topic.into(), (at, goes_ms))),
+            None => drop(self.graves.remove(topic)),
         }
         self.shared.retained.tombstones.store(self.graves.len() as u64, Ordering::Relaxed);
     }
@@ -372,6 +370,16 @@ impl Watch {
     }
 }
 
+/// When a key may go from the bucket, in milliseconds since 1970: that of a deletion, or of what expires; `None`: it stays.
+fn goes_at(is_deletion: bool, held: &Held) -> Option<u64> {
+    let expires_ms = held.publishing.as_ref().and_then(|publishing| publishing.expires_ms);
+    if !is_deletion && expires_ms.is_none() {
+        return None;
+    }
+    let over_ms = expires_ms.and_then(|expires_ms| u64::try_from(expires_ms).ok()).unwrap_or(0);
+    Some(over_ms.max(held.stamp.unix_ms()).saturating_add(TOMBSTONE_LIFE.as_millis() as u64))
+}
+
 /// Those that go now, the oldest first: whose time it is, and those that are too many.
 fn due(graves: &HashMap<Box<str>, (u64, u64)>, now_ms: u64) -> Vec<(Box<str>, u64)> {
     let by_time: BTreeMap<(u64, u64), &Box<str>> =
@@ -386,6 +394,9 @@ fn deletion(stamp: Stamp) -> Publishing {
     let (node, properties) = (String::new(), Box::default());
     Publishing { node, qos: QoS::AtMostOnce, retain: true, properties, expires_ms: None, stamp, groups: None }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

@@ -279,7 +279,9 @@ impl Run {
         let name = format!("pulsegate {}", self.shared.node);
         // Connecting, and a handful of questions.
         let most = self.settings.config().timeout * 4;
-        let opened = tokio::time::timeout(most, Server::open(&self.settings, &name, Arc::clone(signals))).await;
+        let superseded = Arc::clone(&self.shared.retained.superseded);
+        let opening = Server::open(&self.settings, &name, Arc::clone(signals), superseded);
+        let opened = tokio::time::timeout(most, opening).await;
         let (server, facts) = opened.map_err(|_| "the servers do not answer in time".to_owned())??;
         // Of what was written into another bucket nothing is left.
         let is_other = self.rows_since.as_ref().is_some_and(|since| *since != facts.rows_since);

@@ -10,6 +10,7 @@ mod sessions;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{Consumer, pull};
@@ -143,11 +144,16 @@ impl Server {
         move |to, answer| async move { drop(client.publish(to, answer).await) }.boxed()
     }
 
-    /// Connects and verifies. `signals` hears what becomes of the connection.
+    /// Connects and verifies. `signals` hears what becomes of the connection; `superseded`: see [`RetainedBucket::new`].
     ///
     /// # Errors
     /// Why not, and what to do, in words.
-    pub async fn open(settings: &Settings, name: &str, signals: Arc<Signals>) -> Result<(Self, Facts), String> {
+    pub async fn open(
+        settings: &Settings,
+        name: &str,
+        signals: Arc<Signals>,
+        superseded: Arc<AtomicU64>,
+    ) -> Result<(Self, Facts), String> {
         let config = settings.config();
         let access = settings.access().map_err(|fault| format!("backbone.nats.{}: {fault}", fault.key))?;
         let client = access.connect(name, signals).await?;
@@ -176,7 +182,7 @@ impl Server {
             bucket(&context, &names.retained(), config.replicas, Duration::ZERO).await?;
             bucket(&context, &names.groups(), config.replicas, groups::ROWS_AGE).await?;
         }
-        let retained = Arc::new(RetainedBucket::new(&context, names.prefix()).await?);
+        let retained = Arc::new(RetainedBucket::new(&context, names.prefix(), superseded).await?);
         let stream = |bucket: &str| {
             let (context, name) = (context.clone(), stream_of(bucket));
             async move { context.get_stream_no_info(&name).await.map_err(|error| in_words(&error)) }

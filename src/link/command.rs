@@ -146,6 +146,8 @@ pub enum WorkerCommand {
         session: SessionId,
         /// and under which number.
         waits: u32,
+        /// Whether it says so.
+        is_true: bool,
     },
     /// How the sessions stand; answered by [`super::WorkerEvent::Sent`].
     Round(Round),

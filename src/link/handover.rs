@@ -35,8 +35,10 @@ pub struct SessionChanged {
 /// Whether a device whose CONNECT waited may go on with the session that its shard has, or begin one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionVerdict {
-    /// It may.
+    /// It may, and the row of the session says what its CONNECT does.
     GoesOn,
+    /// It may, and nobody has asked: NATS is away.
+    GoesOnUnasked,
     /// Its session is elsewhere, and could not be brought here in time: it is to come again.
     ComesAgain,
 }

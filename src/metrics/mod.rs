@@ -416,7 +416,7 @@ metrics! {
     GroupsServed = Gauge "pulsegate_fleet_groups" "",
     /// Groups of shared subscribers with members here that get what is published at this gateway alone, for now or because there are too many.
     GroupsUnserved = Gauge "pulsegate_fleet_groups_unserved" "",
-    /// Messages that the fleet gave to members of groups here and that are neither safe with them nor acknowledged.
+    /// Messages that the fleet gave to members of groups here and that are not acknowledged.
     GroupsUnsettled = Gauge "pulsegate_fleet_groups_unsettled" "",
     /// Messages that the fleet gave to members of groups here.
     GroupsGiven = Counter "pulsegate_fleet_groups_given" "",

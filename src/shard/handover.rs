@@ -2,7 +2,7 @@
 
 use super::Shard;
 use super::grants::TRY_LATER_MS;
-use crate::broker::Broker;
+use crate::broker::{Broker, Row};
 use crate::connection::Termination;
 use crate::link::{
     CloseReason, ConnectionId, Lag, Outcome, Outline, Round, STILL_CONNECTED, SessionChanged, SessionId, SessionOrder,
@@ -11,14 +11,27 @@ use crate::link::{
 use crate::slot::SessionSlot;
 use crate::time::Moment;
 
+/// Bytes of ids of devices that are told of in one round, of each sort: a shard can have 100,000 that fall behind at the same time. Whoever
+/// is not told of is in the next one.
+const TOLD_BYTES: usize = 256 << 10;
+
+/// Whether one more has room among those that are told of.
+fn has_room(left: &mut usize, device: &str) -> bool {
+    let more = device.len() + size_of::<Box<str>>();
+    let has_room = *left >= more;
+    *left = left.saturating_sub(more);
+    has_room
+}
+
 impl Shard {
     /// The CONNECT of a device waited until it was known where its session is.
     pub fn handle_session_settled(&mut self, id: ConnectionId, verdict: SessionVerdict, now: Moment) {
-        if !self.is_current(id) || !self.connections[id.slot].is_device() || !self.broker.clear(id.slot) {
+        let row = if verdict == SessionVerdict::GoesOn { Row::True } else { Row::Unknown };
+        if !self.is_current(id) || !self.connections[id.slot].is_device() || !self.broker.clear(id.slot, row) {
             return;
         }
         match verdict {
-            SessionVerdict::GoesOn => {
+            SessionVerdict::GoesOn | SessionVerdict::GoesOnUnasked => {
                 self.connections[id.slot].resume();
                 self.ready.push(id.slot);
             }
@@ -82,8 +95,8 @@ impl Shard {
     }
 
     /// The row of a session was written, or nobody can.
-    pub fn handle_session_written(&mut self, session: SessionId, waits: u32) {
-        self.broker.handle_row_written(session, waits);
+    pub fn handle_session_written(&mut self, session: SessionId, waits: u32, is_true: bool) {
+        self.broker.handle_row_written(session, waits, is_true);
     }
 
     /// A round begins as soon as what was routed before it is with its sessions.
@@ -101,9 +114,11 @@ impl Shard {
             self.uplink.push(WorkerEvent::SessionChanged(SessionChanged { device, waits }));
         }
         if let Some((round, told)) = self.broker.take_round() {
+            let (mut slow_bytes, mut near_bytes) = (TOLD_BYTES, TOLD_BYTES);
             let slow = told.slow.into_iter().filter_map(|(session, since)| Some((self.device_of(session)?, since)));
-            let (slow, near) =
-                (slow.collect(), told.near.into_iter().filter_map(|near| self.device_of(near)).collect());
+            let slow = slow.take_while(|(device, _)| has_room(&mut slow_bytes, device)).collect();
+            let near = told.near.into_iter().filter_map(|near| self.device_of(near));
+            let near = near.take_while(|device| has_room(&mut near_bytes, device)).collect();
             round.told.set(Lag { oldest: told.oldest, slow, near });
             self.uplink.push(WorkerEvent::Sent { request: round.request, outcome: Outcome::Delivered });
         }

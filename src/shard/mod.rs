@@ -225,6 +225,12 @@ impl Shard {
         }
     }
 
+    /// The pool of its variable bytes.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
     /// From now on these settings hold, for connections that are there too: of as many listeners, with the same protocols and
     /// sizes. At most so many `handshakes` are begun beside those in progress. Devices that are denied now are ended.
     pub fn replace_settings(&mut self, settings: Arc<[ListenerSettings]>, handshakes: usize, now: Moment) {

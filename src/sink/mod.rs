@@ -272,6 +272,12 @@ impl Sinks {
         threads.running.iter().map(report).collect()
     }
 
+    /// Retained messages that the fleet's sink did not write, because later ones were there.
+    #[must_use]
+    pub fn superseded(&self) -> u64 {
+        self.lock().running.values().map(|running| running.shared.superseded.load(Ordering::Relaxed)).sum()
+    }
+
     /// Whether there is a sink whose consumer is `consumer`.
     #[must_use]
     pub fn has(&self, consumer: &str) -> bool {

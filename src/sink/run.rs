@@ -43,6 +43,8 @@ pub struct Shared {
     pub failed: AtomicU64,
     /// Events that went to the dead letters.
     pub dead_lettered: AtomicU64,
+    /// Retained messages that it did not write, because later ones were there.
+    pub superseded: Arc<AtomicU64>,
     /// Commands that devices took.
     pub commands: AtomicU64,
     /// Commands that did not reach a device.

@@ -94,7 +94,9 @@ impl<I: Io> Turn<I> {
             WorkerCommand::Session { request, device, order } => {
                 self.shard.handle_session(request, &device, order, now);
             }
-            WorkerCommand::SessionWritten { session, waits } => self.shard.handle_session_written(session, waits),
+            WorkerCommand::SessionWritten { session, waits, is_true } => {
+                self.shard.handle_session_written(session, waits, is_true);
+            }
             WorkerCommand::Round(round) => self.shard.handle_round(round),
             WorkerCommand::Fence { request } => self.shard.handle_fence(request),
             WorkerCommand::InterestHeld { version } => self.shard.handle_interest_held(version),

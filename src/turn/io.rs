@@ -128,8 +128,8 @@ pub trait Io {
     /// Sends events to the control plane from the front, as far as it takes them. `true`: all went; otherwise the doorbell rings
     /// when there is room.
     fn send_up(&mut self, events: &mut Vec<WorkerEvent>) -> bool;
-    /// The doorbell rings when the control plane has done something with what it was sent. To be said before one looks for the last
-    /// time whether there is room.
+    /// The doorbell rings when so little of what the control plane was sent is on its way that [`Shard::waits_for_backbone`] may be over. To
+    /// be said before one looks for the last time whether it is.
     fn wait_for_room_above(&mut self);
     /// Hands to the store what has changed, in order. [`WorkerCommand::Safe`] says when it is safe. Never called where nothing is recorded.
     ///

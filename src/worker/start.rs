@@ -388,7 +388,7 @@ impl WorkerParts {
             policy_taken: 0,
             bell,
             refusals: Sampled::default(),
-            uplink: UplinkBatches::new(self.id, self.uplink),
+            uplink: UplinkBatches::new(self.id, self.uplink.of(self.id, shard.pool())),
             published: self.published,
             changes,
         };

@@ -45,9 +45,9 @@ impl UplinkBatches {
         true
     }
 
-    /// The worker is woken when the control plane has done something with what was sent.
+    /// The worker is woken when less of what was sent is on its way.
     pub(super) fn wait(&self) {
-        self.channel.wait(self.worker);
+        self.channel.wait_above(self.worker);
     }
 
     /// Answers overtake the events, which may have to wait here or before the store. Each event is looked at once.
@@ -105,9 +105,10 @@ mod tests {
         let mut events = messages(0..all);
         let mut heard = Vec::new();
         while !batches.send(&mut events) {
+            assert_eq!(receiver.take_waiting().count(), 0, "there is none");
+            let batch = receiver.events.recv().unwrap();
             assert!(receiver.take_waiting().eq([WorkerId(1)]), "it is woken when there is room");
             assert_eq!(receiver.take_waiting().count(), 0);
-            let batch = receiver.events.recv().unwrap();
             assert_eq!((batch.worker, batch.events.len()), (WorkerId(1), BATCH));
             heard.extend(numbers(&batch.events));
         }

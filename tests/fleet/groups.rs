@@ -196,19 +196,50 @@ fn what_a_killed_gateway_had_goes_to_the_others() {
     assert_eq!(received, acknowledged);
 }
 
-/// A member goes without having acknowledged what it got: somebody at another gateway gets it at once.
+/// A gateway is killed and stays away; of what its members had, with sessions that are on its disk, the others get what was not
+/// acknowledged. When it is back these sessions have nothing of it.
+#[test]
+fn what_a_stored_session_at_a_killed_gateway_had_goes_to_the_others() {
+    const MESSAGES: usize = 5;
+    let site = Site::new();
+    let (_servers, mut fleet) = fleet(&site, 1, 2, "");
+    let mut silent = come(&fleet[0], "silent", 1, true, "$share/g/jobs").remove(0);
+    let mut publisher = Client::come(&fleet[1], "publisher", false);
+    (0..MESSAGES).for_each(|number| publisher.publish("jobs", &number.to_string(), 1));
+    let sent: Vec<_> = (0..MESSAGES).map(|_| silent.unanswered()).collect();
+    silent.say(0x40, sent[0].1);
+    let unsettled = |member: &Member| member.fleet()["groups"]["unsettled"].as_u64().unwrap();
+    wait_until("one is acknowledged", LATE, || unsettled(&fleet[0]) == MESSAGES as u64 - 1);
+    let mut member = come(&fleet[1], "member", 1, true, "$share/g/jobs").remove(0);
+    let Member { site: of_gateway, gateway } = fleet.remove(0);
+    gateway.signal(Signal::KILL);
+    drop(gateway);
+    let (heard, _) = hear(std::slice::from_mut(&mut member), MESSAGES - 1);
+    let expected: BTreeMap<_, _> = sent[1..].iter().map(|(heard, _)| (heard.payload.clone(), 1)).collect();
+    assert_eq!(heard, expected);
+    let back = Member { gateway: Gateway::start(of_gateway.directory()), site: of_gateway };
+    back.wait_until_joined();
+    let mut again = Client::come(&back, "silent0", true);
+    assert!(again.has_session);
+    assert_eq!((again.message(QUIET), member.message(QUIET)), (None, None));
+    wait_until("nothing is left", LATE, || unsettled(&fleet[0]) + unsettled(&back) == 0);
+}
+
+/// A member goes without having acknowledged what it got: somebody at another gateway gets it at once, whatever becomes of its session.
 #[test]
 fn what_a_member_has_not_acknowledged_goes_to_a_member_elsewhere() {
-    let site = Site::new();
-    let (_servers, fleet) = fleet(&site, 1, 2, "");
-    let mut silent = come(&fleet[0], "silent", 1, false, "$share/g/jobs").remove(0);
-    let mut publisher = Client::come(&fleet[1], "publisher", false);
-    publisher.publish("jobs", "1", 1);
-    assert_eq!(silent.unanswered().0.payload, "1");
-    let mut member = come(&fleet[1], "member", 1, false, "$share/g/jobs").remove(0);
-    assert_eq!(member.message(QUIET), None, "it is another one's");
-    silent.cut();
-    member.hears("jobs", "1", 1);
+    for keeps in [false, true] {
+        let site = Site::new();
+        let (_servers, fleet) = fleet(&site, 1, 2, "");
+        let mut silent = come(&fleet[0], "silent", 1, keeps, "$share/g/jobs").remove(0);
+        let mut publisher = Client::come(&fleet[1], "publisher", false);
+        publisher.publish("jobs", "1", 1);
+        assert_eq!(silent.unanswered().0.payload, "1");
+        let mut member = come(&fleet[1], "member", 1, false, "$share/g/jobs").remove(0);
+        assert_eq!(member.message(QUIET), None, "it is another one's");
+        silent.cut();
+        member.hears("jobs", "1", 1);
+    }
 }
 
 /// While NATS is away each gateway gives to its own members what is published at it, and nothing of that comes again.

@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::mqtt::Client;
+use crate::proxy::Proxy;
+use crate::rows::decoded;
+use crate::servers::Servers;
 use crate::support::{Gateway, Site, wait_until};
 use crate::{LATE, Member, end, fleet};
 
@@ -275,4 +278,39 @@ fn while_nats_is_away_nobody_waits_for_it() {
     servers.start(0, &[]);
     there.hears("before", "1", 1);
     there.hears("meanwhile", "2", 1);
+}
+
+/// Where nothing was wanted before, and somebody subscribes while NATS is away: SUBACK comes at once, and says that what others publish comes
+/// when NATS is back, though those could reach it all the while; and nothing that is much older.
+#[test]
+fn what_is_first_wanted_while_nats_is_away_comes_when_it_is_back() {
+    let site = Site::new();
+    let mut servers = Servers::new(&site, 1);
+    servers.start_all();
+    let proxy = Proxy::new(servers.ports[0]);
+    let member = Member::joined("gate-0", &proxy.urls(), "");
+    let other = Member::joined("gate-1", &servers.urls("nats"), "");
+    let mut publisher = Client::come(&other, "publisher", false);
+    publisher.publish("late/a", "long before", 1);
+    // It looks where the stream ends, though nothing is wanted.
+    let asked = json!({"last_by_subj": "$KV.pulsegate_sessions.cursor.gate-0"});
+    let end = || servers.ask("$JS.API.STREAM.INFO.pulsegate_uplink", &json!({}))["state"]["last_seq"].as_u64().unwrap();
+    wait_until("it is at the stream's end", LATE, || {
+        let found = servers.ask("$JS.API.STREAM.MSG.GET.KV_pulsegate_sessions", &asked);
+        found["message"]["data"].as_str().is_some_and(|data| {
+            let cursor: Value = serde_json::from_slice(&decoded(data)).unwrap();
+            cursor["position"] == end()
+        })
+    });
+    proxy.hold(true);
+    wait_until("NATS is away", LATE, || member.fleet()["state"] == "away");
+    let mut subscriber = Client::come(&member, "subscriber", true);
+    subscriber.subscribe("late/#", 1);
+    publisher.publish("late/a", "meanwhile", 1);
+    proxy.hold(false);
+    subscriber.hears("late/a", "meanwhile", 1);
+    member.wait_until_joined();
+    publisher.publish("late/a", "then", 1);
+    subscriber.hears("late/a", "then", 1);
+    assert_eq!(subscriber.message(QUIET), None);
 }

@@ -1,7 +1,7 @@
 //! What stands in the bucket of sessions for whoever goes on with them: rows that are true before a device is told, written where something
 //! else is so and not for messages; and how far each gateway has come, which waits for nobody for long.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pulsegate::fleet::{Cursor, SessionRow};
 use rustix::process::Signal;
@@ -20,7 +20,7 @@ fn last(servers: &Servers, key: &str) -> Option<(u64, Vec<u8>)> {
     Some((message["seq"].as_u64()?, decoded(message["data"].as_str()?)))
 }
 
-fn decoded(base64: &str) -> Vec<u8> {
+pub fn decoded(base64: &str) -> Vec<u8> {
     let value = |byte: u8| {
         b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|one| *one == byte)
     };
@@ -84,6 +84,27 @@ fn a_row_is_true_before_its_device_is_told_and_messages_write_nothing() {
     assert_eq!(row(&servers, "meter").unwrap(), (third, now));
     wait_for_cursor(&servers, "gate-0");
     assert_eq!(row(&servers, "meter").unwrap().0, third);
+}
+
+/// Of a device that comes again and subscribes to what it has NATS is asked nothing beside its CONNECT.
+#[test]
+fn who_subscribes_to_what_it_has_waits_for_nobody() {
+    let site = Site::new();
+    let (servers, fleet) = fleet(&site, 1, 1, "lease = \"20s\"");
+    let mut device = Client::come(&fleet[0], "meter", true);
+    device.subscribe("set/#", 1);
+    device.subscribe("$share/group/jobs", 1);
+    device.cut();
+    let mut device = Client::come(&fleet[0], "meter", true);
+    // The server says nothing any more, and whoever asks it waits.
+    servers.signal(0, Signal::STOP);
+    let begun = Instant::now();
+    device.subscribe("set/#", 1);
+    device.subscribe("$share/group/jobs", 1);
+    device.unsubscribe("nothing");
+    let took = begun.elapsed();
+    servers.signal(0, Signal::CONT);
+    assert!(took < Duration::from_millis(500), "{took:?}: it has waited");
 }
 
 #[test]

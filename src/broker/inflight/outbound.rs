@@ -29,6 +29,11 @@ impl Outbound {
             Sending::Stored { .. } | Sending::Released => 0,
         }
     }
+
+    /// See [`Delivery::is_lent`].
+    pub(in super::super) fn is_lent(&self) -> bool {
+        self.request != 0 && matches!(&self.state, Sending::Sent(delivery) if delivery.group.is_some())
+    }
 }
 
 impl Sending {
@@ -91,16 +96,22 @@ pub(in super::super) enum Enqueued {
 }
 
 impl Inflight {
-    /// What its device has not acknowledged.
+    /// What its device has not acknowledged, but for what is lent: that is not read from the stream for another session.
     pub(in super::super) fn oldest(&self) -> Oldest {
-        let is_owed = |outbound: &&Outbound| !matches!(outbound.state, Sending::Released);
+        let is_owed = |outbound: &&Outbound| !matches!(outbound.state, Sending::Released) && !outbound.is_lent();
         let sent = self.outbound.iter().filter(is_owed).map(|outbound| outbound.number);
-        let waiting =
-            self.queue.iter().filter(|delivery| delivery.qos.is_acknowledged()).map(|delivery| delivery.number);
+        let is_kept = |delivery: &&Delivery| delivery.qos.is_acknowledged() && !delivery.is_lent();
+        let waiting = self.queue.iter().filter(is_kept).map(|delivery| delivery.number);
         let mut is_all = true;
         let numbers = sent.chain(waiting).inspect(|number| is_all &= *number != 0);
         let first = numbers.chain(self.first_stored()).min();
         first.map_or(Oldest::None, |first| Oldest::Number { first, is_all })
+    }
+
+    /// How many messages are lent to it.
+    pub(in super::super) fn lent(&self) -> usize {
+        let sent = self.outbound.iter().filter(|outbound| outbound.is_lent()).count();
+        sent + self.queue.iter().filter(|delivery| delivery.is_lent()).count()
     }
 
     pub(in super::super) fn unacknowledged(&self) -> usize {
@@ -328,8 +339,9 @@ impl Inflight {
     pub(super) fn give_back(&mut self, released: &mut Released) {
         let mut bytes = 0;
         self.outbound.retain_mut(|outbound| {
+            let is_lent = outbound.is_lent();
             let Sending::Sent(delivery) = &outbound.state else { return true };
-            if outbound.request == 0 || delivery.group.is_none() {
+            if !is_lent {
                 return true;
             }
             let request = std::mem::take(&mut outbound.request);
@@ -338,6 +350,8 @@ impl Inflight {
                 return true;
             }
             released.requests.push(request);
+            // One of QoS 2 that was to be sent as soon as that was safe.
+            released.numbers.extend(Some(outbound.number).filter(|&number| number != 0));
             bytes += delivery.publication.bytes();
             false
         });
@@ -346,7 +360,7 @@ impl Inflight {
         self.queue.retain(|delivery| {
             let is_kept = place < kept;
             place += 1;
-            if delivery.request == 0 || delivery.group.is_none() {
+            if !delivery.is_lent() {
                 return true;
             }
             released.requests.push(delivery.request);

@@ -115,6 +115,16 @@ fn tombstones_beyond_their_bound_become_a_floor_below_which_nothing_new_is_taken
     retained.check_invariants();
 }
 
+/// What goes wrong at one of them, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Planted {
+    Nothing,
+    /// Whatever arrives last stays, and not what was published last.
+    ByArrival,
+    /// A deletion is forgotten.
+    DeletionForgotten,
+}
+
 /// Three shards, what each says to each in order but late, and as the broker does it: what one of them refuses, all withdraw.
 struct Crowd {
     exchange: Exchange,
@@ -124,12 +134,13 @@ struct Crowd {
     /// By stamp: who has not taken it yet, and whether one of them refused it.
     open: std::collections::BTreeMap<Stamp, (usize, bool)>,
     refused: usize,
+    planted: Planted,
 }
 
 impl Crowd {
     const SIZE: usize = 3;
 
-    fn new(tombstone_bytes_max: usize) -> Self {
+    fn new(tombstone_bytes_max: usize, planted: Planted) -> Self {
         let shard =
             |worker| Retained::new(WorkerId(worker as u16), Self::SIZE as u16, 100, 10_000, tombstone_bytes_max);
         Self {
@@ -138,6 +149,7 @@ impl Crowd {
             ways: vec![Default::default(); Self::SIZE * Self::SIZE],
             open: std::collections::BTreeMap::new(),
             refused: 0,
+            planted,
         }
     }
 
@@ -156,7 +168,7 @@ impl Crowd {
     }
 
     fn take(&mut self, at: usize, message: &Arc<Publication>) {
-        let is_refused = self.shards[at].set(message, &self.exchange) == Set::Full;
+        let is_refused = self.set(at, message) == Set::Full;
         if is_refused {
             self.shards[at].set(&Arc::new(message.withdrawal()), &self.exchange);
         }
@@ -173,6 +185,18 @@ impl Crowd {
         }
     }
 
+    fn set(&mut self, at: usize, message: &Arc<Publication>) -> Set {
+        let is_at_fault = at == Self::SIZE - 1 && message.stamp.clock & 1 == 0;
+        match self.planted {
+            Planted::DeletionForgotten if is_at_fault && message.payload.is_empty() => Set::Deleted,
+            Planted::ByArrival if is_at_fault => {
+                let stamp = self.exchange.stamp(0);
+                self.shards[at].set(&Arc::new(Publication { stamp, ..Publication::clone(message) }), &self.exchange)
+            }
+            _ => self.shards[at].set(message, &self.exchange),
+        }
+    }
+
     /// Something that is on its way arrives, if anything is.
     fn hear(&mut self, random: &mut fastrand::Rng) -> bool {
         let full = |way: &[VecDeque<_>; 2], lane: usize| !way[lane].is_empty();
@@ -184,38 +208,56 @@ impl Crowd {
     }
 }
 
+/// How many messages were refused.
+///
+/// # Errors
+/// What a shard has that it should not.
+fn agree(seed: u64, planted: Planted) -> Result<usize, String> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let room = [0, 3 * (TOMBSTONE_BYTES + 1), 1 << 20][seed as usize % 3];
+    let mut crowd = Crowd::new(room, planted);
+    let mut latest = [(Stamp::NONE, ""); 6];
+    for _ in 0..60 {
+        let topic = random.usize(..6);
+        let payload = if random.bool() { "" } else { ["x", "y"][random.usize(..2)] };
+        let stamp = crowd.publish(random.usize(..Crowd::SIZE), &"abcdef"[topic..=topic], payload);
+        latest[topic] = (stamp, payload);
+        for _ in 0..random.usize(..5) {
+            crowd.hear(&mut random);
+        }
+    }
+    while crowd.hear(&mut random) {}
+    for (topic, (stamp, payload)) in latest.into_iter().enumerate() {
+        let kept = |shard: &Retained| {
+            shard
+                .get(&"abcdef"[topic..=topic])
+                .map_or("", |kept| if kept.payload == "x" { "x" } else { "y" })
+                .to_owned()
+        };
+        let expected = if crowd.open.get(&stamp).is_some_and(|(_, is_refused)| *is_refused) { "" } else { payload };
+        let all: Vec<_> = crowd.shards.iter().map(kept).collect();
+        if all.iter().any(|kept| kept != expected) {
+            return Err(format!("topic {topic} holds {all:?}, and not {expected:?}"));
+        }
+    }
+    Ok(crowd.refused)
+}
+
 #[test]
 fn shards_agree_in_any_order_however_little_room_there_is_for_tombstones() {
     let mut refused = [0; 3];
     for seed in 0..600 {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let room = seed as usize % 3;
-        let mut crowd = Crowd::new([0, 3 * (TOMBSTONE_BYTES + 1), 1 << 20][room]);
-        let mut latest = [(Stamp::NONE, ""); 6];
-        for _ in 0..60 {
-            let topic = random.usize(..6);
-            let payload = if random.bool() { "" } else { ["x", "y"][random.usize(..2)] };
-            let stamp = crowd.publish(random.usize(..Crowd::SIZE), &"abcdef"[topic..=topic], payload);
-            latest[topic] = (stamp, payload);
-            for _ in 0..random.usize(..5) {
-                crowd.hear(&mut random);
-            }
-        }
-        while crowd.hear(&mut random) {}
-        for (topic, (stamp, payload)) in latest.into_iter().enumerate() {
-            let kept = |shard: &Retained| {
-                shard
-                    .get(&"abcdef"[topic..=topic])
-                    .map_or("", |kept| if kept.payload == "x" { "x" } else { "y" })
-                    .to_owned()
-            };
-            let is_refused = crowd.open[&stamp].1;
-            let all: Vec<_> = crowd.shards.iter().map(kept).collect();
-            assert_eq!(all, vec![if is_refused { "" } else { payload }; Crowd::SIZE], "seed {seed}, topic {topic}");
-        }
-        refused[room] += crowd.refused;
+        refused[seed as usize % 3] += agree(seed, Planted::Nothing).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
     assert!(refused[0] > 0 && refused[1] > 0 && refused[2] == 0, "{refused:?}");
+}
+
+#[test]
+fn faults_that_are_put_in_are_found() {
+    for planted in [Planted::ByArrival, Planted::DeletionForgotten] {
+        // With room for all tombstones: otherwise much is refused.
+        assert!((0..60).any(|seed| agree(3 * seed + 2, planted).is_err()), "{planted:?} is not found");
+    }
 }
 
 #[test]

@@ -1,14 +1,34 @@
 //! What the fleet gives to groups: who gets it, when it is said to be with somebody, and when it goes back.
 
+use super::device::Keeps;
 use super::inflight::Inflight;
+use super::lifecycle::NO_KEY;
 use super::*;
-use crate::link::{Giver, Reach, WorkerEvent};
+use crate::image::Change;
+use crate::link::{GROUP_MESSAGES_EACH, Giver, Reach, WorkerEvent};
+use crate::time::Timeline;
 
 const REQUEST: u64 = 77;
 
 /// A shard of a fleet, and a session in it that is a member of a group which is at home there.
 fn stage() -> (World, usize, SessionSlot, String) {
+    stage_of(World::new(7))
+}
+
+/// The same, of a session that outlives its connection, with a store or without.
+fn stage_with(is_stored: bool) -> (World, usize, SessionSlot, String) {
     let mut world = World::new(7);
+    world.devices[0].keeps = Keeps::ForEver;
+    if is_stored {
+        let recording = Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() };
+        world.shards[world.devices[0].worker].begin_recording(recording);
+    }
+    let stage = stage_of(world);
+    assert_eq!(stage.0.shards[stage.1].sessions[stage.2].key != NO_KEY, is_stored);
+    stage
+}
+
+fn stage_of(mut world: World) -> (World, usize, SessionSlot, String) {
     let worker = world.devices[0].worker;
     world.shards[worker].begin_interest();
     world.connect(0);
@@ -26,6 +46,22 @@ fn subscribe(shard: &mut Broker, session: SessionSlot, filter: &str) -> bool {
     assert_eq!(granted, Granted::Subscribed);
     pending.codes.push(1);
     shard.end_filters(session, pending).is_some()
+}
+
+/// What was said of messages since this was asked, which is safe by now: so many were recorded, and so many are done with.
+fn recorded(shard: &mut Broker) -> (usize, usize) {
+    let mut said = Vec::new();
+    let mut mark = None;
+    shard.hand_over(|changes| {
+        mark = Some(changes.mark);
+        said = changes.changes;
+        Ok(())
+    });
+    if let Some(mark) = mark {
+        shard.handle_safe(mark);
+    }
+    let queued = said.iter().filter(|change| matches!(change, Change::Queued { .. })).count();
+    (queued, said.iter().filter(|change| matches!(change, Change::Done { .. })).count())
 }
 
 /// The session's connection ends.
@@ -133,18 +169,18 @@ fn what_nobody_is_there_to_take_goes_back() {
     assert_eq!(shard.take_requests(), [(REQUEST, RequestEnd::Unacknowledged)]);
 }
 
-/// A session that ends with the process has nothing safe: its device's word is waited for, and when its connection ends without one,
-/// the message goes back, whole, though the session stays.
+/// A device's word is waited for, and when its connection ends without one, the message goes back, whole, though the session stays. In
+/// the store it never was: should the process end, another member gets it, and the session has it no more.
 #[test]
-fn a_member_without_a_store_has_it_when_its_device_says_so() {
-    for is_acknowledged in [true, false] {
-        let (mut world, worker, session, group) = stage();
+fn a_member_has_it_when_its_device_says_so() {
+    for (is_acknowledged, is_stored) in [(true, false), (false, false), (true, true), (false, true)] {
+        let (mut world, worker, session, group) = stage_with(is_stored);
         subscribe(&mut world.shards[worker], session, &group);
-        world.shards[worker].sessions[session].profile.expiry_s = 100;
         let publication = Arc::new(world.publication("jobs", QoS::AtLeastOnce));
         world.shards[worker].give_from_fleet(REQUEST, &group, &publication);
         assert_eq!(turn_of(&mut world, worker, &[session]).len(), 1);
         let shard = &mut world.shards[worker];
+        assert_eq!(recorded(shard), (0, 0));
         assert_eq!(shard.take_requests(), [], "nobody has said anything");
         let packet = shard.sessions[session].next_packet;
         if is_acknowledged {
@@ -157,29 +193,40 @@ fn a_member_without_a_store_has_it_when_its_device_says_so() {
         let shard = &mut world.shards[worker];
         let back: &[_] = if is_acknowledged { &[] } else { &[(REQUEST, RequestEnd::Unacknowledged)] };
         assert_eq!(shard.take_requests(), back);
+        assert_eq!(recorded(shard), (0, 0));
         assert!(shard.sessions[session].inflight.is_none(), "it is somebody else's");
         shard.check_invariants(|_| false);
     }
 }
 
-/// Of QoS 2 what was never sent goes back; what was is this session's, and done with at PUBREC.
+/// Of QoS 2 what was never sent goes back; what was is this session's, in its store too, and done with at PUBREC.
 #[test]
 fn what_was_sent_of_qos_2_stays_with_its_session() {
-    for is_acknowledged in [true, false] {
-        let (mut world, worker, session, group) = stage();
+    for (is_acknowledged, is_stored) in [(true, false), (false, false), (true, true), (false, true)] {
+        let (mut world, worker, session, group) = stage_with(is_stored);
         let shard = &mut world.shards[worker];
         let mut pending = shard.begin_filters(session, 1).unwrap();
         let granted = shard.subscribe(session, &group, Options::plain(QoS::ExactlyOnce), 0, &mut pending);
         assert_eq!(granted, Granted::Subscribed);
-        shard.sessions[session].profile.expiry_s = 100;
-        shard.sessions[session].profile.receive_maximum = 1;
+        shard.sessions[session].profile.receive_maximum = 2;
         let publication = Arc::new(world.publication("jobs", QoS::ExactlyOnce));
-        for request in [REQUEST, REQUEST + 1] {
+        world.shards[worker].give_from_fleet(REQUEST, &group, &publication);
+        let mut sent = turn_of(&mut world, worker, &[session]).len();
+        assert_eq!(
+            recorded(&mut world.shards[worker]),
+            (usize::from(is_stored), 0),
+            "a device knows it by its identifier"
+        );
+        sent += turn_of(&mut world, worker, &[session]).len();
+        assert_eq!(sent, 1);
+        // The second one is not sent before it is known to be safe, the third not before one of these is acknowledged.
+        let packet = world.shards[worker].sessions[session].next_packet;
+        world.shards[worker].sessions[session].profile.receive_maximum = if is_stored { 2 } else { 1 };
+        for request in [REQUEST + 1, REQUEST + 2] {
             world.shards[worker].give_from_fleet(request, &group, &publication);
         }
-        assert_eq!(turn_of(&mut world, worker, &[session]).len(), 1);
+        assert_eq!(turn_of(&mut world, worker, &[session]).len(), 0);
         let shard = &mut world.shards[worker];
-        let packet = shard.sessions[session].next_packet;
         if is_acknowledged {
             let told = |_| panic!("it is no request of the API");
             assert!(shard.handle_pubrec(session, packet, false, told).unwrap());
@@ -189,11 +236,38 @@ fn what_was_sent_of_qos_2_stays_with_its_session() {
         let shard = &mut world.shards[worker];
         let mut ends = shard.take_requests();
         ends.sort_by_key(|(request, _)| *request);
-        let unsent = (REQUEST + 1, RequestEnd::Unacknowledged);
-        let expected = if is_acknowledged { vec![unsent] } else { vec![(REQUEST, RequestEnd::Published), unsent] };
-        assert_eq!(ends, expected);
+        let unsent = [1, 2].map(|more| (REQUEST + more, RequestEnd::Unacknowledged));
+        let kept = (!is_acknowledged).then_some((REQUEST, RequestEnd::Published));
+        assert_eq!(ends, kept.into_iter().chain(unsent).collect::<Vec<_>>());
+        let second = usize::from(is_stored);
+        assert_eq!(recorded(shard), (second, second), "what goes back is nobody's here");
         let left = shard.sessions[session].inflight.as_deref().map(Inflight::unacknowledged);
         assert_eq!(left, Some(1), "it is sent again, or its PUBREL is");
         shard.check_invariants(|_| false);
+    }
+}
+
+/// Whoever is connected and acknowledges nothing keeps its own part, and not that of the others.
+#[test]
+fn a_silent_member_has_no_more_than_was_asked_for_it() {
+    for is_stored in [false, true] {
+        let (mut world, worker, session, group) = stage_with(is_stored);
+        subscribe(&mut world.shards[worker], session, &group);
+        let publication = Arc::new(world.publication("jobs", QoS::AtLeastOnce));
+        let beyond = u64::from(GROUP_MESSAGES_EACH);
+        for request in 0..beyond + 2 {
+            world.shards[worker].give_from_fleet(REQUEST + request, &group, &publication);
+        }
+        turn_of(&mut world, worker, &[session]);
+        let back = [beyond, beyond + 1].map(|request| (REQUEST + request, RequestEnd::Unacknowledged));
+        assert_eq!(world.shards[worker].take_requests(), back);
+        let packet = world.shards[worker].sessions[session].next_packet;
+        let shard = &mut world.shards[worker];
+        assert!(shard.handle_puback(session, packet, |_| panic!("it is no request of the API")).unwrap());
+        assert_eq!(shard.take_requests().len(), 1);
+        world.shards[worker].give_from_fleet(1, &group, &publication);
+        turn_of(&mut world, worker, &[session]);
+        assert_eq!(world.shards[worker].take_requests(), [], "there is room for one");
+        world.shards[worker].check_invariants(|_| true);
     }
 }

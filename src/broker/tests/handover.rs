@@ -83,6 +83,7 @@ impl Side {
             Change::Subscribed { session, subscription } => {
                 self.subscriptions.insert((session, subscription.filter.clone()), subscription);
             }
+            Change::Unsubscribed { session, filter } => drop(self.subscriptions.remove(&(session, filter))),
             Change::Queued { session, message } => {
                 let before = self.queue.insert((session, message.number), (*message, false));
                 assert!(before.is_none(), "a number is given twice");
@@ -266,4 +267,73 @@ fn a_session_is_not_given_while_something_for_it_is_on_its_way() {
     let cut = Cut::default();
     from.say(|shard, now| shard.offer_session(7, "d", &cut, now));
     assert_eq!(from.session("d").unwrap().messages.last().unwrap().number, cut.number());
+}
+
+/// The numbers under which SUBACKs wait for the row.
+fn waits_of(side: &mut Side, session: SessionSlot, filter: &str, identifier: u32) -> Vec<u32> {
+    let mut pending = side.shard.begin_filters(session, 1).unwrap();
+    side.shard.subscribe(session, filter, Options::plain(QoS::AtLeastOnce), identifier, &mut pending);
+    side.shard.expect_row(session, &mut pending);
+    side.shard.take_changed().into_iter().map(|(_, waits)| waits).collect()
+}
+
+/// Whoever comes again and subscribes to what it has waits for no row, as long as the row is known to be true.
+#[test]
+fn what_changes_nothing_waits_for_no_row() {
+    let mut side = Side::new(1);
+    side.shard.begin_interest();
+    let arrive = |side: &mut Side, row| {
+        let connection = ConnectionSlot(0);
+        assert!(side.shard.claim(connection) == Claim::Ask && side.shard.clear(connection, row));
+        let arrival =
+            Arrival { connection, device: "d", clean_start: false, profile: profile(u32::MAX, 10), will: None };
+        side.shard.attach(arrival, side.now).session
+    };
+    let go = |side: &mut Side| {
+        side.shard.detach(ConnectionSlot(0), "d", false, side.now, &mut side.counters);
+        side.settle();
+    };
+    let written = |side: &mut Side, session, waits: &[u32], is_true| {
+        let id = side.shard.id(session);
+        for &waits in waits {
+            side.shard.handle_row_written(id, waits, is_true);
+        }
+    };
+    let session = arrive(&mut side, Row::True);
+    for filter in ["a", "$share/g/b"] {
+        let asked = waits_of(&mut side, session, filter, 0);
+        assert_eq!(
+            (asked.len(), waits_of(&mut side, session, filter, 0).len()),
+            (1, 1),
+            "nobody has said that it is written"
+        );
+        // Nor when somebody has said that it is not.
+        written(&mut side, session, &asked, false);
+        let asked = waits_of(&mut side, session, filter, 0);
+        assert_eq!(asked.len(), 1);
+        written(&mut side, session, &asked, true);
+        assert_eq!(waits_of(&mut side, session, filter, 0).len(), 0);
+        // Another identifier is another subscription; and what has changed meanwhile is not what was written.
+        let asked = waits_of(&mut side, session, filter, 7);
+        assert_eq!(asked.len(), 1);
+        side.shard.set_expiry(session, 1_000 + asked[0]);
+        written(&mut side, session, &asked, true);
+        side.shard.take_changed();
+        let asked = waits_of(&mut side, session, filter, 7);
+        written(&mut side, session, &asked, true);
+        assert_eq!((asked.len(), waits_of(&mut side, session, filter, 7).len()), (1, 0));
+    }
+    // What was there to be taken away waits, what was not does not.
+    for (filter, count) in [("none", 0), ("a", 1)] {
+        let mut pending = side.shard.begin_filters(session, 1).unwrap();
+        side.shard.unsubscribe(session, filter);
+        side.shard.expect_row(session, &mut pending);
+        assert_eq!(side.shard.take_changed().iter().filter(|(_, waits)| *waits != 0).count(), count);
+    }
+    // It comes again: its row was read for its CONNECT, or was not.
+    for (row, count) in [(Row::True, 0), (Row::Unknown, 1)] {
+        go(&mut side);
+        let session = arrive(&mut side, row);
+        assert_eq!(waits_of(&mut side, session, "$share/g/b", 7).len(), count);
+    }
 }

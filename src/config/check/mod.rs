@@ -27,8 +27,8 @@ use super::error::{ConfigKey, Problem};
 use super::machine::Machine;
 use super::raw::{RawBackbone, RawConfig, RawDrain, RawListener};
 use super::{
-    Admin, Backbone, Config, Drain, FLEET_DEVICE_BYTES, FLEET_PUBLICATIONS_BYTES, Limits, Listener, Loaded,
-    MAX_LISTENERS, MAX_WORKERS, StoreShares,
+    Admin, Backbone, Config, Drain, FLEET_BEHIND_BYTES, FLEET_DEVICE_BYTES, FLEET_PUBLICATIONS_BYTES, Limits, Listener,
+    Loaded, MAX_LISTENERS, MAX_WORKERS, StoreShares,
 };
 use crate::whole_file;
 
@@ -322,6 +322,10 @@ fn budget_of(config: &Config, machine: &Machine) -> MemoryBudget {
         let connections = u64::from(config.limits.connections);
         budget.items.push(Item { what: "fleet", count: connections, each: FLEET_DEVICE_BYTES });
         budget.items.push(Item { what: "what other gateways publish", count: 1, each: FLEET_PUBLICATIONS_BYTES });
+        if config.speaks_mqtt() {
+            let sessions = connections + u64::from(config.limits.sessions);
+            budget.items.push(Item { what: "sessions behind", count: sessions, each: FLEET_BEHIND_BYTES });
+        }
     }
     // One for each place where commands may wait.
     let places = [config.fleet.is_some(), config.store.durability != super::Durability::Memory];

@@ -22,6 +22,7 @@ fn the_least_fleet_gets_every_default_and_has_its_row_in_the_budget() {
     let row = loaded.budget.items.iter().find(|item| item.what == "fleet").unwrap();
     assert_eq!((row.count, row.each), (u64::from(loaded.config.limits.connections), FLEET_DEVICE_BYTES));
     assert!(loaded.budget.items.iter().any(|item| item.each == FLEET_PUBLICATIONS_BYTES));
+    assert!(loaded.budget.items.iter().all(|item| item.what != "sessions behind"), "nobody here has a session");
     assert!(loaded.warnings.iter().all(|warning| !warning.contains("nats")), "{:?}", loaded.warnings);
 }
 

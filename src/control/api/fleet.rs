@@ -149,8 +149,9 @@ struct Takeovers {
 }
 
 pub(super) async fn describe(Shared(state): Shared<Arc<State>>) -> Result<Json<Fleet>, ApiError> {
-    let (Some(fleet), Some(config)) = (&state.fleet, &state.config.fleet) else { return Err(ApiError::NoFleet) };
-    let report = fleet.report();
+    let (Some(report), Some(config)) = (state.fleet_report(), &state.config.fleet) else {
+        return Err(ApiError::NoFleet);
+    };
     let Report { state: now, for_long, error, server, promise, .. } = report;
     let publications = Publications {
         subjects: report.subjects,

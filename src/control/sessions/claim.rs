@@ -83,7 +83,7 @@ impl Claim<'_> {
         loop {
             if !self.fleet.is_connected() {
                 count(&self.state.sessions.counters.unasked);
-                return SessionVerdict::GoesOn;
+                return SessionVerdict::GoesOnUnasked;
             }
             let place = self.state.sessions.look().await;
             let row = self.fleet.session_row(self.device()).await;

@@ -33,8 +33,10 @@ const SETTLE_MAX: Duration = Duration::from_millis(1_500);
 const SETTLE_LOOK: Duration = Duration::from_millis(5);
 /// How long shards may take for one.
 const ROUND_MAX: Duration = Duration::from_secs(4);
-/// How long places may be written after one.
+/// How long places may be written after one,
 const PLACES_TIME: Duration = Duration::from_secs(2);
+/// and while the gateway ends: in the next one the cursor goes on without those that have their places.
+const LAST_PLACES_TIME: Duration = Duration::from_millis(600);
 /// The cursor is written that often though it be the same: by its time others know when this gateway was there last.
 const WRITTEN_EVERY: Duration = Duration::from_secs(30);
 
@@ -107,8 +109,10 @@ async fn go_round(state: &Arc<State>, fleet: &Fleet, kept: &mut Kept) -> Option<
     let cursor = kept.course.advance(oldest);
     write(fleet, kept, cursor).await;
     let placing = place_all(state, &kept.course, lags);
+    let is_last = state.stopping.load(Ordering::Relaxed);
     // What is left is told again in the next round.
-    tokio::time::timeout(PLACES_TIME, placing).await.ok()
+    let _ = tokio::time::timeout(if is_last { LAST_PLACES_TIME } else { PLACES_TIME }, placing).await;
+    Some(())
 }
 
 /// How the sessions of every shard stand. `None`: one does not answer in time.

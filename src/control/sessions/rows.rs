@@ -6,6 +6,9 @@
 //!   SUBACK ◀── at once: NATS is away; five seconds ──┴───────────── it is so ◀─────────────────────┘
 //! ```
 //!
+//! What changes nothing is not told of: a device that comes again and subscribes to what it has is answered by its shard, which knows whether
+//! the row is true ([`crate::broker::Row`]).
+//!
 //! While NATS is away nothing is listed: whatever differs is found when this gateway has joined again (`verify`).
 
 use std::collections::{HashMap, VecDeque};
@@ -101,7 +104,7 @@ pub(super) async fn work(state: Arc<State>) {
             () = state.sessions.rows.bell.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        answer(&state, state.sessions.rows.give_up(Instant::now()));
+        answer(&state, state.sessions.rows.give_up(Instant::now()), false);
         while let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let Some((device, waiting)) = state.sessions.rows.next() else { break };
             let state = Arc::clone(&state);
@@ -117,7 +120,7 @@ pub(super) async fn work(state: Arc<State>) {
 async fn write(state: &Arc<State>, device: Box<str>, waiting: Vec<Waiting>) {
     let Some(fleet) = &state.fleet else { return };
     if !fleet.is_connected() {
-        return answer(state, waiting);
+        return answer(state, waiting, false);
     }
     let until = waiting.iter().map(|one| one.until).min().unwrap_or_else(|| Instant::now() + PATIENCE);
     let written = tokio::time::timeout_at(until, async {
@@ -125,20 +128,21 @@ async fn write(state: &Arc<State>, device: Box<str>, waiting: Vec<Waiting>) {
         keep(state, &device).await
     });
     if written.await == Ok(Kept::Done) {
-        return answer(state, waiting);
+        return answer(state, waiting, true);
     }
     tokio::time::sleep(AGAIN_AFTER).await;
     if fleet.is_connected() {
         state.sessions.rows.list(device, waiting);
     } else {
-        answer(state, waiting);
+        answer(state, waiting, false);
     }
 }
 
-fn answer(state: &State, waiting: Vec<Waiting>) {
+/// `is_true`: their row says so.
+fn answer(state: &State, waiting: Vec<Waiting>, is_true: bool) {
     for Waiting { worker, session, waits, .. } in waiting {
         // A worker that is gone has no devices.
-        let _ = state.mailboxes[worker.index()].answer(WorkerCommand::SessionWritten { session, waits });
+        let _ = state.mailboxes[worker.index()].answer(WorkerCommand::SessionWritten { session, waits, is_true });
     }
 }
 

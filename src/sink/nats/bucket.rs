@@ -10,8 +10,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
@@ -39,9 +39,6 @@ const KNOWN_MAX: usize = 8_192;
 const OPERATION: &str = "KV-Operation";
 const DELETED: &str = "DEL";
 
-/// Messages that were not written because later ones were there, since the start.
-static SUPERSEDED: AtomicU64 = AtomicU64::new(0);
-
 /// See [`RetainedBucket::put`].
 #[derive(Debug)]
 pub enum NotKept {
@@ -67,17 +64,19 @@ pub struct RetainedBucket {
     prefix: String,
     /// By subject: the revision that was written here, and its stamp.
     known: Mutex<HashMap<String, (u64, Stamp)>>,
+    /// Messages that were not written because later ones were there.
+    superseded: Arc<AtomicU64>,
 }
 
 impl RetainedBucket {
-    /// That of the fleet whose names begin so. Asks nobody.
+    /// That of the fleet whose names begin so. Asks nobody. What gives way to something later is counted in `superseded`.
     ///
     /// # Errors
     /// The prefix makes no name of a stream.
-    pub async fn new(context: &Context, prefix: &str) -> Result<Self, String> {
+    pub async fn new(context: &Context, prefix: &str, superseded: Arc<AtomicU64>) -> Result<Self, String> {
         let stream = context.get_stream_no_info(format!("KV_{}", name(prefix))).await;
         let stream = stream.map_err(|error| in_words(&error))?;
-        Ok(Self { context: context.clone(), stream, prefix: prefix.to_owned(), known: Mutex::default() })
+        Ok(Self { context: context.clone(), stream, prefix: prefix.to_owned(), known: Mutex::default(), superseded })
     }
 
     /// Keeps a message as the one of its topic, or deletes that where it is empty, unless a later one is there. Returns when the bucket
@@ -90,27 +89,21 @@ impl RetainedBucket {
         if subject.len() > SUBJECT_BYTES_MAX {
             return Err(NotKept::Refused("its topic is longer than a bucket takes".to_owned()));
         }
-        let mut expected = match self.known(&subject) {
-            Some((_, stamp)) if stamp >= how.stamp => {
-                note_superseded(stamp > how.stamp);
-                return Ok(());
-            }
-            Some((revision, _)) => revision,
-            None => 0,
-        };
+        let mut there = self.known(&subject);
         for _ in 0..TRIES {
+            let expected = match step(there, how.stamp, is_ahead) {
+                Step::Write(expected) => expected,
+                Step::GivesWay { is_later } => {
+                    self.superseded.fetch_add(u64::from(is_later), Ordering::Relaxed);
+                    return Ok(());
+                }
+            };
             if let Some(revision) = self.write(&subject, expected, payload.clone(), how).await? {
                 self.remember(subject, revision, how.stamp);
                 return Ok(());
             }
-            expected = match self.last(&subject).await.map_err(NotKept::Lost)? {
-                Some((_, held)) if held.stamp >= how.stamp && !is_ahead(held.stamp) => {
-                    note_superseded(held.stamp > how.stamp);
-                    return Ok(());
-                }
-                Some((revision, _)) => revision,
-                None => 0,
-            };
+            let last = self.last(&subject).await.map_err(NotKept::Lost)?;
+            there = last.map(|(revision, held)| (revision, held.stamp));
         }
         Err(NotKept::Lost(format!("others write under {subject} again and again")))
     }
@@ -167,19 +160,36 @@ impl RetainedBucket {
     }
 }
 
-fn note_superseded(is_so: bool) {
-    SUPERSEDED.fetch_add(u64::from(is_so), Ordering::Relaxed);
+/// What is to be done about a message while this stands under its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is written over this revision; 0: over nothing.
+    Write(u64),
+    /// It is there already, or a later one is (`is_later`).
+    GivesWay {
+        /// See there.
+        is_later: bool,
+    },
 }
 
-/// Messages of this process that were not written because later ones were there.
-pub fn superseded_in_all() -> u64 {
-    SUPERSEDED.load(Ordering::Relaxed)
+/// See [`Step`]. `there`: a revision and its stamp. What is further ahead than a clock may be counts as older than whatever is published.
+pub fn step(there: Option<(u64, Stamp)>, stamp: Stamp, is_ahead: impl FnOnce(Stamp) -> bool) -> Step {
+    match there {
+        None => Step::Write(0),
+        Some((_, held)) if held >= stamp && !is_ahead(held) => Step::GivesWay { is_later: held > stamp },
+        Some((revision, _)) => Step::Write(revision),
+    }
 }
 
 /// Whether a stamp is further ahead of the clock here than a gateway's may be.
 pub fn is_ahead(stamp: Stamp) -> bool {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u128::from(stamp.unix_ms()) > (now + AHEAD_MAX).as_millis()
+    is_ahead_of(stamp, u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The same of a clock that shows this, in milliseconds since 1970.
+pub fn is_ahead_of(stamp: Stamp, now_ms: u64) -> bool {
+    stamp.unix_ms() > now_ms.saturating_add(AHEAD_MAX.as_millis() as u64)
 }
 
 /// Whether the key was not as expected.

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use super::backoff::Backoff;
 use super::event::{Event as Json, time};
 use super::feed::Feed;
-use super::run::{Over, Run, lane_of};
+use super::run::{Over, Run, Shared, lane_of};
 use super::settings::{Fault, Reading, Target};
 use crate::config::{NatsSink, NatsStream, Sink};
 use crate::store::{Entry, Published, StoreError, Stored, What};
@@ -113,11 +113,11 @@ struct Connection {
 
 impl Connection {
     /// Connects, and reads what the promise depends on.
-    async fn open(target: &NatsTarget, name: &str) -> Result<(Self, String), String> {
+    async fn open(target: &NatsTarget, name: &str, shared: &Shared) -> Result<(Self, String), String> {
         let signals = Arc::new(Signals::default());
         let opened = async {
             let client = target.access.connect(name, Arc::clone(&signals)).await?;
-            Self::verify(target, client, &signals).await
+            Self::verify(target, client, &signals, shared).await
         };
         let opened = tokio::time::timeout(target.timeout, opened).await;
         opened
@@ -125,7 +125,12 @@ impl Connection {
             .map_err(|why| signals.explain(&why))
     }
 
-    async fn verify(target: &NatsTarget, client: Client, signals: &Arc<Signals>) -> Result<(Self, String), String> {
+    async fn verify(
+        target: &NatsTarget,
+        client: Client,
+        signals: &Arc<Signals>,
+        shared: &Shared,
+    ) -> Result<(Self, String), String> {
         let server = client.server_info();
         check_version(&server.version)?;
         let mut context = jetstream::new(client.clone());
@@ -146,7 +151,7 @@ impl Connection {
         let of_stream = usize::try_from(info.config.max_message_size).ok().filter(|most| *most > 0);
         let bytes_max = server.max_payload.min(of_stream.unwrap_or(usize::MAX));
         let promise = promise(&info.config, &server.version);
-        let retained = Arc::new(RetainedBucket::new(&context, prefix).await?);
+        let retained = Arc::new(RetainedBucket::new(&context, prefix, Arc::clone(&shared.superseded)).await?);
         Ok((Self { context, retained, signals: Arc::clone(signals), bytes_max, _client: client }, promise))
     }
 }
@@ -294,7 +299,8 @@ impl NatsRun {
         let settings = Arc::clone(&self.run.settings);
         let name = format!("pulsegate {} {}", self.run.node, settings.name());
         let Target::Nats(target) = &settings.target else { unreachable!("the settings are of this kind") };
-        match self.run.unless_ordered(Connection::open(target, &name)).await? {
+        let shared = Arc::clone(&self.run.shared);
+        match self.run.unless_ordered(Connection::open(target, &name, &shared)).await? {
             None => Ok(false),
             Some(Ok((connection, promise))) => {
                 tracing::info!(sink = settings.name(), promise, "connected");

@@ -174,7 +174,7 @@ impl World {
         }
         for (session, waits) in shard.take_changed() {
             let id = shard.id(session);
-            shard.handle_row_written(id, waits);
+            shard.handle_row_written(id, waits, true);
         }
     }
 
