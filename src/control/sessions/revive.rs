@@ -24,8 +24,7 @@ use crate::link::{Cover, SessionOrder};
 pub(super) async fn revive(taking: &mut Taking<'_, '_>, row: &SessionRow) -> Result<u64, Brought> {
     let Some(mut session) = outline_of(taking.claim.device(), row) else { return Err(Brought::Silent) };
     taking.claim.until = Instant::now() + HANDOVER_MAX;
-    let place = tokio::time::timeout_at(taking.claim.until, taking.claim.state.sessions.takes.acquire()).await;
-    let _place = place.map_err(|_| Brought::Late)?.expect("it is never closed");
+    let _place = taking.place().await?;
     // Under which identifiers the dead one had sent something last nobody knows, and the device takes what comes under one that it still
     // waits for PUBREL of as what it has: they begin wherever the clock is, which is seldom near.
     let state = taking.claim.state;
@@ -37,6 +36,7 @@ pub(super) async fn revive(taking: &mut Taking<'_, '_>, row: &SessionRow) -> Res
     while !fence::all_sent(taking.claim.state).await {
         taking.wait().await?;
     }
+    taking.goes_on();
     taking.step = "what the stream has for it is read";
     let brought = bring(taking, row, &subscriptions).await?;
     taking.step = "it is made whole";
@@ -65,6 +65,7 @@ async fn bring(taking: &mut Taking<'_, '_>, row: &SessionRow, subscriptions: &[S
         }
         taking.wait().await?;
     };
+    taking.goes_on();
     let (after, gone) = ends.behind(from.as_ref());
     let mut room = Room::new(limits.session_messages, limits.session_bytes, after);
     let mut reader = Reader { cover, span: Span { after, upto: ends.last, is_measured: false }, missed: None };
@@ -173,8 +174,7 @@ impl Reader {
                     if !taking.claim.is_there().await {
                         return Err(Brought::Late);
                     }
-                    // As long as it comes, it is waited for.
-                    taking.claim.until = Instant::now() + HANDOVER_MAX;
+                    taking.goes_on();
                     return Ok(piece);
                 }
                 Err(why) => tracing::debug!(why, "what a session has missed is read again from where it was"),
