@@ -9,6 +9,7 @@ mod away;
 mod buckets;
 mod cluster;
 mod commands;
+mod crowd;
 mod everywhere;
 mod groups;
 mod mqtt;
