@@ -35,7 +35,7 @@ const GATES: usize = 3;
 const KILLED: usize = 2;
 const FROZEN: usize = 0;
 /// Three gateways and three servers share a small machine with all devices: a lease must not end for want of a processor.
-const FURTHER: &str = "replicas = 3\nlease = \"6s\"";
+const FURTHER: &str = "replicas = 3\nlease = \"10s\"\ntimeout = \"2s\"";
 
 /// A fleet, its servers, and who comes to it.
 struct Scene<'a> {
