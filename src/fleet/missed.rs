@@ -25,6 +25,8 @@ const PIECE_BYTES: usize = 128 << 10;
 const PIECE_MAX: Duration = Duration::from_secs(5);
 /// The server lets a consumer go that nobody has asked for so long.
 const INACTIVE: Duration = Duration::from_secs(30);
+/// Up to so many subjects are looked for one by one before a consumer reads what is there under all of them.
+const LOOKS_MAX: usize = 16;
 /// How long a message is, where it is sent without what it says.
 const SIZE: &str = "Nats-Msg-Size";
 
@@ -92,8 +94,10 @@ pub struct Missed {
     upto: u64,
     /// How many there were when it began, at most.
     pending: u64,
-    /// Messages that came.
+    /// Messages that came,
     read: u64,
+    /// and where the last of them stands.
+    last: u64,
     /// The next one is larger than a piece may be.
     is_large: bool,
     is_over: bool,
@@ -109,19 +113,26 @@ impl Fleet {
         Ok(StreamEnds { stream: created.into(), first, last })
     }
 
-    /// Begins to read what was published within a span under these filters.
+    /// Begins to read what was published within a span under these filters. `None`: there is nothing.
+    ///
+    /// Where the next one stands the stream's leader says. A consumer is at any of the servers that have the stream, which may have the
+    /// latest messages a moment later, and costs all of them more than that question.
     ///
     /// # Errors
     /// There is no answer; why.
-    pub async fn missed(&self, cover: &Cover, span: Span) -> Result<Missed, String> {
+    pub async fn missed(&self, cover: &Cover, span: Span) -> Result<Option<Missed>, String> {
         let (server, random) = (self.server()?, fastrand::u64(..));
         let prefix = server.names.prefix().to_owned();
+        let (subjects, from) = (subjects_of(&prefix, cover), span.after + 1);
+        let is_looked_for = subjects.len() <= LOOKS_MAX;
+        let first = if is_looked_for { server.first_published(&subjects, from, span.upto).await? } else { Some(from) };
+        let Some(start_sequence) = first else { return Ok(None) };
         let config = Config {
             name: Some(format!("{}-taken-{random:016x}", names::consumer(self.node()))),
             description: Some(format!("what a session that {:?} takes has missed", self.node())),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: span.after + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
             ack_policy: AckPolicy::None,
-            filter_subjects: subjects_of(&prefix, cover),
+            filter_subjects: subjects,
             headers_only: span.is_measured,
             inactive_threshold: INACTIVE,
             memory_storage: true,
@@ -130,8 +141,13 @@ impl Fleet {
         };
         let consumer = server.uplink_consumer(config).await?;
         let pending = consumer.cached_info().num_pending;
-        let (upto, is_over) = (span.upto, pending == 0);
-        Ok(Missed { server, prefix, consumer, upto, pending, read: 0, is_large: false, is_over })
+        let (upto, last) = (span.upto, span.after);
+        let missed = Missed { server, prefix, consumer, upto, pending, read: 0, last, is_large: false, is_over: false };
+        match pending {
+            0 if is_looked_for => Err("the server that would read it does not have it yet".to_owned()),
+            0 => Ok(None),
+            _ => Ok(Some(missed)),
+        }
     }
 }
 
@@ -142,7 +158,13 @@ impl Missed {
         self.pending
     }
 
-    /// The next of them, in their order; `None`: those were all.
+    /// Where the last one stands that was read, in a piece that came whole.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.last.min(self.upto)
+    }
+
+    /// The next of them, in their order; `None`: those were all that this server has.
     ///
     /// # Errors
     /// Something was lost on its way: it is to be read again from behind the last one that came. Why.
@@ -192,6 +214,7 @@ impl Missed {
         if info.consumer_sequence != self.read {
             return Err("a message from the stream was lost on its way".to_owned());
         }
+        self.last = info.stream_sequence;
         self.is_over = info.pending == 0 || info.stream_sequence >= self.upto;
         if info.stream_sequence <= self.upto {
             piece.extend(published(&self.prefix, info.stream_sequence, &message.message));

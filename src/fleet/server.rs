@@ -252,6 +252,20 @@ impl Server {
         }
     }
 
+    /// Where the first message stands that lies in that stream between two places, both included, under any of these subjects, as the
+    /// stream's leader has it.
+    ///
+    /// # Errors
+    /// There is no answer; why.
+    pub async fn first_published(&self, subjects: &[String], from: u64, upto: u64) -> Result<Option<u64>, String> {
+        let (stream, mut first) = (self.names.uplink(), None);
+        for subject in subjects {
+            let next = self.next_message(&stream, subject, from).await?.map(|(at, ..)| at);
+            first = [first, next.filter(|at| *at <= upto)].into_iter().flatten().min();
+        }
+        Ok(first)
+    }
+
     /// A consumer of that stream.
     ///
     /// # Errors

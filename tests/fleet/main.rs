@@ -9,6 +9,7 @@ mod away;
 mod buckets;
 mod cluster;
 mod commands;
+mod crowd;
 mod everywhere;
 mod groups;
 mod mqtt;
@@ -103,10 +104,13 @@ impl Member {
 }
 
 fn configure(site: &Site, node: &str, urls: &str, further: &str) {
-    let lease = if further.contains("lease =") { String::new() } else { format!("lease = {LEASE:?}\n") };
+    let unless_named = |key: &str, value: &str| {
+        if further.contains(&format!("{key} =")) { String::new() } else { format!("{key} = {value:?}\n") }
+    };
+    let (lease, timeout) = (unless_named("lease", LEASE), unless_named("timeout", "900ms"));
     let top = format!(
-        "node = {node:?}\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:0\"\n[backbone.nats]\nurls = {urls}\n{lease}\
-         timeout = \"900ms\"\nretry_min = \"10ms\"\nretry_max = \"200ms\"\n{further}\n"
+        "node = {node:?}\nworkers = 2\n[admin]\nlisten = \"127.0.0.1:0\"\n[backbone.nats]\nurls = {urls}\n{lease}{timeout}\
+         retry_min = \"10ms\"\nretry_max = \"200ms\"\n{further}\n"
     );
     let mqtt = Listener::new("mqtt", "mqtt").table("mqtt", "publish = [\"#\"]\nsubscribe = [\"#\"]");
     site.configure(&top, &[native(), mqtt]);

@@ -60,7 +60,23 @@ impl Client {
         client
     }
 
-    /// The same, without waiting for CONNACK.
+    /// One whose session outlives its connection, and has this subscription.
+    #[track_caller]
+    pub fn subscriber(member: &Member, id: &str, filter: &str) -> Self {
+        let mut client = Self::come(member, id, true);
+        client.subscribe(filter, 1);
+        client
+    }
+
+    /// One that comes again, and finds its session.
+    #[track_caller]
+    pub fn back(member: &Member, id: &str) -> Self {
+        let client = Self::come(member, id, true);
+        assert!(client.has_session, "the session of {id} is gone");
+        client
+    }
+
+    /// One that asks to come; nobody waits for CONNACK.
     pub fn ask_to_come(address: SocketAddr, site: &Site, id: &str, keeps: bool) -> Self {
         let clean = if keeps { 0 } else { 2 };
         Self::connect(address, site, &packet(0x10, &[&text("MQTT")[..], &[4, clean, 0, 0], &text(id)].concat()))
@@ -218,7 +234,15 @@ impl Client {
         self.finish(number, qos);
     }
 
-    /// The same of a message that is to be retained.
+    /// Says all of these under QoS 1, one after the other.
+    #[track_caller]
+    pub fn publish_all(&mut self, topic: &str, payloads: &[String]) {
+        for payload in payloads {
+            self.publish(topic, payload, 1);
+        }
+    }
+
+    /// Says this, which is to be retained, and waits until it is acknowledged.
     #[track_caller]
     pub fn retain(&mut self, topic: &str, payload: &str, qos: u8) {
         let number = self.send_with(topic, payload, qos, 1);

@@ -21,6 +21,15 @@ pub fn payloads(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{number:05}")).collect()
 }
 
+/// The device `meter` has come to a gateway, subscribed to `set/#`, and gone without a goodbye; so many messages wait for it since then.
+#[track_caller]
+pub fn so_many_wait(member: &Member, publisher: &mut Client, count: usize) -> Vec<String> {
+    Client::subscriber(member, "meter", "set/#").cut();
+    let expected = payloads(count);
+    publisher.publish_all("set/a", &expected);
+    expected
+}
+
 /// Until the gateway has taken all that the device has said: a connection that is reset takes the last acknowledgements with it.
 #[track_caller]
 fn settle(client: &mut Client) {
@@ -55,11 +64,8 @@ fn a_device_that_moves_finds_its_session_and_what_waits_in_it() {
     // Away, with what waits.
     device.cut();
     let expected = payloads(300);
-    for payload in &expected {
-        publisher.publish("set/a", payload, 1);
-    }
-    let mut device = Client::come(&fleet[1], "meter", true);
-    assert!(device.has_session);
+    publisher.publish_all("set/a", &expected);
+    let mut device = Client::back(&fleet[1], "meter");
     hears_all(&mut device, &expected);
     publisher.publish("set/a", "now", 1);
     device.hears("set/a", "now", 1);
@@ -68,8 +74,7 @@ fn a_device_that_moves_finds_its_session_and_what_waits_in_it() {
     assert_eq!(fleet[1].gateway.metric("pulsegate_fleet_session_messages_taken_total"), 300);
     assert_eq!(fleet[0].gateway.metric("pulsegate_mqtt_sessions"), 0);
     // While it is connected: the other connection ends, and all is here.
-    let mut again = Client::come(&fleet[2], "meter", true);
-    assert!(again.has_session);
+    let mut again = Client::back(&fleet[2], "meter");
     publisher.publish("set/a", "there", 1);
     again.hears("set/a", "there", 1);
     drop(device);
@@ -77,8 +82,7 @@ fn a_device_that_moves_finds_its_session_and_what_waits_in_it() {
     settle(&mut again);
     again.cut();
     publisher.publish("set/a", "back", 1);
-    let mut back = Client::come(&fleet[0], "meter", true);
-    assert!(back.has_session);
+    let mut back = Client::back(&fleet[0], "meter");
     back.hears("set/a", "back", 1);
     assert_eq!(back.message(QUIET), None, "nothing comes twice");
     assert_eq!(servers.rows("pulsegate_sessions"), 1);
@@ -117,8 +121,7 @@ fn what_is_half_done_goes_on_at_the_other_gateway() {
     device.expect(0x50, own);
     device.cut();
     publisher.publish("set/a", "four", 2);
-    let mut device = Client::come(&fleet[1], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[1], "meter");
     // PUBREL of the first, the others again under their identifiers, and then the new one.
     device.expect(0x62, first.1);
     device.say(0x70, first.1);
@@ -143,14 +146,11 @@ fn what_is_half_done_goes_on_at_the_other_gateway() {
 fn of_a_gateway_that_does_not_answer_or_has_died_the_session_is_begun_again_and_is_void_there() {
     let site = Site::new();
     let (servers, mut fleet) = fleet(&site, 1, 2, "");
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
     wait_until("it is away", LATE, || fleet[0].gateway.connected() == 0);
     // Frozen, and then killed while it is.
     fleet[0].gateway.signal(Signal::STOP);
-    let mut device = Client::come(&fleet[1], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[1], "meter");
     assert_eq!(metric(&fleet[1], "revived"), 1);
     device.subscribe("other/#", 1);
     fleet[0].gateway.signal(Signal::CONT);
@@ -159,22 +159,19 @@ fn of_a_gateway_that_does_not_answer_or_has_died_the_session_is_begun_again_and_
     });
     // One that was killed, and comes back when the session is another's.
     device.cut();
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     device.subscribe("set/#", 1);
     let Member { site: of_gateway, gateway } = fleet.remove(0);
     gateway.signal(Signal::KILL);
     drop((gateway, device));
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     device.unsubscribe("set/#");
     device.subscribe("here/#", 1);
     let back = Member { gateway: Gateway::start(of_gateway.directory()), site: of_gateway };
     back.wait_until_joined();
     wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
     device.cut();
-    let mut device = Client::come(&back, "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&back, "meter");
     let mut publisher = Client::come(&back, "publisher", false);
     publisher.publish("set/a", "x", 1);
     publisher.publish("here/a", "y", 1);
@@ -194,13 +191,7 @@ fn a_gateway_killed_on_the_way_loses_nothing() {
     // What a gateway had taken a moment before it died comes again, each time.
     let (_servers, mut fleet) = fleet(&site, 1, 2, "[limits]\nsession_messages = 20000");
     let mut publisher = Client::come(&fleet[0], "publisher", true);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
-    let expected = payloads(2_000);
-    for payload in &expected {
-        publisher.publish("set/a", payload, 1);
-    }
+    let expected = so_many_wait(&fleet[0], &mut publisher, 2_000);
     drop(publisher);
     // The one that takes it dies again and again.
     for delay in [5, 20, 40, 80, 160, 320] {
@@ -213,18 +204,14 @@ fn a_gateway_killed_on_the_way_loses_nothing() {
         member.wait_until_joined();
         fleet.push(member);
     }
-    let mut device = Client::come(&fleet[1], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[1], "meter");
     hears_all(&mut device, &expected);
     // The one that gives it dies when it has been taken: it may not have been told.
     device.cut();
     let mut publisher = Client::come(&fleet[1], "publisher", true);
     let expected: Vec<_> = payloads(4_000).split_off(2_000);
-    for payload in &expected {
-        publisher.publish("set/a", payload, 1);
-    }
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    publisher.publish_all("set/a", &expected);
+    let mut device = Client::back(&fleet[0], "meter");
     let Member { site: of_gateway, gateway } = fleet.remove(1);
     gateway.signal(Signal::KILL);
     drop((gateway, publisher));
@@ -232,8 +219,7 @@ fn a_gateway_killed_on_the_way_loses_nothing() {
     let back = Member { gateway: Gateway::start(of_gateway.directory()), site: of_gateway };
     back.wait_until_joined();
     device.cut();
-    let mut device = Client::come(&back, "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&back, "meter");
     assert_eq!(device.message(QUIET), None, "what it had had itself is void");
 }
 
@@ -241,16 +227,13 @@ fn a_gateway_killed_on_the_way_loses_nothing() {
 fn while_nats_is_away_sessions_are_where_they_are_and_are_verified_afterwards() {
     let site = Site::new();
     let (mut servers, fleet) = fleet(&site, 1, 2, "");
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
     servers.stop(0, Signal::KILL);
     for member in &fleet {
         wait_until("it is away", LATE, || member.fleet()["state"] == "away");
     }
     // Here it is found, there it is not.
-    let device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let device = Client::back(&fleet[0], "meter");
     drop(device);
     let mut new = Client::come(&fleet[1], "new", true);
     assert!(!new.has_session);
@@ -270,10 +253,8 @@ fn nothing_is_lost_of_a_device_that_moves_under_load() {
     const MOVES: usize = 100;
     let site = Site::new();
     let (_servers, fleet) = fleet(&site, 1, 2, "");
-    let mut watcher = Client::come(&fleet[0], "watcher", true);
-    watcher.subscribe("up/#", 1);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
+    let mut watcher = Client::subscriber(&fleet[0], "watcher", "up/#");
+    let mut device = Client::subscriber(&fleet[0], "meter", "set/#");
     let stop = std::sync::atomic::AtomicBool::new(false);
     let (sent, heard, said) = std::thread::scope(|scope| {
         let publishers: Vec<_> = fleet
@@ -353,9 +334,7 @@ fn a_gateway_that_is_left_by_all_gives_all_of_them() {
     for device in &mut devices {
         device.subscribe("all", 1);
     }
-    let mut member = Client::come(&fleet[0], "member", true);
-    member.subscribe("$share/g/jobs", 1);
-    member.cut();
+    Client::subscriber(&fleet[0], "member", "$share/g/jobs").cut();
     let mut publisher = Client::come(&fleet[0], "publisher", false);
     publisher.publish("jobs", "job", 1);
     // Half of them are away.
@@ -368,8 +347,7 @@ fn a_gateway_that_is_left_by_all_gives_all_of_them() {
         let heard: BTreeSet<String> = (0..2).map(|_| device.message(LATE).expect("both").payload).collect();
         assert_eq!(heard.len(), 2, "one and two");
     }
-    let mut member = Client::come(&fleet[1], "member", true);
-    assert!(member.has_session);
+    let mut member = Client::back(&fleet[1], "member");
     member.hears("jobs", "job", 1);
     let mut publisher = Client::come(&fleet[1], "publisher", false);
     publisher.publish("jobs", "another", 1);
@@ -387,13 +365,7 @@ fn nats_dies_or_the_giver_stands_still_on_the_way() {
     let site = Site::new();
     let (mut servers, fleet) = fleet(&site, 1, 2, "[limits]\nsession_messages = 5000");
     let mut publisher = Client::come(&fleet[0], "publisher", true);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
-    let expected = payloads(1_000);
-    for payload in &expected {
-        publisher.publish("set/a", payload, 1);
-    }
+    let expected = so_many_wait(&fleet[0], &mut publisher, 1_000);
     drop(publisher);
     for delay in [10, 60, 150] {
         let asked = Client::ask_to_come(fleet[1].gateway.address("mqtt"), &fleet[1].site, "meter", true);
@@ -406,8 +378,7 @@ fn nats_dies_or_the_giver_stands_still_on_the_way() {
         }
     }
     wait_until("the connections are gone", LATE, || fleet[1].gateway.connected() == 0);
-    let mut device = Client::come(&fleet[1], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[1], "meter");
     hears_all(&mut device, &expected);
     device.subscribe("more/#", 1);
     device.cut();
@@ -462,8 +433,7 @@ fn connack_comes_when_the_takeover_is_over() {
     let site = Site::new();
     let (_servers, fleet) = fleet(&site, 1, 2, "");
     let mut publishers = [0, 1].map(|at: usize| Client::come(&fleet[at], &format!("publisher-{at}"), false));
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
+    let mut device = Client::subscriber(&fleet[0], "meter", "set/#");
     for number in 0..20 {
         let mut next = Client::come(&fleet[(number + 1) % 2], "meter", true);
         assert!(next.has_session, "at move {number}");

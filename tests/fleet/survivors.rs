@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::mqtt::Client;
-use crate::sessions::{QUIET, hears_all, metric, payloads};
+use crate::sessions::{QUIET, hears_all, metric, payloads, so_many_wait};
 use crate::support::{Gateway, Site, wait_until};
 use crate::{LATE, Member, end, fleet};
 
@@ -37,19 +37,12 @@ fn a_device_that_was_away_finds_what_waited_at_a_gateway_that_died() {
     let site = Site::new();
     let (servers, mut fleet) = fleet(&site, 1, 3, "");
     let mut publisher = Client::come(&fleet[2], "publisher", false);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
     let expected = payloads(200);
-    for payload in &expected[..100] {
-        publisher.publish("set/a", payload, 1);
-    }
+    publisher.publish_all("set/a", &expected[..100]);
     let place = kill(&mut fleet, 0);
-    for payload in &expected[100..] {
-        publisher.publish("set/a", payload, 1);
-    }
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    publisher.publish_all("set/a", &expected[100..]);
+    let mut device = Client::back(&fleet[0], "meter");
     hears_all(&mut device, &expected);
     publisher.publish("set/b", "now", 1);
     device.hears("set/b", "now", 1);
@@ -61,8 +54,7 @@ fn a_device_that_was_away_finds_what_waited_at_a_gateway_that_died() {
     assert_eq!(back.gateway.metric("pulsegate_mqtt_sessions"), 0);
     device.cut();
     publisher.publish("set/c", "back", 1);
-    let mut device = Client::come(&back, "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&back, "meter");
     device.hears("set/c", "back", 1);
     assert_eq!(device.message(QUIET), None);
     assert_eq!(servers.rows("pulsegate_sessions"), 1);
@@ -89,8 +81,7 @@ fn a_device_that_was_connected_is_sent_again_what_it_had_not_acknowledged() {
     }
     kill(&mut fleet, 0);
     drop(device);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     hears_all(&mut device, &["one", "two", "three"].map(str::to_owned));
     assert_eq!(device.message(QUIET), None, "nothing that was acknowledged");
 }
@@ -114,8 +105,7 @@ fn what_it_had_subscribed_to_is_what_it_gets() {
         publisher.publish(topic, topic, qos);
     }
     publisher.publish("b", "without", 0);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     for (topic, _, granted) in said.into_iter().filter(|(.., granted)| *granted > 0) {
         device.hears(topic, topic, granted);
     }
@@ -129,9 +119,7 @@ fn a_rolling_restart_takes_nobody_his_session() {
     let site = Site::new();
     let (servers, mut fleet) = fleet(&site, 1, 3, "");
     let mut publisher = Client::come(&fleet[2], "publisher", false);
-    let mut device = Client::come(&fleet[0], "away", true);
-    device.subscribe("set/#", 1);
-    device.cut();
+    Client::subscriber(&fleet[0], "away", "set/#").cut();
     let mut number = 0;
     let mut say = |publisher: &mut Client| {
         number += 1;
@@ -172,22 +160,17 @@ fn what_the_stream_let_go_is_counted() {
     let site = Site::new();
     let (servers, mut fleet) = fleet(&site, 1, 2, "");
     let mut publisher = Client::come(&fleet[1], "publisher", false);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
     wait_until("it has said how far it has come", LATE, || {
         let asked = json!({"last_by_subj": "$KV.pulsegate_sessions.cursor.gate-0"});
         servers.ask("$JS.API.STREAM.MSG.GET.KV_pulsegate_sessions", &asked)["error"].is_null()
     });
     kill(&mut fleet, 0);
-    for payload in payloads(20) {
-        publisher.publish("set/a", &payload, 1);
-    }
+    publisher.publish_all("set/a", &payloads(20));
     let uplink = servers.ask("$JS.API.STREAM.INFO.pulsegate_uplink", &json!({}));
     let last = uplink["state"]["last_seq"].as_u64().unwrap();
     servers.ask("$JS.API.STREAM.PURGE.pulsegate_uplink", &json!({"seq": last - 4}));
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     hears_all(&mut device, &payloads(20)[15..]);
     assert_eq!((metric(&fleet[0], "revived"), metric(&fleet[0], "revived_with_holes")), (1, 1));
 }
@@ -198,16 +181,11 @@ fn of_what_is_too_much_the_latest_comes() {
     let site = Site::new();
     let (_servers, mut fleet) = fleet(&site, 1, 2, "[limits]\nsession_messages = 50");
     let mut publisher = Client::come(&fleet[1], "publisher", false);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
     kill(&mut fleet, 0);
     let all = payloads(300);
-    for payload in &all {
-        publisher.publish("set/a", payload, 1);
-    }
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    publisher.publish_all("set/a", &all);
+    let mut device = Client::back(&fleet[0], "meter");
     hears_all(&mut device, &all[250..]);
     assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_session_messages_given_way_total"), 250);
 }
@@ -218,13 +196,7 @@ fn nats_dies_on_the_way() {
     let site = Site::new();
     let (mut servers, mut fleet) = fleet(&site, 1, 2, "[limits]\nsession_messages = 5000");
     let mut publisher = Client::come(&fleet[1], "publisher", false);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
-    let expected = payloads(1_500);
-    for payload in &expected {
-        publisher.publish("set/a", payload, 1);
-    }
+    let expected = so_many_wait(&fleet[0], &mut publisher, 1_500);
     kill(&mut fleet, 0);
     wait_until("its lease has ended", LATE, || servers.rows("pulsegate_gateways") == 1);
     for delay in [20, 80, 200] {
@@ -236,8 +208,7 @@ fn nats_dies_on_the_way() {
         wait_until("it is there again", LATE, || fleet[0].fleet()["state"] == "connected");
     }
     wait_until("the connections are gone", LATE, || fleet[0].gateway.connected() == 1);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     hears_all(&mut device, &expected);
 }
 
@@ -247,13 +218,7 @@ fn whoever_begins_it_again_may_die_on_the_way() {
     let site = Site::new();
     let (_servers, mut fleet) = fleet(&site, 1, 3, "[limits]\nsession_messages = 5000");
     let mut publisher = Client::come(&fleet[2], "publisher", false);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
-    device.cut();
-    let expected = payloads(1_500);
-    for payload in &expected {
-        publisher.publish("set/a", payload, 1);
-    }
+    let expected = so_many_wait(&fleet[0], &mut publisher, 1_500);
     let mut places = vec![kill(&mut fleet, 0)];
     for delay in [2_000, 2_100, 2_300, 2_600] {
         let asked = Client::ask_to_come(fleet[0].gateway.address("mqtt"), &fleet[0].site, "meter", true);
@@ -262,8 +227,7 @@ fn whoever_begins_it_again_may_die_on_the_way() {
         drop(asked);
         fleet.insert(0, back(place));
     }
-    let mut device = Client::come(&fleet[0], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[0], "meter");
     let heard = device.message(LATE).expect("the first");
     assert_eq!(heard.payload, expected[0]);
     // All die, with the device connected and most of it unacknowledged, and come back.
@@ -271,8 +235,7 @@ fn whoever_begins_it_again_may_die_on_the_way() {
     places.extend([kill(&mut fleet, 0), kill(&mut fleet, 0)]);
     drop(device);
     fleet.extend(places.into_iter().map(back));
-    let mut device = Client::come(&fleet[2], "meter", true);
-    assert!(device.has_session);
+    let mut device = Client::back(&fleet[2], "meter");
     let mut got = BTreeSet::from([heard.payload]);
     while got.len() < expected.len() {
         got.insert(device.message(LATE).unwrap_or_else(|| panic!("{} come", got.len())).payload);
@@ -288,8 +251,7 @@ fn nothing_is_lost_of_a_device_whose_gateways_are_killed_under_load() {
     // The place in its row is old as long as no gateway lives for seconds: much comes again, and has room.
     let roomy = "[limits]\nsession_messages = 50000\nsession_bytes = 16777216";
     let (_servers, mut fleet) = fleet(&site, 1, 3, roomy);
-    let mut device = Client::come(&fleet[0], "meter", true);
-    device.subscribe("set/#", 1);
+    let mut device = Client::subscriber(&fleet[0], "meter", "set/#");
     let stop = AtomicBool::new(false);
     let mut got = BTreeSet::new();
     let all = std::thread::scope(|scope| {
@@ -388,11 +350,8 @@ fn a_storm_of_devices_of_a_dead_gateway() {
 fn what_a_group_was_given_goes_to_another_member() {
     let site = Site::new();
     let (_servers, mut fleet) = fleet(&site, 1, 2, "");
-    let mut two = Client::come(&fleet[0], "two", true);
-    two.subscribe("$share/g/jobs", 1);
-    two.cut();
-    let mut one = Client::come(&fleet[0], "one", true);
-    one.subscribe("$share/g/jobs", 1);
+    Client::subscriber(&fleet[0], "two", "$share/g/jobs").cut();
+    let mut one = Client::subscriber(&fleet[0], "one", "$share/g/jobs");
     let mut publisher = Client::come(&fleet[1], "publisher", false);
     let given = payloads(4);
     for job in &given {
@@ -402,14 +361,12 @@ fn what_a_group_was_given_goes_to_another_member() {
     wait_until("it is safe there", LATE, || fleet[0].gateway.metric("pulsegate_fleet_groups_unsettled") == 0);
     let place = kill(&mut fleet, 0);
     publisher.publish("jobs", "meanwhile", 1);
-    let mut one = Client::come(&fleet[0], "one", true);
-    assert!(one.has_session);
+    let mut one = Client::back(&fleet[0], "one");
     one.hears("jobs", "meanwhile", 1);
     assert_eq!(one.message(QUIET), None, "it is not in the stream for it");
     let back = back(place);
     wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
-    let mut two = Client::come(&back, "two", true);
-    assert!(two.has_session);
+    let mut two = Client::back(&back, "two");
     let heard: BTreeSet<_> = given.iter().map(|_| two.message(LATE).expect("all jobs").payload).collect();
     assert_eq!(heard, given.into_iter().collect());
     // The one that went is a member where it is.

@@ -25,7 +25,8 @@ fn say(device: &mut Device, numbers: std::ops::RangeInclusive<u32>) {
     }
 }
 
-fn behind(member: &Member) -> Value {
+/// So many events are not in the stream yet.
+pub fn behind(member: &Member) -> Value {
     let listed = member.gateway.get_json("/v1/sinks");
     let sink = listed["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == "fleet-uplink").unwrap();
     sink["behind"].clone()

@@ -24,8 +24,7 @@ use crate::link::{Cover, SessionOrder};
 pub(super) async fn revive(taking: &mut Taking<'_, '_>, row: &SessionRow) -> Result<u64, Brought> {
     let Some(mut session) = outline_of(taking.claim.device(), row) else { return Err(Brought::Silent) };
     taking.claim.until = Instant::now() + HANDOVER_MAX;
-    let place = tokio::time::timeout_at(taking.claim.until, taking.claim.state.sessions.takes.acquire()).await;
-    let _place = place.map_err(|_| Brought::Late)?.expect("it is never closed");
+    let _place = taking.place().await?;
     // Under which identifiers the dead one had sent something last nobody knows, and the device takes what comes under one that it still
     // waits for PUBREL of as what it has: they begin wherever the clock is, which is seldom near.
     let state = taking.claim.state;
@@ -37,6 +36,7 @@ pub(super) async fn revive(taking: &mut Taking<'_, '_>, row: &SessionRow) -> Res
     while !fence::all_sent(taking.claim.state).await {
         taking.wait().await?;
     }
+    taking.goes_on();
     taking.step = "what the stream has for it is read";
     let brought = bring(taking, row, &subscriptions).await?;
     taking.step = "it is made whole";
@@ -65,9 +65,11 @@ async fn bring(taking: &mut Taking<'_, '_>, row: &SessionRow, subscriptions: &[S
         }
         taking.wait().await?;
     };
+    taking.goes_on();
     let (after, gone) = ends.behind(from.as_ref());
     let mut room = Room::new(limits.session_messages, limits.session_bytes, after);
-    let mut reader = Reader { cover, span: Span { after, upto: ends.last, is_measured: false }, missed: None };
+    let mut reader =
+        Reader { cover, span: Span { after, upto: ends.last, is_measured: false }, missed: None, is_over: false };
     if !room.has_for(reader.pending(taking).await?, limits.packet_bytes) {
         reader.measure(taking, &wants, &mut room).await?;
     }
@@ -125,6 +127,8 @@ struct Reader {
     cover: Cover,
     span: Span,
     missed: Option<Missed>,
+    /// The stream's leader has no more.
+    is_over: bool,
 }
 
 impl Reader {
@@ -132,7 +136,7 @@ impl Reader {
         let is_new = self.span.is_measured || self.span.after != after;
         (self.span.after, self.span.is_measured) = (after, false);
         if is_new {
-            self.missed = None;
+            (self.missed, self.is_over) = (None, false);
         }
     }
 
@@ -148,7 +152,7 @@ impl Reader {
         wants: &Wants<'_>,
         room: &mut Room,
     ) -> Result<(), Brought> {
-        (self.span.is_measured, self.missed) = (true, None);
+        (self.span.is_measured, self.missed, self.is_over) = (true, None, false);
         while let Some(piece) = self.next(taking).await? {
             let state = taking.claim.state;
             let now_ms = state.clock.unix_ms(state.clock.now());
@@ -167,15 +171,17 @@ impl Reader {
             let Some(missed) = self.open(taking).await? else { return Ok(None) };
             match missed.next().await {
                 Ok(piece) => {
-                    if let Some(last) = piece.as_ref().and_then(|piece| piece.last()) {
-                        self.span.after = last.at;
-                    }
+                    self.span.after = missed.last();
                     if !taking.claim.is_there().await {
                         return Err(Brought::Late);
                     }
-                    // As long as it comes, it is waited for.
-                    taking.claim.until = Instant::now() + HANDOVER_MAX;
-                    return Ok(piece);
+                    taking.goes_on();
+                    let Some(piece) = piece else {
+                        // Whether that was all the stream's leader knows.
+                        self.missed = None;
+                        continue;
+                    };
+                    return Ok(Some(piece));
                 }
                 Err(why) => tracing::debug!(why, "what a session has missed is read again from where it was"),
             }
@@ -186,11 +192,11 @@ impl Reader {
 
     async fn open(&mut self, taking: &mut Taking<'_, '_>) -> Result<Option<&mut Missed>, Brought> {
         while self.missed.is_none() {
-            if self.span.after >= self.span.upto {
+            if self.is_over || self.span.after >= self.span.upto {
                 return Ok(None);
             }
             match taking.claim.fleet.missed(&self.cover, self.span).await {
-                Ok(missed) => self.missed = Some(missed),
+                Ok(missed) => (self.is_over, self.missed) = (missed.is_none(), missed),
                 Err(why) => {
                     tracing::debug!(why, "what a session has missed cannot be read: it is tried again");
                     taking.wait().await?;

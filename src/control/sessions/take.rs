@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell, to_be};
@@ -78,7 +79,7 @@ pub(super) struct Taking<'a, 'b> {
     pub(super) from: Option<Cursor>,
 }
 
-impl Taking<'_, '_> {
+impl<'b> Taking<'_, 'b> {
     /// All of it, hidden and then revealed. How many messages came.
     async fn bring(&mut self) -> Result<u64, Brought> {
         let mut key = self.offered(SessionAsk::Offer).await?;
@@ -87,8 +88,7 @@ impl Taking<'_, '_> {
         let _place = if let Ok(place) = sessions.takes.try_acquire() {
             place
         } else {
-            let place = tokio::time::timeout_at(self.claim.until, sessions.takes.acquire()).await;
-            let place = place.map_err(|_| Brought::Late)?.expect("it is never closed");
+            let place = self.place().await?;
             key = self.offered(SessionAsk::Offer).await?;
             place
         };
@@ -183,6 +183,24 @@ impl Taking<'_, '_> {
         Ok(Some(rows::row(state, fleet, before.moves + 1, to_be(head, here), from)))
     }
 
+    /// A place among those that come at a time. The time for that is over then, and its own begins: in a storm all wait for about as long as
+    /// they may, and whoever had no more than what is left of it would come to nothing, having taken a place from somebody else.
+    pub(super) async fn place(&mut self) -> Result<SemaphorePermit<'b>, Brought> {
+        let sessions = &self.claim.state.sessions;
+        let place = tokio::time::timeout_at(self.claim.until, sessions.takes.acquire()).await;
+        let place = place.map_err(|_| Brought::Late)?.expect("it is never closed");
+        if !self.claim.is_there().await {
+            return Err(Brought::Late);
+        }
+        self.goes_on();
+        Ok(place)
+    }
+
+    /// As long as it comes, it is waited for.
+    pub(super) fn goes_on(&mut self) {
+        self.claim.until = Instant::now() + HANDOVER_MAX;
+    }
+
     async fn give_up(&self) {
         let _ = ask_shard(self.claim.state, self.claim.device(), SessionOrder::Abandon).await;
     }
@@ -227,8 +245,7 @@ impl Taking<'_, '_> {
         if session.head.key.0 != key {
             return Err(Brought::Other);
         }
-        // As long as it comes, it is waited for.
-        self.claim.until = Instant::now() + HANDOVER_MAX;
+        self.goes_on();
         Ok(session)
     }
 

@@ -150,7 +150,7 @@ fn handle(device: &mut Device, index: usize, gone: &mut bool, state: &State) {
 }
 
 /// Room for thousands of sockets in this process.
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).unwrap();

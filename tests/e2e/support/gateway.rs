@@ -16,6 +16,8 @@ use super::{Follower, POLL, SOON, wait_for, wait_until};
 
 /// Lines of the gateway's log that a failed test shows.
 const LINES_SHOWN: usize = 80;
+/// What a gateway logs under test.
+const LOG_FILTER: &str = "info,pulsegate=debug";
 
 /// A running gateway. It ends with this value, however the test ends.
 pub struct Gateway {
@@ -34,7 +36,14 @@ impl Gateway {
     /// Starts the gateway that `directory/pulsegate.toml` describes, and waits until it listens.
     #[track_caller]
     pub fn start(directory: &Path) -> Self {
-        Self::spawn(Self::command(directory))
+        Self::spawn(Self::command(directory), LOG_FILTER)
+    }
+
+    /// The same; it logs what an operator would see, and nothing of each connection.
+    #[track_caller]
+    #[allow(dead_code, reason = "for tests of so many connections that their log would be the load")]
+    pub fn start_quiet(directory: &Path) -> Self {
+        Self::spawn(Self::command(directory), "info")
     }
 
     /// The same, with further arguments.
@@ -42,7 +51,7 @@ impl Gateway {
     pub fn start_with(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = Self::command(directory);
         command.args(arguments);
-        Self::spawn(command)
+        Self::spawn(command, LOG_FILTER)
     }
 
     /// The same, with so many descriptors in each table.
@@ -52,13 +61,13 @@ impl Gateway {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""));
         command.arg(usual.get_program()).args(usual.get_args()).current_dir(directory).stdin(Stdio::null());
-        Self::spawn(command)
+        Self::spawn(command, LOG_FILTER)
     }
 
     #[track_caller]
-    fn spawn(mut command: Command) -> Self {
+    fn spawn(mut command: Command, log_filter: &str) -> Self {
         let mut child = command
-            .args(["--log-format", "json", "--log-filter", "info,pulsegate=debug"])
+            .args(["--log-format", "json", "--log-filter", log_filter])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -3,7 +3,7 @@
 
 mod device;
 mod disk;
-mod fleet;
+pub mod fleet;
 mod follower;
 mod gateway;
 mod program;
