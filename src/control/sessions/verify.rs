@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::around::{Around, Neighbours};
 use super::claim::tell;
+use super::count;
 use super::rows::{self, Kept};
-use super::{State, ask_shard, count};
 use crate::image::SessionKey;
 use crate::link::{Outcome, SessionOrder};
 
@@ -18,11 +19,11 @@ const PAUSE: Duration = Duration::from_millis(64);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Looks, until the gateway ends.
-pub(in super::super) async fn verify(state: Arc<State>) {
+pub(in super::super) async fn verify<A: Around>(state: Arc<A>) {
     let mut verified = 0;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let Some(fleet) = &state.fleet else { return };
+        state.sleep(LOOK_EVERY).await;
+        let Some(fleet) = state.fleet() else { return };
         let joined = fleet.joined();
         if joined != verified && fleet.is_connected() && look_at_all(&state).await.is_some() {
             verified = joined;
@@ -31,16 +32,10 @@ pub(in super::super) async fn verify(state: Arc<State>) {
 }
 
 /// `None`: NATS has gone, or the store cannot be read: it begins anew later.
-async fn look_at_all(state: &Arc<State>) -> Option<()> {
+async fn look_at_all<A: Around>(state: &Arc<A>) -> Option<()> {
     let mut after = SessionKey(0);
     loop {
-        let reading = Arc::clone(state);
-        let read = move || Some(reading.store.as_ref()?.reader().session_names(after, PAGE));
-        let Some(page) = tokio::task::spawn_blocking(read).await.ok()? else {
-            // Without a store no session outlives the process.
-            return Some(());
-        };
-        let page = page.inspect_err(|error| tracing::warn!(%error, "sessions cannot be looked at")).ok()?;
+        let page = state.stored_names(after, PAGE).await?;
         let Some((last, _)) = page.last() else { return Some(()) };
         after = *last;
         for (_, device) in &page {
@@ -49,34 +44,34 @@ async fn look_at_all(state: &Arc<State>) -> Option<()> {
                 look_at(state, device).await?;
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        state.sleep(PAUSE).await;
     }
 }
 
-async fn look_at(state: &Arc<State>, device: &str) -> Option<()> {
-    let fleet = state.fleet.as_ref()?;
+async fn look_at<A: Around>(state: &Arc<A>, device: &str) -> Option<()> {
+    let fleet = state.fleet()?;
     // Whoever has to do with it looks at the row too.
-    let Some(_held) = state.sessions.try_hold(device) else { return Some(()) };
-    if ask_shard(state, device, SessionOrder::Exists).await != Some(Outcome::Delivered) {
+    let Some(_held) = state.sessions().try_hold(device) else { return Some(()) };
+    if state.ask(device, SessionOrder::Exists).await != Some(Outcome::Delivered) {
         return Some(());
     }
     if let Some((revision, row)) = fleet.session_row(device).await.ok()?
         && *row.node != *fleet.node()
     {
-        if ask_shard(state, device, SessionOrder::Disown).await != Some(Outcome::Offline) {
-            count(&state.sessions.counters.disowned);
+        if state.ask(device, SessionOrder::Disown).await != Some(Outcome::Offline) {
+            count(&state.sessions().counters.disowned);
             return Some(());
         }
         // Its device is here, and goes on with it: what the other one has is older.
-        let Some(outline) = rows::outline(state, device).await.ok()? else { return Some(()) };
-        let ours = rows::row(state, fleet, row.moves + 1, outline.session, None);
-        if rows::write_over(state, fleet, device, (revision, &row), ours).await == Kept::Done {
+        let Some(outline) = rows::outline(&**state, device).await.ok()? else { return Some(()) };
+        let ours = rows::row(&**state, fleet, row.moves + 1, outline.session, None);
+        if rows::write_over(&**state, fleet, device, (revision, &row), ours).await == Kept::Done {
             tell(state, device, &row.node, false);
         }
         return Some(());
     }
-    if rows::keep(state, device).await == Kept::Again {
-        state.sessions.rows.list(device.into(), Vec::new());
+    if rows::keep(&**state, device).await == Kept::Again {
+        state.sessions().rows.list(device.into(), Vec::new());
     }
     Some(())
 }
