@@ -362,12 +362,15 @@ impl Serving {
         }
         let quiet_until = known.quiet_until;
         let is_known = self.known_places.contains(&at);
-        let wanted = publication.filter(|_| !is_known).and_then(|(publishing, topic, payload)| {
-            let worker = self.worker_for(&group, (seq, tries, quiet_until), (&publishing, &topic), wanted, now_ms)?;
-            Some((worker, publishing, topic, payload))
-        });
-        let Some((worker, publishing, topic, payload)) = wanted else {
+        let is_for_it = |(publishing, topic, _): &(Publishing, Box<str>, Bytes)| {
+            !is_known && self.is_for(&group, (seq, tries, quiet_until), (publishing, topic), now_ms)
+        };
+        let Some((publishing, topic, payload)) = publication.filter(is_for_it) else {
             return out.push(Effect::Say(reply, Said::Taken));
+        };
+        let Some(worker) = wanted.get(&group).map(|wanted| wanted.worker) else {
+            // Its last member here has gone, and it is about to be left: members elsewhere get it.
+            return out.push(Effect::Say(reply, Said::Back(None)));
         };
         let is_quick = !publishing.qos.is_acknowledged();
         if is_quick {
@@ -383,26 +386,22 @@ impl Serving {
         out.push(Effect::Give(Box::new(Given { number, group, worker, topic, payload, publishing })));
     }
 
-    /// The home of the group, if somebody is to get this message.
-    fn worker_for(
+    /// Whether some member of the group is to get this message.
+    fn is_for(
         &mut self,
         group: &Arc<str>,
         (seq, tries, quiet_until): (u64, u64, u64),
         (publishing, topic): (&Publishing, &str),
-        wanted: &GroupsWanted,
         now_ms: i64,
-    ) -> Option<WorkerId> {
+    ) -> bool {
         if publishing.was_given_to(&group_key(group)) {
             self.counts.given_elsewhere += 1;
-            return None;
+            return false;
         }
         if !publishing.qos.is_acknowledged() && (tries > 1 || seq <= quiet_until) {
-            return None;
+            return false;
         }
-        if publishing.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms) || !group_wants(group, topic) {
-            return None;
-        }
-        Some(wanted.get(group)?.worker)
+        publishing.expires_ms.is_none_or(|expires_ms| expires_ms > now_ms) && group_wants(group, topic)
     }
 
     /// The server has ended a question, or says that there is nobody who could answer it.
@@ -464,3 +463,6 @@ impl Served {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
