@@ -233,18 +233,18 @@ impl Broker {
             SessionOrder::Adopted(messages) => self.adopt_messages(request, device, messages),
             SessionOrder::Reveal => self.reveal(request, device, now),
             SessionOrder::Abandon if self.abandon(device) => Some(Outcome::Delivered),
-            SessionOrder::Outline(told) => self.with_kept(connection, device, |broker, session| {
+            SessionOrder::Outline(told) => Some(self.with_kept(connection, device, |broker, session| {
                 let Some(outline) = broker.outline(session, device) else { return Outcome::Offline };
                 told.set(outline);
                 Outcome::Delivered
-            }),
-            SessionOrder::Placed(round) => self.with_kept(connection, device, |broker, session| {
+            })),
+            SessionOrder::Placed(round) => Some(self.with_kept(connection, device, |broker, session| {
                 broker.note_placed(session, round);
                 Outcome::Delivered
-            }),
-            SessionOrder::Unplace { floor } => self.with_kept(connection, device, |broker, session| {
+            })),
+            SessionOrder::Unplace { floor } => Some(self.with_kept(connection, device, |broker, session| {
                 if broker.unplace(session, floor) { Outcome::Delivered } else { Outcome::Unacknowledged }
-            }),
+            })),
             SessionOrder::Exists | SessionOrder::Waits(_) | SessionOrder::Abandon => Some(Outcome::Offline),
         }
     }
@@ -254,9 +254,9 @@ impl Broker {
         connection: Option<ConnectionSlot>,
         device: &str,
         act: impl FnOnce(&mut Self, SessionSlot) -> Outcome,
-    ) -> Option<Outcome> {
+    ) -> Outcome {
         let session = self.kept_session(connection, device);
-        Some(session.map_or(Outcome::Offline, |session| act(self, session)))
+        session.map_or(Outcome::Offline, |session| act(self, session))
     }
 
     // --- A session that goes ----------------------------------------------------------------------------------------

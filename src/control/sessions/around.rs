@@ -95,7 +95,6 @@ pub(in super::super) trait Neighbours: Send + Sync + 'static {
     fn session_row(&self, device: &str) -> impl Future<Output = Result<Option<(u64, SessionRow)>, String>> + Send;
     fn write_row(&self, device: &str, expected: u64, row: &SessionRow) -> impl Future<Output = RowChange> + Send;
     fn remove_session_row(&self, revision: u64) -> impl Future<Output = Result<bool, String>> + Send;
-    #[expect(clippy::type_complexity, reason = "as it is of the fleet")]
     fn next_session(
         &self,
         revision: u64,

@@ -370,7 +370,7 @@ impl Gateway {
         match walk {
             Walk::Join(group, ..) if is_lost || is_late => self.joined(&group, Err("nobody answers".to_owned()), now),
             Walk::Leave(group, ..) if is_lost || is_late => {
-                self.serving.handle_left(&group, Err("nobody answers".to_owned()), now)
+                self.serving.handle_left(&group, Err("nobody answers".to_owned()), now);
             }
             Walk::Join(group, _, Ask::Over(end)) => {
                 let last = nats.stream.len() as u64;
