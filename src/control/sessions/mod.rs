@@ -299,3 +299,6 @@ pub(super) async fn run(state: Arc<State>) {
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests;
