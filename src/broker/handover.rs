@@ -22,7 +22,7 @@ use super::lifecycle::{DueWill, GroupMessages, NO_KEY};
 use super::settlement::{Owner, Part, Token};
 use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, Head, Message, Outstanding, Session, SessionKey};
-use crate::link::{Cut, NO_ROOM_FOR_SESSION, Outcome, Outline, SessionId};
+use crate::link::{Cut, NO_ROOM_FOR_SESSION, Outcome, Outline, STILL_CONNECTED, SessionId, SessionOrder};
 use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Moment;
 
@@ -239,6 +239,54 @@ impl Broker {
         let (messages, outstanding, received) = (Vec::new(), Vec::new(), Vec::new());
         let session_image = Session { head, subscriptions, messages, outstanding, received };
         Some(Outline { session: session_image, standing: self.standing(session) })
+    }
+
+    // --- What is ordered --------------------------------------------------------------------------------------------
+
+    /// Something about the session of a device, which is connected here or not. `None`: the answer comes when what was done is safe.
+    pub fn handle_session_order(
+        &mut self,
+        request: u64,
+        (device, connection): (&str, Option<ConnectionSlot>),
+        order: SessionOrder,
+        now: Moment,
+        due_wills: &mut Vec<DueWill>,
+    ) -> Option<Outcome> {
+        match order {
+            SessionOrder::Exists if connection.is_some() || self.has_away(device) => Some(Outcome::Delivered),
+            SessionOrder::Waits(id) if self.is_waiting(id.slot) => Some(Outcome::Delivered),
+            SessionOrder::Offer { .. } if connection.is_some() => Some(Outcome::Refused(STILL_CONNECTED)),
+            SessionOrder::Offer { cut } => self.offer_session(request, device, &cut, now),
+            SessionOrder::Forget { key, ends } => self.forget_session(request, (device, key, ends), now, due_wills),
+            SessionOrder::Disown => self.disown_session(request, device),
+            SessionOrder::Adopt(session) => self.adopt(request, device, *session, now),
+            SessionOrder::Adopted(messages) => self.adopt_messages(request, device, messages),
+            SessionOrder::Reveal => self.reveal(request, device, now),
+            SessionOrder::Abandon if self.abandon(device) => Some(Outcome::Delivered),
+            SessionOrder::Outline(told) => Some(self.with_kept(connection, device, |broker, session| {
+                let Some(outline) = broker.outline(session, device) else { return Outcome::Offline };
+                told.set(outline);
+                Outcome::Delivered
+            })),
+            SessionOrder::Placed(round) => Some(self.with_kept(connection, device, |broker, session| {
+                broker.note_placed(session, round);
+                Outcome::Delivered
+            })),
+            SessionOrder::Unplace { floor } => Some(self.with_kept(connection, device, |broker, session| {
+                if broker.unplace(session, floor) { Outcome::Delivered } else { Outcome::Unacknowledged }
+            })),
+            SessionOrder::Exists | SessionOrder::Waits(_) | SessionOrder::Abandon => Some(Outcome::Offline),
+        }
+    }
+
+    fn with_kept(
+        &mut self,
+        connection: Option<ConnectionSlot>,
+        device: &str,
+        act: impl FnOnce(&mut Self, SessionSlot) -> Outcome,
+    ) -> Outcome {
+        let session = self.kept_session(connection, device);
+        session.map_or(Outcome::Offline, |session| act(self, session))
     }
 
     // --- A session that goes ----------------------------------------------------------------------------------------

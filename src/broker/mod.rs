@@ -60,7 +60,7 @@ pub mod retained;
 pub mod subscriptions;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ mod handover;
 mod interest;
 mod model;
 mod redispatch;
-mod store;
+pub mod store;
 
 use super::*;
 use crate::codec::mqtt::{self, Options, Packet, QoS};

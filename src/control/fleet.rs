@@ -101,7 +101,7 @@ async fn pass_on_one(state: &Arc<State>, wish: Order) {
             let _ = answer.send(called(state, call).await);
         }
         Order::Session { device, ask, answer } => {
-            let _ = answer.send(sessions::serve(state, &device, ask).await);
+            let _ = answer.send(sessions::serve(&**state, &device, ask).await);
         }
         Order::Blocks { all, since, answer } => {
             let _ = answer.send(fleet_blocks::take(state, all, since).await);

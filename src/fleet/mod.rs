@@ -33,6 +33,7 @@ mod retained;
 mod rows;
 mod run;
 mod server;
+mod serving;
 mod sessions;
 mod settings;
 mod status;

@@ -2,11 +2,11 @@
 
 use super::Shard;
 use super::grants::TRY_LATER_MS;
-use crate::broker::{Broker, Row};
+use crate::broker::Row;
 use crate::connection::Termination;
 use crate::link::{
-    CloseReason, ConnectionId, Lag, Outcome, Outline, Round, STILL_CONNECTED, SessionChanged, SessionId, SessionOrder,
-    SessionVerdict, Told, WorkerEvent,
+    CloseReason, ConnectionId, Lag, Outcome, Round, SessionChanged, SessionId, SessionOrder, SessionVerdict,
+    WorkerEvent,
 };
 use crate::slot::SessionSlot;
 use crate::time::Moment;
@@ -46,31 +46,10 @@ impl Shard {
 
     /// Something about a session that comes or goes.
     pub fn handle_session(&mut self, request: u64, device: &str, order: SessionOrder, now: Moment) {
-        let is_here = self.find(device).is_some();
+        let connection = self.find(device);
         let outcome = match order {
-            SessionOrder::Exists if is_here || self.broker.has_away(device) => Some(Outcome::Delivered),
-            SessionOrder::Waits(id) if self.is_current(id) && self.broker.is_waiting(id.slot) => {
-                Some(Outcome::Delivered)
-            }
-            SessionOrder::Offer { .. } if is_here => Some(Outcome::Refused(STILL_CONNECTED)),
-            SessionOrder::Offer { cut } => self.broker.offer_session(request, device, &cut, now),
-            SessionOrder::Forget { key, ends } => {
-                self.broker.forget_session(request, (device, key, ends), now, &mut self.due_wills)
-            }
-            SessionOrder::Disown => self.broker.disown_session(request, device),
-            SessionOrder::Adopt(session) => self.broker.adopt(request, device, *session, now),
-            SessionOrder::Adopted(messages) => self.broker.adopt_messages(request, device, messages),
-            SessionOrder::Reveal => self.broker.reveal(request, device, now),
-            SessionOrder::Abandon if self.broker.abandon(device) => Some(Outcome::Delivered),
-            SessionOrder::Outline(told) => Some(self.outline(device, &told)),
-            SessionOrder::Placed(round) => Some(self.with_kept(device, |broker, session| {
-                broker.note_placed(session, round);
-                Outcome::Delivered
-            })),
-            SessionOrder::Unplace { floor } => Some(self.with_kept(device, |broker, session| {
-                if broker.unplace(session, floor) { Outcome::Delivered } else { Outcome::Unacknowledged }
-            })),
-            SessionOrder::Exists | SessionOrder::Waits(_) | SessionOrder::Abandon => Some(Outcome::Offline),
+            SessionOrder::Waits(id) if !self.is_current(id) => Some(Outcome::Offline),
+            order => self.broker.handle_session_order(request, (device, connection), order, now, &mut self.due_wills),
         };
         if let Some(outcome) = outcome {
             self.uplink.push(WorkerEvent::Sent { request, outcome });
@@ -78,21 +57,6 @@ impl Shard {
     }
 
     // --- What stands in rows ----------------------------------------------------------------------------------------
-
-    fn with_kept(&mut self, device: &str, act: impl FnOnce(&mut Broker, SessionSlot) -> Outcome) -> Outcome {
-        let session = self.broker.kept_session(self.find(device), device);
-        session.map_or(Outcome::Offline, |session| act(&mut self.broker, session))
-    }
-
-    fn outline(&mut self, device: &str, told: &Told<Outline>) -> Outcome {
-        self.with_kept(device, |broker, session| match broker.outline(session, device) {
-            Some(outline) => {
-                told.set(outline);
-                Outcome::Delivered
-            }
-            None => Outcome::Offline,
-        })
-    }
 
     /// The row of a session was written, or nobody can.
     pub fn handle_session_written(&mut self, session: SessionId, waits: u32, is_true: bool) {

@@ -57,6 +57,24 @@ impl ModelStore {
         self.waiting.clear();
     }
 
+    /// The session of a device, without its messages.
+    pub fn session(&self, device: &str) -> Option<image::Session> {
+        let found = self.sessions.values().find(|session| *session.head.name == *device)?;
+        Some(image::Session { messages: Vec::new(), ..found.clone() })
+    }
+
+    /// Messages of a session behind the one number and up to the other, so many at most.
+    pub fn messages(&self, key: SessionKey, (after, upto): (u64, u64), count: usize) -> Vec<image::Message> {
+        let all = self.sessions.get(&key).into_iter().flat_map(|session| &session.messages);
+        all.filter(|message| message.number > after && message.number <= upto).take(count).cloned().collect()
+    }
+
+    /// Sessions by the order of their keys behind this one.
+    pub fn names(&self, after: SessionKey, count: usize) -> Vec<(SessionKey, Box<str>)> {
+        let all = self.sessions.iter().filter(|(key, _)| **key > after).take(count);
+        all.map(|(key, session)| (*key, session.head.name.clone())).collect()
+    }
+
     /// What there is. What was queued under an origin that is still pending goes before, and that too, at once.
     pub fn load(&mut self) -> (Vec<image::KeptSession>, Vec<image::Publication>) {
         let received = self.sessions.values().flat_map(|session| &session.received);
@@ -183,8 +201,15 @@ fn apply_to(session: &mut image::Session, change: &Change, largest: &mut u64) {
         }
         Change::Unsubscribed { filter, .. } => session.subscriptions.retain(|known| known.filter != *filter),
         Change::Queued { message, .. } => {
-            assert!(session.messages.last().is_none_or(|last| last.number < message.number), "numbers ascend");
-            session.messages.push((**message).clone());
+            let place = session.messages.partition_point(|known| known.number < message.number);
+            assert!(
+                session.messages.get(place).is_none_or(|known| known.number != message.number),
+                "a number is given twice"
+            );
+            // One that comes from another gateway takes messages behind those that it is still brought.
+            let is_hidden = super::super::handover::is_hidden(&session.head.name);
+            assert!(is_hidden || place == session.messages.len(), "numbers ascend");
+            session.messages.insert(place, (**message).clone());
         }
         Change::Sent { number, packet, .. } => {
             let is_used = session.messages.iter().any(|known| known.packet == Some(*packet))

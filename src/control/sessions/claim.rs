@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::around::{Around, Neighbours};
 use super::rows::{self, Kept};
 use super::take::{Brought, take};
-use super::{State, ask_shard, count, serve};
-use crate::fleet::{Fleet, Reply, SessionAsk, SessionRow};
+use super::{count, serve};
+use crate::fleet::{Reply, SessionAsk, SessionRow};
 use crate::image::{Head, Session};
 use crate::link::{Outcome, Outline, SessionOrder, SessionVerdict, SessionWanted, Standing, WorkerCommand, WorkerId};
 
@@ -22,30 +23,29 @@ const TELLS: u32 = 6;
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// Finds out whose the session of a device is that has come, and brings it here.
-pub(super) async fn claim(state: &Arc<State>, worker: WorkerId, wanted: &SessionWanted) {
-    let Some(fleet) = &state.fleet else { return };
+pub(super) async fn claim<A: Around>(state: &Arc<A>, worker: WorkerId, wanted: &SessionWanted) {
+    let Some(fleet) = state.fleet() else { return };
     // Whoever keeps nothing costs a fleet nothing that keeps nothing.
     if wanted.connection.is_none() && fleet.has_no_sessions() {
         return;
     }
-    let held = state.sessions.hold(&wanted.device).await;
-    let verdict = Claim { state, fleet, wanted, until: Instant::now() + HANDOVER_MAX }.settle().await;
+    let held = state.sessions().hold(&wanted.device).await;
+    let verdict = Claim { state, fleet, wanted, until: state.now() + HANDOVER_MAX }.settle().await;
     if verdict == SessionVerdict::ComesAgain {
-        count(&state.sessions.counters.put_off);
+        count(&state.sessions().counters.put_off);
     }
     if let Some(connection) = wanted.connection {
-        // A worker that is gone has no devices.
-        let _ = state.mailboxes[worker.index()].answer(WorkerCommand::SessionSettled { connection, verdict });
+        state.answer(worker, WorkerCommand::SessionSettled { connection, verdict });
     }
     drop(held);
 }
 
 /// A session has ended here, and its device has no other: its row goes.
-pub(super) async fn let_go(state: &Arc<State>, device: &str) {
-    let Some(fleet) = &state.fleet else { return };
-    let _held = state.sessions.hold(device).await;
-    serve::withdraw(state, device);
-    if ask_shard(state, device, SessionOrder::Exists).await != Some(Outcome::Offline) {
+pub(super) async fn let_go<A: Around>(state: &Arc<A>, device: &str) {
+    let Some(fleet) = state.fleet() else { return };
+    let _held = state.sessions().hold(device).await;
+    serve::withdraw(&**state, device);
+    if state.ask(device, SessionOrder::Exists).await != Some(Outcome::Offline) {
         // Another has begun since.
         return;
     }
@@ -58,9 +58,9 @@ pub(super) async fn let_go(state: &Arc<State>, device: &str) {
 }
 
 /// The device whose CONNECT waits.
-pub(super) struct Claim<'a> {
-    pub(super) state: &'a Arc<State>,
-    pub(super) fleet: &'a Fleet,
+pub(super) struct Claim<'a, A: Around> {
+    pub(super) state: &'a Arc<A>,
+    pub(super) fleet: &'a A::Fleet,
     pub(super) wanted: &'a SessionWanted,
     pub(super) until: Instant,
 }
@@ -72,20 +72,20 @@ enum Step {
     Again,
 }
 
-impl Claim<'_> {
+impl<A: Around> Claim<'_, A> {
     pub(super) fn device(&self) -> &str {
         &self.wanted.device
     }
 
     async fn settle(&mut self) -> SessionVerdict {
         // The device is back: another gateway that is about to take its session is to find another revision.
-        let was_offered = serve::withdraw(self.state, self.device()).is_some();
+        let was_offered = serve::withdraw(&**self.state, self.device()).is_some();
         loop {
             if !self.fleet.is_connected() {
-                count(&self.state.sessions.counters.unasked);
+                count(&self.state.sessions().counters.unasked);
                 return SessionVerdict::GoesOnUnasked;
             }
-            let place = self.state.sessions.look().await;
+            let place = self.state.sessions().look().await;
             let row = self.fleet.session_row(self.device()).await;
             drop(place);
             let step = match row {
@@ -97,10 +97,10 @@ impl Claim<'_> {
             };
             match step {
                 Step::Done(verdict) => return verdict,
-                Step::Again if Instant::now() >= self.until || !self.is_there().await => {
+                Step::Again if self.state.now() >= self.until || !self.is_there().await => {
                     return SessionVerdict::ComesAgain;
                 }
-                Step::Again => tokio::time::sleep(AGAIN_AFTER).await,
+                Step::Again => self.state.sleep(AGAIN_AFTER).await,
             }
         }
     }
@@ -129,7 +129,7 @@ impl Claim<'_> {
                     node = &*row.node,
                     "the gateway that has the session does not answer, and its row does not tell what it is: it begins anew"
                 );
-                count(&self.state.sessions.counters.begun_anew);
+                count(&self.state.sessions().counters.begun_anew);
                 self.begin_anew(revision, &row, false).await
             }
             Brought::Late => Step::Done(SessionVerdict::ComesAgain),
@@ -140,19 +140,19 @@ impl Claim<'_> {
     /// The row says that the session is here, and what it is to be like.
     async fn own(&self, (revision, before): (u64, &SessionRow), moves: u64) -> Step {
         let Some(head) = &self.wanted.head else { return Step::Done(SessionVerdict::GoesOn) };
-        let here = if self.wanted.is_clean { Ok(None) } else { rows::outline(self.state, self.device()).await };
+        let here = if self.wanted.is_clean { Ok(None) } else { rows::outline(&**self.state, self.device()).await };
         let Ok(here) = here else { return Step::Again };
         let standing = here.as_ref().map_or(Standing::Even, |outline| outline.standing);
         let is_ours = *before.node == *self.fleet.node();
         let from = if is_ours { rows::from(before, standing) } else { None };
         let goes_with_row = standing == Standing::Behind && from.is_some();
-        let row = rows::row(self.state, self.fleet, moves, to_be(head, here), from);
-        if rows::write_over(self.state, self.fleet, self.device(), (revision, before), row).await == Kept::Again {
+        let row = rows::row(&**self.state, self.fleet, moves, to_be(head, here), from);
+        if rows::write_over(&**self.state, self.fleet, self.device(), (revision, before), row).await == Kept::Again {
             tracing::debug!("the row of a session may not be written: it is looked at");
             return Step::Again;
         }
         if goes_with_row {
-            ask_shard(self.state, self.device(), SessionOrder::Placed(0)).await;
+            self.state.ask(self.device(), SessionOrder::Placed(0)).await;
         }
         Step::Done(SessionVerdict::GoesOn)
     }
@@ -182,13 +182,13 @@ impl Claim<'_> {
     /// What an earlier time has left here goes, without a word. `false`: not now.
     pub(super) async fn forget_here(&self) -> bool {
         let order = SessionOrder::Forget { key: None, ends: false };
-        matches!(ask_shard(self.state, self.device(), order).await, Some(Outcome::Delivered | Outcome::Offline))
+        matches!(self.state.ask(self.device(), order).await, Some(Outcome::Delivered | Outcome::Offline))
     }
 
     /// Whether the device still waits.
     pub(super) async fn is_there(&self) -> bool {
         let Some(connection) = self.wanted.connection else { return true };
-        let asked = ask_shard(self.state, self.device(), SessionOrder::Waits(connection)).await;
+        let asked = self.state.ask(self.device(), SessionOrder::Waits(connection)).await;
         asked != Some(Outcome::Offline)
     }
 }
@@ -201,12 +201,12 @@ pub(super) fn to_be(head: &Head, here: Option<Outline>) -> Session {
 }
 
 /// Tells a gateway that lives, until it has heard, that it has a session no more. If it never hears, it finds so in the row.
-pub(super) fn tell(state: &Arc<State>, device: &str, node: &str, ends: bool) {
+pub(super) fn tell<A: Around>(state: &Arc<A>, device: &str, node: &str, ends: bool) {
     let (state, device, node) = (Arc::clone(state), Box::<str>::from(device), Box::<str>::from(node));
-    tokio::spawn(async move {
+    Arc::clone(&state).spawn(async move {
         for told in 0..TELLS {
-            let Some(fleet) = &state.fleet else { return };
-            if state.sessions.is_dead(&node) {
+            let Some(fleet) = state.fleet() else { return };
+            if state.sessions().is_dead(&node, state.now()) {
                 return;
             }
             let answer = fleet.ask_session(&node, &device, SessionAsk::Forget { ends }).await;
@@ -214,9 +214,9 @@ pub(super) fn tell(state: &Arc<State>, device: &str, node: &str, ends: bool) {
                 return;
             }
             if matches!(fleet.is_live(&node).await, Ok(false)) {
-                return state.sessions.note_dead(&node);
+                return state.sessions().note_dead(&node, state.now());
             }
-            tokio::time::sleep(TELL_AFTER * (1 << told)).await;
+            state.sleep(TELL_AFTER * (1 << told)).await;
         }
     });
 }

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::State;
+use super::around::{Around, Neighbours};
 use crate::config::{FLEET_SINK, FleetUplink};
 use crate::link::{Publication, QoS, WorkerCommand};
 use crate::store::SINK_PREFIX;
@@ -88,25 +89,25 @@ impl Underway {
 }
 
 /// All that was published here until now is in the fleet's stream. `false`: it is not known to be.
-pub(super) async fn all_sent(state: &State) -> bool {
-    if !has_stream(state) {
+pub(super) async fn all_sent(state: &impl Around) -> bool {
+    if !state.has_stream() {
         return true;
     }
-    state.sessions.sent.next(|| async { send_all(state).await.is_some() }).await
+    state.sessions().sent.next(|| async { state.send_all().await.is_some() }).await
 }
 
 /// All that was published anywhere until now is with the sessions here that want it, or on its way within their shards. `false`: it is
 /// not known to be.
-pub(super) async fn all_taken(state: &State) -> bool {
-    let Some(fleet) = &state.fleet else { return false };
-    state.sessions.taken.next(|| async { fleet.reach_end().await && pass_all(state).await.is_some() }).await
+pub(super) async fn all_taken(state: &impl Around) -> bool {
+    let Some(fleet) = state.fleet() else { return false };
+    state.sessions().taken.next(|| async { fleet.reach_end().await && state.pass_all().await.is_some() }).await
 }
 
 pub(super) fn has_stream(state: &State) -> bool {
     state.config.fleet.as_ref().is_some_and(|fleet| fleet.uplink != FleetUplink::Off)
 }
 
-async fn send_all(state: &State) -> Option<()> {
+pub(super) async fn send_all(state: &State) -> Option<()> {
     let until = Instant::now() + FENCE_MAX;
     every(state, until, |request| WorkerCommand::Fence { request }).await?;
     let store = state.store.as_ref()?;

@@ -10,6 +10,7 @@
 //!
 //! Of one device one thing is under way at a time, here. Everything waits with a bound.
 
+mod around;
 mod claim;
 mod course;
 mod fence;
@@ -32,7 +33,7 @@ use tokio::time::Instant;
 
 use super::State;
 use crate::fleet::Position;
-use crate::link::{Outcome, SessionChanged, SessionOrder, SessionWanted, WorkerCommand, WorkerId};
+use crate::link::{SessionChanged, SessionWanted, WorkerId};
 use fence::{Rounds, Underway};
 pub(super) use rounds::{keep_cursor, settle};
 use rows::Rows;
@@ -236,15 +237,15 @@ impl Sessions {
     }
 
     /// Whether a gateway was found without a lease a moment ago.
-    fn is_dead(&self, node: &str) -> bool {
+    fn is_dead(&self, node: &str, now: Instant) -> bool {
         let dead = self.dead.lock().expect("no holder panics");
-        dead.get(node).is_some_and(|found| found.elapsed() < DEAD_FOR)
+        dead.get(node).is_some_and(|found| now.duration_since(*found) < DEAD_FOR)
     }
 
-    fn note_dead(&self, node: &str) {
+    fn note_dead(&self, node: &str, now: Instant) {
         let mut dead = self.dead.lock().expect("no holder panics");
-        dead.retain(|_, found| found.elapsed() < DEAD_FOR);
-        dead.insert(node.into(), Instant::now());
+        dead.retain(|_, found| now.duration_since(*found) < DEAD_FOR);
+        dead.insert(node.into(), now);
     }
 
     /// Nobody else has to do with this device's session.
@@ -295,15 +296,9 @@ pub(super) async fn run(state: Arc<State>) {
     }
 }
 
-/// Asks the shard that is a device's home. `None`: it does not answer in time, or has too much to do.
-async fn ask_shard(state: &State, device: &str, order: SessionOrder) -> Option<Outcome> {
-    let worker = state.home.of(device);
-    let ticket = state.sent.open();
-    let command = WorkerCommand::Session { request: ticket.request(), device: device.into(), order };
-    state.mailboxes[worker.index()].send(command).ok()?;
-    ticket.answer(Instant::now() + SHARD_MAX).await
-}
-
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,30 +10,29 @@
 //!
 //! What the dead one has of it is void: when it is back it finds another's name in the row.
 
-use tokio::time::Instant;
-
+use super::around::{Around, Neighbours, Pieces};
 use super::claim::{Claim, HANDOVER_MAX};
 use super::missed::{Room, Wants};
 use super::take::{Brought, Taking};
 use super::{count, fence};
-use crate::fleet::{Cursor, Missed, Published, SessionRow, Span, StreamEnds};
+use crate::fleet::{Cursor, Published, SessionRow, Span, StreamEnds};
 use crate::image::{Session, Subscription};
 use crate::link::{Cover, SessionOrder};
 
 /// Begins the session again that the row tells of. How many messages came.
-pub(super) async fn revive(taking: &mut Taking<'_, '_>, row: &SessionRow) -> Result<u64, Brought> {
+pub(super) async fn revive<A: Around>(taking: &mut Taking<'_, '_, A>, row: &SessionRow) -> Result<u64, Brought> {
     let Some(mut session) = outline_of(taking.claim.device(), row) else { return Err(Brought::Silent) };
-    taking.claim.until = Instant::now() + HANDOVER_MAX;
+    let state = taking.claim.state;
+    taking.claim.until = state.now() + HANDOVER_MAX;
     let _place = taking.place().await?;
     // Under which identifiers the dead one had sent something last nobody knows, and the device takes what comes under one that it still
     // waits for PUBREL of as what it has: they begin wherever the clock is, which is seldom near.
-    let state = taking.claim.state;
-    session.head.last_packet = state.clock.unix_ms(state.clock.now()) as u16;
+    session.head.last_packet = state.unix_ms() as u16;
     let subscriptions = session.subscriptions.clone();
     taking.step = "it begins to take messages here";
     taking.order(SessionOrder::Adopt(Box::new(session))).await?;
     taking.step = "what was published here before is on its way into the stream";
-    while !fence::all_sent(taking.claim.state).await {
+    while !fence::all_sent(&**taking.claim.state).await {
         taking.wait().await?;
     }
     taking.goes_on();
@@ -50,9 +49,13 @@ fn outline_of(device: &str, row: &SessionRow) -> Option<Session> {
 }
 
 /// What it had not when its gateway died, as far as the stream has it.
-async fn bring(taking: &mut Taking<'_, '_>, row: &SessionRow, subscriptions: &[Subscription]) -> Result<u64, Brought> {
+async fn bring<A: Around>(
+    taking: &mut Taking<'_, '_, A>,
+    row: &SessionRow,
+    subscriptions: &[Subscription],
+) -> Result<u64, Brought> {
     let (state, fleet, device) = (taking.claim.state, taking.claim.fleet, taking.claim.wanted.device.clone());
-    let limits = &state.config.limits;
+    let limits = state.limits();
     let wants = Wants::new(&device, subscriptions, limits.topic_levels);
     let cover = wants.cover();
     if !fleet.has_stream() || cover.is_empty() {
@@ -78,7 +81,7 @@ async fn bring(taking: &mut Taking<'_, '_>, row: &SessionRow, subscriptions: &[S
     taking.from = Some(Cursor { stream: ends.stream, position: room.after() });
     let mut brought = 0;
     while let Some(piece) = reader.next(taking).await? {
-        let now_ms = state.clock.unix_ms(state.clock.now());
+        let now_ms = state.unix_ms();
         let is_for_it =
             |published: &Published| wants.bytes_of(published, now_ms).is_some_and(|bytes| !room.never_has(bytes));
         let messages: Vec<_> =
@@ -93,7 +96,10 @@ async fn bring(taking: &mut Taking<'_, '_>, row: &SessionRow, subscriptions: &[S
 }
 
 /// Behind which place of the stream it needs what is there, and what is there.
-async fn where_it_was(claim: &Claim<'_>, row: &SessionRow) -> Result<(Option<Cursor>, StreamEnds), String> {
+async fn where_it_was<A: Around>(
+    claim: &Claim<'_, A>,
+    row: &SessionRow,
+) -> Result<(Option<Cursor>, StreamEnds), String> {
     let from = match &row.from {
         Some(from) => Some(from.clone()),
         None => claim.fleet.session_cursor(&row.node).await?,
@@ -101,8 +107,8 @@ async fn where_it_was(claim: &Claim<'_>, row: &SessionRow) -> Result<(Option<Cur
     Ok((from, claim.fleet.stream_ends().await?))
 }
 
-fn note(claim: &Claim<'_>, (gone, given_way): (u64, u64)) {
-    let (counters, device) = (&claim.state.sessions.counters, claim.device());
+fn note<A: Around>(claim: &Claim<'_, A>, (gone, given_way): (u64, u64)) {
+    let (counters, device) = (&claim.state.sessions().counters, claim.device());
     if gone > 0 {
         // How many of these were for it nobody knows.
         count(&counters.holes);
@@ -123,15 +129,15 @@ fn note(claim: &Claim<'_>, (gone, given_way): (u64, u64)) {
 }
 
 /// A span of the stream, read through whatever becomes of the connection to it.
-struct Reader {
+struct Reader<M> {
     cover: Cover,
     span: Span,
-    missed: Option<Missed>,
+    missed: Option<M>,
     /// The stream's leader has no more.
     is_over: bool,
 }
 
-impl Reader {
+impl<M: Pieces> Reader<M> {
     fn restart(&mut self, after: u64) {
         let is_new = self.span.is_measured || self.span.after != after;
         (self.span.after, self.span.is_measured) = (after, false);
@@ -141,21 +147,24 @@ impl Reader {
     }
 
     /// How many it can be.
-    async fn pending(&mut self, taking: &mut Taking<'_, '_>) -> Result<u64, Brought> {
+    async fn pending<A: Around<Fleet: Neighbours<Missed = M>>>(
+        &mut self,
+        taking: &mut Taking<'_, '_, A>,
+    ) -> Result<u64, Brought> {
         Ok(self.open(taking).await?.map_or(0, |missed| missed.pending()))
     }
 
     /// How much room all of it takes.
-    async fn measure(
+    async fn measure<A: Around<Fleet: Neighbours<Missed = M>>>(
         &mut self,
-        taking: &mut Taking<'_, '_>,
+        taking: &mut Taking<'_, '_, A>,
         wants: &Wants<'_>,
         room: &mut Room,
     ) -> Result<(), Brought> {
         (self.span.is_measured, self.missed, self.is_over) = (true, None, false);
         while let Some(piece) = self.next(taking).await? {
             let state = taking.claim.state;
-            let now_ms = state.clock.unix_ms(state.clock.now());
+            let now_ms = state.unix_ms();
             for published in piece {
                 if let Some(bytes) = wants.bytes_of(&published, now_ms) {
                     room.take(published.at, bytes);
@@ -166,7 +175,10 @@ impl Reader {
     }
 
     /// The next piece; `None`: that was all.
-    async fn next(&mut self, taking: &mut Taking<'_, '_>) -> Result<Option<Vec<Published>>, Brought> {
+    async fn next<A: Around<Fleet: Neighbours<Missed = M>>>(
+        &mut self,
+        taking: &mut Taking<'_, '_, A>,
+    ) -> Result<Option<Vec<Published>>, Brought> {
         loop {
             let Some(missed) = self.open(taking).await? else { return Ok(None) };
             match missed.next().await {
@@ -190,7 +202,10 @@ impl Reader {
         }
     }
 
-    async fn open(&mut self, taking: &mut Taking<'_, '_>) -> Result<Option<&mut Missed>, Brought> {
+    async fn open<A: Around<Fleet: Neighbours<Missed = M>>>(
+        &mut self,
+        taking: &mut Taking<'_, '_, A>,
+    ) -> Result<Option<&mut M>, Brought> {
         while self.missed.is_none() {
             if self.is_over || self.span.after >= self.span.upto {
                 return Ok(None);

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
+use super::around::{Around, Neighbours, within};
 use super::course::Course;
-use super::{LOOKS_MAX, State, fence, rows};
+use super::{LOOKS_MAX, State, rows};
 use crate::fleet::{Cursor, Fleet};
-use crate::link::{Lag, Outcome, Round, Told, WorkerCommand};
+use crate::link::Lag;
 
 /// How far apart rounds are,
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,8 +31,6 @@ const LAST_EVERY: Duration = Duration::from_millis(150);
 const SETTLE_MAX: Duration = Duration::from_millis(1_500);
 /// and how often it is looked whether it has gone.
 const SETTLE_LOOK: Duration = Duration::from_millis(5);
-/// How long shards may take for one.
-const ROUND_MAX: Duration = Duration::from_secs(4);
 /// How long places may be written after one,
 const PLACES_TIME: Duration = Duration::from_secs(2);
 /// and while the gateway ends: in the next one the cursor goes on without those that have their places.
@@ -47,18 +45,18 @@ struct Kept {
 }
 
 /// Keeps the cursor, until the gateway ends.
-pub(in super::super) async fn keep_cursor(state: Arc<State>) {
-    let Some(fleet) = &state.fleet else { return };
-    if state.store.is_none() || !fence::has_stream(&state) {
+pub(in super::super) async fn keep_cursor<A: Around>(state: Arc<A>) {
+    let Some(fleet) = state.fleet() else { return };
+    if !state.has_store() || !state.has_stream() {
         return;
     }
     let mut kept: Option<Kept> = None;
     loop {
-        let is_last = state.stopping.load(Ordering::Relaxed);
+        let is_last = state.is_ending();
         let has_said = kept.as_ref().is_some_and(|kept| kept.written.is_some());
         tokio::select! {
-            () = tokio::time::sleep(if is_last || !has_said { LAST_EVERY } else { EVERY }) => {}
-            () = state.sessions.ending.notified() => {}
+            () = state.sleep(if is_last || !has_said { LAST_EVERY } else { EVERY }) => {}
+            () = state.sessions().ending.notified() => {}
         }
         if !fleet.is_connected() {
             continue;
@@ -67,9 +65,9 @@ pub(in super::super) async fn keep_cursor(state: Arc<State>) {
             kept = begin(fleet).await;
         }
         if let Some(kept) = &mut kept {
-            let is_last = state.stopping.load(Ordering::Relaxed);
-            let is_whole = go_round(&state, fleet, kept).await.is_some();
-            state.sessions.last_rounds.fetch_add(u64::from(is_last && is_whole), Ordering::Relaxed);
+            let is_last = state.is_ending();
+            let is_whole = go_round(&*state, fleet, kept).await.is_some();
+            state.sessions().last_rounds.fetch_add(u64::from(is_last && is_whole), Ordering::Relaxed);
         }
     }
 }
@@ -78,7 +76,7 @@ pub(in super::super) async fn keep_cursor(state: Arc<State>) {
 /// are, for a moment at most.
 pub(in super::super) fn settle(state: &State) {
     let is_of_fleet = state.fleet.as_ref().is_some_and(Fleet::is_connected);
-    if !is_of_fleet || state.store.is_none() || !fence::has_stream(state) {
+    if !is_of_fleet || state.store.is_none() || !state.has_stream() {
         return;
     }
     let before = state.sessions.last_rounds.load(Ordering::Relaxed);
@@ -91,7 +89,7 @@ pub(in super::super) fn settle(state: &State) {
 }
 
 /// From where an earlier process of this gateway has left it.
-async fn begin(fleet: &Fleet) -> Option<Kept> {
+async fn begin(fleet: &impl Neighbours) -> Option<Kept> {
     let found = fleet.session_cursor(fleet.node()).await.ok()?;
     // One that has never said so: whatever its sessions have may need all that there is.
     let cursor = found.unwrap_or_default();
@@ -99,47 +97,33 @@ async fn begin(fleet: &Fleet) -> Option<Kept> {
 }
 
 /// `None`: it came to nothing.
-async fn go_round(state: &Arc<State>, fleet: &Fleet, kept: &mut Kept) -> Option<()> {
-    let settled = state.sessions.settled.lock().expect("no holder panics").clone()?;
+async fn go_round<A: Around>(state: &A, fleet: &A::Fleet, kept: &mut Kept) -> Option<()> {
+    let settled = state.sessions().settled.lock().expect("no holder panics").clone()?;
     let number = kept.course.begin(&settled);
-    state.sessions.underway.pass().await?;
-    fence::pass_all(state).await?;
-    let lags = ask_all(state, number, kept.course.floor()).await?;
+    state.sessions().underway.pass().await?;
+    state.pass_all().await?;
+    let lags = state.ask_round(number, kept.course.floor()).await?;
     let oldest = lags.iter().map(|lag| lag.oldest).min().unwrap_or(number);
     let cursor = kept.course.advance(oldest);
-    write(fleet, kept, cursor).await;
+    write(state, fleet, kept, cursor).await;
     let placing = place_all(state, &kept.course, lags);
-    let is_last = state.stopping.load(Ordering::Relaxed);
     // What is left is told again in the next round.
-    let _ = tokio::time::timeout(if is_last { LAST_PLACES_TIME } else { PLACES_TIME }, placing).await;
+    let time = if state.is_ending() { LAST_PLACES_TIME } else { PLACES_TIME };
+    let _ = within(state, state.now() + time, placing).await;
     Some(())
 }
 
-/// How the sessions of every shard stand. `None`: one does not answer in time.
-async fn ask_all(state: &State, number: u64, floor: u64) -> Option<Vec<Lag>> {
-    let until = Instant::now() + ROUND_MAX;
-    let is_last = state.stopping.load(Ordering::Relaxed);
-    let asked = state.mailboxes.iter().map(|mailbox| {
-        let (ticket, told) = (state.sent.open(), Told::default());
-        let round = Round { request: ticket.request(), number, floor, is_last, told: told.clone() };
-        mailbox.send(WorkerCommand::Round(round)).ok().map(|()| (ticket, told))
-    });
-    let asked: Option<Vec<_>> = asked.collect();
-    let answers = asked?.into_iter().map(|(ticket, told)| async move {
-        let outcome = ticket.answer(until).await?;
-        told.take().filter(|_| outcome == Outcome::Delivered)
-    });
-    join_all(answers).await.into_iter().collect()
-}
-
-async fn write(fleet: &Fleet, kept: &mut Kept, cursor: Cursor) {
-    let is_new = kept.written.as_ref().is_none_or(|(known, at)| *known != cursor || at.elapsed() >= WRITTEN_EVERY);
+async fn write<A: Around>(state: &A, fleet: &A::Fleet, kept: &mut Kept, cursor: Cursor) {
+    let is_new = kept
+        .written
+        .as_ref()
+        .is_none_or(|(known, at)| *known != cursor || state.now().duration_since(*at) >= WRITTEN_EVERY);
     if is_new && fleet.write_cursor(&cursor).await {
-        kept.written = Some((cursor, Instant::now()));
+        kept.written = Some((cursor, state.now()));
     }
 }
 
-async fn place_all(state: &Arc<State>, course: &Course, lags: Vec<Lag>) {
+async fn place_all<A: Around>(state: &A, course: &Course, lags: Vec<Lag>) {
     let floor = course.floor();
     let (slow, near): (Vec<_>, Vec<_>) = lags.into_iter().map(|lag| (lag.slow, lag.near)).unzip();
     let slow = slow.into_iter().flatten().filter_map(|(device, since)| Some((device, since, course.place_of(since)?)));

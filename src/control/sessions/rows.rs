@@ -18,9 +18,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
+use super::around::{Around, Neighbours, within};
 use super::claim::AGAIN_AFTER;
-use super::{State, ask_shard, count};
-use crate::fleet::{Cursor, Fleet, RowChange, SessionRow};
+use super::count;
+use crate::fleet::{Cursor, RowChange, SessionRow};
 use crate::image::Session;
 use crate::link::{Outcome, Outline, SessionChanged, SessionId, SessionOrder, Standing, Told, WorkerCommand, WorkerId};
 
@@ -97,52 +98,51 @@ impl Rows {
 }
 
 /// Writes what is listed, until the gateway ends.
-pub(super) async fn work(state: Arc<State>) {
+pub(super) async fn work<A: Around>(state: Arc<A>) {
     let places = Arc::new(Semaphore::new(WRITTEN_MAX));
     loop {
         tokio::select! {
-            () = state.sessions.rows.bell.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = state.sessions().rows.bell.notified() => {}
+            () = state.sleep(LOOK_EVERY) => {}
         }
-        answer(&state, state.sessions.rows.give_up(Instant::now()), false);
+        answer(&*state, state.sessions().rows.give_up(state.now()), false);
         while let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let Some((device, waiting)) = state.sessions.rows.next() else { break };
+            let Some((device, waiting)) = state.sessions().rows.next() else { break };
             let state = Arc::clone(&state);
-            tokio::spawn(async move {
+            Arc::clone(&state).spawn(async move {
                 write(&state, device, waiting).await;
                 drop(place);
-                state.sessions.rows.bell.notify_one();
+                state.sessions().rows.bell.notify_one();
             });
         }
     }
 }
 
-async fn write(state: &Arc<State>, device: Box<str>, waiting: Vec<Waiting>) {
-    let Some(fleet) = &state.fleet else { return };
+async fn write<A: Around>(state: &Arc<A>, device: Box<str>, waiting: Vec<Waiting>) {
+    let Some(fleet) = state.fleet() else { return };
     if !fleet.is_connected() {
-        return answer(state, waiting, false);
+        return answer(&**state, waiting, false);
     }
-    let until = waiting.iter().map(|one| one.until).min().unwrap_or_else(|| Instant::now() + PATIENCE);
-    let written = tokio::time::timeout_at(until, async {
-        let _held = state.sessions.hold(&device).await;
-        keep(state, &device).await
+    let until = waiting.iter().map(|one| one.until).min().unwrap_or_else(|| state.now() + PATIENCE);
+    let written = within(&**state, until, async {
+        let _held = state.sessions().hold(&device).await;
+        keep(&**state, &device).await
     });
-    if written.await == Ok(Kept::Done) {
-        return answer(state, waiting, true);
+    if written.await == Some(Kept::Done) {
+        return answer(&**state, waiting, true);
     }
-    tokio::time::sleep(AGAIN_AFTER).await;
+    state.sleep(AGAIN_AFTER).await;
     if fleet.is_connected() {
-        state.sessions.rows.list(device, waiting);
+        state.sessions().rows.list(device, waiting);
     } else {
-        answer(state, waiting, false);
+        answer(&**state, waiting, false);
     }
 }
 
 /// `is_true`: their row says so.
-fn answer(state: &State, waiting: Vec<Waiting>, is_true: bool) {
+fn answer<A: Around>(state: &A, waiting: Vec<Waiting>, is_true: bool) {
     for Waiting { worker, session, waits, .. } in waiting {
-        // A worker that is gone has no devices.
-        let _ = state.mailboxes[worker.index()].answer(WorkerCommand::SessionWritten { session, waits, is_true });
+        state.answer(worker, WorkerCommand::SessionWritten { session, waits, is_true });
     }
 }
 
@@ -150,9 +150,9 @@ fn answer(state: &State, waiting: Vec<Waiting>, is_true: bool) {
 ///
 /// # Errors
 /// It does not answer in time.
-pub(super) async fn outline(state: &State, device: &str) -> Result<Option<Outline>, ()> {
+pub(super) async fn outline<A: Around>(state: &A, device: &str) -> Result<Option<Outline>, ()> {
     let told = Told::default();
-    match ask_shard(state, device, SessionOrder::Outline(told.clone())).await {
+    match state.ask(device, SessionOrder::Outline(told.clone())).await {
         Some(Outcome::Delivered) => Ok(told.take()),
         Some(Outcome::Offline) => Ok(None),
         _ => Err(()),
@@ -160,11 +160,17 @@ pub(super) async fn outline(state: &State, device: &str) -> Result<Option<Outlin
 }
 
 /// A row of this gateway.
-pub(super) fn row(state: &State, fleet: &Fleet, moves: u64, session: Session, from: Option<Cursor>) -> SessionRow {
+pub(super) fn row<A: Around>(
+    state: &A,
+    fleet: &A::Fleet,
+    moves: u64,
+    session: Session,
+    from: Option<Cursor>,
+) -> SessionRow {
     let mut row = SessionRow { node: fleet.node().into(), moves, session: None, from, is_willed: false };
     let device = session.head.name.clone();
     if !row.set_outline(session) {
-        count(&state.sessions.counters.rows_too_large);
+        count(&state.sessions().counters.rows_too_large);
         tracing::warn!(
             device,
             "what the device has subscribed to is too long for the fleet: should this gateway die, its session begins anew elsewhere"
@@ -174,8 +180,8 @@ pub(super) fn row(state: &State, fleet: &Fleet, moves: u64, session: Session, fr
 }
 
 /// The row of a session that is here comes to say what is so. Nobody else has to do with the session.
-pub(super) async fn keep(state: &State, device: &str) -> Kept {
-    let Some(fleet) = &state.fleet else { return Kept::Done };
+pub(super) async fn keep<A: Around>(state: &A, device: &str) -> Kept {
+    let Some(fleet) = state.fleet() else { return Kept::Done };
     let Ok(there) = fleet.session_row(device).await else { return Kept::Again };
     // After that: what stands there may have been written by this gateway, and the session have changed since.
     let outline = match outline(state, device).await {
@@ -195,14 +201,14 @@ pub(super) async fn keep(state: &State, device: &str) -> Kept {
     row.is_willed = before.is_willed && row.session == before.session;
     let kept = write_over(state, fleet, device, (revision, &before), row).await;
     if kept == Kept::Done && goes_with_row {
-        ask_shard(state, device, SessionOrder::Placed(0)).await;
+        state.ask(device, SessionOrder::Placed(0)).await;
     }
     kept
 }
 
 /// A session that lags gets a place of its own, of the round since which it does: its gateway's cursor is held up by it no longer.
-pub(super) async fn place(state: &State, device: &str, since: u64, at: Cursor) {
-    let (Some(fleet), Some(_held)) = (&state.fleet, state.sessions.try_hold(device)) else { return };
+pub(super) async fn place<A: Around>(state: &A, device: &str, since: u64, at: Cursor) {
+    let (Some(fleet), Some(_held)) = (state.fleet(), state.sessions().try_hold(device)) else { return };
     let Ok(Some((revision, before))) = fleet.session_row(device).await else { return };
     if *before.node != *fleet.node() {
         return;
@@ -213,16 +219,16 @@ pub(super) async fn place(state: &State, device: &str, since: u64, at: Cursor) {
     let from = before.from.clone().filter(is_later).unwrap_or(at);
     let row = SessionRow { from: Some(from), ..before.clone() };
     if write_over(state, fleet, device, (revision, &before), row).await == Kept::Done {
-        count(&state.sessions.counters.rows_placed);
-        ask_shard(state, device, SessionOrder::Placed(since)).await;
+        count(&state.sessions().counters.rows_placed);
+        state.ask(device, SessionOrder::Placed(since)).await;
     }
 }
 
 /// A session that stands where all the others do has no place of its own any more. `floor`: the round that the cursor holds up to.
-pub(super) async fn unplace(state: &State, device: &str, floor: u64) {
-    let (Some(fleet), Some(_held)) = (&state.fleet, state.sessions.try_hold(device)) else { return };
+pub(super) async fn unplace<A: Around>(state: &A, device: &str, floor: u64) {
+    let (Some(fleet), Some(_held)) = (state.fleet(), state.sessions().try_hold(device)) else { return };
     // First: from now on the cursor waits for it.
-    if ask_shard(state, device, SessionOrder::Unplace { floor }).await != Some(Outcome::Delivered) {
+    if state.ask(device, SessionOrder::Unplace { floor }).await != Some(Outcome::Delivered) {
         return;
     }
     let written = match fleet.session_row(device).await {
@@ -235,7 +241,7 @@ pub(super) async fn unplace(state: &State, device: &str, floor: u64) {
     };
     if written == Kept::Again {
         // Until it is written more comes twice than must.
-        state.sessions.rows.list(device.into(), Vec::new());
+        state.sessions().rows.list(device.into(), Vec::new());
     }
 }
 
@@ -251,23 +257,23 @@ pub(super) fn from(before: &SessionRow, standing: Standing) -> Option<Cursor> {
 }
 
 /// The row is this one, over that of a revision.
-pub(super) async fn write_over(
-    state: &State,
-    fleet: &Fleet,
+pub(super) async fn write_over<A: Around>(
+    state: &A,
+    fleet: &A::Fleet,
     device: &str,
     (revision, before): (u64, &SessionRow),
     row: SessionRow,
 ) -> Kept {
     let is_new = revision == 0;
     if is_new || row != *before {
-        let place = state.sessions.look().await;
+        let place = state.sessions().look().await;
         let written = fleet.write_row(device, revision, &row).await;
         drop(place);
         if !matches!(written, RowChange::Done(_)) {
             return Kept::Again;
         }
         if !is_new {
-            count(&state.sessions.counters.rows_written);
+            count(&state.sessions().counters.rows_written);
         }
     }
     Kept::Done

@@ -4,15 +4,15 @@
 //! device comes back here before, the offer is void: its claim writes the row anew, so that the other one finds another revision.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{OFFERED_MAX, State, ask_shard, count, fence};
+use super::around::{Around, Neighbours};
+use super::{OFFERED_MAX, count, fence};
 use crate::fleet::{Reply, SessionAsk};
-use crate::image::{Head, Message, Session, SessionKey, Subscription};
+use crate::image::{Head, Session, SessionKey, Subscription};
 use crate::link::{Cut, Outcome, STILL_CONNECTED, SessionOrder};
 
 /// Bytes of subscriptions in one answer, and one more.
@@ -34,7 +34,7 @@ pub(super) struct Offered {
 }
 
 /// Answers.
-pub(in super::super) async fn serve(state: &Arc<State>, device: &str, ask: SessionAsk) -> Bytes {
+pub(in super::super) async fn serve<A: Around>(state: &A, device: &str, ask: SessionAsk) -> Bytes {
     match ask {
         SessionAsk::Offer => offer(state, device).await.to_bytes(),
         SessionAsk::Cut if fence::all_taken(state).await => offer(state, device).await.to_bytes(),
@@ -47,22 +47,22 @@ pub(in super::super) async fn serve(state: &Arc<State>, device: &str, ask: Sessi
     }
 }
 
-async fn offer(state: &Arc<State>, device: &str) -> Reply {
-    let Some(_held) = state.sessions.try_hold(device) else { return Reply::Busy };
-    if !make_room(&mut state.sessions.offered(), device, Instant::now()) {
+async fn offer<A: Around>(state: &A, device: &str) -> Reply {
+    let Some(_held) = state.sessions().try_hold(device) else { return Reply::Busy };
+    if !make_room(&mut state.sessions().offered(), device, state.now()) {
         return Reply::Busy;
     }
     let cut = Cut::default();
-    match ask_shard(state, device, SessionOrder::Offer { cut: cut.clone() }).await {
+    match state.ask(device, SessionOrder::Offer { cut: cut.clone() }).await {
         Some(Outcome::Delivered) => {}
         Some(Outcome::Offline) => return Reply::Offline,
         Some(Outcome::Refused(why)) if why == STILL_CONNECTED => return Reply::Unacknowledged,
         _ => return Reply::Busy,
     }
-    let Some(session) = read(state, device).await else { return Reply::Busy };
+    let Some(session) = state.stored(device).await else { return Reply::Busy };
     let key = session.head.key.0;
-    let offered = Offered { head: session.head, cut: cut.number(), asked: Instant::now() };
-    state.sessions.offered().insert(device.into(), offered);
+    let offered = Offered { head: session.head, cut: cut.number(), asked: state.now() };
+    state.sessions().offered().insert(device.into(), offered);
     Reply::Session { key }
 }
 
@@ -75,29 +75,16 @@ fn make_room(offered: &mut HashMap<Box<str>, Offered>, device: &str, now: Instan
 }
 
 /// What was offered of this one, which is asked about.
-fn look_up(state: &State, device: &str) -> Option<Offered> {
-    let mut offered = state.sessions.offered();
+fn look_up<A: Around>(state: &A, device: &str) -> Option<Offered> {
+    let mut offered = state.sessions().offered();
     let one = offered.get_mut(device)?;
-    one.asked = Instant::now();
+    one.asked = state.now();
     Some(one.clone())
 }
 
-/// What the store has of it, without its messages.
-async fn read(state: &Arc<State>, device: &str) -> Option<Session> {
-    let (state, device) = (Arc::clone(state), Box::<str>::from(device));
-    let read = move || state.store.as_ref()?.reader().session(&device).transpose();
-    match tokio::task::spawn_blocking(read).await.ok()?? {
-        Ok(session) => Some(session),
-        Err(error) => {
-            tracing::error!(%error, "a session that another gateway wants cannot be read");
-            None
-        }
-    }
-}
-
-async fn head(state: &Arc<State>, device: &str, from: usize) -> Option<Bytes> {
+async fn head<A: Around>(state: &A, device: &str, from: usize) -> Option<Bytes> {
     let key = look_up(state, device)?.head.key;
-    let mut session = read(state, device).await.filter(|session| session.head.key == key)?;
+    let mut session = state.stored(device).await.filter(|session| session.head.key == key)?;
     let mut bytes = 0;
     let fits = |subscription: &Subscription| {
         let fits = bytes < HEAD_BYTES;
@@ -111,17 +98,9 @@ async fn head(state: &Arc<State>, device: &str, from: usize) -> Option<Bytes> {
     Some(encode(&session))
 }
 
-async fn messages(state: &Arc<State>, device: &str, after: u64) -> Option<Bytes> {
+async fn messages<A: Around>(state: &A, device: &str, after: u64) -> Option<Bytes> {
     let Offered { head, cut, .. } = look_up(state, device)?;
-    let (state, key) = (Arc::clone(state), head.key);
-    let read = move || state.store.as_ref().map(|store| store.reader().messages(key, (after, cut), PIECE_BYTES));
-    let messages: Vec<Message> = match tokio::task::spawn_blocking(read).await.ok()?? {
-        Ok((messages, _)) => messages,
-        Err(error) => {
-            tracing::error!(%error, "what waits in a session that another gateway wants cannot be read");
-            return None;
-        }
-    };
+    let messages = state.stored_messages(head.key, (after, cut), PIECE_BYTES).await?;
     let (subscriptions, outstanding, received) = (Vec::new(), Vec::new(), Vec::new());
     Some(encode(&Session { head, subscriptions, messages, outstanding, received }))
 }
@@ -133,18 +112,18 @@ fn encode(session: &Session) -> Bytes {
 }
 
 /// It goes, if the row says that it is no more this gateway's.
-async fn forget(state: &Arc<State>, device: &str, ends: bool) -> Reply {
-    let (Some(fleet), Some(_held)) = (&state.fleet, state.sessions.try_hold(device)) else { return Reply::Busy };
+async fn forget<A: Around>(state: &A, device: &str, ends: bool) -> Reply {
+    let (Some(fleet), Some(_held)) = (state.fleet(), state.sessions().try_hold(device)) else { return Reply::Busy };
     match fleet.session_row(device).await {
         // A late word: it has come back.
         Ok(Some((_, row))) if *row.node == *fleet.node() => return Reply::Heard,
         Ok(_) => {}
         Err(_) => return Reply::Busy,
     }
-    let key = state.sessions.offered().remove(device).map(|offered| offered.head.key);
-    match ask_shard(state, device, SessionOrder::Forget { key, ends }).await {
+    let key = state.sessions().offered().remove(device).map(|offered| offered.head.key);
+    match state.ask(device, SessionOrder::Forget { key, ends }).await {
         Some(Outcome::Delivered) => {
-            count(&state.sessions.counters.given);
+            count(&state.sessions().counters.given);
             Reply::Heard
         }
         Some(Outcome::Offline) => Reply::Heard,
@@ -153,8 +132,8 @@ async fn forget(state: &Arc<State>, device: &str, ends: bool) -> Reply {
 }
 
 /// The device is back, or the session is gone: nothing is offered any more. Whether something was.
-pub(super) fn withdraw(state: &State, device: &str) -> Option<SessionKey> {
-    state.sessions.offered().remove(device).map(|offered| offered.head.key)
+pub(super) fn withdraw<A: Around>(state: &A, device: &str) -> Option<SessionKey> {
+    state.sessions().offered().remove(device).map(|offered| offered.head.key)
 }
 
 #[cfg(test)]

@@ -14,10 +14,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{State, count};
-use crate::fleet::{Fleet, RowChange, SessionRow, SweepPlan};
-use crate::image::{Head, Will};
-use crate::link::{ListenerId, Publication, WorkerCommand};
+use super::around::{Around, Neighbours};
+use super::count;
+use crate::fleet::{RowChange, SessionRow, SweepPlan};
+use crate::image::Head;
 
 /// How often it is looked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -54,33 +54,38 @@ fn due(head: &Head, is_willed: bool, dead_for: Duration) -> Due {
 }
 
 /// Looks, until the gateway ends.
-pub(in super::super) async fn sweep(state: Arc<State>) {
-    let (Some(fleet), Some(config)) = (&state.fleet, &state.config.fleet) else { return };
-    let mut plan = SweepPlan::new(config.lease, Instant::now());
+pub(in super::super) async fn sweep<A: Around>(state: Arc<A>) {
+    let Some(fleet) = state.fleet() else { return };
+    let lease = state.lease();
+    let mut plan = SweepPlan::new(lease, state.now().into_std());
     let mut again: Option<Instant> = None;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        state.sleep(LOOK_EVERY).await;
         if !fleet.is_connected() {
             continue;
         }
-        let (living, now) = (fleet.living(), Instant::now());
+        let (living, now) = (fleet.living(), state.now().into_std());
         let is_first = living.first().is_some_and(|first| *first == *fleet.node());
         let is_due = is_first && again.is_some_and(|again| again <= now);
         if !(plan.handle_survey(living.clone(), fleet.node(), now) || is_due) {
             continue;
         }
-        again = match look_at_all(&state, fleet, &living).await {
-            Ok(next) => next.map(|next| Instant::now() + next),
+        again = match look_at_all(&*state, fleet, &living).await {
+            Ok(next) => next.map(|next| state.now().into_std() + next),
             Err(why) => {
                 tracing::debug!(why, "not all sessions of gateways that have died were looked at");
-                Some(Instant::now() + config.lease)
+                Some(state.now().into_std() + lease)
             }
         };
     }
 }
 
 /// In how long something is due that was seen.
-async fn look_at_all(state: &State, fleet: &Fleet, living: &BTreeSet<String>) -> Result<Option<Duration>, String> {
+async fn look_at_all<A: Around>(
+    state: &A,
+    fleet: &A::Fleet,
+    living: &BTreeSet<String>,
+) -> Result<Option<Duration>, String> {
     let (mut revision, mut looked, mut next) = (0, 0, None::<Duration>);
     let mut dead: HashMap<Box<str>, Option<Duration>> = HashMap::new();
     while let Some((at, device, row)) = fleet.next_session(revision + 1).await? {
@@ -97,7 +102,7 @@ async fn look_at_all(state: &State, fleet: &Fleet, living: &BTreeSet<String>) ->
         }
         looked += 1;
         if looked % SLICE == 0 {
-            tokio::time::sleep(PAUSE).await;
+            state.sleep(PAUSE).await;
         }
     }
     fleet.forget_dead(|node| living.contains(node) || dead.contains_key(node)).await?;
@@ -105,15 +110,15 @@ async fn look_at_all(state: &State, fleet: &Fleet, living: &BTreeSet<String>) ->
 }
 
 /// In how long the next thing is due of one.
-async fn look_at(
-    state: &State,
-    fleet: &Fleet,
+async fn look_at<A: Around>(
+    state: &A,
+    fleet: &A::Fleet,
     device: &str,
     (revision, row): (u64, SessionRow),
     dead_for: Duration,
 ) -> Result<Option<Duration>, String> {
     // Whoever has to do with it here is about to take it.
-    let Some(_held) = state.sessions.try_hold(device) else { return Ok(Some(dead_for)) };
+    let Some(_held) = state.sessions().try_hold(device) else { return Ok(Some(dead_for)) };
     let Some(session) = row.outline() else { return Ok(None) };
     let head = session.head;
     let is_willed = row.is_willed;
@@ -122,7 +127,7 @@ async fn look_at(
         Due::In(left) => Ok(Some(left)),
         Due::End => {
             if fleet.remove_session_row(revision).await? {
-                count(&state.sessions.counters.expired);
+                count(&state.sessions().counters.expired);
                 publish(state, fleet, head, is_willed).await?;
             }
             Ok(None)
@@ -144,7 +149,7 @@ async fn look_at(
 }
 
 /// Its will is published as its device's, unless that is somewhere with another session, or none.
-async fn publish(state: &State, fleet: &Fleet, head: Head, is_willed: bool) -> Result<(), String> {
+async fn publish<A: Around>(state: &A, fleet: &A::Fleet, head: Head, is_willed: bool) -> Result<(), String> {
     let Head { name: device, profile, will: Some(will), .. } = head else { return Ok(()) };
     if is_willed {
         return Ok(());
@@ -154,27 +159,16 @@ async fn publish(state: &State, fleet: &Fleet, head: Head, is_willed: bool) -> R
         fleet.note_will_withheld();
         return Ok(());
     }
-    count(&state.sessions.counters.wills);
-    let listener = state.config.listeners.iter().position(|listener| *listener.name == *profile.listener);
-    let (listener, publication) = (ListenerId(listener.unwrap_or(0) as u8), Box::new(publication_of(state, *will)));
-    let worker = state.home.of(&device);
-    // A worker that is gone has no devices.
-    let _ = state.mailboxes[worker.index()].answer(WorkerCommand::PublishWill { device, listener, publication });
+    count(&state.sessions().counters.wills);
+    state.publish_will(device, &profile.listener, *will);
     Ok(())
-}
-
-fn publication_of(state: &State, will: Will) -> Publication {
-    let Will { publication: said, expiry_s, .. } = will;
-    let expires = expiry_s.map(|seconds| state.clock.now().plus(Duration::from_secs(seconds.into())));
-    let (retain, properties) = (said.retain, said.properties);
-    Publication { retain, properties, expires, ..Publication::plain(said.topic, said.payload, said.qos) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::codec::mqtt::QoS;
-    use crate::image::{Profile, SessionKey};
+    use crate::image::{Profile, SessionKey, Will};
 
     fn head(expiry_s: u32, delay_s: Option<u32>) -> Head {
         let profile = Profile {

@@ -11,16 +11,16 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::SemaphorePermit;
-use tokio::time::Instant;
 
+use super::around::{Around, Neighbours, within};
 use super::claim::{AGAIN_AFTER, Claim, HANDOVER_MAX, tell, to_be};
 use super::revive::revive;
-use super::{ask_shard, count, fence, rows};
+use super::{count, fence, rows};
 use crate::fleet::{Cursor, Reply, RowChange, SessionAsk, SessionRow};
 use crate::image::Session;
 use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder, Standing};
+use bytes::Bytes;
 
 /// How often a gateway that is silent is asked again.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ pub(super) enum Brought {
 }
 
 /// Takes the session of a device from the gateway that its row names or, should that one not answer, begins it again.
-pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow) -> Brought {
+pub(super) async fn take<A: Around>(claim: &mut Claim<'_, A>, revision: u64, row: &SessionRow) -> Brought {
     let mut taking = Taking { claim, node: &row.node, step: "asked for", from: row.from.clone() };
     let (mut brought, mut is_revived) = (taking.bring().await, false);
     if brought == Err(Brought::Silent) {
@@ -52,7 +52,7 @@ pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow)
         Ok(messages) => {
             let brought = taking.own(revision, row).await;
             if brought == Brought::Whole {
-                let counters = &claim.state.sessions.counters;
+                let counters = &claim.state.sessions().counters;
                 count(if is_revived { &counters.revived } else { &counters.taken });
                 counters.messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
                 tell(claim.state, claim.device(), &row.node, false);
@@ -69,8 +69,8 @@ pub(super) async fn take(claim: &mut Claim<'_>, revision: u64, row: &SessionRow)
 }
 
 /// A session on its way here.
-pub(super) struct Taking<'a, 'b> {
-    pub(super) claim: &'a mut Claim<'b>,
+pub(super) struct Taking<'a, 'b, A: Around> {
+    pub(super) claim: &'a mut Claim<'b, A>,
     /// The gateway that has it.
     node: &'a str,
     /// What it is at, for whoever asks why it took so long.
@@ -79,13 +79,12 @@ pub(super) struct Taking<'a, 'b> {
     pub(super) from: Option<Cursor>,
 }
 
-impl<'b> Taking<'_, 'b> {
+impl<'b, A: Around> Taking<'_, 'b, A> {
     /// All of it, hidden and then revealed. How many messages came.
     async fn bring(&mut self) -> Result<u64, Brought> {
         let mut key = self.offered(SessionAsk::Offer).await?;
         // Whoever waits for a place waits no longer than for anything else; it is asked again then, for much may have changed.
-        let sessions = &self.claim.state.sessions;
-        let _place = if let Ok(place) = sessions.takes.try_acquire() {
+        let _place = if let Ok(place) = self.claim.state.sessions().takes.try_acquire() {
             place
         } else {
             let place = self.place().await?;
@@ -97,7 +96,7 @@ impl<'b> Taking<'_, 'b> {
         self.step = "it begins to take messages here";
         self.order(SessionOrder::Adopt(Box::new(session))).await?;
         self.step = "what was published here before is on its way into the stream";
-        while !fence::all_sent(self.claim.state).await {
+        while !fence::all_sent(&**self.claim.state).await {
             self.wait().await?;
         }
         self.step = "what was published until now is on its way to it";
@@ -168,7 +167,8 @@ impl<'b> Taking<'_, 'b> {
     async fn to_be(&self, before: &SessionRow) -> Result<Option<SessionRow>, String> {
         let Claim { state, fleet, wanted, .. } = &*self.claim;
         let Some(head) = wanted.head.as_ref().filter(|_| wanted.is_kept) else { return Ok(None) };
-        let here = rows::outline(state, &wanted.device).await.map_err(|()| "its shard does not answer".to_owned())?;
+        let here =
+            rows::outline(&***state, &wanted.device).await.map_err(|()| "its shard does not answer".to_owned())?;
         let from = match here.as_ref().map(|outline| outline.standing) {
             Some(Standing::Placed) => {
                 let known = match &self.from {
@@ -180,15 +180,15 @@ impl<'b> Taking<'_, 'b> {
             }
             _ => None,
         };
-        Ok(Some(rows::row(state, fleet, before.moves + 1, to_be(head, here), from)))
+        Ok(Some(rows::row(&***state, *fleet, before.moves + 1, to_be(head, here), from)))
     }
 
     /// A place among those that come at a time. The time for that is over then, and its own begins: in a storm all wait for about as long as
     /// they may, and whoever had no more than what is left of it would come to nothing, having taken a place from somebody else.
     pub(super) async fn place(&mut self) -> Result<SemaphorePermit<'b>, Brought> {
-        let sessions = &self.claim.state.sessions;
-        let place = tokio::time::timeout_at(self.claim.until, sessions.takes.acquire()).await;
-        let place = place.map_err(|_| Brought::Late)?.expect("it is never closed");
+        let state = self.claim.state;
+        let place = within(&**state, self.claim.until, state.sessions().takes.acquire()).await;
+        let place = place.ok_or(Brought::Late)?.expect("it is never closed");
         if !self.claim.is_there().await {
             return Err(Brought::Late);
         }
@@ -198,11 +198,11 @@ impl<'b> Taking<'_, 'b> {
 
     /// As long as it comes, it is waited for.
     pub(super) fn goes_on(&mut self) {
-        self.claim.until = Instant::now() + HANDOVER_MAX;
+        self.claim.until = self.claim.state.now() + HANDOVER_MAX;
     }
 
     async fn give_up(&self) {
-        let _ = ask_shard(self.claim.state, self.claim.device(), SessionOrder::Abandon).await;
+        let _ = self.claim.state.ask(self.claim.device(), SessionOrder::Abandon).await;
     }
 
     // --- The other gateway --------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ impl<'b> Taking<'_, 'b> {
         let (bytes, reply) = self.ask(ask).await?;
         if reply.is_some() {
             // It is not offered any more: it is asked for again, from the beginning.
-            let goes_on = self.claim.is_there().await && Instant::now() < self.claim.until;
+            let goes_on = self.claim.is_there().await && self.claim.state.now() < self.claim.until;
             return Err(if goes_on { Brought::Other } else { Brought::Late });
         }
         let session = Session::decode(&bytes).map_err(|error| {
@@ -251,29 +251,29 @@ impl<'b> Taking<'_, 'b> {
 
     /// One question, asked until it has an answer: a reply, or none: an image.
     async fn ask(&mut self, ask: SessionAsk) -> Result<(Bytes, Option<Reply>), Brought> {
-        if self.claim.state.sessions.is_dead(self.node) {
+        if self.claim.state.sessions().is_dead(self.node, self.claim.state.now()) {
             return Err(Brought::Silent);
         }
         if let Some(answer) = self.ask_once(&ask).await {
             return Ok(answer);
         }
-        let (state, until) = (self.claim.state, Instant::now() + HANDOVER_MAX);
+        let (state, until) = (self.claim.state, self.claim.state.now() + HANDOVER_MAX);
         // One asks on, of all whose sessions it has.
-        let Ok(_probe) = tokio::time::timeout_at(until, state.sessions.probes.lock()).await else {
+        let Some(_probe) = within(&**state, until, state.sessions().probes.lock()).await else {
             return Err(Brought::Silent);
         };
-        while Instant::now() < until && !state.sessions.is_dead(self.node) {
+        while state.now() < until && !state.sessions().is_dead(self.node, state.now()) {
             if !self.claim.fleet.is_connected() || !self.claim.is_there().await {
                 return Err(Brought::Late);
             }
             if matches!(self.claim.fleet.is_live(self.node).await, Ok(false)) {
-                state.sessions.note_dead(self.node);
+                state.sessions().note_dead(self.node, state.now());
                 break;
             }
             if let Some(answer) = self.ask_once(&ask).await {
                 return Ok(answer);
             }
-            tokio::time::sleep(PROBE_EVERY).await;
+            state.sleep(PROBE_EVERY).await;
         }
         Err(Brought::Silent)
     }
@@ -289,7 +289,7 @@ impl<'b> Taking<'_, 'b> {
     // --- Here ---------------------------------------------------------------------------------------------------------
 
     pub(super) async fn order(&mut self, order: SessionOrder) -> Result<(), Brought> {
-        match ask_shard(self.claim.state, self.claim.device(), order).await {
+        match self.claim.state.ask(self.claim.device(), order).await {
             Some(Outcome::Delivered) => Ok(()),
             Some(Outcome::Refused(why)) if why == NO_ROOM_FOR_SESSION => {
                 tracing::warn!(device = self.claim.device(), node = self.node, "a session is not taken: {why}");
@@ -301,10 +301,13 @@ impl<'b> Taking<'_, 'b> {
 
     /// A moment, as long as there is time and the device waits.
     pub(super) async fn wait(&self) -> Result<(), Brought> {
-        if Instant::now() >= self.claim.until || !self.claim.fleet.is_connected() || !self.claim.is_there().await {
+        if self.claim.state.now() >= self.claim.until
+            || !self.claim.fleet.is_connected()
+            || !self.claim.is_there().await
+        {
             return Err(Brought::Late);
         }
-        tokio::time::sleep(AGAIN_AFTER).await;
+        self.claim.state.sleep(AGAIN_AFTER).await;
         Ok(())
     }
 }

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::around::{Around, Neighbours};
 use super::claim::tell;
+use super::count;
 use super::rows::{self, Kept};
-use super::{State, ask_shard, count};
 use crate::image::SessionKey;
 use crate::link::{Outcome, SessionOrder};
 
@@ -14,15 +15,17 @@ use crate::link::{Outcome, SessionOrder};
 const PAGE: usize = 64;
 /// and then nobody for so long: a thousand in a second.
 const PAUSE: Duration = Duration::from_millis(64);
+/// What somebody else has to do with is looked at again after so long.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has joined again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Looks, until the gateway ends.
-pub(in super::super) async fn verify(state: Arc<State>) {
+pub(in super::super) async fn verify<A: Around>(state: Arc<A>) {
     let mut verified = 0;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let Some(fleet) = &state.fleet else { return };
+        state.sleep(LOOK_EVERY).await;
+        let Some(fleet) = state.fleet() else { return };
         let joined = fleet.joined();
         if joined != verified && fleet.is_connected() && look_at_all(&state).await.is_some() {
             verified = joined;
@@ -30,53 +33,72 @@ pub(in super::super) async fn verify(state: Arc<State>) {
     }
 }
 
-/// `None`: NATS has gone, or the store cannot be read: it begins anew later.
-async fn look_at_all(state: &Arc<State>) -> Option<()> {
-    let mut after = SessionKey(0);
+/// `None`: NATS has gone, or is there again, or the store cannot be read: it begins anew later.
+async fn look_at_all<A: Around>(state: &Arc<A>) -> Option<()> {
+    let (mut after, mut skipped, joined) = (SessionKey(0), Vec::new(), state.fleet()?.joined());
     loop {
-        let reading = Arc::clone(state);
-        let read = move || Some(reading.store.as_ref()?.reader().session_names(after, PAGE));
-        let Some(page) = tokio::task::spawn_blocking(read).await.ok()? else {
-            // Without a store no session outlives the process.
-            return Some(());
-        };
-        let page = page.inspect_err(|error| tracing::warn!(%error, "sessions cannot be looked at")).ok()?;
-        let Some((last, _)) = page.last() else { return Some(()) };
+        let page = state.stored_names(after, PAGE).await?;
+        let Some((last, _)) = page.last() else { break };
         after = *last;
         for (_, device) in &page {
             // Those that have ended, or are on their way here, have names that no device has.
-            if !device.starts_with(char::is_control) {
-                look_at(state, device).await?;
+            if !device.starts_with(char::is_control) && look_at(state, device).await? == Looked::Skipped {
+                skipped.push(device.clone());
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        state.sleep(PAUSE).await;
     }
+    // Their devices were about to get what another gateway has; where that came to nothing, what is here is void all the same.
+    while !skipped.is_empty() {
+        if state.fleet()?.joined() != joined {
+            return None;
+        }
+        state.sleep(AGAIN_AFTER).await;
+        for device in std::mem::take(&mut skipped) {
+            if look_at(state, &device).await? == Looked::Skipped {
+                skipped.push(device);
+            }
+        }
+    }
+    Some(())
 }
 
-async fn look_at(state: &Arc<State>, device: &str) -> Option<()> {
-    let fleet = state.fleet.as_ref()?;
-    // Whoever has to do with it looks at the row too.
-    let Some(_held) = state.sessions.try_hold(device) else { return Some(()) };
-    if ask_shard(state, device, SessionOrder::Exists).await != Some(Outcome::Delivered) {
-        return Some(());
+/// What became of a session that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Looked {
+    Done,
+    /// Somebody has to do with it now, or nobody answers.
+    Skipped,
+}
+
+async fn look_at<A: Around>(state: &Arc<A>, device: &str) -> Option<Looked> {
+    let fleet = state.fleet()?;
+    let Some(_held) = state.sessions().try_hold(device) else { return Some(Looked::Skipped) };
+    match state.ask(device, SessionOrder::Exists).await {
+        Some(Outcome::Delivered) => {}
+        Some(_) => return Some(Looked::Done),
+        None => return Some(Looked::Skipped),
     }
     if let Some((revision, row)) = fleet.session_row(device).await.ok()?
         && *row.node != *fleet.node()
     {
-        if ask_shard(state, device, SessionOrder::Disown).await != Some(Outcome::Offline) {
-            count(&state.sessions.counters.disowned);
-            return Some(());
+        if state.ask(device, SessionOrder::Disown).await != Some(Outcome::Offline) {
+            count(&state.sessions().counters.disowned);
+            return Some(Looked::Done);
         }
         // Its device is here, and goes on with it: what the other one has is older.
-        let Some(outline) = rows::outline(state, device).await.ok()? else { return Some(()) };
-        let ours = rows::row(state, fleet, row.moves + 1, outline.session, None);
-        if rows::write_over(state, fleet, device, (revision, &row), ours).await == Kept::Done {
+        let Some(outline) = rows::outline(&**state, device).await.ok()? else {
+            return Some(Looked::Skipped);
+        };
+        let ours = rows::row(&**state, fleet, row.moves + 1, outline.session, None);
+        if rows::write_over(&**state, fleet, device, (revision, &row), ours).await == Kept::Done {
             tell(state, device, &row.node, false);
+            return Some(Looked::Done);
         }
-        return Some(());
+        return Some(Looked::Skipped);
     }
-    if rows::keep(state, device).await == Kept::Again {
-        state.sessions.rows.list(device.into(), Vec::new());
+    if rows::keep(&**state, device).await == Kept::Again {
+        state.sessions().rows.list(device.into(), Vec::new());
     }
-    Some(())
+    Some(Looked::Done)
 }

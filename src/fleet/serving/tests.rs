@@ -1,0 +1,352 @@
+//! Groups of shared subscribers under a model of NATS (decision 0033): three gateways with the program's own parts, from the broker that gives to
+//! members up to the row of the group, and a durable consumer as the server keeps it. Connections are cut with what is on its way, answers are
+//! lost or late, acknowledgements are lost or doubled, members go with what they have, gateways are killed.
+//!
+//! What must hold: without any of that each message goes to one member, once; with it to one at least. What is under way is bounded, and as soon
+//! as all works again everything that waits is given.
+
+mod gateway;
+mod server;
+
+use std::collections::BTreeSet;
+
+use super::*;
+use gateway::{Gateway, Got};
+use server::Nats;
+
+const GATEWAYS: usize = 3;
+/// Members at a gateway, at most.
+const MEMBERS: usize = 3;
+const GROUP: &str = "$share/workers/jobs";
+const TOPIC: &str = "jobs";
+const STEPS: usize = 1_500;
+const WORLDS: u64 = 30;
+const WORLDS_VARIABLE: &str = "SIM_RUNS";
+const SEED_VARIABLE: &str = "SIM_SEED";
+
+/// What a world may plant, to see it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// NATS is told that a message is with a member when the gateway has it.
+    TakenTooSoon,
+    /// What a member leaves behind is said to be taken.
+    LeftIsTaken,
+    /// What comes when the last member here has just gone is said to be taken.
+    StrayIsTaken,
+    /// Nobody tells NATS that a message is being dealt with.
+    NeverUnderway,
+    /// What was asked over a connection that is gone is waited for.
+    OldQuestions,
+}
+
+/// What goes wrong by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weather {
+    Calm,
+    Rough,
+}
+
+/// A message as the world knows it.
+#[derive(Clone, Debug)]
+struct Published {
+    number: u32,
+    at: usize,
+    /// Groups that are given it at its own gateway, as it says.
+    groups: Option<Box<str>>,
+    /// How much had been disturbed at its gateway when it was published.
+    disturbed: u32,
+}
+
+struct World {
+    random: fastrand::Rng,
+    fault: Fault,
+    weather: Weather,
+    now: Instant,
+    nats: Nats,
+    gateways: Vec<Gateway>,
+    published: Vec<Published>,
+    got: Got,
+    broken: BTreeSet<String>,
+}
+
+impl World {
+    fn new(seed: u64, fault: Fault, weather: Weather) -> Self {
+        let now = Instant::now();
+        let mut random = fastrand::Rng::with_seed(seed);
+        let gateways = (0..GATEWAYS).map(|at| Gateway::new(at, &mut random, now)).collect();
+        let (nats, got) = (Nats::default(), Got::new());
+        let published = Vec::new();
+        let mut world = Self { random, fault, weather, now, nats, gateways, published, got, broken: BTreeSet::new() };
+        (0..GATEWAYS).for_each(|at| world.reconnect(at));
+        // Here somebody is always a member, so what the group is owed stays with it.
+        world.come(0);
+        world
+    }
+
+    fn chance(&mut self, of: u32) -> bool {
+        self.random.u32(..of) == 0
+    }
+
+    // --- What happens to a gateway ------------------------------------------------------------------------------------
+
+    fn turn(&mut self, at: usize) {
+        let Self { gateways, now, fault, got, .. } = self;
+        gateways[at].turn(*now, *fault, got);
+    }
+
+    fn come(&mut self, at: usize) {
+        self.gateways[at].come();
+        self.turn(at);
+    }
+
+    fn go(&mut self, at: usize) {
+        let gateway = &self.gateways[at];
+        let stays = usize::from(at == 0);
+        if gateway.members.len() <= stays {
+            return;
+        }
+        let member = self.random.usize(stays..gateway.members.len());
+        if self.weather == Weather::Calm && gateway.has_any(member) {
+            return;
+        }
+        self.gateways[at].go(member);
+        self.turn(at);
+    }
+
+    fn publish(&mut self, at: usize) {
+        let number = self.published.len() as u32 + 1;
+        let groups = self.gateways[at].publish(number);
+        let disturbed = self.gateways[at].disturbed;
+        self.published.push(Published { number, at, groups, disturbed });
+        self.turn(at);
+    }
+
+    fn reconnect(&mut self, at: usize) {
+        let link = self.nats.connect();
+        self.gateways[at].connect(link, self.now, self.fault);
+        self.turn(at);
+    }
+
+    fn cut(&mut self, at: usize) {
+        let Self { gateways, random, now, nats, .. } = self;
+        if let Some(link) = gateways[at].disconnect(*now) {
+            // Some of what was said arrives all the same.
+            let arrive = random.usize(..=link.up.len());
+            nats.hear_some(at, link, arrive, *now);
+        }
+        self.turn(at);
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.cut(at);
+        let (random, now) = (&mut self.random, self.now);
+        self.gateways[at].begin_anew(random, now);
+        if at == 0 {
+            self.come(0);
+        }
+    }
+
+    // --- The network --------------------------------------------------------------------------------------------------
+
+    /// The server hears what a gateway has said.
+    fn hear(&mut self, at: usize) -> bool {
+        let is_rough = self.weather == Weather::Rough;
+        let (is_lost, is_doubled) = (is_rough && self.chance(25), is_rough && self.chance(25));
+        let Self { gateways, nats, now, .. } = self;
+        let Some(link) = &mut gateways[at].link else { return false };
+        let Some(said) = link.up.pop_front() else { return false };
+        nats.hear(at, link, said, (is_lost, is_doubled), *now);
+        true
+    }
+
+    /// Something from the server arrives.
+    fn arrive(&mut self, at: usize) -> bool {
+        let Self { gateways, now, published, .. } = self;
+        let groups = |number: u32| published[number as usize - 1].groups.clone();
+        let did = gateways[at].arrive(groups, *now);
+        self.turn(at);
+        did
+    }
+
+    /// One step of a join or a leave.
+    fn walk(&mut self, at: usize) -> bool {
+        let is_rough = self.weather == Weather::Rough;
+        let is_lost = is_rough && self.chance(20);
+        let is_late = is_rough && self.chance(20);
+        let Self { gateways, random, nats, now, .. } = self;
+        let did = gateways[at].walk(nats, random, (is_lost, is_late), *now);
+        self.turn(at);
+        did
+    }
+
+    fn pass_time(&mut self) {
+        self.now += Duration::from_millis(self.random.u64(..1_000));
+        for at in 0..GATEWAYS {
+            if self.weather == Weather::Calm || self.random.bool() {
+                self.gateways[at].look(self.now);
+                self.turn(at);
+            }
+            // Nothing is on its way for so long: else the connection is given up.
+            while self.hear(at) {}
+            while self.arrive(at) {}
+        }
+    }
+
+    fn step(&mut self) {
+        let at = self.random.usize(..GATEWAYS);
+        let is_rough = self.weather == Weather::Rough;
+        match self.random.u8(..100) {
+            0..14 => self.publish(at),
+            14..17 if self.gateways[at].members.len() < MEMBERS => self.come(at),
+            17..20 => self.go(at),
+            20..32 => {
+                let random = &mut self.random;
+                self.gateways[at].acknowledge_one(random);
+                self.turn(at);
+            }
+            32..50 => drop(self.hear(at)),
+            50..66 => drop(self.arrive(at)),
+            66..82 => self.serve(),
+            82..90 => drop(self.walk(at)),
+            90..95 => self.pass_time(),
+            95 if is_rough => self.cut(at),
+            96 if is_rough => self.kill(at),
+            97 if is_rough => self.nats.do_late(&mut self.random),
+            98.. if self.gateways[at].link.is_none() => self.reconnect(at),
+            _ => {}
+        }
+        self.check();
+    }
+
+    fn serve(&mut self) {
+        let Self { gateways, nats, now, .. } = self;
+        nats.serve(gateways, *now);
+    }
+
+    /// What must hold at any time.
+    fn check(&mut self) {
+        for gateway in &self.gateways {
+            let (.., unsettled) = gateway.serving.standing();
+            if unsettled > 8 * (MEMBERS as u64 + 1) {
+                self.broken.insert(format!("{unsettled} messages are under way at once"));
+            }
+            for consumer in gateway.held() {
+                let row = self.nats.row.as_ref();
+                let is_there =
+                    row.is_some_and(|(_, row)| row.consumer == consumer && row.nodes.contains(&gateway.name));
+                if !is_there || !self.nats.consumers.contains_key(&consumer) {
+                    self.broken.insert("a gateway serves by a consumer that is not the row's".to_owned());
+                }
+            }
+        }
+    }
+
+    /// Everything works again, all have members, and those take what comes.
+    fn calm_down(&mut self) {
+        self.weather = Weather::Calm;
+        while self.nats.has_late() {
+            self.nats.do_late(&mut self.random);
+        }
+        for round in 0..600 {
+            for at in 0..GATEWAYS {
+                if self.gateways[at].link.is_none() {
+                    self.reconnect(at);
+                }
+                if self.gateways[at].members.is_empty() {
+                    self.come(at);
+                }
+                while self.walk(at) {}
+                while self.hear(at) {}
+                self.serve();
+                while self.arrive(at) {}
+                self.gateways[at].acknowledge_all();
+                self.turn(at);
+            }
+            self.pass_time();
+            if round > 60 && self.nats.is_drained() && self.gateways.iter().all(Gateway::is_drained) {
+                return;
+            }
+        }
+        self.broken.insert(format!("it stands still: {}", self.nats.describe()));
+    }
+
+    fn check_outcome(&mut self, was_calm: bool) {
+        for published in &self.published {
+            let count = self.got.get(&published.number).map_or(0, Vec::len);
+            let is_disturbed =
+                published.groups.is_some() && self.gateways[published.at].disturbed != published.disturbed;
+            let is_owed = self.nats.is_owed(published.number) || published.groups.is_some();
+            if count == 0 && is_owed && !is_disturbed {
+                self.broken.insert(format!("a message is lost: {published:?}"));
+            }
+            if was_calm && count > 1 {
+                self.broken.insert(format!("a message goes to two: {published:?} {:?}", self.got[&published.number]));
+            }
+        }
+    }
+
+    /// All of its faults, in words, and how many messages the fleet gave.
+    fn run(mut self) -> (Vec<String>, u64) {
+        let was_calm = self.weather == Weather::Calm;
+        for _ in 0..STEPS {
+            self.step();
+        }
+        self.calm_down();
+        self.check_outcome(was_calm);
+        let given = self.gateways.iter().map(|gateway| gateway.serving.counts().given).sum();
+        (self.broken.into_iter().collect(), given)
+    }
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    match number(SEED_VARIABLE) {
+        Some(seed) => seed..seed + 1,
+        None => 0..number(WORLDS_VARIABLE).unwrap_or(WORLDS),
+    }
+}
+
+fn play(weather: Weather) -> u64 {
+    let mut all = 0;
+    for seed in seeds() {
+        let (broken, given) = World::new(seed, Fault::None, weather).run();
+        assert!(broken.is_empty(), "seed {seed}: {broken:#?}");
+        all += given;
+    }
+    all
+}
+
+fn found(fault: Fault, weather: Weather) -> Vec<String> {
+    let found = (0..WORLDS).find_map(|seed| {
+        let (broken, _) = World::new(seed, fault, weather).run();
+        (!broken.is_empty()).then_some(broken)
+    });
+    found.unwrap_or_else(|| panic!("no world has found {fault:?}"))
+}
+
+#[test]
+fn each_message_goes_to_one_member_where_nothing_fails() {
+    let given = play(Weather::Calm);
+    assert!(given > 30 * seeds().count() as u64, "too little happened: {given} messages");
+}
+
+#[test]
+fn each_message_goes_to_a_member_whatever_is_cut_lost_late_or_killed() {
+    let given = play(Weather::Rough);
+    assert!(given > 30 * seeds().count() as u64, "too little happened: {given} messages");
+}
+
+#[test]
+fn what_loses_a_message_is_found() {
+    for fault in [Fault::TakenTooSoon, Fault::LeftIsTaken, Fault::StrayIsTaken] {
+        let broken = found(fault, Weather::Rough);
+        assert!(broken.iter().any(|words| words.contains("is lost")), "{fault:?}: {broken:?}");
+    }
+}
+
+#[test]
+fn what_gives_a_message_to_two_is_found() {
+    let broken = found(Fault::NeverUnderway, Weather::Calm);
+    assert!(broken.iter().any(|words| words.contains("goes to two")), "{broken:?}");
+}

@@ -1,0 +1,388 @@
+//! A gateway of the model: the broker of one shard, in which the members are, and what serves their group.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::super::*;
+use super::server::{Down, Link, Nats, Up};
+use super::{Fault, GROUP, TOPIC};
+use crate::broker::{
+    Arrival, Bounds, Broker, BrokerOptions, Granted, Profile, RequestEnd, SendBudget, SessionBatch, Ticket,
+};
+use crate::codec::mqtt::{self, Options, Packet, QoS};
+use crate::config::Limits;
+use crate::fleet::membership::{Ask, Membership};
+use crate::link::{CloseReason, Exchange, Home, ListenerId, Publication, Reach, Refusal, WorkerEvent};
+use crate::metrics::Counters;
+use crate::slot::ConnectionSlot;
+use crate::time::Moment;
+
+/// By message: which members got it, as gateway and name.
+pub type Got = BTreeMap<u32, Vec<(usize, String)>>;
+
+/// A device that has subscribed.
+pub struct Member {
+    name: String,
+    slot: ConnectionSlot,
+    /// What it has got and not acknowledged.
+    unacknowledged: Vec<u16>,
+}
+
+/// A join, a leave, or a look for rows that name this gateway.
+enum Walk {
+    Join(Arc<str>, Membership, Ask),
+    Leave(Arc<str>, Membership, Ask),
+    Strays,
+}
+
+pub struct Gateway {
+    pub at: usize,
+    pub name: String,
+    pub serving: Serving,
+    wanted: GroupsWanted,
+    broker: Broker,
+    counters: Counters,
+    pub members: Vec<Member>,
+    pub link: Option<Link>,
+    walks: Vec<Walk>,
+    out: Vec<Effect>,
+    has_news: bool,
+    /// By request: what is to be heard of.
+    requests: HashMap<u64, u64>,
+    /// What is known of messages, and not yet said.
+    settled: Vec<(u64, bool)>,
+    /// Published here while there was no connection.
+    log: Vec<u32>,
+    /// How often members went, or the process ended.
+    pub disturbed: u32,
+    slots: u32,
+    names: u32,
+}
+
+fn broker(seed: u64) -> Broker {
+    let limits = Limits { sessions: 10, ..Limits::default() };
+    let exchange = Arc::new(Exchange::new(1));
+    let (home, bounds) = (Home::new([9; 16], 1), Bounds::of(&limits, 1));
+    let setup = BrokerOptions { worker: WorkerId(0), home, exchange, bounds, key: seed };
+    let mut broker = Broker::new(setup, Moment::default().tick());
+    broker.begin_interest();
+    broker
+}
+
+impl Gateway {
+    pub fn new(at: usize, random: &mut fastrand::Rng, now: Instant) -> Self {
+        Self {
+            at,
+            name: format!("gate-{at}"),
+            serving: Serving::new(random.fork(), now),
+            wanted: GroupsWanted::default(),
+            broker: broker(at as u64),
+            counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
+            members: Vec::new(),
+            link: None,
+            walks: Vec::new(),
+            out: Vec::new(),
+            has_news: true,
+            requests: HashMap::new(),
+            settled: Vec::new(),
+            log: Vec::new(),
+            disturbed: 0,
+            slots: 0,
+            names: 0,
+        }
+    }
+
+    /// Its process is no more; the next one begins with its log.
+    pub fn begin_anew(&mut self, random: &mut fastrand::Rng, now: Instant) {
+        let (log, disturbed, names) = (std::mem::take(&mut self.log), self.disturbed + 1, self.names);
+        *self = Self { log, disturbed, names, ..Self::new(self.at, random, now) };
+    }
+
+    /// As [`crate::fleet::groups`]: at a new connection.
+    pub fn connect(&mut self, mut link: Link, now: Instant, fault: Fault) {
+        self.wanted.begin();
+        if fault != Fault::OldQuestions {
+            self.serving.begin(now);
+        }
+        link.up.extend(self.log.drain(..).map(Up::Publish));
+        (self.link, self.has_news) = (Some(link), true);
+    }
+
+    pub fn disconnect(&mut self, now: Instant) -> Option<Link> {
+        let link = self.link.take()?;
+        self.walks.clear();
+        self.serving.end(&mut self.wanted, now, &mut self.out);
+        Some(link)
+    }
+
+    /// Groups that are held by a consumer, as far as they are served and nothing is under way.
+    pub fn held(&self) -> Vec<String> {
+        let is_quiet = self.walks.is_empty() && self.link.is_some();
+        let held = self.serving.served.iter().filter(|(group, _)| is_quiet && self.wanted.get(group).is_some());
+        held.filter_map(|(_, known)| known.consumer.as_deref().map(String::from)).collect()
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.serving.given.is_empty() && self.requests.is_empty() && self.log.is_empty()
+    }
+
+    // --- Members ------------------------------------------------------------------------------------------------------
+
+    pub fn come(&mut self) {
+        (self.slots, self.names) = (self.slots + 1, self.names + 1);
+        let (slot, name) = (ConnectionSlot(self.slots), format!("member-{}", self.names));
+        let profile = Profile {
+            version: mqtt::Version::V5,
+            listener: ListenerId(0),
+            keep_alive_s: 0,
+            expiry_s: 0,
+            receive_maximum: 10,
+            packet_maximum: u32::MAX,
+            alias_maximum: 0,
+        };
+        let arrival = Arrival { connection: slot, device: &name, clean_start: true, profile, will: None };
+        let session = self.broker.attach(arrival, Moment::default()).session;
+        let mut pending = self.broker.begin_filters(session, 1).expect("nothing waits");
+        let granted = self.broker.subscribe(session, GROUP, Options::plain(QoS::AtLeastOnce), 0, &mut pending);
+        assert_eq!(granted, Granted::Subscribed);
+        pending.codes.push(1);
+        drop(self.broker.end_filters(session, pending));
+        self.members.push(Member { name, slot, unacknowledged: Vec::new() });
+    }
+
+    pub fn has_any(&self, member: usize) -> bool {
+        !self.members[member].unacknowledged.is_empty()
+    }
+
+    pub fn go(&mut self, member: usize) {
+        let Member { name, slot, .. } = self.members.remove(member);
+        self.disturbed += 1;
+        drop(self.broker.detach(slot, &name, false, Moment::default(), &mut self.counters));
+    }
+
+    pub fn acknowledge_one(&mut self, random: &mut fastrand::Rng) {
+        if self.members.is_empty() {
+            return;
+        }
+        let member = random.usize(..self.members.len());
+        if !self.members[member].unacknowledged.is_empty() {
+            self.acknowledge(member);
+        }
+    }
+
+    pub fn acknowledge_all(&mut self) {
+        for member in 0..self.members.len() {
+            while !self.members[member].unacknowledged.is_empty() {
+                self.acknowledge(member);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, member: usize) {
+        let known = &mut self.members[member];
+        let packet = known.unacknowledged.remove(0);
+        let session = self.broker.of(known.slot).expect("it is connected");
+        let told = |_| panic!("it is no request of the API");
+        assert_eq!(self.broker.handle_puback(session, packet, told), Ok(true));
+    }
+
+    /// Somebody publishes here. Which groups it says are given it here.
+    pub fn publish(&mut self, number: u32) -> Option<Box<str>> {
+        let payload = Bytes::copy_from_slice(&number.to_be_bytes());
+        let mut publication = Publication::plain(TOPIC, payload, QoS::AtLeastOnce);
+        self.broker.send_up(&mut publication);
+        let groups = publication.groups.clone();
+        self.broker.publish(publication, Ticket::NOBODY, &mut self.counters);
+        match &mut self.link {
+            Some(link) => link.up.push_back(Up::Publish(number)),
+            None => self.log.push(number),
+        }
+        groups.map(|all| all.iter().map(|group| group_key(group)).collect::<Vec<_>>().join(",").into())
+    }
+
+    // --- Turns --------------------------------------------------------------------------------------------------------
+
+    /// What is to be done is done, as far as it does not wait for anybody.
+    pub fn turn(&mut self, now: Instant, fault: Fault, got: &mut Got) {
+        for _ in 0..4 {
+            self.broker.begin_turn();
+            for batch in self.broker.next_deliveries(1_000) {
+                self.write(batch, got);
+            }
+            for (session, _) in self.broker.take_answerable() {
+                drop(self.broker.take_suback(session));
+            }
+            if let Some(WorkerEvent::Interest { version, .. }) = self.broker.take_interest() {
+                self.broker.handle_interest_held(version);
+            }
+            for event in self.broker.take_group_events() {
+                let WorkerEvent::Group { group, life, members, online } = event else { panic!("{event:?}") };
+                self.has_news = true;
+                let decided = self.wanted.say(WorkerId(0), (group, life), (members, online), now);
+                self.out.extend(decided.map(Effect::Tell));
+            }
+            for (request, end) in self.broker.take_requests() {
+                if let Some(number) = self.requests.remove(&request) {
+                    let is_taken = end == RequestEnd::Published || fault == Fault::LeftIsTaken;
+                    self.settled.push((number, is_taken));
+                }
+            }
+            self.serve(now, fault);
+        }
+    }
+
+    fn serve(&mut self, now: Instant, fault: Fault) {
+        if self.link.is_some() {
+            for (number, is_taken) in std::mem::take(&mut self.settled) {
+                self.serving.settle(number, is_taken, &mut self.out);
+            }
+            if std::mem::take(&mut self.has_news) {
+                self.serving.follow(&self.wanted, now, &mut self.out);
+            }
+            self.serving.ask(now, &mut self.out);
+        }
+        for effect in std::mem::take(&mut self.out) {
+            self.act(effect, fault);
+        }
+    }
+
+    fn act(&mut self, effect: Effect, fault: Fault) {
+        match (effect, &mut self.link) {
+            (Effect::Tell(Decided { group, life, giver, .. }), _) => {
+                self.broker.handle_group_served(&group, life, giver);
+            }
+            (Effect::Give(given), _) => self.give(*given, fault),
+            (Effect::Join(group), Some(_)) => {
+                self.names += 1;
+                let consumer = format!("{}-{}", self.name, self.names);
+                let membership = Membership::join(&self.name, &group, consumer, true);
+                self.walks.push(Walk::Join(group, membership, Membership::first()));
+            }
+            (Effect::Leave(group), Some(_)) => {
+                let membership = Membership::leave(&self.name, &group);
+                self.walks.push(Walk::Leave(group, membership, Membership::first()));
+            }
+            (Effect::FindStrays, Some(_)) => self.walks.push(Walk::Strays),
+            (Effect::Pull { consumer, slot, pull, .. }, Some(link)) => {
+                link.up.push_back(Up::Pull { consumer: (&*consumer).into(), slot, pull });
+            }
+            (Effect::Say(_, Said::Underway), Some(_)) if fault == Fault::NeverUnderway => {}
+            (Effect::Say(reply, Said::Back(None)), Some(link)) if fault == Fault::StrayIsTaken => {
+                link.up.push_back(Up::Say(reply, Said::Taken));
+            }
+            (Effect::Say(reply, said), Some(link)) => link.up.push_back(Up::Say(reply, said)),
+            (Effect::Touch(_), _) | (_, None) => {}
+        }
+    }
+
+    fn give(&mut self, given: Given, fault: Fault) {
+        let Given { number, group, topic, payload, publishing, .. } = given;
+        self.names += 1;
+        let request = u64::from(self.names);
+        if fault == Fault::TakenTooSoon {
+            self.settled.push((number, true));
+        } else {
+            self.requests.insert(request, number);
+        }
+        let publication = Publication { reach: Reach::Elsewhere, ..Publication::plain(topic, payload, publishing.qos) };
+        self.broker.give_from_fleet(request, &group, &Arc::new(publication));
+    }
+
+    fn write(&mut self, batch: SessionBatch, got: &mut Got) {
+        let SessionBatch { session, generation, deliveries } = batch;
+        let Some(slot) = self.broker.connection_of(session, generation) else {
+            let batch = SessionBatch { session, generation, deliveries };
+            return self.broker.keep(batch, Moment::default(), &mut self.counters);
+        };
+        let mut out = Vec::new();
+        let counters = &mut self.counters;
+        let mut budget = SendBudget { out: &mut out, unsent: 0, turn_bytes: 10_000, now: Moment::default(), counters };
+        self.broker.write(session, deliveries, &mut budget);
+        self.hear(slot, &out, got);
+    }
+
+    /// What a member is sent.
+    fn hear(&mut self, slot: ConnectionSlot, mut bytes: &[u8], got: &mut Got) {
+        let member = self.members.iter_mut().find(|member| member.slot == slot).expect("it is connected");
+        while let Some((packet, length)) = mqtt::decode(bytes, Some(mqtt::Version::V5), 1 << 20).unwrap() {
+            bytes = &bytes[length..];
+            let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
+            let number = u32::from_be_bytes(publish.payload.try_into().unwrap());
+            got.entry(number).or_default().push((self.at, member.name.clone()));
+            member.unacknowledged.push(publish.packet_id);
+        }
+    }
+
+    // --- From NATS ----------------------------------------------------------------------------------------------------
+
+    /// What is due by the clock.
+    pub fn look(&mut self, now: Instant) {
+        if self.link.is_some() {
+            self.serving.look(&mut self.wanted, now, &mut self.out);
+            self.has_news = true;
+        }
+    }
+
+    /// `groups`: what messages say, by number.
+    pub fn arrive(&mut self, groups: impl Fn(u32) -> Option<Box<str>>, now: Instant) -> bool {
+        let Some(down) = self.link.as_mut().and_then(|link| link.down.pop_front()) else { return false };
+        match down {
+            Down::Ended(ended) => self.serving.handle_ended(ended, now),
+            Down::Came { consumer, seq, tries, number } => {
+                let reply = format!("{consumer} {seq} {tries}").into();
+                let payload = Bytes::copy_from_slice(&number.to_be_bytes());
+                let publishing =
+                    Publishing { qos: QoS::AtLeastOnce, groups: groups(number), ..Publishing::plain("gate") };
+                let came = Came { consumer, seq, tries, reply, publication: Some((publishing, TOPIC.into(), payload)) };
+                self.serving.handle_message(came, &self.wanted, 0, &mut self.out);
+            }
+        }
+        true
+    }
+
+    /// One step of what is under way; its answer may be lost, and it may arrive late.
+    pub fn walk(
+        &mut self,
+        nats: &mut Nats,
+        random: &mut fastrand::Rng,
+        (is_lost, is_late): (bool, bool),
+        now: Instant,
+    ) -> bool {
+        if self.walks.is_empty() {
+            return false;
+        }
+        self.has_news = true;
+        let mut walk = self.walks.swap_remove(random.usize(..self.walks.len()));
+        match &mut walk {
+            Walk::Strays => {
+                let named = nats.row.iter().filter(|(_, row)| row.nodes.contains(&self.name));
+                let found = named.map(|(_, row)| row.group.clone()).collect();
+                self.serving.handle_strays(if is_lost { Err("nobody answers".to_owned()) } else { Ok(found) }, now);
+                return true;
+            }
+            Walk::Join(_, membership, ask) | Walk::Leave(_, membership, ask) => {
+                if is_late {
+                    nats.keep_for_later(ask.clone());
+                } else {
+                    *ask = membership.handle(nats.answer(ask));
+                }
+            }
+        }
+        match walk {
+            Walk::Join(group, ..) if is_lost || is_late => self.joined(&group, Err("nobody answers".to_owned()), now),
+            Walk::Leave(group, ..) if is_lost || is_late => {
+                self.serving.handle_left(&group, Err("nobody answers".to_owned()), now);
+            }
+            Walk::Join(group, _, Ask::Over(end)) => {
+                let last = nats.stream.len() as u64;
+                self.joined(&group, Ok((end, last)), now);
+            }
+            Walk::Leave(group, _, Ask::Over(_)) => self.serving.handle_left(&group, Ok(()), now),
+            walk => self.walks.push(walk),
+        }
+        true
+    }
+
+    fn joined(&mut self, group: &Arc<str>, joined: Result<(End, u64), String>, now: Instant) {
+        self.serving.handle_joined(group, joined, &mut self.wanted, now, &mut self.out);
+    }
+}
