@@ -9,8 +9,7 @@ use tokio::time::Instant;
 
 use super::Fault;
 use super::device::{Heard, TOPICS};
-use crate::broker::tests::store::ModelStore;
-use crate::broker::{Arrival, Bounds, Broker, Claim, Granted, Profile, Qos2Reply, RequestEnd, SendBudget};
+use crate::broker::{Arrival, Bounds, Broker, Claim, Granted, ModelStore, Profile, Qos2Reply, RequestEnd, SendBudget};
 use crate::codec::mqtt::{self, Options, Packet, QoS};
 use crate::fleet::{Published, Publishing};
 use crate::link::{
