@@ -60,7 +60,9 @@ pub mod retained;
 pub mod subscriptions;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
+#[cfg(test)]
+pub(crate) use tests::store::ModelStore;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::Fault;
 use super::device::{Heard, TOPICS};
-use crate::broker::tests::store::ModelStore;
-use crate::broker::{Arrival, Bounds, Broker, Claim, Granted, Profile, Qos2Reply, RequestEnd, Row, SendBudget};
+use crate::broker::{
+    Arrival, Bounds, Broker, Claim, Granted, ModelStore, Profile, Qos2Reply, RequestEnd, Row, SendBudget,
+};
 use crate::codec::mqtt::{self, Options, Packet, QoS};
 use crate::fleet::{Published, Publishing};
 use crate::link::{
@@ -469,7 +470,7 @@ impl Shard {
         for (session, waits) in self.broker.take_changed() {
             let id = self.broker.id(session);
             if self.fault == Fault::SubackTooSoon && waits != 0 {
-                self.broker.handle_row_written(id, waits, false);
+                self.broker.handle_row_written(id, waits, true);
                 continue;
             }
             let connection = self.broker.connection_now(session);
