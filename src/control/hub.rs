@@ -50,6 +50,8 @@ pub(super) struct Hub {
     charges: Vec<Charge>,
     /// Workers that were told something and not rung for it yet, a bit each.
     told: u64,
+    /// Something was left when it had done the latest thing.
+    is_awake: bool,
     rest: Rest,
 }
 
@@ -70,6 +72,7 @@ impl Hub {
             fences: Vec::new(),
             charges: Vec::new(),
             told: 0,
+            is_awake: false,
             rest: Rest::new(COMPANY, WORTH_A_REST),
         }
     }
@@ -83,7 +86,6 @@ impl Hub {
         let mut settled = self.settled.clone();
         let mut rung = self.forwarded.rung.clone();
         let nothing = never();
-        let mut is_awake = false;
         loop {
             let taken = if self.has_room() { &uplink } else { &nothing };
             let mut is_awaited = true;
@@ -112,13 +114,8 @@ impl Hub {
                     let answers = self.auth.handle_hook_result(result, &self.state.clock, Instant::now());
                     self.tell(answers);
                 }
-                recv(replacements) -> by => {
-                    // Its sender goes with the one of `stop`, which is then about to be seen.
-                    if let Ok(by) = by {
-                        let answers = self.auth.replace(by, &self.state.clock, Instant::now());
-                        self.tell(answers);
-                    }
-                }
+                // Its sender goes with the one of `stop`, which is then about to be seen.
+                recv(replacements) -> by => if let Ok(by) = by { self.replace(by) },
                 recv(settled) -> all => match all {
                     Ok(all) => self.handle_settled(&all),
                     Err(_) => settled = never(),
@@ -131,15 +128,7 @@ impl Hub {
                 recv(stop) -> _ => break,
             }
             self.ring_told();
-            let waiting = uplink.len() + answers.len() + settled.len();
-            if !is_awake {
-                self.rest.note_woken(self.state.clock.now(), 1 + waiting);
-            }
-            is_awake = waiting > 0;
-            if !is_awake {
-                self.rest.note_turn(true);
-                self.lie_down(is_awaited);
-            }
+            self.lie_down(uplink.len() + answers.len() + settled.len(), is_awaited);
         }
         self.drain(&uplink);
         // The threads end early because nobody takes their results any more: all who could must let go.
@@ -147,9 +136,17 @@ impl Hub {
         self.auth.stop();
     }
 
-    /// Nothing is left. After what nobody waits for it lets a little come together; and after what somebody does where many come one
-    /// after the other.
-    fn lie_down(&mut self, is_awaited: bool) {
+    /// One thing was done, and so many are left. After what nobody waits for it lets a little come together, when nothing is left; and
+    /// after what somebody does where many come one after the other.
+    fn lie_down(&mut self, left: usize, is_awaited: bool) {
+        if !self.is_awake {
+            self.rest.note_woken(self.state.clock.now(), 1 + left);
+        }
+        self.is_awake = left > 0;
+        if self.is_awake {
+            return;
+        }
+        self.rest.note_turn(true);
         let rest = if is_awaited { self.rest.before_poll(self.state.clock.now()) } else { COMPANY };
         if !rest.is_zero() {
             std::thread::sleep(rest);
@@ -387,6 +384,12 @@ impl Hub {
                 false
             }
         }
+    }
+
+    /// Other files or settings for whoever proves who he is.
+    fn replace(&mut self, by: Replacement) {
+        let answers = self.auth.replace(by, &self.state.clock, Instant::now());
+        self.tell(answers);
     }
 
     fn tell(&mut self, answers: Vec<Answer>) {
