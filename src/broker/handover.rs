@@ -257,6 +257,10 @@ impl Broker {
             SessionOrder::Waits(id) if self.is_waiting(id.slot) => Some(Outcome::Delivered),
             SessionOrder::Offer { .. } if connection.is_some() => Some(Outcome::Refused(STILL_CONNECTED)),
             SessionOrder::Offer { cut } => self.offer_session(request, device, &cut, now),
+            // It goes when its connection has ended: whoever wants it to asks again.
+            SessionOrder::Forget { .. } if connection.is_some_and(|connection| self.of(connection).is_some()) => {
+                Some(Outcome::Refused(STILL_CONNECTED))
+            }
             SessionOrder::Forget { key, ends } => self.forget_session(request, (device, key, ends), now, due_wills),
             SessionOrder::Disown => self.disown_session(request, device),
             SessionOrder::Adopt(session) => self.adopt(request, device, *session, now),

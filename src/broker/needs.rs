@@ -31,6 +31,8 @@ const SLOW_AFTER: u64 = 4;
 const NEAR: u64 = 2;
 /// A place of its own is written anew when it is that much behind.
 const PLACED_AGAIN_AFTER: u64 = 30;
+/// Since this round what a session has had before it was here, or this process began: rounds begin behind it.
+const BROUGHT: u64 = 0;
 /// Sessions of a shard that are told in one round, of each sort: 64 KiB here. How many rows are written for them is bounded by the time
 /// that their writing may take.
 const TOLD_MAX: usize = 4_096;
@@ -110,7 +112,7 @@ impl Broker {
         }
         let placed = is_placed.then_some(0);
         let generation = self.sessions[session].generation;
-        self.needs.all.insert(session, Need { generation, since: 0, looked: 0, mark: 0, placed });
+        self.needs.all.insert(session, Need { generation, since: BROUGHT, looked: 0, mark: 0, placed });
     }
 
     /// The same of all that there are.
@@ -147,7 +149,7 @@ impl Broker {
             self.needs.all.remove(&session);
             return true;
         }
-        if need.since >= floor {
+        if need.since >= floor && need.since > BROUGHT {
             need.placed = None;
         }
         need.placed.is_none()
@@ -238,7 +240,8 @@ impl Need {
 impl Told {
     fn add(&mut self, session: SessionSlot, need: &Need, round: &Round) {
         let lag = round.number - need.since;
-        let is_near = lag <= NEAR;
+        // What an earlier process has left, or another gateway, is near to nothing here: the cursor of this one never waited for it.
+        let is_near = lag <= NEAR && need.since > BROUGHT;
         match need.placed {
             None => {
                 self.oldest = self.oldest.min(need.since);

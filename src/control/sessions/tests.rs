@@ -29,13 +29,15 @@ use shard::{Kept, Shard, Wish};
 
 const GATEWAYS: usize = 3;
 const DEVICES: usize = 3;
-const WORLDS: u64 = 4;
+const WORLDS: u64 = 3;
 const WORLDS_VARIABLE: &str = "SIM_RUNS";
 const SEED_VARIABLE: &str = "SIM_SEED";
 /// How long a world goes on, by its clock,
 const LASTS: Duration = Duration::from_secs(75);
 /// and how long it may take to calm down.
-const CALMS: Duration = Duration::from_mins(1);
+const CALMS: Duration = Duration::from_mins(5);
+/// When nothing has come for so long nothing more comes: whoever waits for a gateway that is silent does not wait that long.
+const STILL: Duration = Duration::from_secs(45);
 
 /// What a world may plant, to see it found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -453,7 +455,7 @@ impl World {
     fn calm_down(&mut self) {
         (0..DEVICES).for_each(|number| self.disconnect(number));
         let until = self.now() + CALMS;
-        let mut quiet_since = None;
+        let (mut quiet_since, mut left, mut came_at) = (None, usize::MAX, self.now());
         while self.now() < until {
             self.step();
             for number in 0..DEVICES {
@@ -462,7 +464,14 @@ impl World {
                     self.connect(number, at);
                 }
             }
-            let is_quiet = self.missing().is_empty() && self.scattered().is_empty();
+            let missing = self.missing().len();
+            if std::mem::replace(&mut left, missing) != missing {
+                came_at = self.now();
+            }
+            let is_quiet = missing == 0 && self.scattered().is_empty();
+            if !is_quiet && self.now() > came_at + STILL {
+                break;
+            }
             quiet_since = if is_quiet { quiet_since.or(Some(self.now())) } else { None };
             if quiet_since.is_some_and(|since| self.now() > since + Duration::from_secs(5)) {
                 return;
@@ -512,7 +521,6 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 #[test]
-#[ignore = "of twenty worlds two do not come to their end, and why is not known yet"]
 fn whatever_is_lost_late_cut_or_killed_sessions_have_what_is_theirs_and_are_in_one_place() {
     let (mut taken, mut revived) = (0, 0);
     for seed in seeds() {
@@ -525,7 +533,6 @@ fn whatever_is_lost_late_cut_or_killed_sessions_have_what_is_theirs_and_are_in_o
 }
 
 #[test]
-#[ignore = "it takes minutes, and is of use once the worlds without faults all come to their ends"]
 fn faults_in_what_a_session_brings_with_it_are_found() {
     for fault in [
         Fault::NothingIsSent,
@@ -535,7 +542,7 @@ fn faults_in_what_a_session_brings_with_it_are_found() {
         Fault::SubackTooSoon,
         Fault::SettledTooSoon,
     ] {
-        let is_found = (0..3 * WORLDS).find(|&seed| !World::new(seed, fault).run().broken.is_empty());
+        let is_found = (0..10 * WORLDS).find(|&seed| !World::new(seed, fault).run().broken.is_empty());
         assert!(is_found.is_some(), "no world has found {fault:?}");
     }
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::broker::needs::Told;
-use crate::link::{Round, Told as Slot};
+use crate::link::{Round, Standing, Told as Slot};
 
 /// A fault on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,20 @@ impl Course {
         (self.places, self.floor, self.step) = (vec![self.cursor], 0, Step::Idle);
         self.told.clear();
         self.late.clear();
+    }
+
+    /// The next process has joined: rows of what an earlier one has left are looked at, and keep their places.
+    fn rejoin(&mut self, world: &mut World) {
+        let mut placed: Vec<_> = self.from.keys().copied().collect();
+        placed.sort_unstable();
+        for client in placed {
+            let (worker, session) = world.kept(client);
+            match world.shards[worker].standing(session) {
+                Standing::Even => drop(self.from.remove(&client)),
+                Standing::Behind => world.shards[worker].note_placed(session, 0),
+                Standing::Placed => {}
+            }
+        }
     }
 
     fn advance(&mut self, world: &mut World) {
@@ -212,6 +226,7 @@ fn play(worlds: std::ops::Range<u64>, fault: Fault) -> (usize, usize) {
             world.step(may_crash);
             if world.crashes != crashes {
                 course.crash();
+                course.rejoin(&mut world);
                 // Of what nobody was told it may be in the stream and nowhere else; it comes again.
                 let World { stream, clients, .. } = &mut world;
                 stream.retain(|message, _| clients.iter().any(|client| client.acknowledged.contains(message)));

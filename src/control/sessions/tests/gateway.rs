@@ -57,7 +57,8 @@ impl Gateway {
             lives: Arc::clone(lives),
             fault,
             sessions: Sessions::new(),
-            limits: Limits::default(),
+            // Nothing gives way for want of room.
+            limits: Limits { session_messages: 100_000, session_bytes: 1 << 30, ..Limits::default() },
             joined: AtomicU64::new(0),
             shard: Mutex::new(shard),
         })
@@ -90,10 +91,13 @@ impl Gateway {
 }
 
 async fn keep_lease(gateway: Arc<Gateway>) {
+    let mut has_joined = false;
     loop {
         let (name, life) = (gateway.name.clone(), gateway.life);
         let renewed = gateway.nats.ask(gateway.at, move |state, now| state.renew(&name, life, now)).await;
-        if renewed == Ok(true) {
+        if let Ok(is_new) = renewed
+            && (is_new || !std::mem::replace(&mut has_joined, true))
+        {
             gateway.joined.fetch_add(1, Ordering::Relaxed);
         }
         let pause = if renewed.is_ok() { LEASE / 3 } else { LEASE / 30 };
@@ -214,7 +218,7 @@ impl Around for Gateway {
 
     async fn stored_messages(&self, key: SessionKey, numbers: (u64, u64), _bytes: usize) -> Option<Vec<Message>> {
         self.clock.way().await;
-        Some(self.shard().store.messages(key, numbers, 3))
+        Some(self.shard().store.messages(key, numbers, 8))
     }
 
     async fn stored_names(&self, after: SessionKey, count: usize) -> Option<Vec<(SessionKey, Box<str>)>> {
@@ -404,7 +408,7 @@ impl Pieces for Missed {
             return Ok(None);
         }
         let piece = move |state: &mut super::nats::State, _| -> Vec<Published> {
-            let all = state.stream.iter().skip(after as usize).take(3);
+            let all = state.stream.iter().skip(after as usize).take(20);
             all.take_while(|published| published.at <= upto).cloned().collect()
         };
         let piece = self.nats.ask(self.at, piece).await?;

@@ -110,13 +110,13 @@ impl Shard {
         let bounds = Bounds {
             away: 100,
             inflight: 4,
-            messages: 1_000,
-            bytes: 1 << 20,
+            messages: 100_000,
+            bytes: 1 << 30,
             subscriptions: 100,
             retained_messages: 100,
             retained_bytes: 1 << 20,
-            stored_bytes: 1 << 20,
-            pool_bytes: 1 << 28,
+            stored_bytes: 1 << 40,
+            pool_bytes: 1 << 30,
             inbox_messages: 16,
         };
         let moment = Moment::from_micros(now.duration_since(began).as_micros() as u64);
