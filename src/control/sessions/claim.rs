@@ -11,7 +11,9 @@ use super::take::{Brought, take};
 use super::{count, serve};
 use crate::fleet::{Reply, SessionAsk, SessionRow};
 use crate::image::{Head, Session};
-use crate::link::{Outcome, Outline, SessionOrder, SessionVerdict, SessionWanted, Standing, WorkerCommand, WorkerId};
+use crate::link::{
+    Outcome, Outline, STILL_CONNECTED, SessionOrder, SessionVerdict, SessionWanted, Standing, WorkerCommand, WorkerId,
+};
 
 /// How long a device that has come may wait for its session, as long as nothing of it comes.
 pub(super) const HANDOVER_MAX: Duration = Duration::from_secs(10);
@@ -182,7 +184,12 @@ impl<A: Around> Claim<'_, A> {
     /// What an earlier time has left here goes, without a word. `false`: not now.
     pub(super) async fn forget_here(&self) -> bool {
         let order = SessionOrder::Forget { key: None, ends: false };
-        matches!(self.state.ask(self.device(), order).await, Some(Outcome::Delivered | Outcome::Offline))
+        match self.state.ask(self.device(), order).await {
+            Some(Outcome::Delivered | Outcome::Offline) => true,
+            // One that nobody waited for has begun anew already: nothing of an earlier time is left.
+            Some(Outcome::Refused(why)) => why == STILL_CONNECTED,
+            _ => false,
+        }
     }
 
     /// Whether the device still waits.

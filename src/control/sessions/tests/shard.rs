@@ -482,15 +482,11 @@ impl Shard {
         }
         self.wishes.extend(self.broker.take_gone().into_iter().map(Wish::Gone));
         self.tell_round();
-        let settled = self.under_way.front().copied();
         while let Some((place, _)) = self.under_way.pop_front_if(|(_, is_safe)| *is_safe) {
             self.wishes.push(Wish::Settled(place));
             if random.bool() {
                 self.place = place;
             }
-        }
-        if self.fault == Fault::SettledTooSoon && settled.is_some() {
-            self.wishes.push(Wish::Settled(self.taken));
         }
     }
 
