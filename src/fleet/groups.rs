@@ -5,8 +5,8 @@
 //!   homes of groups ── members ──▶ GroupsWanted ──▶ Membership: a row in the bucket, a consumer of the stream
 //!                                                        │ as many questions as there are members here
 //!                                                        ▼
-//!       one message ──▶ Gift ──▶ the group's home ──▶ a member ──▶ safe with it, or acknowledged ──▶ acknowledged to NATS
-//!                                                        └── nobody is there, its session ended ──▶ given back: somebody else gets it
+//!       one message ──▶ Gift ──▶ the group's home ──▶ a member ──▶ its device acknowledges it ──▶ acknowledged to NATS
+//!                                                        └── nobody is there, its connection ended ──▶ given back: somebody else gets it
 //! ```
 //!
 //! What was given to this gateway and is not settled it says so every few seconds; when it has died NATS hears nothing, and gives it to
@@ -62,7 +62,7 @@ pub struct Settle {
 }
 
 impl Settle {
-    /// It is with a member, or of no use to anybody.
+    /// Its device has acknowledged it, or it is of no use to anybody.
     pub fn taken(mut self) {
         self.is_taken = true;
     }

@@ -2,7 +2,7 @@
 //! time is go in, and what is to be said to NATS, to shards and to members comes out.
 //!
 //! ```text
-//!                 asked for                     given to a member                 safe, or acknowledged
+//!                 asked for                     lent to a member                  its device has acknowledged it
 //!   in the stream ─────────▶ given, unsettled ─────────────────────▶ … progress … ────────────────────▶ acknowledged, known for a while
 //!        ▲                        │ nobody took it                                                          │ its acknowledgement was lost:
 //!        └── another one's ◀──────┴── half a second later                                                   └─ it comes again, and is acknowledged again
@@ -66,7 +66,7 @@ pub enum Effect {
 /// What is said of a message that was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// It is with a member, or of no use to anybody.
+    /// Its device has acknowledged it, or it is of no use to anybody.
     Taken,
     /// Somebody else is to get it, after so long.
     Back(Option<Duration>),
