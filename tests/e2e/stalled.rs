@@ -7,7 +7,7 @@ use pulsegate::codec::native::{Frame, Message};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{Device, Event, SOON, Site, hello, message, native};
+use crate::support::{Device, Event, SOON, Site, giving_up, hello, message, native};
 
 /// What a process may grow by for reasons of its own: caches, fragments, stacks that are touched for the first time.
 const SLACK: u64 = 8 << 20;
@@ -67,9 +67,7 @@ fn deaf(address: std::net::SocketAddr, site: &Site) -> Device {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     socket.connect(&address.into()).unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
-    socket.set_write_timeout(Some(SOON)).unwrap();
-    let mut device = Device::over(socket.into(), &site.tls()).unwrap();
+    let mut device = Device::over(giving_up(socket.into()), &site.tls()).unwrap();
     device.send(&[hello("deaf")]);
     device.expect_welcome();
     device

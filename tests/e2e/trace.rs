@@ -10,7 +10,8 @@ use pulsegate::codec::native::Frame;
 use serde_json::Value;
 
 use crate::support::{
-    Device, Event, Gateway, Listener, Program, SOON, Site, dial_from, hello, message, native, raw, wait_for, wait_until,
+    Device, Event, Gateway, Listener, Program, SOON, Site, dial_from, giving_up, hello, message, native, raw, wait_for,
+    wait_until,
 };
 
 /// Where the traced come from.
@@ -28,8 +29,7 @@ struct Trace {
 impl Trace {
     #[track_caller]
     fn begin(gateway: &Gateway, query: &str) -> Self {
-        let mut stream = TcpStream::connect(address(gateway)).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut stream = giving_up(TcpStream::connect(address(gateway)).unwrap());
         write!(stream, "GET /v1/trace?{query} HTTP/1.0\r\n\r\n").unwrap();
         let mut trace = Self { lines: BufReader::new(stream) };
         let began = trace.next().expect("it begins");
@@ -157,7 +157,8 @@ fn a_network_is_followed_from_accept_to_the_end_in_every_protocol() {
     }
 
     let mut raw =
-        Device::raw_over(dial_from(HERE, gateway.address("raw")), &site.tls_with(None, |options| options.alpn = &[]));
+        Device::raw_over(dial_from(HERE, gateway.address("raw")), &site.tls_with(None, |options| options.alpn = &[]))
+            .unwrap();
     raw.send_plain(b"beatbeat");
     assert_eq!(raw.hear(), Event::Data(b"ok".to_vec()));
     raw.send_plain(b"21 degrees");

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
 use pulsegate::codec::mqtt::{
@@ -13,7 +13,7 @@ use pulsegate::codec::mqtt::{
 use pulsegate::tls::handshake::ClientTls;
 use rustix::process::Signal;
 
-use crate::support::{Device, Event, Gateway, Listener, SOON, Site, wait_until};
+use crate::support::{Device, Event, Gateway, Listener, SOON, Site, giving_up, wait_until};
 
 const OPEN: &str = "publish = [\"#\"]\nsubscribe = [\"#\"]\n";
 const PACKET_MAX: usize = 1 << 16;
@@ -54,7 +54,9 @@ pub(super) struct Greeting<'a> {
 
 impl Connection {
     pub(super) fn open(address: SocketAddr, tls: &ClientTls, greeting: Greeting<'_>) -> Option<(Self, bool)> {
-        let mut connection = Self { device: Device::raw(address, tls).ok()?, heard: Vec::new() };
+        // Nobody listens any more: it is gone, too.
+        let socket = giving_up(TcpStream::connect(address).ok()?);
+        let mut connection = Self { device: Device::raw_over(socket, tls).ok()?, heard: Vec::new() };
         let (mut properties, mut of_will) = (PropertiesBuilder::default(), PropertiesBuilder::default());
         properties.push(&Property::SessionExpiryInterval(greeting.expiry_s));
         if let Some((_, delay_s)) = greeting.will {

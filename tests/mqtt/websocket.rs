@@ -171,7 +171,7 @@ fn a_trusted_proxy_names_the_device_s_address_and_nobody_else_does() {
     let tls = site.tls_with(None, |options| options.alpn = &[b"http/1.1"]);
     let ask = |source: [u8; 4], forwarded: &str| {
         let socket = dial_from(source, gateway.address("ws"));
-        let mut device = Device::raw_over(socket, &tls);
+        let mut device = Device::raw_over(socket, &tls).unwrap();
         let forwarded = if forwarded.is_empty() { String::new() } else { format!("X-Forwarded-For: {forwarded}\r\n") };
         device.send_plain(REQUEST.replace("Upgrade: ", &format!("{forwarded}Upgrade: ")).as_bytes());
         device

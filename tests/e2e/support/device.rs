@@ -70,11 +70,15 @@ pub struct Device {
 
 /// A connected socket that gives up at some time.
 pub fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
-    let socket = TcpStream::connect(address).map_err(|error| end_of(&error))?;
+    TcpStream::connect(address).map(giving_up).map_err(|error| end_of(&error))
+}
+
+/// A connected socket, which gives up at some time from here on.
+pub fn giving_up(socket: TcpStream) -> TcpStream {
     socket.set_nodelay(true).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket.set_write_timeout(Some(SOON)).unwrap();
-    Ok(socket)
+    socket
 }
 
 /// The same from an address of one's own: every address of 127.0.0.0/8 is this machine's.
@@ -82,11 +86,7 @@ pub fn dial_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
     socket.connect(&address.into()).unwrap();
-    let socket = TcpStream::from(socket);
-    socket.set_nodelay(true).unwrap();
-    socket.set_read_timeout(Some(SOON)).unwrap();
-    socket.set_write_timeout(Some(SOON)).unwrap();
-    socket
+    giving_up(TcpStream::from(socket))
 }
 
 /// What a client says first.
@@ -152,13 +152,12 @@ impl Device {
 
     /// A device of a raw listener.
     pub fn raw(address: SocketAddr, tls: &ClientTls) -> Result<Self, ConnectError> {
-        Self::connect(address, tls).map(|device| Self { is_native: false, ..device })
+        Self::raw_over(dial(address)?, tls)
     }
 
     /// The same over a socket that is there.
-    #[track_caller]
-    pub fn raw_over(socket: TcpStream, tls: &ClientTls) -> Self {
-        Self { is_native: false, ..Self::over(socket, tls).unwrap() }
+    pub fn raw_over(socket: TcpStream, tls: &ClientTls) -> Result<Self, ConnectError> {
+        Self::over(socket, tls).map(|device| Self { is_native: false, ..device })
     }
 
     // --- Speaking ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ pub mod token;
 
 use std::time::{Duration, Instant};
 
-pub use device::{ConnectError, Device, Event, client_hello, dial, dial_from, encoded, hello, message};
+pub use device::{ConnectError, Device, Event, client_hello, dial, dial_from, encoded, giving_up, hello, message};
 pub use disk::SmallDisk;
 pub use fleet::{Behaviour, Fleet};
 pub use follower::Follower;
