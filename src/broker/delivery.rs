@@ -220,7 +220,7 @@ impl Broker {
     fn write_one(&mut self, session: SessionSlot, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
         let inflight = self.sessions[session].inflight.as_deref();
-        if delivery.is_lent() && inflight.is_some_and(|inflight| inflight.lent() >= GROUP_MESSAGES_EACH as usize) {
+        if delivery.is_lent() && inflight.is_some_and(|inflight| inflight.lent() >= GROUP_MESSAGES_EACH) {
             // It acknowledges less than the others: these are not to wait for it.
             return self.drop_delivery(&delivery);
         }

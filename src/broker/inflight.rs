@@ -181,6 +181,8 @@ pub(super) struct Inflight {
     kept: usize,
     /// Bytes of those.
     kept_bytes: usize,
+    /// How many of `outbound` and `queue` are lent.
+    lent: u32,
     /// What lies in the store alone.
     stored: Stored,
     /// How far it was read again; between what was read and what came later it lies in the queue.
@@ -327,6 +329,8 @@ impl Inflight {
     pub(super) fn check_invariants(&self, is_online: bool) {
         assert!(self.sent <= self.outbound.len());
         self.check_stored(is_online);
+        self.check_lent();
+        assert!(is_online || self.lent == 0, "what is lent goes back with the connection");
         assert_eq!(self.outbound_bytes, self.outbound.iter().map(Outbound::bytes).sum::<usize>());
         let (kept, waiting) = (self.queue.iter().take(self.kept), self.queue.iter().skip(self.kept));
         assert_eq!(self.kept_bytes, kept.clone().map(|delivery| delivery.publication.bytes()).sum::<usize>());

@@ -109,9 +109,14 @@ impl Inflight {
     }
 
     /// How many messages are lent to it.
-    pub(in super::super) fn lent(&self) -> usize {
+    pub(in super::super) fn lent(&self) -> u32 {
+        self.lent
+    }
+
+    pub(super) fn check_lent(&self) {
         let sent = self.outbound.iter().filter(|outbound| outbound.is_lent()).count();
-        sent + self.queue.iter().filter(|delivery| delivery.is_lent()).count()
+        let waiting = self.queue.iter().filter(|delivery| delivery.is_lent()).count();
+        assert_eq!(self.lent as usize, sent + waiting, "what is lent is counted");
     }
 
     pub(in super::super) fn unacknowledged(&self) -> usize {
@@ -161,6 +166,7 @@ impl Inflight {
     pub(super) fn push_outbound(&mut self, packet: u16, delivery: Delivery, mark: u64) {
         let (request, number) = (delivery.request, delivery.number);
         self.outbound_bytes += delivery.publication.bytes();
+        self.lent += u32::from(delivery.is_lent());
         let state = Sending::Sent(Box::new(delivery));
         self.outbound.push_back(Outbound { packet, state, request, number, mark, is_new: true });
     }
@@ -192,9 +198,15 @@ impl Inflight {
 
     /// Forgets the message that [`Inflight::next_to_resend`] names: it can never be sent on this connection.
     pub(in super::super) fn give_up(&mut self) -> Option<Outbound> {
-        let given_up = self.outbound.remove(self.sent)?;
-        self.outbound_bytes -= given_up.bytes();
-        Some(given_up)
+        self.remove(self.sent)
+    }
+
+    /// Takes one out of those that were sent, or are to be.
+    fn remove(&mut self, place: usize) -> Option<Outbound> {
+        let removed = self.outbound.remove(place)?;
+        self.outbound_bytes -= removed.bytes();
+        self.lent -= u32::from(removed.is_lent());
+        Some(removed)
     }
 
     /// The number of a message in flight, and whether its PUBREC was heard; 0: it was not recorded.
@@ -220,9 +232,7 @@ impl Inflight {
 
     pub(super) fn finish(&mut self, place: usize) -> u64 {
         self.sent -= usize::from(place < self.sent);
-        let Some(finished) = self.outbound.remove(place) else { return 0 };
-        self.outbound_bytes -= finished.bytes();
-        finished.request
+        self.remove(place).map_or(0, |finished| finished.request)
     }
 
     /// PUBACK. The request that waits for it (0: none); `Ok(None)`: no such message is in flight.
@@ -247,8 +257,7 @@ impl Inflight {
         if failed {
             return Ok(Some(self.finish(place)));
         }
-        let mut outbound = self.outbound.remove(place).expect("the place was found");
-        self.outbound_bytes -= outbound.bytes();
+        let mut outbound = self.remove(place).expect("the place was found");
         outbound.state = Sending::Released;
         let request = std::mem::take(&mut outbound.request);
         // PUBREL goes now: nothing of it is left to be sent again on this connection.
@@ -286,6 +295,7 @@ impl Inflight {
         if is_first_beyond && bound.admits(self.queued(), self.kept_bytes, &delivery) {
             self.kept += 1;
             self.kept_bytes += delivery.publication.bytes();
+            self.lent += u32::from(delivery.is_lent());
             let token = delivery.token;
             self.queue.push_back(Delivery { token: NOTHING, ..delivery });
             return Ok(Enqueued::Kept(token));
@@ -294,6 +304,7 @@ impl Inflight {
         if !may_wait || never_fits || self.is_stalled || delivery.token == NOTHING {
             return Err(delivery);
         }
+        self.lent += u32::from(delivery.is_lent());
         self.queue.push_back(delivery);
         Ok(if is_first_beyond { Enqueued::FirstWaits } else { Enqueued::Waits })
     }
@@ -330,6 +341,7 @@ impl Inflight {
         released.numbers.extend(waiting.iter().map(|delivery| delivery.number).filter(|&number| number != 0));
         released.requests.extend(waiting.iter().map(|delivery| delivery.request).filter(|&request| request != 0));
         released.dropped += waiting.len();
+        self.lent -= lent_of(&waiting);
         self.pace = None;
         self.is_stalled = true;
     }
@@ -371,6 +383,7 @@ impl Inflight {
             }
             false
         });
+        self.lent = 0;
     }
 
     /// Those that wait beyond the bound and are for groups go to other members, if they were not recorded here.
@@ -379,6 +392,7 @@ impl Inflight {
             // One that was recorded goes on as it is.
             delivery.group.is_some() && delivery.number == 0
         });
+        self.lent -= lent_of(&left);
         released.left = left;
         self.queue.extend::<Vec<_>>(waiting);
     }
@@ -394,7 +408,7 @@ impl Inflight {
             _ => None,
         });
         let left = sent.chain(std::mem::take(&mut self.queue)).filter_map(Delivery::into_left).collect();
-        (self.sent, self.outbound_bytes, self.kept, self.kept_bytes) = (0, 0, 0, 0);
+        (self.sent, self.outbound_bytes, self.kept, self.kept_bytes, self.lent) = (0, 0, 0, 0, 0);
         (left, unsent)
     }
 
@@ -417,6 +431,7 @@ impl Inflight {
     pub(in super::super) fn put_back(&mut self, delivery: Delivery) {
         self.kept += 1;
         self.kept_bytes += delivery.publication.bytes();
+        self.lent += u32::from(delivery.is_lent());
         self.note_put_back();
         self.queue.push_front(delivery);
         if let Some(pace) = &mut self.pace {
@@ -436,6 +451,7 @@ impl Inflight {
         let delivery = self.queue.pop_front()?;
         self.kept -= 1;
         self.kept_bytes -= delivery.publication.bytes();
+        self.lent -= u32::from(delivery.is_lent());
         if let Some(pace) = &mut self.pace {
             pace.taken += 1;
         }
@@ -448,4 +464,9 @@ impl Inflight {
             self.replays = None;
         }
     }
+}
+
+/// How many of these are lent.
+fn lent_of<'a>(deliveries: impl IntoIterator<Item = &'a Delivery>) -> u32 {
+    deliveries.into_iter().map(|delivery| u32::from(delivery.is_lent())).sum()
 }

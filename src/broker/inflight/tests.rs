@@ -208,3 +208,44 @@ fn publishers_wait_for_a_device_that_takes_what_it_is_sent() {
     assert_eq!((released.tokens.as_slice(), released.dropped), (&[8][..], 1));
     inflight.check_invariants(false);
 }
+
+/// Whatever becomes of what is lent, it is known how many there are.
+#[test]
+fn what_is_lent_is_counted_wherever_it_lies() {
+    let lent = |qos, request| Delivery { group: Some("$share/g/t".into()), ..delivery(qos, request) };
+    let (mut inflight, bound) = (Inflight::default(), bound(3, 100));
+    let holds = |inflight: &Inflight, count: u32| {
+        inflight.check_invariants(true);
+        assert_eq!(inflight.lent(), count);
+    };
+    inflight.begin(1, lent(QoS::AtLeastOnce, 71));
+    inflight.begin(2, lent(QoS::ExactlyOnce, 72));
+    inflight.begin(3, lent(QoS::ExactlyOnce, 73));
+    inflight.begin(4, lent(QoS::AtLeastOnce, 0));
+    inflight.begin(5, delivery(QoS::AtLeastOnce, 75));
+    holds(&inflight, 3);
+    for request in [76, 77, 0] {
+        assert!(inflight.enqueue(lent(QoS::AtLeastOnce, request), &bound, true).is_ok());
+    }
+    holds(&inflight, 5);
+    let waits = Delivery { token: 9, ..lent(QoS::AtLeastOnce, 78) };
+    assert_eq!(inflight.enqueue(waits, &bound, true).unwrap(), Enqueued::FirstWaits);
+    inflight.begin_pace(Tick(0));
+    holds(&inflight, 6);
+    assert_eq!(inflight.handle_puback(1), Ok(Some(71)));
+    assert_eq!(inflight.handle_pubrec(2, false), Ok(Some(72)));
+    holds(&inflight, 4);
+    let taken = inflight.dequeue().unwrap();
+    holds(&inflight, 3);
+    inflight.put_back(taken);
+    let taken = inflight.dequeue().unwrap();
+    inflight.begin_later(6, taken, 1);
+    holds(&inflight, 4);
+    assert_eq!(inflight.give_up().map(|given_up| given_up.request), Some(76));
+    inflight.drop_waiting(&mut Released::default());
+    holds(&inflight, 2);
+    let mut released = Released::default();
+    inflight.disconnect(&mut released);
+    assert_eq!((inflight.lent(), released.kept_requests.as_slice()), (0, &[73][..]));
+    inflight.check_invariants(false);
+}
