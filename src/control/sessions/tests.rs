@@ -502,6 +502,52 @@ impl World {
     }
 }
 
+/// Whoever holds up the walk over all sessions, as their devices come all at once, is remembered in small numbers: the walk waits for room.
+#[test]
+fn the_walk_over_all_sessions_remembers_few_however_many_are_busy() {
+    const CROWD: usize = 420;
+    let mut world = World::new(1, Fault::None);
+    world.is_calm = true;
+    world.devices = (0..CROWD).map(|number| Device::new(format!("device-{number}"))).collect();
+    let has_all = |world: &World| world.devices.iter().all(|device| device.is_greeted && device.has_subscribed);
+    while !has_all(&world) {
+        for number in 0..CROWD {
+            if world.devices[number].place.is_none() {
+                world.connect(number, 0);
+            }
+        }
+        world.step();
+    }
+    let gateway = world.gateway(0).unwrap();
+    let pages = || gateway.pages.load(std::sync::atomic::Ordering::Relaxed);
+    let go_on = |world: &mut World, seconds| {
+        let until = world.now() + Duration::from_secs(seconds);
+        while world.now() < until {
+            world.step();
+        }
+    };
+    // Until what was begun before is at its end.
+    let mut quiet_at = u64::MAX;
+    while std::mem::replace(&mut quiet_at, pages()) != pages() {
+        go_on(&mut world, 20);
+    }
+    let mut held = Vec::new();
+    while held.len() < CROWD {
+        match gateway.sessions.try_hold(&format!("device-{}", held.len())) {
+            Some(one) => held.push(one),
+            // Something is still done about it.
+            None => world.step(),
+        }
+    }
+    let before = pages();
+    world.nats.state().end_lease(&name(0));
+    go_on(&mut world, 30);
+    assert_eq!(pages() - before, 4, "so many pages fill what is remembered, of {CROWD} sessions");
+    drop(held);
+    go_on(&mut world, 120);
+    assert_eq!(pages() - before, CROWD.div_ceil(64) as u64 + 1, "all, and that there is no more");
+}
+
 /// What became of a world.
 struct Outcome {
     broken: BTreeSet<String>,

@@ -15,6 +15,8 @@ use crate::link::{Outcome, SessionOrder};
 const PAGE: usize = 64;
 /// and then nobody for so long: a thousand in a second.
 const PAUSE: Duration = Duration::from_millis(64);
+/// So many that somebody else has to do with are remembered at a time: some tens of kilobytes, whatever the store holds.
+const SKIPPED_MAX: usize = 4 * PAGE;
 /// What somebody else has to do with is looked at again after so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has joined again.
@@ -37,27 +39,36 @@ pub(in super::super) async fn verify<A: Around>(state: Arc<A>) {
 async fn look_at_all<A: Around>(state: &Arc<A>) -> Option<()> {
     let (mut after, mut skipped, joined) = (SessionKey(0), Vec::new(), state.fleet()?.joined());
     loop {
+        // However many devices come at once, no more of them are remembered than this: the walk goes on when there is room.
+        while skipped.len() > SKIPPED_MAX - PAGE {
+            look_again(state, &mut skipped, joined).await?;
+        }
         let page = state.stored_names(after, PAGE).await?;
         let Some((last, _)) = page.last() else { break };
         after = *last;
-        for (_, device) in &page {
+        for (_, device) in page {
             // Those that have ended, or are on their way here, have names that no device has.
-            if !device.starts_with(char::is_control) && look_at(state, device).await? == Looked::Skipped {
-                skipped.push(device.clone());
+            if !device.starts_with(char::is_control) && look_at(state, &device).await? == Looked::Skipped {
+                skipped.push(device);
             }
         }
         state.sleep(PAUSE).await;
     }
-    // Their devices were about to get what another gateway has; where that came to nothing, what is here is void all the same.
     while !skipped.is_empty() {
-        if state.fleet()?.joined() != joined {
-            return None;
-        }
-        state.sleep(AGAIN_AFTER).await;
-        for device in std::mem::take(&mut skipped) {
-            if look_at(state, &device).await? == Looked::Skipped {
-                skipped.push(device);
-            }
+        look_again(state, &mut skipped, joined).await?;
+    }
+    Some(())
+}
+
+/// Their devices were about to get what another gateway has; where that came to nothing, what is here is void all the same.
+async fn look_again<A: Around>(state: &Arc<A>, skipped: &mut Vec<Box<str>>, joined: u64) -> Option<()> {
+    state.sleep(AGAIN_AFTER).await;
+    if state.fleet()?.joined() != joined {
+        return None;
+    }
+    for device in std::mem::take(skipped) {
+        if look_at(state, &device).await? == Looked::Skipped {
+            skipped.push(device);
         }
     }
     Some(())
@@ -79,7 +90,13 @@ async fn look_at<A: Around>(state: &Arc<A>, device: &str) -> Option<Looked> {
         Some(_) => return Some(Looked::Done),
         None => return Some(Looked::Skipped),
     }
-    if let Some((revision, row)) = fleet.session_row(device).await.ok()?
+    let row = match fleet.session_row(device).await {
+        Ok(row) => row,
+        // An answer that does not come is asked for again, and not those of all who were before it.
+        Err(_) if fleet.is_connected() => return Some(Looked::Skipped),
+        Err(_) => return None,
+    };
+    if let Some((revision, row)) = row
         && *row.node != *fleet.node()
     {
         if state.ask(device, SessionOrder::Disown).await != Some(Outcome::Offline) {
@@ -87,7 +104,7 @@ async fn look_at<A: Around>(state: &Arc<A>, device: &str) -> Option<Looked> {
             return Some(Looked::Done);
         }
         // Its device is here, and goes on with it: what the other one has is older.
-        let Some(outline) = rows::outline(&**state, device).await.ok()? else {
+        let Ok(Some(outline)) = rows::outline(&**state, device).await else {
             return Some(Looked::Skipped);
         };
         let ours = rows::row(&**state, fleet, row.moves + 1, outline.session, None);

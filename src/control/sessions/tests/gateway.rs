@@ -43,6 +43,8 @@ pub struct Gateway {
     pub sessions: Sessions,
     limits: Limits,
     joined: AtomicU64,
+    /// How many pages of its sessions were read.
+    pub pages: AtomicU64,
     shard: Mutex<Shard>,
 }
 
@@ -60,6 +62,7 @@ impl Gateway {
             // Nothing gives way for want of room.
             limits: Limits { session_messages: 100_000, session_bytes: 1 << 30, ..Limits::default() },
             joined: AtomicU64::new(0),
+            pages: AtomicU64::new(0),
             shard: Mutex::new(shard),
         })
     }
@@ -223,6 +226,7 @@ impl Around for Gateway {
 
     async fn stored_names(&self, after: SessionKey, count: usize) -> Option<Vec<(SessionKey, Box<str>)>> {
         self.clock.way().await;
+        self.pages.fetch_add(1, Ordering::Relaxed);
         Some(self.shard().store.names(after, count))
     }
 
