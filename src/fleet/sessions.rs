@@ -122,12 +122,12 @@ impl Fleet {
         self.server()?.remove_session_row(revision).await
     }
 
-    /// Whether a gateway has a lease. One without has died, or begins anew.
+    /// Whether a gateway has a lease, as was read a moment ago, once for all who ask. One without has died, or begins anew.
     ///
     /// # Errors
     /// There is no answer; why.
     pub async fn is_live(&self, node: &str) -> Result<bool, String> {
-        Ok(self.server()?.lease(node).await?.is_some())
+        self.shared.leases.has_any(&self.server()?, node).await
     }
 
     /// Asks another gateway about a session. Its answer as bytes: a `Reply`, or an image.

@@ -14,6 +14,7 @@ mod everywhere;
 mod groups;
 mod mqtt;
 mod nats;
+mod overheard;
 mod page;
 mod proxy;
 mod publications;

@@ -9,10 +9,13 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::mqtt::Client;
+use crate::overheard::Overheard;
 use crate::sessions::{QUIET, hears_all, metric, payloads, so_many_wait};
 use crate::support::{Gateway, Site, wait_until};
 use crate::{LATE, Member, end, fleet};
 
+/// Devices that come at once.
+const STORM: usize = 240;
 /// For how long a will may still come that should not.
 const WILLS_OVER: Duration = Duration::from_secs(3);
 
@@ -305,33 +308,31 @@ fn nothing_is_lost_of_a_device_whose_gateways_are_killed_under_load() {
     assert!(lost.is_empty(), "{} of {} are lost: {lost:?}", all.difference(&got).count(), all.len());
 }
 
-/// One gateway is dead for hundreds of devices at once.
-#[test]
-fn a_storm_of_devices_of_a_dead_gateway() {
-    const DEVICES: usize = 240;
-    let site = Site::new();
-    let (servers, mut fleet) = fleet(&site, 1, 2, "");
-    let id = |number: usize| format!("meter-{number}");
-    let come = |member: &Member| -> Vec<Client> {
-        std::thread::scope(|scope| {
-            let come = |part: usize| {
-                (part..DEVICES).step_by(8).map(|number| Client::come(member, &id(number), true)).collect()
-            };
-            let parts: Vec<_> = (0..8).map(|part| scope.spawn(move || -> Vec<Client> { come(part) })).collect();
-            parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
-        })
-    };
-    let mut devices = come(&fleet[0]);
+/// All of these come to a gateway, eight at a time.
+fn all_come(member: &Member, ids: &[String]) -> Vec<Client> {
+    std::thread::scope(|scope| {
+        let come = |part: usize| ids.iter().skip(part).step_by(8).map(|id| Client::come(member, id, true)).collect();
+        let parts: Vec<_> = (0..8).map(|part| scope.spawn(move || -> Vec<Client> { come(part) })).collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
+    })
+}
+
+/// One gateway is gone for hundreds of devices at once. The rest of the fleet, and all devices.
+fn storm(fleet: &mut Vec<Member>, goes: impl FnOnce(&mut Vec<Member>) -> Member) -> (Member, usize) {
+    let ids: Vec<_> = (0..STORM).map(|number| format!("meter-{number}")).collect();
+    let mut devices = all_come(&fleet[0], &ids);
     for device in &mut devices {
         device.subscribe("all", 1);
     }
     let mut publisher = Client::come(&fleet[1], "publisher", false);
-    devices.drain(..DEVICES / 2).for_each(Client::cut);
+    devices.drain(..STORM / 2).for_each(Client::cut);
     publisher.publish("all", "one", 1);
-    kill(&mut fleet, 0);
+    let other = goes(fleet);
     drop(devices);
     publisher.publish("all", "two", 1);
-    let mut moved = come(&fleet[0]);
+    let since = Instant::now();
+    let mut moved = all_come(&other, &ids);
+    eprintln!("{STORM} devices have come within {:.1?}", since.elapsed());
     publisher.publish("all", "three", 1);
     for device in &mut moved {
         assert!(device.has_session);
@@ -340,8 +341,59 @@ fn a_storm_of_devices_of_a_dead_gateway() {
             heard.insert(device.message(LATE).unwrap_or_else(|| panic!("only {heard:?}")).payload);
         }
     }
-    assert_eq!(metric(&fleet[0], "revived"), DEVICES as u64);
-    assert_eq!(servers.rows("pulsegate_sessions"), DEVICES as u64);
+    let revived = metric(&other, "revived") as usize;
+    (other, revived)
+}
+
+#[test]
+fn a_storm_of_devices_of_a_dead_gateway() {
+    let site = Site::new();
+    let (servers, mut fleet) = fleet(&site, 1, 2, "");
+    let (_other, revived) = storm(&mut fleet, |fleet| {
+        kill(fleet, 0);
+        fleet.remove(0)
+    });
+    assert_eq!(revived, STORM);
+    assert_eq!(servers.rows("pulsegate_sessions"), STORM as u64);
+}
+
+#[test]
+fn a_storm_of_devices_of_a_gateway_that_stands_still() {
+    let site = Site::new();
+    let (servers, mut fleet) = fleet(&site, 1, 2, "");
+    let (_other, revived) = storm(&mut fleet, |fleet| {
+        fleet[0].gateway.stop();
+        fleet.remove(1)
+    });
+    assert_eq!(revived, STORM);
+    assert_eq!(servers.rows("pulsegate_sessions"), STORM as u64);
+    fleet[0].gateway.resume();
+    wait_until("it is void there", LATE, || metric(&fleet[0], "disowned") == STORM as u64);
+}
+
+/// A gateway that stands still for longer than its lease lasts: it is asked nothing any more, and nobody waits for it, whenever he comes.
+#[test]
+fn nobody_waits_for_a_gateway_that_stands_still_without_a_lease() {
+    const DEVICES: u64 = 4;
+    let site = Site::new();
+    let (servers, fleet) = fleet(&site, 1, 2, "");
+    let id = |number: u64| format!("meter-{number}");
+    (0..DEVICES).for_each(|number| Client::subscriber(&fleet[0], &id(number), "set/#").cut());
+    wait_until("all have gone", LATE, || servers.rows("pulsegate_devices") == 0);
+    fleet[0].gateway.stop();
+    wait_until("its lease has ended", LATE, || servers.rows("pulsegate_gateways") == 1);
+    let mut overheard = Overheard::begin(servers.ports[0], "pulsegate.gateway.gate-0");
+    for number in 0..DEVICES {
+        let since = Instant::now();
+        Client::back(&fleet[1], &id(number));
+        eprintln!("{} has come within {:.1?}", id(number), since.elapsed());
+        // Longer than one goes by what was read of a lease.
+        std::thread::sleep(Duration::from_millis(1_200));
+    }
+    assert_eq!(overheard.so_far(), [""; 0]);
+    assert_eq!(metric(&fleet[1], "revived"), DEVICES);
+    fleet[0].gateway.resume();
+    wait_until("they are void there", LATE, || metric(&fleet[0], "disowned") == DEVICES);
 }
 
 /// What a member was given at a gateway that died and did not acknowledge comes to whoever is there, while that gateway is away; so does what

@@ -213,15 +213,12 @@ pub(super) fn tell<A: Around>(state: &Arc<A>, device: &str, node: &str, ends: bo
     Arc::clone(&state).spawn(async move {
         for told in 0..TELLS {
             let Some(fleet) = state.fleet() else { return };
-            if state.sessions().is_dead(&node, state.now()) {
+            if fleet.is_live(&node).await == Ok(false) {
                 return;
             }
             let answer = fleet.ask_session(&node, &device, SessionAsk::Forget { ends }).await;
             if answer.is_ok_and(|answer| Reply::parse(&answer) == Ok(Reply::Heard)) {
                 return;
-            }
-            if matches!(fleet.is_live(&node).await, Ok(false)) {
-                return state.sessions().note_dead(&node, state.now());
             }
             state.sleep(TELL_AFTER * (1 << told)).await;
         }

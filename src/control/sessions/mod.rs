@@ -48,8 +48,6 @@ const LOOKS_MAX: usize = 256;
 const TAKEN_MAX: usize = 64;
 /// Sessions that have ended, and whose rows are removed at a time.
 const ENDS_MAX: usize = 64;
-/// For so long a gateway without a lease is not asked again.
-const DEAD_FOR: Duration = Duration::from_secs(1);
 /// Sessions that are given to other gateways at a time; beyond that those are told to ask again.
 const OFFERED_MAX: usize = 1_024;
 /// How long a shard and the store may take for one thing.
@@ -149,7 +147,6 @@ pub(super) struct Sessions {
     takes: Semaphore,
     /// Whoever finds a gateway silent asks on alone; the others wait for what he finds.
     probes: tokio::sync::Mutex<()>,
-    dead: Mutex<HashMap<Box<str>, Instant>>,
     busy: Mutex<HashSet<Box<str>>>,
     freed: Notify,
     offered: Mutex<HashMap<Box<str>, Offered>>,
@@ -194,7 +191,6 @@ impl Sessions {
             looks: Semaphore::new(LOOKS_MAX),
             takes: Semaphore::new(TAKEN_MAX),
             probes: tokio::sync::Mutex::default(),
-            dead: Mutex::default(),
             busy: Mutex::default(),
             freed: Notify::new(),
             offered: Mutex::default(),
@@ -234,18 +230,6 @@ impl Sessions {
     /// A place among those who ask NATS for rows.
     async fn look(&self) -> SemaphorePermit<'_> {
         self.looks.acquire().await.expect("it is never closed")
-    }
-
-    /// Whether a gateway was found without a lease a moment ago.
-    fn is_dead(&self, node: &str, now: Instant) -> bool {
-        let dead = self.dead.lock().expect("no holder panics");
-        dead.get(node).is_some_and(|found| now.duration_since(*found) < DEAD_FOR)
-    }
-
-    fn note_dead(&self, node: &str, now: Instant) {
-        let mut dead = self.dead.lock().expect("no holder panics");
-        dead.retain(|_, found| now.duration_since(*found) < DEAD_FOR);
-        dead.insert(node.into(), now);
     }
 
     /// Nobody else has to do with this device's session.

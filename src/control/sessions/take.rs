@@ -22,8 +22,10 @@ use crate::image::Session;
 use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder, Standing};
 use bytes::Bytes;
 
-/// How often a gateway that is silent is asked again.
+/// How often a gateway that is silent is asked again,
 const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// and how often whoever waits for one looks whether it has its lease: that is read once in a second, for all of them.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,26 +253,18 @@ impl<'b, A: Around> Taking<'_, 'b, A> {
 
     /// One question, asked until it has an answer: a reply, or none: an image.
     async fn ask(&mut self, ask: SessionAsk) -> Result<(Bytes, Option<Reply>), Brought> {
-        if self.claim.state.sessions().is_dead(self.node, self.claim.state.now()) {
-            return Err(Brought::Silent);
-        }
-        if let Some(answer) = self.ask_once(&ask).await {
+        if let Some(answer) = self.ask_once(&ask).await? {
             return Ok(answer);
         }
         let (state, until) = (self.claim.state, self.claim.state.now() + HANDOVER_MAX);
         // One asks on, of all whose sessions it has.
-        let Some(_probe) = within(&**state, until, state.sessions().probes.lock()).await else {
-            return Err(Brought::Silent);
-        };
-        while state.now() < until && !state.sessions().is_dead(self.node, state.now()) {
+        let probe = within(&**state, until, state.sessions().probes.lock());
+        let Some(_probe) = self.while_it_lives(probe).await? else { return Err(Brought::Silent) };
+        while state.now() < until {
             if !self.claim.fleet.is_connected() || !self.claim.is_there().await {
                 return Err(Brought::Late);
             }
-            if matches!(self.claim.fleet.is_live(self.node).await, Ok(false)) {
-                state.sessions().note_dead(self.node, state.now());
-                break;
-            }
-            if let Some(answer) = self.ask_once(&ask).await {
+            if let Some(answer) = self.ask_once(&ask).await? {
                 return Ok(answer);
             }
             state.sleep(PROBE_EVERY).await;
@@ -278,12 +272,35 @@ impl<'b, A: Around> Taking<'_, 'b, A> {
         Err(Brought::Silent)
     }
 
-    async fn ask_once(&self, ask: &SessionAsk) -> Option<(Bytes, Option<Reply>)> {
-        let asked = self.claim.fleet.ask_session(self.node, self.claim.device(), ask.clone()).await;
-        asked.ok().map(|bytes| {
+    /// `None`: it says nothing.
+    async fn ask_once(&self, ask: &SessionAsk) -> Result<Option<(Bytes, Option<Reply>)>, Brought> {
+        let asked = self.claim.fleet.ask_session(self.node, self.claim.device(), ask.clone());
+        let answer = self.while_it_lives(asked).await?;
+        Ok(answer.ok().map(|bytes| {
             let reply = Reply::parse(&bytes).ok();
             (bytes, reply)
-        })
+        }))
+    }
+
+    /// What is waited for as long as the other gateway has a lease: without one it is dead, and nobody waits for it or asks it anything.
+    async fn while_it_lives<T>(&self, waited: impl Future<Output = T>) -> Result<T, Brought> {
+        let Claim { state, fleet, .. } = &*self.claim;
+        if fleet.is_live(self.node).await == Ok(false) {
+            return Err(Brought::Silent);
+        }
+        let dies = async {
+            loop {
+                state.sleep(LOOK_EVERY).await;
+                if fleet.is_live(self.node).await == Ok(false) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = waited => Ok(done),
+            () = dies => Err(Brought::Silent),
+        }
     }
 
     // --- Here ---------------------------------------------------------------------------------------------------------
