@@ -232,10 +232,10 @@ impl World {
                 self.broken.insert(format!("{unsettled} messages are under way at once"));
             }
             for consumer in gateway.held() {
-                let row = self.nats.row.as_ref();
+                let row = self.nats.rows.row.as_ref();
                 let is_there =
                     row.is_some_and(|(_, row)| row.consumer == consumer && row.nodes.contains(&gateway.name));
-                if !is_there || !self.nats.consumers.contains_key(&consumer) {
+                if !is_there || !self.nats.rows.consumers.contains_key(&consumer) {
                     self.broken.insert("a gateway serves by a consumer that is not the row's".to_owned());
                 }
             }

@@ -354,7 +354,7 @@ impl Gateway {
         let mut walk = self.walks.swap_remove(random.usize(..self.walks.len()));
         match &mut walk {
             Walk::Strays => {
-                let named = nats.row.iter().filter(|(_, row)| row.nodes.contains(&self.name));
+                let named = nats.rows.row.iter().filter(|(_, row)| row.nodes.contains(&self.name));
                 let found = named.map(|(_, row)| row.group.clone()).collect();
                 self.serving.handle_strays(if is_lost { Err("nobody answers".to_owned()) } else { Ok(found) }, now);
                 return true;

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::super::*;
 use super::GROUP;
 use super::gateway::Gateway;
-use crate::fleet::membership::{Ask, GroupRow, Told};
+use crate::fleet::membership::model::Rows;
+use crate::fleet::membership::{Ask, Told};
 use crate::fleet::pulls::EXPIRES;
 
 /// As `server/groups` has it.
@@ -64,9 +65,7 @@ pub struct Nats {
     links: u64,
     /// By place, from 1 on: the message.
     pub stream: Vec<u32>,
-    pub row: Option<(u64, GroupRow)>,
-    revision: u64,
-    pub consumers: BTreeMap<String, Consumer>,
+    pub rows: Rows<Consumer>,
     /// What the group had a row for when it came.
     owed: BTreeSet<u32>,
     /// What nobody waits for any more, and arrives all the same.
@@ -82,30 +81,9 @@ impl Nats {
     // --- Rows ---------------------------------------------------------------------------------------------------------
 
     pub fn answer(&mut self, ask: &Ask) -> Told {
-        match ask {
-            Ask::Read => Told::Row(self.row.clone()),
-            Ask::Count => Told::Count(u64::from(self.row.is_some())),
-            Ask::Check(consumer) => Told::Done(self.consumers.contains_key(consumer)),
-            Ask::Make(consumer) => {
-                let next = self.stream.len() as u64 + 1;
-                self.consumers.entry(consumer.clone()).or_insert(Consumer { next, ..Consumer::default() });
-                Told::Done(true)
-            }
-            Ask::Write(expected, row) => {
-                let is_it = self.row.as_ref().map_or(0, |(revision, _)| *revision) == *expected;
-                if is_it {
-                    self.revision += 1;
-                    self.row = Some((self.revision, row.clone()));
-                }
-                Told::Done(is_it)
-            }
-            Ask::Remove(revision) => Told::Done(self.row.take_if(|(at, _)| at == revision).is_some()),
-            Ask::Drop(consumer) => {
-                self.consumers.remove(consumer);
-                Told::Done(true)
-            }
-            Ask::Over(_) => unreachable!("nothing is asked"),
-        }
+        // It begins at the stream's end.
+        let next = self.stream.len() as u64 + 1;
+        self.rows.answer(ask, || Consumer { next, ..Consumer::default() })
     }
 
     pub fn keep_for_later(&mut self, ask: Ask) {
@@ -137,16 +115,16 @@ impl Nats {
                 self.publish(*number);
             }
         }
-        self.consumers.values_mut().for_each(|consumer| consumer.pulls.retain(|pull| pull.link != link.id));
+        self.rows.consumers.values_mut().for_each(|consumer| consumer.pulls.retain(|pull| pull.link != link.id));
     }
 
     pub fn publish(&mut self, number: u32) {
         self.stream.push(number);
-        if let Some((_, row)) = &self.row
+        if let Some((_, row)) = &self.rows.row
             && row.group == GROUP
             // Before its members have come the last of others may take the group with it.
             && row.nodes.contains("gate-0")
-            && self.consumers.contains_key(&row.consumer)
+            && self.rows.consumers.contains_key(&row.consumer)
         {
             self.owed.insert(number);
         }
@@ -168,7 +146,7 @@ impl Nats {
             }
             Up::Pull { consumer, slot, pull } => {
                 let Pull { number, messages: left, .. } = pull;
-                let Some(known) = self.consumers.get_mut(&consumer) else {
+                let Some(known) = self.rows.consumers.get_mut(&consumer) else {
                     let ended = Ended { slot, number, left, is_too_large: false, is_gone: true };
                     return link.down.push_back(Down::Ended(ended));
                 };
@@ -180,7 +158,7 @@ impl Nats {
 
     fn settle(&mut self, reply: &Subject, said: Said, now: Instant) {
         let mut tokens = reply.split(' ');
-        let consumer = tokens.next().and_then(|name| self.consumers.get_mut(name));
+        let consumer = tokens.next().and_then(|name| self.rows.consumers.get_mut(name));
         let (Some(consumer), Some(seq)) = (consumer, tokens.next().and_then(|seq| seq.parse::<u64>().ok())) else {
             return;
         };
@@ -194,7 +172,7 @@ impl Nats {
 
     /// Questions whose time is over are ended, and what there is goes to those that wait, in turn.
     pub fn serve(&mut self, gateways: &mut [Gateway], now: Instant) {
-        for (name, consumer) in &mut self.consumers {
+        for (name, consumer) in &mut self.rows.consumers {
             let (late, waiting): (Vec<_>, Vec<_>) = consumer.pulls.drain(..).partition(|pull| pull.expires <= now);
             consumer.pulls = waiting.into();
             for pull in late {
@@ -226,7 +204,7 @@ impl Nats {
     /// Nothing waits for anybody.
     pub fn is_drained(&self) -> bool {
         let next = self.stream.len() as u64 + 1;
-        let row = self.row.as_ref().and_then(|(_, row)| self.consumers.get(&row.consumer));
+        let row = self.rows.row.as_ref().and_then(|(_, row)| self.rows.consumers.get(&row.consumer));
         row.is_some_and(|consumer| consumer.next == next && consumer.pending.is_empty())
     }
 
@@ -234,8 +212,8 @@ impl Nats {
         let one = |(name, one): (&String, &Consumer)| {
             format!("{name}: next {}, pending {}, pulls {}", one.next, one.pending.len(), one.pulls.len())
         };
-        let all: Vec<_> = self.consumers.iter().map(one).collect();
-        format!("{} in the stream, {:?}, {all:?}", self.stream.len(), self.row)
+        let all: Vec<_> = self.rows.consumers.iter().map(one).collect();
+        format!("{} in the stream, {:?}, {all:?}", self.stream.len(), self.rows.row)
     }
 }
 
