@@ -223,7 +223,7 @@ impl Serving {
         for (group, online) in &wanted {
             let known = self.served.entry(Arc::clone(group)).or_insert_with(|| {
                 self.number += 1;
-                Served::new(self.number, now)
+                Served::new(self.number, unsettled_of(&self.given, group), now)
             });
             let is_online = *online > 0;
             if is_online && known.members == 0 {
@@ -309,7 +309,8 @@ impl Serving {
         for group in found {
             // As one that was served: then it is left.
             self.number += 1;
-            self.served.entry(group.into()).or_insert_with(|| Served::new(self.number, now));
+            let unsettled = unsettled_of(&self.given, &group);
+            self.served.entry(group.into()).or_insert_with(|| Served::new(self.number, unsettled, now));
         }
     }
 
@@ -449,14 +450,19 @@ impl Serving {
     }
 }
 
+/// How much of what a group was given is not settled: of one that was left and is joined again some may be with members still.
+fn unsettled_of(given: &HashMap<u64, Unsettled>, group: &str) -> u32 {
+    given.values().filter(|given| *given.group == *group).count() as u32
+}
+
 impl Served {
-    fn new(slot: u64, now: Instant) -> Self {
+    fn new(slot: u64, unsettled: u32, now: Instant) -> Self {
         Self {
             slot,
             consumer: None,
             pulls: Pulls::default(),
             due: now,
-            unsettled: 0,
+            unsettled,
             members: 0,
             is_changed: true,
             quiet_until: u64::MAX,

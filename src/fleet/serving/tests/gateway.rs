@@ -13,7 +13,7 @@ use crate::config::Limits;
 use crate::fleet::membership::{Ask, Membership};
 use crate::link::{CloseReason, Exchange, Home, ListenerId, Publication, Reach, Refusal, WorkerEvent};
 use crate::metrics::Counters;
-use crate::slot::ConnectionSlot;
+use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Moment;
 
 /// By message: which members got it, as gateway and name.
@@ -23,8 +23,8 @@ pub type Got = BTreeMap<u32, Vec<(usize, String)>>;
 pub struct Member {
     name: String,
     slot: ConnectionSlot,
-    /// What it has got and not acknowledged.
-    unacknowledged: Vec<u16>,
+    /// What it has got and not acknowledged: its packet identifier, and the message.
+    unacknowledged: Vec<(u16, u32)>,
 }
 
 /// A join, a leave, or a look for rows that name this gateway.
@@ -42,6 +42,8 @@ pub struct Gateway {
     broker: Broker,
     counters: Counters,
     pub members: Vec<Member>,
+    /// What devices have acknowledged since this was looked at.
+    pub acknowledged: Vec<u32>,
     pub link: Option<Link>,
     walks: Vec<Walk>,
     out: Vec<Effect>,
@@ -78,6 +80,7 @@ impl Gateway {
             broker: broker(at as u64),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             members: Vec::new(),
+            acknowledged: Vec::new(),
             link: None,
             walks: Vec::new(),
             out: Vec::new(),
@@ -121,6 +124,12 @@ impl Gateway {
         held.filter_map(|(_, known)| known.consumer.as_deref().map(String::from)).collect()
     }
 
+    /// Whether each group knows how much of what it was given is not settled.
+    pub fn is_counted(&self) -> bool {
+        let given = |group: &Arc<str>| self.serving.given.values().filter(|given| given.group == *group).count();
+        self.serving.served.iter().all(|(group, known)| known.unsettled as usize == given(group))
+    }
+
     pub fn is_drained(&self) -> bool {
         self.serving.given.is_empty() && self.requests.is_empty() && self.log.is_empty()
     }
@@ -140,13 +149,34 @@ impl Gateway {
             alias_maximum: 0,
         };
         let arrival = Arrival { connection: slot, device: &name, clean_start: true, profile, will: None };
-        let session = self.broker.attach(arrival, Moment::default()).session;
+        self.broker.attach(arrival, Moment::default());
+        self.members.push(Member { name, slot, unacknowledged: Vec::new() });
+        self.join(self.members.len() - 1);
+    }
+
+    /// A member subscribes.
+    pub fn join(&mut self, member: usize) {
+        let session = self.session(member);
         let mut pending = self.broker.begin_filters(session, 1).expect("nothing waits");
         let granted = self.broker.subscribe(session, GROUP, Options::plain(QoS::AtLeastOnce), 0, &mut pending);
         assert_eq!(granted, Granted::Subscribed);
         pending.codes.push(1);
         drop(self.broker.end_filters(session, pending));
-        self.members.push(Member { name, slot, unacknowledged: Vec::new() });
+    }
+
+    /// A member unsubscribes, and keeps what it has got. `false`: it waits for SUBACK.
+    pub fn leave(&mut self, member: usize) -> bool {
+        let session = self.session(member);
+        let Some(mut pending) = self.broker.begin_filters(session, 2) else { return false };
+        pending.is_unsubscribe = true;
+        self.broker.unsubscribe(session, GROUP);
+        pending.codes.push(0);
+        drop(self.broker.end_filters(session, pending));
+        true
+    }
+
+    fn session(&self, member: usize) -> SessionSlot {
+        self.broker.of(self.members[member].slot).expect("it is connected")
     }
 
     pub fn has_any(&self, member: usize) -> bool {
@@ -178,9 +208,10 @@ impl Gateway {
     }
 
     fn acknowledge(&mut self, member: usize) {
+        let session = self.session(member);
         let known = &mut self.members[member];
-        let packet = known.unacknowledged.remove(0);
-        let session = self.broker.of(known.slot).expect("it is connected");
+        let (packet, number) = known.unacknowledged.remove(0);
+        self.acknowledged.push(number);
         let told = |_| panic!("it is no request of the API");
         assert_eq!(self.broker.handle_puback(session, packet, told), Ok(true));
     }
@@ -308,7 +339,7 @@ impl Gateway {
             let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
             let number = u32::from_be_bytes(publish.payload.try_into().unwrap());
             got.entry(number).or_default().push((self.at, member.name.clone()));
-            member.unacknowledged.push(publish.packet_id);
+            member.unacknowledged.push((publish.packet_id, number));
         }
     }
 

@@ -130,6 +130,12 @@ impl Nats {
         }
     }
 
+    /// The message of which this is said.
+    pub fn message_of(&self, reply: &Subject) -> u32 {
+        let seq: usize = reply.split(' ').nth(1).and_then(|seq| seq.parse().ok()).expect("a place in the stream");
+        self.stream[seq - 1]
+    }
+
     /// Whether it was for the group when it came into the stream.
     pub fn is_owed(&self, number: u32) -> bool {
         self.owed.contains(&number)
