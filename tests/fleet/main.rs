@@ -11,6 +11,7 @@ mod cluster;
 mod commands;
 mod crowd;
 mod everywhere;
+mod exchanges;
 mod groups;
 mod mqtt;
 mod nats;

@@ -187,3 +187,55 @@ fn a_gateway_that_ends_says_how_far_it_has_come() {
     let from = row(&servers, "waits").unwrap().1.from.unwrap_or_else(|| cursor(&servers, "gate-0").unwrap());
     assert!(from.position < end_of_stream(&servers), "{from:?}: what waits is lost");
 }
+
+/// The longest image that a row holds, and more of filters than that.
+const ROW_MAX: usize = 256 << 10;
+
+/// A session that has subscribed to more than a row holds goes with its device as any other, in pieces, and survives no gateway. One that has
+/// become smaller does.
+#[test]
+fn a_session_that_is_too_long_for_its_row_moves_and_does_not_survive_its_gateway() {
+    let site = Site::new();
+    let (servers, mut fleet) = fleet(&site, 1, 3, "");
+    let mut publisher = Client::come(&fleet[0], "publisher", false);
+    let long = "x".repeat(1_200);
+    let filters: Vec<_> = (0..250).map(|number| format!("set/{number:03}/{long}")).collect();
+    assert!(filters.iter().map(String::len).sum::<usize>() > ROW_MAX);
+    let mut device = Client::come(&fleet[2], "meter", true);
+    for some in filters.chunks(50) {
+        device.ask_to_subscribe(&some.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        device.subscribed();
+    }
+    let outline = |servers: &Servers| row(servers, "meter").unwrap().1.outline();
+    assert!(outline(&servers).is_none());
+    assert!(fleet[2].gateway.metric("pulsegate_fleet_session_rows_too_large_total") > 0);
+    device.cut();
+    publisher.publish(&filters[0], "waits", 1);
+    let mut device = Client::back(&fleet[1], "meter");
+    device.hears(&filters[0], "waits", 1);
+    publisher.publish(&filters[249], "there", 1);
+    device.hears(&filters[249], "there", 1);
+    // Killed, it is gone; and can be begun anew.
+    let site_of_dead = crate::survivors::kill(&mut fleet, 1);
+    drop(device);
+    publisher.publish(&filters[0], "lost", 1);
+    let mut device = Client::come(&fleet[1], "meter", true);
+    assert!(!device.has_session);
+    assert_eq!(fleet[1].gateway.metric("pulsegate_fleet_sessions_begun_anew_total"), 1);
+    for some in filters.chunks(50) {
+        device.ask_to_subscribe(&some.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+        device.subscribed();
+    }
+    assert!(outline(&servers).is_none());
+    for filter in &filters[..100] {
+        device.unsubscribe(filter);
+    }
+    assert_eq!(outline(&servers).unwrap().subscriptions.len(), 150);
+    crate::survivors::kill(&mut fleet, 1);
+    drop(device);
+    publisher.publish(&filters[249], "goes on", 1);
+    let mut device = Client::back(&fleet[0], "meter");
+    device.hears(&filters[249], "goes on", 1);
+    let back = crate::survivors::back(site_of_dead);
+    wait_until("it is void there", LATE, || back.gateway.metric("pulsegate_mqtt_sessions") == 0);
+}

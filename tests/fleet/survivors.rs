@@ -20,7 +20,7 @@ const STORM: usize = 240;
 const WILLS_OVER: Duration = Duration::from_secs(3);
 
 /// Kills a gateway; its place stays.
-fn kill(fleet: &mut Vec<Member>, at: usize) -> Site {
+pub fn kill(fleet: &mut Vec<Member>, at: usize) -> Site {
     let Member { site, gateway } = fleet.remove(at);
     gateway.signal(Signal::KILL);
     drop(gateway);
@@ -28,7 +28,7 @@ fn kill(fleet: &mut Vec<Member>, at: usize) -> Site {
 }
 
 /// One that was killed, or ended, comes back.
-fn back(site: Site) -> Member {
+pub fn back(site: Site) -> Member {
     let member = Member { gateway: Gateway::start(site.directory()), site };
     member.wait_until_joined();
     member
@@ -191,6 +191,31 @@ fn of_what_is_too_much_the_latest_comes() {
     let mut device = Client::back(&fleet[0], "meter");
     hears_all(&mut device, &all[250..]);
     assert_eq!(fleet[0].gateway.metric("pulsegate_fleet_session_messages_given_way_total"), 250);
+}
+
+/// What the log of the dead gateway alone had acknowledged comes when that gateway is back, and the rest at once.
+#[test]
+fn what_a_local_log_had_acknowledged_comes_when_its_gateway_is_back() {
+    let site = Site::new();
+    let (mut servers, mut fleet) = fleet(&site, 1, 2, "uplink = \"local\"");
+    let mut publishers = [0, 1].map(|at: usize| Client::come(&fleet[at], &format!("publisher-{at}"), false));
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
+    let expected = payloads(60);
+    publishers[0].publish_all("set/a", &expected[..20]);
+    wait_until("all is in the stream", LATE, || crate::uplink::behind(&fleet[0]) == 0);
+    servers.stop(0, Signal::KILL);
+    wait_until("both are cut off", LATE, || fleet.iter().all(|member| member.fleet()["state"] == "away"));
+    publishers[0].publish_all("set/a", &expected[20..40]);
+    publishers[1].publish_all("set/a", &expected[40..]);
+    let place = kill(&mut fleet, 0);
+    servers.start(0, &[]);
+    wait_until("the other one is back", LATE, || fleet[0].fleet()["state"] == "connected");
+    let mut device = Client::back(&fleet[0], "meter");
+    hears_all(&mut device, &[&expected[..20], &expected[40..]].concat());
+    assert_eq!((device.message(QUIET), metric(&fleet[0], "revived")), (None, 1));
+    let back = back(place);
+    hears_all(&mut device, &expected[20..40]);
+    wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
 }
 
 /// NATS dies while a session is begun again: it is whole in the end.
