@@ -359,7 +359,7 @@ impl World {
     fn pass(&mut self, what: u8, which: u8, bytes: &[u8]) {
         let (options, identifier) = (which % 3, u32::from(which));
         let (group, member) = (Self::group(which), Self::member(which));
-        let choice = || Box::new(Choice { group: Arc::clone(&group), member, options, identifier, request: 0 });
+        let choice = || Box::new(Choice { group: Arc::clone(&group), member, options, identifier, request: 0, tried: 0 });
         let recipient = match what & 0x60 {
             0x40 => Recipient::Member(choice()),
             0x60 => Recipient::Group(Self::group(which)),
@@ -374,7 +374,7 @@ impl World {
         let (group, member) = (Self::group(which), SessionId { worker: OTHER, ..Self::member(which) });
         let (options, identifier) = (which % 3, u32::from(which));
         let message = match which / 64 {
-            0 | 1 => ShardMessage::Join { group, member, options, identifier, is_online: which & 32 != 0, waits: 1 },
+            0 | 1 => ShardMessage::Join { group, member, options, identifier, room: u16::from(which & 32), waits: 1 },
             2 => ShardMessage::Leave { group, member },
             _ => ShardMessage::Joined { member: Self::member(which), waits: identifier },
         };

@@ -13,7 +13,7 @@ use super::lifecycle::Walk;
 use super::retained::BURIED_IN_A_TURN;
 use super::settlement::Part;
 use super::{Broker, RequestEnd};
-use crate::link::GROUP_MESSAGES_EACH;
+use crate::link::{GROUP_ROOM_MAX, ShardMessage};
 use crate::metrics::{Counters, Metric};
 use crate::pool::Class;
 use crate::slot::{ConnectionSlot, SessionSlot};
@@ -220,9 +220,8 @@ impl Broker {
     fn write_one(&mut self, session: SessionSlot, delivery: Delivery, budget: &mut SendBudget) {
         let maximum = self.inflight_maximum(session);
         let inflight = self.sessions[session].inflight.as_deref();
-        if delivery.is_lent() && inflight.is_some_and(|inflight| inflight.lent() >= GROUP_MESSAGES_EACH) {
-            // It acknowledges less than the others: these are not to wait for it.
-            return self.drop_delivery(&delivery);
+        if delivery.is_lent() && inflight.map_or(0, Inflight::lent) >= u32::from(self.group_room(session)) {
+            return self.give_to_another(session, delivery);
         }
         let waits = inflight.is_some_and(|inflight| {
             inflight.queued().0 > 0
@@ -262,8 +261,8 @@ impl Broker {
             Err(delivery) => {
                 let never_fits = bound.messages == 0 || delivery.publication.bytes() > bound.bytes;
                 if delivery.is_lent() && !never_fits {
-                    // Nothing is lost: another member may have room.
-                    return self.drop_delivery(&delivery);
+                    // Nothing is lost.
+                    return self.give_to_another(session, delivery);
                 }
                 counters.add(bound.refused_as(queued, &delivery), 1);
                 if never_fits {
@@ -287,6 +286,32 @@ impl Broker {
             let was_recorded = self.record_kept(session, place);
             self.settle_kept(token, was_recorded);
         }
+    }
+
+    /// How much of what the fleet gives to groups a connected session may have that its device has not acknowledged: as much as that takes
+    /// at a time.
+    pub(super) fn group_room(&self, session: SessionSlot) -> u16 {
+        let most = self.sessions[session].profile.receive_maximum.min(self.bounds.inflight);
+        most.clamp(1, GROUP_ROOM_MAX)
+    }
+
+    /// A member acknowledges less than the others: what the fleet gives is not to wait for it, and its group's home chooses again.
+    fn give_to_another(&mut self, session: SessionSlot, delivery: Delivery) {
+        let member = self.id(session);
+        let Delivery { group, publication, request, tried, token, .. } = delivery;
+        match group {
+            Some(group) => {
+                self.tell_group(ShardMessage::NoRoom {
+                    group,
+                    member,
+                    publication,
+                    request,
+                    tried: tried.saturating_add(1),
+                });
+            }
+            None => self.give_up_request(request),
+        }
+        self.settle(token, Part::Taken);
     }
 
     /// What may wait in a session now: what the configuration says, and no more than the pool has for one holder.

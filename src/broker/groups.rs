@@ -31,15 +31,24 @@ pub(super) struct Member {
     pub(super) session: SessionId,
     pub(super) options: u8,
     pub(super) identifier: u32,
-    pub(super) is_online: bool,
+    /// How much of what the fleet gives it may have that is not acknowledged; 0: its device is not connected.
+    pub(super) room: u16,
+}
+
+impl Member {
+    fn is_online(&self) -> bool {
+        self.room > 0
+    }
 }
 
 struct Group {
     name: Arc<str>,
     /// Those whose devices are connected stand before the others.
     members: Vec<Member>,
-    /// How many of them are connected.
+    /// How many of them are connected,
     online: usize,
+    /// and how much room they have together.
+    room: u32,
     next: usize,
     /// Slots are reused, generations are not.
     generation: u32,
@@ -48,7 +57,7 @@ struct Group {
     is_decided: bool,
     /// Whoever has subscribed and waits for that.
     waiting: Vec<Waiting>,
-    /// How many members, and how many who are connected, the control plane was told of.
+    /// Of how many members, and how much room, the control plane was told.
     told: (u32, u32),
     /// It is among those of whom something may be to be told.
     is_changed: bool,
@@ -56,6 +65,9 @@ struct Group {
 
 /// A session that has subscribed, and the number of its SUBSCRIBE.
 pub(super) type Waiting = (SessionId, u32);
+
+/// So many members are tried for what the fleet gives, before it goes back to the fleet.
+const TRIED_MAX: u8 = 16;
 
 /// The control plane is told when as many members have come or gone as are one in so many of those it knows of.
 const TOLD_PART: u32 = 8;
@@ -126,15 +138,16 @@ impl Groups {
             place as usize
         } else {
             self.bytes += MEMBER_BYTES;
-            group.members.push(Member { is_online: false, ..member });
+            group.members.push(Member { room: 0, ..member });
             self.places.insert((slot, member.session), group.members.len() as u32 - 1);
             group.members.len() - 1
         };
-        let is_online = std::mem::replace(&mut group.members[place], member).is_online;
-        if member.is_online && !is_online {
+        let before = std::mem::replace(&mut group.members[place], member);
+        group.room = group.room + u32::from(member.room) - u32::from(before.room);
+        if member.is_online() && !before.is_online() {
             group.swap(place, group.online, slot, &mut self.places);
             group.online += 1;
-        } else if is_online && !member.is_online {
+        } else if before.is_online() && !member.is_online() {
             group.online -= 1;
             group.swap(place, group.online, slot, &mut self.places);
         }
@@ -158,6 +171,7 @@ impl Groups {
             name: Arc::clone(name),
             members: Vec::new(),
             online: 0,
+            room: 0,
             next: 0,
             generation,
             giver: if is_noted { Giver::Here } else { Giver::Each },
@@ -185,7 +199,8 @@ impl Groups {
         }
         let last = group.members.len() - 1;
         group.swap(place, last, slot, &mut self.places);
-        group.members.pop();
+        let left = group.members.pop();
+        group.room -= left.map_or(0, |left| u32::from(left.room));
         self.places.remove(&(slot, session));
         self.bytes -= MEMBER_BYTES;
         if group.members.is_empty() {
@@ -260,17 +275,17 @@ impl Groups {
     /// What the control plane is to be told: which groups have come and gone, and of which many members have.
     pub(super) fn take_events(&mut self) -> Vec<WorkerEvent> {
         let gone = self.gone.drain(..);
-        let gone = gone.map(|(group, life)| WorkerEvent::Group { group, life, members: 0, online: 0 });
+        let gone = gone.map(|(group, life)| WorkerEvent::Group { group, life, members: 0, room: 0 });
         let mut events: Vec<WorkerEvent> = gone.collect();
         for (slot, generation) in std::mem::take(&mut self.changed) {
             let Some(group) = self.all.get_mut(slot).filter(|group| group.generation == generation) else { continue };
             group.is_changed = false;
-            let (members, online) = (group.members.len() as u32, group.online as u32);
+            let (members, room) = (group.members.len() as u32, group.room);
             let is_little =
                 |told: u32, now: u32| (told == 0) == (now == 0) && told.abs_diff(now) * TOLD_PART < told.max(1);
-            if !is_little(group.told.0, members) || !is_little(group.told.1, online) {
-                group.told = (members, online);
-                events.push(WorkerEvent::Group { group: Arc::clone(&group.name), life: generation, members, online });
+            if !is_little(group.told.0, members) || !is_little(group.told.1, room) {
+                group.told = (members, room);
+                events.push(WorkerEvent::Group { group: Arc::clone(&group.name), life: generation, members, room });
             }
         }
         events
@@ -284,6 +299,18 @@ impl Groups {
             return None;
         }
         group.choose().map(|member| (Arc::clone(&group.name), member))
+    }
+
+    /// Chooses the next one after this member, which had no room, as so many have had none: whose turn it is does not change. `None` when they
+    /// were as many as are connected, or [`TRIED_MAX`].
+    pub(super) fn choose_after(&self, name: &str, member: SessionId, tried: u8) -> Option<(Arc<str>, Member)> {
+        let &slot = self.by_name.get(name)?;
+        let group = &self.all[slot];
+        if usize::from(tried) >= group.online.min(usize::from(TRIED_MAX)) {
+            return None;
+        }
+        let place = self.places.get(&(slot, member)).map_or(0, |&place| place as usize + 1);
+        Some((Arc::clone(&group.name), group.members[place % group.online]))
     }
 
     /// Goes on with a walk, as [`Subscriptions::advance`], for the groups that want a topic; [`Groups::choose`] takes what
@@ -319,11 +346,12 @@ impl Groups {
         let (mut bytes, mut members) = (0, 0);
         for (slot, group) in self.all.iter() {
             assert!(!group.members.is_empty(), "a group without members");
+            assert_eq!(group.room, group.members.iter().map(|member| u32::from(member.room)).sum::<u32>());
             bytes += group_bytes(&group.name) + group.members.len() * MEMBER_BYTES;
             members += group.members.len();
             for (place, member) in group.members.iter().enumerate() {
                 assert_eq!(self.places.get(&(slot, member.session)), Some(&(place as u32)));
-                assert_eq!(member.is_online, place < group.online, "those who are connected stand first");
+                assert_eq!(member.is_online(), place < group.online, "those who are connected stand first");
             }
         }
         assert_eq!(members, self.places.len(), "there is a place of nobody");
@@ -358,7 +386,7 @@ mod tests {
 
     fn member(index: u32, is_online: bool) -> Member {
         let session = SessionId { worker: WorkerId(0), slot: SessionSlot(index), generation: 1 };
-        Member { session, options: 1, identifier: 0, is_online }
+        Member { session, options: 1, identifier: 0, room: if is_online { 1 + index as u16 % 4 } else { 0 } }
     }
 
     #[test]
@@ -382,6 +410,24 @@ mod tests {
         groups.leave(&name, member(1, true).session);
         assert!(groups.is_empty() && groups.choose_in(&name).is_none());
         groups.check_invariants();
+    }
+
+    #[test]
+    fn who_has_no_room_is_followed_by_each_of_the_others_once() {
+        let name: Arc<str> = "$share/g/a".into();
+        let mut groups = Groups::new(1);
+        (0..6).for_each(|index| groups.join(&name, "a", member(index, index != 3)));
+        for first in [0, 2, 5] {
+            let mut tried = vec![member(first, true).session];
+            while let Some((_, next)) = groups.choose_after(&name, *tried.last().unwrap(), tried.len() as u8) {
+                assert!(next.is_online() && !tried.contains(&next.session), "{tried:?}");
+                tried.push(next.session);
+            }
+            assert_eq!(tried.len(), 5);
+        }
+        assert!(groups.choose_after(&name, member(3, false).session, 1).is_some(), "it has gone meanwhile");
+        (6..40).for_each(|index| groups.join(&name, "a", member(index, true)));
+        assert!(groups.choose_after(&name, member(7, true).session, TRIED_MAX).is_none());
     }
 
     /// Against a plain list: who is a member, who is connected, and that all who are get as much.

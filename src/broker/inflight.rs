@@ -56,6 +56,8 @@ pub struct Delivery {
     pub request: u64,
     /// The group of shared subscribers that it is for, as `$share/NAME/FILTER`: should the session end, another member gets it.
     pub(super) group: Option<Arc<str>>,
+    /// How many members of it had no room for what the fleet gives.
+    pub(super) tried: u8,
     /// The settlement that waits until it is safe; 0: none.
     pub(super) token: Token,
     /// Its number in a session that outlives its connection, in the order in which they are sent; 0: it was not recorded.

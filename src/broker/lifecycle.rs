@@ -755,11 +755,12 @@ impl Broker {
     /// Tells the homes of the session's groups whether its device is there.
     fn tell_groups(&mut self, session: SessionSlot, is_online: bool) {
         let member = self.id(session);
+        let room = if is_online { self.group_room(session) } else { 0 };
         let groups = std::mem::take(&mut self.sessions[session].groups);
         for membership in &groups {
             let (options, identifier) = (membership.options, membership.identifier);
             let group = Arc::clone(&membership.group);
-            self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online, waits: 0 });
+            self.tell_group(ShardMessage::Join { group, member, options, identifier, room, waits: 0 });
         }
         self.sessions[session].groups = groups;
     }

@@ -203,7 +203,7 @@ impl Broker {
                     continue;
                 }
                 if let Some((group, member)) = self.routing.groups.choose(group) {
-                    self.give_to_member(group, member, publication, (token, 0));
+                    self.give_to_member(group, member, publication, (token, 0, 0));
                 }
             }
             search.walk.clear();
@@ -283,6 +283,7 @@ pub(super) fn merge(
         identifiers,
         request: 0,
         group: None,
+        tried: 0,
         token,
         number: 0,
     })

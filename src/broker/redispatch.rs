@@ -353,7 +353,7 @@ impl Broker {
     /// At the group's home: somebody who is a member now gets it, if there is anybody.
     pub(super) fn choose_again(&mut self, group: &Arc<str>, publication: &Arc<Publication>, token: Token) {
         match self.routing.groups.choose_in(group) {
-            Some(member) => self.give_to_member(Arc::clone(group), member, publication, (token, 0)),
+            Some(member) => self.give_to_member(Arc::clone(group), member, publication, (token, 0, 0)),
             None => self.redispatches.without_member += 1,
         }
     }

@@ -54,6 +54,7 @@ impl Replay {
             identifiers,
             request: 0,
             group: None,
+            tried: 0,
             token: NOTHING,
             number: 0,
         }

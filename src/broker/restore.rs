@@ -72,7 +72,7 @@ impl Broker {
         let (member, group): (_, Arc<str>) = (self.id(session), filter.into());
         self.sessions[session].groups.push(Membership { group: Arc::clone(&group), options, identifier });
         self.routing.note_joined(&group);
-        self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online: false, waits: 0 });
+        self.tell_group(ShardMessage::Join { group, member, options, identifier, room: 0, waits: 0 });
     }
 
     /// What is in flight, in the order of the numbers. Whatever its device has not acknowledged lies in the store, and stays there.
@@ -111,6 +111,7 @@ impl Broker {
             identifiers,
             request: 0,
             group: message.group.as_deref().map(Arc::from),
+            tried: 0,
             token: NOTHING,
             number: message.number,
         }

@@ -371,7 +371,17 @@ impl Broker {
         let qos = publication.qos.min(subscriber.qos());
         self.push(
             session,
-            Delivery { publication, qos, retain: false, identifiers, request, group: None, token: NOTHING, number: 0 },
+            Delivery {
+                publication,
+                qos,
+                retain: false,
+                identifiers,
+                request,
+                group: None,
+                tried: 0,
+                token: NOTHING,
+                number: 0,
+            },
         );
     }
 
@@ -407,10 +417,10 @@ impl Broker {
         group: Arc<str>,
         member: Member,
         publication: &Arc<Publication>,
-        (token, request): (Token, u64),
+        (token, request, tried): (Token, u64, u8),
     ) {
         let Member { session, options, identifier, .. } = member;
-        let choice = Choice { group, member: session, options, identifier, request };
+        let choice = Choice { group, member: session, options, identifier, request, tried };
         if session.worker != self.worker {
             let recipient = Recipient::Member(Box::new(choice));
             self.settlements.add(token);
@@ -465,7 +475,7 @@ impl Broker {
         if let Some(mut delivery) = merge(publication, std::iter::once(subscriber), token) {
             if delivery.qos.is_acknowledged() {
                 delivery.group = Some(Arc::clone(&choice.group));
-                delivery.request = request;
+                (delivery.request, delivery.tried) = (request, choice.tried);
                 self.sessions[session].group_messages = GroupMessages::Some;
             }
             self.push(session, delivery);
@@ -475,15 +485,27 @@ impl Broker {
     /// The fleet gives a message to a group whose home this shard is: a member that is connected gets it. The request is answered by what
     /// becomes of it.
     pub fn give_from_fleet(&mut self, request: u64, group: &str, publication: &Arc<Publication>) {
-        match self.routing.groups.choose_online_in(group) {
-            Some((group, member)) => self.give_to_member(group, member, publication, (NOTHING, request)),
+        let chosen = self.routing.groups.choose_online_in(group);
+        self.give_to_chosen(chosen, publication, (request, 0));
+    }
+
+    fn give_to_chosen(
+        &mut self,
+        chosen: Option<(Arc<str>, Member)>,
+        publication: &Arc<Publication>,
+        (request, tried): (u64, u8),
+    ) {
+        match chosen {
+            Some((group, member)) => self.give_to_member(group, member, publication, (NOTHING, request, tried)),
             None => self.give_up_request(request),
         }
     }
 
     /// Says something to the home of the group that it is about.
     pub(super) fn tell_group(&mut self, message: ShardMessage) {
-        let (ShardMessage::Join { group, .. } | ShardMessage::Leave { group, .. }) = &message else {
+        let (ShardMessage::Join { group, .. } | ShardMessage::Leave { group, .. } | ShardMessage::NoRoom { group, .. }) =
+            &message
+        else {
             unreachable!("not for a group's home")
         };
         let home = self.home.of(group);
@@ -496,9 +518,9 @@ impl Broker {
     /// At the home of the group that it is about.
     fn handle_group(&mut self, message: ShardMessage) {
         match message {
-            ShardMessage::Join { group, member, options, identifier, is_online, waits } => {
+            ShardMessage::Join { group, member, options, identifier, room, waits } => {
                 let Some((_, filter)) = topic::shared(&group) else { return };
-                self.routing.groups.join(&group, filter, Member { session: member, options, identifier, is_online });
+                self.routing.groups.join(&group, filter, Member { session: member, options, identifier, room });
                 // Before it is answered: whoever publishes afterwards asks here.
                 self.note_wants();
                 let has_to_wait = self.routing.groups.wait(&group, (member, waits));
@@ -507,12 +529,17 @@ impl Broker {
                 }
             }
             ShardMessage::Leave { group, member } => self.leave_group(&group, member),
+            ShardMessage::NoRoom { group, member, publication, request, tried } => {
+                let chosen = self.routing.groups.choose_after(&group, member, tried);
+                self.give_to_chosen(chosen, &publication, (request, tried));
+            }
             ShardMessage::Returned { token, choice, publication } => {
                 self.leave_group(&choice.group, choice.member);
                 if choice.request == 0 {
                     self.choose_again(&choice.group, &publication, token);
                 } else {
-                    self.give_from_fleet(choice.request, &choice.group, &publication);
+                    let chosen = self.routing.groups.choose_online_in(&choice.group);
+                    self.give_to_chosen(chosen, &publication, (choice.request, choice.tried));
                 }
                 self.settle(token, Part::Taken);
             }
@@ -680,7 +707,7 @@ impl Broker {
         pending: &mut PendingSuback,
     ) -> Granted {
         let member = self.id(session);
-        let is_online = self.sessions[session].is_online();
+        let room = if self.sessions[session].is_online() { self.group_room(session) } else { 0 };
         let groups = &mut self.sessions[session].groups;
         let known = groups.iter().position(|membership| *membership.group == *filter);
         let place = known.unwrap_or_else(|| {
@@ -694,7 +721,7 @@ impl Broker {
         let waits = pending.waits;
         self.record_subscribed(session, filter, options, identifier);
         let name = Arc::clone(&group);
-        self.tell_group(ShardMessage::Join { group, member, options, identifier, is_online, waits });
+        self.tell_group(ShardMessage::Join { group, member, options, identifier, room, waits });
         pending.homes += usize::from(!is_here || self.routing.groups.is_undecided(&name));
         Granted::Subscribed
     }

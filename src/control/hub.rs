@@ -234,9 +234,9 @@ impl Hub {
                     fleet.interest(worker, version, *cover);
                 }
             }
-            WorkerEvent::Group { group, life, members, online } => {
+            WorkerEvent::Group { group, life, members, room } => {
                 if let Some(fleet) = &self.state.fleet {
-                    fleet.group(worker, (group, life), (members, online));
+                    fleet.group(worker, (group, life), (members, room));
                 }
             }
             WorkerEvent::Message(message) => self.apply_message(worker, message),

@@ -28,8 +28,8 @@ pub struct Decided {
 pub struct Wanted {
     pub worker: WorkerId,
     pub life: u32,
-    /// How many members are connected.
-    pub online: u32,
+    /// How much room the members have that are connected; 0: none is.
+    pub room: u32,
     /// What its home was told, and since when it waits for that.
     told: Option<Giver>,
     since: Instant,
@@ -48,7 +48,7 @@ impl GroupsWanted {
         &mut self,
         worker: WorkerId,
         (group, life): (Arc<str>, u32),
-        (members, online): (u32, u32),
+        (members, room): (u32, u32),
         now: Instant,
     ) -> Option<Decided> {
         if members == 0 {
@@ -57,7 +57,7 @@ impl GroupsWanted {
         }
         let known = self.all.get(&group).filter(|known| known.life == life);
         let (told, since) = known.map_or((None, now), |known| (known.told, known.since));
-        self.all.insert(Arc::clone(&group), Wanted { worker, life, online, told, since });
+        self.all.insert(Arc::clone(&group), Wanted { worker, life, room, told, since });
         if told.is_some() || self.is_served {
             return None;
         }

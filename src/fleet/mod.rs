@@ -381,7 +381,8 @@ impl Fleet {
         self.shared.interest_bell.notify_one();
     }
 
-    /// A group of shared subscribers whose home is this shard has come, gone or changed: of so many members so many are connected. Answered
+    /// A group of shared subscribers whose home is this shard has come, gone or changed: it has so many members, and those that are connected
+    /// have so much room. Answered
     /// by an [`Order::GroupServed`] when it has come. Never waits for anything outside.
     pub fn group(&self, worker: WorkerId, (group, life): (Arc<str>, u32), members: (u32, u32)) {
         let decided = if self.has_stream {

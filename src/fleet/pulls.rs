@@ -1,21 +1,17 @@
 //! How much is asked for of one group's messages. Pure.
 //!
 //! NATS gives a message to whichever question is next, one after the other, and a question that wants more goes to the end of the line: so
-//! as many questions wait for a group as it has members, and of all gateways' members each has the same part. A question is for few
+//! as many questions wait for a group as its members have room for, and of all gateways' members each has its part. A question is for few
 //! messages, and the next follows when there is room for it: what was given and is not settled counts against it. So whoever is slow is
 //! asked for less.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::link::GROUP_MESSAGES_EACH;
-
-/// Messages in one question,
-const ASKED: u32 = 4;
-/// and questions for each member.
-const EACH: u32 = GROUP_MESSAGES_EACH / ASKED;
-/// Members of all groups of a gateway for each of whom is asked. Where there are more, those of one group are asked for together.
-pub const MEMBERS_ASKED_MAX: u32 = 256;
+/// Messages in one question, where there is room for so many.
+pub const ASKED: u32 = 4;
+/// Messages that are asked for at a time, of all groups of a gateway. Where members have more room, each group has its part of these.
+pub const ROOM_ASKED_MAX: u32 = 2_048;
 /// The server ends a question after so long, and says so.
 pub const EXPIRES: Duration = Duration::from_secs(5);
 /// So much later it is not waited for any more.
@@ -42,31 +38,34 @@ pub struct Pulls {
     is_large: bool,
 }
 
-/// How many of a group's members are asked for, of so many of all groups.
-pub fn share(online: u32, of_all: u32) -> u32 {
-    if of_all <= MEMBERS_ASKED_MAX {
-        return online;
+/// How much of a group's room is asked for, of so much of all groups.
+pub fn share(room: u32, of_all: u32) -> u32 {
+    if of_all <= ROOM_ASKED_MAX {
+        return room;
     }
-    let part = u64::from(online) * u64::from(MEMBERS_ASKED_MAX) / u64::from(of_all);
-    (part as u32).max(online.min(1))
+    let part = u64::from(room) * u64::from(ROOM_ASKED_MAX) / u64::from(of_all);
+    (part as u32).max(room.min(ASKED))
 }
 
 impl Pulls {
-    /// What is to be asked, for so many members, while so much that was given is not settled.
-    pub fn ask(&mut self, members: u32, unsettled: u32, now: Instant) -> Vec<Pull> {
+    /// What is to be asked, with so much `room` among members, while so much that was given is not settled.
+    pub fn ask(&mut self, room: u32, unsettled: u32, now: Instant) -> Vec<Pull> {
         self.forget(now);
         let mut pulls = Vec::new();
-        let most = members * ASKED * EACH;
         if self.is_large {
-            if members > 0 && self.open.is_empty() && unsettled < most {
+            if self.open.is_empty() && unsettled < room {
                 pulls.push(self.open(1, true, now));
             }
             return pulls;
         }
-        while self.credit + unsettled + ASKED <= most {
-            pulls.push(self.open(ASKED, false, now));
+        loop {
+            let free = room.saturating_sub(self.credit + unsettled);
+            // Few are asked for where nothing else is.
+            if free == 0 || (free < ASKED && self.credit > 0) {
+                return pulls;
+            }
+            pulls.push(self.open(free.min(ASKED), false, now));
         }
-        pulls
     }
 
     fn open(&mut self, messages: u32, is_large: bool, now: Instant) -> Pull {
@@ -123,39 +122,58 @@ mod tests {
     fn as_much_is_asked_as_there_are_members_and_no_more_than_they_settle() {
         let (mut pulls, now) = (Pulls::default(), Instant::now());
         assert_eq!(pulls.ask(0, 0, now), []);
-        let first = pulls.ask(3, 0, now);
+        let first = pulls.ask(24, 0, now);
         assert_eq!((first.len(), first[0].messages), (6, ASKED));
-        assert_eq!(pulls.ask(3, 0, now), []);
+        assert_eq!(pulls.ask(24, 0, now), []);
         (0..ASKED).for_each(|_| pulls.handle_message());
-        assert_eq!(pulls.ask(3, ASKED, now), [], "what was given is not settled");
-        assert_eq!(pulls.ask(3, 0, now).len(), 1);
+        assert_eq!(pulls.ask(24, ASKED, now), [], "what was given is not settled");
+        assert_eq!(pulls.ask(24, 0, now).len(), 1);
         // A question that is ended gives back what is left of it; one that is not heard of is forgotten.
         pulls.handle_end(first[1].number, 3, false);
         pulls.handle_end(first[1].number, 3, false);
-        assert_eq!(pulls.ask(3, 0, now), []);
+        assert_eq!(pulls.ask(24, 0, now), []);
         pulls.handle_message();
-        assert_eq!(pulls.ask(3, 0, now).len(), 1);
-        assert_eq!(pulls.ask(3, 0, now + EXPIRES + FORGOTTEN_AFTER).len(), 6);
+        assert_eq!(pulls.ask(24, 0, now).len(), 1);
+        assert_eq!(pulls.ask(24, 0, now + EXPIRES + FORGOTTEN_AFTER).len(), 6);
+    }
+
+    /// Whoever takes one at a time is asked for one.
+    #[test]
+    fn no_more_is_asked_for_than_there_is_room() {
+        for room in 1..40 {
+            let (mut pulls, now) = (Pulls::default(), Instant::now());
+            let sum = |pulls: &[Pull]| pulls.iter().map(|pull| pull.messages).sum::<u32>();
+            let asked = sum(&pulls.ask(room, 0, now));
+            assert!(asked <= room && asked + ASKED > room && asked > 0, "{asked} of {room}");
+            for given in 1..=asked {
+                pulls.handle_message();
+                let more = sum(&pulls.ask(room, given, now));
+                assert!(asked + more <= room, "{asked} and {more} of {room}");
+                if more > 0 {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
     fn what_is_too_large_for_many_is_asked_for_alone() {
         let (mut pulls, now) = (Pulls::default(), Instant::now());
-        for pull in pulls.ask(1, 0, now) {
+        for pull in pulls.ask(8, 0, now) {
             pulls.handle_end(pull.number, pull.messages, true);
         }
-        let alone = pulls.ask(1, 0, now);
+        let alone = pulls.ask(8, 0, now);
         assert_eq!(alone, [Pull { number: 3, messages: 1, is_large: true }]);
-        assert_eq!(pulls.ask(1, 0, now), []);
+        assert_eq!(pulls.ask(8, 0, now), []);
         pulls.handle_message();
         pulls.handle_end(alone[0].number, 0, false);
-        assert_eq!(pulls.ask(1, 1, now).len(), 1);
+        assert_eq!(pulls.ask(8, 1, now).len(), 1);
     }
 
     #[test]
     fn a_crowd_has_its_part() {
-        assert_eq!((share(0, 10), share(7, 10), share(1, 100_000)), (0, 7, 1));
-        assert_eq!(share(1_000, 2_000), MEMBERS_ASKED_MAX / 2);
+        assert_eq!((share(0, 10), share(7, 10), share(1, 100_000), share(8, 100_000)), (0, 7, 1, ASKED));
+        assert_eq!(share(2 * ROOM_ASKED_MAX, 4 * ROOM_ASKED_MAX), ROOM_ASKED_MAX / 2);
     }
 
     /// A line of questions as the server keeps it: gateways with 9, 3 and 1 members get 9, 3 and 1 parts, whatever the rate.
@@ -173,7 +191,9 @@ mod tests {
                 }
                 for (number, pulls) in gateways.iter_mut().enumerate() {
                     let open = unsettled.iter().filter(|(_, of)| *of == number).count() as u32;
-                    line.extend(pulls.ask(members[number], open, now).into_iter().map(|pull| (number, pull.messages)));
+                    line.extend(
+                        pulls.ask(members[number] * 8, open, now).into_iter().map(|pull| (number, pull.messages)),
+                    );
                 }
                 let Some((number, left)) = line.pop_front() else { continue };
                 if left > 1 {

@@ -5,7 +5,7 @@
 //!                 asked for                     lent to a member                  its device has acknowledged it
 //!   in the stream ─────────▶ given, unsettled ─────────────────────▶ … progress … ────────────────────▶ acknowledged, known for a while
 //!        ▲                        │ nobody took it                                                          │ its acknowledgement was lost:
-//!        └── another one's ◀──────┴── half a second later                                                   └─ it comes again, and is acknowledged again
+//!        └── another one's ◀──────┴── at once, or later                                                     └─ it comes again, and is acknowledged again
 //! ```
 //!
 //! What is under way outlives a connection to NATS: it is acknowledged over the next one.
@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use super::groups_wanted::{Decided, GroupsWanted};
 use super::membership::End;
-use super::pulls::{MEMBERS_ASKED_MAX, Pull, Pulls, share};
+use super::pulls::{ASKED, Pull, Pulls, ROOM_ASKED_MAX, share};
 use crate::config::FLEET_GROUPS_BYTES;
 use crate::link::{Giver, WorkerId, group_key, group_wants};
 use crate::sink::nats::Publishing;
@@ -35,7 +35,7 @@ const ROOM_AGAIN_AFTER: Duration = Duration::from_mins(1);
 /// Rows that name this gateway without a member here are looked for so long after the beginning: by then all members that an earlier
 /// process has left are known.
 const STRAYS_AFTER: Duration = Duration::from_mins(2);
-/// What nobody took comes again after so long.
+/// What nobody took twice comes again after so long; the first time it is somebody else's at once.
 const GIVEN_BACK_FOR: Duration = Duration::from_millis(500);
 /// Messages that were settled, known for a while: an acknowledgement may be lost, and then they come again.
 const SETTLED_KNOWN: usize = 8_192;
@@ -128,6 +128,8 @@ struct Unsettled {
     reply: Subject,
     /// It has no acknowledgement: NATS was told at once.
     is_quick: bool,
+    /// It was given before, and came again.
+    is_again: bool,
 }
 
 /// One group that is served here, or is to be.
@@ -138,8 +140,8 @@ struct Served {
     /// When it is looked again whether all is as it is to be; at once, if that is past.
     due: Instant,
     unsettled: u32,
-    /// Members here for whom is asked, as of the latest look; 0: nobody is connected.
-    members: u32,
+    /// The room of members here for which is asked, as of the latest look; 0: nobody is connected.
+    room: u32,
     /// There may be room for more than was asked for.
     is_changed: bool,
     /// Messages without an acknowledgement up to this one were published before somebody was.
@@ -217,21 +219,21 @@ impl Serving {
     /// Joins what has members here, leaves what has none any more.
     pub fn follow(&mut self, wanted: &GroupsWanted, now: Instant, out: &mut Vec<Effect>) {
         let wanted: BTreeMap<Arc<str>, u32> =
-            wanted.all().map(|(group, wanted)| (Arc::clone(group), wanted.online)).collect();
+            wanted.all().map(|(group, wanted)| (Arc::clone(group), wanted.room)).collect();
         let all: u32 = wanted.values().sum();
-        self.questions = (all.min(MEMBERS_ASKED_MAX) as usize + wanted.len()) * 2;
-        for (group, online) in &wanted {
+        self.questions = all.min(ROOM_ASKED_MAX).div_ceil(ASKED) as usize + wanted.len() * 2;
+        for (group, room) in &wanted {
             let known = self.served.entry(Arc::clone(group)).or_insert_with(|| {
                 self.number += 1;
                 Served::new(self.number, unsettled_of(&self.given, group), now)
             });
-            let is_online = *online > 0;
-            if is_online && known.members == 0 {
+            let is_online = *room > 0;
+            if is_online && known.room == 0 {
                 // What has no acknowledgement is for whoever was there: from where is asked.
                 known.due = now;
                 known.quiet_until = u64::MAX;
             }
-            (known.members, known.is_changed) = (share(*online, all), true);
+            (known.room, known.is_changed) = (share(*room, all), true);
             if known.due <= now && self.busy.insert(Arc::clone(group)) {
                 if let (Some(consumer), false) = (&known.consumer, is_online) {
                     out.push(Effect::Touch(Arc::clone(consumer)));
@@ -338,7 +340,7 @@ impl Serving {
             known.is_changed = false;
             let Some(consumer) = known.consumer.clone().filter(|_| known.quiet_until != u64::MAX) else { continue };
             let slot = known.slot;
-            let pulls = known.pulls.ask(known.members, known.unsettled, now).into_iter();
+            let pulls = known.pulls.ask(known.room, known.unsettled, now).into_iter();
             out.extend(pulls.map(|pull| Effect::Pull { consumer: Arc::clone(&consumer), slot, pull, bytes }));
         }
     }
@@ -383,7 +385,8 @@ impl Serving {
             served.unsettled += 1;
         }
         self.by_place.insert(at.clone(), number);
-        self.given.insert(number, Unsettled { group: Arc::clone(&group), at, reply, is_quick });
+        let is_again = tries > 1;
+        self.given.insert(number, Unsettled { group: Arc::clone(&group), at, reply, is_quick, is_again });
         out.push(Effect::Give(Box::new(Given { number, group, worker, topic, payload, publishing })));
     }
 
@@ -432,7 +435,7 @@ impl Serving {
             Said::Taken
         } else {
             self.counts.returned += 1;
-            Said::Back(Some(GIVEN_BACK_FOR))
+            Said::Back(given.is_again.then_some(GIVEN_BACK_FOR))
         };
         if !given.is_quick {
             out.push(Effect::Say(given.reply, said));
@@ -463,7 +466,7 @@ impl Served {
             pulls: Pulls::default(),
             due: now,
             unsettled,
-            members: 0,
+            room: 0,
             is_changed: true,
             quiet_until: u64::MAX,
         }

@@ -74,8 +74,8 @@ pub enum WorkerEvent {
         life: u32,
         /// How many have subscribed; 0: it is no more.
         members: u32,
-        /// How many of them are connected.
-        online: u32,
+        /// How much those of them that are connected may have of what the fleet gives and they have not acknowledged; 0: none is.
+        room: u32,
     },
     /// In a fleet: a device has come whose session may be at another gateway.
     SessionWanted(Box<SessionWanted>),

@@ -19,9 +19,9 @@ use crate::codec::mqtt::topic;
 /// Groups that may be noted: each costs whoever publishes a look while the fleet gives nothing.
 pub const GROUPS_HERE_MAX: usize = 256;
 
-/// Messages under way to a member that a group of the fleet is given: so many are asked for each, and no more are with one that has not
-/// acknowledged them.
-pub const GROUP_MESSAGES_EACH: u32 = 8;
+/// Messages under way to a member that a group of the fleet is given: at most so many are asked for each, and with one that has not acknowledged
+/// them. Whoever wants fewer at a time says so by its Receive Maximum.
+pub const GROUP_ROOM_MAX: u16 = 32;
 
 /// Names of groups, `$share/NAME/FILTER`, shared by all who need them; in a pointer, since nearly always there are none.
 pub type GroupNames = Arc<Vec<Arc<str>>>;

@@ -41,7 +41,7 @@ pub use event::{
 pub use event_channel::{EventReceiver, EventSender, event_channel};
 pub use grant::{AuthAnswer, Credentials, GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
 pub use groups::{
-    GROUP_MESSAGES_EACH, GROUPS_HERE_MAX, GroupNames, GroupsHere, group_filter, group_key, group_keys, group_wants,
+    GROUP_ROOM_MAX, GROUPS_HERE_MAX, GroupNames, GroupsHere, group_filter, group_key, group_keys, group_wants,
 };
 pub use handover::{
     Cut, Lag, NO_ROOM_FOR_SESSION, Outline, Round, STILL_CONNECTED, SessionChanged, SessionOrder, SessionVerdict,

@@ -85,6 +85,8 @@ pub struct Choice {
     pub identifier: u32,
     /// The question of the control plane that is answered by what becomes of it; 0: none.
     pub request: u64,
+    /// So many members have had no room for it before.
+    pub tried: u8,
 }
 
 /// Messages and their bytes: credit that is given, or given back.
@@ -117,6 +119,19 @@ pub enum ShardMessage {
         /// What it did not get.
         publication: Arc<Publication>,
     },
+    /// To a group's home: the member that was chosen for what the fleet gives has as much of that as it may have; choose another.
+    NoRoom {
+        /// The group, as `$share/NAME/FILTER`.
+        group: Arc<str>,
+        /// The session of the member.
+        member: SessionId,
+        /// What it did not get,
+        publication: Arc<Publication>,
+        /// the question that is answered by what becomes of it,
+        request: u64,
+        /// and how many members have had no room for it.
+        tried: u8,
+    },
     /// A retained message could not be kept by every shard: nobody keeps it, nor an older one of its topic. Answered by
     /// [`ShardMessage::Taken`].
     Withdraw {
@@ -143,8 +158,9 @@ pub enum ShardMessage {
         options: u8,
         /// The Subscription Identifier; 0: none.
         identifier: u32,
-        /// Whether its device is connected: those are chosen first.
-        is_online: bool,
+        /// How much of what the fleet gives it may have that is not acknowledged; 0: its device is not connected. Those that are are
+        /// chosen first.
+        room: u16,
         /// The SUBSCRIBE that waits for [`ShardMessage::Joined`]; 0: none does.
         waits: u32,
     },

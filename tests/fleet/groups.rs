@@ -109,6 +109,30 @@ fn all_members_get_as_much_however_they_are_spread() {
     assert!(each.iter().all(|count| *count > 30), "{each:?}");
 }
 
+/// One that acknowledges nothing has what it may have, and what it has no room for goes to its neighbour: nothing goes back and waits there.
+#[test]
+fn a_member_that_acknowledges_nothing_has_its_part_and_holds_up_nobody() {
+    const ROOM: usize = 32;
+    const MESSAGES: usize = 4 * ROOM;
+    let site = Site::new();
+    let (_servers, fleet) = fleet(&site, 1, 2, "");
+    let silent = come(&fleet[0], "silent", 1, false, "$share/g/jobs").remove(0);
+    let mut quick = come(&fleet[0], "quick", 1, false, "$share/g/jobs");
+    let mut publisher = Client::come(&fleet[1], "publisher", false);
+    for number in 0..MESSAGES {
+        publisher.publish("jobs", &number.to_string(), 1);
+        quick[0].take_all();
+    }
+    let (heard, _) = hear(&mut quick, MESSAGES - ROOM);
+    assert!(heard.values().all(|count| *count == 1), "{heard:?}");
+    assert_eq!(quick[0].message(QUIET), None, "the others are with the one that is silent");
+    wait_until("it has its part", LATE, || fleet[0].fleet()["groups"]["unsettled"] == ROOM as u64);
+    assert_eq!(fleet[0].fleet()["groups"]["returned"], 0);
+    silent.cut();
+    let (rest, _) = hear(&mut quick, ROOM);
+    assert!(rest.keys().all(|job| !heard.contains_key(job)), "{rest:?}");
+}
+
 /// SUBACK says that whatever is published from then on comes, wherever.
 #[test]
 fn what_is_published_elsewhere_right_after_suback_comes() {

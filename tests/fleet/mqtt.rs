@@ -290,6 +290,15 @@ impl Client {
         }
     }
 
+    /// Takes and acknowledges what has come; [`Client::message`] tells it.
+    pub fn take_all(&mut self) {
+        while let Some(packet) = self.next(Instant::now() + Duration::from_millis(1)) {
+            if let Packet::Message(heard) = packet {
+                self.heard.push_back(heard);
+            }
+        }
+    }
+
     /// Messages that came before an answer that was waited for.
     pub fn heard(&mut self) -> impl Iterator<Item = Heard> + '_ {
         self.heard.drain(..)

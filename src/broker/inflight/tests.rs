@@ -14,6 +14,7 @@ fn delivery(qos: QoS, request: u64) -> Delivery {
         identifiers: Identifiers::None,
         request,
         group: None,
+        tried: 0,
         token: NOTHING,
         number: 0,
     }

@@ -5,7 +5,7 @@ use super::inflight::Inflight;
 use super::lifecycle::NO_KEY;
 use super::*;
 use crate::image::Change;
-use crate::link::{GROUP_MESSAGES_EACH, Giver, Reach, WorkerEvent};
+use crate::link::{Giver, Reach, WorkerEvent};
 use crate::time::Timeline;
 
 const REQUEST: u64 = 77;
@@ -76,7 +76,7 @@ fn go(world: &mut World, worker: usize, session: SessionSlot) {
 fn told(shard: &mut Broker) -> Vec<(String, u32, u32, u32)> {
     let events = shard.take_group_events().into_iter();
     let told = events.map(|event| match event {
-        WorkerEvent::Group { group, life, members, online } => (group.to_string(), life, members, online),
+        WorkerEvent::Group { group, life, members, room } => (group.to_string(), life, members, room),
         other => panic!("{other:?}"),
     });
     told.collect()
@@ -88,7 +88,9 @@ fn suback_of_a_group_waits_until_it_is_decided_who_gives() {
     let shard = &mut world.shards[worker];
     assert!(!subscribe(shard, session, &group), "it is not decided");
     assert!(shard.has_deliveries(), "something is to be told");
-    assert_eq!(told(shard), [(group.clone(), 1, 1, 1)]);
+    let room = u32::from(shard.group_room(session));
+    assert!(room > 0);
+    assert_eq!(told(shard), [(group.clone(), 1, 1, room)]);
     assert_eq!(told(shard), []);
     shard.handle_group_served(&group, 7, Giver::Fleet);
     assert!(shard.take_answerable().is_empty(), "that was another life of it");
@@ -208,7 +210,16 @@ fn what_was_sent_of_qos_2_stays_with_its_session() {
         let mut pending = shard.begin_filters(session, 1).unwrap();
         let granted = shard.subscribe(session, &group, Options::plain(QoS::ExactlyOnce), 0, &mut pending);
         assert_eq!(granted, Granted::Subscribed);
-        shard.sessions[session].profile.receive_maximum = 2;
+        // Of what it takes at a time others have two, where nothing is recorded.
+        let others = if is_stored { 0 } else { 2 };
+        shard.sessions[session].profile.receive_maximum = 2 + others;
+        let subscriber =
+            Subscriber { slot: session, identifier: 0, options: Options::plain(QoS::AtLeastOnce).to_byte() };
+        let plain = Arc::new(world.publication("others", QoS::AtLeastOnce));
+        for _ in 0..others {
+            world.shards[worker].write_to(session, Arc::clone(&plain), subscriber, 0);
+        }
+        turn_of(&mut world, worker, &[session]);
         let publication = Arc::new(world.publication("jobs", QoS::ExactlyOnce));
         world.shards[worker].give_from_fleet(REQUEST, &group, &publication);
         let mut sent = turn_of(&mut world, worker, &[session]).len();
@@ -219,14 +230,17 @@ fn what_was_sent_of_qos_2_stays_with_its_session() {
         );
         sent += turn_of(&mut world, worker, &[session]).len();
         assert_eq!(sent, 1);
-        // The second one is not sent before it is known to be safe, the third not before one of these is acknowledged.
+        // The second one is not sent before it is known to be safe, or one of those before it is acknowledged; nor is the third, for
+        // which there is no room where they are recorded.
         let packet = world.shards[worker].sessions[session].next_packet;
-        world.shards[worker].sessions[session].profile.receive_maximum = if is_stored { 2 } else { 1 };
+        world.shards[worker].sessions[session].profile.receive_maximum = 2 + others / 2;
         for request in [REQUEST + 1, REQUEST + 2] {
             world.shards[worker].give_from_fleet(request, &group, &publication);
         }
         assert_eq!(turn_of(&mut world, worker, &[session]).len(), 0);
         let shard = &mut world.shards[worker];
+        let mut ends = shard.take_requests();
+        assert_eq!(ends.len(), usize::from(is_stored));
         if is_acknowledged {
             let told = |_| panic!("it is no request of the API");
             assert!(shard.handle_pubrec(session, packet, false, told).unwrap());
@@ -234,7 +248,7 @@ fn what_was_sent_of_qos_2_stays_with_its_session() {
         }
         go(&mut world, worker, session);
         let shard = &mut world.shards[worker];
-        let mut ends = shard.take_requests();
+        ends.extend(shard.take_requests());
         ends.sort_by_key(|(request, _)| *request);
         let unsent = [1, 2].map(|more| (REQUEST + more, RequestEnd::Unacknowledged));
         let kept = (!is_acknowledged).then_some((REQUEST, RequestEnd::Published));
@@ -242,7 +256,7 @@ fn what_was_sent_of_qos_2_stays_with_its_session() {
         let second = usize::from(is_stored);
         assert_eq!(recorded(shard), (second, second), "what goes back is nobody's here");
         let left = shard.sessions[session].inflight.as_deref().map(Inflight::unacknowledged);
-        assert_eq!(left, Some(1), "it is sent again, or its PUBREL is");
+        assert_eq!(left, Some(1 + usize::from(others)), "it is sent again, or its PUBREL is");
         shard.check_invariants(|_| false);
     }
 }
@@ -254,7 +268,8 @@ fn a_silent_member_has_no_more_than_was_asked_for_it() {
         let (mut world, worker, session, group) = stage_with(is_stored);
         subscribe(&mut world.shards[worker], session, &group);
         let publication = Arc::new(world.publication("jobs", QoS::AtLeastOnce));
-        let beyond = u64::from(GROUP_MESSAGES_EACH);
+        world.shards[worker].sessions[session].profile.receive_maximum = 9;
+        let beyond = u64::from(world.shards[worker].group_room(session));
         for request in 0..beyond + 2 {
             world.shards[worker].give_from_fleet(REQUEST + request, &group, &publication);
         }
@@ -270,4 +285,43 @@ fn a_silent_member_has_no_more_than_was_asked_for_it() {
         assert_eq!(world.shards[worker].take_requests(), [], "there is room for one");
         world.shards[worker].check_invariants(|_| true);
     }
+}
+
+/// What a slow member has no room for goes to the next one, in the turn after; and back only where all have been tried.
+#[test]
+fn what_a_member_has_no_room_for_goes_to_another_at_once() {
+    let (mut world, worker, slow, group) = stage();
+    let other = (1..world.devices.len()).find(|&device| world.devices[device].worker == worker).unwrap();
+    world.connect(other);
+    let quick = world.session_of(other).unwrap();
+    for session in [slow, quick] {
+        subscribe(&mut world.shards[worker], session, &group);
+        world.shards[worker].sessions[session].profile.receive_maximum = 3;
+    }
+    let publication = Arc::new(world.publication("jobs", QoS::AtLeastOnce));
+    let (mut of_slow, mut of_quick) = (0, Vec::new());
+    for request in 1..=10 {
+        world.shards[worker].give_from_fleet(request, &group, &publication);
+        for _ in 0..3 {
+            for (session, _) in turn_of(&mut world, worker, &[slow, quick]) {
+                if session == slow {
+                    of_slow += 1;
+                    continue;
+                }
+                let shard = &mut world.shards[worker];
+                let packet = shard.sessions[quick].next_packet;
+                assert!(shard.handle_puback(quick, packet, |_| panic!("it is no request of the API")).unwrap());
+                of_quick.extend(shard.take_requests());
+            }
+        }
+    }
+    assert_eq!((of_slow, of_quick.len()), (3, 7));
+    assert!(of_quick.iter().all(|(_, end)| *end == RequestEnd::Published), "{of_quick:?}");
+    // Nobody has room any more.
+    for request in 11..=14 {
+        world.shards[worker].give_from_fleet(request, &group, &publication);
+        (0..4).for_each(|_| drop(turn_of(&mut world, worker, &[slow, quick])));
+    }
+    assert_eq!(world.shards[worker].take_requests(), [(14, RequestEnd::Unacknowledged)]);
+    world.shards[worker].check_invariants(|_| true);
 }

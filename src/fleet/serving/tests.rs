@@ -14,7 +14,11 @@ use super::*;
 use gateway::{Gateway, Got};
 use server::{Nats, Up};
 
+use crate::codec::mqtt::QoS;
+
 const GATEWAYS: usize = 3;
+/// What a member takes at a time.
+const RECEIVE_MAXIMUM: u16 = 10;
 /// Members at a gateway, at most.
 const MEMBERS: usize = 3;
 const GROUP: &str = "$share/workers/jobs";
@@ -264,7 +268,7 @@ impl World {
                 self.broken.insert("a group does not know how much of what it was given is not settled".to_owned());
             }
             let (.., unsettled) = gateway.serving.standing();
-            if unsettled > 8 * (MEMBERS as u64 + 1) {
+            if unsettled > u64::from(RECEIVE_MAXIMUM) * (MEMBERS as u64 + 1) {
                 self.broken.insert(format!("{unsettled} messages are under way at once"));
             }
             for consumer in gateway.held() {
@@ -386,4 +390,32 @@ fn what_loses_a_message_is_found() {
 fn what_gives_a_message_to_two_is_found() {
     let broken = found(Fault::NeverUnderway, Weather::Calm);
     assert!(broken.iter().any(|words| words.contains("goes to two")), "{broken:?}");
+}
+
+/// What nobody took is somebody else's at once; what comes back again waits, so that it does not go round and round.
+#[test]
+fn what_is_given_back_is_given_to_another_at_once_and_the_second_time_later() {
+    let now = Instant::now();
+    let (mut serving, mut wanted, mut out) =
+        (Serving::new(fastrand::Rng::with_seed(1), now), GroupsWanted::default(), Vec::new());
+    let group: Arc<str> = GROUP.into();
+    wanted.begin();
+    wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
+    serving.begin(now);
+    serving.follow(&wanted, now, &mut out);
+    serving.handle_joined(&group, Ok((End::Held("c".to_owned()), 0)), &mut wanted, now, &mut out);
+    for (tries, expected) in [(1, None), (2, Some(GIVEN_BACK_FOR)), (3, Some(GIVEN_BACK_FOR))] {
+        let publishing = Publishing { qos: QoS::AtLeastOnce, ..Publishing::plain("gate") };
+        let publication = Some((publishing, TOPIC.into(), Bytes::new()));
+        out.clear();
+        serving.handle_message(
+            Came { consumer: "c".to_owned(), seq: 1, tries, reply: "r".into(), publication },
+            &wanted,
+            0,
+            &mut out,
+        );
+        let Some(Effect::Give(given)) = out.pop() else { panic!("{out:?}") };
+        serving.settle(given.number, false, &mut out);
+        assert!(matches!(out[..], [Effect::Say(_, Said::Back(after))] if after == expected), "{tries}: {out:?}");
+    }
 }

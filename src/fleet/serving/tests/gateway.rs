@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::super::*;
 use super::server::{Down, Link, Nats, Up};
-use super::{Fault, GROUP, TOPIC};
+use super::{Fault, GROUP, RECEIVE_MAXIMUM, TOPIC};
 use crate::broker::{
     Arrival, Bounds, Broker, BrokerOptions, Granted, Profile, RequestEnd, SendBudget, SessionBatch, Ticket,
 };
@@ -144,7 +144,7 @@ impl Gateway {
             listener: ListenerId(0),
             keep_alive_s: 0,
             expiry_s: 0,
-            receive_maximum: 10,
+            receive_maximum: RECEIVE_MAXIMUM,
             packet_maximum: u32::MAX,
             alias_maximum: 0,
         };
@@ -246,9 +246,9 @@ impl Gateway {
                 self.broker.handle_interest_held(version);
             }
             for event in self.broker.take_group_events() {
-                let WorkerEvent::Group { group, life, members, online } = event else { panic!("{event:?}") };
+                let WorkerEvent::Group { group, life, members, room } = event else { panic!("{event:?}") };
                 self.has_news = true;
-                let decided = self.wanted.say(WorkerId(0), (group, life), (members, online), now);
+                let decided = self.wanted.say(WorkerId(0), (group, life), (members, room), now);
                 self.out.extend(decided.map(Effect::Tell));
             }
             for (request, end) in self.broker.take_requests() {
