@@ -320,8 +320,10 @@ impl Inflight {
             released.requests.extend(Some(std::mem::take(&mut delivery.request)).filter(|&request| request != 0));
         }
         self.leave_waiting(released);
+        // One that comes again is no faster for that.
+        let has_stalled = self.is_stalled;
         self.drop_waiting(released);
-        self.is_stalled = false;
+        self.is_stalled = has_stalled;
         // Those without an acknowledgement are for whoever is there.
         self.queue.retain(|delivery| delivery.qos.is_acknowledged());
         self.kept = self.queue.len();

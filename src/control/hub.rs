@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, after, never, select};
 
 use tokio::sync::oneshot;
 
 use super::State;
-use super::auth::chain::{Answer, AuthChains, Replacement};
-use super::auth::verifier::AuthRequest;
+use super::auth::chain::{Answer, AuthChains, HookResult, JwtResult, Replacement};
+use super::auth::verifier::{AuthRequest, HashResult};
 use super::blocks::{BlockOrder, BlockRequest, BlockSource};
 use super::broadcasts::Share;
 use super::forwarded::Forwarded;
@@ -27,8 +27,10 @@ use crate::link::{
 use crate::pool::Charge;
 use crate::store::{self, Entry, Settled, What};
 
-/// What nobody waits for wakes the hub no more often than so; and what is waited for, where much of it comes one after the other.
+/// What is waited for wakes the hub no more often than so, where much of it comes one after the other.
 const COMPANY: Duration = Duration::from_millis(1);
+/// What nobody waits for wakes it no more often than so.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// So many batches must come while it rests.
 const WORTH_A_REST: usize = 2;
 /// How long the last batches may take at shutdown.
@@ -79,15 +81,18 @@ impl Hub {
 
     /// Works until something arrives on `stop` (or its sender is gone); then takes what is still there.
     pub(super) fn run(mut self, stop: &Receiver<()>, replacements: &Receiver<Replacement>) {
-        let EventReceiver { events: mut uplink, mut answers, .. } = self.state.uplink.clone();
+        let EventReceiver { events: mut uplink, mut answers, mut hurry, .. } = self.state.uplink.clone();
         let hashes = self.auth.hashes();
         let jwt_results = self.auth.jwt_results();
         let hook_answers = self.auth.hook_answers();
         let mut settled = self.settled.clone();
         let mut rung = self.forwarded.rung.clone();
         let nothing = never();
+        // While this runs, what the workers say waits for more, because nobody waits for it.
+        let mut patience = None;
         loop {
-            let taken = if self.has_room() { &uplink } else { &nothing };
+            let over = patience.clone().unwrap_or_else(never);
+            let taken = if self.has_room() && patience.is_none() { &uplink } else { &nothing };
             let mut is_awaited = true;
             select! {
                 recv(answers) -> batch => match batch {
@@ -99,21 +104,16 @@ impl Hub {
                     // Every worker is gone; only `stop` is left to wait for.
                     Err(_) => uplink = never(),
                 },
-                recv(hashes) -> result => {
-                    let result = result.expect("the token thread ended before its owner");
-                    let answers = self.auth.handle_hash_result(result, Instant::now());
-                    self.tell(answers);
+                recv(hurry) -> bell => {
+                    patience = None;
+                    if bell.is_err() {
+                        hurry = never();
+                    }
                 }
-                recv(jwt_results) -> results => {
-                    let results = results.expect("the jwt thread ended before its owner");
-                    let answers = self.auth.handle_jwt_results(results, &self.state.clock, Instant::now());
-                    self.tell(answers);
-                }
-                recv(hook_answers) -> result => {
-                    let result = result.expect("its sender is kept beside it");
-                    let answers = self.auth.handle_hook_result(result, &self.state.clock, Instant::now());
-                    self.tell(answers);
-                }
+                recv(over) -> _ => patience = None,
+                recv(hashes) -> result => self.tell_hash(result.expect("the token thread ended before its owner")),
+                recv(jwt_results) -> results => self.tell_jwt(results.expect("the jwt thread ended before its owner")),
+                recv(hook_answers) -> result => self.tell_hook(result.expect("its sender is kept beside it")),
                 // Its sender goes with the one of `stop`, which is then about to be seen.
                 recv(replacements) -> by => if let Ok(by) = by { self.replace(by) },
                 recv(settled) -> all => match all {
@@ -128,7 +128,10 @@ impl Hub {
                 recv(stop) -> _ => break,
             }
             self.ring_told();
-            self.lie_down(uplink.len() + answers.len() + settled.len(), is_awaited);
+            let left = uplink.len() + answers.len() + settled.len();
+            if patience.is_none() && !self.lie_down(left, is_awaited) {
+                patience = Some(after(PATIENCE));
+            }
         }
         self.drain(&uplink);
         // The threads end early because nobody takes their results any more: all who could must let go.
@@ -136,21 +139,24 @@ impl Hub {
         self.auth.stop();
     }
 
-    /// One thing was done, and so many are left. After what nobody waits for it lets a little come together, when nothing is left; and
-    /// after what somebody does where many come one after the other.
-    fn lie_down(&mut self, left: usize, is_awaited: bool) {
+    /// One thing was done, and so many are left. When nothing is, it rests if somebody waits where many come one after the other.
+    /// `false`: nobody waits, and what comes next need not be looked at soon.
+    fn lie_down(&mut self, left: usize, is_awaited: bool) -> bool {
         if !self.is_awake {
             self.rest.note_woken(self.state.clock.now(), 1 + left);
         }
         self.is_awake = left > 0;
         if self.is_awake {
-            return;
+            return true;
         }
-        self.rest.note_turn(true);
-        let rest = if is_awaited { self.rest.before_poll(self.state.clock.now()) } else { COMPANY };
-        if !rest.is_zero() {
-            std::thread::sleep(rest);
+        self.rest.note_turn(is_awaited);
+        if is_awaited {
+            let rest = self.rest.before_poll(self.state.clock.now());
+            if !rest.is_zero() {
+                std::thread::sleep(rest);
+            }
         }
+        is_awaited
     }
 
     /// Once for all that a worker was told.
@@ -389,6 +395,21 @@ impl Hub {
     /// Other files or settings for whoever proves who he is.
     fn replace(&mut self, by: Replacement) {
         let answers = self.auth.replace(by, &self.state.clock, Instant::now());
+        self.tell(answers);
+    }
+
+    fn tell_hash(&mut self, result: HashResult) {
+        let answers = self.auth.handle_hash_result(result, Instant::now());
+        self.tell(answers);
+    }
+
+    fn tell_jwt(&mut self, results: Vec<JwtResult>) {
+        let answers = self.auth.handle_jwt_results(results, &self.state.clock, Instant::now());
+        self.tell(answers);
+    }
+
+    fn tell_hook(&mut self, result: HookResult) {
+        let answers = self.auth.handle_hook_result(result, &self.state.clock, Instant::now());
         self.tell(answers);
     }
 

@@ -13,6 +13,9 @@
 //! | for a place in the lane | there is one for it: at most as many are woken as there are places, or all, if nothing is left there |
 //! | because its part of the pool for what goes up is full | it is not |
 //! | because that is crowded, for those who can wait | it is not |
+//!
+//! The control plane leaves what nobody waits for in its lane for a while, so that more comes together. Whoever puts something there
+//! that is waited for, or waits for room himself, rings behind it ([`EventSender::hurry`]).
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -32,6 +35,7 @@ pub struct EventSender {
     pub events: Sender<Batch>,
     /// Takes batches of answers alone, always.
     pub answers: Sender<Batch>,
+    hurry: Sender<()>,
     waiting: Arc<Waiting>,
 }
 
@@ -57,15 +61,24 @@ pub struct EventReceiver {
     pub events: Receiver<Batch>,
     /// Answers, and questions about tokens.
     pub answers: Receiver<Batch>,
+    /// Says that somebody waits for something in the lane of events, or for room there.
+    pub hurry: Receiver<()>,
     waiting: Arc<Waiting>,
 }
 
 impl EventSender {
+    /// Somebody waits for what was put into the lane of events. To be said behind it.
+    pub fn hurry(&self) {
+        // Said by somebody else, it is heard once for both.
+        let _ = self.hurry.try_send(());
+    }
+
     /// This worker waits for a place in the lane: it is woken when there may be one. To be said before it looks for the last time.
     pub fn wait(&self, worker: WorkerId) {
         debug_assert!(worker.0 < WORKERS);
         self.waiting.lane.fetch_or(1 << worker.0, Ordering::SeqCst);
         fence(Ordering::SeqCst);
+        self.hurry();
     }
 
     /// That of a worker, which has what it sends up counted in this pool.
@@ -83,6 +96,7 @@ impl EventSender {
         let bits = if is_full { full } else { crowded };
         bits.fetch_or(1 << worker.0, Ordering::SeqCst);
         fence(Ordering::SeqCst);
+        self.hurry();
     }
 }
 
@@ -136,6 +150,7 @@ impl EventReceiver {
 pub fn event_channel(batches: usize) -> (EventSender, EventReceiver) {
     let (events, taken_events) = bounded(batches);
     let (answers, taken_answers) = unbounded();
+    let (hurry, hurried) = bounded(1);
     let waiting = Arc::new(Waiting {
         lane: AtomicU64::new(0),
         full: AtomicU64::new(0),
@@ -144,8 +159,8 @@ pub fn event_channel(batches: usize) -> (EventSender, EventReceiver) {
         next: AtomicU32::new(0),
     });
     (
-        EventSender { events, answers, waiting: Arc::clone(&waiting) },
-        EventReceiver { events: taken_events, answers: taken_answers, waiting },
+        EventSender { events, answers, hurry, waiting: Arc::clone(&waiting) },
+        EventReceiver { events: taken_events, answers: taken_answers, hurry: hurried, waiting },
     )
 }
 

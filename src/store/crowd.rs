@@ -4,11 +4,19 @@
 //! each wake of the threads that tell about it, is to serve as many as come within [`GATHER`]. How many were in the last group does
 //! not tell them apart: a fast disk makes small groups of a large crowd. So it goes by both: how many come within that time, and that
 //! groups hold more than one.
+//!
+//! A crowd that comes whatever the store does is gathered for longer still, since each group costs the same: [`GATHER_MORE`] behind that
+//! time. One that waits for its acknowledgements before it goes on (a bridge with twenty messages in flight) brings nothing more in it and
+//! would only be slowed down: where too few came, it is not tried again for [`TRIED_AFTER`] groups.
 
 use std::time::{Duration, Instant};
 
 /// While many come, a group is gathered for so long before it is written.
 pub(super) const GATHER: Duration = Duration::from_millis(2);
+/// As many having come in that time, it is gathered for so much longer.
+pub(super) const GATHER_MORE: Duration = Duration::from_millis(3);
+/// After how many groups it is tried again whether more come then.
+const TRIED_AFTER: u8 = 32;
 /// So many within [`GATHER`] are many.
 const MANY: f64 = 8.0;
 /// Whoever is alone makes groups of one.
@@ -22,12 +30,14 @@ pub(super) struct Crowd {
     latest: Instant,
     in_group: f64,
     in_gather: f64,
+    /// Groups for which it is not gathered for longer.
+    untried: u8,
 }
 
 impl Crowd {
     /// Nobody has come yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { latest: now, in_group: 0.0, in_gather: 0.0 }
+        Self { latest: now, in_group: 0.0, in_gather: 0.0, untried: 0 }
     }
 
     /// A group of so many was taken.
@@ -43,6 +53,20 @@ impl Crowd {
     /// Whether the next group is to be gathered.
     pub(super) fn is_many(&self) -> bool {
         self.in_gather >= MANY && self.in_group >= COMPANY
+    }
+
+    /// So many came within [`GATHER`]: whether it is gathered for [`GATHER_MORE`].
+    pub(super) fn goes_on(&mut self, came: usize) -> bool {
+        let is_tried = self.untried == 0;
+        self.untried = self.untried.saturating_sub(1);
+        is_tried && came as f64 >= MANY
+    }
+
+    /// So many came within [`GATHER_MORE`].
+    pub(super) fn note_more(&mut self, came: usize) {
+        if (came as f64) < MANY / 2.0 {
+            self.untried = TRIED_AFTER;
+        }
     }
 }
 
@@ -82,6 +106,26 @@ mod tests {
             crowd.note(1, now);
             assert!(!crowd.is_many());
         }
+    }
+
+    /// Of 1,000 groups, how many are gathered for longer, where so many come within the first time and so many within the second.
+    fn gathered_for_longer(first: usize, second: usize) -> usize {
+        let mut crowd = Crowd::new(Instant::now());
+        let is_longer = |crowd: &mut Crowd| {
+            let goes_on = crowd.goes_on(first);
+            if goes_on {
+                crowd.note_more(second);
+            }
+            goes_on
+        };
+        (0..1_000).filter(|_| is_longer(&mut crowd)).count()
+    }
+
+    #[test]
+    fn who_waits_for_what_was_said_before_is_not_waited_for() {
+        assert_eq!(gathered_for_longer(10, 15), 1_000, "they come whatever the store does");
+        assert_eq!(gathered_for_longer(20, 0), 31, "each waits for its acknowledgement: tried once in 33 groups");
+        assert_eq!(gathered_for_longer(3, 15), 0, "few");
     }
 
     #[test]

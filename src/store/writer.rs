@@ -23,7 +23,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::coalesce::Plan;
 use super::commands::{self, Room, Waiting};
-use super::crowd::{Crowd, GATHER};
+use super::crowd::{Crowd, GATHER, GATHER_MORE};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
 use super::fleet;
@@ -209,7 +209,7 @@ impl Writer {
         loop {
             let mut work = self.shared.queue.take(PATIENCE.min(self.sync_every.unwrap_or(PATIENCE)));
             if crowd.is_many() && !work.is_last {
-                work.extend(self.gather());
+                self.gather(&mut crowd, &mut work);
             }
             crowd.note(work.len(), Instant::now());
             if work.has_room {
@@ -228,9 +228,16 @@ impl Writer {
     }
 
     /// Many wait: a little later there are more, and one fsync serves them all.
-    fn gather(&self) -> Work {
+    fn gather(&self, crowd: &mut Crowd, work: &mut Work) {
+        let before = work.len();
         std::thread::sleep(GATHER);
-        self.shared.queue.take(Duration::ZERO)
+        work.extend(self.shared.queue.take(Duration::ZERO));
+        let soon = work.len();
+        if crowd.goes_on(soon - before) && !work.is_last {
+            std::thread::sleep(GATHER_MORE);
+            work.extend(self.shared.queue.take(Duration::ZERO));
+            crowd.note_more(work.len() - soon);
+        }
     }
 
     /// Writes all of it, waiting for room if need be. `Err`: the disk has failed.
@@ -453,15 +460,13 @@ impl Writer {
         self.tell();
         let mut refused = group.refused.iter().copied().peekable();
         let mut seq = first;
-        let settled: Vec<_> = (0..)
-            .zip(&work.entries)
-            .filter_map(|(position, entry)| {
-                let accepted = refused.next_if_eq(&position).is_none();
-                let at = seq;
-                seq += u64::from(accepted);
-                entry.receipt.map(|receipt| Settled { worker: entry.worker, receipt, accepted, seq: at })
-            })
-            .collect();
+        let mut settled = Vec::with_capacity(work.entries.len());
+        settled.extend((0..).zip(&work.entries).filter_map(|(position, entry)| {
+            let accepted = refused.next_if_eq(&position).is_none();
+            let at = seq;
+            seq += u64::from(accepted);
+            entry.receipt.map(|receipt| Settled { worker: entry.worker, receipt, accepted, seq: at })
+        }));
         // Before whoever waits for room is told.
         let has_freed = !work.charges.is_empty();
         drop(work.charges);

@@ -41,7 +41,7 @@ const RETRY: Duration = Duration::from_millis(5);
 /// Another worker that was told nothing for so long is told at once. Short beside the way to a device, long beside a turn.
 const TOLD_AFTER: Duration = Duration::from_micros(500);
 /// A worker that other threads wake all the time turns no more often than so.
-const REST: Duration = Duration::from_millis(1);
+const REST: Duration = Duration::from_millis(2);
 /// So much must come while it rests: sockets, and a bell.
 const WORTH_A_REST: usize = 2;
 const LATENESS_WINDOW: Duration = Duration::from_secs(10);

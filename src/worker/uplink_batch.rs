@@ -33,6 +33,7 @@ impl UplinkBatches {
             let rest = events.split_off(events.len().min(BATCH));
             let events_of_batch = std::mem::replace(events, rest);
             let sent = events_of_batch.len();
+            let is_awaited = events_of_batch.iter().any(WorkerEvent::is_awaited);
             if let Err(full) = self.channel.events.try_send(Batch { worker: self.worker, events: events_of_batch }) {
                 // Another worker was quicker.
                 let mut back = full.into_inner().events;
@@ -41,6 +42,9 @@ impl UplinkBatches {
                 continue;
             }
             self.looked_at -= sent;
+            if is_awaited {
+                self.channel.hurry();
+            }
         }
         true
     }
@@ -67,7 +71,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::link::{ConnectionId, Message, Outcome, event_channel};
+    use crate::link::{ConnectionId, Message, Outcome, Receipt, event_channel};
 
     fn message(number: u32) -> WorkerEvent {
         WorkerEvent::Message(Message {
@@ -136,6 +140,30 @@ mod tests {
         let mut events = vec![answer(9), message(5)];
         assert!(!batches.send(&mut events));
         assert_eq!((receiver.answers.len(), numbers(&events)), (1, vec![5]));
+    }
+
+    /// The control plane leaves what nobody waits for in the lane; for anything else it is rung.
+    #[test]
+    fn who_waits_for_something_in_the_lane_or_for_room_there_rings() {
+        let (sender, receiver) = event_channel(3);
+        let mut batches = UplinkBatches::new(WorkerId(0), sender);
+        let rung = || receiver.hurry.try_iter().count();
+        assert!(batches.send(&mut messages(0..4)));
+        assert_eq!(rung(), 0, "nobody waits");
+        let awaited = |number| match message(number) {
+            WorkerEvent::Message(message) => {
+                let receipt = Some(Receipt::Connection(message.connection, 7));
+                WorkerEvent::Message(Message { receipt, ..message })
+            }
+            other => other,
+        };
+        assert!(batches.send(&mut vec![message(4), awaited(5), message(6)]));
+        assert_eq!((rung(), receiver.events.len()), (1, 2), "behind what is waited for");
+        assert!(batches.send(&mut vec![WorkerEvent::Fence { request: 1 }]));
+        assert!(!batches.send(&mut messages(7..9)));
+        assert_eq!(rung(), 1, "once for all, and for whoever waits for room");
+        batches.wait();
+        assert_eq!(rung(), 1);
     }
 
     /// A full channel meets a long queue turn after turn: looking at it must not cost a copy of the queue.

@@ -8,6 +8,9 @@ use crate::broker::settlement::{NOTHING, Token};
 use crate::codec::mqtt::QoS;
 use crate::time::Tick;
 
+/// Who has stalled has caught up when the queue is down to one in so many of its bound.
+const CAUGHT_UP: usize = 8;
+
 /// A message on its way to the device.
 #[derive(Debug)]
 pub(in super::super) struct Outbound {
@@ -131,6 +134,12 @@ impl Inflight {
     /// Those of them in memory.
     pub(in super::super) fn kept(&self) -> (usize, usize) {
         (self.kept, self.kept_bytes)
+    }
+
+    /// Messages that wait behind the bound, and their bytes.
+    pub(in super::super) fn waiting(&self) -> (usize, usize) {
+        let waiting = self.queue.range(self.kept..);
+        (waiting.len(), waiting.map(|delivery| delivery.publication.bytes()).sum())
     }
 
     /// Whether another message with an acknowledgement may be sent while at most `maximum` are unacknowledged, and
@@ -324,7 +333,7 @@ impl Inflight {
             self.pace = None;
         }
         let (messages, bytes) = self.queued();
-        if messages <= bound.messages / 2 && bytes <= bound.bytes / 2 {
+        if messages <= bound.messages / CAUGHT_UP && bytes <= bound.bytes / CAUGHT_UP {
             self.is_stalled = false;
         }
     }
@@ -419,7 +428,7 @@ impl Inflight {
 
     /// Counts from now on what the device takes.
     pub(in super::super) fn begin_pace(&mut self, now: Tick) {
-        self.pace = Some(Pace { since: now, taken: 0 });
+        self.pace = Some(Pace { since: now, taken: 0, bytes: 0 });
     }
 
     /// The next one that waits. None may only mean that it lies in the store.
@@ -430,12 +439,14 @@ impl Inflight {
     /// The message that [`Inflight::dequeue`] gave out did not go after all.
     pub(in super::super) fn put_back(&mut self, delivery: Delivery) {
         self.kept += 1;
-        self.kept_bytes += delivery.publication.bytes();
+        let bytes = delivery.publication.bytes();
+        self.kept_bytes += bytes;
         self.lent += u32::from(delivery.is_lent());
         self.note_put_back();
         self.queue.push_front(delivery);
         if let Some(pace) = &mut self.pace {
             pace.taken = pace.taken.saturating_sub(1);
+            pace.bytes = pace.bytes.saturating_sub(bytes);
         }
     }
 
@@ -450,10 +461,12 @@ impl Inflight {
         self.note_taken();
         let delivery = self.queue.pop_front()?;
         self.kept -= 1;
-        self.kept_bytes -= delivery.publication.bytes();
+        let bytes = delivery.publication.bytes();
+        self.kept_bytes -= bytes;
         self.lent -= u32::from(delivery.is_lent());
         if let Some(pace) = &mut self.pace {
             pace.taken += 1;
+            pace.bytes += bytes;
         }
         Some(delivery)
     }

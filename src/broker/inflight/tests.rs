@@ -203,10 +203,20 @@ fn publishers_wait_for_a_device_that_takes_what_it_is_sent() {
     assert!(inflight.dequeue().is_some());
     inflight.admit_waiting(&bound, &mut tokens);
     assert_eq!(inflight.enqueue(settled(7), &bound, true).unwrap(), Enqueued::Kept(7));
-    assert_eq!(inflight.enqueue(settled(8), &bound, true).unwrap(), Enqueued::FirstWaits);
+    assert!(inflight.enqueue(settled(8), &bound, true).is_err(), "it has not caught up");
+    // Nor does it by coming again.
+    inflight.disconnect(&mut Released::default());
+    inflight.check_invariants(false);
+    assert!(inflight.enqueue(settled(9), &bound, true).is_err());
+    while inflight.dequeue().is_some() {
+        inflight.admit_waiting(&bound, &mut tokens);
+    }
+    assert_eq!(inflight.enqueue(settled(10), &bound, true).unwrap(), Enqueued::Kept(10));
+    assert_eq!(inflight.enqueue(settled(11), &bound, true).unwrap(), Enqueued::Kept(11));
+    assert_eq!(inflight.enqueue(settled(12), &bound, true).unwrap(), Enqueued::FirstWaits);
     let mut released = Released::default();
     inflight.disconnect(&mut released);
-    assert_eq!((released.tokens.as_slice(), released.dropped), (&[8][..], 1));
+    assert_eq!((released.tokens.as_slice(), released.dropped), (&[12][..], 1));
     inflight.check_invariants(false);
 }
 

@@ -17,8 +17,10 @@ use aws_lc_rs::rand::SystemRandom;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::fetch::KeyFetcher;
-use super::hook::{About, HookClient, HookResult, Outcome, hook_results};
-use super::jwt::{self, JwtJob, JwtOutcome, JwtPolicy, JwtResult, JwtVerifier, KeyPlace};
+pub(in crate::control) use super::hook::HookResult;
+use super::hook::{About, HookClient, Outcome, hook_results};
+pub(in crate::control) use super::jwt::JwtResult;
+use super::jwt::{self, JwtJob, JwtOutcome, JwtPolicy, JwtVerifier, KeyPlace};
 use super::material::{JwtMaterial, Material};
 use super::verifier::{self, AuthRequest, AuthResult, HashResult, Verifier};
 use crate::codec::native;
