@@ -26,7 +26,7 @@
 //! | `Unauthenticated` | the connection ends: it is asked to come back |
 //! | `Received` | the connection ends: it is asked to come back |
 //! | `Unsent` | the connection ends as a slow consumer, before its `outbox_bytes` |
-//! | `Queues` | the message is dropped for this session and counted, or its publisher waits |
+//! | `Queues` | the message is dropped for this session and counted, or its publisher waits, for the store if it goes there; a connection with many open exchanges of QoS 2 ends |
 //! | `Up` | publishers' sockets are read no further; what nobody asked an acknowledgement for is dropped and counted, after it had to wait from a sixteenth on |
 //! | `Filters` | SUBACK 0x97 (3.1.1: 0x80) |
 //! | `Wills` | CONNACK 0x97 (3.1.1: 3) |

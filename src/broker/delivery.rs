@@ -197,6 +197,7 @@ impl Broker {
         if is_current {
             self.spill_when_safe(batch.session);
             self.sessions.shed_empty_inflight(batch.session);
+            self.note_shortage(batch.session);
         }
     }
 
@@ -314,20 +315,24 @@ impl Broker {
         self.settle(token, Part::Taken);
     }
 
-    /// What may wait in a session now: what the configuration says, and no more than the pool has for one holder.
+    /// What may wait in a session now: what the configuration says, and no more than the pool has for one holder. What goes to the store as
+    /// soon as that is safe is bounded there: it is in memory already, and if the pool is short the next turn holds what comes behind it
+    /// ([`Broker::holds_for_store`]).
     pub(super) fn queue_bound(&self, session: SessionSlot) -> QueueBound {
         let known = &self.sessions[session];
         let inflight = known.inflight.as_deref();
         let (_, queued) = inflight.map_or((0, 0), Inflight::kept);
         // Beside what waits: what is in flight, and what each message takes beside its bytes.
         let others = inflight.map_or(0, Inflight::charged).saturating_sub(queued);
-        let room = (self.pool.largest(Class::Queues) as usize).saturating_sub(others);
-        let is_online = known.is_online();
         let is_stored = known.is_spilled();
+        let leaves = is_stored && !self.staged.holds(session, known.generation);
+        let pool = (self.pool.largest(Class::Queues) as usize).saturating_sub(others);
+        let room = if leaves { usize::MAX } else { pool };
+        let goes_on = known.is_online() || is_stored;
         // As in the pool: whoever has some gets more only while that is at most a part of what is free.
         let free = self.bounds.stored_bytes.saturating_sub(self.sessions.stored_bytes);
         let stored = is_stored.then_some((free / STORED_PART) as usize);
-        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes, room, stored, is_online }
+        QueueBound { messages: self.bounds.messages, bytes: self.bounds.bytes, room, stored, goes_on }
     }
 
     /// A message goes nowhere: nobody waits for it any more. Whoever drops it has counted it.

@@ -13,12 +13,13 @@
 //! Filters are dealt with so many in a turn (decision 0014): a packet of which some are left stays where it is, and what was
 //! done of it is in [`PendingSuback`].
 
-use super::inflight::{Answer, Inflight, PendingSuback, Receiving, WrongAck};
+use super::inflight::{ANSWERED_BYTES, Answer, Inflight, PendingSuback, Receiving, WrongAck};
 use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Owner, Part, Token};
 use super::{ALIASES_MAX, Broker};
 use crate::codec::mqtt::{QoS, Reason};
 use crate::image::{Change, Received};
+use crate::pool::Class;
 use crate::slot::SessionSlot;
 
 /// Filters of SUBSCRIBE and UNSUBSCRIBE that one turn deals with, at one to two microseconds each. A long filter counts for
@@ -88,6 +89,16 @@ impl Broker {
     #[must_use]
     pub fn received(&self, session: SessionSlot) -> usize {
         self.sessions[session].inflight.as_deref().map_or(0, Inflight::received)
+    }
+
+    /// Whether the device may begin one more exchange of QoS 2. As many as a Receive Maximum allows it always may have open, wherever they
+    /// began; more of them, which MQTT 3.1.1 cannot forbid, as long as the pool has room.
+    #[must_use]
+    pub fn may_begin_exchange(&self, session: SessionSlot) -> bool {
+        self.sessions[session].inflight.as_deref().is_none_or(|inflight| {
+            inflight.open() < usize::from(self.bounds.inflight)
+                || self.pool.may_take(Class::Queues, ANSWERED_BYTES, inflight.charged())
+        })
     }
 
     /// A message that is known has come again. `true`: for the first time on this connection.

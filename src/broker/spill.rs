@@ -56,6 +56,8 @@ pub(super) struct Spills {
     /// Pieces that were asked for, and the room that they are given.
     asked: usize,
     charge: Charge,
+    /// Something waits that the pool has no room for.
+    is_short: bool,
 }
 
 impl Spills {
@@ -66,6 +68,7 @@ impl Spills {
             serials: 0,
             asked: 0,
             charge: Charge::none(pool, Class::Queues),
+            is_short: false,
         }
     }
 
@@ -135,16 +138,28 @@ impl Broker {
             self.spill_when_safe(session);
             self.sessions.shed_empty_inflight(session);
         }
-        if self.spills.waiting.is_empty() && self.spills.waiting.capacity() > 1_024 {
-            // After a storm the memory goes back.
-            self.spills.waiting = VecDeque::new();
+        if self.spills.waiting.is_empty() {
+            self.spills.is_short = false;
+            if self.spills.waiting.capacity() > 1_024 {
+                // After a storm the memory goes back.
+                self.spills.waiting = VecDeque::new();
+            }
         }
+    }
+
+    /// What came in this turn for a device that is away is in memory until it is safe, even if the pool has no room for it: then what comes
+    /// behind it waits.
+    pub(super) fn note_shortage(&mut self, session: SessionSlot) {
+        let known = &self.sessions[session];
+        let Some(inflight) = known.inflight.as_deref().filter(|inflight| inflight.is_spilling) else { return };
+        self.spills.is_short |= inflight.charged() as u64 > self.pool.largest(Class::Queues);
     }
 
     /// Whether messages for devices that are away wait until those before them are safe in the store and gone from memory: else the
     /// pool would be full of them, and some would be dropped for which the store has room. `Safe` ends it.
     pub(super) fn holds_for_store(&self) -> bool {
-        !self.spills.waiting.is_empty() && self.pool.used(Class::Queues) > self.pool.share(Class::Queues) / 2
+        let is_short = self.spills.is_short || self.pool.used(Class::Queues) > self.pool.share(Class::Queues) / 2;
+        is_short && !self.spills.waiting.is_empty()
     }
 
     /// Whether no more can be delivered before the store says that something is safe.

@@ -191,7 +191,7 @@ const EXPLANATIONS: [(CloseReason, [&str; 3]); CloseReason::COUNT] = [
         "Raise limits.connections or LimitNOFILE.",
     ]),
     (CloseReason::PoolFull, [
-        "What the device had half-sent had no room in limits.pool_bytes.",
+        "What the device had half-sent, or its open exchanges of QoS 2, had no room in limits.pool_bytes.",
         "pulsegate_pool_used_bytes and pulsegate_pool_refused_total.",
         "It comes back by itself; raise limits.pool_bytes where memory allows.",
     ]),

@@ -96,7 +96,7 @@ labelled! {
         MessageRefused = "message_refused",
         /// The device's home worker had no place for it.
         HomeFull = "home_full",
-        /// What it had half-sent had no room in `limits.pool_bytes`.
+        /// What it had half-sent, or its open exchanges of QoS 2, had no room in `limits.pool_bytes`.
         PoolFull = "pool_full",
         /// What waits for the device in the store cannot be read.
         SessionUnreadable = "session_unreadable",

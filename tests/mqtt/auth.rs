@@ -100,8 +100,12 @@ fn a_token_opens_for_its_device_and_a_false_one_for_nobody() {
     play(&site, &gateway, "a > 10 < 'MQTT' 05 02 003C {} 'm1' >; a < 20 < 00 86 {} >; a x");
     play(&site, &gateway, &format!("a > {}; a < 20 < 00 86 {{}} >; a x", v5("m1", "a password")));
     gateway.expect_closed("token_rejected", 2);
+    // Whatever it is, nobody looks at so long a one, and nobody keeps it.
+    play(&site, &gateway, &format!("a > {}; a < 20 < 00 86 {{}} >; a x", v5("m1", &"x".repeat(4_097))));
+    gateway.expect_closed("token_rejected", 3);
     let words = gateway.get_json("/v1/devices/m1/history").to_string();
     assert!(words.contains("jwt_rejected") && words.contains("InvalidAudience"), "{words}");
+    assert!(words.contains("longer than 4096 bytes"), "{words}");
 }
 
 /// Whoever gives no client identifier is called as its token says.

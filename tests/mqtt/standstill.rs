@@ -99,6 +99,45 @@ fn two_workers_with_full_inboxes_do_not_wait_for_each_other() {
     assert!(gateway.wait(SOON).success());
 }
 
+/// An empty message of QoS 2 under each of these identifiers.
+fn begin_exchanges(identifiers: std::ops::RangeInclusive<u16>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for packet_id in identifiers {
+        let (topic, properties) = ("x", Properties::EMPTY);
+        let qos = QoS::ExactlyOnce;
+        let publish = Publish { dup: false, qos, retain: false, topic, packet_id, properties, payload: b"" };
+        Packet::Publish(publish).encode(Version::V311, &mut bytes);
+    }
+    bytes
+}
+
+#[test]
+fn device_that_leaves_exchanges_open_ends_before_others_lack_memory() {
+    let site = Site::new();
+    let open = "publish = [\"#\"]\nsubscribe = [\"#\"]\nuplink = []\n";
+    let limits = "workers = 1\n[limits]\npool_bytes = 1048576\nsession_inflight = 20";
+    let gateway = site.start(limits, &[Listener::new("mqtt", "mqtt").table("mqtt", open)]);
+    let tls = site.tls_with(None, |options| options.alpn = &[b"mqtt"]);
+    let mut device = connect(gateway.address("mqtt"), &tls, "opens");
+    let mut answers = 0;
+    // A ninth of five sixteenths of the pool, at 16 bytes each, is some 2,200.
+    'all: for first in (1..=8_000).step_by(500) {
+        device.send_plain(&begin_exchanges(first..=first + 499));
+        while answers < 4 * usize::from(first + 499) {
+            match device.hear_within(SOON) {
+                Some(Event::Data(bytes)) => answers += bytes.len(),
+                _ => break 'all,
+            }
+        }
+    }
+    assert!((4 * 1_000..4 * 4_000).contains(&answers), "{answers} bytes of PUBREC");
+    gateway.expect_closed("pool_full", 1);
+    // Somebody else's few always find room.
+    let mut other = connect(gateway.address("mqtt"), &tls, "opens few");
+    other.send_plain(&begin_exchanges(1..=20));
+    assert_eq!(hear_bytes(&mut other, 80).len(), 80);
+}
+
 /// Hears so many bytes.
 fn hear_bytes(device: &mut Device, count: usize) -> Vec<u8> {
     let mut heard = Vec::new();

@@ -44,6 +44,11 @@ impl Inflight {
         self.inbound.len()
     }
 
+    /// How many messages of the device are not done with, whichever connection they came on.
+    pub(in super::super) fn open(&self) -> usize {
+        self.inbound.len() + self.answered.len()
+    }
+
     /// Whether a message of QoS 2 was answered with PUBREC.
     pub(in super::super) fn is_answered(&self, packet: u16) -> bool {
         self.answered.contains_key(&packet)

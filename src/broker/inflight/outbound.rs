@@ -69,15 +69,16 @@ pub(in super::super) struct QueueBound {
     pub(in super::super) room: usize,
     /// What may wait of it in the store, in bytes, where it goes there: its device is away.
     pub(in super::super) stored: Option<usize>,
-    /// Whether its device is there. One message always may wait for it then, so that it goes on when the pool is full.
-    pub(in super::super) is_online: bool,
+    /// One message always may wait for it, so that it goes on when the pool is full: its device is there, or the store takes it.
+    pub(in super::super) goes_on: bool,
 }
 
 impl QueueBound {
     /// Whether one more may wait, beside so many `messages` of so many `bytes`, of which so many are `in_memory`.
     fn admits(&self, (messages, bytes): (usize, usize), in_memory: usize, next: &Delivery) -> bool {
         let more = next.publication.bytes();
-        let has_room = in_memory + more <= self.room || (messages == 0 && self.is_online);
+        let is_alone = if self.stored.is_some() { in_memory == 0 } else { messages == 0 };
+        let has_room = in_memory.saturating_add(more) <= self.room || (is_alone && self.goes_on);
         messages < self.messages && bytes + more <= self.bytes && has_room && !self.is_store_short(bytes, next)
     }
 

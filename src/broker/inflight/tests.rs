@@ -157,7 +157,7 @@ fn what_was_taken_before_the_connection_ended_is_not_taken_again() {
 }
 
 fn bound(messages: usize, bytes: usize) -> QueueBound {
-    QueueBound { messages, bytes, room: usize::MAX, stored: None, is_online: true }
+    QueueBound { messages, bytes, room: usize::MAX, stored: None, goes_on: true }
 }
 
 #[test]

@@ -81,3 +81,95 @@ fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
     let waiting = |number: u32| shard.describe(shard.sessions.find_away(&number.to_string()).unwrap(), 0).queued;
     assert!((0..DEVICES).all(|number| waiting(number) == MESSAGES as usize));
 }
+
+/// A shard of which others have taken the whole share of what waits, and one device that is away and subscribes to all.
+fn full_shard(now: Moment, store: &mut Store, counters: &mut Counters) -> Broker {
+    let exchange = Arc::new(Exchange::new(1));
+    let limits = Limits { sessions: 10, pool_bytes: 1 << 20, ..Limits::default() };
+    let bounds = Bounds { stored_bytes: 1 << 30, ..Bounds::of(&limits, 1) };
+    let setup = BrokerOptions { worker: WorkerId(0), home: Home::new([9; 16], 1), exchange, bounds, key: 3 };
+    let mut shard = Broker::new(setup, now.tick());
+    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
+    let profile = profile(u32::MAX, 10);
+    let arrival = Arrival { connection: ConnectionSlot(0), device: "away", clean_start: false, profile, will: None };
+    let session = shard.attach(arrival, now).session;
+    assert_eq!(shard.subscribe_one(session, "#", Options::plain(QoS::AtLeastOnce), 0), Granted::Subscribed);
+    shard.detach(ConnectionSlot(0), "away", false, now, counters);
+    turn(&mut shard, store, now, counters);
+    shard.handle_safe(store.mark);
+    shard.pool().take_anyway(Class::Queues, shard.pool().share(Class::Queues) as usize);
+    shard
+}
+
+#[test]
+fn a_pool_that_others_have_filled_drops_nothing_that_the_store_has_room_for() {
+    let now = Moment::from_micros(TICK_MICROS);
+    let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
+    let mut store = Store::default();
+    let mut shard = full_shard(now, &mut store, &mut counters);
+    let full = shard.pool().used(Class::Queues);
+    let publish = |shard: &mut Broker, counters: &mut Counters| {
+        let publication =
+            crate::link::Publication::plain("x", Bytes::from(vec![0; 1_000]), crate::link::QoS::AtLeastOnce);
+        shard.publish(publication, Ticket::NOBODY, counters);
+    };
+    let mut waits = 0;
+    for round in 0..20 {
+        // Several in one turn, and some while the others are not safe.
+        for _ in 0..3 {
+            publish(&mut shard, &mut counters);
+        }
+        for _ in 0..2 {
+            turn(&mut shard, &mut store, now, &mut counters);
+            publish(&mut shard, &mut counters);
+        }
+        turn(&mut shard, &mut store, now, &mut counters);
+        waits += usize::from(shard.deliveries.has_held());
+        assert!(shard.pool().used(Class::Queues) < full + 5 * 2_000, "what is beyond the pool is what came in a turn");
+        shard.handle_safe(store.mark);
+        assert_eq!(counters.value(Metric::DroppedQueueFull), 0, "round {round}");
+    }
+    for _ in 0..3 {
+        turn(&mut shard, &mut store, now, &mut counters);
+        shard.handle_safe(store.mark);
+    }
+    assert!(waits > 3, "it never had to wait");
+    assert_eq!(shard.describe(shard.sessions.find_away("away").unwrap(), 0).queued, 100);
+    assert_eq!(shard.pool().used(Class::Queues), full, "all of it is in the store");
+}
+
+/// MQTT 3.1.1 has no Receive Maximum: its devices may leave 65,535 exchanges of QoS 2 open each.
+#[test]
+fn open_exchanges_are_counted_and_leave_others_their_part() {
+    let now = Moment::from_micros(TICK_MICROS);
+    let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
+    let mut store = Store::default();
+    let mut shard = full_shard(now, &mut store, &mut counters);
+    let share = shard.pool().share(Class::Queues) as usize;
+    let attach = |shard: &mut Broker, slot: u32| {
+        let (device, profile) = (slot.to_string(), profile(0, 10));
+        let connection = ConnectionSlot(slot);
+        shard.attach(Arrival { connection, device: &device, clean_start: true, profile, will: None }, now).session
+    };
+    let begin = |shard: &mut Broker, session: SessionSlot| {
+        let mut begun = 0;
+        while begun < u16::MAX && shard.may_begin_exchange(session) {
+            begun += 1;
+            shard.refuse(session, begun, QoS::ExactlyOnce, crate::codec::mqtt::Reason::SUCCESS);
+            assert!(shard.next_answer(session).is_some());
+        }
+        usize::from(begun)
+    };
+    let window = usize::from(shard.bounds().inflight);
+    let modest = attach(&mut shard, 1);
+    assert_eq!(begin(&mut shard, modest), window, "so many it always may have open");
+    shard.pool().give(Class::Queues, share);
+    let greedy: Vec<usize> = (2..10)
+        .map(|slot| {
+            let session = attach(&mut shard, slot);
+            begin(&mut shard, session)
+        })
+        .collect();
+    assert!(greedy[0] * 16 < share / 8 && greedy[0] > 1_000, "{greedy:?}");
+    assert!(shard.pool().used(Class::Queues) < share as u64);
+}

@@ -35,6 +35,7 @@ impl OpenConnection<'_, '_> {
                 return Ok(PacketOutcome::Consumed);
             }
             self.check_receive_maximum(session, 1)?;
+            self.check_exchanges(session, publish.qos)?;
             if self.cx.broker.hold(session) {
                 // As many of its messages as it may have in flight are not safe yet: it waits for their answers.
                 return Ok(PacketOutcome::Deferred(Step::Held));
@@ -110,7 +111,7 @@ impl OpenConnection<'_, '_> {
     }
 
     /// A device of v5 may have no more unanswered on one connection than it was told [v5 MQTT-3.3.4-9], `more` of them
-    /// still to be counted. One of v3.1.1 was told nothing; the packet identifiers bound it.
+    /// still to be counted. One of v3.1.1 was told nothing; the pool bounds it.
     fn check_receive_maximum(&self, session: SessionSlot, more: usize) -> Result<(), Termination> {
         let is_v5 = self.cx.broker.profile(session).version == Version::V5;
         let maximum = usize::from(self.cx.broker.bounds().inflight);
@@ -118,6 +119,16 @@ impl OpenConnection<'_, '_> {
             let what = "more messages are unanswered than Receive Maximum allows [v5 MQTT-3.3.4-9]";
             let code = Reason::RECEIVE_MAXIMUM_EXCEEDED.0;
             return Err(Termination::because(CloseReason::ProtocolError, what).with_code(code));
+        }
+        Ok(())
+    }
+
+    /// More open exchanges than it always may have need room. It is not held until there is some: the PUBRELs that make room lie behind
+    /// this in its socket.
+    fn check_exchanges(&self, session: SessionSlot, qos: QoS) -> Result<(), Termination> {
+        if qos == QoS::ExactlyOnce && !self.cx.broker.may_begin_exchange(session) {
+            let what = "its open exchanges of QoS 2 have no room in limits.pool_bytes";
+            return Err(Termination::because(CloseReason::PoolFull, what));
         }
         Ok(())
     }

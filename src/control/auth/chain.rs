@@ -22,6 +22,7 @@ use super::hook::{About, HookClient, Outcome, hook_results};
 pub(in crate::control) use super::jwt::JwtResult;
 use super::jwt::{self, JwtJob, JwtOutcome, JwtPolicy, JwtVerifier, KeyPlace};
 use super::material::{JwtMaterial, Material};
+use super::secrets::{self, SECRET_BYTES_MAX};
 use super::verifier::{self, AuthRequest, AuthResult, HashResult, Verifier};
 use crate::codec::native;
 use crate::config::{Authenticator, Config, Identity, IdentityFrom};
@@ -52,6 +53,8 @@ pub(in crate::control) struct AuthChains {
     hooks_started: u64,
     hook_results: (Sender<HookResult>, Receiver<HookResult>),
     key: hmac::Key,
+    /// What secrets take that wait, whatever they wait for.
+    waiting: secrets::Waiting,
     counters: Arc<ProcessCounters>,
 }
 
@@ -72,6 +75,7 @@ impl AuthChains {
             hooks_started: 0,
             hook_results: hook_results(),
             key,
+            waiting: secrets::Waiting::default(),
             counters,
             config,
         };
@@ -94,7 +98,7 @@ impl AuthChains {
                 Vec::new()
             }
         };
-        waiting.into_iter().flat_map(|(asked, credentials)| self.check(asked, credentials, clock, now)).collect()
+        waiting.into_iter().flat_map(|(asked, credentials)| self.decide(asked, credentials, clock, now)).collect()
     }
 
     fn set_jwt_policies(&mut self, materials: &mut [Material]) {
@@ -152,6 +156,25 @@ impl AuthChains {
     pub(in crate::control) fn check(
         &mut self,
         asked: AuthRequest,
+        mut credentials: Box<Credentials>,
+        clock: &Clock,
+        now: Instant,
+    ) -> Vec<Answer> {
+        // One that is too long is refused without waiting, where anybody would look at it.
+        if !secrets::is_too_long(&credentials.name, &credentials.secret) {
+            let Some(counted) = self.waiting.count(&credentials.name, std::mem::take(&mut credentials.secret)) else {
+                self.counters.tokens_unanswered.fetch_add(1, Ordering::Relaxed);
+                let busy = AuthAnswer::Busy(CloseReason::TokenUnanswered, "too many long secrets wait".into());
+                return vec![(asked, busy)];
+            };
+            credentials.secret = counted;
+        }
+        self.decide(asked, credentials, clock, now)
+    }
+
+    fn decide(
+        &mut self,
+        asked: AuthRequest,
         credentials: Box<Credentials>,
         clock: &Clock,
         now: Instant,
@@ -169,6 +192,10 @@ impl AuthChains {
                 Authenticator::Certificate if credentials.is_certified => {
                     return vec![(asked, granted(asked, Grant::default()))];
                 }
+                Authenticator::Certificate => {}
+                _ if secrets::is_too_long(&credentials.name, &credentials.secret) => {
+                    return vec![(asked, self.refuse_too_long(&credentials))];
+                }
                 Authenticator::Secrets(_) if self.applies(asked.listener, &credentials, position == last) => {
                     return self.check_secret(asked, &credentials, now);
                 }
@@ -181,6 +208,16 @@ impl AuthChains {
         }
         self.counters.tokens_rejected.fetch_add(1, Ordering::Relaxed);
         vec![(asked, rejected("no authenticator of the listener takes what it offers"))]
+    }
+
+    fn refuse_too_long(&self, credentials: &Credentials) -> AuthAnswer {
+        let (count, reason) = if jwt::looks_like_one(&credentials.secret) {
+            (&self.counters.jwt_rejected, CloseReason::JwtRejected)
+        } else {
+            (&self.counters.tokens_rejected, CloseReason::TokenRejected)
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        AuthAnswer::Rejected(reason, format!("its user name or secret is longer than {SECRET_BYTES_MAX} bytes").into())
     }
 
     /// Whether the file of secrets decides. A renewal shows a token, and never a password.

@@ -27,8 +27,6 @@ use crate::codec::native;
 use crate::config::{self, is_topic_rule};
 use crate::link::{GRANT_BYTES_MAX, GRANT_FILTERS_MAX, Grant};
 
-/// The longest token, in bytes: nothing of a longer one is looked at.
-pub(super) const TOKEN_BYTES_MAX: usize = 4_096;
 /// Signatures checked for one token: more keys could fit than one without a key id is worth.
 const TRIES_MAX: usize = 4;
 /// Tokens that may wait.
@@ -75,9 +73,6 @@ impl JwtPolicy {
     }
 
     pub(super) fn verify(&self, token: &[u8]) -> JwtOutcome {
-        if token.len() > TOKEN_BYTES_MAX {
-            return JwtOutcome::Rejected(format!("the token is longer than {TOKEN_BYTES_MAX} bytes").into());
-        }
         let Ok(header) = decode_header(token) else {
             return JwtOutcome::Rejected("the token's header names no algorithm that could be right".into());
         };
