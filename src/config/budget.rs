@@ -63,6 +63,17 @@ pub const COMMAND_DEVICES: u64 = 200_000;
 pub const COMMAND_DEVICE_BYTES: u64 = 16;
 /// What the kernel keeps for one quiet socket in epoll. Not in the process's figures, but of the same memory.
 pub const KERNEL_BYTES: u64 = 4_040;
+/// What a socket is asked to take before it is read; the kernel doubles it, for what it keeps beside. It grows no further.
+pub const RECEIVE_BYTES: u64 = 64 << 10;
+/// What it keeps unsent for a peer that does not read.
+pub const UNSENT_BYTES: u64 = 16 << 10;
+/// What the kernel keeps at most for a socket that waits: for its gateway, since publishers are made to wait, or for its peer.
+pub const WAITING_BYTES: u64 = 2 * RECEIVE_BYTES + UNSENT_BYTES;
+/// So many of those are provided for. How many there are is not up to the gateway: what more of them take comes out of what
+/// net.ipv4.tcp_mem lets all sockets of the machine have, or out of the control group.
+pub const WAITING_SOCKETS: u64 = 128;
+/// Where there is less than 1 GiB of memory, it is one in so many bytes: what the machine lets sockets have is a part of its memory too.
+const WAITING_PART: u64 = (1 << 30) / WAITING_SOCKETS;
 
 /// The line of the budget for the sessions of connected devices.
 const SESSIONS: &str = "sessions";
@@ -100,6 +111,8 @@ pub struct MemoryBudget {
     pub items: Vec<Item>,
     /// What the kernel holds for it.
     pub kernel: Item,
+    /// What it holds beyond that for sockets that wait.
+    pub waiting: Item,
     /// What there is.
     pub memory: Memory,
 }
@@ -148,7 +161,9 @@ pub fn memory_budget(
         ]);
     }
     let kernel = item("kernel", connections, KERNEL_BYTES);
-    MemoryBudget { items, kernel, memory }
+    let sockets = connections.min(WAITING_SOCKETS).min(memory.bytes / WAITING_PART);
+    let waiting = item("kernel, waiting", sockets, WAITING_BYTES);
+    MemoryBudget { items, kernel, waiting, memory }
 }
 
 impl MemoryBudget {
@@ -161,7 +176,7 @@ impl MemoryBudget {
     /// Process and kernel together, in bytes.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.user_bytes().saturating_add(self.kernel.bytes())
+        self.user_bytes().saturating_add(self.kernel.bytes()).saturating_add(self.waiting.bytes())
     }
 
     /// Whether it is more than there is.
@@ -184,13 +199,14 @@ impl MemoryBudget {
 
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for item in self.items.iter().chain([&self.kernel]) {
-            if item == &self.kernel {
-                writeln!(f, "  {:<14}{:>40}", "user space", Bytes(self.user_bytes()))?;
-            }
+        let line = |f: &mut fmt::Formatter<'_>, item: &Item| {
             let each = Bytes(item.each).to_string();
-            writeln!(f, "  {:<14}{:>12} x {each:>9}{:>16}", item.what, Thousands(item.count), Bytes(item.bytes()))?;
-        }
+            writeln!(f, "  {:<15}{:>11} x {each:>9}{:>16}", item.what, Thousands(item.count), Bytes(item.bytes()))
+        };
+        self.items.iter().try_for_each(|item| line(f, item))?;
+        writeln!(f, "  {:<14}{:>40}", "user space", Bytes(self.user_bytes()))?;
+        line(f, &self.kernel)?;
+        line(f, &self.waiting)?;
         let whose = match self.memory.source {
             MemorySource::Machine => "of the machine",
             MemorySource::ControlGroup => "that the control group allows",
@@ -285,7 +301,7 @@ mod tests {
             + 65_536 * 33
             + store;
         assert_eq!(budget.user_bytes(), user);
-        assert_eq!(budget.total_bytes(), user + 100_000 * 4_040);
+        assert_eq!(budget.total_bytes(), user + 100_000 * 4_040 + 128 * (144 << 10));
         assert!(!budget.is_exceeded());
     }
 
@@ -347,7 +363,7 @@ mod tests {
         let budget =
             memory_budget(&Limits::default(), 2, Backbone::default(), &Store::default(), 0, true, memory(24 * GIB));
         let table = budget.to_string();
-        for item in &budget.items {
+        for item in budget.items.iter().chain([&budget.kernel, &budget.waiting]) {
             assert!(table.contains(item.what), "{table}");
         }
         assert!(table.contains("200,000 x     329 B        62.8 MiB"), "{table}");

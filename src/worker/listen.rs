@@ -8,14 +8,11 @@ use mio::net::TcpListener;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::config::budget::{RECEIVE_BYTES, UNSENT_BYTES};
 use crate::link::ListenerId;
 
 /// Connections that wait for `accept`; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4_096;
-
-/// Bytes that the kernel keeps unsent for one socket. It takes more as long as the peer takes them, so this slows nobody who
-/// reads; whoever does not costs this much and not the 4 MiB to which a send buffer grows.
-const UNSENT_BYTES: u32 = 16_384;
 
 /// Takes the address for this process: an error now, with the listener's name, and no surprise when the workers listen.
 /// Port 0 becomes a real one. The reservation accepts nothing, and is dropped when the workers listen.
@@ -37,7 +34,12 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_port(true)?;
     // Attempt sockets inherit it, which saves a call for each. A frame is one write; there is nothing to wait for.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    // What the kernel keeps unsent for one socket. It takes more as long as the peer takes them, so this slows nobody who
+    // reads; whoever does not costs this much and not the 4 MiB to which a send buffer grows.
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES as u32)?;
+    // A publisher that is made to wait is not read, and fills what there is. By itself the kernel lets that grow to 6 MiB and more while
+    // the publisher is fast. Before listen(2): the window that the peer is offered is reckoned from it.
+    socket.set_recv_buffer_size(RECEIVE_BYTES as usize)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -116,24 +118,63 @@ mod tests {
         drop((first, second));
     }
 
+    /// A connection as the gateway has it, and its peer, whose buffers are as the kernel makes them.
+    fn accepted_of(listener: &TcpListener, peer: &Socket) -> TcpStream {
+        peer.connect(&listener.local_addr().unwrap().into()).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            match accept(listener) {
+                Attempt::Stream(stream, _) => break stream,
+                Attempt::Nobody if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                _ => panic!("nobody came"),
+            }
+        }
+    }
+
+    #[test]
+    fn publisher_that_is_made_to_wait_costs_the_kernel_little_however_fast_it_was() {
+        use std::io::{Read, Write};
+
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let peer = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        // What the peer's own kernel keeps for it is counted too.
+        peer.set_send_buffer_size(65_536).unwrap();
+        let mut accepted = accepted_of(&listener, &peer);
+        let mut peer = TcpStream::from(peer);
+        // It is read as fast as it comes: then the kernel's own buffers would grow.
+        let mut buffer = vec![0; 65_536];
+        let mut read = 0;
+        peer.set_nonblocking(true).unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        while read < 16 << 20 {
+            while peer.write(&[7; 16_384]).is_ok() {}
+            while let Ok(count) = accepted.read(&mut buffer) {
+                read += count;
+            }
+        }
+        // From here on it is not.
+        let (mut taken, mut refusals) = (0, 0);
+        while refusals < 1_000 {
+            if let Ok(count) = peer.write(&[7; 8_192]) {
+                taken += count;
+            } else {
+                refusals += 1;
+                std::thread::yield_now();
+            }
+            assert!(taken < 256 << 10, "the kernel takes {taken} bytes that nobody reads");
+        }
+        assert_eq!(socket2::SockRef::from(&accepted).recv_buffer_size().unwrap(), 2 * RECEIVE_BYTES as usize);
+    }
+
     #[test]
     fn peer_that_does_not_read_costs_the_kernel_little() {
         use std::io::Write;
 
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let bound = listener.local_addr().unwrap();
         let peer = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
         // What it takes without reading is its own affair.
         peer.set_recv_buffer_size(4_096).unwrap();
-        peer.connect(&bound.into()).unwrap();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        let mut accepted = loop {
-            match accept(&listener) {
-                Attempt::Stream(stream, _) => break stream,
-                Attempt::Nobody if std::time::Instant::now() < deadline => std::thread::yield_now(),
-                _ => panic!("nobody came"),
-            }
-        };
+        let mut accepted = accepted_of(&listener, &peer);
         let mut taken = 0;
         // An emptied buffer of the peer's may make room for a little more: until nothing is taken for a while.
         let mut refusals = 0;
