@@ -5,9 +5,10 @@ mod commands;
 mod earlier;
 mod fleet;
 mod kept;
+mod set_clock;
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,11 +16,15 @@ use crossbeam_channel::{Receiver, unbounded};
 use tempfile::TempDir;
 
 use super::*;
+use crate::clock::Clock;
 use crate::link::{ConnectionId, Receipt, WorkerId};
 use crate::pool::{Charge, Class, Pool};
 
 const LEASE: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// By which every store of these tests writes.
+static CLOCK: LazyLock<Arc<Clock>> = LazyLock::new(|| Arc::new(Clock::new(Instant::now())));
 
 fn options(directory: &Path) -> Options {
     Options {
@@ -31,6 +36,7 @@ fn options(directory: &Path) -> Options {
         retention_age: Duration::from_hours(100 * 365 * 24),
         retention_bytes: 32 << 20,
         command_bytes: 1 << 20,
+        clock: Arc::clone(&CLOCK),
     }
 }
 
@@ -38,6 +44,10 @@ fn open(options: &Options) -> (Store, Receiver<Settled>) {
     let (sender, settled) = unbounded();
     let settle = move |all: &[Settled]| all.iter().for_each(|one| sender.send(*one).unwrap());
     (Store::open(options, settle).unwrap(), settled)
+}
+
+fn unix_ms() -> i64 {
+    CLOCK.unix_ms(CLOCK.now())
 }
 
 fn receipt(number: u32) -> Receipt {
