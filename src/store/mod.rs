@@ -13,6 +13,7 @@
 
 mod coalesce;
 mod commands;
+mod consumers;
 mod crowd;
 mod error;
 mod files;

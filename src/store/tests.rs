@@ -313,6 +313,31 @@ fn old_events_are_dropped_by_age_though_nothing_comes() {
 }
 
 #[test]
+fn acknowledgements_ahead_of_a_cursor_are_bounded_and_what_closes_a_gap_is_taken() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    let most = progress::RANGES_MAX as u64;
+    offer_all(&store, (0..2 * most as u32 + 2).map(|number| message(number, 1)).collect());
+    wait(&settled, 2 * most as usize + 2);
+    block(store.create("c", Position::First)).unwrap();
+    let one = |seq| Range { first: seq, last: seq };
+    for number in 1..=most {
+        assert_eq!(block(store.acknowledge("c", one(2 * number))).unwrap(), 0);
+    }
+    let refused = block(store.acknowledge("c", one(2 * most + 2))).unwrap_err();
+    let why = "1024 ranges are acknowledged ahead of event 1, which is not: acknowledge that first";
+    assert_eq!(refused.to_string(), why);
+    assert_eq!(block(store.acknowledge("c", one(3))).unwrap(), 0);
+    assert_eq!(block(store.acknowledge("c", one(1))).unwrap(), 4);
+    assert_eq!(block(store.acknowledge("c", one(2 * most + 2))).unwrap(), 4);
+    let behind = store.backlogs();
+    // What was written piece by piece is what is in memory.
+    let (_copy, store) = after_crash(&directory);
+    assert_eq!(store.backlogs(), behind);
+    assert_eq!(behind[0].behind, most - 1);
+}
+
+#[test]
 fn the_queue_is_bounded_and_gives_back_what_it_does_not_take() {
     let directory = TempDir::new().unwrap();
     let bounded = Options { queue_bytes: 10_000, ..options(directory.path()) };

@@ -23,6 +23,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::coalesce::Plan;
 use super::commands::{self, Room, Waiting};
+use super::consumers;
 use super::crowd::{Crowd, GATHER};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
@@ -705,13 +706,12 @@ fn apply(
                 let why = format!("events {first} to {end} cannot be acknowledged: there are events up to {last}");
                 return Ok(Err(StoreError::Position(why)));
             }
-            progress.acknowledge(*range);
-            let cursor = progress.cursor;
-            transaction
-                .prepare_cached("UPDATE consumer SET seen = ?2 WHERE name = ?1")?
-                .execute(params![name, now_ms])?;
-            store_progress(transaction, name, progress)?;
-            Ok(Ok(cursor))
+            if !progress.has_room_for(*range) {
+                return Ok(Err(StoreError::TooManyRanges { next: progress.cursor + 1 }));
+            }
+            let altered = progress.acknowledge(*range);
+            consumers::store_acknowledged(transaction, name, progress, &altered, now_ms)?;
+            Ok(Ok(progress.cursor))
         }
         Request::Seek { name, position, is_back, .. } => {
             let cursor = find(transaction, state, *position)?;
@@ -720,7 +720,7 @@ fn apply(
                 return Ok(Err(jump(progress.cursor + 1, cursor)));
             }
             progress.seek(cursor);
-            store_progress(transaction, name, progress)?;
+            consumers::store_progress(transaction, name, progress)?;
             Ok(Ok(cursor))
         }
         Request::Note { name, note, .. } => {
@@ -781,19 +781,4 @@ fn find(transaction: &Transaction<'_>, state: State, position: Position) -> rusq
             found.map_or(last, |seq| seq - 1)
         }
     })
-}
-
-pub(super) fn store_progress(transaction: &Transaction<'_>, name: &str, progress: &Progress) -> rusqlite::Result<()> {
-    transaction.prepare_cached("UPDATE consumer SET cursor = ?2, missed = ?3 WHERE name = ?1")?.execute(params![
-        name,
-        progress.cursor,
-        progress.missed
-    ])?;
-    transaction.prepare_cached("DELETE FROM consumer_ahead WHERE consumer = ?1")?.execute([name])?;
-    for (&first, &last) in &progress.ahead {
-        transaction
-            .prepare_cached("INSERT INTO consumer_ahead VALUES (?1, ?2, ?3)")?
-            .execute(params![name, first, last])?;
-    }
-    Ok(())
 }
