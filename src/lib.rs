@@ -4,7 +4,7 @@
 //! backend. This page is a tour from the inside out; `docs/ARCHITECTURE.md` has the drawings, and `docs/decisions/` says
 //! why it is so.
 //!
-//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock. [`network`] is an address and how many of its bits count. [`slot`] has
+//! **Values.** [`time`] counts in ticks of 100 ms and never reads a clock; [`clock`] does, for whatever is not below a worker. [`network`] is an address and how many of its bits count. [`slot`] has
 //! the numbers by which a shard finds what it holds, a type for each kind. [`wire`] reads and writes the bytes of our own
 //! formats, [`whole_file`] small files that are there as a whole. [`codec`] turns bytes into borrowed frames of the device protocols and back: [`codec::native`], [`codec::raw`], [`codec::mqtt`].
 //! [`image`] is what outlives a process: sessions, messages that wait, retained messages, and the changes of them.
@@ -39,6 +39,7 @@
 #[cfg(test)]
 extern crate self as pulsegate;
 
+pub mod clock;
 pub mod network;
 pub mod slot;
 pub mod time;

@@ -3,6 +3,8 @@
 //! The worker reads the one clock; everything below it is handed a [`Moment`] or a [`Tick`]. That is what lets a
 //! simulation drive a whole shard through hours in a second.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Microseconds in one tick.
@@ -99,7 +101,7 @@ pub fn ticks_ceil(duration: Duration) -> u32 {
 
 /// The bridge between moments and the time of day, as a value: what the clock on the wall shows at moment zero, by its latest
 /// reading. Whoever reads clocks makes one (`control::Clock`); it is made anew when the wall's clock was set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeline {
     /// Microseconds since 1970 at moment zero; negative before.
     zero: i64,
@@ -142,10 +144,39 @@ impl Timeline {
         Moment(if micros < 0 { 0 } else { micros as u64 })
     }
 
+    /// By how many milliseconds this one shows the same moment later than `earlier`; negative: before it.
+    #[must_use]
+    pub const fn millis_after(self, earlier: Timeline) -> i64 {
+        self.zero.saturating_sub(earlier.zero) / 1_000
+    }
+
     /// How far the two show the same moment apart.
     #[must_use]
     pub const fn distance(self, other: Timeline) -> Duration {
         Duration::from_micros(self.zero.abs_diff(other.zero))
+    }
+}
+
+/// The latest [`Timeline`], for those who read no clock: whoever does sets it. Clones are of the same one.
+#[derive(Clone, Debug, Default)]
+pub struct SharedTimeline(Arc<AtomicI64>);
+
+impl SharedTimeline {
+    /// As it was set last.
+    #[must_use]
+    pub fn get(&self) -> Timeline {
+        Timeline { zero: self.0.load(Ordering::Relaxed) }
+    }
+
+    /// The wall's clock was read, or set.
+    pub fn set(&self, timeline: Timeline) {
+        self.0.store(timeline.zero, Ordering::Relaxed);
+    }
+}
+
+impl From<Timeline> for SharedTimeline {
+    fn from(timeline: Timeline) -> Self {
+        Self(Arc::new(AtomicI64::new(timeline.zero)))
     }
 }
 

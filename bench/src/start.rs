@@ -3,11 +3,12 @@
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use pulsegate::broker::{Bounds, Broker, BrokerOptions, Recording};
+use pulsegate::clock::Clock;
 use pulsegate::config::Limits;
 use pulsegate::image::{Change, Head, Message, Profile, Publication, SessionKey, Subscription};
 use pulsegate::link::{ChangeMark, Changes, Exchange, Home, QoS, WorkerId};
@@ -23,6 +24,9 @@ const BATCH: u64 = 5_000;
 /// Messages that wait in each of the first of them, which are one in so many.
 const WAITING: u64 = 10;
 const HAVE_WAITING: u64 = 10;
+
+/// By which times of day are written.
+static CLOCK: LazyLock<Arc<Clock>> = LazyLock::new(|| Arc::new(Clock::new(Instant::now())));
 
 /// What to run.
 pub struct Options {
@@ -62,6 +66,7 @@ fn open(directory: &Path) -> Store {
         retention_age: Duration::from_hours(24),
         retention_bytes: 1 << 30,
         command_bytes: 1 << 20,
+        clock: Arc::clone(&CLOCK),
     };
     Store::open(&options, |_: &[Settled]| {}).expect("the store opens")
 }
@@ -115,7 +120,13 @@ fn fill(store: &Store, sessions: u64) {
         let shared = Arc::new(publication);
         mark += 1;
         let changes = (first..(first + BATCH).min(sessions + 1)).flat_map(|key| session(key, &shared)).collect();
-        let mut batch = Changes { worker: WorkerId(0), mark: ChangeMark(mark), changes, is_awaited: true };
+        let mut batch = Changes {
+            worker: WorkerId(0),
+            mark: ChangeMark(mark),
+            changes,
+            is_awaited: true,
+            timeline: CLOCK.timeline(),
+        };
         while let Err(back) = sender.offer(batch) {
             batch = back;
             std::thread::sleep(Duration::from_millis(1));
@@ -156,7 +167,7 @@ pub fn run(options: &Options) -> Vec<Table> {
     };
     let mut broker = Broker::new(setup, now.tick());
     let timeline = Timeline::anchored(now, SystemTime::now());
-    broker.begin_recording(Recording { timeline, listeners: ["mqtt".into()].into() });
+    broker.begin_recording(Recording { timeline: timeline.into(), listeners: ["mqtt".into()].into() });
     let (before, began) = (balance(), Instant::now());
     store.sessions(|session| broker.restore(session, now)).expect("the store is read");
     let read = began.elapsed();

@@ -84,7 +84,7 @@ impl Gateway {
             uplink: workers.uplink.clone(),
             published: workers.published.clone(),
             listeners: workers.addresses.clone(),
-            clock: Clock::new(setup.started),
+            clock: Arc::new(Clock::new(setup.started)),
             epoch: 1,
             admin: TcpListener::bind("127.0.0.1:0").unwrap(),
             api_tls: None,

@@ -25,7 +25,7 @@ use super::staging::Prepared;
 use crate::codec::mqtt::QoS;
 use crate::image::{self, Change, SessionKey};
 use crate::link::{ChangeMark, Changes, Publication, SessionId, WorkerId};
-use crate::time::{Moment, Timeline};
+use crate::time::{Moment, SharedTimeline, Timeline};
 
 /// Things that wait at which publishers are read no further: as many as settlements.
 const WAITING_MAX: usize = 16_384;
@@ -36,8 +36,8 @@ const COALESCED_AT: usize = 1 << 20;
 /// What a shard needs to say what must outlive the process.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// What the clock on the wall shows at a moment.
-    pub timeline: Timeline,
+    /// What the clock on the wall shows at a moment: read with each batch of changes, for it may be set.
+    pub timeline: SharedTimeline,
     /// The listeners' names, by number: another configuration numbers them in another way.
     pub listeners: Arc<[Box<str>]>,
 }
@@ -63,6 +63,8 @@ pub(super) enum Waiting {
 #[derive(Default)]
 pub(super) struct Journal {
     recording: Option<Recording>,
+    /// By which the changes say the time of day: all of them, until the store has them.
+    timeline: Timeline,
     changes: Vec<Change>,
     bytes: usize,
     /// What they took when they were brought together last.
@@ -85,6 +87,7 @@ pub(super) struct Journal {
 impl Journal {
     /// From now on what changes is recorded.
     pub(super) fn begin(&mut self, recording: Recording) {
+        self.timeline = recording.timeline.get();
         self.recording = Some(recording);
     }
 
@@ -125,14 +128,15 @@ impl Journal {
     pub(super) fn hand_over(&mut self, worker: WorkerId, keep: impl FnOnce(Changes) -> Result<(), Changes>) {
         self.latest = None;
         if self.changes.is_empty() {
-            return;
+            return self.follow_clock();
         }
         let is_awaited = self.waiting.back().is_some_and(|&(mark, _)| mark > self.handed);
         let changes = std::mem::take(&mut self.changes);
-        match keep(Changes { worker, mark: ChangeMark(self.mark), changes, is_awaited }) {
+        match keep(Changes { worker, mark: ChangeMark(self.mark), changes, is_awaited, timeline: self.timeline }) {
             Ok(()) => {
                 self.handed = self.mark;
                 (self.bytes, self.coalesced_bytes, self.is_refused) = (0, 0, false);
+                self.follow_clock();
             }
             Err(back) => {
                 self.changes = back.changes;
@@ -143,6 +147,13 @@ impl Journal {
                     self.coalesced_bytes = self.bytes;
                 }
             }
+        }
+    }
+
+    /// None of the changes is here: the next ones are told by the clock as it is now.
+    fn follow_clock(&mut self) {
+        if let Some(recording) = &self.recording {
+            self.timeline = recording.timeline.get();
         }
     }
 
@@ -241,7 +252,7 @@ impl Journal {
 
     /// The time of day at a moment, in milliseconds since 1970.
     pub(super) fn unix_millis(&self, at: Moment) -> i64 {
-        self.recording.as_ref().map_or(0, |recording| recording.timeline.unix_millis_at(at))
+        if self.is_on() { self.timeline.unix_millis_at(at) } else { 0 }
     }
 
     pub(super) fn check_invariants(&self) {

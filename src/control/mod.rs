@@ -21,7 +21,6 @@ mod arrivals;
 pub mod auth;
 mod blocks;
 mod broadcasts;
-mod clock;
 pub mod epoch;
 mod exposition;
 mod fleet;
@@ -54,6 +53,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::backbone::Backbone;
+pub use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::fleet::{self as nats, Fleet};
 use crate::link::{Description, EventReceiver, Exchange, Home, Mailbox, Outcome};
@@ -66,7 +66,6 @@ use auth::chain::{AuthChains, Replacement};
 use auth::material::Material;
 pub use blocks::{Block, BlockError, BlockOrder, BlockRequest, BlockSource};
 use broadcasts::Broadcasts;
-pub use clock::Clock;
 use history::History;
 use hub::Hub;
 use pending::Pending;
@@ -123,7 +122,7 @@ pub struct ControlParts {
     /// The addresses really listened on, by listener; as many as `config.listeners`.
     pub listeners: Vec<SocketAddr>,
     /// When the gateway started, and the time of day.
-    pub clock: Clock,
+    pub clock: Arc<Clock>,
     /// Which life of this gateway it is; grows with each start.
     pub epoch: u64,
     /// The bound socket of the HTTP API.
@@ -162,11 +161,11 @@ pub struct OpenStore {
 }
 
 impl OpenStore {
-    /// Opens the store of `config`, if it has one.
+    /// Opens the store of `config`, if it has one. Its times of day are by `clock`.
     ///
     /// # Errors
     /// It cannot be used; the error names the file and the remedy.
-    pub fn open(config: &Config) -> Result<Option<Self>, StoreError> {
+    pub fn open(config: &Config, clock: Arc<Clock>) -> Result<Option<Self>, StoreError> {
         let durability = match config.store.durability {
             config::Durability::Memory => return Ok(None),
             config::Durability::Group => Durability::Group,
@@ -180,6 +179,7 @@ impl OpenStore {
             retention_age: config.uplink.retention,
             retention_bytes: config.uplink.retention_bytes,
             command_bytes: config.store.commands_bytes,
+            clock,
         };
         // As many as the store's queue holds, which is bounded in bytes.
         let (sender, settled) = crossbeam_channel::unbounded();
@@ -443,7 +443,7 @@ struct State {
     mailboxes: Vec<Mailbox>,
     published: Vec<Arc<Published>>,
     listeners: Vec<SocketAddr>,
-    clock: Clock,
+    clock: Arc<Clock>,
     epoch: u64,
     log_lines_lost: Arc<AtomicU64>,
     uplink: EventReceiver,

@@ -72,11 +72,11 @@ impl Gateway {
         }
         let admin = TcpListener::bind(config.admin.listen).map_err(|error| admin_taken(&config, &error))?;
         // Before anything listens: whoever is answered may rely on it.
-        let store = open_store(&config, accept_data_loss)?;
+        let (home, clock) = (Home::new(random()?, config.workers), Arc::new(Clock::new(started)));
+        let store = open_store(&config, accept_data_loss, &clock)?;
         let blocks_file = BlocksFile::of(&config.data_dir);
         let denied = Denied::new(started, denied, blocks_file.read().map_err(GatewayError::Start)?);
         let running = Running::begin(Arc::clone(&config), materials, api, denied);
-        let home = Home::new(random()?, config.workers);
         let setup = WorkerOptions {
             config: &config,
             settings: running.settings(),
@@ -85,7 +85,7 @@ impl Gateway {
             seed: u64::from_ne_bytes(random()?),
             address_key: random()?,
         };
-        let kept = store.as_ref().map(|open| kept::read(&open.store, &config, home, started)).transpose();
+        let kept = store.as_ref().map(|open| kept::read(&open.store, &config, home, &clock)).transpose();
         let kept = kept.map_err(|error| GatewayError::Start(error.to_string()))?;
         let workers = worker::start(&setup, kept).map_err(|error| not_started(&error))?;
         if let Some(open) = &store {
@@ -101,7 +101,7 @@ impl Gateway {
             exchange: Arc::clone(&workers.exchange),
             published: workers.published.clone(),
             listeners: workers.addresses.clone(),
-            clock: Clock::new(started),
+            clock,
             epoch,
             admin,
             api_tls,
@@ -194,14 +194,14 @@ fn settings_of(
 }
 
 /// Opens the store. One that is damaged is refused, or with `accept_data_loss` moved aside for an empty one.
-fn open_store(config: &Config, accept_data_loss: bool) -> Result<Option<OpenStore>, GatewayError> {
+fn open_store(config: &Config, accept_data_loss: bool, clock: &Arc<Clock>) -> Result<Option<OpenStore>, GatewayError> {
     let failed = |error: StoreError| GatewayError::Start(error.to_string());
-    match OpenStore::open(config) {
+    match OpenStore::open(config, Arc::clone(clock)) {
         Err(StoreError::Damaged { path, what }) if accept_data_loss => {
             let aside = store::move_aside(&config.data_dir).map_err(failed)?;
             let (path, aside) = (path.display(), aside.display());
             tracing::warn!(%path, what, %aside, "the store was damaged: it was moved aside, an empty one is begun");
-            OpenStore::open(config).map_err(failed)
+            OpenStore::open(config, Arc::clone(clock)).map_err(failed)
         }
         opened => opened.map_err(failed),
     }

@@ -8,6 +8,7 @@
 
 use super::{SessionId, WorkerId};
 use crate::image::{Change, Message, SessionKey};
+use crate::time::Timeline;
 
 /// A worker's place among its own batches: 0 is before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +33,8 @@ pub struct Changes {
     pub changes: Vec<Change>,
     /// Whether an answer waits for them; else they wait for company.
     pub is_awaited: bool,
+    /// By which they say the time of day.
+    pub timeline: Timeline,
 }
 
 impl Changes {

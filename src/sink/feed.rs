@@ -183,6 +183,7 @@ mod tests {
                 retention_age,
                 retention_bytes: 100_000,
                 command_bytes: 1 << 20,
+                clock: Arc::new(crate::clock::Clock::new(Instant::now())),
             };
             let (sender, settled) = crossbeam_channel::unbounded();
             let settle = move |all: &[Settled]| all.iter().for_each(|one| sender.send(*one).unwrap());

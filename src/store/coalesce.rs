@@ -175,7 +175,13 @@ mod tests {
     }
 
     fn batches(changes: Vec<Change>) -> Vec<Changes> {
-        vec![Changes { worker: WorkerId(0), mark: ChangeMark(1), changes, is_awaited: true }]
+        vec![Changes {
+            worker: WorkerId(0),
+            mark: ChangeMark(1),
+            changes,
+            is_awaited: true,
+            timeline: crate::time::Timeline::default(),
+        }]
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use rusqlite::ffi;
 
+use super::progress::RANGES_MAX;
+
 /// Why the store does not open, or does not do what it was asked for. The text names the file and the remedy.
 #[derive(Debug)]
 pub enum StoreError {
@@ -48,6 +50,11 @@ pub enum StoreError {
     },
     /// There is no such consumer.
     NoConsumer(String),
+    /// So much is acknowledged ahead of its cursor that one more range is not taken.
+    TooManyRanges {
+        /// The event that is to be acknowledged before.
+        next: u64,
+    },
     /// There are as many consumers as there may be.
     TooManyConsumers(usize),
     /// There is no room for one more command that waits: the text says why.
@@ -96,6 +103,10 @@ impl fmt::Display for StoreError {
             Self::Sqlite { path, error } => write!(f, "{}: {error}", path.display()),
             Self::NoConsumer(name) => write!(f, "there is no consumer {name:?}"),
             Self::TooManyConsumers(most) => write!(f, "there are {most} consumers already: delete one first"),
+            Self::TooManyRanges { next } => write!(
+                f,
+                "{RANGES_MAX} ranges are acknowledged ahead of event {next}, which is not: acknowledge that first"
+            ),
             Self::Position(why) | Self::TooManyCommands(why) => f.write_str(why),
             Self::Closed => f.write_str("the store is closed"),
         }

@@ -13,6 +13,7 @@
 
 mod coalesce;
 mod commands;
+mod consumers;
 mod crowd;
 mod error;
 mod files;
@@ -22,6 +23,7 @@ mod loader;
 mod progress;
 mod queue;
 mod reading;
+mod reckoning;
 mod record;
 mod retention;
 mod schema;
@@ -52,6 +54,7 @@ pub use record::{Details, Entry, Facts, Published, Stored, What};
 pub use sessions::KeptStats;
 pub use sink::{SINK_PREFIX, SinkNote, SinkState};
 
+use crate::clock::Clock;
 use crate::image::{KeptSession, Publication, SessionKey, Stamp};
 use crate::link::{Changes, Load, Mailbox, Receipt, WorkerId};
 use crate::pool::Charge;
@@ -95,6 +98,8 @@ pub struct Options {
     pub retention_bytes: u64,
     /// Commands that wait for devices take at most so many bytes.
     pub command_bytes: u64,
+    /// By which times of day are written: what this process wrote goes along when it is set.
+    pub clock: Arc<Clock>,
 }
 
 /// Somebody's event is safe, or was refused for good.
@@ -270,7 +275,8 @@ impl Store {
         let reserve = files::Reserve::make(&options.directory)?;
         let failed = |error| StoreError::sqlite(&path, error);
         let (state, consumers) = writer::State::load(&connection).map_err(failed)?;
-        begin(&mut connection, &reserve).map_err(failed)?;
+        let now_ms = options.clock.unix_ms(options.clock.now());
+        begin(&mut connection, &reserve, now_ms).map_err(failed)?;
         let kept = sessions::Kept::load(&connection).map_err(failed)?;
         let waiting = commands::Waiting::load(&connection).map_err(failed)?;
         let shared = Arc::new(Shared {
@@ -548,14 +554,14 @@ impl Store {
 
 /// What ends with a process is ended, from the reserve where there is no other room: whoever starts again on a full disk is to
 /// hand out what there is.
-fn begin(connection: &mut rusqlite::Connection, reserve: &files::Reserve) -> rusqlite::Result<()> {
-    let begun = sessions::begin(connection, writer::unix_ms());
+fn begin(connection: &mut rusqlite::Connection, reserve: &files::Reserve, now_ms: i64) -> rusqlite::Result<()> {
+    let begun = sessions::begin(connection, now_ms);
     let Err(error) = begun else { return Ok(()) };
     if error::Fault::of(&error) != error::Fault::NoRoom {
         return Err(error);
     }
     reserve.release();
-    sessions::begin(connection, writer::unix_ms())
+    sessions::begin(connection, now_ms)
 }
 
 impl Drop for Store {

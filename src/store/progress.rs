@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Ranges that may be handed out or acknowledged ahead at a time: what several readers of one consumer can hold.
-const RANGES_MAX: usize = 1_024;
+pub(super) const RANGES_MAX: usize = 1_024;
 
 /// Events `first..=last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,14 @@ pub struct Range {
     pub first: u64,
     /// The last, not before the first.
     pub last: u64,
+}
+
+/// What an acknowledgement altered of the ranges ahead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Altered {
+    /// First and last of those that are no more.
+    pub(super) gone: Vec<(u64, u64)>,
+    pub(super) new: Option<Range>,
 }
 
 /// One consumer.
@@ -92,31 +100,43 @@ impl Progress {
         self.leased.values().map(|&(_, until)| until).min()
     }
 
-    /// `range` is acknowledged; what it names that was acknowledged before stays so.
-    pub(super) fn acknowledge(&mut self, range: Range) {
+    /// `range` is acknowledged; what it names that was acknowledged before stays so. Gives back what that alters of the ranges ahead.
+    pub(super) fn acknowledge(&mut self, range: Range) -> Altered {
         self.release(range);
         let mut first = range.first.max(self.cursor + 1);
         let mut last = range.last;
         if last < first {
-            return;
+            return Altered::default();
         }
         // Merged with all that it touches.
-        let touching: Vec<_> = self
-            .ahead
-            .range(..=last + 1)
-            .filter(|&(_, &end)| end + 1 >= first)
-            .map(|(&first, &end)| (first, end))
-            .collect();
-        for (start, end) in touching {
+        let gone = self.touching(first, last);
+        for &(start, end) in &gone {
             self.ahead.remove(&start);
             first = first.min(start);
             last = last.max(end);
         }
         if first == self.cursor + 1 {
             self.cursor = last;
-        } else {
-            self.ahead.insert(first, last);
+            return Altered { gone, new: None };
         }
+        self.ahead.insert(first, last);
+        Altered { gone, new: Some(Range { first, last }) }
+    }
+
+    /// Ranges ahead, first and last, that one acknowledgement takes in.
+    fn touching(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
+        // They lie in order and apart: from the last of them back to the first.
+        let from_last = self.ahead.range(..=last.saturating_add(1)).rev();
+        from_last.take_while(|&(_, &end)| end + 1 >= first).map(|(&first, &end)| (first, end)).collect()
+    }
+
+    /// Whether `range` can be acknowledged: it would not be one more range ahead than may be.
+    pub(super) fn has_room_for(&self, range: Range) -> bool {
+        let first = range.first.max(self.cursor + 1);
+        self.ahead.len() < RANGES_MAX
+            || first == self.cursor + 1
+            || range.last < first
+            || !self.touching(first, range.last).is_empty()
     }
 
     /// How many events up to `head` are not acknowledged.
@@ -215,6 +235,26 @@ mod tests {
         assert_eq!(progress.cursor, 0);
         progress.acknowledge(range(1, 10));
         assert_eq!((progress.cursor, progress.ahead.len()), (20, 0));
+    }
+
+    #[test]
+    fn ranges_ahead_of_the_cursor_are_bounded_and_each_costs_what_it_alters() {
+        let mut progress = Progress::default();
+        let island = |number: u64| range(2 * number, 2 * number);
+        for number in 1..=RANGES_MAX as u64 {
+            assert!(progress.has_room_for(island(number)));
+            let altered = progress.acknowledge(island(number));
+            assert_eq!(altered, Altered { gone: Vec::new(), new: Some(island(number)) });
+        }
+        // One more is too many; what joins two, what the cursor reaches, and what was said before is not.
+        assert!(!progress.has_room_for(island(RANGES_MAX as u64 + 1)));
+        assert!([range(3, 3), range(1, 1), range(4, 4), range(1, 9_000)].iter().all(|one| progress.has_room_for(*one)));
+        let joined = progress.acknowledge(range(5, 5));
+        assert_eq!(joined, Altered { gone: vec![(6, 6), (4, 4)], new: Some(range(4, 6)) });
+        let reached = progress.acknowledge(range(1, 1));
+        assert_eq!((reached, progress.cursor), (Altered { gone: vec![(2, 2)], new: None }, 2));
+        assert!(progress.has_room_for(island(RANGES_MAX as u64 + 1)));
+        progress.check_invariants();
     }
 
     #[test]

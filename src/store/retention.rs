@@ -4,9 +4,10 @@
 
 use rusqlite::{Transaction, params};
 
+use super::consumers::store_progress;
 use super::queue::Consumers;
 use super::share::Shares;
-use super::writer::{Group, store_progress};
+use super::writer::Group;
 
 /// What is kept: events of this time or later, up to so many bytes of them, and only those behind this number.
 #[derive(Clone, Copy)]

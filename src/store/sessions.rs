@@ -30,7 +30,7 @@ const MESSAGE_BYTES: usize = 128;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Kept {
     /// The number that the next body gets.
-    next_body: u64,
+    pub(super) next_body: u64,
     /// A number above the keys of all sessions, and all origins, that were there when the store was opened.
     pub(super) next_key: u64,
     pub(super) sessions: u64,

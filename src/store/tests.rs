@@ -5,9 +5,10 @@ mod commands;
 mod earlier;
 mod fleet;
 mod kept;
+mod set_clock;
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,11 +16,15 @@ use crossbeam_channel::{Receiver, unbounded};
 use tempfile::TempDir;
 
 use super::*;
+use crate::clock::Clock;
 use crate::link::{ConnectionId, Receipt, WorkerId};
 use crate::pool::{Charge, Class, Pool};
 
 const LEASE: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// By which every store of these tests writes.
+static CLOCK: LazyLock<Arc<Clock>> = LazyLock::new(|| Arc::new(Clock::new(Instant::now())));
 
 fn options(directory: &Path) -> Options {
     Options {
@@ -31,6 +36,7 @@ fn options(directory: &Path) -> Options {
         retention_age: Duration::from_hours(100 * 365 * 24),
         retention_bytes: 32 << 20,
         command_bytes: 1 << 20,
+        clock: Arc::clone(&CLOCK),
     }
 }
 
@@ -38,6 +44,10 @@ fn open(options: &Options) -> (Store, Receiver<Settled>) {
     let (sender, settled) = unbounded();
     let settle = move |all: &[Settled]| all.iter().for_each(|one| sender.send(*one).unwrap());
     (Store::open(options, settle).unwrap(), settled)
+}
+
+fn unix_ms() -> i64 {
+    CLOCK.unix_ms(CLOCK.now())
 }
 
 fn receipt(number: u32) -> Receipt {
@@ -300,6 +310,31 @@ fn old_events_are_dropped_by_age_though_nothing_comes() {
         thread::yield_now();
     }
     assert_eq!(store.first(), 11);
+}
+
+#[test]
+fn acknowledgements_ahead_of_a_cursor_are_bounded_and_what_closes_a_gap_is_taken() {
+    let directory = TempDir::new().unwrap();
+    let (store, settled) = open(&options(directory.path()));
+    let most = progress::RANGES_MAX as u64;
+    offer_all(&store, (0..2 * most as u32 + 2).map(|number| message(number, 1)).collect());
+    wait(&settled, 2 * most as usize + 2);
+    block(store.create("c", Position::First)).unwrap();
+    let one = |seq| Range { first: seq, last: seq };
+    for number in 1..=most {
+        assert_eq!(block(store.acknowledge("c", one(2 * number))).unwrap(), 0);
+    }
+    let refused = block(store.acknowledge("c", one(2 * most + 2))).unwrap_err();
+    let why = "1024 ranges are acknowledged ahead of event 1, which is not: acknowledge that first";
+    assert_eq!(refused.to_string(), why);
+    assert_eq!(block(store.acknowledge("c", one(3))).unwrap(), 0);
+    assert_eq!(block(store.acknowledge("c", one(1))).unwrap(), 4);
+    assert_eq!(block(store.acknowledge("c", one(2 * most + 2))).unwrap(), 4);
+    let behind = store.backlogs();
+    // What was written piece by piece is what is in memory.
+    let (_copy, store) = after_crash(&directory);
+    assert_eq!(store.backlogs(), behind);
+    assert_eq!(behind[0].behind, most - 1);
 }
 
 #[test]

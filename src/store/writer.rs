@@ -17,18 +17,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::coalesce::Plan;
 use super::commands::{self, Room, Waiting};
+use super::consumers;
 use super::crowd::{Crowd, GATHER, GATHER_MORE};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
 use super::fleet;
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
+use super::reckoning::{Reckoning, Told};
 use super::record::{Entry, Published, What};
 use super::retention::{self, Retention};
 use super::sessions::{self, Kept};
@@ -117,6 +119,8 @@ pub(super) struct Writer {
     change_bytes_max: usize,
     /// When it was said last that history gives way.
     said_gives_way: Option<Instant>,
+    reckoning: Reckoning,
+    told: Told,
 }
 
 /// Which steps of a plan are taken.
@@ -132,6 +136,8 @@ pub(super) struct Group {
     pub(super) state: State,
     kept: Kept,
     waiting: Waiting,
+    /// `None`: as it was.
+    reckoning: Option<Reckoning>,
     /// Steps that the changes came to.
     steps: usize,
     /// By request.
@@ -151,6 +157,7 @@ impl Group {
             state,
             kept,
             waiting,
+            reckoning: None,
             steps: 0,
             results: Vec::new(),
             refused: Vec::new(),
@@ -176,6 +183,7 @@ impl Writer {
         lock: Lock,
     ) -> Self {
         let consumers = shared.consumers.lock().expect("no holder panics").clone();
+        let reckoning = Reckoning::begin(&options.clock, (state.next, kept.next_body, waiting.stamp.last + 1));
         let writer = Self {
             consumers,
             shared,
@@ -198,6 +206,8 @@ impl Writer {
             is_unsynced: false,
             change_bytes_max: options.queue_bytes,
             said_gives_way: None,
+            told: Told::begin(&options.clock),
+            reckoning,
         };
         writer.tell();
         writer
@@ -244,6 +254,7 @@ impl Writer {
     fn write(&mut self, mut work: Work, settle: &mut impl Settle) -> Result<(), Fault> {
         let mut may_checkpoint = true;
         loop {
+            self.told.bring_along(&mut work);
             let error = match self.commit(&work, Steps::All) {
                 Ok(group) => {
                     if self.shared.health() == Health::NoRoom {
@@ -381,7 +392,8 @@ impl Writer {
     }
 
     fn try_commit(&mut self, work: &Work, steps: Steps) -> rusqlite::Result<Group> {
-        let now_ms = unix_ms();
+        let (timeline, now) = (self.told.timeline(), self.told.clock.now());
+        let now_ms = self.told.clock.unix_ms(now);
         let mut group = Group::of(self.state, self.kept, self.waiting);
         let mut plan = Plan::of(&work.changes);
         if steps == Steps::Freeing {
@@ -389,13 +401,20 @@ impl Writer {
         }
         group.steps = plan.len();
         let is_idle = work.entries.is_empty() && work.requests.is_empty() && plan.is_empty();
-        if is_idle && !self.oldest_is_due(now_ms)? {
+        if is_idle
+            && !self.reckoning.is_due(timeline)
+            && !self.oldest_is_due(self.reckoning.since_ms(self.retention_age_ms, now))?
+        {
             return Ok(group);
         }
         let began = Instant::now();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if steps == Steps::All && self.reckoning.is_due(timeline) {
+            let ends = (self.state.next, self.kept.next_body);
+            group.reckoning = Some(self.reckoning.follow(&transaction, timeline, now, ends, &self.told)?);
+        }
         append(&transaction, &mut group, &self.shares, &work.entries, self.retention_bytes)?;
-        let since_ms = now_ms.saturating_sub(self.retention_age_ms);
+        let since_ms = group.reckoning.as_ref().unwrap_or(&self.reckoning).since_ms(self.retention_age_ms, now);
         let retention = Retention { since_ms, bytes: self.retention_bytes, behind: 0 };
         let count = DROPPED_MAX + work.entries.len() as u64;
         let consumers = &mut self.consumers;
@@ -419,13 +438,13 @@ impl Writer {
         Ok(group)
     }
 
-    fn oldest_is_due(&self, now_ms: i64) -> rusqlite::Result<bool> {
+    fn oldest_is_due(&self, since_ms: i64) -> rusqlite::Result<bool> {
         if self.state.events == 0 {
             return Ok(false);
         }
         let sql = "SELECT at FROM uplink WHERE seq = ?1";
         let oldest: i64 = self.connection.prepare_cached(sql)?.query_row([self.state.first()], |row| row.get(0))?;
-        Ok(oldest < now_ms.saturating_sub(self.retention_age_ms))
+        Ok(oldest < since_ms)
     }
 
     /// With [`Durability::Interval`]: brings the journal to the disk when it is time.
@@ -454,6 +473,10 @@ impl Writer {
         let first = self.state.next;
         (self.state, self.kept, self.waiting) = (group.state, group.kept, group.waiting);
         self.shares.apply(std::mem::take(&mut group.sampled));
+        if let Some(reckoning) = group.reckoning.take() {
+            self.reckoning = reckoning;
+        }
+        self.told.note(&work.changes);
         self.note_marks(&work);
         self.tell_consumers(&work.requests, &group);
         // Before anybody is answered: what is acknowledged can be read.
@@ -573,7 +596,11 @@ impl Writer {
         tracing::info!(path = %self.shared.path.display(), "there is room for the store again");
     }
 
-    fn end(self) {
+    fn end(mut self) {
+        while self.reckoning.is_due(self.told.timeline()) {
+            let Ok(group) = self.commit(&Work::default(), Steps::All) else { break };
+            self.finish(Work::default(), group, &mut |_: &[Settled]| ());
+        }
         self.shared.head.send_modify(|head| head.is_closed = true);
         // The journal goes into the file, so that one file is all there is. It is as safe where it lies.
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
@@ -684,13 +711,12 @@ fn apply(
                 let why = format!("events {first} to {end} cannot be acknowledged: there are events up to {last}");
                 return Ok(Err(StoreError::Position(why)));
             }
-            progress.acknowledge(*range);
-            let cursor = progress.cursor;
-            transaction
-                .prepare_cached("UPDATE consumer SET seen = ?2 WHERE name = ?1")?
-                .execute(params![name, now_ms])?;
-            store_progress(transaction, name, progress)?;
-            Ok(Ok(cursor))
+            if !progress.has_room_for(*range) {
+                return Ok(Err(StoreError::TooManyRanges { next: progress.cursor + 1 }));
+            }
+            let altered = progress.acknowledge(*range);
+            consumers::store_acknowledged(transaction, name, progress, &altered, now_ms)?;
+            Ok(Ok(progress.cursor))
         }
         Request::Seek { name, position, is_back, .. } => {
             let cursor = find(transaction, state, *position)?;
@@ -699,7 +725,7 @@ fn apply(
                 return Ok(Err(jump(progress.cursor + 1, cursor)));
             }
             progress.seek(cursor);
-            store_progress(transaction, name, progress)?;
+            consumers::store_progress(transaction, name, progress)?;
             Ok(Ok(cursor))
         }
         Request::Note { name, note, .. } => {
@@ -760,27 +786,4 @@ fn find(transaction: &Transaction<'_>, state: State, position: Position) -> rusq
             found.map_or(last, |seq| seq - 1)
         }
     })
-}
-
-pub(super) fn store_progress(transaction: &Transaction<'_>, name: &str, progress: &Progress) -> rusqlite::Result<()> {
-    transaction.prepare_cached("UPDATE consumer SET cursor = ?2, missed = ?3 WHERE name = ?1")?.execute(params![
-        name,
-        progress.cursor,
-        progress.missed
-    ])?;
-    transaction.prepare_cached("DELETE FROM consumer_ahead WHERE consumer = ?1")?.execute([name])?;
-    for (&first, &last) in &progress.ahead {
-        transaction
-            .prepare_cached("INSERT INTO consumer_ahead VALUES (?1, ?2, ?3)")?
-            .execute(params![name, first, last])?;
-    }
-    Ok(())
-}
-
-/// The time of day, in milliseconds since 1970; negative before.
-pub(super) fn unix_ms() -> i64 {
-    match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
-        Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
-    }
 }

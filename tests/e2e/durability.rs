@@ -216,6 +216,56 @@ fn a_disk_that_fails_ends_the_gateway_and_what_was_acknowledged_is_there() {
     assert_eq!(payloads, ["before"]);
 }
 
+/// Comes between the program and the system: once the file that `FAILING_SYNC` names is there, no synchronisation succeeds.
+const FAILING_SYNC: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+static int call(const char *name, int fd) {
+    const char *told = getenv("FAILING_SYNC");
+    if (told && access(told, F_OK) == 0) { errno = EIO; return -1; }
+    return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+int fsync(int fd) { return call("fsync", fd); }
+int fdatasync(int fd) { return call("fdatasync", fd); }
+"#;
+
+/// What a disk says that has lost what it was given, to whoever asks whether it is there.
+#[test]
+fn a_synchronisation_that_fails_ends_the_gateway_and_nothing_is_acknowledged_behind_it() {
+    let site = Site::new();
+    let (source, object, told) = (site.path("sync.c"), site.path("sync.so"), site.path("fails"));
+    std::fs::write(&source, FAILING_SYNC).unwrap();
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&object).arg(&source).arg("-ldl").status();
+    if !compiled.is_ok_and(|status| status.success()) {
+        eprintln!("not run: there is no C compiler");
+        return;
+    }
+    site.configure("", &[native()]);
+    let environment = [("LD_PRELOAD", &*object), ("FAILING_SYNC", &*told)];
+    let mut gateway = Gateway::start_in(site.directory(), &environment);
+    let mut device = Device::welcomed(gateway.devices(), &site.tls(), "meter-1");
+    for number in 1..=20 {
+        device.send(&[message(number, b"before")]);
+        assert_eq!(device.hear(), Event::Ack(number));
+    }
+    std::fs::write(&told, "").unwrap();
+    device.send(&[message(21, b"behind")]);
+    let heard = device.hear_all();
+    assert!(!heard.iter().any(|event| matches!(event, Event::Ack(_))), "{heard:?}");
+    assert_eq!(gateway.wait_for_failure(SOON).code(), Some(1));
+    assert_eq!(gateway.logged("the store cannot be written").len(), 1, "it is said once: there is no second try");
+    drop(gateway);
+
+    // What was not acknowledged may be there.
+    let gateway = Gateway::start(site.directory());
+    let events = gateway.get_json("/v1/uplink?consumer=c&max=100")["events"].take();
+    let payloads = events.as_array().unwrap().iter().filter_map(|event| event["payload"].as_str());
+    assert_eq!(payloads.filter(|payload| *payload == "before").count(), 20);
+}
+
 /// Files that nobody can write, until it is dropped.
 struct Immutable(Vec<PathBuf>);
 

@@ -15,9 +15,9 @@ impl Broker {
         away_since: Option<Moment>,
     ) -> Option<image::Head> {
         let known = &self.sessions[session];
-        let recording = self.journal.recording().filter(|_| known.key != NO_KEY)?;
+        self.journal.recording().filter(|_| known.key != NO_KEY)?;
         let head = self.head_to_be(name, &known.profile, known.will.as_deref().map(|KeptWill { will, .. }| will))?;
-        let away_since_ms = away_since.map(|since| recording.timeline.unix_millis_at(since));
+        let away_since_ms = away_since.map(|since| self.journal.unix_millis(since));
         Some(image::Head { key: known.key, away_since_ms, last_packet: known.next_packet, ..head })
     }
 

@@ -80,6 +80,9 @@ struct World {
     published: BTreeMap<u32, Published>,
     counters: Counters,
     crashes: u32,
+    /// Batches that were committed while nothing was said of the end, and behind which of them the process ends.
+    commits: u32,
+    crash_behind: Option<u32>,
     /// Whether it is one of a fleet.
     is_of_fleet: bool,
     /// The place of each message in the fleet's stream, the latest one, and how many there are.
@@ -113,6 +116,8 @@ impl World {
             published: BTreeMap::new(),
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             crashes: 0,
+            commits: 0,
+            crash_behind: None,
             is_of_fleet: false,
             stream: BTreeMap::new(),
             places: 0,
@@ -176,9 +181,17 @@ impl World {
 
     /// Some of what waits is committed at once, and told.
     fn commit(&mut self) {
-        let batches = self.random.usize(1..6);
-        for (worker, mark) in self.store.commit(batches) {
-            self.shards[worker.index()].handle_safe(mark);
+        for _ in 0..self.random.usize(1..6) {
+            let safe = self.store.commit(1);
+            self.commits += u32::try_from(safe.len()).expect("one at a time");
+            if self.crash_behind.is_some_and(|behind| behind == self.commits) {
+                // It is on the disk, and nobody was told.
+                self.crash_behind = None;
+                return self.crash();
+            }
+            for (worker, mark) in safe {
+                self.shards[worker.index()].handle_safe(mark);
+            }
         }
     }
 
@@ -613,6 +626,37 @@ fn whatever_was_acknowledged_survives_a_crash_and_at_qos_2_comes_once() {
     let (published, crashes, loaded) = play(0..100, Planted::Nothing);
     assert!(published > 3_000 && crashes > 1_500, "too little happened: {published} messages, {crashes} crashes");
     assert!(loaded > 3_000, "too little was read again: {loaded} messages");
+}
+
+/// A world whose process ends once, behind this commit: how many commits there were by then, or in all.
+fn play_to(seed: u64, behind: Option<u32>, planted: Planted) -> u32 {
+    let mut world = World::new(seed, planted);
+    world.crash_behind = behind;
+    for _ in 0..600 {
+        world.step(false);
+    }
+    let commits = world.commits;
+    assert_eq!(
+        world.crashes,
+        u32::from(behind.is_some()),
+        "seed {seed}: it ends behind {behind:?} of {commits} commits"
+    );
+    world.end();
+    commits
+}
+
+#[test]
+fn whatever_was_acknowledged_survives_an_end_behind_each_commit_of_a_life() {
+    let mut boundaries = 0;
+    for seed in 1_000..1_004 {
+        // Up to there it is the same life each time.
+        let commits = play_to(seed, None, Planted::Nothing);
+        for behind in 1..=commits {
+            play_to(seed, Some(behind), Planted::Nothing);
+        }
+        boundaries += commits;
+    }
+    assert!(boundaries > 200, "too little was committed: {boundaries}");
 }
 
 /// How a planted fault is found.

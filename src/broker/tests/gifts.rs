@@ -20,7 +20,7 @@ fn stage_with(is_stored: bool) -> (World, usize, SessionSlot, String) {
     let mut world = World::new(7);
     world.devices[0].keeps = Keeps::ForEver;
     if is_stored {
-        let recording = Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() };
+        let recording = Recording { timeline: Timeline::from_unix_micros(0).into(), listeners: ["l".into()].into() };
         world.shards[world.devices[0].worker].begin_recording(recording);
     }
     let stage = stage_of(world);

@@ -33,7 +33,10 @@ impl Side {
         let exchange = Arc::new(Exchange::new(1));
         let setup = BrokerOptions { worker: WorkerId(0), home: Home::new([9; 16], 1), exchange, bounds, key: seed };
         let mut shard = Broker::new(setup, now.tick());
-        shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
+        shard.begin_recording(Recording {
+            timeline: Timeline::from_unix_micros(0).into(),
+            listeners: ["l".into()].into(),
+        });
         let counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
         Self {
             shard,

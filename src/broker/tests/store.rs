@@ -120,7 +120,7 @@ impl ModelStore {
             let mut shard = Broker::new(setup, now.tick());
             if let Some(wall_ms) = wall_ms {
                 let timeline = Timeline::from_unix_micros(wall_ms * 1_000 - now.micros() as i64);
-                shard.begin_recording(Recording { timeline, listeners: ["l".into()].into() });
+                shard.begin_recording(Recording { timeline: timeline.into(), listeners: ["l".into()].into() });
             }
             shard
         };

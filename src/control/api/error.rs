@@ -84,6 +84,8 @@ pub(in crate::control) enum ApiError {
     NoSink(String),
     /// There are as many consumers as there may be; what to do.
     TooManyConsumers(String),
+    /// A consumer has acknowledged as much ahead of its cursor as it may; what to do.
+    TooManyRanges(String),
     /// The store cannot be read or written now; why.
     Store(String),
     /// The worker did not answer in time, or its inbox is full.
@@ -141,7 +143,8 @@ impl ApiError {
             | ApiError::NoFleet
             | ApiError::NoQueue
             | ApiError::ReservedConsumer(_)
-            | ApiError::TooManyConsumers(_) => StatusCode::CONFLICT,
+            | ApiError::TooManyConsumers(_)
+            | ApiError::TooManyRanges(_) => StatusCode::CONFLICT,
             ApiError::NotReloaded(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ApiError::NotRetained(_) | ApiError::BlockNotKept(_) | ApiError::QueueFull { .. } => {
                 StatusCode::INSUFFICIENT_STORAGE
@@ -211,6 +214,7 @@ impl ApiError {
             ApiError::ReservedConsumer(_) => "consumer_reserved",
             ApiError::NoSink(_) => "sink_not_found",
             ApiError::TooManyConsumers(_) => "too_many_consumers",
+            ApiError::TooManyRanges(_) => "too_many_ranges",
             ApiError::Store(_) => "store_failed",
             ApiError::WorkerBusy { .. } => "worker_busy",
             ApiError::ApiBusy => "api_busy",
@@ -374,6 +378,7 @@ impl fmt::Display for ApiError {
             | ApiError::Body(fault)
             | ApiError::TooLarge(fault)
             | ApiError::TooManyConsumers(fault)
+            | ApiError::TooManyRanges(fault)
             | ApiError::Store(fault) => f.write_str(fault),
             ApiError::NoStore | ApiError::NoConsumer(_) | ApiError::ReservedConsumer(_) | ApiError::NoSink(_) => {
                 self.fmt_uplink(f)

@@ -290,6 +290,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NoConsumer(name) => ApiError::NoConsumer(name),
+            StoreError::TooManyRanges { .. } => ApiError::TooManyRanges(error.to_string()),
             StoreError::TooManyConsumers(_) => ApiError::TooManyConsumers(error.to_string()),
             StoreError::Position(fault) => ApiError::Body(fault),
             StoreError::Closed => ApiError::ShuttingDown,

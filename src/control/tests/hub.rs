@@ -195,7 +195,7 @@ fn a_wrong_token_file_stops_the_start() {
         mailboxes: vec![mailbox],
         uplink: from_workers,
         published: vec![Arc::new(Published::new(CloseReason::COUNT, Refusal::COUNT))],
-        clock: Clock::new(Instant::now()),
+        clock: Arc::new(Clock::new(Instant::now())),
         epoch: 1,
         admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
         api_tls: None,

@@ -158,7 +158,10 @@ impl Stage {
         config.admin.hosts = plan.hosts;
         config.admin.tokens.extend(plan.tokens);
         let config = Arc::new(config);
-        let store = OpenStore::open(&config).unwrap();
+        let clock = Arc::new(Clock::with_wall(Instant::now().checked_sub(plan.uptime).unwrap(), |moment| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + moment.since(Moment::default())
+        }));
+        let store = OpenStore::open(&config, Arc::clone(&clock)).unwrap();
         let control = Control::start(ControlParts {
             listeners: config.listeners.iter().map(|listener| listener.listen).collect(),
             inventory: plan.inventory,
@@ -168,9 +171,7 @@ impl Stage {
             mailboxes: stage.0,
             uplink: from_workers,
             published: published.clone(),
-            clock: Clock::with_wall(Instant::now().checked_sub(plan.uptime).unwrap(), |moment| {
-                SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + moment.since(Moment::default())
-            }),
+            clock,
             epoch: plan.epoch,
             admin: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
             api_tls: None,

@@ -41,7 +41,7 @@ fn expect_full(put: Result<u64, NotPut>, words: &str) {
 fn what_waits_and_what_became_of_it_survives_a_crash_and_numbers_are_given_once() {
     let directory = TempDir::new().unwrap();
     let store = open_shared(&options(directory.path()));
-    let now = crate::store::writer::unix_ms() as u64;
+    let now = unix_ms() as u64;
     block(async {
         for (number, device) in [(1, "a"), (2, "b"), (3, "a")] {
             assert_eq!(store.put(device, &command(10)).await, Ok(number));
@@ -105,7 +105,7 @@ fn each_bound_refuses_and_nothing_gives_way() {
 #[test]
 fn there_are_so_many_in_all_and_so_many_outcomes() {
     let directory = TempDir::new().unwrap();
-    let now = crate::store::writer::unix_ms();
+    let now = unix_ms();
     fill(
         directory.path(),
         &format!(

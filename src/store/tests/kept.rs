@@ -152,7 +152,7 @@ impl World {
         }
         let mark = self.marks.entry(worker).or_default();
         *mark = mark.next();
-        Changes { worker, mark: *mark, changes, is_awaited: self.random.bool() }
+        Changes { worker, mark: *mark, changes, is_awaited: self.random.bool(), timeline: CLOCK.timeline() }
     }
 
     fn say(&mut self, worker: WorkerId, changes: &mut Vec<Change>) {
@@ -438,12 +438,18 @@ fn what_ended_with_the_process_is_ended_when_the_store_is_opened() {
     for changes in [changes, later] {
         commit(
             &mut connection,
-            &[Changes { worker: WorkerId(0), mark: ChangeMark(1), changes, is_awaited: true }],
+            &[Changes {
+                worker: WorkerId(0),
+                mark: ChangeMark(1),
+                changes,
+                is_awaited: true,
+                timeline: CLOCK.timeline(),
+            }],
             &mut kept,
         );
     }
     drop(connection);
-    let before = super::super::writer::unix_ms();
+    let before = unix_ms();
     let (store, _settled) = open(&options(directory.path()));
     let mut found = Vec::new();
     assert_eq!(store.sessions(|session| found.push(session)).unwrap(), 2);
@@ -487,6 +493,7 @@ fn changes_are_bounded_and_whoever_is_refused_hears_of_room() {
             stamp: Stamp::NONE,
         }],
         is_awaited: true,
+        timeline: CLOCK.timeline(),
     };
     // The writer is held up with an event, and the queue is filled.
     offer_all(&store, vec![message(0, 1)]);
@@ -519,7 +526,13 @@ fn without_room_what_makes_room_is_written_and_nothing_is_safe_before_all_of_it_
     store.connect(mailboxes).unwrap();
     let sender = store.changes();
     let session = SessionKey(1);
-    let batch = |mark, changes| Changes { worker: WorkerId(0), mark: ChangeMark(mark), changes, is_awaited: true };
+    let batch = |mark, changes| Changes {
+        worker: WorkerId(0),
+        mark: ChangeMark(mark),
+        changes,
+        is_awaited: true,
+        timeline: CLOCK.timeline(),
+    };
     let queued = |number| {
         let publication = Publication { payload: vec![7; 20_000].into(), ..publication(&mut Rng::with_seed(1), "t") };
         let publication = Arc::new(publication);

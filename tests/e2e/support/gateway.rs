@@ -54,6 +54,15 @@ impl Gateway {
         Self::spawn(command, LOG_FILTER)
     }
 
+    /// The same, with these variables in its environment.
+    #[track_caller]
+    #[allow(dead_code, reason = "not every test that has this file gives some")]
+    pub fn start_in(directory: &Path, environment: &[(&str, &Path)]) -> Self {
+        let mut command = Self::command(directory);
+        command.envs(environment.iter().copied());
+        Self::spawn(command, LOG_FILTER)
+    }
+
     /// The same, with so many descriptors in each table.
     #[track_caller]
     pub fn start_with_descriptors(directory: &Path, descriptors: u32) -> Self {

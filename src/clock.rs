@@ -1,11 +1,10 @@
-//! The two clocks of the control plane: the one that only goes forward, and the time of day, joined by a [`Timeline`] that
-//! is made anew when the time of day was set.
+//! The two clocks, for whatever is not below a worker: the one that only goes forward, and the time of day, joined by a [`Timeline`]
+//! that is made anew when the time of day was set. Shards read the latest of them ([`SharedTimeline`]), and no clock.
 
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::time::{Moment, Timeline};
+use crate::time::{Moment, SharedTimeline, Timeline};
 
 /// Smaller differences between the clocks are the wall's own pace, and leave the bridge as it is: so one moment is told
 /// as one time.
@@ -19,8 +18,8 @@ pub struct Clock {
     started: Instant,
     /// The time of day, read at this moment.
     wall: Box<dyn Fn(Moment) -> SystemTime + Send + Sync>,
-    /// [`Timeline::unix_micros`] of the bridge in use.
-    zero: AtomicI64,
+    /// The bridge in use.
+    in_use: SharedTimeline,
 }
 
 impl Clock {
@@ -33,8 +32,8 @@ impl Clock {
     /// The same with another time of day, told for the moment that it is.
     #[must_use]
     pub fn with_wall(started: Instant, wall: impl Fn(Moment) -> SystemTime + Send + Sync + 'static) -> Self {
-        let clock = Self { started, wall: Box::new(wall), zero: AtomicI64::new(0) };
-        clock.zero.store(clock.read().unix_micros(), Ordering::Relaxed);
+        let clock = Self { started, wall: Box::new(wall), in_use: SharedTimeline::default() };
+        clock.in_use.set(clock.read());
         clock
     }
 
@@ -45,7 +44,8 @@ impl Clock {
     }
 
     /// A moment on the clock that only goes forward.
-    pub(super) fn instant(&self, moment: Moment) -> Instant {
+    #[must_use]
+    pub fn instant(&self, moment: Moment) -> Instant {
         self.started + Duration::from_micros(moment.micros())
     }
 
@@ -59,17 +59,24 @@ impl Clock {
     /// happened before is told by the new one too, because the old one was wrong.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
-        let in_use = Timeline::from_unix_micros(self.zero.load(Ordering::Relaxed));
+        let in_use = self.in_use.get();
         let read = self.read();
         if read.distance(in_use) <= SET_BEYOND {
             return in_use;
         }
-        self.zero.store(read.unix_micros(), Ordering::Relaxed);
+        self.in_use.set(read);
         read
     }
 
+    /// The bridge for those who read no clock: as [`Clock::timeline`] said last, whoever asked.
+    #[must_use]
+    pub fn shared(&self) -> SharedTimeline {
+        self.in_use.clone()
+    }
+
     /// A moment as Unix time in milliseconds; negative before 1970.
-    pub(super) fn unix_ms(&self, moment: Moment) -> i64 {
+    #[must_use]
+    pub fn unix_ms(&self, moment: Moment) -> i64 {
         self.timeline().unix_millis_at(moment)
     }
 
@@ -105,6 +112,7 @@ impl fmt::Debug for Clock {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
 
     use super::*;
 
