@@ -42,7 +42,7 @@ fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
     let bounds = Bounds { stored_bytes: 1 << 30, ..Bounds::of(&limits, 1) };
     let setup = BrokerOptions { worker: WorkerId(0), home: Home::new([9; 16], 1), exchange, bounds, key: 3 };
     let mut shard = Broker::new(setup, now.tick());
-    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0).into(), listeners: ["l".into()].into() });
+    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
     let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
     let profile = profile(u32::MAX, 10);
     for number in 0..DEVICES {
@@ -145,7 +145,7 @@ fn open_exchanges_are_counted_and_leave_others_their_part() {
     let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
     let mut store = Store::default();
     let mut shard = full_shard(now, &mut store, &mut counters);
-    let share = shard.pool().share(Class::Queues) as usize;
+    let most = shard.pool().share(Class::Queues) as usize;
     let attach = |shard: &mut Broker, slot: u32| {
         let (device, profile) = (slot.to_string(), profile(0, 10));
         let connection = ConnectionSlot(slot);
@@ -163,13 +163,13 @@ fn open_exchanges_are_counted_and_leave_others_their_part() {
     let window = usize::from(shard.bounds().inflight);
     let modest = attach(&mut shard, 1);
     assert_eq!(begin(&mut shard, modest), window, "so many it always may have open");
-    shard.pool().give(Class::Queues, share);
+    shard.pool().give(Class::Queues, most);
     let greedy: Vec<usize> = (2..10)
         .map(|slot| {
             let session = attach(&mut shard, slot);
             begin(&mut shard, session)
         })
         .collect();
-    assert!(greedy[0] * 16 < share / 8 && greedy[0] > 1_000, "{greedy:?}");
-    assert!(shard.pool().used(Class::Queues) < share as u64);
+    assert!(greedy[0] * 16 < most / 8 && greedy[0] > 1_000, "{greedy:?}");
+    assert!(shard.pool().used(Class::Queues) < most as u64);
 }
