@@ -42,7 +42,7 @@ fn messages_for_a_whole_fleet_wait_for_the_store_and_none_is_dropped() {
     let bounds = Bounds { stored_bytes: 1 << 30, ..Bounds::of(&limits, 1) };
     let setup = BrokerOptions { worker: WorkerId(0), home: Home::new([9; 16], 1), exchange, bounds, key: 3 };
     let mut shard = Broker::new(setup, now.tick());
-    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
+    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0).into(), listeners: ["l".into()].into() });
     let mut counters = Counters::new(CloseReason::COUNT, Refusal::COUNT);
     let profile = profile(u32::MAX, 10);
     for number in 0..DEVICES {
@@ -89,7 +89,7 @@ fn full_shard(now: Moment, store: &mut Store, counters: &mut Counters) -> Broker
     let bounds = Bounds { stored_bytes: 1 << 30, ..Bounds::of(&limits, 1) };
     let setup = BrokerOptions { worker: WorkerId(0), home: Home::new([9; 16], 1), exchange, bounds, key: 3 };
     let mut shard = Broker::new(setup, now.tick());
-    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0), listeners: ["l".into()].into() });
+    shard.begin_recording(Recording { timeline: Timeline::from_unix_micros(0).into(), listeners: ["l".into()].into() });
     let profile = profile(u32::MAX, 10);
     let arrival = Arrival { connection: ConnectionSlot(0), device: "away", clean_start: false, profile, will: None };
     let session = shard.attach(arrival, now).session;
