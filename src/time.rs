@@ -100,7 +100,7 @@ pub fn ticks_ceil(duration: Duration) -> u32 {
 }
 
 /// The bridge between moments and the time of day, as a value: what the clock on the wall shows at moment zero, by its latest
-/// reading. Whoever reads clocks makes one (`control::Clock`); it is made anew when the wall's clock was set.
+/// reading. Whoever reads clocks makes one (`clock::Clock`); it is made anew when the wall's clock was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeline {
     /// Microseconds since 1970 at moment zero; negative before.
