@@ -150,14 +150,32 @@ impl Counters {
 struct Reading {
     consumer: Consumer<Config>,
     batch: Option<Batch>,
-    /// Messages that came through it.
-    read: u64,
-    /// The bucket's last message when the batch was asked for.
-    end: u64,
+    come: Come,
     /// The next one is larger than a batch may be.
     is_large: bool,
     /// What is kept here, and was not seen in the bucket yet; none: all of it was read.
     unseen: Option<HashMap<Box<str>, Stamp>>,
+}
+
+/// How far a consumer was read.
+#[derive(Debug, Default)]
+struct Come {
+    /// Messages that came through it.
+    read: u64,
+    /// The bucket's last message when the batch was asked for, or a later one that has come since: when nothing is left, all up to here
+    /// was read.
+    end: u64,
+}
+
+impl Come {
+    /// One comes: the consumer's so-manieth, at this place. Whether it is the next.
+    fn take(&mut self, number: u64, at: u64) -> bool {
+        let is_next = number == self.read + 1;
+        if is_next {
+            (self.read, self.end) = (number, self.end.max(at));
+        }
+        is_next
+    }
 }
 
 /// See the head of this file.
@@ -248,12 +266,12 @@ impl Watch {
         };
         let made = server.retained_consumer(config).await;
         let consumer = made.map_err(|why| format!("retained messages cannot be read: {why}"))?;
-        Ok(Reading { consumer, batch: None, read: 0, end: 0, is_large: false, unseen: Some(unseen) })
+        Ok(Reading { consumer, batch: None, come: Come::default(), is_large: false, unseen: Some(unseen) })
     }
 
     /// Asks for as much as there is room for.
     async fn ask(&self, server: &Server, reading: &mut Reading) -> Result<(), String> {
-        reading.end = server.retained_last().await?;
+        reading.come.end = server.retained_last().await?;
         let count = if reading.is_large { 1 } else { self.room.available_permits().clamp(1, BATCH) };
         let mut batch = reading.consumer.batch().max_messages(count);
         if !reading.is_large {
@@ -269,10 +287,10 @@ impl Watch {
         let info = message.info().map_err(|error| error.to_string())?;
         let (at, pending, number) = (info.stream_sequence, info.pending, info.consumer_sequence);
         let since_ns = info.published.unix_timestamp_nanos();
-        if number != reading.read + 1 {
+        if !reading.come.take(number, at) {
             return Err("a message of the bucket was lost on its way: it is read again".to_owned());
         }
-        (reading.read, reading.is_large) = (number, false);
+        reading.is_large = false;
         let async_nats::Message { subject, payload, headers, .. } = message.message;
         let Some(topic) = self.shared.names.retained_topic(&subject) else {
             self.shared.retained.invalid.fetch_add(1, Ordering::Relaxed);
@@ -344,11 +362,11 @@ impl Watch {
     async fn handle_end(&mut self, server: &Server, reading: &mut Reading) -> Result<(), String> {
         let progress = server.retained_progress(&reading.consumer.cached_info().name).await;
         let (sent, pending) = progress.ok_or("the consumer is gone, or the server does not answer")?;
-        if sent != reading.read {
+        if sent != reading.come.read {
             return Err("a message of the bucket was lost on its way: it is read again".to_owned());
         }
         if pending == 0 {
-            self.complete(reading, reading.end).await;
+            self.complete(reading, reading.come.end).await;
         }
         Ok(())
     }
@@ -414,6 +432,19 @@ mod tests {
         assert_eq!(places(due(&graves(5), 102)), [1_000, 1_001, 1_002]);
         assert_eq!(places(due(&graves(TOMBSTONES_MAX + 2), 0)), [1_000, 1_001]);
         assert_eq!(due(&graves(5_000), u64::MAX).len(), SWEPT_AT_ONCE);
+    }
+
+    /// Else whoever waits for it waits until the next batch is over.
+    #[test]
+    fn the_end_of_a_batch_is_behind_what_it_has_brought() {
+        let mut come = Come { read: 0, end: 0 };
+        assert!(come.take(1, 1) && come.take(2, 5));
+        assert_eq!((come.read, come.end), (2, 5));
+        assert!(!come.take(4, 7), "one was lost");
+        assert_eq!((come.read, come.end), (2, 5));
+        come.end = 9;
+        assert!(come.take(3, 7));
+        assert_eq!(come.end, 9, "what was there when it was asked, and is none of this consumer's, counts too");
     }
 
     #[tokio::test]

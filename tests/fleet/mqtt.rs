@@ -314,14 +314,20 @@ impl Client {
     /// What is there of retained messages under a filter, in order of topics: until nothing more comes for so long.
     #[track_caller]
     pub fn finds(&mut self, filter: &str, quiet: Duration) -> Vec<(String, String)> {
+        self.looks(filter, quiet).expect("nothing is published meanwhile")
+    }
+
+    /// The same; `None`: something was published meanwhile that it matches.
+    #[track_caller]
+    pub fn looks(&mut self, filter: &str, quiet: Duration) -> Option<Vec<(String, String)>> {
         self.subscribe(filter, 1);
-        let mut found = Vec::new();
+        let (mut found, mut is_alone) = (Vec::new(), true);
         while let Some(heard) = self.message(quiet) {
-            assert!(heard.retain, "{heard:?}");
+            is_alone &= heard.retain;
             found.push((heard.topic, heard.payload));
         }
         found.sort();
-        found
+        is_alone.then_some(found)
     }
 
     /// Goes in order.

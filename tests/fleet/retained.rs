@@ -29,7 +29,10 @@ fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
 #[track_caller]
 fn wait_until_found(fleet: &[Member], filter: &str, all: &[(&str, &str)]) {
     for member in fleet {
-        wait_until(&format!("{all:?} is found"), LATE, || found(member, filter) == pairs(all));
+        wait_until(&format!("{all:?} is found"), LATE, || {
+            // One that is on its way comes as what is published now: it is looked again.
+            Client::come(member, "newcomer", false).looks(filter, QUIET) == Some(pairs(all))
+        });
     }
 }
 
@@ -50,14 +53,15 @@ fn what_was_acknowledged_at_one_gateway_is_found_at_every_other() {
     let mut publisher = Client::come(&fleet[0], "publisher", false);
     let mut live = Client::come(&fleet[1], "live", false);
     live.subscribe("state/#", 1);
-    // At once: a newcomer's SUBACK waits for what was acknowledged before it came.
+    // Where nobody had such a subscription a newcomer finds it at once: its SUBACK waits for what was acknowledged before it came. Where
+    // somebody had, a newcomer may get it as a message that is published now, until that one has it.
     for (number, topic) in ["state", "state/a.b/*", "state//ä b", "state/1"].into_iter().enumerate() {
         publisher.retain(topic, &number.to_string(), 1 + (number % 2) as u8);
-        for member in &fleet[1..] {
-            assert_eq!(found(member, &topic.replace("state/1", "+/1")), pairs(&[(topic, &number.to_string())]));
-        }
+        let filter = topic.replace("state/1", "+/1");
+        assert_eq!(found(&fleet[2], &filter), pairs(&[(topic, &number.to_string())]));
         // Whoever was there hears of it as of any other message, once.
         live.hears(topic, &number.to_string(), 1);
+        assert_eq!(found(&fleet[1], &filter), pairs(&[(topic, &number.to_string())]));
     }
     // The latest stays, and what goes is gone.
     publisher.retain("state/1", "new", 1);
