@@ -55,7 +55,7 @@ const TABLE: &[Row] = &[
         &["tokio", "bytes", "async_nats", "futures_util", "serde", "serde_json", "base64", "humantime", "fastrand", "tracing"]), row("fleet/serving/tests", &["broker", "codec", "metrics", "slot", "time"], &[]),
     row("control", &["whole_file", "network", "pool", "link", "image", "config", "metrics", "time", "clock", "codec", "commands", "store", "sink", "backbone", "fleet"],
         &["tokio", "axum", "serde", "serde_json", "prometheus_client", "argon2", "aws_lc_rs", "tikv_jemalloc_ctl",
-          "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64", "http_body"]),
+          "humantime", "tracing", "bytes", "crossbeam_channel", "rustix", "futures_util", "base64", "http_body", "socket2"]),
     row("control/api_tls.rs", &["config"], &["rustls", "aws_lc_rs", "tokio", "tokio_rustls", "tracing"]),
     row("control/auth", &["whole_file", "link", "config", "time", "codec"],
         &["serde", "serde_json", "argon2", "aws_lc_rs", "tracing", "bytes", "crossbeam_channel", "rustix", "base64", "jsonwebtoken"]),

@@ -33,6 +33,10 @@ pub const INBOX_ENTRY_BYTES: u64 = 88;
 pub const UPLINK_ENTRY_BYTES: u64 = 184;
 /// The control plane, certificates, the program's own data.
 pub const CONTROL_BYTES: u64 = 16 << 20;
+/// Answers of the HTTP API that are made or not read yet,
+pub const ANSWER_BYTES: u64 = 16 << 20;
+/// or so many times the longest packet, where that is more: it may be the only event of an answer.
+const ANSWER_PACKETS: u64 = 16;
 /// How many ends of connections are remembered.
 pub const ENDS_MAX: u64 = 32_768;
 /// What one end takes with its texts, at most.
@@ -117,6 +121,12 @@ pub struct MemoryBudget {
     pub memory: Memory,
 }
 
+/// What answers of the HTTP API may take together.
+#[must_use]
+pub fn answer_bytes(limits: &Limits) -> u64 {
+    ANSWER_BYTES.max(ANSWER_PACKETS * limits.packet_bytes as u64)
+}
+
 /// The budget of `limits` on `workers` workers, with what `backbone`, `store` and so many sinks keep. `with_mqtt`: a listener speaks MQTT, so that
 /// any connection may have a session.
 #[must_use]
@@ -145,6 +155,7 @@ pub fn memory_budget(
         item("ends", ENDS_MAX, END_BYTES),
         item("addresses", ADDRESSES, ADDRESS_BYTES),
         item("control plane", 1, CONTROL_BYTES),
+        item("api answers", 1, answer_bytes(limits)),
     ];
     if sinks > 0 {
         items.push(item("sinks", sinks as u64, SINK_BYTES));
@@ -295,7 +306,7 @@ mod tests {
             + 4 * 512 * 9_728
             + (4 << 20)
             + 4 * (8_192 * 88 + 65_536 * 184)
-            + 2 * (16 << 20)
+            + 3 * (16 << 20)
             + (256 << 20)
             + 32_768 * 400
             + 65_536 * 33

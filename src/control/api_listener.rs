@@ -6,6 +6,8 @@
 //!                 HEAD_MAX, whole       IDLE_MAX without a byte     IDLE_MAX to its first byte, then HEAD_MAX
 //! ```
 //!
+//! An answer that holds much memory is to be taken in a time that goes by its length (`answers`).
+//!
 //! When every place is taken, the address that holds the most of those without a request in progress loses the one that
 //! has waited longest. Requests in progress are bounded below the number of places (`REQUESTS_MAX`, `SENDS_MAX`,
 //! `READERS_MAX`), and one without a token is over at once: so there is always somebody to give way, and a probe always
@@ -165,6 +167,8 @@ struct State {
     waiting_since: Instant,
     /// When the head must be whole; `None` between two requests.
     head_deadline: Option<Instant>,
+    /// When the latest answer must be taken, if it holds memory for which others may wait.
+    answer_deadline: Option<Instant>,
 }
 
 impl Progress {
@@ -196,6 +200,23 @@ impl ApiPeer {
     /// To be called when a request is here, its body included, and kept as long as its answer is.
     pub(super) fn begin_request(&self) -> InProgress {
         self.0.begin()
+    }
+
+    /// Whose it is.
+    pub(super) fn address(&self) -> IpAddr {
+        self.0.peer.ip().to_canonical()
+    }
+
+    /// It is cut unless it has taken its answer by then; `None`: it has.
+    pub(super) fn expect_reading(&self, deadline: Option<Instant>) {
+        self.0.lock().answer_deadline = deadline;
+    }
+
+    /// One that there is no connection of.
+    #[cfg(test)]
+    pub(super) fn at(peer: SocketAddr) -> Self {
+        let state = State { requests: 0, waiting_since: Instant::now(), head_deadline: None, answer_deadline: None };
+        Self(Arc::new(Progress { peer, state: Mutex::new(state) }))
     }
 }
 
@@ -274,7 +295,8 @@ impl ApiStream {
     ) -> Self {
         let now = Instant::now();
         let head_deadline = now + bounds.head_time;
-        let state = State { requests: 0, waiting_since: now, head_deadline: Some(head_deadline) };
+        let state =
+            State { requests: 0, waiting_since: now, head_deadline: Some(head_deadline), answer_deadline: None };
         let progress = Arc::new(Progress { peer, state: Mutex::new(state) });
         let (evict, evicted) = oneshot::channel();
         let number = {
@@ -312,10 +334,11 @@ impl ApiStream {
 
     fn deadline(&self) -> Instant {
         let state = *self.progress.lock();
-        match state.head_deadline {
+        let deadline = match state.head_deadline {
             Some(deadline) if state.requests == 0 => deadline,
             _ => self.moved_at.max(state.waiting_since) + self.bounds.idle_time,
-        }
+        };
+        state.answer_deadline.map_or(deadline, |answer| answer.min(deadline))
     }
 
     /// Bytes came: outside a request they belong to a head, whose time begins with its first one.
@@ -519,7 +542,7 @@ mod tests {
         let now = Instant::now();
         let add = |number: u64, address: &str, requests: u32, age: u64| {
             let waiting_since = now.checked_sub(Duration::from_secs(age)).unwrap();
-            let state = State { requests, waiting_since, head_deadline: None };
+            let state = State { requests, waiting_since, head_deadline: None, answer_deadline: None };
             let progress = Progress { peer: (address.parse::<IpAddr>().unwrap(), 1).into(), state: Mutex::new(state) };
             let (evict, evicted) = oneshot::channel();
             open.lock().by_number.insert(number, OpenConnection { progress: Arc::new(progress), evict: Some(evict) });

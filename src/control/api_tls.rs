@@ -249,12 +249,10 @@ impl AsyncWrite for Transport {
         }
     }
 
+    /// Asked before the first byte has come. Either kind is; were it said otherwise, answers would be copied once more, into memory that
+    /// nobody counts.
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Transport::Plain(stream) => stream.is_write_vectored(),
-            Transport::Open(stream) => stream.is_write_vectored(),
-            Transport::Looking(..) | Transport::Refusing(_) | Transport::Opening(_) | Transport::Failed => false,
-        }
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

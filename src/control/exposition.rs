@@ -200,6 +200,8 @@ impl Scrape {
             ProcessMetric::EventsDropped => Some(state.backbone.dropped()),
             ProcessMetric::EventsRefused => Some(state.backbone.refused()),
             ProcessMetric::AnswersDropped => load(&state.counters.answers_dropped),
+            ProcessMetric::AnswersWithoutRoom => Some(state.answers.refused()),
+            ProcessMetric::AnswersCut => Some(state.answers.cut()),
             ProcessMetric::Reloads => load(&state.counters.reloads),
             ProcessMetric::ReloadsRefused => load(&state.counters.reloads_refused),
             ProcessMetric::ReloadRefused => load(&state.counters.is_reload_refused),

@@ -14,6 +14,7 @@
 //! It knows workers only through [`crate::link`] and [`crate::metrics`]: never a worker, shard, connection or TLS type.
 //! Nothing here may make an event loop wait: commands are tried, never pushed.
 
+mod answers;
 mod api;
 mod api_listener;
 mod api_tls;
@@ -50,16 +51,19 @@ use std::time::Duration;
 use std::{io, panic};
 
 use crossbeam_channel::{Receiver, Sender};
+use socket2::SockRef;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::backbone::Backbone;
 pub use crate::clock::Clock;
+use crate::config::budget::{UNSENT_BYTES, answer_bytes};
 use crate::config::{self, Config};
 use crate::fleet::{self as nats, Fleet};
 use crate::link::{Description, EventReceiver, Exchange, Home, Mailbox, Outcome};
 use crate::metrics::Published;
 use crate::sink::{self, Sinks};
 use crate::store::{self, Durability, Health, Settled, Store, StoreError};
+use answers::Answers;
 use api_listener::{ApiListener, ApiPeer, Bounds};
 pub use api_tls::{ApiTls, ApiTlsError};
 use auth::chain::{AuthChains, Replacement};
@@ -199,13 +203,18 @@ impl OpenStore {
     }
 }
 
+/// The API's listener, and what drives it.
 fn listen(
-    runtime: &tokio::runtime::Runtime,
     admin: TcpListener,
     tls: watch::Receiver<Option<ApiTls>>,
-) -> io::Result<ApiListener> {
+) -> io::Result<(tokio::runtime::Runtime, ApiListener)> {
+    let runtime = runtime()?;
     admin.set_nonblocking(true)?;
-    runtime.block_on(async { ApiListener::new(admin, BOUNDS, tls) })
+    // Those that it accepts inherit it: what an answer's reader does not take stays where it is counted, and not in a send buffer that
+    // grows to 4 MiB.
+    SockRef::from(&admin).set_tcp_notsent_lowat(UNSENT_BYTES as u32)?;
+    let listener = runtime.block_on(async { ApiListener::new(admin, BOUNDS, tls) })?;
+    Ok((runtime, listener))
 }
 
 /// What drives the HTTP API.
@@ -258,6 +267,7 @@ impl Control {
             backbone: Backbone::new(parts.config.backbone),
             current: Mutex::new(Arc::new(Current::new(parts.config.clone(), parts.inventory)?)),
             expiries: Mutex::new(Arc::new([])),
+            answers: Arc::new(Answers::new(answer_bytes(&parts.config.limits) as usize)),
             config: parts.config,
             reloads,
             blocks,
@@ -284,8 +294,7 @@ impl Control {
             readers: Arc::new(Semaphore::new(READERS_MAX)),
             stopping: AtomicBool::new(false),
         });
-        let runtime = runtime()?;
-        let listener = listen(&runtime, parts.admin, api_tls_now)?;
+        let (runtime, listener) = listen(parts.admin, api_tls_now)?;
         let (stop_hub, hub_stopped) = crossbeam_channel::bounded(1);
         let (replacements, replaced) = crossbeam_channel::unbounded();
         let (stop_api, api_stopped) = watch::channel(false);
@@ -461,6 +470,7 @@ struct State {
     fleet: Option<Fleet>,
     sessions: Sessions,
     counters: Arc<ProcessCounters>,
+    answers: Arc<Answers>,
     bodies: Semaphore,
     requests: Semaphore,
     sends: Semaphore,

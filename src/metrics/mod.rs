@@ -249,6 +249,10 @@ metrics! {
     EventsRefused = Counter "pulsegate_backbone_events_refused" "",
     /// Answers to workers that had ended.
     AnswersDropped = Counter "pulsegate_answers_dropped" "",
+    /// Requests to the HTTP API that were told to come again: answers that others had not read yet took all the memory for answers.
+    AnswersWithoutRoom = Counter "pulsegate_api_answers_without_room" "",
+    /// Connections of the HTTP API that were cut because they did not take their answer in time.
+    AnswersCut = Counter "pulsegate_api_answers_cut" "",
     /// Reloads that were taken.
     Reloads = Counter "pulsegate_reloads" "",
     /// Reloads that were refused because something was wrong: what was in effect stayed.

@@ -421,6 +421,13 @@ impl Store {
         Ok(Batch { range: Some(Range { first: range.first, last }), events, missed })
     }
 
+    /// What a reader of `name` was handed and has no room for is the next one's.
+    pub fn give_back(&self, name: &str, range: Range) {
+        if let Some(progress) = self.shared.consumers.lock().expect("no holder panics").get_mut(name) {
+            progress.release(range);
+        }
+    }
+
     /// What nobody has of the events right behind `last`.
     fn hand_out_behind(&self, name: &str, last: u64, head: u64, lease: Duration) -> Option<Range> {
         let mut consumers = self.shared.consumers.lock().expect("no holder panics");

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::Json;
-use axum::extract::State as Shared;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{ConnectInfo, State as Shared};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::body;
 use super::devices::ANSWER_MAX;
 use super::error::ApiError;
 use super::fleet::Scope;
+use super::{ApiPeer, answer, body};
 use crate::control::blocks::{Block, BlockError, BlockOrder, BlockRequest, BlockSource};
 use crate::control::{State, fleet_blocks};
 use crate::fleet::{Answered, BlockRow, Call, Fleet, Reply};
@@ -62,9 +62,15 @@ struct Entry {
     source: &'static str,
 }
 
-pub(super) async fn list(Shared(state): Shared<Arc<State>>) -> Result<Json<Blocks>, ApiError> {
+pub(super) async fn list(
+    Shared(state): Shared<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<ApiPeer>,
+) -> Result<Response, ApiError> {
+    // How long the list is, is known when it is here: as much as there may be for one answer.
+    let reservation = state.answers.reserve(&peer, state.answers.consumer_max()).await?;
     let blocks = ask(&state, BlockOrder::List).await?;
-    Ok(Json(Blocks { blocks: blocks.into_iter().map(|block| Entry::new(&state, block)).collect() }))
+    let blocks = Blocks { blocks: blocks.into_iter().map(|block| Entry::new(&state, block)).collect() };
+    Ok(answer::within(reservation, Json(blocks)))
 }
 
 /// Keeps somebody out, from the next connection on; a device that is connected is gone when this is answered.

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{ConnectInfo, Path, State as Shared};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::State;
 use super::error::ApiError;
 use super::fleet::{Others, Scope};
 use super::messages::elsewhere;
 use super::query::{self, Parsed};
+use super::{ApiPeer, State, answer};
 use crate::control::pending::{Pending, Ticket};
 use crate::fleet::{Call, Deed, Reply};
 use crate::link::{Description, DeviceFilter, SessionFacts, WorkerCommand, WorkerId};
@@ -30,6 +31,13 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// The longest page that another gateway is given, in bytes: less than a message of NATS may have (a mebibyte unless it is set), and
 /// more than one device takes.
 const PAGE_BYTES_MAX: usize = 384 << 10;
+
+/// The longest page otherwise: as much as a batch of the uplink.
+const JSON_BYTES: usize = 1 << 20;
+/// What a device takes as its worker tells it,
+const TOLD_BYTES: usize = 384;
+/// and on the page. Where there are long filters it is more, which is known when the page is there.
+const SHOWN_BYTES: usize = 640;
 
 /// A word that is one of ours, or came from another gateway.
 type Word = Cow<'static, str>;
@@ -122,18 +130,31 @@ pub(in crate::control) async fn find_here(
     }
 }
 
-pub(super) async fn list(Shared(state): Shared<Arc<State>>, query: Parsed) -> Result<Json<Page>, ApiError> {
+pub(super) async fn list(
+    Shared(state): Shared<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<ApiPeer>,
+    query: Parsed,
+) -> Result<Response, ApiError> {
     let (filter, scope) = parse_filter(query)?;
+    // Each worker tells of as many as the page may have.
+    let bytes = filter.limit * (state.mailboxes.len() * TOLD_BYTES + SHOWN_BYTES);
+    let reservation = state.answers.reserve(&peer, bytes).await?;
+    let mut page = listed(&state, &filter, scope).await?;
+    cut(&mut page, JSON_BYTES);
+    Ok(answer::within(reservation, Json(page)))
+}
+
+async fn listed(state: &Arc<State>, filter: &DeviceFilter, scope: Scope) -> Result<Page, ApiError> {
     let deadline = Instant::now() + ANSWER_MAX;
     if scope == Scope::Gateway {
-        return page(&state, &filter, deadline).await.map(Json);
+        return page(state, filter, deadline).await;
     }
     let DeviceFilter { after, prefix, limit } = filter.clone();
     let call = Call::Devices { after, prefix, limit };
-    let (here, others) = tokio::join!(page(&state, &filter, deadline), Others::ask(&state, &call, deadline));
+    let (here, others) = tokio::join!(page(state, filter, deadline), Others::ask(state, &call, deadline));
     let Others { said, unanswered } = others?;
     let pages = [here?].into_iter().chain(said.into_iter().map(|(_, page)| page)).collect();
-    Ok(Json(Page { unanswered: Some(unanswered), ..merge_pages(pages, filter.limit) }))
+    Ok(Page { unanswered: Some(unanswered), ..merge_pages(pages, filter.limit) })
 }
 
 /// A page of the devices of this gateway.

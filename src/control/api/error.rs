@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::config::Role;
 use crate::control::READERS_MAX;
+use crate::control::answers::NoRoom;
 use crate::control::blocks::BlockError;
 use crate::control::broadcasts::RUNNING_MAX;
 use crate::fleet::NotPublished;
@@ -92,6 +93,8 @@ pub(in crate::control) enum ApiError {
     WorkerBusy { worker: usize },
     /// Too many requests at a time.
     ApiBusy,
+    /// There is no memory for one more answer.
+    AnswersUnread,
     /// A worker's loop is late.
     Overloaded { worker: usize, late_ms: u64 },
     /// Newcomers wait for their handshakes.
@@ -158,6 +161,7 @@ impl ApiError {
             ApiError::Host(_) => StatusCode::MISDIRECTED_REQUEST,
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
+            | ApiError::AnswersUnread
             | ApiError::NotItsTurn
             | ApiError::TooManyBroadcasts
             | ApiError::TooManyReaders
@@ -217,7 +221,7 @@ impl ApiError {
             ApiError::TooManyRanges(_) => "too_many_ranges",
             ApiError::Store(_) => "store_failed",
             ApiError::WorkerBusy { .. } => "worker_busy",
-            ApiError::ApiBusy => "api_busy",
+            ApiError::ApiBusy | ApiError::AnswersUnread => "api_busy",
             ApiError::NotItsTurn => "not_its_turn",
             ApiError::NoQueue => "no_queue",
             ApiError::QueueFull { .. } => "queue_full",
@@ -324,6 +328,23 @@ impl ApiError {
         }
     }
 
+    /// Those about whoever asks.
+    fn fmt_access(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiError::Forbidden { role, needed } => {
+                write!(f, "a token with the role {:?} may not do this: it needs {:?}", role.label(), needed.label())
+            }
+            ApiError::Host(host) if host.is_empty() => f.write_str("the request needs exactly one Host header"),
+            ApiError::Host(host) => {
+                write!(f, "the API does not answer under the name {host:?}: use its address, or add it to admin.hosts")
+            }
+            ApiError::Unauthorized { presented: false } => {
+                f.write_str("send the admin token: Authorization: Bearer TOKEN")
+            }
+            _ => f.write_str("the admin token is not right"),
+        }
+    }
+
     /// Those about who is kept out.
     fn fmt_block(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -350,6 +371,10 @@ impl ApiError {
             }
             ApiError::WorkerBusy { worker } => write!(f, "worker {worker} did not answer in time; try again"),
             ApiError::ApiBusy => f.write_str("too many requests at a time; try again"),
+            ApiError::AnswersUnread => f.write_str(
+                "answers that were not read yet take all the memory that there is for them, or that one consumer or address may have of \
+                 it; read them, and try again",
+            ),
             ApiError::Crowded { worker, waited_ms } => {
                 write!(f, "worker {worker} lets newcomers wait {waited_ms} ms for their handshakes")
             }
@@ -384,17 +409,7 @@ impl fmt::Display for ApiError {
                 self.fmt_uplink(f)
             }
             ApiError::MediaType => f.write_str("send JSON, and say so: Content-Type: application/json"),
-            ApiError::Forbidden { role, needed } => {
-                write!(f, "a token with the role {:?} may not do this: it needs {:?}", role.label(), needed.label())
-            }
-            ApiError::Host(host) if host.is_empty() => f.write_str("the request needs exactly one Host header"),
-            ApiError::Host(host) => {
-                write!(f, "the API does not answer under the name {host:?}: use its address, or add it to admin.hosts")
-            }
-            ApiError::Unauthorized { presented: false } => {
-                f.write_str("send the admin token: Authorization: Bearer TOKEN")
-            }
-            ApiError::Unauthorized { presented: true } => f.write_str("the admin token is not right"),
+            ApiError::Forbidden { .. } | ApiError::Host(_) | ApiError::Unauthorized { .. } => self.fmt_access(f),
             ApiError::NoDevice(device) | ApiError::Offline(device) => write!(f, "no device {device:?} is connected"),
             ApiError::Refused { device, why } => write!(f, "device {device:?} does not take it: {why}"),
             ApiError::NotRetained(why) => {
@@ -407,6 +422,7 @@ impl fmt::Display for ApiError {
             | ApiError::TooManyTraces
             | ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
+            | ApiError::AnswersUnread
             | ApiError::Crowded { .. }
             | ApiError::Overloaded { .. }
             | ApiError::Stuck { .. }
@@ -424,6 +440,12 @@ impl fmt::Display for ApiError {
             }
             ApiError::NotItsTurn => f.write_str("the time was over before its turn came: nothing was done; try again"),
         }
+    }
+}
+
+impl From<NoRoom> for ApiError {
+    fn from(NoRoom: NoRoom) -> Self {
+        ApiError::AnswersUnread
     }
 }
 
@@ -467,6 +489,7 @@ impl IntoResponse for ApiError {
             }
             ApiError::WorkerBusy { .. }
             | ApiError::ApiBusy
+            | ApiError::AnswersUnread
             | ApiError::FleetAway(_)
             | ApiError::NotPublished(_)
             | ApiError::OthersAway

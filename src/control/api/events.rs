@@ -101,8 +101,10 @@ struct Reader {
     head: watch::Receiver<Head>,
     /// All events before it have been read.
     position: u64,
-    /// What was read and not sent yet.
-    waiting: VecDeque<sse::Event>,
+    /// What it is to hear before anything else.
+    notes: VecDeque<sse::Event>,
+    /// What was read and not sent yet: each is made JSON, which may be six times as long, when it is sent.
+    waiting: VecDeque<Held>,
     heartbeat_at: Instant,
     is_over: bool,
 }
@@ -121,13 +123,14 @@ impl Reader {
             Begin::Afresh => (first, Some(None)),
         };
         let heartbeat_at = Instant::now() + HEARTBEAT;
-        let waiting = VecDeque::new();
-        let mut reader = Self { state, _place: place, filter, head, position, waiting, heartbeat_at, is_over: false };
+        let (notes, waiting) = (VecDeque::new(), VecDeque::new());
+        let mut reader =
+            Self { state, _place: place, filter, head, position, notes, waiting, heartbeat_at, is_over: false };
         let greeting = reader.heartbeat().retry(COME_BACK);
-        reader.waiting.push_back(greeting);
+        reader.notes.push_back(greeting);
         if let Some(count) = missed {
             let missed = json("missed", &Missed { kind: "missed", count }).id(reader.id(position));
-            reader.waiting.push_back(missed);
+            reader.notes.push_back(missed);
         }
         Ok(reader)
     }
@@ -135,8 +138,11 @@ impl Reader {
     /// The next event to send; waits for it. `None`: the end.
     async fn next(&mut self) -> Option<sse::Event> {
         loop {
-            if let Some(event) = self.waiting.pop_front() {
-                return Some(event);
+            if let Some(note) = self.notes.pop_front() {
+                return Some(note);
+            }
+            if let Some(held) = self.waiting.pop_front() {
+                return Some(self.show(&held));
             }
             if self.is_over {
                 return None;
@@ -166,13 +172,12 @@ impl Reader {
         if slice.first > self.position {
             let count = Some(slice.first - self.position);
             // Without an id: it comes back for what it has not seen, and hears what of that is gone by then.
-            self.waiting.push_back(json("lagged", &Missed { kind: "lagged", count }));
+            self.notes.push_back(json("lagged", &Missed { kind: "lagged", count }));
             self.is_over = true;
             return true;
         }
         self.position = slice.next;
-        let events: Vec<_> = slice.events.iter().map(|held| self.show(held)).collect();
-        self.waiting.extend(events);
+        self.waiting.extend(slice.events);
         slice.next > slice.first
     }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State as Shared;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{ConnectInfo, State as Shared};
 use axum::http::HeaderMap;
+use axum::response::Response;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -14,12 +15,14 @@ use tokio::time::Instant;
 
 use super::error::{ApiError, ErrorInner};
 use super::messages::{self, Order, Sent, Wanted};
-use super::{State, body};
+use super::{ApiPeer, State, answer, body};
 
 /// Devices in one list.
 const DEVICES_MAX: usize = 1_000;
 /// Devices that are told at a time: fewer than the inbox of any worker holds.
 const AT_A_TIME: usize = 64;
+/// What became of one, as JSON, beside its id, which an error may name once more.
+const OUTCOME_BYTES: usize = 320;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,9 +63,10 @@ struct One {
 
 pub(super) async fn send(
     Shared(state): Shared<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<ApiPeer>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Outcomes>, ApiError> {
+) -> Result<Response, ApiError> {
     let Many { devices, topic, payload, payload_base64, ack, timeout, queue, expiry } = body::parse(&headers, body)?;
     let order = Order { topic, payload, payload_base64, ack, timeout, queue, expiry };
     if devices.is_empty() || devices.len() > DEVICES_MAX {
@@ -73,6 +77,9 @@ pub(super) async fn send(
     if let Some(twice) = devices.iter().find(|device| !named.insert(&***device)) {
         return Err(ApiError::Body(format!("devices names {twice:?} twice: each is told once")));
     }
+    // Before anybody is told anything: what was done is answered.
+    let bytes = devices.iter().map(|device| 2 * device.len() + OUTCOME_BYTES).sum();
+    let reservation = state.answers.reserve(&peer, bytes).await?;
     let results = tell_all(&state, devices, order.wanted()?).await;
     let taken = results.iter().filter(|(_, result)| result.is_ok()).count();
     let queued = results.iter().filter(|(_, result)| result.as_ref().is_ok_and(Sent::is_queued)).count();
@@ -81,7 +88,8 @@ pub(super) async fn send(
         Ok(sent) => One { device, sent: Some(sent), error: None },
         Err(error) => One { device, sent: None, error: Some(error.inner()) },
     };
-    Ok(Json(Outcomes { done, queued, failed, devices: results.into_iter().map(one).collect() }))
+    let outcomes = Outcomes { done, queued, failed, devices: results.into_iter().map(one).collect() };
+    Ok(answer::within(reservation, Json(outcomes)))
 }
 
 /// Tells each, so many at a time; whose turn has not come when the time for one is over is not told.

@@ -21,6 +21,7 @@ mod sinks;
 mod trace;
 mod uplink;
 
+mod answer;
 mod body;
 pub(super) mod error;
 pub(super) mod openapi;
@@ -52,13 +53,15 @@ const HEALTHZ: &str = "/healthz";
 /// A gateway whose newcomers wait for longer than this should get no new devices for now.
 const CROWDED_MS: u64 = 3_000;
 const READYZ: &str = "/readyz";
+/// Every counter.
+const METRICS: &str = "/metrics";
 
 /// All routes: what `openapi.json` describes.
 pub(super) fn routes() -> [(&'static str, MethodRouter<Arc<State>>); 30] {
     [
         (HEALTHZ, get(|| async { "ok\n" })),
         (READYZ, get(ready)),
-        ("/metrics", get(metrics)),
+        (METRICS, get(metrics)),
         ("/v1/overview", get(overview::overview)),
         ("/v1/whoami", get(bearer::whoami)),
         ("/v1/devices", get(devices::list)),
@@ -96,6 +99,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
     router
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::Method })
+        .layer(middleware::from_fn_with_state(state.clone(), answer::bound_answers))
         .layer(middleware::from_fn_with_state(state.clone(), bound_requests))
         .layer(middleware::from_fn_with_state(state.clone(), take_body))
         .layer(middleware::from_fn_with_state(state.clone(), bearer::demand_token))

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{Path, State as Shared};
+use axum::extract::{ConnectInfo, Path, State as Shared};
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -17,15 +17,20 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
 use super::query::{self, Parsed};
-use super::{State, body};
+use super::{ApiPeer, State, answer, body};
+use crate::control::answers::Reservation;
 use crate::sink::Event;
 use crate::store::{Batch, Position, Range, SINK_PREFIX, Store, StoreError};
 
 /// Events of one batch, unless written.
 const COUNT: u64 = 100;
 const COUNT_MAX: u64 = 1_000;
-/// Bytes of one batch, beyond which no further event is added.
+/// Bytes of one batch as it lies in the store, beyond which no further event is added,
 const BATCH_BYTES: usize = 1 << 20;
+/// and of its events as JSON, which one alone may exceed.
+const JSON_BYTES: usize = 1 << 20;
+/// A byte of a text is so many in JSON at most.
+const ESCAPED: usize = 6;
 /// How long a batch is its reader's, unless written.
 const LEASE: Duration = Duration::from_secs(30);
 const LEASE_MAX: Duration = Duration::from_hours(1);
@@ -49,15 +54,15 @@ fn not_reserved(consumer: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// An answer, but for its events.
 #[derive(Serialize)]
-struct Read<'a> {
+struct Head<'a> {
     consumer: &'a str,
     /// What to send to `/v1/uplink/ack`; absent when there are no events.
     #[serde(skip_serializing_if = "Option::is_none")]
     ack: Option<Ack>,
     /// Events that retention dropped before this consumer had acknowledged them, since it was last told.
     missed: u64,
-    events: Vec<Event<'a>>,
 }
 
 #[derive(Serialize)]
@@ -69,6 +74,7 @@ struct Ack {
 /// `GET /v1/uplink`: the next events for a consumer. One that is not there is made, and begins where `from` says.
 pub(super) async fn read(
     Shared(state): Shared<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<ApiPeer>,
     headers: HeaderMap,
     query: Parsed,
 ) -> Result<Response, ApiError> {
@@ -85,58 +91,108 @@ pub(super) async fn read(
             other => other.into(),
         })?;
     }
-    let batch = wait_for_batch(&state, &consumer, count, lease, Instant::now() + wait).await?;
-    let wants_lines = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == LINES.as_bytes());
-    Ok(if wants_lines { lines(&state, &batch) } else { whole(&state, &consumer, &batch) })
+    let is_lines = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == LINES.as_bytes());
+    let wanted = Arc::new(Wanted { consumer, count, lease, is_lines });
+    let (written, reservation) = wait_for_batch(&state, &peer, &wanted, Instant::now() + wait).await?;
+    let answer = if is_lines { lines(written) } else { whole(&wanted.consumer, &written) };
+    Ok(answer::within(reservation, answer))
 }
 
-async fn wait_for_batch(
-    state: &Arc<State>,
-    consumer: &str,
+/// What a reader asks for.
+struct Wanted {
+    consumer: String,
     count: u64,
     lease: Duration,
+    is_lines: bool,
+}
+
+/// A batch whose events are JSON already: a line for each, or with commas between them.
+struct Written {
+    range: Option<Range>,
+    missed: u64,
+    events: String,
+}
+
+/// The next batch and the room that it has. While it is waited for it has none.
+async fn wait_for_batch(
+    state: &Arc<State>,
+    peer: &ApiPeer,
+    wanted: &Arc<Wanted>,
     until: Instant,
-) -> Result<Batch, ApiError> {
+) -> Result<(Written, Reservation), ApiError> {
     let mut head = store(state)?.head();
+    // As it lies in the store, and as JSON: one event more than what fits.
+    let longest = state.config.limits.packet_bytes;
+    let most = BATCH_BYTES + longest + JSON_BYTES.max(ESCAPED * longest);
     loop {
         // Before reading: whatever comes after it is heard of again.
         let is_closed = head.borrow_and_update().is_closed;
-        let batch = {
-            let (state, consumer) = (state.clone(), consumer.to_owned());
-            let read = move || store(&state)?.hand_out(&consumer, count, BATCH_BYTES, lease).map_err(ApiError::from);
-            tokio::task::spawn_blocking(read)
+        let reservation = state.answers.reserve_for(&wanted.consumer, peer, most).await?;
+        let written = {
+            let (state, wanted) = (Arc::clone(state), Arc::clone(wanted));
+            tokio::task::spawn_blocking(move || read_batch(&state, &wanted))
                 .await
                 .map_err(|_| ApiError::Store("the store's reader has ended".into()))??
         };
         let now = Instant::now();
-        if batch.range.is_some() || batch.missed > 0 || is_closed || now >= until {
-            return Ok(batch);
+        if written.range.is_some() || written.missed > 0 || is_closed || now >= until {
+            return Ok((written, reservation));
         }
+        drop(reservation);
         // Something new, or a batch that another reader did not acknowledge in time.
-        let due = store(state)?.next_due(consumer).map_or(until, Instant::from_std).clamp(now, until);
+        let due = store(state)?.next_due(&wanted.consumer).map_or(until, Instant::from_std).clamp(now, until);
         // Neither an error, which is the store's end, nor the time is anything but a reason to look again.
         let _ = timeout_at(due, head.changed()).await;
     }
 }
 
-fn whole(state: &State, consumer: &str, batch: &Batch) -> Response {
-    let ack = batch.range.map(|Range { first, last }| Ack { first, last });
-    let events = batch.events.iter().map(|stored| Event::new(&state.config.node, stored)).collect();
-    Json(Read { consumer, ack, missed: batch.missed, events }).into_response()
+/// Reads and writes a batch. What would make it too long as JSON is the next reader's.
+fn read_batch(state: &State, wanted: &Wanted) -> Result<Written, ApiError> {
+    let store = store(state)?;
+    let Batch { mut range, events, missed } =
+        store.hand_out(&wanted.consumer, wanted.count, BATCH_BYTES, wanted.lease)?;
+    let mut text = String::new();
+    let mut taken = None;
+    for stored in events {
+        let event = Event::new(&state.config.node, &stored).to_json();
+        if let (Some(last), Some(all)) = (taken, &mut range)
+            && text.len() + event.len() >= JSON_BYTES
+        {
+            store.give_back(&wanted.consumer, Range { first: last + 1, last: all.last });
+            all.last = last;
+            break;
+        }
+        if !wanted.is_lines && taken.is_some() {
+            text.push(',');
+        }
+        text.push_str(&event);
+        if wanted.is_lines {
+            text.push('\n');
+        }
+        taken = Some(stored.seq);
+    }
+    Ok(Written { range, missed, events: text })
 }
 
-fn lines(state: &State, batch: &Batch) -> Response {
-    let mut text = String::new();
-    for stored in &batch.events {
-        text.push_str(&Event::new(&state.config.node, stored).to_json());
-        text.push('\n');
-    }
-    let mut response = ([(header::CONTENT_TYPE, LINES)], text).into_response();
+fn whole(consumer: &str, written: &Written) -> Response {
+    let Written { range, missed, events } = written;
+    let ack = range.map(|Range { first, last }| Ack { first, last });
+    let mut text = serde_json::to_string(&Head { consumer, ack, missed: *missed }).expect("plain data");
+    let end = text.pop();
+    text.reserve_exact(events.len() + 13);
+    text.extend([r#","events":["#, events, "]"]);
+    text.extend(end);
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+fn lines(written: Written) -> Response {
+    let Written { range, missed, events } = written;
+    let mut response = ([(header::CONTENT_TYPE, LINES)], events).into_response();
     let headers = response.headers_mut();
-    if let Some(Range { first, last }) = batch.range {
+    if let Some(Range { first, last }) = range {
         headers.insert(ACK_HEADER, format!("{first}-{last}").parse().expect("digits"));
     }
-    headers.insert(MISSED_HEADER, batch.missed.into());
+    headers.insert(MISSED_HEADER, missed.into());
     response
 }
 

@@ -1,5 +1,6 @@
 //! The control plane as its users see it: HTTP requests on one side, workers that are played by threads on the other.
 
+mod answers;
 mod commands;
 mod devices;
 mod events;
