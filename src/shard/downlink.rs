@@ -46,7 +46,20 @@ impl Broadcast {
         let elapsed = now.since(self.began).as_micros() as u64;
         // The first is due at once.
         let allowed = 1 + elapsed.saturating_mul(u64::from(self.per_second)) / 1_000_000;
-        allowed.saturating_sub(self.sent + self.refused)
+        allowed.saturating_sub(self.tried())
+    }
+
+    /// How many devices it has told, or could not, so far.
+    fn tried(&self) -> u64 {
+        self.sent + self.refused
+    }
+
+    /// When it goes on at the latest: when the next device may be told, or when it tells how far it has come.
+    #[must_use]
+    pub fn next_due(&self) -> Moment {
+        let micros = self.tried().saturating_mul(1_000_000).div_ceil(u64::from(self.per_second));
+        let next = self.began.plus(Duration::from_micros(micros));
+        next.min(self.reported.plus(REPORT_INTERVAL))
     }
 
     fn report(&self, is_over: bool) -> WorkerEvent {

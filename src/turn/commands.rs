@@ -146,7 +146,7 @@ impl<I: Io> Turn<I> {
     }
 
     pub(super) fn advance_broadcasts(&mut self, now: Moment) {
-        self.has_worked |= !self.broadcasts.is_empty();
+        self.has_worked |= self.broadcasts.iter().any(|broadcast| broadcast.next_due() <= now);
         let (shard, slots) = (&mut self.shard, self.bounds.broadcast_slots);
         self.broadcasts.retain_mut(|broadcast| !shard.advance_broadcast(broadcast, slots, now));
     }

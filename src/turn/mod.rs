@@ -346,6 +346,9 @@ impl<I: Io> Turn<I> {
         };
         let now = self.io.now();
         let longest = self.todo.peers.map_or(longest, |at| at.since(now).min(longest));
+        // However fast one may be, devices are told in bundles.
+        let broadcast = self.broadcasts.iter().map(|broadcast| broadcast.next_due().since(now).max(RETRY)).min();
+        let longest = broadcast.map_or(longest, |due| due.min(longest));
         match deadline {
             None => longest,
             Some(deadline) => deadline.start_near(now).since(now).min(longest),
@@ -371,10 +374,7 @@ impl<I: Io> Turn<I> {
 
     /// Whether something waits for somebody who does not ring when it can go on.
     fn waits_for_others(&self) -> bool {
-        self.drain.is_some()
-            || !self.broadcasts.is_empty()
-            || self.todo.listeners.iter().any(|listener| listener.is_starved)
-            || self.io.has_handoffs()
+        self.drain.is_some() || self.todo.listeners.iter().any(|listener| listener.is_starved) || self.io.has_handoffs()
     }
 
     /// The loop is late by what has passed since its earliest deadline when it woke, or by the length of its turn.

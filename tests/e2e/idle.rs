@@ -5,8 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use pulsegate::codec::native::{Frame, Hello};
+use serde_json::json;
 
-use crate::support::{Device, Event, Gateway, Listener, SOON, Site, client_hello, dial, native, raw, wait_until};
+use crate::support::{
+    Device, Event, Gateway, Listener, SOON, Site, client_hello, dial, message, native, raw, wait_until,
+};
 
 /// For how long turns are counted.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -98,4 +101,82 @@ fn an_idle_peer_costs_no_turns_in_any_state() {
     gateway.expect_connections(strangers.len() + devices.len());
     let (idle, turns) = (gateway.metric("pulsegate_idle_turns_total"), gateway.metric("pulsegate_turns_total"));
     assert!(idle <= turns / 50, "{idle} of {turns} turns had nothing to do");
+}
+
+/// What a browser asks for.
+const UPGRADE: &[u8] = b"GET /mqtt HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n";
+
+#[test]
+fn an_idle_peer_costs_no_turns_before_it_speaks_its_protocol() {
+    let site = Site::new();
+    let top = "workers = 2\n[limits]\nlinger_time = \"60s\"\nhandshake_time = \"60s\"\nhello_time = \"60s\"";
+    // Nobody answers for the hook: connections to it wait for ever.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hook = format!(
+        "kind = \"hook\"\nurl = \"http://{}/\"\ntimeout = \"30s\"\non_error = \"deny\"\n",
+        silent.local_addr().unwrap()
+    );
+    let gateway = site.start(
+        top,
+        &[
+            native().key("proxy_protocol", "[\"127.0.0.1/32\"]"),
+            Listener::new("browsers", "mqtt").key("transport", "\"websocket\""),
+            Listener::new("asked", "native").authenticator(&hook),
+        ],
+    );
+    let (tls, plain) = (site.tls(), site.tls_with(None, |options| options.alpn = &[]));
+    let (proxied, browsers) = (gateway.devices(), gateway.address("browsers"));
+
+    let mut strangers = vec![stranger(proxied, b"")];
+    expect_quiet(&gateway, "not announced");
+    strangers.push(stranger(proxied, b"PROXY TCP4 192.0.2.1 "));
+    expect_quiet(&gateway, "in the middle of being announced");
+    strangers.push(stranger(proxied, b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n"));
+    expect_quiet(&gateway, "announced and silent");
+
+    let mut devices = vec![Device::raw(browsers, &plain).unwrap()];
+    expect_quiet(&gateway, "silent where a WebSocket begins");
+    let mut half = Device::raw(browsers, &plain).unwrap();
+    half.send_plain(&UPGRADE[..60]);
+    devices.push(half);
+    expect_quiet(&gateway, "in the middle of its upgrade");
+    let mut upgraded = Device::raw(browsers, &plain).unwrap();
+    upgraded.send_plain(UPGRADE);
+    let Event::Data(answer) = upgraded.hear() else { panic!("no answer to an upgrade") };
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
+    // The head of a frame, and nothing of what is in it.
+    upgraded.send_plain(b"\x82\x8e\0\0\0\0");
+    devices.push(upgraded);
+    expect_quiet(&gateway, "silent within its WebSocket");
+
+    let mut asked = Device::connect(gateway.address("asked"), &tls).unwrap();
+    asked.send(&[Frame::Hello(Hello { heartbeat_ms: 0, id: "asked", token: b"secret" })]);
+    wait_until("the hook is asked", SOON, || gateway.metric("pulsegate_hook_asked_total") > 0);
+    devices.push(asked);
+    expect_quiet(&gateway, "judged by a hook that does not answer");
+    gateway.expect_connections(strangers.len() + devices.len());
+}
+
+#[test]
+fn an_idle_peer_costs_no_turns_while_it_is_held_or_told_something_slowly() {
+    let site = Site::new();
+    let rates = "messages_per_second = 1\nburst = \"1s\"\npatience = \"0s\"\n";
+    let gateway = site.start("workers = 2\n", &[native(), Listener::new("slow", "native").table("rates", rates)]);
+    let tls = site.tls();
+    let mut held = Device::welcomed(gateway.address("slow"), &tls, "held");
+    for number in 0..60 {
+        held.send(&[message(number, b"more than it may say")]);
+    }
+    wait_until("it is held", SOON, || gateway.metric("pulsegate_rate_held_total") > 0);
+    expect_quiet(&gateway, "held for what it has sent");
+    let mut told: Vec<_> =
+        (0..40).map(|number| Device::welcomed(gateway.devices(), &tls, &format!("told-{number}"))).collect();
+    let order = json!({"prefix": "told-", "payload": "x", "per_second": 2});
+    assert_eq!(gateway.post("/v1/broadcast", &order).0, 202);
+    expect_quiet(&gateway, "told something by a broadcast that takes its time");
+    // It goes on all the same: each worker has its share.
+    wait_until("some have heard it", 3 * SOON, || {
+        told.iter_mut().filter_map(|device| device.hear_within(Duration::from_millis(1))).count() > 0
+    });
 }
