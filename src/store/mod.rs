@@ -207,8 +207,6 @@ pub enum Position {
     End,
     /// Behind this event.
     After(u64),
-    /// With the first event at or after this Unix time in milliseconds.
-    Time(i64),
 }
 
 /// What a consumer is handed.
@@ -467,6 +465,16 @@ impl Store {
     /// There is no such consumer, the range is not of events that there were, or the store is closed.
     pub async fn acknowledge(&self, name: &str, range: Range) -> Result<u64, StoreError> {
         self.ask(|answer| Request::Acknowledge { name: name.into(), range, answer }).await
+    }
+
+    /// Where the first event is that happened at or after this Unix time in milliseconds. Reads what is held from the oldest on, for times
+    /// are only nearly in order: with a connection of its own, so that neither the writer nor another reader waits for it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn position_at(&self, at_ms: i64) -> Result<Position, StoreError> {
+        let first = Reader::open(self.reader.path())?.first_at(at_ms)?;
+        Ok(first.map_or(Position::End, |seq| Position::After(seq - 1)))
     }
 
     /// Lets the consumer `name` go on at `position`. Gives back its cursor, when that is safe.

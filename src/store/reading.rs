@@ -34,6 +34,10 @@ impl Reader {
         Ok(Self { path: path.into(), connection: Mutex::new(schema::open_reader(path)?) })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn query<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let connection = self.connection.lock().expect("no holder panics");
         read(&connection).map_err(|error| StoreError::sqlite(&self.path, error))
@@ -70,6 +74,14 @@ impl Reader {
     /// The file cannot be read.
     pub fn first(&self) -> Result<Option<u64>, StoreError> {
         self.query(|connection| connection.query_row("SELECT min(seq) FROM uplink", [], |row| row.get(0)))
+    }
+
+    /// The number of the first event at or after this Unix time in milliseconds, if there is one.
+    pub(super) fn first_at(&self, at_ms: i64) -> Result<Option<u64>, StoreError> {
+        self.query(|connection| {
+            let sql = "SELECT seq FROM uplink WHERE at >= ?1 ORDER BY seq LIMIT 1";
+            connection.query_row(sql, [at_ms], |row| row.get(0)).optional()
+        })
     }
 
     /// The latest presence events of one device, newest first.

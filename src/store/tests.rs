@@ -188,7 +188,10 @@ fn cursors_move_by_acknowledgement_only_and_survive() {
     assert_eq!((consumers[0].backlog.cursor, consumers[0].backlog.behind), (8, 2));
     assert_eq!(consumers[0].oldest_ms, Some(1_700_000_000_008));
 
-    assert_eq!(block(store.seek("billing", Position::Time(1_700_000_000_006))).unwrap(), 6);
+    assert_eq!(store.position_at(1_700_000_000_006).unwrap(), Position::After(6));
+    assert_eq!(store.position_at(0).unwrap(), Position::After(0));
+    assert_eq!(store.position_at(i64::MAX).unwrap(), Position::End);
+    assert_eq!(block(store.seek("billing", Position::After(6))).unwrap(), 6);
     assert_eq!(block(store.delete("late")).unwrap(), 10);
     assert!(matches!(block(store.acknowledge("late", Range { first: 1, last: 1 })), Err(StoreError::NoConsumer(_))));
     let beyond = block(store.acknowledge("billing", Range { first: 1, last: 11 }));

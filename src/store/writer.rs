@@ -699,7 +699,7 @@ fn apply(
             if let Err(error) = may_be_made(name, consumers) {
                 return Ok(Err(error));
             }
-            let cursor = find(transaction, state, *position)?;
+            let cursor = find(state, *position);
             transaction.execute("INSERT INTO consumer VALUES (?1, ?2, 0, ?3, ?3)", params![name, cursor, now_ms])?;
             consumers.insert(name.clone(), Progress::at(cursor));
             Ok(Ok(cursor))
@@ -719,7 +719,7 @@ fn apply(
             Ok(Ok(progress.cursor))
         }
         Request::Seek { name, position, is_back, .. } => {
-            let cursor = find(transaction, state, *position)?;
+            let cursor = find(state, *position);
             let Some(progress) = consumers.get_mut(name) else { return no_consumer(name) };
             if *is_back && cursor > progress.cursor {
                 return Ok(Err(jump(progress.cursor + 1, cursor)));
@@ -773,17 +773,11 @@ fn may_be_made(name: &str, consumers: &Consumers) -> Result<(), StoreError> {
 }
 
 /// The cursor of a consumer that goes on at `position`.
-fn find(transaction: &Transaction<'_>, state: State, position: Position) -> rusqlite::Result<u64> {
+fn find(state: State, position: Position) -> u64 {
     let (first, last) = (state.first(), state.last());
-    Ok(match position {
+    match position {
         Position::First => first - 1,
         Position::End => last,
         Position::After(seq) => seq.clamp(first - 1, last),
-        Position::Time(at_ms) => {
-            // Times are nearly in order, and there is no index on them: this is rare, and reads what is held once.
-            let sql = "SELECT min(seq) FROM uplink WHERE at >= ?1";
-            let found: Option<u64> = transaction.query_row(sql, [at_ms], |row| row.get(0))?;
-            found.map_or(last, |seq| seq - 1)
-        }
-    })
+    }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
-use super::uplink::{Cursor, parse_position};
+use super::uplink::{Cursor, parse_place, position};
 use super::{State, body};
 use crate::sink::{Report, SinkError, Sinks};
 
@@ -115,7 +115,8 @@ pub(super) async fn seek(
 ) -> Result<Json<Cursor>, ApiError> {
     let Path(sink) = name.map_err(|_| ApiError::Path)?;
     let SeekOrder { to } = body::parse(&headers, body)?;
-    let position = parse_position(&to).map_err(|error| ApiError::Body(error.to_string()))?;
+    let place = parse_place(&to).map_err(|error| ApiError::Body(error.to_string()))?;
+    let position = position(&state, place).await?;
     let cursor = sinks(&state)?.seek(&sink, position).await?;
     Ok(Json(Cursor { consumer: sink, cursor }))
 }

@@ -84,8 +84,9 @@ pub(super) async fn read(
     let count = max.map_or(Ok(COUNT), |text| parse_count(&text))?;
     let wait = duration("wait", wait.as_deref(), Duration::ZERO, Duration::ZERO, WAIT_MAX)?;
     let lease = duration("lease", lease.as_deref(), LEASE, Duration::from_secs(1), LEASE_MAX)?;
-    let from = from.as_deref().map_or(Ok(Position::First), parse_position)?;
+    let from = from.as_deref().map_or(Ok(Place::Known(Position::First)), parse_place)?;
     if !store(&state)?.has(&consumer) {
+        let from = position(&state, from).await?;
         store(&state)?.create(&consumer, from).await.map_err(|error| match error {
             StoreError::Position(fault) => ApiError::Query(fault),
             other => other.into(),
@@ -239,7 +240,8 @@ pub(super) async fn seek(
 ) -> Result<Json<Cursor>, ApiError> {
     let SeekOrder { consumer, to } = body::parse(&headers, body)?;
     not_reserved(&consumer)?;
-    let position = parse_position(&to).map_err(|error| ApiError::Body(error.to_string()))?;
+    let place = parse_place(&to).map_err(|error| ApiError::Body(error.to_string()))?;
+    let position = position(&state, place).await?;
     let cursor = store(&state)?.seek(&consumer, position).await?;
     Ok(Json(Cursor { consumer, cursor }))
 }
@@ -322,20 +324,38 @@ fn duration(
     })
 }
 
+/// Where somebody wants to go on.
+pub(super) enum Place {
+    Known(Position),
+    /// At a Unix time in milliseconds.
+    Time(i64),
+}
+
+/// Where that is. For a time the store is read, beside all else that goes on there.
+pub(super) async fn position(state: &Arc<State>, place: Place) -> Result<Position, ApiError> {
+    let at_ms = match place {
+        Place::Known(position) => return Ok(position),
+        Place::Time(at_ms) => at_ms,
+    };
+    let state = Arc::clone(state);
+    let found = tokio::task::spawn_blocking(move || Ok(store(&state)?.position_at(at_ms)?)).await;
+    found.map_err(|_| ApiError::Store("the store's reader has ended".into()))?
+}
+
 /// `first`, `end`, the number of the event behind which to go on, or a time of day.
-pub(super) fn parse_position(text: &str) -> Result<Position, ApiError> {
+pub(super) fn parse_place(text: &str) -> Result<Place, ApiError> {
     match text {
-        "first" => return Ok(Position::First),
-        "end" => return Ok(Position::End),
+        "first" => return Ok(Place::Known(Position::First)),
+        "end" => return Ok(Place::Known(Position::End)),
         _ => {}
     }
     if let Ok(seq) = text.parse() {
-        return Ok(Position::After(seq));
+        return Ok(Place::Known(Position::After(seq)));
     }
     let time = humantime::parse_rfc3339_weak(text).ok();
     let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     let since = since.and_then(|since| i64::try_from(since.as_millis()).ok());
-    since.map(Position::Time).ok_or_else(|| {
+    since.map(Place::Time).ok_or_else(|| {
         ApiError::Query(format!(
             "{text:?} is no position: write first, end, an event's number, or a time such as 2026-11-25T08:00:00Z"
         ))

@@ -56,6 +56,15 @@ fn a_consumer_gets_each_event_until_it_is_acknowledged_also_after_a_restart() {
 
     let seek = json!({"consumer": "other", "to": "first"});
     assert_eq!(second.post("/v1/uplink/seek", &seek).json()["cursor"], 0);
+    // By a time: what was said in 2023 lies behind none of today, and all of it behind 1970.
+    for (to, cursor) in [("1970-01-02T00:00:00Z", 0), ("2099-01-01T00:00:00Z", 4)] {
+        let seek = json!({"consumer": "other", "to": to});
+        assert_eq!(second.post("/v1/uplink/seek", &seek).json()["cursor"], cursor, "{to}");
+    }
+    let begun = second.get("/v1/uplink?consumer=by-time&from=1970-01-02T00:00:00Z").json();
+    assert_eq!(sequence(&begun), [1, 2, 3, 4]);
+    assert_eq!(second.send("DELETE", "/v1/uplink/consumers/by-time", &[], "").status, 200);
+    assert_eq!(second.post("/v1/uplink/seek", &seek).json()["cursor"], 0);
     let deleted = second.send("DELETE", "/v1/uplink/consumers/other", &[], "");
     assert_eq!(deleted.json()["cursor"], 0);
     assert_eq!(second.send("DELETE", "/v1/uplink/consumers/other", &[], "").error().1, "consumer_not_found");
