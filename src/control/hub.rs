@@ -192,7 +192,7 @@ impl Hub {
 
     /// Whether somebody waits for it.
     fn take(&mut self, batch: Batch) -> bool {
-        let is_awaited = batch.events.iter().any(WorkerEvent::is_awaited);
+        let is_awaited = batch.is_awaited;
         self.apply(batch);
         is_awaited
     }

@@ -21,6 +21,17 @@ pub struct Batch {
     pub worker: WorkerId,
     /// What happened; never empty.
     pub events: Vec<WorkerEvent>,
+    /// Whether somebody waits for any of it.
+    pub is_awaited: bool,
+}
+
+impl Batch {
+    /// What `worker` says. Looks once at each event, for all who handle it.
+    #[must_use]
+    pub fn new(worker: WorkerId, events: Vec<WorkerEvent>) -> Self {
+        let is_awaited = events.iter().any(WorkerEvent::is_awaited);
+        Self { worker, events, is_awaited }
+    }
 }
 
 /// One thing that a worker says.

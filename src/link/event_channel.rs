@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn as_many_are_woken_as_there_are_places_and_each_in_turn() {
         let (sender, receiver) = event_channel(3);
-        let send = || sender.events.try_send(Batch { worker: WorkerId(0), events: Vec::new() }).unwrap();
+        let send = || sender.events.try_send(Batch::new(WorkerId(0), Vec::new())).unwrap();
         (0..3).for_each(|_| send());
         (0..4).for_each(|worker| sender.wait(WorkerId(worker)));
         assert_eq!(woken(&receiver), [0; 0], "there is no place");

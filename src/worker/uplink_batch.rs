@@ -31,10 +31,9 @@ impl UplinkBatches {
                 }
             }
             let rest = events.split_off(events.len().min(BATCH));
-            let events_of_batch = std::mem::replace(events, rest);
-            let sent = events_of_batch.len();
-            let is_awaited = events_of_batch.iter().any(WorkerEvent::is_awaited);
-            if let Err(full) = self.channel.events.try_send(Batch { worker: self.worker, events: events_of_batch }) {
+            let batch = Batch::new(self.worker, std::mem::replace(events, rest));
+            let (sent, is_awaited) = (batch.events.len(), batch.is_awaited);
+            if let Err(full) = self.channel.events.try_send(batch) {
                 // Another worker was quicker.
                 let mut back = full.into_inner().events;
                 back.append(events);
@@ -60,7 +59,7 @@ impl UplinkBatches {
         self.looked_at = events.len();
         if !answers.is_empty() {
             // The control plane is gone only when the gateway ends, and then nobody waits.
-            let _ = self.channel.answers.send(Batch { worker: self.worker, events: answers });
+            let _ = self.channel.answers.send(Batch { worker: self.worker, events: answers, is_awaited: true });
         }
     }
 }

@@ -268,7 +268,7 @@ fn followers_hear_to_the_last_event_and_then_the_end() {
     let mut follower = Follower::new(&stage, "", &[]);
     for sequence in 1..=100 {
         let gone = WorkerEvent::Disconnected(presence("d", sequence), CloseReason::Shutdown);
-        stage.uplink.events.send(Batch { worker: WorkerId(0), events: vec![gone] }).unwrap();
+        stage.uplink.events.send(Batch::new(WorkerId(0), vec![gone])).unwrap();
     }
     let begun = Instant::now();
     let Stage { control, .. } = stage;

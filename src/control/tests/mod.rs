@@ -212,7 +212,7 @@ impl Stage {
     }
 
     fn say(&self, worker: u16, events: Vec<WorkerEvent>) {
-        self.uplink.events.send_timeout(Batch { worker: WorkerId(worker), events }, DEADLINE).unwrap();
+        self.uplink.events.send_timeout(Batch::new(WorkerId(worker), events), DEADLINE).unwrap();
     }
 
     fn events(&self) -> Vec<Held> {
@@ -302,7 +302,7 @@ fn play_worker(
             }
             other => panic!("{other:?} is for other tests"),
         };
-        if uplink.events.send(Batch { worker, events: vec![answer] }).is_err() {
+        if uplink.events.send(Batch::new(worker, vec![answer])).is_err() {
             return;
         }
     }

@@ -52,7 +52,7 @@ fn shutdown_is_bounded_and_closes_the_door() {
     thread::sleep(Duration::from_millis(200));
     for sequence in 1..=100 {
         let events = vec![WorkerEvent::Disconnected(presence("d", sequence), CloseReason::Shutdown)];
-        uplink.events.send(Batch { worker: WorkerId(0), events }).unwrap();
+        uplink.events.send(Batch::new(WorkerId(0), events)).unwrap();
     }
     let state = control.state.clone();
     let begun = Instant::now();
