@@ -83,7 +83,8 @@ impl Connection {
         if !native::is_id(device) {
             return Err(InvalidImage);
         }
-        let saved = Saved { plain: sized(&mut reader)?.to_vec(), cipher: sized(&mut reader)?.to_vec() };
+        let saved =
+            Saved { plain: sized(&mut reader)?.to_vec(), cipher: sized(&mut reader)?.to_vec(), is_secret: true };
         let unsent = sized(&mut reader)?.to_vec();
         let frames = match sized(&mut reader)? {
             [] => None,

@@ -12,6 +12,8 @@
 
 use std::ops::Range;
 
+use zeroize::Zeroize;
+
 /// Room for one whole protected record: RFC 8446 5.2 and RFC 5246 6.2.3 (the larger).
 const RECORD_MAX: usize = 5 + 16_384 + 2_048;
 
@@ -30,6 +32,16 @@ pub struct Saved {
     pub plain: Vec<u8>,
     /// Bytes that are not yet a whole record, or that wait for their turn.
     pub cipher: Vec<u8>,
+    /// There may be a secret in it, for it was kept before its connection was a device's: it is wiped when it goes.
+    pub is_secret: bool,
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        if self.is_secret {
+            self.plain.zeroize();
+        }
+    }
 }
 
 impl Saved {
@@ -80,6 +92,17 @@ impl Input {
     pub fn filled(&mut self, count: usize) {
         self.cipher.end += count;
         assert!(self.cipher.end <= self.bytes.len());
+    }
+
+    /// How much of the scratch this connection has used.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.cipher.end
+    }
+
+    /// Wipes the first `used` bytes, which nobody needs any more.
+    pub fn wipe(&mut self, used: usize) {
+        self.bytes[..used].zeroize();
     }
 
     /// The ciphertext that is there.
@@ -141,7 +164,7 @@ impl Input {
     /// What is left, to be kept by the connection.
     #[must_use]
     pub fn save(&self) -> Saved {
-        Saved { plain: self.plain().to_vec(), cipher: self.cipher().to_vec() }
+        Saved { plain: self.plain().to_vec(), cipher: self.cipher().to_vec(), is_secret: false }
     }
 }
 

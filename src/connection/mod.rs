@@ -443,12 +443,19 @@ impl Connection {
         }
     }
 
+    fn left_of(&self, input: &Input) -> Saved {
+        let mut saved = input.save();
+        saved.is_secret = !self.is_device();
+        saved
+    }
+
     /// Keeps what is half-received, after a read was looked at.
     pub fn save(&mut self, input: &Input) {
         if input.is_empty() && self.buffers.is_none() {
             return;
         }
-        self.buffers.get_or_insert_default().saved = input.save();
+        let saved = self.left_of(input);
+        self.buffers.get_or_insert_default().saved = saved;
         self.shed_empty_buffers();
     }
 
@@ -641,8 +648,9 @@ impl Connection {
 
     /// The uplink is full: keeps what is in `input` and reads no more.
     pub fn pause(&mut self, input: &Input) {
+        let saved = self.left_of(input);
         let buffers = self.buffers.get_or_insert_default();
-        buffers.saved = input.save();
+        buffers.saved = saved;
         buffers.paused = true;
     }
 

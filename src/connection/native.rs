@@ -95,7 +95,7 @@ impl OpenConnection<'_, '_> {
         Ok(Step::Verify(Box::new(Credentials {
             device: self.device.clone(),
             name: self.device.clone(),
-            secret: Bytes::copy_from_slice(hello.token),
+            secret: Credentials::keep(hello.token),
             is_certified,
             has_method: false,
             is_renewal: false,

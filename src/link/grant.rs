@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use zeroize::Zeroizing;
 
 use super::CloseReason;
 use crate::time::Moment;
@@ -91,7 +92,7 @@ pub struct Credentials {
     pub device: Box<str>,
     /// Whose secret it is: the user name of MQTT, the id of a native device. May be empty.
     pub name: Box<str>,
-    /// Token, password or JWT; may be empty.
+    /// Token, password or JWT; may be empty. Kept by [`Credentials::keep`].
     pub secret: Bytes,
     /// Its client certificate has named it.
     pub is_certified: bool,
@@ -99,6 +100,14 @@ pub struct Credentials {
     pub has_method: bool,
     /// It is here, and wants to stay for longer.
     pub is_renewal: bool,
+}
+
+impl Credentials {
+    /// A secret that is wiped when the last who has it lets it go.
+    #[must_use]
+    pub fn keep(secret: &[u8]) -> Bytes {
+        Bytes::from_owner(Zeroizing::new(secret.to_vec()))
+    }
 }
 
 impl std::fmt::Debug for Credentials {

@@ -91,7 +91,12 @@ impl Shard {
             }
         }
         let before = self.settings_of(slot).rates.map(|rules| (rules, self.messages_of(slot)));
+        let (is_device, used) = (self.connections[slot].is_device(), input.used());
         self.take_input(slot, input, received, now);
+        if !is_device && !self.connections[slot].is_handshaking() {
+            // Its secret was in it, or a part of that.
+            input.wipe(used);
+        }
         if let Some((rules, before)) = before {
             let messages = self.messages_of(slot).saturating_sub(before);
             self.charge(slot, &rules, messages, received as u64, now);

@@ -1,10 +1,11 @@
 //! Who a device is: by its word, by its certificate, by its token.
 
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
 use pulsegate::codec::native::{CloseCode, Frame, Hello};
 
-use crate::support::{Device, Event, Gateway, SOON, Site, hello, message, native, raw, wait_for};
+use crate::support::{Device, Event, Gateway, SOON, Site, encoded, hello, message, native, raw, wait_for, wait_until};
 
 /// A native device with this certificate that says to be `id`.
 fn device(site: &Site, gateway: &Gateway, certificate: Option<&str>, id: &str) -> Device {
@@ -214,4 +215,69 @@ fn a_device_whose_token_is_not_judged_in_time_is_asked_to_come_back() {
     device.send(&[Frame::Ping(b"here")]);
     assert_eq!(device.hear(), Event::Pong(b"here".to_vec()));
     assert_eq!(gateway.closed("hello_timeout"), 0);
+}
+
+/// Where in the gateway's memory these bytes are; `None`: this user may not look.
+fn found_in_memory(gateway: &Gateway, needle: &[u8]) -> Option<Vec<String>> {
+    const PAGE: usize = 4_096;
+    let proc = |file: &str| format!("/proc/{}/{file}", gateway.process());
+    let memory = std::fs::File::open(proc("mem")).ok()?;
+    let maps = std::fs::read_to_string(proc("maps")).ok()?;
+    let mut found = Vec::new();
+    for map in maps.lines().filter(|map| map.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
+        let (start, end) = map.split(' ').next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap());
+        let mut bytes = vec![0; end - start];
+        let Ok(read) = memory.read_at(&mut bytes, start as u64) else { continue };
+        for page in (0..read).step_by(PAGE) {
+            let window = &bytes[page..read.min(page + PAGE + needle.len() - 1)];
+            if window.contains(&needle[0]) && window.windows(needle.len()).any(|part| part == needle) {
+                found.push(format!("{map} at {page:#x}"));
+            }
+        }
+    }
+    Some(found)
+}
+
+#[test]
+fn a_password_is_wiped_when_it_has_been_judged() {
+    let site = Site::new();
+    // The middle of it, which is what is looked for, begins with a byte that is rare.
+    let (token, needle) = ("open \u{7fc} sesame and close it again", "\u{7fc} sesame and close");
+    token_file(&site, &[("meter-1", token), ("meter-2", token), ("meter-3", token)]);
+    let gateway = site.start("workers = 1", &[native().table("identity", "token_file = \"devices.tokens\"\n")]);
+    let tls = site.tls();
+    let hello =
+        |id: &str, token: &str| encoded(&[Frame::Hello(Hello { heartbeat_ms: 0, id, token: token.as_bytes() })]);
+    let mut whole = Device::connect(gateway.devices(), &tls).unwrap();
+    whole.send_plain(&hello("meter-1", token));
+    whole.expect_welcome();
+    // In two parts, the first of which waits for the other with most of the secret in it.
+    let mut halves = Device::connect(gateway.devices(), &tls).unwrap();
+    let frame = hello("meter-2", token);
+    halves.send_plain(&frame[..frame.len() - 2]);
+    gateway.expect_connections(2);
+    if found_in_memory(&gateway, needle.as_bytes()).is_none() {
+        eprintln!("memory cannot be looked at by this user: nothing was proven");
+        return;
+    }
+    wait_until("a half secret waits", SOON, || !found_in_memory(&gateway, needle.as_bytes()).unwrap().is_empty());
+    halves.send_plain(&frame[frame.len() - 2..]);
+    halves.expect_welcome();
+    // One that is wrong, and one whose connection ends before it is whole.
+    let mut wrong = Device::connect(gateway.devices(), &tls).unwrap();
+    wrong.send_plain(&hello("meter-3", &token[1..]));
+    wrong.expect_close(CloseCode::TOKEN_REJECTED);
+    let mut gone = Device::connect(gateway.devices(), &tls).unwrap();
+    gone.send_plain(&frame[..frame.len() - 2]);
+    gone.leave();
+    gateway.expect_connected(2);
+    let mut left = Vec::new();
+    wait_until("no secret is left", SOON, || {
+        left = found_in_memory(&gateway, needle.as_bytes()).unwrap();
+        for place in &left {
+            eprintln!("left: {place}");
+        }
+        left.is_empty()
+    });
 }

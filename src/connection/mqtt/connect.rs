@@ -67,7 +67,7 @@ impl OpenConnection<'_, '_> {
         Ok(PacketOutcome::Deferred(Step::Verify(Box::new(Credentials {
             device: self.device.clone(),
             name: connect.username.unwrap_or_default().into(),
-            secret: bytes::Bytes::copy_from_slice(secret),
+            secret: Credentials::keep(secret),
             is_certified,
             has_method,
             is_renewal: false,

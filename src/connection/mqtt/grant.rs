@@ -7,8 +7,6 @@
 //! ```
 //! Until it is answered everything goes on as it was granted before.
 
-use bytes::Bytes;
-
 use super::super::transport::OpenConnection;
 use super::super::{Step, Termination};
 use super::{PacketOutcome, broken};
@@ -67,7 +65,7 @@ impl<'x> OpenConnection<'_, 'x> {
         Ok(PacketOutcome::Taken(Step::Verify(Box::new(Credentials {
             device: self.device.clone(),
             name: self.device.clone(),
-            secret: Bytes::copy_from_slice(data),
+            secret: Credentials::keep(data),
             is_certified: false,
             has_method: true,
             is_renewal: true,
