@@ -12,7 +12,12 @@ use pulsegate::tls::record::{DirectionSecrets, Opened, RecordLayer, Role, Stage,
 pub enum Speaks {
     Native,
     Raw,
+    /// What it is given to say, and keeps what it hears.
+    Bytes,
 }
+
+/// Of a peer that speaks by itself.
+const NO_WORDS: &str = "it has no words of its own";
 
 /// What raw peers say to show that they live.
 pub const HEARTBEAT: &[u8] = b"heartbeat";
@@ -159,6 +164,11 @@ impl Peer {
         }
     }
 
+    /// These bytes, in a record.
+    pub fn say_bytes(&mut self, bytes: &[u8]) {
+        self.seal(bytes);
+    }
+
     fn say(&mut self, frame: &Frame) {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
@@ -174,6 +184,7 @@ impl Peer {
         match self.speaks {
             Speaks::Native => self.say(&Frame::Pong(b"")),
             Speaks::Raw => self.seal(HEARTBEAT),
+            Speaks::Bytes => unreachable!("{NO_WORDS}"),
         }
     }
 
@@ -181,6 +192,7 @@ impl Peer {
         match self.speaks {
             Speaks::Native => self.say(&Frame::Ping(b"?")),
             Speaks::Raw => self.seal(HEARTBEAT),
+            Speaks::Bytes => unreachable!("{NO_WORDS}"),
         }
     }
 
@@ -193,6 +205,7 @@ impl Peer {
                 self.say(&Frame::Message(Message { id: self.sure_sent, topic: "sure", payload: &payload }));
             }
             Speaks::Raw => self.seal(&payload),
+            Speaks::Bytes => unreachable!("{NO_WORDS}"),
         }
     }
 
@@ -246,7 +259,13 @@ impl Peer {
                 reactions.extend(self.plain.iter().filter(|&&byte| byte == PROBE[0]).map(|_| Reaction::Answer));
                 self.plain = Vec::new();
             }
+            Speaks::Bytes => {}
         }
+    }
+
+    /// What one that is given its bytes has heard since.
+    pub fn take_plain(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.plain)
     }
 
     fn hear_record(&mut self, reactions: &mut Vec<Reaction>) -> bool {

@@ -650,7 +650,7 @@ impl World {
     fn owed(&mut self) -> u64 {
         let waiting = |peer: &Peer| match peer.speaks {
             Speaks::Native => peer.sure_sent - peer.sure_acknowledged,
-            Speaks::Raw => peer.sure_sent - peer.sure_held,
+            Speaks::Raw | Speaks::Bytes => peer.sure_sent - peer.sure_held,
         };
         let messages: u32 = self.peers.iter().filter(|peer| peer.is_healthy()).map(waiting).sum();
         u64::from(messages) + self.buffered()
