@@ -33,8 +33,12 @@ pub const INBOX_ENTRY_BYTES: u64 = 88;
 pub const UPLINK_ENTRY_BYTES: u64 = 184;
 /// The control plane, certificates, the program's own data.
 pub const CONTROL_BYTES: u64 = 16 << 20;
-/// Answers of the HTTP API that are made or not read yet,
+/// Answers of the HTTP API that are made or not read yet, where there is memory enough;
 pub const ANSWER_BYTES: u64 = 16 << 20;
+/// where there is less, a part of what the pool has, which follows the memory that there is,
+const ANSWER_PART: u64 = 16;
+/// and so much in any case,
+const ANSWER_BYTES_MIN: u64 = 2 << 20;
 /// or so many times the longest packet, where that is more: it may be the only event of an answer.
 const ANSWER_PACKETS: u64 = 16;
 /// How many ends of connections are remembered.
@@ -124,7 +128,8 @@ pub struct MemoryBudget {
 /// What answers of the HTTP API may take together.
 #[must_use]
 pub fn answer_bytes(limits: &Limits) -> u64 {
-    ANSWER_BYTES.max(ANSWER_PACKETS * limits.packet_bytes as u64)
+    let part = (limits.pool_bytes as u64 / ANSWER_PART).clamp(ANSWER_BYTES_MIN, ANSWER_BYTES);
+    part.max(ANSWER_PACKETS * limits.packet_bytes as u64)
 }
 
 /// The budget of `limits` on `workers` workers, with what `backbone`, `store` and so many sinks keep. `with_mqtt`: a listener speaks MQTT, so that
@@ -379,6 +384,16 @@ mod tests {
         }
         assert!(table.contains("200,000 x     329 B        62.8 MiB"), "{table}");
         assert!(table.contains("of 24.0 GiB of the machine"), "{table}");
+    }
+
+    #[test]
+    fn answers_have_less_where_there_is_less_and_enough_for_the_longest_packet() {
+        let of = |pool_bytes: usize, packet_bytes: usize| {
+            answer_bytes(&Limits { packet_bytes, pool_bytes, ..Limits::default() }) >> 20
+        };
+        assert_eq!((of(256 << 20, 262_144), of(1 << 30, 262_144)), (16, 16));
+        assert_eq!((of(128 << 20, 262_144), of(16 << 20, 262_144), of(16 << 20, 1_024)), (8, 4, 2));
+        assert_eq!(of(256 << 20, 16 << 20), 256);
     }
 
     #[test]

@@ -25,10 +25,8 @@ use crate::store::{Batch, Position, Range, SINK_PREFIX, Store, StoreError};
 /// Events of one batch, unless written.
 const COUNT: u64 = 100;
 const COUNT_MAX: u64 = 1_000;
-/// Bytes of one batch as it lies in the store, beyond which no further event is added,
+/// Bytes of one batch, as it lies in the store and as JSON, beyond which no further event is added. One alone may have more.
 const BATCH_BYTES: usize = 1 << 20;
-/// and of its events as JSON, which one alone may exceed.
-const JSON_BYTES: usize = 1 << 20;
 /// A byte of a text is so many in JSON at most.
 const ESCAPED: usize = 6;
 /// How long a batch is its reader's, unless written.
@@ -122,9 +120,10 @@ async fn wait_for_batch(
     until: Instant,
 ) -> Result<(Written, Reservation), ApiError> {
     let mut head = store(state)?.head();
-    // As it lies in the store, and as JSON: one event more than what fits.
-    let longest = state.config.limits.packet_bytes;
-    let most = BATCH_BYTES + longest + JSON_BYTES.max(ESCAPED * longest);
+    // As it lies in the store, and as JSON: one event more than what fits. Should that be more than half of what the consumer may have,
+    // which one of an event alone could be, it is known when it is there.
+    let (batch, longest) = (batch_bytes(state), state.config.limits.packet_bytes);
+    let most = (batch + longest + batch.max(ESCAPED * longest)).min(state.answers.consumer_max() / 2);
     loop {
         // Before reading: whatever comes after it is heard of again.
         let is_closed = head.borrow_and_update().is_closed;
@@ -147,17 +146,22 @@ async fn wait_for_batch(
     }
 }
 
+/// How long a batch may be: several fit into what its consumer may have.
+fn batch_bytes(state: &State) -> usize {
+    BATCH_BYTES.min(state.answers.consumer_max() / 8)
+}
+
 /// Reads and writes a batch. What would make it too long as JSON is the next reader's.
 fn read_batch(state: &State, wanted: &Wanted) -> Result<Written, ApiError> {
-    let store = store(state)?;
+    let (store, batch_bytes) = (store(state)?, batch_bytes(state));
     let Batch { mut range, events, missed } =
-        store.hand_out(&wanted.consumer, wanted.count, BATCH_BYTES, wanted.lease)?;
+        store.hand_out(&wanted.consumer, wanted.count, batch_bytes, wanted.lease)?;
     let mut text = String::new();
     let mut taken = None;
     for stored in events {
         let event = Event::new(&state.config.node, &stored).to_json();
         if let (Some(last), Some(all)) = (taken, &mut range)
-            && text.len() + event.len() >= JSON_BYTES
+            && text.len() + event.len() >= batch_bytes
         {
             store.give_back(&wanted.consumer, Range { first: last + 1, last: all.last });
             all.last = last;

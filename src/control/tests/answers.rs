@@ -41,8 +41,8 @@ fn readers_that_do_not_read_hold_no_more_than_their_share() {
 
     let mut greedy = Vec::new();
     while all - answers.free() < all / 2 - (3 << 20) {
-        greedy.push(ask(&stage, "/v1/uplink?consumer=greedy&max=1000&lease=1h"));
         let before = answers.free();
+        greedy.push(ask(&stage, "/v1/uplink?consumer=greedy&max=1000&lease=1h"));
         until("it has its answer", || answers.free() < before || greedy.len() > 12);
         assert!(greedy.len() <= 12, "{} bytes are free", answers.free());
     }
