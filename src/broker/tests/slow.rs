@@ -302,7 +302,8 @@ fn a_slow_member_of_a_group_holds_up_its_own_publishers_alone() {
     let mut world = World::new(10, 8_000, (1, 4 * SECOND), 1);
     // The home is the other shard, so that what the first one publishes goes there and comes back.
     let home = world.shards[0].home;
-    let group = (0..).map(|number| format!("$share/{number}/slow")).find(|group| home.of(group).index() == 1).unwrap();
+    let mut groups = (0..100).map(|number| format!("$share/{number}/slow"));
+    let group = groups.find(|group| home.of(group).index() == 1).unwrap();
     let mut pending = PendingSuback {
         waits: world.shards[0].begin_subscribe(),
         homes: 0,
