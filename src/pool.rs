@@ -6,7 +6,8 @@
 //!   pool ─┬─ Unauthenticated   1/16   half records, ClientHellos, half packets before the device has logged in
 //!         ├─ Received          2/16   half records and packets of devices
 //!         ├─ Unsent            2/16   bytes that sockets did not take
-//!         ├─ Queues            5/16   messages that wait in sessions, or are in flight, each way; aliases
+//!         ├─ Queues            4/16   messages that wait in sessions, or are in flight, each way; aliases
+//!         ├─ Unsettled         1/16   messages whose publishers wait until they are with everybody
 //!         ├─ Up                1/16   messages on their way to the backbone
 //!         ├─ Filters           2/16   subscriptions and what they are found by
 //!         ├─ Wills             1/16   wills of devices
@@ -27,6 +28,7 @@
 //! | `Received` | the connection ends: it is asked to come back |
 //! | `Unsent` | the connection ends as a slow consumer, before its `outbox_bytes` |
 //! | `Queues` | the message is dropped for this session and counted, or its publisher waits, for the store if it goes there; a connection with many open exchanges of QoS 2 ends |
+//! | `Unsettled` | whoever has published some already is read no further until one of them is settled; at the whole of it nobody is, and subscribers for whom much waits are given less time |
 //! | `Up` | publishers' sockets are read no further; what nobody asked an acknowledgement for is dropped and counted, after it had to wait from a sixteenth on |
 //! | `Filters` | SUBACK 0x97 (3.1.1: 0x80) |
 //! | `Wills` | CONNACK 0x97 (3.1.1: 3) |
@@ -47,6 +49,8 @@ pub const ALLOCATION_BYTES: usize = 32;
 const HOLDER_PART: u64 = 8;
 /// This part of a class makes it crowded.
 const CROWD_PART: u64 = 16;
+/// When no more than this part of a class is free, it is short.
+const SHORT_PART: u64 = 4;
 /// Shares are counted in sixteenths.
 const WHOLE: u64 = 16;
 
@@ -81,7 +85,9 @@ classes! {
     /// Bytes that sockets did not take.
     Unsent = "unsent" 2,
     /// Messages that wait in sessions or are in flight, each way, and topic aliases.
-    Queues = "queues" 5,
+    Queues = "queues" 4,
+    /// Messages that were published here and are not with everybody whom they are for.
+    Unsettled = "unsettled" 1,
     /// Messages on their way to the backbone, until it has them.
     Up = "up" 1,
     /// Subscriptions and what they are found by.
@@ -177,6 +183,12 @@ impl Pool {
     #[must_use]
     pub fn is_crowded(&self, class: Class) -> bool {
         self.used(class) >= self.share(class) / CROWD_PART
+    }
+
+    /// Whether so little of a class is free, a quarter, that whoever can let something go is to.
+    #[must_use]
+    pub fn is_short(&self, class: Class) -> bool {
+        self.share(class).saturating_sub(self.used(class)) <= self.share(class) / SHORT_PART
     }
 
     /// What one holder may hold of a class by now, in bytes.
@@ -300,16 +312,16 @@ mod tests {
     fn one_holder_gets_a_ninth_and_somebody_new_always_gets_a_little() {
         let pool = Pool::new(1 << 24);
         let share = pool.share(CLASS) as usize;
-        assert_eq!(share, (1 << 24) / 16 * 5);
+        assert_eq!(share, (1 << 24) / 16 * 4);
         let first = take_all(&pool, 64);
         assert!(first.abs_diff(share / 9) <= 128, "{first} of {share}");
         let greedy: usize = (0..20).map(|_| take_all(&pool, 64)).sum();
         assert!(first + greedy < share);
         // A score hold all they can: a newcomer with little is not refused.
-        assert_eq!(pool.try_take(CLASS, 50_000, 0), Ok(()));
+        assert_eq!(pool.try_take(CLASS, 30_000, 0), Ok(()));
         assert!(pool.refused(CLASS) == 21 && pool.refused_in_all() == pool.refused(CLASS));
         assert!(pool.used(CLASS) <= pool.share(CLASS));
-        pool.give(CLASS, 50_000 + first + greedy);
+        pool.give(CLASS, 30_000 + first + greedy);
         assert_eq!(pool.used_in_all(), 0);
     }
 

@@ -71,7 +71,7 @@ impl Broker {
                 }
             }
             Waiting::Left(slot) => self.read_left(slot),
-            Waiting::Prepared(prepared) => self.handle_prepared(&prepared),
+            Waiting::Prepared(prepared) => self.handle_prepared(*prepared),
         }
     }
 

@@ -134,6 +134,7 @@ impl Deliveries {
 impl Broker {
     /// Begins a turn: every device may be sent as much as its outbox holds again.
     pub fn begin_turn(&mut self) {
+        self.exchange.set_short(self.worker, self.pool.is_short(Class::Unsettled));
         self.staged.begin_turn();
         self.advance_matching();
         self.advance_ends();
@@ -247,6 +248,7 @@ impl Broker {
         let queued = self.sessions.inflight(session).queued();
         let bound = self.queue_bound(session);
         let may_wait = self.sessions[session].is_online() && delivery.qos.is_acknowledged();
+        let token = delivery.token;
         match self.sessions.inflight(session).enqueue(delivery, &bound, may_wait) {
             Ok(Enqueued::Kept(token)) => {
                 let place = self.sessions.inflight(session).kept().0 - 1;
@@ -256,9 +258,13 @@ impl Broker {
             Ok(Enqueued::FirstWaits) => {
                 self.sessions.inflight(session).begin_pace(now);
                 self.paces.watch(session, self.sessions[session].generation, now);
+                self.park(token);
                 self.note_outstanding(session);
             }
-            Ok(Enqueued::Waits) => self.note_outstanding(session),
+            Ok(Enqueued::Waits) => {
+                self.park(token);
+                self.note_outstanding(session);
+            }
             Err(delivery) => {
                 let never_fits = bound.messages == 0 || delivery.publication.bytes() > bound.bytes;
                 if delivery.is_lent() && !never_fits {

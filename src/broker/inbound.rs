@@ -8,7 +8,8 @@
 //! ```
 //!
 //! No more of a device is read while as many of its messages wait as it may have in flight, or while a SUBACK waits. So what
-//! waits is bounded by the devices there are.
+//! waits is bounded by the devices there are. Nor is it while what it has published and is not with everybody takes more than its part
+//! of the pool: a subscriber for whom much waits holds up its own publishers and nobody else.
 //!
 //! Filters are dealt with so many in a turn (decision 0014): a packet of which some are left stays where it is, and what was
 //! done of it is in [`PendingSuback`].
@@ -110,7 +111,11 @@ impl Broker {
     /// [`Broker::take_answerable`] then, and [`Broker::take_held`] says when it may be read again.
     pub fn hold(&mut self, session: SessionSlot) -> bool {
         let is_held = self.must_hold(session);
+        let was_held = self.sessions[session].is_held;
         self.sessions[session].is_held |= is_held;
+        if is_held && !was_held && self.has_much_unsettled(session) {
+            self.held_for_room += 1;
+        }
         is_held
     }
 
@@ -125,7 +130,15 @@ impl Broker {
         let inflight = self.sessions[session].inflight.as_deref();
         inflight.is_some_and(|inflight| {
             inflight.has_suback() || inflight.greeting.is_some() || inflight.unanswered() >= most
-        })
+        }) || self.has_much_unsettled(session)
+    }
+
+    /// Whether what the device has published and is not settled takes more than its part of the pool. It is told something then, sooner
+    /// or later: some of it is to be answered.
+    fn has_much_unsettled(&self, session: SessionSlot) -> bool {
+        let inflight = self.sessions[session].inflight.as_deref();
+        let bytes = inflight.map_or(0, Inflight::unsettled_bytes) as u64;
+        bytes > 0 && bytes > self.pool.largest(Class::Unsettled)
     }
 
     /// Whether a device that was held may be read again.

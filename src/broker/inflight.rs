@@ -14,8 +14,8 @@
 //! acknowledgements go out in the order of what they acknowledge [v5 MQTT-4.6.0-2, MQTT-4.6.0-3].
 //!
 //! The queue has a bound. For a device that is connected and takes what it is sent, messages beyond the bound *wait*: they lie
-//! behind the queue, in order, and are not settled, so that their publishers wait too (`settlement`). How many those can be is
-//! bounded by the publishers' windows and the credit of other shards.
+//! behind the queue, in order, and are not settled, so that their publishers wait too, and nobody else (`settlement`). How many those
+//! can be is bounded by what their publishers may have unsettled: it is booked there, and here only what each takes beside its bytes.
 //!
 //! What a device that is away has not acknowledged lies in the store alone, as soon as it is safe there; what is left of it here is
 //! in `stored` (decision D27).
@@ -213,6 +213,8 @@ pub(super) struct Inflight {
     answered: BTreeMap<u16, bool>,
     /// So many of both came on this connection.
     received: usize,
+    /// What those of `inbound` take that are not settled.
+    unsettled_bytes: usize,
     /// Topics that the device has given a number, by number less one.
     pub(super) aliases_in: Vec<Option<Box<str>>>,
     /// Topics that we have given a number, by number less one.
@@ -313,6 +315,7 @@ impl Inflight {
         self.replies = VecDeque::new();
         self.forget_answered();
         self.inbound.retain(|inbound| inbound.qos == QoS::ExactlyOnce);
+        self.unsettled_bytes = self.inbound.iter().map(|inbound| inbound.bytes as usize).sum();
         self.received = 0;
         self.inbound.iter_mut().for_each(|inbound| inbound.is_of_connection = false);
         self.answered.values_mut().for_each(|is_of_connection| *is_of_connection = false);
@@ -346,6 +349,7 @@ impl Inflight {
         assert!(waiting.clone().all(|delivery| delivery.token != NOTHING && delivery.qos.is_acknowledged()));
         assert!(is_online || waiting.clone().count() == 0, "publishers wait for a device that is away");
         assert_eq!(self.pace.is_some(), waiting.count() > 0, "whoever is waited for is watched");
+        assert_eq!(self.unsettled_bytes, self.inbound.iter().map(|inbound| inbound.bytes as usize).sum::<usize>());
         let own = self.inbound.iter().filter(|inbound| inbound.is_of_connection).count();
         assert_eq!(self.received, own + self.answered.values().filter(|is_of_connection| **is_of_connection).count());
         let mut packets: Vec<u16> = self.outbound.iter().map(|outbound| outbound.packet).collect();

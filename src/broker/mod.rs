@@ -79,7 +79,7 @@ use crate::codec::mqtt::Version;
 use crate::config::Limits;
 use crate::link::{Credit, Exchange, Home, ListenerId, Outgoing, SessionId, WorkerId};
 use crate::metrics::{Counters, Metric};
-use crate::pool::Pool;
+use crate::pool::{Class, Pool};
 use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Tick;
 use delivery::Deliveries;
@@ -101,8 +101,7 @@ use ways::Ways;
 /// Topic aliases of one connection, each way.
 pub const ALIASES_MAX: u16 = 16;
 
-/// Deliveries that wait for their phase of the turn, and publications that wait to be settled, at which publishers are read no
-/// further.
+/// Deliveries that wait for their phase of the turn, and those that are staged, at which publishers are read no further.
 const CONGESTED_AT: usize = 8_192;
 
 /// What other shards may have in an inbox is one in so many bytes of the pool: half of the share of what is between shards
@@ -206,6 +205,8 @@ pub struct Broker {
     redispatches: Redispatches,
     ways: Ways,
     paces: Paces,
+    /// How often a device was read no further because of what it has unsettled.
+    held_for_room: u64,
     /// Sessions whose devices can be told something: that a message of theirs is safe, or that they have subscribed.
     answerable: Vec<(SessionSlot, u32)>,
     /// Requests of the API that are answered: those whose messages will not be acknowledged any more, and publications.
@@ -255,6 +256,7 @@ impl Broker {
             redispatches: Redispatches::default(),
             ways: Ways::new(setup.exchange.workers(), inbox),
             paces: Paces::default(),
+            held_for_room: 0,
             exchange: setup.exchange,
             pool,
             answerable: Vec::new(),
@@ -307,7 +309,7 @@ impl Broker {
     #[must_use]
     pub fn is_congested(&self) -> bool {
         self.has_many_deliveries()
-            || self.settlements.len() >= CONGESTED_AT
+            || self.pool.is_full(Class::Unsettled)
             || self.ways.is_congested()
             || self.journal.is_congested()
             || self.staged.len() >= CONGESTED_AT
@@ -391,10 +393,12 @@ impl Broker {
         counters.set(Metric::Subscriptions, self.routing.subscriptions.len() as u64);
         counters.set(Metric::RetainedMessages, self.routing.retained.len() as u64);
         counters.set(Metric::Unsettled, self.settlements.len() as u64);
+        counters.set(Metric::UnsettledBytes, self.pool.used(Class::Unsettled));
         counters.set(Metric::PoolUsed, self.pool.used_in_all());
         for (metric, since_start) in [
             (Metric::Redispatched, self.redispatches.given),
             (Metric::DroppedNoMember, self.redispatches.without_member),
+            (Metric::Held, self.held_for_room),
         ] {
             counters.add(metric, since_start - counters.value(metric));
         }

@@ -313,6 +313,7 @@ impl Broker {
                 self.redispatches.list_next(slot);
             }
             let token = self.settlements.open(Owner::Left { slot, number });
+            self.charge_unsettled(token, &publication);
             self.give_to_group(group, publication, token);
         }
     }
@@ -331,7 +332,13 @@ impl Broker {
         }
         if let Some(Left { group, publication, .. }) = delivery.into_left() {
             // Without a publisher who waits it may wait for a member nevertheless.
-            let token = if token == NOTHING { self.settlements.open(Owner::Nobody) } else { token };
+            let token = if token == NOTHING {
+                let token = self.settlements.open(Owner::Nobody);
+                self.charge_unsettled(token, &publication);
+                token
+            } else {
+                token
+            };
             self.give_to_group(group, publication, token);
         }
         Ok(())

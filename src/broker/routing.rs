@@ -125,6 +125,7 @@ impl Broker {
             NOTHING if publication.retain => self.settlements.open(Owner::Nobody),
             token => token,
         };
+        self.charge_unsettled(token, &publication);
         if publication.retain && !publication.payload.is_empty() {
             self.settlements.set_retained(token, &publication);
         }
@@ -172,6 +173,7 @@ impl Broker {
             // It was published here, or is here again: the others have it, or will before whatever comes later from here.
             return self.settle(token, Part::Taken);
         }
+        self.charge_unsettled(token, &publication);
         if !publication.payload.is_empty() {
             self.settlements.set_retained(token, &publication);
         }
@@ -189,7 +191,7 @@ impl Broker {
     pub fn handle_passed(&mut self, from: WorkerId, passed: Passed, counters: &mut Counters) {
         let (class, bytes) = (passed.class(), passed.publication.bytes());
         let Passed { publication, token, recipient } = passed;
-        let owner = Owner::Shard { worker: from, class, token, bytes };
+        let owner = Owner::Shard { worker: from, class, token, bytes, is_parked: false };
         let choice = match recipient {
             Recipient::Subscribers => {
                 let token = self.settlements.open(owner);
@@ -225,6 +227,7 @@ impl Broker {
         match message {
             ShardMessage::Credit(credit) => self.ways.handle_credit(from, credit),
             ShardMessage::Taken { token, is_refused } => self.settle(token, Part::retained(!is_refused)),
+            ShardMessage::Parked { token } => self.park(token),
             ShardMessage::Withdraw { token, publication } => {
                 let own = self.settlements.open(Owner::Asker { worker: from, token });
                 self.withdraw_here(&publication, own);
@@ -246,10 +249,12 @@ impl Broker {
     /// One thing is done for which a settlement waits.
     pub(super) fn settle(&mut self, token: Token, part: Part) {
         let Some(settled) = self.settlements.done(token, part) else { return };
-        let Settled { owner, is_refused, withdraw } = settled;
+        let Settled { owner, is_refused, withdraw, charge } = settled;
         match (owner, withdraw) {
-            (Owner::Shard { worker, class, token, bytes }, _) => {
-                self.ways.free(worker, class, bytes);
+            (Owner::Shard { worker, class, token, bytes, is_parked }, _) => {
+                if !is_parked {
+                    self.ways.free(worker, class, bytes);
+                }
                 if token != NOTHING {
                     self.ways.answer(worker, ShardMessage::Taken { token, is_refused });
                 }
@@ -265,7 +270,7 @@ impl Broker {
                 self.settle_received(session, packet, token, is_refused);
             }
             (Owner::Publisher { session, packet, origin }, None) => {
-                self.prepare(Prepared { session, packet, token, origin, is_refused });
+                self.prepare(Prepared { session, packet, token, origin, is_refused, charge });
             }
             (Owner::Request(request), None) => {
                 let end = if is_refused { RequestEnd::NotRetained } else { RequestEnd::Published };
@@ -545,6 +550,7 @@ impl Broker {
             }
             ShardMessage::Credit(_)
             | ShardMessage::Taken { .. }
+            | ShardMessage::Parked { .. }
             | ShardMessage::Withdraw { .. }
             | ShardMessage::Commit { .. }
             | ShardMessage::Joined { .. } => {

@@ -10,13 +10,23 @@
 //!
 //! A delivery is done when it is in its session's queue below the bound, or was sent, or was dropped by name. So a publisher
 //! waits for a subscriber that lives, within its own window.
+//!
+//! Nobody else waits for that subscriber. What begins to wait behind a queue is *parked*: the credit with which another shard has
+//! passed it on goes back at once, and what it takes is booked where it was published ([`Class::Unsettled`](crate::pool::Class)), once,
+//! for as long as its settlement is open there. Who holds much of that is read no further (`inbound`).
 
 use std::sync::Arc;
 
 use slab::Slab;
 
+use super::Broker;
 use super::redispatch::LeftSlot;
-use crate::link::{Class, Publication, SessionId, WorkerId};
+use crate::link::{Class, Publication, SessionId, ShardMessage, WorkerId};
+use crate::pool::{self, Charge};
+
+/// What a message that is not settled takes beside its bytes: itself, its settlements here and in other shards, its place among those that
+/// its device is owed answers to.
+pub(super) const UNSETTLED_BYTES: usize = 512;
 
 /// Names a settlement of this shard; 0 where nothing waits.
 pub(super) type Token = u32;
@@ -48,8 +58,8 @@ pub(super) enum Owner {
         /// Its number in that session; 0: it was not recorded.
         number: u64,
     },
-    /// The shard that passed it on: its credit comes back, and its own settlement has one part less.
-    Shard { worker: WorkerId, class: Class, token: Token, bytes: usize },
+    /// The shard that passed it on: its credit comes back, unless it has since it was parked, and its own settlement has one part less.
+    Shard { worker: WorkerId, class: Class, token: Token, bytes: usize, is_parked: bool },
 }
 
 /// How one part of a settlement has ended.
@@ -79,6 +89,17 @@ struct Settlement {
     is_retained: bool,
     /// The message, where it is to be withdrawn should a shard not be able to retain it.
     retained: Option<Arc<Publication>>,
+    /// What it takes, where it was published here.
+    charge: Option<Charge>,
+}
+
+/// A message waits behind a queue: the shard that has passed it on, the class of the credit, its number there, and how many bytes it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parked {
+    pub(super) worker: WorkerId,
+    pub(super) class: Class,
+    pub(super) token: Token,
+    pub(super) bytes: usize,
 }
 
 /// A publication that is settled.
@@ -89,6 +110,8 @@ pub(super) struct Settled {
     pub(super) is_refused: bool,
     /// The message, which is to be withdrawn everywhere before the owner is told.
     pub(super) withdraw: Option<Arc<Publication>>,
+    /// What it took: booked until this is dropped.
+    pub(super) charge: Option<Charge>,
 }
 
 /// The publications of one shard that wait for something.
@@ -105,8 +128,27 @@ impl Settlements {
 
     /// Opens one, with one part: that it is being published. [`Settlements::done`] ends that part too.
     pub(super) fn open(&mut self, owner: Owner) -> Token {
-        self.open.insert(Settlement { owner, parts: 1, is_refused: false, is_retained: true, retained: None }) as Token
-            + 1
+        let settlement =
+            Settlement { owner, parts: 1, is_refused: false, is_retained: true, retained: None, charge: None };
+        self.open.insert(settlement) as Token + 1
+    }
+
+    /// What it takes is booked until it is settled. Whose message it is, if it is a device's.
+    pub(super) fn charge(&mut self, token: Token, charge: Charge) -> Option<SessionId> {
+        let settlement = self.get(token)?;
+        settlement.charge = Some(charge);
+        if let Owner::Publisher { session, .. } = settlement.owner { Some(session) } else { None }
+    }
+
+    /// A part of it waits behind a queue. The credit that goes back, if it was passed on and none has gone back yet.
+    pub(super) fn park(&mut self, token: Token) -> Option<Parked> {
+        match &mut self.get(token)?.owner {
+            &mut Owner::Shard { worker, class, token, bytes, ref mut is_parked } if !*is_parked => {
+                *is_parked = true;
+                Some(Parked { worker, class, token, bytes })
+            }
+            _ => None,
+        }
     }
 
     /// See [`Publication::origin`]: of what this one's owner publishes.
@@ -140,12 +182,12 @@ impl Settlements {
         if settlement.parts > 0 {
             return None;
         }
-        let Settlement { owner, is_refused, is_retained, retained, .. } = self.open.remove(token as usize - 1);
+        let Settlement { owner, is_refused, is_retained, retained, charge, .. } = self.open.remove(token as usize - 1);
         if self.open.is_empty() && self.open.capacity() > 1_024 {
             // After a storm the memory goes back.
             self.open = Slab::new();
         }
-        Some(Settled { owner, is_refused, withdraw: retained.filter(|_| !is_retained) })
+        Some(Settled { owner, is_refused, withdraw: retained.filter(|_| !is_retained), charge })
     }
 
     fn get(&mut self, token: Token) -> Option<&mut Settlement> {
@@ -161,7 +203,7 @@ impl Settlements {
     pub(super) fn held_for(&self, from: WorkerId, of: Class) -> crate::link::Credit {
         let mut held = crate::link::Credit::default();
         for (_, settlement) in &self.open {
-            if let Owner::Shard { worker, class, bytes, .. } = settlement.owner
+            if let Owner::Shard { worker, class, bytes, is_parked: false, .. } = settlement.owner
                 && (worker, class) == (from, of)
             {
                 held.messages += 1;
@@ -178,9 +220,51 @@ impl Settlements {
     }
 }
 
+impl Broker {
+    /// What is published here is booked until it is settled: wherever it waits, it is there once. A device that has published it is
+    /// read no further while it holds too much ([`Broker::hold`]).
+    pub(super) fn charge_unsettled(&mut self, token: Token, publication: &Publication) {
+        if token == NOTHING {
+            return;
+        }
+        let bytes = publication.bytes() + UNSETTLED_BYTES;
+        let publisher = self.settlements.charge(token, Charge::of(&self.pool, pool::Class::Unsettled, bytes));
+        let inflight = publisher
+            .and_then(|session| self.sessions.resolve(session))
+            .and_then(|session| self.sessions[session].inflight.as_deref_mut());
+        if let Some(inflight) = inflight {
+            inflight.note_unsettled(token, bytes);
+        }
+    }
+
+    /// A message waits behind the queue of a session: whoever has passed it on may pass on others. The home of a group that has chosen
+    /// that session has it of another shard, perhaps: it is told, so that nobody waits for it there either.
+    pub(super) fn park(&mut self, token: Token) {
+        let Some(Parked { worker, class, token, bytes }) = self.settlements.park(token) else { return };
+        self.ways.free(worker, class, bytes);
+        if class == Class::Chosen && token != NOTHING {
+            self.ways.answer(worker, ShardMessage::Parked { token });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credit_goes_back_once_when_the_first_of_its_parts_is_parked() {
+        let mut settlements = Settlements::default();
+        let (worker, class) = (WorkerId(1), Class::Published);
+        let token = settlements.open(Owner::Shard { worker, class, token: 7, bytes: 10, is_parked: false });
+        settlements.add(token);
+        assert_eq!(settlements.held_for(worker, class).messages, 1);
+        assert_eq!(settlements.park(token), Some(Parked { worker, class, token: 7, bytes: 10 }));
+        assert_eq!(settlements.park(token), None);
+        assert_eq!(settlements.held_for(worker, class).messages, 0);
+        let own = settlements.open(Owner::Request(1));
+        assert!(settlements.park(own).is_none() && settlements.park(NOTHING).is_none());
+    }
 
     #[test]
     fn it_is_settled_with_its_last_part_and_refused_if_any_is() {

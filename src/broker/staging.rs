@@ -25,6 +25,7 @@ use super::lifecycle::NO_KEY;
 use super::settlement::{NOTHING, Owner, Part, Token};
 use crate::image::{Change, Received};
 use crate::link::{SessionId, ShardMessage, WorkerId};
+use crate::pool::Charge;
 use crate::slot::SessionSlot;
 
 /// A publication that every shard has staged, or that was refused.
@@ -35,6 +36,8 @@ pub(super) struct Prepared {
     pub(super) token: Token,
     pub(super) origin: u64,
     pub(super) is_refused: bool,
+    /// What the publication takes until it is settled.
+    pub(super) charge: Option<Charge>,
 }
 
 /// A delivery that is not sent yet, and whose it is.
@@ -144,9 +147,12 @@ impl Broker {
     }
 
     /// It is known as received, whatever happens: it is sent, and its publisher is told when it is with everybody.
-    pub(super) fn handle_prepared(&mut self, prepared: &Prepared) {
-        let &Prepared { session, packet, token, origin, is_refused } = prepared;
+    pub(super) fn handle_prepared(&mut self, prepared: Prepared) {
+        let Prepared { session, packet, token, origin, is_refused, charge } = prepared;
         let second = self.settlements.open(Owner::Publisher { session, packet, origin: 0 });
+        if let Some(charge) = charge {
+            self.settlements.charge(second, charge);
+        }
         if let Some(session) = self.sessions.resolve(session)
             && let Some(inflight) = self.sessions[session].inflight.as_deref_mut()
         {

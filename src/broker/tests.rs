@@ -11,6 +11,7 @@ mod handover;
 mod interest;
 mod model;
 mod redispatch;
+mod slow;
 pub mod store;
 
 use super::*;

@@ -110,6 +110,11 @@ pub enum ShardMessage {
         /// It was to be retained and could not be.
         is_refused: bool,
     },
+    /// To a group's home: the member that was chosen has it behind its queue. Nobody waits for that but who has published it.
+    Parked {
+        /// The number with which it came.
+        token: u32,
+    },
     /// To a group's home: the member that was chosen is not there any more; choose another.
     Returned {
         /// The number with which the message came.
@@ -202,6 +207,8 @@ impl Outgoing {
 #[derive(Debug)]
 pub struct Exchange {
     wants: Box<[AtomicBool]>,
+    /// By worker: little room is left there for what is not settled.
+    short: Box<[AtomicBool]>,
     /// The latest clock that was given out, or seen; even.
     clock: AtomicU64,
     /// This gateway's number in its fleet; 0: it is one of none.
@@ -231,9 +238,18 @@ impl Exchange {
     }
 
     fn with_node(workers: u16, node: u64) -> Self {
-        let wants = std::iter::repeat_with(AtomicBool::default).take(usize::from(workers)).collect();
+        let flags = || std::iter::repeat_with(AtomicBool::default).take(usize::from(workers)).collect();
+        let (wants, short) = (flags(), flags());
         let issued = std::iter::repeat_with(AtomicU64::default).take(usize::from(workers)).collect();
-        Self { wants, clock: AtomicU64::new(0), node, issued, keys: AtomicU64::new(0), here: GroupsHere::default() }
+        Self {
+            wants,
+            short,
+            clock: AtomicU64::new(0),
+            node,
+            issued,
+            keys: AtomicU64::new(0),
+            here: GroupsHere::default(),
+        }
     }
 
     /// Says whether anybody in this worker's shard has subscribed to anything. To be said before a subscriber hears
@@ -246,6 +262,20 @@ impl Exchange {
     #[must_use]
     pub fn wants(&self, worker: WorkerId) -> bool {
         self.wants[worker.index()].load(Ordering::Acquire)
+    }
+
+    /// Says whether little room is left in this worker's shard for what was published there and is not settled.
+    pub fn set_short(&self, worker: WorkerId, is_short: bool) {
+        let short = &self.short[worker.index()];
+        if short.load(Ordering::Relaxed) != is_short {
+            short.store(is_short, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether that is so in any shard: subscribers for whom much waits take room that others need.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.short.iter().any(|short| short.load(Ordering::Relaxed))
     }
 
     /// How many workers there are.

@@ -115,6 +115,10 @@ metrics! {
     Delivered = Counter "pulsegate_mqtt_delivered" "",
     /// Messages whose publishers wait until they are with everybody whom they are for, and messages of other workers that are dealt with here.
     Unsettled = Gauge "pulsegate_mqtt_unsettled" "",
+    /// What messages published here take whose publishers wait until they are with everybody whom they are for.
+    UnsettledBytes = Gauge "pulsegate_mqtt_booked" "bytes",
+    /// Times that an MQTT device was read no further because what it has published and is not with everybody takes its part of the pool.
+    Held = Counter "pulsegate_mqtt_held" "",
     /// Messages for MQTT subscribers dropped because as many or as much waited for the subscriber as may, and it was away, stalled, or asked for no acknowledgement.
     DroppedQueueFull = Counter "pulsegate_mqtt_dropped_queue_full" "",
     /// Messages for MQTT subscribers that are away dropped because what lies in the store for such comes to `store.sessions_bytes`, or to this one's part of what is free of it.
@@ -123,7 +127,7 @@ metrics! {
     Redispatched = Counter "pulsegate_mqtt_redispatched" "",
     /// Messages for groups of MQTT subscribers dropped because the last member's session ended before it acknowledged them.
     DroppedNoMember = Counter "pulsegate_mqtt_dropped_no_member" "",
-    /// MQTT subscribers for whom publishers waited, and do no longer, because they took less than a window of messages in five seconds.
+    /// MQTT subscribers for whom publishers waited, and do no longer, because they took less in five seconds than a window of messages, or than a sixth of what waited; in one second a fifth of that where room for others was short.
     Stalled = Counter "pulsegate_mqtt_stalled" "",
     /// Messages for MQTT subscribers dropped because their expiry interval had passed.
     DroppedExpired = Counter "pulsegate_mqtt_dropped_expired" "",

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use pulsegate::link::{
-    CloseReason, ConnectionId, ListenerId, Outgoing, Passed, Recipient, Refusal, WorkerCommand, WorkerEvent, WorkerId,
+    CloseReason, ConnectionId, ListenerId, Outgoing, Passed, Recipient, Refusal, ShardMessage, WorkerCommand,
+    WorkerEvent, WorkerId,
 };
 use pulsegate::metrics::Counters;
 use pulsegate::shard::Shard;
@@ -22,6 +23,9 @@ use crate::network::{Fault, Network, SocketId};
 
 /// The generation of connections that come from no worker.
 pub const FROM_OUTSIDE: u32 = u32::MAX;
+
+/// For so long something is kept back on its way to another shard.
+const KEPT_BACK: Duration = Duration::from_mins(2);
 
 /// What goes wrong in a worker's world, "one in so many"; 0: never.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,12 @@ pub enum Sabotage {
     LosePeers,
     /// What ended sessions have left to groups goes to a group of nobody.
     LoseLeft,
+    /// The first design of the inbox: what another shard passes on is not taken while the own way to others is congested.
+    StopsHearing,
+    /// Whoever has subscribed to a group is told so before the group's home knows.
+    EarlySuback,
+    /// Whoever has published a retained message is told that it is kept before the other shards have it.
+    EarlyPuback,
     /// A socket that was shut is told of as writable by every poll.
     RepeatEdges,
 }
@@ -78,6 +88,7 @@ pub struct Patience {
     pub micros: u64,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "what is so of it, each on its own")]
 pub struct SimIo {
     id: WorkerId,
     /// Lent for each turn.
@@ -114,6 +125,10 @@ pub struct SimIo {
     inbox: VecDeque<WorkerCommand>,
     is_rung: bool,
     passed: VecDeque<(WorkerId, Vec<Passed>)>,
+    /// The shard is congested, as of the latest phase.
+    is_congested: bool,
+    /// What was kept back on its way to other shards, and until when.
+    kept_back: Vec<(Moment, WorkerId, Outgoing)>,
     /// Said to other shards in this turn.
     pub said: Vec<(WorkerId, Outgoing)>,
     pub channel: VecDeque<WorkerEvent>,
@@ -166,6 +181,8 @@ impl SimIo {
             inbox: VecDeque::new(),
             is_rung: false,
             passed: VecDeque::new(),
+            is_congested: false,
+            kept_back: Vec::new(),
             said: Vec::new(),
             channel: VecDeque::new(),
             waits_for_room: 0,
@@ -276,6 +293,42 @@ impl SimIo {
             let why = if shard.reap(slot) { Closing::Moved } else { Closing::Ended };
             self.close(slot, why);
         }
+    }
+
+    /// Answers in the place of another worker what it was not told yet.
+    fn answer_early(&mut self, worker: WorkerId, outgoing: &mut Outgoing) {
+        let mut late = Outgoing::default();
+        let mut answers = Vec::new();
+        for answer in &mut outgoing.answers {
+            if let ShardMessage::Join { member, waits, .. } = answer
+                && self.sabotage == Sabotage::EarlySuback
+                && *waits != 0
+            {
+                answers.push(ShardMessage::Joined { member: *member, waits: std::mem::take(waits) });
+                late.answers.push(answer.clone());
+            }
+        }
+        if !late.answers.is_empty() {
+            outgoing.answers.retain(|answer| !matches!(answer, ShardMessage::Join { waits: 0, .. }));
+        }
+        if self.sabotage == Sabotage::EarlyPuback {
+            late.passed =
+                outgoing.passed.extract_if(.., |passed| passed.publication.retain && passed.token != 0).collect();
+            for passed in &mut late.passed {
+                answers.push(ShardMessage::Taken { token: std::mem::take(&mut passed.token), is_refused: false });
+            }
+        }
+        if !answers.is_empty() {
+            self.hear(worker, Outgoing { answers, passed: Vec::new() });
+            self.kept_back.push((self.now.plus(KEPT_BACK), worker, late));
+        }
+    }
+
+    /// What was kept back for long enough goes.
+    fn send_kept_back(&mut self) {
+        let now = self.now;
+        let due = self.kept_back.extract_if(.., |(until, ..)| *until <= now);
+        self.said.extend(due.map(|(_, worker, outgoing)| (worker, outgoing)));
     }
 
     /// The control plane takes something.
@@ -524,6 +577,9 @@ impl Io for SimIo {
     }
 
     fn next_passed(&mut self) -> Option<(WorkerId, Vec<Passed>)> {
+        if self.sabotage == Sabotage::StopsHearing && self.is_congested {
+            return None;
+        }
         let mut passed = self.passed.pop_front()?;
         self.has_moved = true;
         for Passed { recipient, .. } in &mut passed.1 {
@@ -534,8 +590,9 @@ impl Io for SimIo {
         Some(passed)
     }
 
-    fn tell_peer(&mut self, worker: WorkerId, outgoing: Outgoing) {
+    fn tell_peer(&mut self, worker: WorkerId, mut outgoing: Outgoing) {
         self.has_moved = true;
+        self.answer_early(worker, &mut outgoing);
         if self.sabotage != Sabotage::LosePeers || self.random.u32(..50) != 0 {
             self.said.push((worker, outgoing));
         }
@@ -571,6 +628,11 @@ impl Io for SimIo {
         if self.faults.check_phases {
             shard.check_invariants();
         }
+        if self.sabotage == Sabotage::StopsHearing {
+            let was_congested = std::mem::replace(&mut self.is_congested, shard.is_congested());
+            self.is_rung |= was_congested && !self.is_congested;
+        }
+        self.send_kept_back();
         if phase == Phase::Expire && self.sabotage == Sabotage::FreeEarly {
             self.free(shard);
         }

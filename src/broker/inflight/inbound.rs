@@ -12,6 +12,8 @@ pub(in super::super) struct Inbound {
     pub(in super::super) state: Receiving,
     /// It came on this connection, and so counts against the Receive Maximum (v5 4.9).
     pub(super) is_of_connection: bool,
+    /// What it takes until it is settled.
+    pub(super) bytes: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +63,26 @@ impl Inflight {
 
     /// A message has come.
     pub(in super::super) fn receive(&mut self, packet: u16, qos: QoS, state: Receiving) {
-        self.inbound.push_back(Inbound { packet, qos, state, is_of_connection: true });
+        self.inbound.push_back(Inbound { packet, qos, state, is_of_connection: true, bytes: 0 });
         self.received += 1;
     }
 
     /// PUBREC of this message was said by an earlier process, perhaps.
     pub(in super::super) fn restore_answered(&mut self, packet: u16) {
         self.answered.insert(packet, false);
+    }
+
+    /// The message that has just come takes so many bytes until it is settled.
+    pub(in super::super) fn note_unsettled(&mut self, token: Token, bytes: usize) {
+        if let Some(inbound) = self.inbound.back_mut().filter(|inbound| inbound.state == Receiving::Waiting(token)) {
+            inbound.bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            self.unsettled_bytes += inbound.bytes as usize;
+        }
+    }
+
+    /// What the messages of the device take that are not settled.
+    pub(in super::super) fn unsettled_bytes(&self) -> usize {
+        self.unsettled_bytes
     }
 
     /// Whether messages of the device have no answer yet.
@@ -102,13 +117,14 @@ impl Inflight {
         let inbound = self.inbound.iter_mut().find(|inbound| inbound.packet == packet && inbound.state == waiting);
         let Some(inbound) = inbound else { return false };
         inbound.state = Receiving::Settled(reason);
+        self.unsettled_bytes -= std::mem::take(&mut inbound.bytes) as usize;
         true
     }
 
     /// The next answer that may be given: nothing before it is unanswered. What came on an earlier connection is answered when
     /// it comes again, as it must [MQTT-4.4.0-1]: otherwise it would be answered twice.
     pub(in super::super) fn next_answer(&mut self) -> Option<Answer> {
-        while let Some(&Inbound { packet, qos, state: Receiving::Settled(reason), is_of_connection }) =
+        while let Some(&Inbound { packet, qos, state: Receiving::Settled(reason), is_of_connection, .. }) =
             self.inbound.front()
         {
             self.inbound.pop_front();

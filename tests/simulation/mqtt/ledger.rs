@@ -19,6 +19,8 @@ pub struct Message {
     /// It was sent again: of QoS 1 it may arrive twice.
     pub is_resent: bool,
     pub is_acknowledged: bool,
+    /// When its publisher read that; 0: it did not yet.
+    pub acknowledged: u64,
     pub retain: bool,
     /// Nobody may get it: a will whose device has said goodbye.
     pub is_forbidden: bool,
@@ -31,6 +33,8 @@ pub struct Subscription {
     pub qos: QoS,
     /// The latest SUBSCRIBE for it.
     pub packet_id: u16,
+    /// When it was asked for first.
+    pub asked: u64,
     /// When its SUBACK came.
     pub confirmed: Option<u64>,
     /// The UNSUBSCRIBE that is to end it.
@@ -140,6 +144,14 @@ impl Account {
         let active = self.subscriptions.keys().any(|filter| matches(filter, topic));
         let was_active = self.past.iter().any(|(filter, until)| message.sent < *until && matches(filter, topic));
         assert!(active || was_active || (retain && message.retain), "{}: nobody asked for it", what());
+        if message.retain && !retain && !message.is_resent && message.acknowledged != 0 {
+            // Every shard had it before its publisher heard so: whoever asks later finds it retained.
+            let asked =
+                self.subscriptions.iter().filter(|(filter, _)| matches(filter, topic)).map(|(_, one)| one.asked);
+            let was_asked = self.past.iter().any(|(filter, _)| matches(filter, topic));
+            let is_live = was_asked || asked.min().is_some_and(|asked| asked < message.acknowledged);
+            assert!(is_live, "{}: as if it were new, and it was acknowledged before it was asked for", what());
+        }
         let times = self.received.entry(number).or_insert(0);
         *times += 1;
         let is_first = *times == 1;

@@ -161,6 +161,44 @@ fn mqtt_message_that_is_lost_between_shards_is_caught() {
     run(sabotaged(Sabotage::LosePeers));
 }
 
+/// Worlds in which shards have much to say to each other, of so many workers: small ones, of seeds in their order.
+fn busy(seed: u64, workers: u16, sabotage: Sabotage) -> Plan {
+    let mut plan = Plan { seed, devices: 30, act_every: Duration::from_secs(5), ..sabotaged(sabotage) };
+    (plan.build.workers, plan.build.faults.inbox) = (workers, 1);
+    plan
+}
+
+#[test]
+fn mqtt_busy_worlds_without_an_error_are_well() {
+    for workers in [1, 2, 4] {
+        println!("{workers}: {:?}", run(busy(1, workers, Sabotage::None)));
+    }
+}
+
+#[test]
+#[should_panic(expected = "device ")]
+fn mqtt_workers_that_do_not_hear_while_they_cannot_speak_are_caught() {
+    for seed in 1..20 {
+        println!("{seed}: {:?}", run(busy(seed, 2, Sabotage::StopsHearing)));
+    }
+}
+
+#[test]
+#[should_panic(expected = "reached no member of the group")]
+fn mqtt_suback_before_the_home_of_a_group_knows_is_caught() {
+    for seed in 1..20 {
+        println!("{seed}: {:?}", run(busy(seed, 4, Sabotage::EarlySuback)));
+    }
+}
+
+#[test]
+#[should_panic(expected = "it was acknowledged before it was asked for")]
+fn mqtt_puback_before_every_shard_has_what_is_retained_is_caught() {
+    for seed in 1..20 {
+        println!("{seed}: {:?}", run(busy(seed, 2, Sabotage::EarlyPuback)));
+    }
+}
+
 #[test]
 #[should_panic(expected = "was never acknowledged")]
 fn mqtt_lost_answer_of_the_backbone_is_caught() {

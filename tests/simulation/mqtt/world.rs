@@ -322,6 +322,7 @@ impl World {
             sent,
             is_resent: false,
             is_acknowledged: false,
+            acknowledged: 0,
             retain,
             is_forbidden: false,
             members: BTreeSet::new(),
@@ -416,12 +417,13 @@ impl World {
         // A member of the group at QoS 0 loses, with its connection, what nobody else gets: then nothing would be owed.
         let lowest = u8::from(filter.starts_with(GROUP));
         let qos = QoS::try_from(self.random.u8(lowest..3)).expect("below three");
+        let asked = self.next();
         let device = &mut self.devices[number];
         if device.account.subscriptions.contains_key(&filter) {
             return;
         }
         let packet_id = device.take_id();
-        let subscription = Subscription { qos, packet_id, confirmed: None, ending: None };
+        let subscription = Subscription { qos, packet_id, asked, confirmed: None, ending: None };
         device.account.subscriptions.insert(filter.clone(), subscription);
         if filter.starts_with("r/") && qos > QoS::AtMostOnce {
             let matching = |topic: &str| filter.ends_with('+') || filter == topic;
@@ -663,10 +665,12 @@ impl World {
 
     /// The gateway holds a message: who subscribed before it was sent is owed it.
     fn note_acknowledged(&mut self, number: u32) {
+        let at = self.next();
         let message = &mut self.messages[number as usize];
         if std::mem::replace(&mut message.is_acknowledged, true) {
             return;
         }
+        message.acknowledged = at;
         self.coverage.acknowledged += 1;
         let (publisher, topic) = (message.publisher, message.topic.clone());
         if message.retain {
