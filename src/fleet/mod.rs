@@ -43,6 +43,8 @@ mod window;
 mod wire;
 
 #[cfg(test)]
+pub(crate) mod parts;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
