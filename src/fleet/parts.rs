@@ -1,6 +1,5 @@
 //! What a simulated gateway has of the fleet, beside its sessions.
 
 pub use super::lease::{Lease, LeaseRow, Step};
-pub use super::leases::KNOWN_FOR as LEASE_KNOWN_FOR;
 pub use super::presence::{Answer, Ask, Claim, Effect, Owner, Presence, Row};
 pub use super::server::Written;

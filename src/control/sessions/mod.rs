@@ -50,6 +50,8 @@ const TAKEN_MAX: usize = 64;
 const ENDS_MAX: usize = 64;
 /// Sessions that are given to other gateways at a time; beyond that those are told to ask again.
 const OFFERED_MAX: usize = 1_024;
+/// Sessions of which it is looked whose they have become, at a time; further ones are looked at when this gateway joins the fleet again.
+const DOUBTED_MAX: usize = 1_024;
 /// How long a shard and the store may take for one thing.
 const SHARD_MAX: Duration = Duration::from_secs(8);
 
@@ -150,6 +152,8 @@ pub(super) struct Sessions {
     busy: Mutex<HashSet<Box<str>>>,
     freed: Notify,
     offered: Mutex<HashMap<Box<str>, Offered>>,
+    /// Devices whose sessions are here, whole, and perhaps not this gateway's: at which revision of their rows that was tried last.
+    doubted: Mutex<HashMap<Box<str>, u64>>,
     /// All that was published here until now is in the fleet's stream,
     sent: Rounds,
     /// or all that was published anywhere until now is with the sessions here.
@@ -194,6 +198,7 @@ impl Sessions {
             busy: Mutex::default(),
             freed: Notify::new(),
             offered: Mutex::default(),
+            doubted: Mutex::default(),
             sent: Rounds::default(),
             taken: Rounds::default(),
             rows: Rows::default(),
@@ -249,6 +254,20 @@ impl Sessions {
     fn try_hold(&self, device: &str) -> Option<Held<'_>> {
         let is_free = self.busy.lock().expect("no holder panics").insert(device.into());
         is_free.then(|| Held { sessions: self, device: device.into() })
+    }
+
+    fn doubted(&self) -> std::sync::MutexGuard<'_, HashMap<Box<str>, u64>> {
+        self.doubted.lock().expect("no holder panics")
+    }
+
+    /// Whose a session is is to be looked at later. `false`: somebody does already, or there are too many.
+    fn doubt(&self, device: &str, revision: u64) -> bool {
+        let mut doubted = self.doubted();
+        let is_known = doubted.contains_key(device);
+        if is_known || doubted.len() < DOUBTED_MAX {
+            doubted.insert(device.into(), revision);
+        }
+        !is_known && doubted.contains_key(device)
     }
 
     fn offered(&self) -> std::sync::MutexGuard<'_, HashMap<Box<str>, Offered>> {

@@ -91,7 +91,7 @@ impl World {
         self.pass(EVENING);
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub fn pass(&mut self, time: Duration) {
         let until = self.now() + time;
         while self.now() < until {
             self.step();

@@ -18,8 +18,9 @@ use super::presence::{self, Claims};
 use super::shard::{Shard, will_number};
 use super::{Fault, GATEWAYS};
 use crate::config::Limits;
-use crate::fleet::parts::LEASE_KNOWN_FOR;
-use crate::fleet::{Cursor, Position, Published, RowChange, SessionAsk, SessionRow, Span, StreamEnds, Unreachable};
+use crate::fleet::{
+    Cursor, LEASE_KNOWN_FOR, Position, Published, RowChange, SessionAsk, SessionRow, Span, StreamEnds, Unreachable,
+};
 use crate::image::{Message, Session, SessionKey, Will};
 use crate::link::{Cover, Lag, Outcome, SessionOrder, WorkerCommand, WorkerId};
 
@@ -165,6 +166,7 @@ async fn read(gateway: Arc<Gateway>) {
         if gateway.fault == Fault::SettledTooSoon {
             let end = gateway.nats.state().ends().last;
             gateway.note_settled(end);
+            gateway.clock.sleep(Duration::from_secs(1)).await;
         }
         let piece = if has_room {
             let piece = move |state: &mut super::nats::State, _| -> Vec<Published> {
