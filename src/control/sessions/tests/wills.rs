@@ -180,8 +180,13 @@ impl Ledger {
             let others = (0..super::GATEWAYS).filter(|at| *at != life.at);
             return !is_back && others.into_iter().all(|at| troubles.is_quiet(at, (ended, by)));
         }
-        let back = next.filter(|next| !delay.is_zero() && next.came < by);
-        troubles.is_quiet(life.at, (from, by)) && back.is_none_or(|next| next.has_begun_anew(ended, troubles, now))
+        if delay.is_zero() {
+            return troubles.is_quiet(life.at, (from, by));
+        }
+        // A gateway that stands still may be believed to have the device that it had.
+        let are_quiet = (0..super::GATEWAYS).all(|at| troubles.is_quiet(at, (from, by)));
+        let back = next.filter(|next| next.came < by);
+        are_quiet && back.is_none_or(|next| next.has_begun_anew(ended, troubles, now))
     }
 }
 
