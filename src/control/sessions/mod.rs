@@ -52,6 +52,8 @@ const ENDS_MAX: usize = 64;
 const OFFERED_MAX: usize = 1_024;
 /// Sessions of which it is looked whose they have become, at a time; further ones are looked at when this gateway joins the fleet again.
 const DOUBTED_MAX: usize = 1_024;
+/// Sessions of connected devices whose rows are others', at a time; whoever tells of further ones tells again.
+const CONTESTED_MAX: usize = 256;
 /// How long a shard and the store may take for one thing.
 const SHARD_MAX: Duration = Duration::from_secs(8);
 
@@ -154,6 +156,8 @@ pub(super) struct Sessions {
     offered: Mutex<HashMap<Box<str>, Offered>>,
     /// Devices whose sessions are here, whole, and perhaps not this gateway's: at which revision of their rows that was tried last.
     doubted: Mutex<HashMap<Box<str>, u64>>,
+    /// Devices that are connected here, and whose sessions' rows are other gateways' all the same: they are looked at (`verify`).
+    contested: Mutex<HashSet<Box<str>>>,
     /// All that was published here until now is in the fleet's stream,
     sent: Rounds,
     /// or all that was published anywhere until now is with the sessions here.
@@ -199,6 +203,7 @@ impl Sessions {
             freed: Notify::new(),
             offered: Mutex::default(),
             doubted: Mutex::default(),
+            contested: Mutex::default(),
             sent: Rounds::default(),
             taken: Rounds::default(),
             rows: Rows::default(),
@@ -268,6 +273,18 @@ impl Sessions {
             doubted.insert(device.into(), revision);
         }
         !is_known && doubted.contains_key(device)
+    }
+
+    /// Another gateway says that the session of a device is its own that is connected here: one of them is wrong.
+    fn contest(&self, device: &str) {
+        let mut contested = self.contested.lock().expect("no holder panics");
+        if contested.len() < CONTESTED_MAX {
+            contested.insert(device.into());
+        }
+    }
+
+    fn take_contested(&self) -> HashSet<Box<str>> {
+        std::mem::take(&mut self.contested.lock().expect("no holder panics"))
     }
 
     fn offered(&self) -> std::sync::MutexGuard<'_, HashMap<Box<str>, Offered>> {

@@ -37,6 +37,16 @@ pub(in super::super) async fn verify<A: Around>(state: Arc<A>) {
         if joined != verified && fleet.is_connected() && look_at_all(&state, &mut over).await.is_some() {
             verified = joined;
         }
+        look_at_contested(&state, &mut over).await;
+    }
+}
+
+/// Those of which it was found since that their rows are not this gateway's though their devices are here.
+async fn look_at_contested<A: Around>(state: &Arc<A>, over: &mut Over) {
+    for device in state.sessions().take_contested() {
+        if look_at(state, &device, over).await != Some(Looked::Done) {
+            state.sessions().contest(&device);
+        }
     }
 }
 
@@ -57,6 +67,7 @@ async fn look_at_all<A: Around>(state: &Arc<A>, over: &mut Over) -> Option<()> {
                 skipped.push(device);
             }
         }
+        look_at_contested(state, over).await;
         state.sleep(PAUSE).await;
     }
     while !skipped.is_empty() {
@@ -109,13 +120,21 @@ async fn look_at<A: Around>(state: &Arc<A>, device: &str, over: &mut Over) -> Op
     if let Some((revision, row)) = row
         && *row.node != *fleet.node()
     {
-        if state.ask(device, SessionOrder::Disown).await != Some(Outcome::Offline) {
-            count(&state.sessions().counters.disowned);
-            return Some(Looked::Done);
+        match state.ask(device, SessionOrder::Disown).await {
+            Some(Outcome::Delivered) => {
+                count(&state.sessions().counters.disowned);
+                return Some(Looked::Done);
+            }
+            // Its device is here, and goes on with it: what the other one has is older. Unless that one has the device too by now, whose
+            // connection here ends then.
+            Some(Outcome::Offline) if fleet.holds_device(device) => {}
+            _ => return Some(Looked::Skipped),
         }
-        // Its device is here, and goes on with it: what the other one has is older.
-        let Ok(Some(outline)) = rows::outline(&**state, device).await else {
-            return Some(Looked::Skipped);
+        let outline = match rows::outline(&**state, device).await {
+            Ok(Some(outline)) => outline,
+            // It ends with its connection.
+            Ok(None) => return Some(Looked::Done),
+            Err(()) => return Some(Looked::Skipped),
         };
         let ours = rows::row(&**state, fleet, row.moves + 1, outline.session, None);
         if rows::write_over(&**state, fleet, device, (revision, &row), ours).await == Kept::Done {

@@ -243,6 +243,7 @@ impl Around for Gateway {
         if self.fault == Fault::NoNeeds {
             for lag in &mut lags {
                 lag.oldest = number;
+                lag.slow.clear();
             }
         }
         Some(lags)
@@ -376,6 +377,10 @@ impl Neighbours for Gateway {
         let found = self.nats.ask(self.at, move |state, _| state.owners.get(&device).cloned()).await?;
         let Some((_, row)) = found else { return Ok(false) };
         presence::holds(self, &row.node, &row.lease).await
+    }
+
+    fn holds_device(&self, device: &str) -> bool {
+        self.claims().presence.holds(device)
     }
 
     fn note_will_withheld(&self) {}
