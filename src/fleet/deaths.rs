@@ -89,6 +89,12 @@ impl Fleet {
         self.shared.leases.is_live(&server, &row.node, &row.lease).await
     }
 
+    /// Whether this gateway has the device, as far as it knows.
+    #[must_use]
+    pub fn holds_device(&self, device: &str) -> bool {
+        self.shared.presence().holds(device)
+    }
+
     /// A will was not published, because its device is somewhere.
     pub fn note_will_withheld(&self) {
         self.shared.counters.wills_withheld.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::server::Server;
 
 /// How long one goes by what was read of a lease that holds.
-const KNOWN_FOR: Duration = Duration::from_secs(1);
+pub const KNOWN_FOR: Duration = Duration::from_secs(1);
 /// Gateways known at a time; beyond that all are asked for again.
 const KNOWN_MAX: usize = 1_024;
 /// Leases of one gateway that are known to have ended; older ones are asked for again.

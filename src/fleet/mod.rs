@@ -43,6 +43,8 @@ mod window;
 mod wire;
 
 #[cfg(test)]
+pub(crate) mod parts;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
@@ -64,6 +66,7 @@ pub use everywhere::Answered;
 pub use groups::{Gift, Settle};
 pub use groups_wanted::Decided;
 pub use intake::{Arrival, Remote};
+pub use leases::KNOWN_FOR as LEASE_KNOWN_FOR;
 pub use missed::{Missed, Published, Span, StreamEnds};
 pub use place::Position;
 pub use retained::{Change as BucketChange, Retained};

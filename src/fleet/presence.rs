@@ -367,6 +367,11 @@ impl Presence {
         Some(now.saturating_duration_since(wanted.since))
     }
 
+    /// Whether the device is here, and its row is this gateway's for that connection.
+    pub fn holds(&self, device: &str) -> bool {
+        self.lease.is_some() && self.devices.get(device).is_some_and(Entry::is_settled)
+    }
+
     // --- What NATS is to this gateway ---------------------------------------------------------------------------------
 
     /// Rows are written under this lease from now on. `is_new`: what was owned under the one before is not any more.

@@ -66,6 +66,13 @@ impl SessionRow {
         Session::decode(&bytes).inspect_err(|error| tracing::warn!(%error, "the row of a session holds none")).ok()
     }
 
+    /// Whether a will that `node` still has of the session is no more its affair: the session is at another gateway, or, while this one was
+    /// away, its will was published.
+    #[must_use]
+    pub fn voids_will_of(&self, node: &str) -> bool {
+        self.is_willed || (!self.node.is_empty() && *self.node != *node)
+    }
+
     /// Writes the session into the row, without its messages. `false`: it is too large for one, and is not in it.
     pub fn set_outline(&mut self, session: Session) -> bool {
         self.session = encoded(session);

@@ -81,10 +81,8 @@ fn publish(orders: &mpsc::UnboundedSender<Order>, will: Box<DelayedWill>) {
 /// Whether it is another gateway's affair by now: the device is there, its session is, or, while this one was away, its will was published
 /// (decision 0032). Without an answer it is not known to be.
 async fn is_void(shared: &Shared, server: &Server, device: &str) -> bool {
-    let is_theirs = match server.session_row(device).await {
-        Ok(Some((_, row))) => row.is_willed || (!row.node.is_empty() && *row.node != *shared.node),
-        _ => false,
-    };
+    let row = server.session_row(device).await;
+    let is_theirs = row.is_ok_and(|row| row.is_some_and(|(_, row)| row.voids_will_of(&shared.node)));
     is_theirs || is_elsewhere(shared, server, device).await
 }
 

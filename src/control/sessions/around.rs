@@ -106,6 +106,7 @@ pub(in super::super) trait Neighbours: Send + Sync + 'static {
     fn dead_for(&self, node: &str) -> impl Future<Output = Result<Option<Duration>, String>> + Send;
     fn forget_dead(&self, needed: impl Fn(&str) -> bool + Send) -> impl Future<Output = Result<(), String>> + Send;
     fn has_device(&self, device: &str) -> impl Future<Output = Result<bool, String>> + Send;
+    fn holds_device(&self, device: &str) -> bool;
     fn note_will_withheld(&self);
     fn ask_session(
         &self,
@@ -326,6 +327,10 @@ impl Neighbours for Fleet {
 
     async fn has_device(&self, device: &str) -> Result<bool, String> {
         self.has_device(device).await
+    }
+
+    fn holds_device(&self, device: &str) -> bool {
+        self.holds_device(device)
     }
 
     fn note_will_withheld(&self) {

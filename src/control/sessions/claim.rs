@@ -9,7 +9,7 @@ use super::around::{Around, Neighbours};
 use super::rows::{self, Kept};
 use super::take::{Brought, take};
 use super::{count, serve};
-use crate::fleet::{Reply, SessionAsk, SessionRow};
+use crate::fleet::{LEASE_KNOWN_FOR, Reply, SessionAsk, SessionRow};
 use crate::image::{Head, Session};
 use crate::link::{
     Outcome, Outline, STILL_CONNECTED, SessionOrder, SessionVerdict, SessionWanted, Standing, WorkerCommand, WorkerId,
@@ -31,8 +31,18 @@ pub(super) async fn claim<A: Around>(state: &Arc<A>, worker: WorkerId, wanted: &
     if wanted.connection.is_none() && fleet.has_no_sessions() {
         return;
     }
-    let held = state.sessions().hold(&wanted.device).await;
-    let verdict = Claim { state, fleet, wanted, until: state.now() + HANDOVER_MAX }.settle().await;
+    let free = state.sessions().try_hold(&wanted.device);
+    let has_waited = free.is_none();
+    let held = match free {
+        Some(held) => held,
+        None => state.sessions().hold(&wanted.device).await,
+    };
+    let mut claim = Claim { state, fleet, wanted, until: state.now() + HANDOVER_MAX, over: None };
+    // Whoever has gone while others had to do with its session wants nothing any more: a later one of the same device may have been served.
+    if has_waited && !claim.is_there().await {
+        return;
+    }
+    let verdict = claim.settle().await;
     if verdict == SessionVerdict::ComesAgain {
         count(&state.sessions().counters.put_off);
     }
@@ -65,6 +75,8 @@ pub(super) struct Claim<'a, A: Around> {
     pub(super) fleet: &'a A::Fleet,
     pub(super) wanted: &'a SessionWanted,
     pub(super) until: Instant,
+    /// The gateway whose session was begun anew here, should the row come to say so, and whether it ends as the device wants.
+    pub(super) over: Option<(Box<str>, bool)>,
 }
 
 /// What one try came to.
@@ -109,14 +121,16 @@ impl<A: Around> Claim<'_, A> {
 
     async fn look(&mut self, row: Option<(u64, SessionRow)>, was_offered: bool) -> Step {
         let Some((revision, row)) = row else {
-            return if self.wanted.is_kept {
+            let step = if self.wanted.is_kept {
                 self.own((0, &SessionRow::default()), 0).await
             } else {
                 Step::Done(SessionVerdict::GoesOn)
             };
+            return self.tell_over(step);
         };
         if *row.node == *self.fleet.node() {
-            return self.own((revision, &row), row.moves + u64::from(was_offered)).await;
+            let step = self.own((revision, &row), row.moves + u64::from(was_offered)).await;
+            return self.tell_over(step);
         }
         if self.wanted.is_clean {
             return self.begin_anew(revision, &row, true).await;
@@ -161,15 +175,26 @@ impl<A: Around> Claim<'_, A> {
 
     /// What another gateway has of the session is void from now on, and so is what an earlier time has left here. `ends`: as its device
     /// wants.
-    async fn begin_anew(&self, revision: u64, row: &SessionRow, ends: bool) -> Step {
+    async fn begin_anew(&mut self, revision: u64, row: &SessionRow, ends: bool) -> Step {
         if !self.forget_here().await {
             return Step::Again;
         }
+        // Should the answer be lost it is found later that the row says so.
+        self.over = Some((row.node.clone(), ends));
         if !self.claim_row(revision, row).await {
             return Step::Again;
         }
-        tell(self.state, self.device(), &row.node, ends);
-        Step::Done(SessionVerdict::GoesOn)
+        self.tell_over(Step::Done(SessionVerdict::GoesOn))
+    }
+
+    /// The row says what it is to say: who has nothing of the session any more is told.
+    fn tell_over(&mut self, step: Step) -> Step {
+        if matches!(step, Step::Done(_))
+            && let Some((node, ends)) = self.over.take()
+        {
+            tell(self.state, self.device(), &node, ends);
+        }
+        step
     }
 
     /// The row is this gateway's, or nobody's where the session ends with its connection. `false`: it was another one, or nobody knows.
@@ -211,9 +236,16 @@ pub(super) fn to_be(head: &Head, here: Option<Outline>) -> Session {
 pub(super) fn tell<A: Around>(state: &Arc<A>, device: &str, node: &str, ends: bool) {
     let (state, device, node) = (Arc::clone(state), Box::<str>::from(device), Box::<str>::from(node));
     Arc::clone(&state).spawn(async move {
+        let since = state.now();
         for told in 0..TELLS {
             let Some(fleet) = state.fleet() else { return };
-            if fleet.is_live(&node).await == Ok(false) {
+            let mut is_live = fleet.is_live(&node).await;
+            if is_live == Ok(false) && state.now() < since + LEASE_KNOWN_FOR {
+                // What was read before that is no answer: it may have been back by then, and have looked at its sessions too soon.
+                state.sleep(LEASE_KNOWN_FOR).await;
+                is_live = fleet.is_live(&node).await;
+            }
+            if is_live == Ok(false) {
                 return;
             }
             let answer = fleet.ask_session(&node, &device, SessionAsk::Forget { ends }).await;

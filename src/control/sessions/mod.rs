@@ -50,6 +50,10 @@ const TAKEN_MAX: usize = 64;
 const ENDS_MAX: usize = 64;
 /// Sessions that are given to other gateways at a time; beyond that those are told to ask again.
 const OFFERED_MAX: usize = 1_024;
+/// Sessions of which it is looked whose they have become, at a time; further ones are looked at when this gateway joins the fleet again.
+const DOUBTED_MAX: usize = 1_024;
+/// Sessions of connected devices whose rows are others', at a time; whoever tells of further ones tells again.
+const CONTESTED_MAX: usize = 256;
 /// How long a shard and the store may take for one thing.
 const SHARD_MAX: Duration = Duration::from_secs(8);
 
@@ -150,6 +154,10 @@ pub(super) struct Sessions {
     busy: Mutex<HashSet<Box<str>>>,
     freed: Notify,
     offered: Mutex<HashMap<Box<str>, Offered>>,
+    /// Devices whose sessions are here, whole, and perhaps not this gateway's: at which revision of their rows that was tried last.
+    doubted: Mutex<HashMap<Box<str>, u64>>,
+    /// Devices that are connected here, and whose sessions' rows are other gateways' all the same: they are looked at (`verify`).
+    contested: Mutex<HashSet<Box<str>>>,
     /// All that was published here until now is in the fleet's stream,
     sent: Rounds,
     /// or all that was published anywhere until now is with the sessions here.
@@ -194,6 +202,8 @@ impl Sessions {
             busy: Mutex::default(),
             freed: Notify::new(),
             offered: Mutex::default(),
+            doubted: Mutex::default(),
+            contested: Mutex::default(),
             sent: Rounds::default(),
             taken: Rounds::default(),
             rows: Rows::default(),
@@ -249,6 +259,32 @@ impl Sessions {
     fn try_hold(&self, device: &str) -> Option<Held<'_>> {
         let is_free = self.busy.lock().expect("no holder panics").insert(device.into());
         is_free.then(|| Held { sessions: self, device: device.into() })
+    }
+
+    fn doubted(&self) -> std::sync::MutexGuard<'_, HashMap<Box<str>, u64>> {
+        self.doubted.lock().expect("no holder panics")
+    }
+
+    /// Whose a session is is to be looked at later. `false`: somebody does already, or there are too many.
+    fn doubt(&self, device: &str, revision: u64) -> bool {
+        let mut doubted = self.doubted();
+        let is_known = doubted.contains_key(device);
+        if is_known || doubted.len() < DOUBTED_MAX {
+            doubted.insert(device.into(), revision);
+        }
+        !is_known && doubted.contains_key(device)
+    }
+
+    /// Another gateway says that the session of a device is its own that is connected here: one of them is wrong.
+    fn contest(&self, device: &str) {
+        let mut contested = self.contested.lock().expect("no holder panics");
+        if contested.len() < CONTESTED_MAX {
+            contested.insert(device.into());
+        }
+    }
+
+    fn take_contested(&self) -> HashSet<Box<str>> {
+        std::mem::take(&mut self.contested.lock().expect("no holder panics"))
     }
 
     fn offered(&self) -> std::sync::MutexGuard<'_, HashMap<Box<str>, Offered>> {

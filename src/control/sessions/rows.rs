@@ -190,6 +190,11 @@ pub(super) async fn keep<A: Around>(state: &A, device: &str) -> Kept {
         Err(()) => return Kept::Again,
     };
     let (revision, before) = match there {
+        // Its device went on with it here while that was not known.
+        Some((_, row)) if *row.node != *fleet.node() && fleet.holds_device(device) => {
+            state.sessions().contest(device);
+            return Kept::Again;
+        }
         Some((_, row)) if *row.node != *fleet.node() => return Kept::Done,
         Some((revision, row)) => (revision, row),
         None => (0, SessionRow::default()),

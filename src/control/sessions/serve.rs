@@ -127,6 +127,10 @@ async fn forget<A: Around>(state: &A, device: &str, ends: bool) -> Reply {
             Reply::Heard
         }
         Some(Outcome::Offline) => Reply::Heard,
+        Some(Outcome::Refused(why)) if why == STILL_CONNECTED => {
+            state.sessions().contest(device);
+            Reply::Busy
+        }
         _ => Reply::Busy,
     }
 }

@@ -9,6 +9,7 @@
 //! | the row says that it is here | this one's | it is here | it is here, and void there |
 //! | the other one has forgotten it | this one's | it is here | |
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::SemaphorePermit;
@@ -22,6 +23,10 @@ use crate::image::Session;
 use crate::link::{NO_ROOM_FOR_SESSION, Outcome, SessionOrder, Standing};
 use bytes::Bytes;
 
+/// How often it is looked whether a session has become another's that could not be made this gateway's,
+const LOOKS: u32 = 8;
+/// and how much later at first; twice as much each time.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How often a gateway that is silent is asked again,
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// and how often whoever waits for one looks whether it has its lease: that is read once in a second, for all of them.
@@ -58,6 +63,8 @@ pub(super) async fn take<A: Around>(claim: &mut Claim<'_, A>, revision: u64, row
                 count(if is_revived { &counters.revived } else { &counters.taken });
                 counters.messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
                 tell(claim.state, claim.device(), &row.node, false);
+            } else if brought == Brought::Late {
+                drop_if_taken(claim.state, claim.device(), revision);
             }
             brought
         }
@@ -66,6 +73,45 @@ pub(super) async fn take<A: Around>(claim: &mut Claim<'_, A>, revision: u64, row
             tracing::debug!(device, node, step, ?brought, "a session was not brought here");
             taking.give_up().await;
             brought
+        }
+    }
+}
+
+/// A session is here, whole, and it is not known whether its row comes to say so: its device has gone, or NATS is silent. What was written over
+/// this revision may arrive as long as the row is at it. When the row is another gateway's by then the copy goes, which would take messages
+/// for nobody. What is not known by the end is looked at when this gateway joins the fleet again (`verify`).
+fn drop_if_taken<A: Around>(state: &Arc<A>, device: &str, revision: u64) {
+    if !state.sessions().doubt(device, revision) {
+        return;
+    }
+    let (state, device) = (Arc::clone(state), Box::<str>::from(device));
+    Arc::clone(&state).spawn(async move {
+        for looked in 0..LOOKS {
+            state.sleep(LOOK_AFTER * (1 << looked)).await;
+            if is_settled(&*state, &device).await {
+                break;
+            }
+        }
+        state.sessions().doubted().remove(&device);
+    });
+}
+
+/// Whether it is known by now whose a session is, and a copy that is another's is gone.
+async fn is_settled<A: Around>(state: &A, device: &str) -> bool {
+    let (Some(fleet), Some(_held)) = (state.fleet(), state.sessions().try_hold(device)) else { return false };
+    let row = fleet.session_row(device).await;
+    // After that: it may have been tried once more since.
+    let Some(revision) = state.sessions().doubted().get(device).copied() else { return true };
+    match row {
+        Ok(Some((_, row))) if *row.node == *fleet.node() => true,
+        Ok(Some((now, _))) if now == revision => false,
+        Ok(_) => {
+            let outcome = state.ask(device, SessionOrder::Forget { key: None, ends: false }).await;
+            matches!(outcome, Some(Outcome::Delivered | Outcome::Offline))
+        }
+        Err(why) => {
+            tracing::debug!(why, "whose a session is cannot be read: it is looked at again");
+            false
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Whether this gateway still has the sessions that it has: looked at once whenever it has come to hold its lease, slowly. What
 //! others have by now is disowned; what nobody has a row for, as it began while NATS was away, gets one, and so does what has changed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,52 +23,72 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has joined again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Gateways whose sessions are void, should rows come to say so that were written over theirs without an answer: by device. Bounded by
+/// sessions here whose devices are connected.
+type Over = HashMap<Box<str>, Box<str>>;
+
 /// Looks, until the gateway ends.
 pub(in super::super) async fn verify<A: Around>(state: Arc<A>) {
-    let mut verified = 0;
+    let (mut verified, mut over) = (0, Over::new());
     loop {
         state.sleep(LOOK_EVERY).await;
         let Some(fleet) = state.fleet() else { return };
         let joined = fleet.joined();
-        if joined != verified && fleet.is_connected() && look_at_all(&state).await.is_some() {
+        if joined != verified && fleet.is_connected() && look_at_all(&state, &mut over).await.is_some() {
             verified = joined;
+        }
+        look_at_contested(&state, &mut over).await;
+    }
+}
+
+/// Those of which it was found since that their rows are not this gateway's though their devices are here.
+async fn look_at_contested<A: Around>(state: &Arc<A>, over: &mut Over) {
+    for device in state.sessions().take_contested() {
+        if look_at(state, &device, over).await != Some(Looked::Done) {
+            state.sessions().contest(&device);
         }
     }
 }
 
 /// `None`: NATS has gone, or is there again, or the store cannot be read: it begins anew later.
-async fn look_at_all<A: Around>(state: &Arc<A>) -> Option<()> {
+async fn look_at_all<A: Around>(state: &Arc<A>, over: &mut Over) -> Option<()> {
     let (mut after, mut skipped, joined) = (SessionKey(0), Vec::new(), state.fleet()?.joined());
     loop {
         // However many devices come at once, no more of them are remembered than this: the walk goes on when there is room.
         while skipped.len() > SKIPPED_MAX - PAGE {
-            look_again(state, &mut skipped, joined).await?;
+            look_again(state, &mut skipped, joined, over).await?;
         }
         let page = state.stored_names(after, PAGE).await?;
         let Some((last, _)) = page.last() else { break };
         after = *last;
         for (_, device) in page {
             // Those that have ended, or are on their way here, have names that no device has.
-            if !device.starts_with(char::is_control) && look_at(state, &device).await? == Looked::Skipped {
+            if !device.starts_with(char::is_control) && look_at(state, &device, over).await? == Looked::Skipped {
                 skipped.push(device);
             }
         }
+        look_at_contested(state, over).await;
         state.sleep(PAUSE).await;
     }
     while !skipped.is_empty() {
-        look_again(state, &mut skipped, joined).await?;
+        look_again(state, &mut skipped, joined, over).await?;
     }
     Some(())
 }
 
 /// Their devices were about to get what another gateway has; where that came to nothing, what is here is void all the same.
-async fn look_again<A: Around>(state: &Arc<A>, skipped: &mut Vec<Box<str>>, joined: u64) -> Option<()> {
+async fn look_again<A: Around>(
+    state: &Arc<A>,
+    skipped: &mut Vec<Box<str>>,
+    joined: u64,
+    over: &mut Over,
+) -> Option<()> {
     state.sleep(AGAIN_AFTER).await;
     if state.fleet()?.joined() != joined {
         return None;
     }
     for device in std::mem::take(skipped) {
-        if look_at(state, &device).await? == Looked::Skipped {
+        if look_at(state, &device, over).await? == Looked::Skipped {
             skipped.push(device);
         }
     }
@@ -82,7 +103,7 @@ enum Looked {
     Skipped,
 }
 
-async fn look_at<A: Around>(state: &Arc<A>, device: &str) -> Option<Looked> {
+async fn look_at<A: Around>(state: &Arc<A>, device: &str, over: &mut Over) -> Option<Looked> {
     let fleet = state.fleet()?;
     let Some(_held) = state.sessions().try_hold(device) else { return Some(Looked::Skipped) };
     match state.ask(device, SessionOrder::Exists).await {
@@ -99,20 +120,33 @@ async fn look_at<A: Around>(state: &Arc<A>, device: &str) -> Option<Looked> {
     if let Some((revision, row)) = row
         && *row.node != *fleet.node()
     {
-        if state.ask(device, SessionOrder::Disown).await != Some(Outcome::Offline) {
-            count(&state.sessions().counters.disowned);
-            return Some(Looked::Done);
+        match state.ask(device, SessionOrder::Disown).await {
+            Some(Outcome::Delivered) => {
+                count(&state.sessions().counters.disowned);
+                return Some(Looked::Done);
+            }
+            // Its device is here, and goes on with it: what the other one has is older. Unless that one has the device too by now, whose
+            // connection here ends then.
+            Some(Outcome::Offline) if fleet.holds_device(device) => {}
+            _ => return Some(Looked::Skipped),
         }
-        // Its device is here, and goes on with it: what the other one has is older.
-        let Ok(Some(outline)) = rows::outline(&**state, device).await else {
-            return Some(Looked::Skipped);
+        let outline = match rows::outline(&**state, device).await {
+            Ok(Some(outline)) => outline,
+            // It ends with its connection.
+            Ok(None) => return Some(Looked::Done),
+            Err(()) => return Some(Looked::Skipped),
         };
         let ours = rows::row(&**state, fleet, row.moves + 1, outline.session, None);
         if rows::write_over(&**state, fleet, device, (revision, &row), ours).await == Kept::Done {
             tell(state, device, &row.node, false);
             return Some(Looked::Done);
         }
+        // It may have been written: then it is found later that the row says so.
+        over.insert(device.into(), row.node);
         return Some(Looked::Skipped);
+    }
+    if let Some(node) = over.remove(device) {
+        tell(state, device, &node, false);
     }
     if rows::keep(&**state, device).await == Kept::Again {
         state.sessions().rows.list(device.into(), Vec::new());

@@ -4,14 +4,36 @@ use std::collections::{BTreeMap, HashSet};
 
 use tokio::time::Instant;
 
+use super::wills::End;
 use crate::codec::mqtt::QoS;
 
 /// What each of them subscribes to.
 pub const TOPICS: [&str; 2] = ["a", "b"];
 
-/// What a shard says to devices and publishers.
+/// How a device comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Coming {
+    /// Which of all connections this is.
+    pub serial: u64,
+    /// It wants a new session.
+    pub is_clean: bool,
+    /// How long its will waits, if it has one.
+    pub delay_s: Option<u32>,
+}
+
+/// What a shard says to devices and publishers, and to the fleet.
 #[derive(Debug)]
 pub enum Heard {
+    /// A device is here,
+    Came {
+        device: Box<str>,
+        serial: u64,
+        since: Instant,
+    },
+    /// and has its session.
+    Attached {
+        serial: u64,
+    },
     /// It is known where its session is; or it is to come again.
     Settled {
         device: String,
@@ -39,6 +61,12 @@ pub enum Heard {
     Ended {
         device: Box<str>,
         serial: u64,
+        end: End,
+    },
+    /// The will of a connection is published.
+    Willed {
+        serial: u64,
+        is_sure: bool,
     },
     /// A message that was published here is safe here.
     Safe {
@@ -63,6 +91,14 @@ pub struct Device {
     pub epoch: u32,
     /// It was greeted while NATS was away: what its session is to be like is between two gateways.
     pub is_between: bool,
+    /// It has asked for a new session with its latest connection.
+    pub is_clean: bool,
+    /// When it was last greeted with a new session that it had asked for.
+    pub began_anew: Option<Instant>,
+    /// It stays away until then.
+    pub away_until: Option<Instant>,
+    /// Since when it has connections at several gateways that all work.
+    pub double_since: Option<Instant>,
     /// Messages of QoS 2 whose PUBREL has not come.
     open: HashSet<u16>,
     pub got: BTreeMap<u32, u32>,

@@ -1,11 +1,12 @@
 //! A life of a gateway: what is around its sessions, as models; what it does with them is the program's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -13,19 +14,26 @@ use super::super::around::{Around, Neighbours, Pieces, within};
 use super::super::{SHARD_MAX, Sessions, keep_cursor, rows, serve, sweep, verify};
 use super::executor::{Clock, Whose};
 use super::nats::{LEASE, Nats, name, place};
-use super::shard::Shard;
+use super::presence::{self, Claims};
+use super::shard::{Shard, will_number};
 use super::{Fault, GATEWAYS};
 use crate::config::Limits;
-use crate::fleet::{Cursor, Position, Published, RowChange, SessionAsk, SessionRow, Span, StreamEnds, Unreachable};
+use crate::fleet::{
+    Cursor, LEASE_KNOWN_FOR, Position, Published, RowChange, SessionAsk, SessionRow, Span, StreamEnds, Unreachable,
+};
 use crate::image::{Message, Session, SessionKey, Will};
 use crate::link::{Cover, Lag, Outcome, SessionOrder, WorkerCommand, WorkerId};
 
 /// How long an answer of another gateway is waited for.
 const ASK_MAX: Duration = Duration::from_millis(3_500);
+/// The same, of what it knows at once.
+const PUT_MAX: Duration = Duration::from_secs(2);
 /// How long all that others have published may take to come.
 const END_MAX: Duration = Duration::from_secs(2);
 /// How long it may take until all that was published here is in the stream.
 const SENT_MAX: Duration = Duration::from_secs(4);
+/// For so long what was done before NATS was there may still be heard.
+const AWAY_FOR: Duration = Duration::from_millis(500);
 /// Messages of the stream that are under way to sessions at a time.
 const TAKEN_MAX: usize = 8;
 
@@ -46,10 +54,15 @@ pub struct Gateway {
     /// How many pages of its sessions were read.
     pub pages: AtomicU64,
     shard: Mutex<Shard>,
+    /// Whether others had leases, and when that was asked for.
+    leases: Mutex<BTreeMap<String, (bool, Instant)>>,
+    pub(super) claims: Mutex<Claims>,
 }
 
 impl Gateway {
     pub fn new(at: usize, life: u64, nats: &Nats, lives: &Lives, fault: Fault, shard: Shard) -> Arc<Self> {
+        let id = format!("{:016x}", nats.clock.below(u64::MAX));
+        let claims = Claims::new(at, life, id, nats.clock.now().into_std());
         Arc::new(Self {
             at,
             life,
@@ -64,6 +77,8 @@ impl Gateway {
             joined: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             shard: Mutex::new(shard),
+            leases: Mutex::default(),
+            claims: Mutex::new(claims),
         })
     }
 
@@ -81,30 +96,49 @@ impl Gateway {
         spawn(Box::pin(rows::work(Arc::clone(self))));
         spawn(Box::pin(keep_cursor(Arc::clone(self))));
         spawn(Box::pin(verify(Arc::clone(self))));
-        spawn(Box::pin(sweep(Arc::clone(self))));
-        spawn(Box::pin(keep_lease(Arc::clone(self))));
+        if self.fault != Fault::NobodyLooksAtTheDead {
+            spawn(Box::pin(sweep(Arc::clone(self))));
+        }
+        spawn(Box::pin(presence::keep(Arc::clone(self))));
         spawn(Box::pin(send(Arc::clone(self))));
         spawn(Box::pin(read(Arc::clone(self))));
+    }
+
+    /// It has come to hold its lease.
+    pub fn note_joined(&self) {
+        self.joined.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether it knew a moment ago how it is with NATS.
+    pub fn was_connected(&self) -> bool {
+        let (is_connected, now) = (self.is_connected(), self.clock.now().into_std());
+        is_connected && now.duration_since(self.claims().away) > AWAY_FOR
+    }
+
+    /// Asks another gateway something that it knows at once. `None`: it does not answer.
+    pub async fn put<T: Send + 'static>(&self, node: &str, act: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
+        let (nats, lives, at, to) = (self.nats.clone(), Arc::clone(&self.lives), self.at, place(node));
+        let (answer, answered) = oneshot::channel();
+        self.clock.spawn(Whose::Network, async move {
+            nats.clock.way().await;
+            let there = lives.lock().unwrap()[to].clone();
+            let is_lost = move |nats: &Nats| nats.is_cut(at) || nats.is_cut(to) || nats.clock.chance(60);
+            let Some(there) = there.filter(|there| there.is_connected() && !is_lost(&nats)) else { return };
+            let asked = Arc::clone(&there);
+            there.clock.spawn(there.whose(), async move {
+                let known = act(&asked);
+                nats.clock.way().await;
+                if !is_lost(&nats) {
+                    drop(answer.send(known));
+                }
+            });
+        });
+        self.nats.wait(answered, PUT_MAX).await
     }
 
     /// Every message up to there is with sessions here.
     pub fn note_settled(&self, position: u64) {
         self.sessions.note_settled(&Position { stream: "t".into(), position });
-    }
-}
-
-async fn keep_lease(gateway: Arc<Gateway>) {
-    let mut has_joined = false;
-    loop {
-        let (name, life) = (gateway.name.clone(), gateway.life);
-        let renewed = gateway.nats.ask(gateway.at, move |state, now| state.renew(&name, life, now)).await;
-        if let Ok(is_new) = renewed
-            && (is_new || !std::mem::replace(&mut has_joined, true))
-        {
-            gateway.joined.fetch_add(1, Ordering::Relaxed);
-        }
-        let pause = if renewed.is_ok() { LEASE / 3 } else { LEASE / 30 };
-        gateway.clock.sleep(pause).await;
     }
 }
 
@@ -129,11 +163,16 @@ async fn send(gateway: Arc<Gateway>) {
 async fn read(gateway: Arc<Gateway>) {
     loop {
         let (after, has_room) = gateway.shard().taken(TAKEN_MAX);
+        if gateway.fault == Fault::SettledTooSoon {
+            let end = gateway.nats.state().ends().last;
+            gateway.note_settled(end);
+            gateway.clock.sleep(Duration::from_secs(1)).await;
+        }
         let piece = if has_room {
             let piece = move |state: &mut super::nats::State, _| -> Vec<Published> {
                 state.stream.iter().skip(after as usize).take(4).cloned().collect()
             };
-            gateway.nats.ask(gateway.at, piece).await.unwrap_or_default()
+            gateway.nats.look(gateway.at, piece).await.unwrap_or_default()
         } else {
             Vec::new()
         };
@@ -199,15 +238,19 @@ impl Around for Gateway {
 
     async fn ask_round(&self, number: u64, floor: u64) -> Option<Vec<Lag>> {
         let answered = self.shard().round(number, floor);
-        let mut lag = within(self, self.now() + SHARD_MAX, answered).await?.ok()?;
+        let lags = within(self, self.now() + SHARD_MAX, join_all(answered)).await?;
+        let mut lags: Vec<Lag> = lags.into_iter().collect::<Result<_, _>>().ok()?;
         if self.fault == Fault::NoNeeds {
-            lag.oldest = number;
+            for lag in &mut lags {
+                lag.oldest = number;
+                lag.slow.clear();
+            }
         }
-        Some(vec![lag])
+        Some(lags)
     }
 
-    fn publish_will(&self, device: Box<str>, _listener: &str, _will: Will) {
-        self.shard().note_will(device);
+    fn publish_will(&self, _device: Box<str>, _listener: &str, will: Will) {
+        self.shard().note_will(will_number(&will.publication.payload), true);
     }
 
     fn has_store(&self) -> bool {
@@ -247,8 +290,10 @@ impl Around for Gateway {
     }
 
     async fn pass_all(&self) -> Option<()> {
+        let passed = self.shard().pass_all();
         self.clock.way().await;
-        Some(())
+        let passed = within(self, self.now() + SENT_MAX, join_all(passed)).await?;
+        passed.into_iter().all(|outcome| outcome.is_ok()).then_some(())
     }
 }
 
@@ -260,11 +305,11 @@ impl Neighbours for Gateway {
     }
 
     fn is_connected(&self) -> bool {
-        self.nats.knows(self.at)
+        self.claims().is_serving
     }
 
     fn joined(&self) -> u64 {
-        self.joined.load(Ordering::Relaxed) + self.nats.state().found[self.at]
+        self.joined.load(Ordering::Relaxed)
     }
 
     fn has_no_sessions(&self) -> bool {
@@ -300,9 +345,18 @@ impl Neighbours for Gateway {
         self.nats.ask(self.at, move |state, _| state.cursor(&node)).await
     }
 
+    /// As `fleet/leases.rs`: what was read a moment ago is believed, whatever it was.
     async fn is_live(&self, node: &str) -> Result<bool, String> {
-        let node = node.to_owned();
-        self.nats.ask(self.at, move |state, now| state.is_live(&node, now)).await
+        let (known, asked) = (self.leases.lock().unwrap().get(node).copied(), self.clock.now());
+        if let Some((is_live, at)) = known
+            && asked.duration_since(at) < LEASE_KNOWN_FOR
+        {
+            return Ok(is_live);
+        }
+        let of = node.to_owned();
+        let is_live = self.nats.look(self.at, move |state, now| state.is_live(&of, now)).await?;
+        self.leases.lock().unwrap().insert(node.to_owned(), (is_live, asked));
+        Ok(is_live)
     }
 
     fn living(&self) -> BTreeSet<String> {
@@ -319,9 +373,14 @@ impl Neighbours for Gateway {
     }
 
     async fn has_device(&self, device: &str) -> Result<bool, String> {
-        let lives = self.lives.lock().unwrap();
-        let others = lives.iter().flatten().filter(|life| life.at != self.at);
-        Ok(others.into_iter().any(|life| life.shard().connection(device).is_some()))
+        let device = device.to_owned();
+        let found = self.nats.ask(self.at, move |state, _| state.owners.get(&device).cloned()).await?;
+        let Some((_, row)) = found else { return Ok(false) };
+        presence::holds(self, &row.node, &row.lease).await
+    }
+
+    fn holds_device(&self, device: &str) -> bool {
+        self.claims().presence.holds(device)
     }
 
     fn note_will_withheld(&self) {}
@@ -333,9 +392,8 @@ impl Neighbours for Gateway {
         self.clock.spawn(Whose::Network, async move {
             nats.clock.way().await;
             let there = lives.lock().unwrap()[to].clone();
-            let Some(there) = there.filter(|_| !nats.is_cut(at) && !nats.is_cut(to) && !nats.clock.chance(60)) else {
-                return;
-            };
+            let is_reached = !nats.is_cut(at) && !nats.is_cut(to) && !nats.clock.chance(60);
+            let Some(there) = there.filter(|there| is_reached && there.is_connected()) else { return };
             let is_doubled = nats.clock.chance(20);
             let asked = Arc::clone(&there);
             let (again, device_again) = (ask.clone(), device.clone());

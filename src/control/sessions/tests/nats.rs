@@ -1,5 +1,5 @@
-//! NATS as far as sessions need it: rows with revisions, cursors, leases and marks of the dead, the stream, and the way there, on which questions
-//! and answers are late or lost.
+//! NATS as far as sessions and presence need it: rows with revisions, cursors, leases and marks of the dead, the stream, and the way there, on
+//! which questions and answers are late or lost. What must hold of each row is looked at when it is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,13 +9,19 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::executor::{Clock, Whose};
+use super::troubles::{Trouble, Troubles};
 use super::{Fault, GATEWAYS};
+use crate::fleet::parts::{LeaseRow, Row, Written};
 use crate::fleet::{Cursor, Published, RowChange, SessionRow, StreamEnds};
 
 /// How long a lease lasts.
 pub const LEASE: Duration = Duration::from_secs(9);
 /// How long an answer is waited for.
 const ASKED_MAX: Duration = Duration::from_secs(2);
+/// Connections that begin within this of each other may be mistaken for one another: questions take as long.
+const CLOSE: Duration = Duration::from_secs(3);
+/// Who could not be asked within this is written over.
+const SILENT: Duration = Duration::from_secs(15);
 
 #[derive(Default)]
 pub struct State {
@@ -23,8 +29,18 @@ pub struct State {
     pub rows: BTreeMap<String, (u64, SessionRow)>,
     revision: u64,
     cursors: BTreeMap<String, Cursor>,
-    /// By gateway: of which life, and until when.
-    leases: BTreeMap<String, (u64, Instant)>,
+    /// Rows of devices: who has each.
+    pub owners: BTreeMap<String, (u64, Row)>,
+    /// Connections that stand at their gateways, and when they began.
+    pub standing: BTreeMap<u64, Instant>,
+    pub troubles: Troubles,
+    /// What must not be.
+    pub broken: BTreeSet<String>,
+    /// By gateway: at which revision, which, and until when.
+    leases: BTreeMap<String, (u64, LeaseRow, Instant)>,
+    /// How many questions came, and at which one the lease of whoever asks it ends.
+    pub asked: u64,
+    pub ends_at: Option<u64>,
     deaths: BTreeMap<String, Instant>,
     pub stream: Vec<Published>,
     /// Messages that are in it already.
@@ -32,8 +48,6 @@ pub struct State {
     /// Gateways that are cut off, and those that know it.
     pub is_cut: [bool; GATEWAYS],
     pub knows: [bool; GATEWAYS],
-    /// How often each has found NATS again.
-    pub found: [u64; GATEWAYS],
 }
 
 pub fn name(at: usize) -> String {
@@ -73,23 +87,90 @@ impl State {
         self.cursors.get(node).cloned()
     }
 
-    /// A gateway writes its lease. `true`: it had none.
-    pub fn renew(&mut self, node: &str, life: u64, now: Instant) -> bool {
-        let is_new = !self.leases.get(node).is_some_and(|(of, until)| *of == life && now < *until);
-        self.leases.insert(node.into(), (life, now + LEASE));
-        if is_new {
-            self.deaths.remove(node);
-        }
-        is_new
+    // --- Leases -------------------------------------------------------------------------------------------------------
+
+    pub fn lease(&self, node: &str, now: Instant) -> Option<(u64, LeaseRow)> {
+        let (revision, row, _) = self.leases.get(node).filter(|(.., until)| now < *until)?;
+        Some((*revision, row.clone()))
     }
 
-    pub fn end_lease(&mut self, node: &str) {
-        self.leases.remove(node);
+    pub fn write_lease(&mut self, node: &str, expected: u64, row: LeaseRow, now: Instant) -> Written {
+        if self.lease(node, now).map_or(0, |(revision, _)| revision) != expected {
+            return Written::Conflict;
+        }
+        self.revision += 1;
+        self.leases.insert(node.into(), (self.revision, row, now + LEASE));
+        Written::At(self.revision)
+    }
+
+    /// One more question. The lease of whoever asks may be over just now.
+    fn note_asked(&mut self, at: usize, now: Instant) {
+        self.asked += 1;
+        if self.ends_at == Some(self.asked) {
+            self.end_lease(&name(at), now);
+        }
+    }
+
+    pub fn end_lease(&mut self, node: &str, now: Instant) {
+        if self.leases.remove(node).is_some() {
+            let at = place(node);
+            self.troubles.begin(at, Trouble::LostLease, now);
+            self.troubles.end(at, Trouble::LostLease, now);
+        }
     }
 
     pub fn is_live(&self, node: &str, now: Instant) -> bool {
-        self.leases.get(node).is_some_and(|(_, until)| now < *until)
+        self.lease(node, now).is_some()
     }
+
+    /// Whether this lease of a gateway holds.
+    pub fn holds(&self, node: &str, lease: &str, now: Instant) -> bool {
+        self.lease(node, now).is_some_and(|(_, row)| row.id == lease)
+    }
+
+    pub fn come_alive(&mut self, node: &str) {
+        self.deaths.remove(node);
+    }
+
+    // --- Rows of devices ----------------------------------------------------------------------------------------------
+
+    pub fn write_owner(&mut self, device: &str, expected: u64, row: Row, now: Instant, fault: Fault) -> Written {
+        let there = self.owners.get(device).map_or(0, |(revision, _)| *revision);
+        if there != expected && fault != Fault::OwnersWithoutCompareAndSet {
+            return Written::Conflict;
+        }
+        if let Some((_, before)) = self.owners.get(device)
+            && self.is_back(before, &row, now)
+        {
+            let (from, to) = (before.generation, row.generation);
+            self.broken.insert(format!("the row of {device} goes back from connection {from} to {to}"));
+        }
+        self.revision += 1;
+        self.owners.insert(device.into(), (self.revision, row));
+        Written::At(self.revision)
+    }
+
+    /// A row goes from one connection of its device to a later one, and not back while that stands where anybody can ask.
+    fn is_back(&self, before: &Row, row: &Row, now: Instant) -> bool {
+        let Some(began) = self.standing.get(&before.generation).filter(|_| before.generation > row.generation) else {
+            return false;
+        };
+        let is_close = self.standing.get(&row.generation).is_some_and(|first| began.duration_since(*first) < CLOSE);
+        let since = now.checked_sub(SILENT).unwrap_or(now);
+        !is_close && self.troubles.is_quiet(place(&before.node), (since, now))
+    }
+
+    /// Whoever removes a row removes its own, or that of nobody.
+    pub fn remove_owner(&mut self, node: &str, revision: u64, now: Instant) {
+        let Some((device, (_, row))) = self.owners.iter().find(|(_, (at, _))| *at == revision) else { return };
+        if *row.node != *node && self.holds(&row.node, &row.lease, now) {
+            self.broken.insert(format!("{node} removes the row of {device}, which {} has", row.node));
+        }
+        let device = device.clone();
+        self.owners.remove(&device);
+    }
+
+    // --- The dead -----------------------------------------------------------------------------------------------------
 
     pub fn living(&self, now: Instant) -> BTreeSet<String> {
         self.leases.keys().filter(|node| self.is_live(node, now)).cloned().collect()
@@ -146,14 +227,20 @@ impl Nats {
 
     /// A gateway is cut off, or no more; it knows some time later.
     pub fn set_cut(&self, at: usize, is_cut: bool) {
-        self.state().is_cut[at] = is_cut;
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.is_cut[at] = is_cut;
+        if is_cut {
+            state.troubles.begin(at, Trouble::Cut, now);
+        } else {
+            state.troubles.end(at, Trouble::Cut, now);
+        }
+        drop(state);
         let nats = self.clone();
         self.clock.spawn(Whose::Network, async move {
             nats.clock.sleep(Duration::from_millis(nats.clock.below(2_500))).await;
             let mut state = nats.state();
-            let knows = !state.is_cut[at];
-            let knew = std::mem::replace(&mut state.knows[at], knows);
-            state.found[at] += u64::from(knows && !knew);
+            state.knows[at] = !state.is_cut[at];
         });
     }
 
@@ -161,6 +248,24 @@ impl Nats {
     pub async fn ask<T: Send + 'static>(
         &self,
         at: usize,
+        act: impl FnOnce(&mut State, Instant) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        self.ask_as(at, true, act).await
+    }
+
+    /// The same, of what is looked for all the time.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        at: usize,
+        act: impl FnOnce(&mut State, Instant) -> T + Send + 'static,
+    ) -> Result<T, String> {
+        self.ask_as(at, false, act).await
+    }
+
+    async fn ask_as<T: Send + 'static>(
+        &self,
+        at: usize,
+        is_counted: bool,
         act: impl FnOnce(&mut State, Instant) -> T + Send + 'static,
     ) -> Result<T, String> {
         if !self.knows(at) {
@@ -175,7 +280,13 @@ impl Nats {
             if nats.is_cut(at) && !nats.clock.chance(4) {
                 return;
             }
-            let done = act(&mut nats.state(), nats.clock.now());
+            let done = {
+                let (mut state, now) = (nats.state(), nats.clock.now());
+                if is_counted {
+                    state.note_asked(at, now);
+                }
+                act(&mut state, now)
+            };
             nats.clock.way().await;
             if !nats.is_cut(at) && !nats.clock.chance(100) {
                 drop(answer.send(done));

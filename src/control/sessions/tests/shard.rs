@@ -1,4 +1,4 @@
-//! The one shard of a gateway, with its store, its log and its devices' connections: the program's broker.
+//! The shards of a gateway, with their store, their log and their devices' connections: the program's brokers, and what is on its way between them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -8,20 +8,23 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Fault;
-use super::device::{Heard, TOPICS};
+use super::device::{Coming, Heard, TOPICS};
+use super::wills::End;
 use crate::broker::{
-    Arrival, Bounds, Broker, Claim, Granted, ModelStore, Profile, Qos2Reply, RequestEnd, Row, SendBudget,
+    Arrival, Bounds, Broker, Claim, DueWill, Granted, ModelStore, Profile, Qos2Reply, RequestEnd, Row, SendBudget, Will,
 };
 use crate::codec::mqtt::{self, Options, Packet, QoS};
 use crate::fleet::{Published, Publishing};
 use crate::link::{
-    CloseReason, ConnectionId, Home, Lag, ListenerId, Outcome, Publication, Reach, Refusal, Round, SessionChanged,
-    SessionOrder, SessionVerdict, SessionWanted, Told, WorkerCommand, WorkerEvent,
+    CloseReason, ConnectionId, Home, Lag, ListenerId, Outcome, Outgoing, Publication, Reach, Refusal, Round,
+    SessionChanged, SessionOrder, SessionVerdict, SessionWanted, Told, WorkerCommand, WorkerEvent, WorkerId,
 };
 use crate::metrics::Counters;
 use crate::slot::{ConnectionSlot, SessionSlot};
 use crate::time::Moment;
 
+/// Of each gateway.
+const SHARDS: u16 = 2;
 /// When the first of all lives began, on the wall.
 const WALL_MS: i64 = 1_700_000_000_000;
 
@@ -33,6 +36,8 @@ pub enum Wish {
     Changed(SessionChanged),
     /// A session has ended.
     Gone(Box<str>),
+    /// The will of a device has waited for its delay.
+    WillDue(String, u64),
     /// Up to there everything is with sessions.
     Settled(u64),
 }
@@ -49,8 +54,10 @@ enum Waits {
 #[expect(clippy::struct_excessive_bools, reason = "each becomes true by itself")]
 struct Connection {
     slot: ConnectionSlot,
-    /// Which of the device's connections.
+    /// Which of all connections.
     serial: u64,
+    is_clean: bool,
+    will: Option<Box<Will>>,
     was_present: bool,
     is_greeted: bool,
     is_attached: bool,
@@ -72,7 +79,10 @@ pub struct Shard {
     at: usize,
     fault: Fault,
     began: Instant,
-    broker: Broker,
+    home: Home,
+    brokers: Vec<Broker>,
+    /// What one has passed to another: from which, to which.
+    on_its_way: VecDeque<(WorkerId, WorkerId, Outgoing)>,
     pub store: ModelStore,
     counters: Counters,
     connections: BTreeMap<String, Connection>,
@@ -85,12 +95,12 @@ pub struct Shard {
     under_way: VecDeque<(u64, bool)>,
     taken: u64,
     place: u64,
-    rounds: Option<(Told<Lag>, oneshot::Sender<Lag>)>,
+    /// Who waits for the round of each.
+    rounds: [Option<oneshot::Sender<Lag>>; SHARDS as usize],
     /// Devices acknowledge all that comes.
     pub is_calm: bool,
     pub wishes: Vec<Wish>,
     pub heard: Vec<Heard>,
-    pub wills: Vec<Box<str>>,
 }
 
 pub fn profile() -> Profile {
@@ -103,6 +113,16 @@ pub fn profile() -> Profile {
         packet_maximum: u32::MAX,
         alias_maximum: 0,
     }
+}
+
+/// The will of a connection says which one that is.
+fn will(serial: u64, delay_s: u32) -> Will {
+    let payload = Bytes::copy_from_slice(&serial.to_be_bytes());
+    Will { publication: Publication::plain("will", payload, QoS::AtLeastOnce), expiry_s: None, delay_s }
+}
+
+pub fn will_number(payload: &[u8]) -> u64 {
+    u64::from_be_bytes(payload.try_into().unwrap())
 }
 
 impl Shard {
@@ -122,18 +142,20 @@ impl Shard {
         let moment = Moment::from_micros(now.duration_since(began).as_micros() as u64);
         let wall_ms = WALL_MS + now.duration_since(began).as_millis() as i64;
         kept.store.crash();
-        let shards = kept.store.shards(Home::new([9; 16], 1), 1, bounds, at as u64 + 1, moment, Some(wall_ms));
-        let mut broker = shards.into_iter().next().unwrap();
-        broker.begin_interest();
+        let home = Home::new([9; 16], SHARDS);
+        let mut brokers = kept.store.shards(home, SHARDS, bounds, at as u64 + 1, moment, Some(wall_ms));
+        brokers.iter_mut().for_each(Broker::begin_interest);
         for session in kept.store.load().0 {
-            broker.restore(session, moment);
+            brokers[home.of(&session.head.name).index()].restore(session, moment);
         }
         let place = kept.place.unwrap_or(end);
         Self {
             at,
             fault,
             began,
-            broker,
+            home,
+            brokers,
+            on_its_way: VecDeque::new(),
             store: kept.store,
             counters: Counters::new(CloseReason::COUNT, Refusal::COUNT),
             connections: BTreeMap::new(),
@@ -145,11 +167,10 @@ impl Shard {
             under_way: VecDeque::new(),
             taken: place,
             place,
-            rounds: None,
+            rounds: [const { None }; SHARDS as usize],
             is_calm: false,
             wishes: Vec::new(),
             heard: Vec::new(),
-            wills: Vec::new(),
         }
     }
 
@@ -171,6 +192,11 @@ impl Shard {
         WALL_MS + now.duration_since(self.began).as_millis() as i64
     }
 
+    /// Which shard is the home of a device.
+    fn home(&self, device: &str) -> usize {
+        self.home.of(device).index()
+    }
+
     fn open(&mut self, waits: Waits) -> u64 {
         self.request += 1;
         self.requests.insert(self.request, waits);
@@ -185,34 +211,54 @@ impl Shard {
 
     /// Whether it has a session that outlives its connection, connected or not.
     pub fn has_session(&self, device: &str) -> bool {
-        self.broker.kept_session(self.connection(device), device).is_some()
+        self.brokers[self.home(device)].kept_session(self.connection(device), device).is_some()
     }
 
     /// A device comes: its CONNECT waits.
-    pub fn connect(&mut self, device: &str, serial: u64, now: Instant) {
-        self.disconnect(device, None, now);
+    pub fn connect(&mut self, device: &str, coming: Coming, now: Instant) {
+        self.disconnect(device, None, End::Followed, now);
+        let Coming { serial, is_clean, delay_s } = coming;
         self.slots += 1;
         let slot = ConnectionSlot(self.slots);
-        assert_eq!(self.broker.claim(slot), Claim::Ask);
-        let head = self.broker.head_to_be(device, &profile(), None).map(Box::new);
+        let broker = &mut self.brokers[self.home.of(device).index()];
+        assert_eq!(broker.claim(slot), Claim::Ask);
+        let will = delay_s.map(|delay_s| Box::new(will(serial, delay_s)));
+        let head = broker.head_to_be(device, &profile(), will.as_deref()).map(Box::new);
         let connection = Some(ConnectionId { slot, generation: 1 });
-        let wanted = SessionWanted { device: device.into(), connection, is_clean: false, is_kept: true, head };
-        let known =
-            Connection { slot, serial, was_present: false, is_greeted: false, is_attached: false, is_left: false };
+        let wanted = SessionWanted { device: device.into(), connection, is_clean, is_kept: true, head };
+        let (was_present, is_greeted, is_attached, is_left) = (false, false, false, false);
+        let is_clean = is_clean && self.fault != Fault::CleanStartIsIgnored;
+        let known = Connection { slot, serial, is_clean, will, was_present, is_greeted, is_attached, is_left };
         self.connections.insert(device.into(), known);
+        self.heard.push(Heard::Came { device: device.into(), serial, since: now });
         self.wishes.push(Wish::Wanted(wanted));
     }
 
     /// A connection of a device has ended; `None`: whichever there is.
-    pub fn disconnect(&mut self, device: &str, serial: Option<u64>, now: Instant) {
+    pub fn disconnect(&mut self, device: &str, serial: Option<u64>, end: End, now: Instant) {
         let is_it = |connection: &Connection| serial.is_none_or(|serial| serial == connection.serial);
         if !self.connections.get(device).is_some_and(is_it) {
             return;
         }
         let Some(Connection { slot, serial, .. }) = self.connections.remove(device) else { return };
-        let moment = self.moment(now);
-        drop(self.broker.detach(slot, device, true, moment, &mut self.counters));
-        self.heard.push(Heard::Ended { device: device.into(), serial });
+        let (moment, home) = (self.moment(now), self.home(device));
+        let broker = &mut self.brokers[home];
+        if end == End::Goodbye
+            && let Some(session) = broker.of(slot)
+        {
+            broker.forget_will(session);
+        }
+        let due = broker.detach(slot, device, true, moment, &mut self.counters);
+        self.publish_wills(due);
+        self.heard.push(Heard::Ended { device: device.into(), serial, end });
+    }
+
+    /// Another gateway has the device: as a shard does then.
+    pub fn disown(&mut self, device: &str, serial: u64, now: Instant) {
+        if let Some(known) = self.connections.get(device).filter(|known| known.serial == serial) {
+            self.brokers[self.home.of(device).index()].forget_delayed_will(known.slot);
+            self.disconnect(device, Some(serial), End::Disowned, now);
+        }
     }
 
     /// A device has left a connection: what goes there now goes nowhere.
@@ -229,12 +275,13 @@ impl Shard {
                 let found = self.connections.iter().find(|(_, known)| known.slot == connection.slot);
                 let Some(device) = found.map(|(device, _)| device.clone()) else { return };
                 let row = if verdict == SessionVerdict::GoesOn { Row::True } else { Row::Unknown };
-                if self.broker.clear(connection.slot, row) {
+                let home = self.home(&device);
+                if self.brokers[home].clear(connection.slot, row) {
                     self.heard.push(Heard::Settled { device, goes_on: verdict != SessionVerdict::ComesAgain });
                 }
             }
             WorkerCommand::SessionWritten { session, waits, is_true } => {
-                self.broker.handle_row_written(session, waits, is_true);
+                self.brokers[session.worker.index()].handle_row_written(session, waits, is_true);
             }
             other => panic!("{other:?}"),
         }
@@ -242,15 +289,19 @@ impl Shard {
 
     /// The CONNECT of a device goes on.
     pub fn attach(&mut self, device: &str, now: Instant) {
-        let moment = self.moment(now);
+        let (moment, home) = (self.moment(now), self.home(device));
         let Some(known) = self.connections.get_mut(device) else { return };
-        let arrival = Arrival { connection: known.slot, device, clean_start: false, profile: profile(), will: None };
-        let attached = self.broker.attach(arrival, moment);
+        let Connection { slot, is_clean, serial, .. } = *known;
+        let will = known.will.take();
+        let arrival = Arrival { connection: slot, device, clean_start: is_clean, profile: profile(), will };
+        let mut attached = self.brokers[home].attach(arrival, moment);
         (known.was_present, known.is_attached) = (attached.was_present, true);
+        self.heard.push(Heard::Attached { serial });
+        self.publish_wills(attached.due_will.take());
         if attached.is_safe {
             self.greet(device);
         } else {
-            self.broker.hold_greeting(attached.session, Vec::new());
+            self.brokers[home].hold_greeting(attached.session, Vec::new());
         }
     }
 
@@ -263,25 +314,42 @@ impl Shard {
 
     pub fn subscribe(&mut self, device: &str) {
         let Some(session) = self.session_of(device) else { return };
-        let Some(mut pending) = self.broker.begin_filters(session, 1) else { return };
+        let home = self.home(device);
+        let broker = &mut self.brokers[home];
+        let Some(mut pending) = broker.begin_filters(session, 1) else { return };
         for topic in TOPICS {
-            let granted = self.broker.subscribe(session, topic, Options::plain(QoS::ExactlyOnce), 0, &mut pending);
+            let granted = broker.subscribe(session, topic, Options::plain(QoS::ExactlyOnce), 0, &mut pending);
             assert_eq!(granted, Granted::Subscribed);
             pending.codes.push(2);
         }
-        self.broker.expect_subscribed(session, &mut pending);
-        if self.broker.end_filters(session, pending).is_some() {
+        broker.expect_subscribed(session, &mut pending);
+        if broker.end_filters(session, pending).is_some() {
             self.heard.push(Heard::Subscribed { device: device.into() });
         }
     }
 
     fn session_of(&self, device: &str) -> Option<SessionSlot> {
         let known = self.connections.get(device).filter(|known| known.is_greeted)?;
-        self.broker.of(known.slot)
+        self.brokers[self.home(device)].of(known.slot)
     }
 
-    pub fn note_will(&mut self, device: Box<str>) {
-        self.wills.push(device);
+    // --- Wills --------------------------------------------------------------------------------------------------------
+
+    /// Those that have waited for their delay are asked about first.
+    fn publish_wills(&mut self, due: impl IntoIterator<Item = DueWill>) {
+        for DueWill { device, publication, was_delayed, .. } in due {
+            let number = will_number(&publication.payload);
+            if was_delayed {
+                self.wishes.push(Wish::WillDue(device.into(), number));
+            } else {
+                self.note_will(number, true);
+            }
+        }
+    }
+
+    /// One is published; whether that was sure to be right.
+    pub fn note_will(&mut self, number: u64, is_sure: bool) {
+        self.heard.push(Heard::Willed { serial: number, is_sure });
     }
 
     // --- Publications -------------------------------------------------------------------------------------------------
@@ -290,10 +358,11 @@ impl Shard {
     pub fn publish(&mut self, number: u32, topic: &'static str, qos: QoS) {
         let payload = Bytes::copy_from_slice(&number.to_be_bytes());
         let mut publication = Publication::plain(topic, payload.clone(), qos);
-        self.broker.send_up(&mut publication);
         let request = self.open(Waits::Publisher(number));
-        let ticket = self.broker.request(request);
-        self.broker.publish(publication, ticket, &mut self.counters);
+        let broker = &mut self.brokers[number as usize % usize::from(SHARDS)];
+        broker.send_up(&mut publication);
+        let ticket = broker.request(request);
+        broker.publish(publication, ticket, &mut self.counters);
         let publishing = Publishing { qos, ..Publishing::plain(&super::nats::name(self.at)) };
         let payload_bytes = payload.len();
         let published = Published { at: 0, device: None, topic: topic.into(), payload, payload_bytes, publishing };
@@ -337,12 +406,26 @@ impl Shard {
                 continue;
             }
             let request = self.open(Waits::Taken(published.at));
-            let ticket = self.broker.request(request);
+            let broker = &mut self.brokers[published.at as usize / 3 % usize::from(SHARDS)];
+            let ticket = broker.request(request);
             let Published { topic, payload, publishing, .. } = published;
             let publication =
                 Publication { reach: Reach::Elsewhere, ..Publication::plain(topic, payload, publishing.qos) };
-            self.broker.publish(publication, ticket, &mut self.counters);
+            broker.publish(publication, ticket, &mut self.counters);
         }
+    }
+
+    /// All that any shard has passed to another is there: as the program asks for that.
+    pub fn pass_all(&mut self) -> Vec<oneshot::Receiver<Outcome>> {
+        let pass = |at: usize| {
+            let (answer, answered) = oneshot::channel();
+            let request = self.open(Waits::Order(answer));
+            let ticket = self.brokers[at].request(request);
+            let publication = Publication::plain("nobody", Bytes::new(), QoS::AtMostOnce);
+            self.brokers[at].publish(publication, ticket, &mut self.counters);
+            answered
+        };
+        (0..usize::from(SHARDS)).map(pass).collect()
     }
 
     fn settle(&mut self, place: u64) {
@@ -369,7 +452,9 @@ impl Shard {
         let (answer, answered) = oneshot::channel();
         let request = self.open(Waits::Order(answer));
         let mut wills = Vec::new();
-        let outcome = self.broker.handle_session_order(request, (device, connection), order, moment, &mut wills);
+        let home = self.home(device);
+        let outcome = self.brokers[home].handle_session_order(request, (device, connection), order, moment, &mut wills);
+        self.publish_wills(wills);
         match outcome {
             Some(outcome) => {
                 self.requests.remove(&request);
@@ -379,71 +464,118 @@ impl Shard {
         }
     }
 
-    pub fn round(&mut self, number: u64, floor: u64) -> oneshot::Receiver<Lag> {
-        let (told, (answer, answered)) = (Told::default(), oneshot::channel());
-        let round = Round { request: 0, number, floor, is_last: false, told: told.clone() };
-        drop(self.broker.begin_round(round));
-        self.rounds = Some((told, answer));
-        answered
+    pub fn round(&mut self, number: u64, floor: u64) -> Vec<oneshot::Receiver<Lag>> {
+        let ask = |(broker, waits): (&mut Broker, &mut Option<oneshot::Sender<Lag>>)| {
+            let (answer, answered) = oneshot::channel();
+            drop(broker.begin_round(Round { request: 0, number, floor, is_last: false, told: Told::default() }));
+            *waits = Some(answer);
+            answered
+        };
+        self.brokers.iter_mut().zip(&mut self.rounds).map(ask).collect()
     }
 
     // --- Turns --------------------------------------------------------------------------------------------------------
 
-    /// A turn, and perhaps a commit.
+    /// A turn of each, and perhaps a commit.
     pub fn turn(&mut self, random: &mut fastrand::Rng, now: Instant) {
+        for at in 0..self.brokers.len() {
+            self.take_passed(at, random);
+            self.turn_one(at, random, now);
+            self.pass_on(at);
+        }
+        if random.bool() {
+            for (worker, mark) in self.store.commit(random.usize(1..6)) {
+                self.brokers[worker.index()].handle_safe(mark);
+            }
+        }
+        for at in 0..self.brokers.len() {
+            self.tell(at);
+        }
+        while let Some((place, _)) = self.under_way.pop_front_if(|(_, is_safe)| *is_safe) {
+            self.wishes.push(Wish::Settled(place));
+            if random.bool() {
+                self.place = place;
+            }
+        }
+        if random.u8(..16) > 0 {
+            return;
+        }
+        let is_device =
+            |slot: ConnectionSlot| self.connections.values().any(|known| known.is_attached && known.slot == slot);
+        self.brokers.iter().for_each(|broker| broker.check_invariants(is_device));
+    }
+
+    fn turn_one(&mut self, at: usize, random: &mut fastrand::Rng, now: Instant) {
         let moment = self.moment(now);
-        self.broker.begin_turn();
-        for batch in self.broker.next_deliveries(4) {
-            let Some(slot) = self.broker.connection_of(batch.session, batch.generation) else {
-                self.broker.keep(batch, moment, &mut self.counters);
+        self.brokers[at].begin_turn();
+        for batch in self.brokers[at].next_deliveries(4) {
+            let Some(slot) = self.brokers[at].connection_of(batch.session, batch.generation) else {
+                self.brokers[at].keep(batch, moment, &mut self.counters);
                 continue;
             };
             let (mut out, counters) = (Vec::new(), &mut self.counters);
             let turn_bytes = random.usize(1..200);
             let mut budget = SendBudget { out: &mut out, unsent: 0, turn_bytes, now: moment, counters };
-            self.broker.write(batch.session, batch.deliveries, &mut budget);
+            self.brokers[at].write(batch.session, batch.deliveries, &mut budget);
             self.hear(slot, &out, random, now);
         }
-        for load in self.broker.take_loads() {
+        let mut wills = Vec::new();
+        while self.brokers[at].handle_deadlines(moment.tick(), moment, 4, &mut wills, &mut self.counters) {}
+        self.publish_wills(wills);
+        for load in self.brokers[at].take_loads() {
             let loaded = self.store.read(&load);
-            assert!(self.broker.handle_loaded(loaded, moment).is_none());
+            assert!(self.brokers[at].handle_loaded(loaded, moment).is_none());
         }
-        self.answer_devices();
+        self.answer_devices(at);
         let store = &mut self.store;
-        self.broker.hand_over(|changes| {
+        self.brokers[at].hand_over(|changes| {
             store.push(changes);
             Ok(())
         });
-        if random.bool() {
-            for (_, mark) in self.store.commit(random.usize(1..6)) {
-                self.broker.handle_safe(mark);
-            }
-        }
-        self.tell(random);
-        if random.u8(..16) > 0 {
-            return;
-        }
-        let connections = &self.connections;
-        self.broker.check_invariants(|slot| connections.values().any(|known| known.is_attached && known.slot == slot));
     }
 
-    fn answer_devices(&mut self) {
-        for (session, generation) in self.broker.take_answerable() {
-            let Some(slot) = self.broker.connection_of(session, generation) else { continue };
+    /// What it has passed to others is on its way.
+    fn pass_on(&mut self, at: usize) {
+        let from = WorkerId(at as u16);
+        for to in (0..SHARDS).map(WorkerId).filter(|to| *to != from) {
+            let outgoing = self.brokers[at].take_outgoing(to);
+            if !outgoing.is_empty() {
+                self.on_its_way.push_back((from, to, outgoing));
+            }
+        }
+    }
+
+    /// What others have passed to it comes, or some of it, in its order.
+    fn take_passed(&mut self, at: usize, random: &mut fastrand::Rng) {
+        while random.u8(..4) > 0 {
+            let Some(first) = self.on_its_way.iter().position(|(_, to, _)| to.index() == at) else { return };
+            let Some((from, _, Outgoing { answers, passed })) = self.on_its_way.remove(first) else { return };
+            for answer in answers {
+                self.brokers[at].handle_shard_message(from, answer);
+            }
+            for passed in passed {
+                self.brokers[at].handle_passed(from, passed, &mut self.counters);
+            }
+        }
+    }
+
+    fn answer_devices(&mut self, at: usize) {
+        for (session, generation) in self.brokers[at].take_answerable() {
+            let Some(slot) = self.brokers[at].connection_of(session, generation) else { continue };
             let Some(device) = self.device_at(slot) else { continue };
-            if self.broker.take_greeting(session).is_some() {
+            if self.brokers[at].take_greeting(session).is_some() {
                 self.greet(&device);
             }
-            if self.broker.take_suback(session).is_some() {
+            if self.brokers[at].take_suback(session).is_some() {
                 self.heard.push(Heard::Subscribed { device: device.as_str().into() });
             }
-            while let Some(reply) = self.broker.next_reply(session) {
+            while let Some(reply) = self.brokers[at].next_reply(session) {
                 if self.connections[&device].is_left {
                     continue;
                 }
                 self.hear_pubrel(&device, session, reply.packet);
             }
-            self.broker.take_held(session);
+            self.brokers[at].take_held(session);
         }
     }
 
@@ -452,8 +584,8 @@ impl Shard {
     }
 
     /// What others are to know.
-    fn tell(&mut self, random: &mut fastrand::Rng) {
-        for (request, end) in self.broker.take_requests() {
+    fn tell(&mut self, at: usize) {
+        for (request, end) in self.brokers[at].take_requests() {
             match self.requests.remove(&request) {
                 Some(Waits::Order(answer)) => {
                     let is_done = end == RequestEnd::Published;
@@ -464,42 +596,39 @@ impl Shard {
                 None => {}
             }
         }
-        if let Some(WorkerEvent::Interest { version, .. }) = self.broker.take_interest() {
-            self.broker.handle_interest_held(version);
+        let broker = &mut self.brokers[at];
+        if let Some(WorkerEvent::Interest { version, .. }) = broker.take_interest() {
+            broker.handle_interest_held(version);
         }
-        for (session, waits) in self.broker.take_changed() {
-            let id = self.broker.id(session);
+        for (session, waits) in broker.take_changed() {
+            let id = self.brokers[at].id(session);
             if self.fault == Fault::SubackTooSoon && waits != 0 {
-                self.broker.handle_row_written(id, waits, true);
+                self.brokers[at].handle_row_written(id, waits, true);
                 continue;
             }
-            let connection = self.broker.connection_now(session);
-            let device = connection.and_then(|slot| self.device_at(slot));
-            let device = device.or_else(|| self.broker.device_away(session).map(String::from));
-            let Some(device) = device else { continue };
-            let waits = (waits != 0).then_some((id, waits));
-            self.wishes.push(Wish::Changed(SessionChanged { device: device.into(), waits }));
-        }
-        self.wishes.extend(self.broker.take_gone().into_iter().map(Wish::Gone));
-        self.tell_round();
-        while let Some((place, _)) = self.under_way.pop_front_if(|(_, is_safe)| *is_safe) {
-            self.wishes.push(Wish::Settled(place));
-            if random.bool() {
-                self.place = place;
+            let Some(device) = self.device_of(at, session) else { continue };
+            if self.fault == Fault::RowsKeepWills && waits == 0 {
+                continue;
             }
+            let waits = (waits != 0).then_some((id, waits));
+            self.wishes.push(Wish::Changed(SessionChanged { device, waits }));
         }
+        self.wishes.extend(self.brokers[at].take_gone().into_iter().map(Wish::Gone));
+        self.tell_round(at);
     }
 
-    fn tell_round(&mut self) {
-        let Some((_, told)) = self.broker.take_round() else { return };
-        let Some((_, answer)) = self.rounds.take() else { return };
-        let device_of = |session: SessionSlot| -> Option<Box<str>> {
-            let connection = self.broker.connection_now(session).and_then(|slot| self.device_at(slot));
-            connection.or_else(|| self.broker.device_away(session).map(String::from)).map(Into::into)
-        };
-        let mut slow: Vec<_> =
-            told.slow.into_iter().filter_map(|(session, since)| Some((device_of(session)?, since))).collect();
-        let mut near: Vec<_> = told.near.into_iter().filter_map(device_of).collect();
+    fn device_of(&self, at: usize, session: SessionSlot) -> Option<Box<str>> {
+        let broker = &self.brokers[at];
+        let connected = broker.connection_now(session).and_then(|slot| self.device_at(slot));
+        connected.or_else(|| broker.device_away(session).map(String::from)).map(Into::into)
+    }
+
+    fn tell_round(&mut self, at: usize) {
+        let Some((_, told)) = self.brokers[at].take_round() else { return };
+        let Some(answer) = self.rounds[at].take() else { return };
+        let slow = told.slow.into_iter().filter_map(|(session, since)| Some((self.device_of(at, session)?, since)));
+        let near = told.near.into_iter().filter_map(|session| self.device_of(at, session));
+        let (mut slow, mut near): (Vec<_>, Vec<_>) = (slow.collect(), near.collect());
         // A seed plays the same again.
         slow.sort_unstable();
         near.sort_unstable();
@@ -514,7 +643,7 @@ impl Shard {
             bytes = &bytes[length..];
             let Some(device) = self.device_at(slot).filter(|device| !self.connections[device].is_left) else { return };
             if !self.is_calm && random.u8(..40) == 0 {
-                return self.disconnect(&device, None, now);
+                return self.disconnect(&device, None, End::Lost, now);
             }
             let Some(session) = self.session_of(&device) else { panic!("{device} is told before CONNACK") };
             let serial = self.connections[&device].serial;
@@ -536,19 +665,22 @@ impl Shard {
     }
 
     fn acknowledge(&mut self, device: &str, session: SessionSlot, packet: u16, qos: QoS) {
+        let home = self.home(device);
+        let broker = &mut self.brokers[home];
         if qos == QoS::AtLeastOnce {
-            let _ = self.broker.handle_puback(session, packet, |_| {});
+            let _ = broker.handle_puback(session, packet, |_| {});
             return;
         }
-        let _ = self.broker.handle_pubrec(session, packet, false, |_| {});
+        let _ = broker.handle_pubrec(session, packet, false, |_| {});
         let reply = Qos2Reply { packet, reason: mqtt::Reason::SUCCESS, is_pubrel: true };
-        if let Some(reply) = self.broker.reply_when_safe(session, reply) {
+        if let Some(reply) = broker.reply_when_safe(session, reply) {
             self.hear_pubrel(device, session, reply.packet);
         }
     }
 
     fn hear_pubrel(&mut self, device: &str, session: SessionSlot, packet: u16) {
         self.heard.push(Heard::Released { device: device.into(), packet });
-        let _ = self.broker.handle_pubcomp(session, packet);
+        let home = self.home(device);
+        let _ = self.brokers[home].handle_pubcomp(session, packet);
     }
 }

@@ -1,12 +1,12 @@
 //! A gateway of the model: the broker of one shard, in which the members are, and what serves their group.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::super::*;
 use super::server::{Down, Link, Nats, Up};
 use super::{Fault, GROUP, RECEIVE_MAXIMUM, TOPIC};
 use crate::broker::{
-    Arrival, Bounds, Broker, BrokerOptions, Granted, Profile, RequestEnd, SendBudget, SessionBatch, Ticket,
+    Arrival, Bounds, Broker, BrokerOptions, Granted, Profile, Qos2Reply, RequestEnd, SendBudget, SessionBatch, Ticket,
 };
 use crate::codec::mqtt::{self, Options, Packet, QoS};
 use crate::config::Limits;
@@ -19,12 +19,22 @@ use crate::time::Moment;
 /// By message: which members got it, as gateway and name.
 pub type Got = BTreeMap<u32, Vec<(usize, String)>>;
 
+/// Every other message is to come once.
+fn qos_of(number: u32) -> QoS {
+    if number.is_multiple_of(2) { QoS::ExactlyOnce } else { QoS::AtLeastOnce }
+}
+
 /// A device that has subscribed.
 pub struct Member {
     name: String,
-    slot: ConnectionSlot,
-    /// What it has got and not acknowledged: its packet identifier, and the message.
+    /// `None`: it is away.
+    slot: Option<ConnectionSlot>,
+    /// Its session outlives its connection.
+    is_kept: bool,
+    /// What it has got and not acknowledged: under which identifier, and which message.
     unacknowledged: Vec<(u16, u32)>,
+    /// Identifiers of messages of QoS 2 whose PUBREL has not come.
+    open: BTreeSet<u16>,
 }
 
 /// A join, a leave, or a look for rows that name this gateway.
@@ -42,7 +52,8 @@ pub struct Gateway {
     broker: Broker,
     counters: Counters,
     pub members: Vec<Member>,
-    /// What devices have acknowledged since this was looked at.
+    /// What devices have acknowledged since this was looked at, or is theirs although they have not: what was sent of QoS 2 before they went
+    /// [v5 MQTT-4.8.2-4, MQTT-4.8.2-5].
     pub acknowledged: Vec<u32>,
     pub link: Option<Link>,
     walks: Vec<Walk>,
@@ -50,6 +61,8 @@ pub struct Gateway {
     has_news: bool,
     /// By request: what is to be heard of.
     requests: HashMap<u64, u64>,
+    /// By message: what is to be heard of, where it was given last.
+    given: HashMap<u32, u64>,
     /// What is known of messages, and not yet said.
     settled: Vec<(u64, bool)>,
     /// Published here while there was no connection.
@@ -86,6 +99,7 @@ impl Gateway {
             out: Vec::new(),
             has_news: true,
             requests: HashMap::new(),
+            given: HashMap::new(),
             settled: Vec::new(),
             log: Vec::new(),
             disturbed: 0,
@@ -136,31 +150,52 @@ impl Gateway {
 
     // --- Members ------------------------------------------------------------------------------------------------------
 
-    pub fn come(&mut self) {
-        (self.slots, self.names) = (self.slots + 1, self.names + 1);
-        let (slot, name) = (ConnectionSlot(self.slots), format!("member-{}", self.names));
+    /// A device comes: one that is away, or another one.
+    pub fn come(&mut self, is_kept: bool) {
+        if let Some(away) = self.members.iter().position(|member| member.slot.is_none()) {
+            return self.come_back(away);
+        }
+        self.names += 1;
+        let name = format!("member-{}", self.names);
+        let slot = self.attach(&name, is_kept);
+        let (unacknowledged, open) = (Vec::new(), BTreeSet::new());
+        self.members.push(Member { name, slot: Some(slot), is_kept, unacknowledged, open });
+        self.join(self.members.len() - 1);
+    }
+
+    fn come_back(&mut self, member: usize) {
+        let name = self.members[member].name.clone();
+        let slot = self.attach(&name, true);
+        let known = &mut self.members[member];
+        known.slot = Some(slot);
+        // It comes again.
+        known.unacknowledged.clear();
+    }
+
+    fn attach(&mut self, name: &str, is_kept: bool) -> ConnectionSlot {
+        self.slots += 1;
+        let slot = ConnectionSlot(self.slots);
         let profile = Profile {
             version: mqtt::Version::V5,
             listener: ListenerId(0),
             keep_alive_s: 0,
-            expiry_s: 0,
+            expiry_s: if is_kept { u32::MAX } else { 0 },
             receive_maximum: RECEIVE_MAXIMUM,
             packet_maximum: u32::MAX,
             alias_maximum: 0,
         };
-        let arrival = Arrival { connection: slot, device: &name, clean_start: true, profile, will: None };
-        self.broker.attach(arrival, Moment::default());
-        self.members.push(Member { name, slot, unacknowledged: Vec::new() });
-        self.join(self.members.len() - 1);
+        let arrival = Arrival { connection: slot, device: name, clean_start: false, profile, will: None };
+        drop(self.broker.attach(arrival, Moment::default()));
+        slot
     }
 
     /// A member subscribes.
     pub fn join(&mut self, member: usize) {
         let session = self.session(member);
         let mut pending = self.broker.begin_filters(session, 1).expect("nothing waits");
-        let granted = self.broker.subscribe(session, GROUP, Options::plain(QoS::AtLeastOnce), 0, &mut pending);
+        let granted = self.broker.subscribe(session, GROUP, Options::plain(QoS::ExactlyOnce), 0, &mut pending);
         assert_eq!(granted, Granted::Subscribed);
-        pending.codes.push(1);
+        pending.codes.push(2);
         drop(self.broker.end_filters(session, pending));
     }
 
@@ -176,31 +211,49 @@ impl Gateway {
     }
 
     fn session(&self, member: usize) -> SessionSlot {
-        self.broker.of(self.members[member].slot).expect("it is connected")
+        self.broker.of(self.members[member].slot.expect("it is connected")).expect("it has one")
     }
 
-    pub fn has_any(&self, member: usize) -> bool {
-        !self.members[member].unacknowledged.is_empty()
+    /// Members that are connected.
+    pub fn online(&self) -> Vec<usize> {
+        (0..self.members.len()).filter(|&member| self.members[member].slot.is_some()).collect()
     }
 
-    pub fn go(&mut self, member: usize) {
-        let Member { name, slot, .. } = self.members.remove(member);
+    pub fn has_away(&self) -> bool {
+        self.online().len() < self.members.len()
+    }
+
+    /// Whether nothing of what it has got goes to others when it goes: what is to come once goes to nobody else.
+    pub fn may_go_quietly(&self, member: usize) -> bool {
+        self.members[member].unacknowledged.iter().all(|(_, number)| qos_of(*number) == QoS::ExactlyOnce)
+    }
+
+    pub fn go(&mut self, member: usize, fault: Fault) {
+        let known = &mut self.members[member];
+        let Some(slot) = known.slot.take() else { return };
         self.disturbed += 1;
-        drop(self.broker.detach(slot, &name, false, Moment::default(), &mut self.counters));
+        drop(self.broker.detach(slot, &known.name, false, Moment::default(), &mut self.counters));
+        if fault == Fault::SentGoesBack {
+            let sent = known.unacknowledged.iter().filter_map(|(_, number)| self.given.get(number));
+            self.settled.extend(sent.map(|given| (*given, false)));
+        }
+        let sent = known.unacknowledged.iter().map(|(_, number)| *number);
+        self.acknowledged.extend(sent.filter(|number| qos_of(*number) == QoS::ExactlyOnce));
+        if !known.is_kept {
+            self.members.remove(member);
+        }
     }
 
     pub fn acknowledge_one(&mut self, random: &mut fastrand::Rng) {
-        if self.members.is_empty() {
-            return;
-        }
-        let member = random.usize(..self.members.len());
-        if !self.members[member].unacknowledged.is_empty() {
+        if let Some(member) = random.choice(self.online())
+            && !self.members[member].unacknowledged.is_empty()
+        {
             self.acknowledge(member);
         }
     }
 
     pub fn acknowledge_all(&mut self) {
-        for member in 0..self.members.len() {
+        for member in self.online() {
             while !self.members[member].unacknowledged.is_empty() {
                 self.acknowledge(member);
             }
@@ -213,13 +266,27 @@ impl Gateway {
         let (packet, number) = known.unacknowledged.remove(0);
         self.acknowledged.push(number);
         let told = |_| panic!("it is no request of the API");
-        assert_eq!(self.broker.handle_puback(session, packet, told), Ok(true));
+        if qos_of(number) == QoS::AtLeastOnce {
+            assert_eq!(self.broker.handle_puback(session, packet, told), Ok(true));
+            return;
+        }
+        let _ = self.broker.handle_pubrec(session, packet, false, told);
+        let reply = Qos2Reply { packet, reason: mqtt::Reason::SUCCESS, is_pubrel: true };
+        if let Some(reply) = self.broker.reply_when_safe(session, reply) {
+            self.hear_pubrel(member, reply.packet);
+        }
+    }
+
+    fn hear_pubrel(&mut self, member: usize, packet: u16) {
+        self.members[member].open.remove(&packet);
+        let session = self.session(member);
+        let _ = self.broker.handle_pubcomp(session, packet);
     }
 
     /// Somebody publishes here. Which groups it says are given it here.
     pub fn publish(&mut self, number: u32) -> Option<Box<str>> {
         let payload = Bytes::copy_from_slice(&number.to_be_bytes());
-        let mut publication = Publication::plain(TOPIC, payload, QoS::AtLeastOnce);
+        let mut publication = Publication::plain(TOPIC, payload, qos_of(number));
         self.broker.send_up(&mut publication);
         let groups = publication.groups.clone();
         self.broker.publish(publication, Ticket::NOBODY, &mut self.counters);
@@ -307,6 +374,7 @@ impl Gateway {
 
     fn give(&mut self, given: Given, fault: Fault) {
         let Given { number, group, topic, payload, publishing, .. } = given;
+        self.given.insert(u32::from_be_bytes(payload[..].try_into().unwrap()), number);
         self.names += 1;
         let request = u64::from(self.names);
         if fault == Fault::TakenTooSoon {
@@ -333,13 +401,23 @@ impl Gateway {
 
     /// What a member is sent.
     fn hear(&mut self, slot: ConnectionSlot, mut bytes: &[u8], got: &mut Got) {
-        let member = self.members.iter_mut().find(|member| member.slot == slot).expect("it is connected");
         while let Some((packet, length)) = mqtt::decode(bytes, Some(mqtt::Version::V5), 1 << 20).unwrap() {
             bytes = &bytes[length..];
-            let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
-            let number = u32::from_be_bytes(publish.payload.try_into().unwrap());
-            got.entry(number).or_default().push((self.at, member.name.clone()));
-            member.unacknowledged.push((publish.packet_id, number));
+            let found = self.members.iter().position(|member| member.slot == Some(slot));
+            let member = found.expect("it is connected");
+            match packet {
+                Packet::Publish(publish) => {
+                    let number = u32::from_be_bytes(publish.payload.try_into().unwrap());
+                    let known = &mut self.members[member];
+                    // What comes under an identifier whose PUBREL has not come is what it has.
+                    if publish.qos != QoS::ExactlyOnce || known.open.insert(publish.packet_id) {
+                        got.entry(number).or_default().push((self.at, known.name.clone()));
+                    }
+                    known.unacknowledged.push((publish.packet_id, number));
+                }
+                Packet::Pubrel(ack) => self.hear_pubrel(member, ack.packet_id),
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -362,7 +440,7 @@ impl Gateway {
                 let reply = format!("{consumer} {seq} {tries}").into();
                 let payload = Bytes::copy_from_slice(&number.to_be_bytes());
                 let publishing =
-                    Publishing { qos: QoS::AtLeastOnce, groups: groups(number), ..Publishing::plain("gate") };
+                    Publishing { qos: qos_of(number), groups: groups(number), ..Publishing::plain("gate") };
                 let came = Came { consumer, seq, tries, reply, publication: Some((publishing, TOPIC.into(), payload)) };
                 self.serving.handle_message(came, &self.wanted, 0, &mut self.out);
             }
