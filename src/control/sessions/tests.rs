@@ -680,6 +680,12 @@ fn a_session_stays_where_its_device_is_though_another_gateway_still_has_a_connec
     run(18, Weather::Rough);
 }
 
+/// The answer to the write of a row is lost, and a third gateway writes over it before that is looked for. Found by the seed that plays it again.
+#[test]
+fn whoever_lost_a_session_is_told_though_the_row_has_gone_on_since() {
+    run(21, Weather::LeaseEnds(204));
+}
+
 /// It waits, with Clean Start, for whoever has to do with the session; by then its device has gone.
 #[test]
 fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
