@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::mqtt::Client;
 use crate::overheard::Overheard;
-use crate::sessions::{QUIET, hears_all, metric, payloads, so_many_wait};
+use crate::sessions::{QUIET, hears_all, metric, payloads, so_many_wait, void};
 use crate::support::{Gateway, Site, wait_until};
 use crate::{LATE, Member, end, fleet};
 
@@ -53,7 +53,7 @@ fn a_device_that_was_away_finds_what_waited_at_a_gateway_that_died() {
     assert_eq!(counts, [1, 0, 0]);
     // The dead one comes back: what it has is void, and the device finds its session when it comes there.
     let back = back(place);
-    wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
+    wait_until("it is void there", LATE, || void(&back) == 1);
     assert_eq!(back.gateway.metric("pulsegate_mqtt_sessions"), 0);
     device.cut();
     publisher.publish("set/c", "back", 1);
@@ -215,7 +215,7 @@ fn what_a_local_log_had_acknowledged_comes_when_its_gateway_is_back() {
     assert_eq!((device.message(QUIET), metric(&fleet[0], "revived")), (None, 1));
     let back = back(place);
     hears_all(&mut device, &expected[20..40]);
-    wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
+    wait_until("it is void there", LATE, || void(&back) == 1);
 }
 
 /// NATS dies while a session is begun again: it is whole in the end.
@@ -393,7 +393,7 @@ fn a_storm_of_devices_of_a_gateway_that_stands_still() {
     assert_eq!(revived, STORM);
     assert_eq!(servers.rows("pulsegate_sessions"), STORM as u64);
     fleet[0].gateway.resume();
-    wait_until("it is void there", LATE, || metric(&fleet[0], "disowned") == STORM as u64);
+    wait_until("it is void there", LATE, || void(&fleet[0]) == STORM as u64);
 }
 
 /// A gateway that stands still for longer than its lease lasts: it is asked nothing any more, and nobody waits for it, whenever he comes.
@@ -418,7 +418,7 @@ fn nobody_waits_for_a_gateway_that_stands_still_without_a_lease() {
     assert_eq!(overheard.so_far(), [""; 0]);
     assert_eq!(metric(&fleet[1], "revived"), DEVICES);
     fleet[0].gateway.resume();
-    wait_until("they are void there", LATE, || metric(&fleet[0], "disowned") == DEVICES);
+    wait_until("they are void there", LATE, || void(&fleet[0]) == DEVICES);
 }
 
 /// What a member was given at a gateway that died and did not acknowledge comes to whoever is there, while that gateway is away; so does what
@@ -445,7 +445,7 @@ fn what_a_group_was_given_goes_to_another_member() {
     let heard: BTreeSet<_> = expected.iter().map(|_| one.message(LATE).expect("all jobs").payload).collect();
     assert_eq!(heard, expected);
     let back = back(place);
-    wait_until("it is void there", LATE, || metric(&back, "disowned") == 1);
+    wait_until("it is void there", LATE, || void(&back) == 1);
     let mut two = Client::back(&back, "two");
     assert_eq!((two.message(QUIET), one.message(QUIET)), (None, None));
     // The one that went is a member where it is.

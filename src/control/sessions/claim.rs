@@ -43,6 +43,7 @@ pub(super) async fn claim<A: Around>(state: &Arc<A>, worker: WorkerId, wanted: &
         return;
     }
     let verdict = claim.settle().await;
+    claim.tell_in_doubt();
     if verdict == SessionVerdict::ComesAgain {
         count(&state.sessions().counters.put_off);
     }
@@ -180,7 +181,7 @@ impl<A: Around> Claim<'_, A> {
             return Step::Again;
         }
         // Should the answer be lost it is found later that the row says so.
-        self.over = Some((row.node.clone(), ends));
+        self.note_over(&row.node, ends);
         if !self.claim_row(revision, row).await {
             return Step::Again;
         }
@@ -195,6 +196,22 @@ impl<A: Around> Claim<'_, A> {
             tell(self.state, self.device(), &node, ends);
         }
         step
+    }
+
+    /// What was written over a row of this gateway may have arrived, whatever comes to stand there.
+    pub(super) fn note_over(&mut self, node: &str, ends: bool) {
+        if self.over.as_ref().is_some_and(|(known, _)| **known != *node) {
+            self.tell_in_doubt();
+        }
+        self.over = Some((node.into(), ends));
+    }
+
+    /// Whoever may have lost the session, to this gateway or to one that has it from here by now, is told: it looks at the row itself. Its will
+    /// is not published, which would be wrong where it went on.
+    fn tell_in_doubt(&mut self) {
+        if let Some((node, _)) = self.over.take() {
+            tell(self.state, self.device(), &node, false);
+        }
     }
 
     /// The row is this gateway's, or nobody's where the session ends with its connection. `false`: it was another one, or nobody knows.

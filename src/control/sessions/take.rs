@@ -62,6 +62,7 @@ pub(super) async fn take<A: Around>(claim: &mut Claim<'_, A>, revision: u64, row
                 let counters = &claim.state.sessions().counters;
                 count(if is_revived { &counters.revived } else { &counters.taken });
                 counters.messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
+                claim.over = claim.over.take().filter(|(node, _)| *node != row.node);
                 tell(claim.state, claim.device(), &row.node, false);
             } else if brought == Brought::Late {
                 drop_if_taken(claim.state, claim.device(), revision);
@@ -189,8 +190,11 @@ impl<'b, A: Around> Taking<'_, 'b, A> {
                     Err(why) => RowChange::Lost(why),
                 }
             };
-            if let RowChange::Done(_) = is_written {
-                return Brought::Whole;
+            match is_written {
+                RowChange::Done(_) => return Brought::Whole,
+                RowChange::Conflict => {}
+                // Should it have arrived, and somebody have written over it before that is found, nobody else tells.
+                RowChange::Lost(_) => self.claim.note_over(self.node, false),
             }
             match self.claim.fleet.session_row(self.claim.device()).await {
                 // Its answer was lost.

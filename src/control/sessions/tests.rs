@@ -680,6 +680,12 @@ fn a_session_stays_where_its_device_is_though_another_gateway_still_has_a_connec
     run(18, Weather::Rough);
 }
 
+/// The answer to the write of a row is lost, and a third gateway writes over it before that is looked for. Found by the seed that plays it again.
+#[test]
+fn whoever_lost_a_session_is_told_though_the_row_has_gone_on_since() {
+    run(21, Weather::LeaseEnds(204));
+}
+
 /// It waits, with Clean Start, for whoever has to do with the session; by then its device has gone.
 #[test]
 fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
@@ -714,27 +720,29 @@ fn run(seed: u64, weather: Weather) -> Outcome {
 #[track_caller]
 fn is_found(fault: Fault, weather: Weather, first: u64, words: &str) {
     let finds = |seed| World::new(seed, fault, weather).run().broken.iter().any(|broken| broken.contains(words));
-    assert!((first..first + 10 * WORLDS).any(finds), "no world has found {fault:?}");
+    let found = (first..first + 10 * WORLDS).find(|&seed| finds(seed));
+    println!("{fault:?} is found by seed {found:?}");
+    assert!(found.is_some(), "no world has found {fault:?}");
 }
 
 #[test]
 fn a_session_that_moves_before_what_was_published_is_in_the_stream_is_found() {
-    is_found(Fault::NothingIsSent, Weather::Rough, 4, "never came");
+    is_found(Fault::NothingIsSent, Weather::Rough, 9, "never came");
 }
 
 #[test]
 fn a_session_that_is_cut_before_the_stream_has_come_to_it_is_found() {
-    is_found(Fault::EndIsReached, Weather::Rough, 12, "never came");
+    is_found(Fault::EndIsReached, Weather::Rough, 29, "never came");
 }
 
 #[test]
 fn a_cursor_that_waits_for_nobody_is_found() {
-    is_found(Fault::NoNeeds, Weather::Rough, 0, "never came");
+    is_found(Fault::NoNeeds, Weather::Rough, 1, "never came");
 }
 
 #[test]
 fn rows_without_compare_and_set_are_found() {
-    is_found(Fault::NoCompareAndSet, Weather::Rough, 13, "");
+    is_found(Fault::NoCompareAndSet, Weather::Rough, 14, "");
 }
 
 #[test]
@@ -754,35 +762,35 @@ fn rows_of_devices_without_compare_and_set_are_found() {
 
 #[test]
 fn a_row_that_is_written_over_before_its_owner_was_asked_is_found() {
-    is_found(Fault::OwnerIsNotAsked, Weather::Fair, 11, "goes back");
+    is_found(Fault::OwnerIsNotAsked, Weather::Fair, 19, "goes back");
 }
 
 #[test]
 fn a_gateway_that_is_not_told_whom_it_has_lost_is_found() {
-    is_found(Fault::NobodyIsTold, Weather::Fair, 0, "neither ends");
+    is_found(Fault::NobodyIsTold, Weather::Fair, 1, "neither ends");
 }
 
 #[test]
 fn a_gateway_that_believes_in_a_lease_that_it_has_lost_is_found() {
-    is_found(Fault::LostLeaseIsBelieved, Weather::Fair, 5, "nobody finds it");
+    is_found(Fault::LostLeaseIsBelieved, Weather::Fair, 15, "nobody finds it");
 }
 
 #[test]
 fn a_will_that_is_published_wherever_its_device_is_is_found() {
-    is_found(Fault::WillIsNotAskedAbout, Weather::Fair, 15, "though its device is back");
+    is_found(Fault::WillIsNotAskedAbout, Weather::Fair, 18, "though its device is back");
 }
 
 #[test]
 fn a_row_that_keeps_a_will_that_is_no_more_is_found() {
-    is_found(Fault::RowsKeepWills, Weather::Fair, 0, "has not been lost");
+    is_found(Fault::RowsKeepWills, Weather::Fair, 2, "has not been lost");
 }
 
 #[test]
 fn a_will_that_died_with_its_gateway_and_nobody_publishes_is_found() {
-    is_found(Fault::NobodyLooksAtTheDead, Weather::Fair, 0, "is not published");
+    is_found(Fault::NobodyLooksAtTheDead, Weather::Fair, 1, "is not published");
 }
 
 #[test]
 fn a_new_session_that_is_the_old_one_is_found() {
-    is_found(Fault::CleanStartIsIgnored, Weather::Fair, 0, "gets the old one");
+    is_found(Fault::CleanStartIsIgnored, Weather::Fair, 3, "gets the old one");
 }

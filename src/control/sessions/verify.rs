@@ -123,6 +123,10 @@ async fn look_at<A: Around>(state: &Arc<A>, device: &str, over: &mut Over) -> Op
         match state.ask(device, SessionOrder::Disown).await {
             Some(Outcome::Delivered) => {
                 count(&state.sessions().counters.disowned);
+                // What was written over its row may have arrived, and been written over.
+                if let Some(node) = over.remove(device) {
+                    tell(state, device, &node, false);
+                }
                 return Some(Looked::Done);
             }
             // Its device is here, and goes on with it: what the other one has is older. Unless that one has the device too by now, whose
