@@ -273,6 +273,8 @@ pub struct Presence {
     epoch: u64,
     /// Under which lease rows are written; none: nothing is asked.
     lease: Option<Box<str>>,
+    /// Under which that was last.
+    begun: Box<str>,
     devices: HashMap<Arc<str>, Entry>,
     queue: Queue,
     asked: HashMap<u64, Arc<str>>,
@@ -293,6 +295,7 @@ impl Presence {
             node: node.into(),
             epoch,
             lease: None,
+            begun: Box::default(),
             devices: HashMap::new(),
             queue: Queue::default(),
             asked: HashMap::new(),
@@ -374,8 +377,11 @@ impl Presence {
 
     // --- What NATS is to this gateway ---------------------------------------------------------------------------------
 
-    /// Rows are written under this lease from now on. `is_new`: what was owned under the one before is not any more.
+    /// Rows are written under this lease from now on. What was owned under another one is not any more, whatever has come between the two.
+    /// `is_new`: nor what was owned under this one.
     pub fn begin(&mut self, lease: &str, is_new: bool) {
+        let is_new = is_new || *self.begun != *lease;
+        self.begun = lease.into();
         self.lease = Some(lease.into());
         self.lowest = 0;
         let devices: Vec<_> = self.devices.keys().cloned().collect();
@@ -711,6 +717,12 @@ impl Presence {
             debug_assert!(entry.under_way.is_none());
             self.strays -= usize::from(entry.is_stray);
         }
+    }
+
+    /// A fault: what was owned under the lease before is believed to be owned under this one.
+    #[cfg(test)]
+    pub fn believe_in(&mut self, lease: &str) {
+        self.begun = lease.into();
     }
 
     /// Panics unless what must hold between two calls does.

@@ -686,6 +686,12 @@ fn whoever_lost_a_session_is_told_though_the_row_has_gone_on_since() {
     run(21, Weather::LeaseEnds(204));
 }
 
+/// NATS has gone between the write of another lease and the word that its gateway lives again. Found by the seed that plays it again.
+#[test]
+fn a_device_that_was_had_under_another_lease_is_looked_at_whatever_comes_between_the_two() {
+    run(129, Weather::Rough);
+}
+
 /// It waits, with Clean Start, for whoever has to do with the session; by then its device has gone.
 #[test]
 fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {

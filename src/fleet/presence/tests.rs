@@ -273,6 +273,20 @@ fn who_lost_a_device_is_told_whatever_becomes_of_the_answer() {
     assert_eq!(other.presence.counts().taken, 0, "nobody lived to be taken over");
 }
 
+/// NATS has gone between the write of another lease and what follows it: whoever comes again finds that lease his own, and that he has lost none.
+#[test]
+fn what_was_owned_under_another_lease_is_looked_at_though_nobody_says_that_it_was_lost() {
+    let mut gateway = Gateway::new("a");
+    gateway.claims(5, 11);
+    gateway.presence.end();
+    gateway.presence.begin("lease-1", false);
+    gateway.asks_nothing();
+    gateway.presence.end();
+    gateway.presence.begin("lease-2", false);
+    assert!(!gateway.presence.holds("d"));
+    assert_eq!(gateway.asks().1, Ask::Read);
+}
+
 #[test]
 fn a_gateway_that_was_away_for_too_long_disowns_what_it_lost_and_keeps_the_rest() {
     let mut gateway = Gateway::new("a");

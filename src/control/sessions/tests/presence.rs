@@ -134,7 +134,11 @@ async fn have_lease(gateway: &Gateway, is_new: bool) -> Result<(), String> {
     gateway.nats.ask(gateway.at, move |state, _| state.come_alive(&node)).await?;
     let mut claims = gateway.claims();
     let id = claims.lease_id().to_owned();
-    claims.presence.begin(&id, is_new && gateway.fault != Fault::LostLeaseIsBelieved);
+    if gateway.fault == Fault::LostLeaseIsBelieved {
+        claims.presence.believe_in(&id);
+        is_new = false;
+    }
+    claims.presence.begin(&id, is_new);
     drop(claims);
     gateway.note_joined();
     Ok(())
