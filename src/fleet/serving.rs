@@ -241,8 +241,10 @@ impl Serving {
                 out.push(Effect::Join(Arc::clone(group)));
             }
         }
-        for group in self.served.keys().filter(|group| !wanted.contains_key(*group)) {
+        for (group, known) in self.served.iter_mut().filter(|(group, _)| !wanted.contains_key(*group)) {
             if self.busy.insert(Arc::clone(group)) {
+                // Should the connection go before it has left, it may be out of the row all the same.
+                known.consumer = None;
                 out.push(Effect::Leave(Arc::clone(group)));
             }
         }

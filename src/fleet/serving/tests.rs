@@ -397,6 +397,37 @@ fn what_gives_a_message_to_two_is_found() {
     }
 }
 
+/// A gateway has left, and was cut off before it heard so; it has members again, and its first look at the row is lost. By seed 107.
+#[test]
+fn whoever_was_cut_off_while_it_left_serves_by_no_consumer_until_it_has_joined_anew() {
+    let (broken, _) = World::new(107, Fault::None, Weather::Rough).run();
+    assert!(broken.is_empty(), "{broken:#?}");
+    let now = Instant::now();
+    let (mut serving, mut wanted, mut out) =
+        (Serving::new(fastrand::Rng::with_seed(1), now), GroupsWanted::default(), Vec::new());
+    let group: Arc<str> = GROUP.into();
+    let say = |wanted: &mut GroupsWanted, members| {
+        drop(wanted.say(WorkerId(0), (Arc::clone(&group), 1), (members, members), now));
+    };
+    wanted.begin();
+    say(&mut wanted, 1);
+    serving.begin(now);
+    serving.follow(&wanted, now, &mut out);
+    serving.handle_joined(&group, Ok((End::Held("c".to_owned()), 0)), &mut wanted, now, &mut out);
+    assert_eq!(serving.standing().0, 1);
+    say(&mut wanted, 0);
+    serving.follow(&wanted, now, &mut out);
+    assert!(matches!(out.last(), Some(Effect::Leave(_))), "{out:?}");
+    serving.end(&mut wanted, now, &mut out);
+    wanted.begin();
+    say(&mut wanted, 1);
+    serving.begin(now);
+    out.clear();
+    serving.follow(&wanted, now, &mut out);
+    serving.ask(now, &mut out);
+    assert!(matches!(out[..], [Effect::Join(_)]), "{out:?}");
+}
+
 /// What nobody took is somebody else's at once; what comes back again waits, so that it does not go round and round.
 #[test]
 fn what_is_given_back_is_given_to_another_at_once_and_the_second_time_later() {
