@@ -19,15 +19,16 @@ use crate::fleet::{Cursor, Published, SessionRow, Span, StreamEnds};
 use crate::image::{Session, Subscription};
 use crate::link::{Cover, SessionOrder};
 
+/// All identifiers by the golden ratio.
+const IDENTIFIERS_APART: u64 = 40_503;
+
 /// Begins the session again that the row tells of. How many messages came.
 pub(super) async fn revive<A: Around>(taking: &mut Taking<'_, '_, A>, row: &SessionRow) -> Result<u64, Brought> {
     let Some(mut session) = outline_of(taking.claim.device(), row) else { return Err(Brought::Silent) };
     let state = taking.claim.state;
     taking.claim.until = state.now() + HANDOVER_MAX;
     let _place = taking.place().await?;
-    // Under which identifiers the dead one had sent something last nobody knows, and the device takes what comes under one that it still
-    // waits for PUBREL of as what it has: they begin wherever the clock is, which is seldom near.
-    session.head.last_packet = state.unix_ms() as u16;
+    session.head.last_packet = first_packet(row.moves + 1);
     let subscriptions = session.subscriptions.clone();
     taking.step = "it begins to take messages here";
     taking.order(SessionOrder::Adopt(Box::new(session))).await?;
@@ -41,6 +42,13 @@ pub(super) async fn revive<A: Around>(taking: &mut Taking<'_, '_, A>, row: &Sess
     taking.step = "it is made whole";
     taking.order(SessionOrder::Reveal).await?;
     Ok(brought)
+}
+
+/// Behind which packet identifier a session sends that has moved so often. Under which ones the dead gateway had sent something last nobody knows,
+/// and the device takes what comes under one that it still waits for PUBREL of as what it has, whichever gateway that was. So they begin far from
+/// where the last ones did: any few in a row lie apart as evenly as may be.
+fn first_packet(moves: u64) -> u16 {
+    moves.wrapping_mul(IDENTIFIERS_APART) as u16
 }
 
 /// What its row has of it; `None`: nothing that it could be begun with again.
@@ -219,5 +227,20 @@ impl<M: Pieces> Reader<M> {
             }
         }
         Ok(self.missed.as_mut())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_of_eight_gateways_in_a_row_are_thousands_apart() {
+        for before in 0..1_000 {
+            for later in before + 1..before + 8 {
+                let apart = first_packet(later).wrapping_sub(first_packet(before));
+                assert!(apart.min(apart.wrapping_neg()) > 3_000, "{before} {later}");
+            }
+        }
     }
 }

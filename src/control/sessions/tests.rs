@@ -693,6 +693,12 @@ fn a_device_that_was_had_under_another_lease_is_looked_at_whatever_comes_between
     run(129, Weather::Rough);
 }
 
+/// What comes once under an identifier that the device knows from a gateway that has died is not taken by it. Found by the seed that plays it again.
+#[test]
+fn what_is_to_come_once_comes_though_identifiers_of_a_dead_gateway_are_still_open() {
+    run(123, Weather::Rough);
+}
+
 /// It waits, with Clean Start, for whoever has to do with the session; by then its device has gone.
 #[test]
 fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
