@@ -8,23 +8,8 @@ use pulsegate::codec::native::{Frame, Hello};
 use serde_json::json;
 
 use crate::support::{
-    Device, Event, Gateway, Listener, SOON, Site, client_hello, dial, message, native, raw, wait_until,
+    Device, Event, Listener, SOON, Site, SmallDisk, client_hello, dial, message, native, raw, wait_until,
 };
-
-/// For how long turns are counted.
-const WINDOW: Duration = Duration::from_millis(500);
-/// Turns of two loops in that time that are nobody's doing: sleeps that end, ticks of the timing wheel.
-const FEW: u64 = 8;
-
-/// Waits for a time in which the gateway hardly turns, while its peers stay as they are.
-#[track_caller]
-fn expect_quiet(gateway: &Gateway, state: &str) {
-    wait_until(&format!("the loops rest with a peer that is {state}"), SOON, || {
-        let before = gateway.metric("pulsegate_turns_total");
-        std::thread::sleep(WINDOW);
-        gateway.metric("pulsegate_turns_total") - before <= FEW
-    });
-}
 
 /// The peer has said `bytes` and keeps its socket open, whatever it hears.
 fn stranger(address: SocketAddr, bytes: &[u8]) -> TcpStream {
@@ -64,38 +49,38 @@ fn an_idle_peer_costs_no_turns_in_any_state() {
     let mut strangers = Vec::new();
     let mut devices = Vec::new();
     strangers.push(stranger(native, b""));
-    expect_quiet(&gateway, "silent");
+    gateway.expect_quiet("silent");
     strangers.push(stranger(native, &client_hello(&tls)[..50]));
-    expect_quiet(&gateway, "in the middle of its ClientHello");
+    gateway.expect_quiet("in the middle of its ClientHello");
     strangers.push(stranger(native, &client_hello(&tls)));
-    expect_quiet(&gateway, "in its handshake");
+    gateway.expect_quiet("in its handshake");
     devices.push(Device::connect(native, &tls).unwrap());
-    expect_quiet(&gateway, "without a name");
+    gateway.expect_quiet("without a name");
     devices.push(Device::welcomed(native, &tls, "open"));
     devices.push(Device::raw(raw, &plain).unwrap());
     devices.push(open_mqtt(b'a'));
-    expect_quiet(&gateway, "open");
+    gateway.expect_quiet("open");
 
     strangers.push(ended_stranger(native, b"GET / HTTP/1.0\r\n\r\n"));
-    expect_quiet(&gateway, "told that it speaks no TLS");
+    gateway.expect_quiet("told that it speaks no TLS");
     let mut rude = Device::welcomed(native, &tls, "rude");
     rude.send(&[Frame::Hello(Hello { heartbeat_ms: 0, id: "again", token: b"" })]);
     devices.push(told_to_the_end(rude));
-    expect_quiet(&gateway, "told that it breaks the protocol");
+    gateway.expect_quiet("told that it breaks the protocol");
     let older = Device::welcomed(native, &tls, "twin");
     devices.push(Device::welcomed(native, &tls, "twin"));
     devices.push(told_to_the_end(older));
-    expect_quiet(&gateway, "taken over");
+    gateway.expect_quiet("taken over");
     for (id, last) in [(b'b', &b"\xe0\0"[..]), (b'c', b"\xf3\0")] {
         let mut device = open_mqtt(id);
         device.send_plain(last);
         devices.push(told_to_the_end(device));
     }
-    expect_quiet(&gateway, "closing, by MQTT's own words");
+    gateway.expect_quiet("closing, by MQTT's own words");
     let mut impatient = Device::connect(native, &tls).unwrap();
     impatient.send(&[Frame::Ping(b"too soon")]);
     devices.push(told_to_the_end(impatient));
-    expect_quiet(&gateway, "told that it has no name");
+    gateway.expect_quiet("told that it has no name");
 
     // They were all there to the end.
     gateway.expect_connections(strangers.len() + devices.len());
@@ -129,18 +114,18 @@ fn an_idle_peer_costs_no_turns_before_it_speaks_its_protocol() {
     let (proxied, browsers) = (gateway.devices(), gateway.address("browsers"));
 
     let mut strangers = vec![stranger(proxied, b"")];
-    expect_quiet(&gateway, "not announced");
+    gateway.expect_quiet("not announced");
     strangers.push(stranger(proxied, b"PROXY TCP4 192.0.2.1 "));
-    expect_quiet(&gateway, "in the middle of being announced");
+    gateway.expect_quiet("in the middle of being announced");
     strangers.push(stranger(proxied, b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n"));
-    expect_quiet(&gateway, "announced and silent");
+    gateway.expect_quiet("announced and silent");
 
     let mut devices = vec![Device::raw(browsers, &plain).unwrap()];
-    expect_quiet(&gateway, "silent where a WebSocket begins");
+    gateway.expect_quiet("silent where a WebSocket begins");
     let mut half = Device::raw(browsers, &plain).unwrap();
     half.send_plain(&UPGRADE[..60]);
     devices.push(half);
-    expect_quiet(&gateway, "in the middle of its upgrade");
+    gateway.expect_quiet("in the middle of its upgrade");
     let mut upgraded = Device::raw(browsers, &plain).unwrap();
     upgraded.send_plain(UPGRADE);
     let Event::Data(answer) = upgraded.hear() else { panic!("no answer to an upgrade") };
@@ -148,13 +133,13 @@ fn an_idle_peer_costs_no_turns_before_it_speaks_its_protocol() {
     // The head of a frame, and nothing of what is in it.
     upgraded.send_plain(b"\x82\x8e\0\0\0\0");
     devices.push(upgraded);
-    expect_quiet(&gateway, "silent within its WebSocket");
+    gateway.expect_quiet("silent within its WebSocket");
 
     let mut asked = Device::connect(gateway.address("asked"), &tls).unwrap();
     asked.send(&[Frame::Hello(Hello { heartbeat_ms: 0, id: "asked", token: b"secret" })]);
     wait_until("the hook is asked", SOON, || gateway.metric("pulsegate_hook_asked_total") > 0);
     devices.push(asked);
-    expect_quiet(&gateway, "judged by a hook that does not answer");
+    gateway.expect_quiet("judged by a hook that does not answer");
     gateway.expect_connections(strangers.len() + devices.len());
 }
 
@@ -169,14 +154,37 @@ fn an_idle_peer_costs_no_turns_while_it_is_held_or_told_something_slowly() {
         held.send(&[message(number, b"more than it may say")]);
     }
     wait_until("it is held", SOON, || gateway.metric("pulsegate_rate_held_total") > 0);
-    expect_quiet(&gateway, "held for what it has sent");
+    gateway.expect_quiet("held for what it has sent");
     let mut told: Vec<_> =
         (0..40).map(|number| Device::welcomed(gateway.devices(), &tls, &format!("told-{number}"))).collect();
     let order = json!({"prefix": "told-", "payload": "x", "per_second": 2});
     assert_eq!(gateway.post("/v1/broadcast", &order).0, 202);
-    expect_quiet(&gateway, "told something by a broadcast that takes its time");
+    gateway.expect_quiet("told something by a broadcast that takes its time");
     // It goes on all the same: each worker has its share.
     wait_until("some have heard it", 3 * SOON, || {
         told.iter_mut().filter_map(|device| device.hear_within(Duration::from_millis(1))).count() > 0
     });
+}
+
+#[test]
+fn an_idle_peer_costs_no_turns_while_it_waits_for_a_store_without_room() {
+    let site = Site::new();
+    let data = site.path("data");
+    let Some(disk) = SmallDisk::mount(&data, 6 << 10) else { return };
+    let gateway = site.start("workers = 2\ndata_dir = \"data\"", &[native()]);
+    let mut held = Device::welcomed(gateway.devices(), &site.tls(), "held");
+    held.send(&[message(1, &[1; 1_000])]);
+    assert_eq!(held.hear(), Event::Ack(1));
+    disk.fill();
+    // Until the journal's last page is written there may be room for some.
+    let mut sent = 1;
+    wait_until("there is no room", SOON, || {
+        sent += 1;
+        held.send(&[message(sent, &[2; 10_000])]);
+        gateway.metric("pulsegate_store_without_room") == 1
+    });
+    gateway.expect_quiet("held for a store that has no room");
+    assert_eq!(gateway.metric("pulsegate_store_without_room"), 1, "it was held all the time");
+    disk.make_room();
+    wait_until("all of it is acknowledged", SOON, || held.hear() == Event::Ack(sent));
 }

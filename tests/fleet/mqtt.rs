@@ -112,6 +112,11 @@ impl Client {
         self.has_session = connack[2] == 1;
     }
 
+    /// Whether CONNACK has come.
+    pub fn is_answered(&mut self) -> bool {
+        self.device.hear_within(Duration::from_millis(1)).is_some()
+    }
+
     /// The next whole packet.
     fn take(&mut self, deadline: Instant) -> Option<Vec<u8>> {
         loop {

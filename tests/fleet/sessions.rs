@@ -101,6 +101,24 @@ fn a_device_that_moves_finds_its_session_and_what_waits_in_it() {
     assert!(!Client::come(&fleet[2], "meter", true).has_session);
 }
 
+/// Nobody turns a loop for a CONNECT that waits until another gateway gives its session.
+#[test]
+fn a_device_whose_session_is_under_way_costs_no_turns() {
+    let site = Site::new();
+    let (_servers, fleet) = fleet(&site, 1, 2, "lease = \"30s\"");
+    Client::subscriber(&fleet[0], "meter", "set/#").cut();
+    wait_until("it is away", LATE, || fleet[0].gateway.connected() == 0);
+    // What gives it says nothing, and lives for all that is known.
+    fleet[0].gateway.signal(Signal::STOP);
+    let mut device = Client::ask_to_come(fleet[1].gateway.address("mqtt"), &fleet[1].site, "meter", true);
+    fleet[1].gateway.expect_connections(1);
+    fleet[1].gateway.expect_quiet("waiting for its session");
+    assert!(!device.is_answered(), "it waited all the time");
+    fleet[0].gateway.signal(Signal::CONT);
+    device.welcomed();
+    assert!(device.has_session);
+}
+
 /// What was sent and is not acknowledged is sent again under its identifier; QoS 2 goes on where it was, both ways.
 #[test]
 fn what_is_half_done_goes_on_at_the_other_gateway() {

@@ -16,6 +16,10 @@ use super::{Follower, POLL, SOON, wait_for, wait_until};
 
 /// Lines of the gateway's log that a failed test shows.
 const LINES_SHOWN: usize = 80;
+/// For how long turns are counted,
+const QUIET_WINDOW: Duration = Duration::from_millis(500);
+/// and those of two loops in that time that are nobody's doing: sleeps that end, ticks of the timing wheel.
+const QUIET_TURNS: u64 = 8;
 /// What a gateway logs under test.
 const LOG_FILTER: &str = "info,pulsegate=debug";
 
@@ -284,6 +288,16 @@ impl Gateway {
         });
         let first = values.next().unwrap_or_else(|| panic!("there is no metric {name}"));
         (first + values.sum::<f64>()) as u64
+    }
+
+    /// Waits for a time in which the loops hardly turn, while its peers stay as they are.
+    #[track_caller]
+    pub fn expect_quiet(&self, state: &str) {
+        wait_until(&format!("the loops rest with a peer that is {state}"), SOON, || {
+            let before = self.metric("pulsegate_turns_total");
+            std::thread::sleep(QUIET_WINDOW);
+            self.metric("pulsegate_turns_total") - before <= QUIET_TURNS
+        });
     }
 
     // --- What counts come to. A worker's are published at the end of its turn, when a peer may long have heard of it. -
