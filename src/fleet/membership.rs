@@ -2,17 +2,19 @@
 //! answered.
 //!
 //! ```text
-//!   join    read the row ─ none ─▶ room for one more? ─▶ make a consumer ─▶ write a row with it and this gateway ─▶ held
-//!                │                                            ▲                       │ somebody else has written: drop it, read again
-//!                └─ there ─▶ is its consumer? ─ no ───────────┘
-//!                                 └─ yes ─▶ this gateway is in it: held; else written into it
+//!   join    read the row ─ none ─▶ room for one more? ─▶ write a row with a name for its consumer and this gateway ─▶ make it ─▶ read again
+//!                │                                                                                                     ▲
+//!                └─ there ─▶ is its consumer? ─ no ─────────────────────────────────────────────────────▶ make it ────┘
+//!                                 └─ yes ─▶ this gateway is in it: held; else written into it, held
 //!
 //!   leave   read the row ─ others are in it ─▶ written without this one
 //!                └─ nobody else ─▶ the row is removed, in the state that was read ─▶ then its consumer is dropped
 //! ```
 //!
 //! The row is the truth: which consumer is the group's. It changes by compare-and-set alone, so there is one, and one that a gateway has
-//! found in a row that it is written into stays until the gateway is out of it.
+//! found in a row that it is written into stays until the gateway is out of it. Its name stays as long as the row: who finds that it is not
+//! there makes it by that name, which is the same whoever does it and however often. So no consumer is older than its row: one that was made
+//! before would begin in the life of the row before, and give a second time what that one has given.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +45,7 @@ pub enum Ask {
     Count,
     /// Whether there is this consumer.
     Check(String),
-    /// Make one, under this name; it begins at the stream's end.
+    /// Make one, under this name; it begins at the stream's end. One that is there stays as it is.
     Make(String),
     /// Write the row where it is at this revision; 0: where there is none.
     Write(u64, GroupRow),
@@ -79,9 +81,11 @@ pub enum End {
 pub struct Membership {
     node: String,
     group: String,
-    /// How the next consumers that it makes are called; each another one.
+    /// How the next consumers that it names are called; each another one.
     consumer: String,
-    made: u32,
+    named: u32,
+    /// What it has made, and may be nobody's by now.
+    made: Option<String>,
     is_leaving: bool,
     /// A row that is as it is to be is written again, so that it stays.
     refreshes: bool,
@@ -90,13 +94,14 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// A join. `consumer` begins the names of consumers that it makes, and nobody else's.
+    /// A join. `consumer` begins the names of consumers in rows that it begins, and nobody else's.
     pub fn join(node: &str, group: &str, consumer: String, refreshes: bool) -> Self {
         Self {
             node: node.to_owned(),
             group: group.to_owned(),
             consumer,
-            made: 0,
+            named: 0,
+            made: None,
             is_leaving: false,
             refreshes,
             found: None,
@@ -126,40 +131,54 @@ impl Membership {
         match (asked, told) {
             (Ask::Read, Told::Row(found)) => {
                 self.found = found;
-                match &self.found {
-                    Some((_, row)) if row.group != self.group && !row.group.is_empty() => Ask::Over(End::Full),
-                    Some((_, row)) if !row.consumer.is_empty() => Ask::Check(row.consumer.clone()),
-                    Some(_) => self.make(),
-                    None => Ask::Count,
-                }
+                self.handle_row()
             }
             (Ask::Count, Told::Count(count)) if count >= GROUPS_MAX => Ask::Over(End::Full),
-            (Ask::Count, _) | (Ask::Check(_), Told::Done(false)) => self.make(),
-            (Ask::Check(consumer) | Ask::Make(consumer), _) => self.enter(consumer),
-            (Ask::Write(_, row), Told::Done(true)) => Ask::Over(End::Held(row.consumer)),
-            (Ask::Write(_, row), _) if self.made > 0 && row.consumer == self.latest() => Ask::Drop(row.consumer),
+            (Ask::Check(consumer), Told::Done(false)) => Ask::Make(consumer),
+            (Ask::Count | Ask::Check(_), _) => self.enter(),
+            (Ask::Make(consumer), _) => {
+                self.made = Some(consumer);
+                Ask::Read
+            }
+            (Ask::Write(_, row), Told::Done(true)) if self.found_consumer() == row.consumer => {
+                Ask::Over(End::Held(row.consumer))
+            }
+            (Ask::Write(_, row), Told::Done(true)) => Ask::Make(row.consumer),
             _ => Ask::Read,
         }
     }
 
-    fn make(&mut self) -> Ask {
-        self.made += 1;
-        Ask::Make(self.latest())
-    }
-
-    /// The consumer that it has made last.
-    fn latest(&self) -> String {
-        format!("{}-{}", self.consumer, self.made)
-    }
-
-    /// This gateway with a consumer that is there.
-    fn enter(&self, consumer: String) -> Ask {
-        let (revision, mut row) = self.found.clone().unwrap_or_default();
-        let was_in = row.nodes.contains(&self.node) && row.consumer == consumer;
-        if was_in && !self.refreshes {
-            return Ask::Over(End::Held(consumer));
+    fn handle_row(&mut self) -> Ask {
+        let named = self.found_consumer().to_owned();
+        if let Some(made) = self.made.take_if(|made| *made != named) {
+            // The row that named it is gone, and its name is in no row ever again.
+            return Ask::Drop(made);
         }
-        (row.group, row.consumer) = (self.group.clone(), consumer);
+        match &self.found {
+            Some((_, row)) if row.group != self.group && !row.group.is_empty() => Ask::Over(End::Full),
+            None => Ask::Count,
+            Some(_) if named.is_empty() || self.made.is_some() => self.enter(),
+            Some(_) => Ask::Check(named),
+        }
+    }
+
+    /// The consumer in the row as it was found; none: an empty name.
+    fn found_consumer(&self) -> &str {
+        self.found.as_ref().map_or("", |(_, row)| &row.consumer)
+    }
+
+    /// This gateway in the row, whose consumer is there, or in one that it begins.
+    fn enter(&mut self) -> Ask {
+        let (revision, mut row) = self.found.clone().unwrap_or_default();
+        if row.consumer.is_empty() {
+            self.named += 1;
+            row.consumer = format!("{}-{}", self.consumer, self.named);
+        } else if row.nodes.contains(&self.node) && !self.refreshes {
+            return Ask::Over(End::Held(row.consumer));
+        }
+        // Once is enough.
+        self.refreshes = false;
+        row.group.clone_from(&self.group);
         row.nodes.insert(self.node.clone());
         Ask::Write(revision, row)
     }

@@ -136,6 +136,8 @@ struct Unsettled {
 struct Served {
     slot: u64,
     consumer: Option<Arc<str>>,
+    /// It has no members here, or no more.
+    is_left: bool,
     pulls: Pulls,
     /// When it is looked again whether all is as it is to be; at once, if that is past.
     due: Instant,
@@ -191,8 +193,9 @@ impl Serving {
 
     /// Groups that are served, those that are to be, and messages that are not settled.
     pub fn standing(&self) -> (u64, u64, u64) {
-        let served = self.served.values().filter(|served| served.consumer.is_some()).count();
-        (served as u64, (self.served.len() - served) as u64, self.given.len() as u64)
+        let served = self.served.values().filter(|known| known.consumer.is_some()).count();
+        let unserved = self.served.values().filter(|known| known.consumer.is_none() && !known.is_left).count();
+        (served as u64, unserved as u64, self.given.len() as u64)
     }
 
     // --- The connection -----------------------------------------------------------------------------------------------
@@ -227,6 +230,7 @@ impl Serving {
                 self.number += 1;
                 Served::new(self.number, unsettled_of(&self.given, group), now)
             });
+            known.is_left = false;
             let is_online = *room > 0;
             if is_online && known.room == 0 {
                 // What has no acknowledgement is for whoever was there: from where is asked.
@@ -244,7 +248,7 @@ impl Serving {
         for (group, known) in self.served.iter_mut().filter(|(group, _)| !wanted.contains_key(*group)) {
             if self.busy.insert(Arc::clone(group)) {
                 // Should the connection go before it has left, it may be out of the row all the same.
-                known.consumer = None;
+                (known.consumer, known.is_left) = (None, true);
                 out.push(Effect::Leave(Arc::clone(group)));
             }
         }
@@ -465,6 +469,7 @@ impl Served {
         Self {
             slot,
             consumer: None,
+            is_left: false,
             pulls: Pulls::default(),
             due: now,
             unsettled,

@@ -16,6 +16,8 @@ use gateway::{Gateway, Got};
 use server::{Nats, Up};
 
 use crate::codec::mqtt::QoS;
+use crate::fleet::membership::model::Rows;
+use crate::fleet::membership::{Ask, Membership};
 
 const GATEWAYS: usize = 3;
 /// What a member takes at a time.
@@ -418,6 +420,7 @@ fn whoever_was_cut_off_while_it_left_serves_by_no_consumer_until_it_has_joined_a
     say(&mut wanted, 0);
     serving.follow(&wanted, now, &mut out);
     assert!(matches!(out.last(), Some(Effect::Leave(_))), "{out:?}");
+    assert_eq!(serving.standing(), (0, 0, 0), "a group that is left is not one that nobody serves");
     serving.end(&mut wanted, now, &mut out);
     wanted.begin();
     say(&mut wanted, 1);
@@ -426,6 +429,38 @@ fn whoever_was_cut_off_while_it_left_serves_by_no_consumer_until_it_has_joined_a
     serving.follow(&wanted, now, &mut out);
     serving.ask(now, &mut out);
     assert!(matches!(out[..], [Effect::Join(_)]), "{out:?}");
+}
+
+/// Of two gateways that join at once one loses, and while it does the other has members, gives them what comes, and leaves with the last of
+/// them: what comes to be the group's then gives none of that again. By seed 456.
+#[test]
+fn whoever_joins_while_others_come_and_go_gives_nothing_that_they_gave() {
+    let (broken, _) = World::new(456, Fault::None, Weather::Calm).run();
+    assert!(broken.is_empty(), "{broken:#?}");
+    let mut rows = Rows::<()>::default();
+    let step = |membership: &mut Membership, ask: &mut Ask, rows: &mut Rows<()>| {
+        let told = rows.answer(ask, || ());
+        *ask = membership.handle(told);
+    };
+    let begin = |node: &str| (Membership::join(node, GROUP, format!("of-{node}"), true), Membership::first());
+    let ((mut slow, mut asks), (mut quick, mut asked)) = (begin("slow"), begin("quick"));
+    // There is no row, and room for one: it is about to begin one.
+    while !matches!(asks, Ask::Write(0, _)) {
+        step(&mut slow, &mut asks, &mut rows);
+    }
+    assert!(rows.consumers.is_empty(), "it would be older than its row: {:?}", rows.consumers);
+    while !matches!(asked, Ask::Over(_)) {
+        step(&mut quick, &mut asked, &mut rows);
+    }
+    let (mut leave, mut asked) = (Membership::leave("quick", GROUP), Membership::first());
+    while !matches!(asked, Ask::Over(_)) {
+        step(&mut leave, &mut asked, &mut rows);
+    }
+    assert!(rows.row.is_none() && rows.consumers.is_empty(), "{:?}", rows.row);
+    while !matches!(asks, Ask::Over(_)) {
+        step(&mut slow, &mut asks, &mut rows);
+    }
+    assert_eq!(asks, Ask::Over(End::Held("of-slow-1".to_owned())));
 }
 
 /// What nobody took is somebody else's at once; what comes back again waits, so that it does not go round and round.
