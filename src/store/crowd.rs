@@ -5,16 +5,21 @@
 //! not tell them apart: a fast disk makes small groups of a large crowd. So it goes by both: how many come within that time, and that
 //! groups hold more than one.
 //!
-//! A crowd that comes whatever the store does is gathered for longer still, since each group costs the same: [`GATHER_MORE`] behind that
-//! time. One that waits for its acknowledgements before it goes on (a bridge with twenty messages in flight) brings nothing more in it and
-//! would only be slowed down: where too few came, it is not tried again for [`TRIED_AFTER`] groups.
+//! A crowd that comes whatever the store does is gathered for longer still, since each group costs the same: for [`GATHER_MORE`] at a time,
+//! until the group is worth its cost ([`WORTH`]) or was gathered for [`STEPS`] of these. One that waits for its acknowledgements before it goes
+//! on (a bridge with twenty messages in flight) brings nothing more in it and would only be slowed down: where too few came, it is not tried
+//! again for [`TRIED_AFTER`] groups.
 
 use std::time::{Duration, Instant};
 
 /// While many come, a group is gathered for so long before it is written.
 pub(super) const GATHER: Duration = Duration::from_millis(2);
-/// As many having come in that time, it is gathered for so much longer.
-pub(super) const GATHER_MORE: Duration = Duration::from_millis(3);
+/// Then it is gathered for so much longer at a time,
+pub(super) const GATHER_MORE: Duration = Duration::from_millis(5);
+/// so often at most,
+pub(super) const STEPS: u32 = 3;
+/// and until so many are together.
+pub(super) const WORTH: usize = 200;
 /// After how many groups it is tried again whether more come then.
 const TRIED_AFTER: u8 = 32;
 /// So many within [`GATHER`] are many.
@@ -55,18 +60,20 @@ impl Crowd {
         self.in_gather >= MANY && self.in_group >= COMPANY
     }
 
-    /// So many came within [`GATHER`]: whether it is gathered for [`GATHER_MORE`].
-    pub(super) fn goes_on(&mut self, came: usize) -> bool {
+    /// Whether the next group is gathered for [`GATHER_MORE`] once it was for [`GATHER`].
+    pub(super) fn is_tried(&mut self) -> bool {
         let is_tried = self.untried == 0;
         self.untried = self.untried.saturating_sub(1);
-        is_tried && came as f64 >= MANY
+        is_tried
     }
 
-    /// So many came within [`GATHER_MORE`].
-    pub(super) fn note_more(&mut self, came: usize) {
-        if (came as f64) < MANY / 2.0 {
+    /// So many came within [`GATHER_MORE`]. Whether they were enough to go on.
+    pub(super) fn note_more(&mut self, came: usize) -> bool {
+        let is_enough = came as f64 >= MANY / 2.0;
+        if !is_enough {
             self.untried = TRIED_AFTER;
         }
+        is_enough
     }
 }
 
@@ -108,24 +115,23 @@ mod tests {
         }
     }
 
-    /// Of 1,000 groups, how many are gathered for longer, where so many come within the first time and so many within the second.
-    fn gathered_for_longer(first: usize, second: usize) -> usize {
+    /// Of 1,000 groups, how many are gathered for longer, where so many come within [`GATHER_MORE`].
+    fn gathered_for_longer(came: usize) -> usize {
         let mut crowd = Crowd::new(Instant::now());
         let is_longer = |crowd: &mut Crowd| {
-            let goes_on = crowd.goes_on(first);
-            if goes_on {
-                crowd.note_more(second);
+            let is_tried = crowd.is_tried();
+            if is_tried {
+                crowd.note_more(came);
             }
-            goes_on
+            is_tried
         };
         (0..1_000).filter(|_| is_longer(&mut crowd)).count()
     }
 
     #[test]
     fn who_waits_for_what_was_said_before_is_not_waited_for() {
-        assert_eq!(gathered_for_longer(10, 15), 1_000, "they come whatever the store does");
-        assert_eq!(gathered_for_longer(20, 0), 31, "each waits for its acknowledgement: tried once in 33 groups");
-        assert_eq!(gathered_for_longer(3, 15), 0, "few");
+        assert_eq!(gathered_for_longer(15), 1_000, "they come whatever the store does");
+        assert_eq!(gathered_for_longer(0), 31, "each waits for its acknowledgement: tried once in 33 groups");
     }
 
     #[test]

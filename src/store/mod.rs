@@ -11,6 +11,7 @@
 //!
 //! Readers have a connection of their own and are never waited for. What is not here: sockets, devices' connections, HTTP.
 
+mod append;
 mod coalesce;
 mod commands;
 mod consumers;

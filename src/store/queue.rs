@@ -120,6 +120,12 @@ fn are_awaited(entries: &[Entry], charges: &[Charge]) -> bool {
         || charges.chunk_by(Charge::is_beside).any(|same| same[0].is_of_a_crowd())
 }
 
+/// All of them. The next ones are about as many: what they lie in need not grow again.
+fn take_all<T>(waiting: &mut Vec<T>) -> Vec<T> {
+    let next = Vec::with_capacity(waiting.len());
+    std::mem::replace(waiting, next)
+}
+
 /// The queue before the writer.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -218,8 +224,8 @@ impl Queue {
         waiting.is_urgent = false;
         (waiting.bytes, waiting.change_bytes) = (0, 0);
         Work {
-            entries: std::mem::take(&mut waiting.entries),
-            charges: std::mem::take(&mut waiting.charges),
+            entries: take_all(&mut waiting.entries),
+            charges: take_all(&mut waiting.charges),
             requests: std::mem::take(&mut waiting.requests),
             changes: std::mem::take(&mut waiting.changes),
             refused: std::mem::take(&mut waiting.refused),

@@ -21,24 +21,23 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
+use super::append::append;
 use super::coalesce::Plan;
 use super::commands::{self, Room, Waiting};
 use super::consumers;
-use super::crowd::{Crowd, GATHER, GATHER_MORE};
+use super::crowd::{Crowd, GATHER, GATHER_MORE, STEPS, WORTH};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
 use super::fleet;
 use super::progress::{Progress, Range};
 use super::queue::{Consumers, Request, Work};
 use super::reckoning::{Reckoning, Told};
-use super::record::{Entry, Published, What};
 use super::retention::{self, Retention};
 use super::sessions::{self, Kept};
 use super::share::{Sampled, Shares};
 use super::sink;
-use super::stamp;
 use super::{CONSUMERS_MAX, Durability, Health, NAME_BYTES_MAX, Options, Position, Settle, Settled, Shared};
-use crate::link::{ChangeMark, Changes, Stamp, WorkerCommand, WorkerId};
+use crate::link::{ChangeMark, Changes, WorkerCommand, WorkerId};
 
 /// How long what nobody waits for may wait for company.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -143,7 +142,7 @@ pub(super) struct Group {
     /// By request.
     results: Vec<Result<u64, StoreError>>,
     /// Entries that are larger than all that may be held, by their place.
-    refused: Vec<usize>,
+    pub(super) refused: Vec<usize>,
     /// Events that went, by their numbers: of the device that held more than its share, and the oldest.
     pub(super) dropped_share: Vec<u64>,
     pub(super) dropped_oldest: Vec<u64>,
@@ -239,15 +238,25 @@ impl Writer {
 
     /// Many wait: a little later there are more, and one fsync serves them all.
     fn gather(&self, crowd: &mut Crowd, work: &mut Work) {
-        let before = work.len();
-        std::thread::sleep(GATHER);
-        work.extend(self.shared.queue.take(Duration::ZERO));
-        let soon = work.len();
-        if crowd.goes_on(soon - before) && !work.is_last {
-            std::thread::sleep(GATHER_MORE);
-            work.extend(self.shared.queue.take(Duration::ZERO));
-            crowd.note_more(work.len() - soon);
+        self.gather_for(GATHER, work);
+        if !crowd.is_tried() {
+            return;
         }
+        work.entries.reserve(WORTH);
+        work.charges.reserve(WORTH);
+        for _ in 0..STEPS {
+            if work.is_last || work.len() >= WORTH || !crowd.note_more(self.gather_for(GATHER_MORE, work)) {
+                break;
+            }
+        }
+    }
+
+    /// How many came.
+    fn gather_for(&self, time: Duration, work: &mut Work) -> usize {
+        let before = work.len();
+        std::thread::sleep(time);
+        work.extend(self.shared.queue.take(Duration::ZERO));
+        work.len() - before
     }
 
     /// Writes all of it, waiting for room if need be. `Err`: the disk has failed.
@@ -620,66 +629,6 @@ fn store_state(transaction: &Transaction<'_>, state: State) -> rusqlite::Result<
     let State { next, events, bytes, gone } = state;
     let sql = "UPDATE uplink_state SET next = ?1, events = ?2, bytes = ?3, gone = ?4";
     transaction.prepare_cached(sql)?.execute(params![next, events, bytes, gone]).map(|_| ())
-}
-
-fn append(
-    transaction: &Transaction<'_>,
-    group: &mut Group,
-    shares: &Shares,
-    entries: &[Entry],
-    bytes_max: u64,
-) -> rusqlite::Result<()> {
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO uplink (seq, at, kind, device, topic, payload, listener, epoch, generation, sequence, last_heard, \
-         cause, worker, peer, identity, tls, connected, detail, published, properties, expires, clock, node, given)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
-    )?;
-    for (position, entry) in entries.iter().enumerate() {
-        let bytes = entry.bytes() as u64;
-        if bytes > bytes_max {
-            group.refused.push(position);
-            continue;
-        }
-        let (kind, message, facts, cause) = match &entry.what {
-            What::Connected(facts) => (0, None, Some(facts), None),
-            What::Disconnected(facts, cause) => (1, None, Some(facts), Some(cause)),
-            What::Message { topic, payload, .. } => (2, Some((topic, payload)), None, None),
-        };
-        let published = entry.what.published();
-        let (clock, node) = stamp::columns(published.map_or(Stamp::NONE, |published| published.stamp));
-        let details = facts.and_then(|facts| facts.details.as_ref());
-        insert.execute(params![
-            group.state.next,
-            entry.at_ms,
-            kind,
-            entry.device,
-            message.map(|(topic, _)| topic),
-            message.map(|(_, payload)| &payload[..]),
-            facts.map(|facts| &facts.listener),
-            facts.map(|facts| facts.epoch as i64),
-            facts.map(|facts| facts.generation as i64),
-            facts.map(|facts| facts.sequence as i64),
-            facts.map(|facts| facts.last_heard_ms),
-            cause,
-            entry.worker.0,
-            details.map(|details| &details.peer),
-            details.map(|details| &details.identity),
-            details.map(|details| &details.tls_version),
-            details.map(|details| details.connected_ms),
-            details.map(|details| &details.detail),
-            published.map(Published::to_byte),
-            published.map(|published| &published.properties[..]),
-            published.and_then(|published| published.expires_ms),
-            clock,
-            node,
-            published.and_then(|published| published.groups.as_deref()),
-        ])?;
-        shares.sample(&mut group.sampled, group.state.next, &entry.device, bytes);
-        group.state.next += 1;
-        group.state.events += 1;
-        group.state.bytes += bytes;
-    }
-    Ok(())
 }
 
 /// Does what is asked. The outer error is the disk's, the inner one the asker's.
