@@ -135,7 +135,8 @@ fn acknowledged_is_stored_and_handed_out_through_kill_nine() {
         assert!(after > before, "nothing was acknowledged in this life");
     }
     let gateway = Gateway::start(site.directory());
-    wait_until("the backend has seen everything", SOON, || backend.work(&gateway) == Some(0));
+    // However much is left of so many lives.
+    while backend.work(&gateway).expect("the gateway stays") > 0 {}
 
     let seqs: Vec<u64> = backend.seen.keys().copied().collect();
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "a number is missing");
