@@ -17,6 +17,8 @@ use crate::link::{
 
 /// How long a device that has come may wait for its session, as long as nothing of it comes.
 pub(super) const HANDOVER_MAX: Duration = Duration::from_secs(10);
+/// How soon whoever goes on unasked is looked at, if NATS is there by then: long after its session is stored.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// How soon it is tried again.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// How often another gateway that lives is told that it has a session no more,
@@ -51,6 +53,21 @@ pub(super) async fn claim<A: Around>(state: &Arc<A>, worker: WorkerId, wanted: &
         state.answer(worker, WorkerCommand::SessionSettled { connection, verdict });
     }
     drop(held);
+    if verdict == SessionVerdict::GoesOnUnasked && wanted.is_kept {
+        look_later(state, &wanted.device);
+    }
+}
+
+/// NATS may have been found again since it was not there to be asked, and all sessions here may have been looked at (`verify`) before this one
+/// was among them.
+fn look_later<A: Around>(state: &Arc<A>, device: &str) {
+    let (state, device) = (Arc::clone(state), Box::<str>::from(device));
+    Arc::clone(&state).spawn(async move {
+        state.sleep(LOOK_AFTER).await;
+        if state.fleet().is_some_and(Neighbours::is_connected) {
+            state.sessions().contest(&device);
+        }
+    });
 }
 
 /// A session has ended here, and its device has no other: its row goes.

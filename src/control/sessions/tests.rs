@@ -84,6 +84,8 @@ enum Fault {
     NobodyLooksAtTheDead,
     /// Who wants a new session gets the old one.
     CleanStartIsIgnored,
+    /// The walk over all sessions comes before any of them is stored.
+    WalkIsEarly,
 }
 
 struct Message {
@@ -720,6 +722,37 @@ fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
     world.pass(Duration::from_secs(3));
     assert_eq!(world.nats.state().rows[&device], before);
     assert!(gateway.shard().has_session(&device));
+}
+
+/// NATS is found again in the instant in which a device is let in unasked, and what looks at all sessions has passed before its own is stored; it
+/// subscribes to nothing more. By and by the row says where it is.
+#[test]
+fn whoever_is_let_in_unasked_as_nats_comes_has_its_row() {
+    let mut world = World::new(0, Fault::WalkIsEarly, Weather::Fair);
+    while !world.gateway(0).unwrap().was_connected() {
+        world.step();
+    }
+    world.connect_as(0, 0, false, None);
+    world.pass(Duration::from_secs(3));
+    assert!(world.devices[0].has_subscribed, "{:?}", world.log);
+    let (device, gateway) = (world.devices[0].name.clone(), world.gateway(0).unwrap());
+    world.disconnect(0, End::Lost, true);
+    world.pass(Duration::from_secs(3));
+    world.nats.state().rows.remove(&device);
+    world.nats.set_cut(0, true);
+    while gateway.is_connected() {
+        world.step();
+    }
+    while world.devices[0].place.is_none() {
+        world.connect_as(0, 0, false, None);
+    }
+    while gateway.sessions.counters.counts().unasked == 0 {
+        world.step();
+    }
+    world.nats.set_cut(0, false);
+    world.pass(Duration::from_secs(5));
+    let rows = &world.nats.state().rows;
+    assert_eq!(rows.get(&device).map(|(_, row)| &*row.node), Some(&*name(0)), "{:?}", world.log);
 }
 
 /// A world in which everything holds.

@@ -270,7 +270,8 @@ impl Around for Gateway {
     async fn stored_names(&self, after: SessionKey, count: usize) -> Option<Vec<(SessionKey, Box<str>)>> {
         self.clock.way().await;
         self.pages.fetch_add(1, Ordering::Relaxed);
-        Some(self.shard().store.names(after, count))
+        let is_early = self.fault == Fault::WalkIsEarly;
+        Some(if is_early { Vec::new() } else { self.shard().store.names(after, count) })
     }
 
     fn has_stream(&self) -> bool {
