@@ -245,7 +245,9 @@ impl Writer {
         work.entries.reserve(WORTH);
         work.charges.reserve(WORTH);
         for _ in 0..STEPS {
-            if work.is_last || work.len() >= WORTH || !crowd.note_more(self.gather_for(GATHER_MORE, work)) {
+            // Whoever found no room waits for this group.
+            let is_enough = work.is_last || work.has_room || work.len() >= WORTH;
+            if is_enough || !crowd.note_more(self.gather_for(GATHER_MORE, work)) {
                 break;
             }
         }
