@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use super::membership::{Ask, End, GroupRow, Membership};
 use super::server::Server;
 use super::server::groups::{given_of, left_of};
-use super::serving::{Came, Effect, Ended, Given, Said, Serving};
+use super::serving::{Came, Effect, Ended, Given, Joined, Said, Serving};
 use super::{Order, Shared};
 use crate::link::{Stamp, WorkerId, group_key};
 use crate::sink::Backoff;
@@ -88,7 +88,7 @@ pub struct Counters {
 
 /// Something that was under way.
 enum Did {
-    Joined(Arc<str>, Result<(End, u64), String>),
+    Joined(Arc<str>, Result<Joined, String>),
     Left(Arc<str>, Result<(), String>),
     Strays(Result<Vec<String>, String>),
 }
@@ -304,11 +304,12 @@ fn ended_of(inbox: &str, status: StatusCode, message: &Message) -> Option<Ended>
     })
 }
 
-/// Comes to be in the row of a group; and the stream's last message at that time.
+/// Comes to be in the row of a group.
 async fn join(server: Server, node: String, group: Arc<str>, consumer: String) -> Did {
     let joined = async {
         let end = walk(&server, &group, Membership::join(&node, &group, consumer, true)).await?;
-        Ok((end, server.uplink_facts().await?.2))
+        let (stream, _, last) = server.uplink_facts().await?;
+        Ok(Joined { end, stream, last })
     };
     let joined = joined.await;
     Did::Joined(group, joined)

@@ -5,7 +5,7 @@
 //!   join    read the row ─ none ─▶ room for one more? ─▶ write a row with a name for its consumer and this gateway ─▶ make it ─▶ read again
 //!                │                                                                                                     ▲
 //!                └─ there ─▶ is its consumer? ─ no ─────────────────────────────────────────────────────▶ make it ────┘
-//!                                 └─ yes ─▶ this gateway is in it: held; else written into it, held
+//!                                 └─ yes ─▶ the row is written with this gateway in it: held
 //!
 //!   leave   read the row ─ others are in it ─▶ written without this one
 //!                └─ nobody else ─▶ the row is removed, in the state that was read ─▶ then its consumer is dropped
@@ -45,7 +45,7 @@ pub enum Ask {
     Count,
     /// Whether there is this consumer.
     Check(String),
-    /// Make one, under this name; it begins at the stream's end. One that is there stays as it is.
+    /// Make one, under this name; it begins at the stream's end. One that is there goes on where it is.
     Make(String),
     /// Write the row where it is at this revision; 0: where there is none.
     Write(u64, GroupRow),
@@ -143,6 +143,8 @@ impl Membership {
             (Ask::Write(_, row), Told::Done(true)) if self.found_consumer() == row.consumer => {
                 Ask::Over(End::Held(row.consumer))
             }
+            // What it had made for a row that is gone is dropped first.
+            (Ask::Write(..), Told::Done(true)) if self.made.is_some() => Ask::Read,
             (Ask::Write(_, row), Told::Done(true)) => Ask::Make(row.consumer),
             _ => Ask::Read,
         }
@@ -150,8 +152,9 @@ impl Membership {
 
     fn handle_row(&mut self) -> Ask {
         let named = self.found_consumer().to_owned();
-        if let Some(made) = self.made.take_if(|made| *made != named) {
-            // The row that named it is gone, and its name is in no row ever again.
+        // Another row is there: the one that named it is gone, and its name is in no row ever again. That there is none is no proof: whoever
+        // says so may not lead any more. A row that is written where there is none tells.
+        if let Some(made) = self.made.take_if(|made| *made != named && !named.is_empty()) {
             return Ask::Drop(made);
         }
         match &self.found {
@@ -176,8 +179,6 @@ impl Membership {
         } else if row.nodes.contains(&self.node) && !self.refreshes {
             return Ask::Over(End::Held(row.consumer));
         }
-        // Once is enough.
-        self.refreshes = false;
         row.group.clone_from(&self.group);
         row.nodes.insert(self.node.clone());
         Ask::Write(revision, row)

@@ -121,10 +121,24 @@ pub struct Counts {
     pub given_elsewhere: u64,
 }
 
+/// What a join came to.
+#[derive(Debug)]
+pub struct Joined {
+    pub end: End,
+    /// When the stream was made,
+    pub stream: String,
+    /// and where its last message stood then.
+    pub last: u64,
+}
+
+/// A message of a consumer, by its place in the stream.
+type Place = (Arc<str>, u64);
+
 /// A message that was given and is not settled.
 struct Unsettled {
     group: Arc<str>,
-    at: (Arc<str>, u64),
+    /// `None`: it was of a stream that is no more, and there is nobody to acknowledge it to.
+    at: Option<Place>,
     reply: Subject,
     /// It has no acknowledgement: NATS was told at once.
     is_quick: bool,
@@ -156,9 +170,11 @@ pub struct Serving {
     /// Of these something is under way.
     busy: HashSet<Arc<str>>,
     given: HashMap<u64, Unsettled>,
-    by_place: HashMap<(Arc<str>, u64), u64>,
-    known: VecDeque<(Arc<str>, u64)>,
-    known_places: HashSet<(Arc<str>, u64)>,
+    by_place: HashMap<Place, u64>,
+    known: VecDeque<Place>,
+    known_places: HashSet<Place>,
+    /// When the stream was made to which places belong; empty: nothing was joined yet.
+    stream: String,
     number: u64,
     /// Questions that may be asked of all groups.
     questions: usize,
@@ -177,6 +193,7 @@ impl Serving {
             by_place: HashMap::new(),
             known: VecDeque::new(),
             known_places: HashSet::new(),
+            stream: String::new(),
             number: 0,
             questions: 1,
             told_due: now,
@@ -254,19 +271,22 @@ impl Serving {
         }
     }
 
-    /// A join has come to its end, and where the stream's last message stood then. Whether it is served.
+    /// A join has come to its end. Whether the group is served.
     pub fn handle_joined(
         &mut self,
         group: &Arc<str>,
-        joined: Result<(End, u64), String>,
+        joined: Result<Joined, String>,
         wanted: &mut GroupsWanted,
         now: Instant,
         out: &mut Vec<Effect>,
     ) -> bool {
         self.busy.remove(group);
+        if let Ok(joined) = &joined {
+            self.begin_stream(&joined.stream);
+        }
         let Some(known) = self.served.get_mut(group) else { return false };
         let giver = match joined {
-            Ok((End::Held(consumer), last)) => {
+            Ok(Joined { end: End::Held(consumer), last, .. }) => {
                 let is_other = known.consumer.as_deref() != Some(&*consumer);
                 if is_other {
                     known.pulls.clear();
@@ -294,6 +314,18 @@ impl Serving {
         };
         out.extend(wanted.decide(group, giver).map(Effect::Tell));
         giver == Giver::Fleet
+    }
+
+    /// In a stream that was made anew places say nothing of what was given before, though a consumer has the same name.
+    fn begin_stream(&mut self, made: &str) {
+        if self.stream == made {
+            return;
+        }
+        self.stream = made.to_owned();
+        self.known.clear();
+        self.known_places.clear();
+        self.by_place.clear();
+        self.given.values_mut().for_each(|given| given.at = None);
     }
 
     /// A leave has come to its end.
@@ -333,7 +365,7 @@ impl Serving {
             return;
         }
         self.told_due = now + TOLD_EVERY;
-        let acknowledged = self.given.values().filter(|given| !given.is_quick);
+        let acknowledged = self.given.values().filter(|given| !given.is_quick && given.at.is_some());
         out.extend(acknowledged.map(|given| Effect::Say(given.reply.clone(), Said::Underway)));
     }
 
@@ -392,7 +424,7 @@ impl Serving {
         }
         self.by_place.insert(at.clone(), number);
         let is_again = tries > 1;
-        self.given.insert(number, Unsettled { group: Arc::clone(&group), at, reply, is_quick, is_again });
+        self.given.insert(number, Unsettled { group: Arc::clone(&group), at: Some(at), reply, is_quick, is_again });
         out.push(Effect::Give(Box::new(Given { number, group, worker, topic, payload, publishing })));
     }
 
@@ -430,17 +462,18 @@ impl Serving {
     /// It is known what became of a message.
     pub fn settle(&mut self, number: u64, is_taken: bool, out: &mut Vec<Effect>) {
         let Some(given) = self.given.remove(&number) else { return };
-        self.by_place.remove(&given.at);
         if let Some(served) = self.served.get_mut(&given.group) {
             served.unsettled = served.unsettled.saturating_sub(1);
             served.is_changed = true;
         }
+        let count = if is_taken { &mut self.counts.given } else { &mut self.counts.returned };
+        *count += 1;
+        let Some(at) = given.at else { return };
+        self.by_place.remove(&at);
         let said = if is_taken {
-            self.counts.given += 1;
-            self.know(given.at);
+            self.know(at);
             Said::Taken
         } else {
-            self.counts.returned += 1;
             Said::Back(given.is_again.then_some(GIVEN_BACK_FOR))
         };
         if !given.is_quick {
@@ -448,7 +481,7 @@ impl Serving {
         }
     }
 
-    fn know(&mut self, at: (Arc<str>, u64)) {
+    fn know(&mut self, at: Place) {
         self.known_places.insert(at.clone());
         self.known.push_back(at);
         if self.known.len() > SETTLED_KNOWN

@@ -1,4 +1,4 @@
-//! Whether a group of the store waits for company (decision D7).
+//! Whether a group of the store waits for company (decision D19).
 //!
 //! Whoever publishes alone, one message after the other, is to wait for nothing but the disk. Where many publish, each fsync, and
 //! each wake of the threads that tell about it, is to serve as many as come within [`GATHER`]. How many were in the last group does
@@ -7,8 +7,8 @@
 //!
 //! A crowd that comes whatever the store does is gathered for longer still, since each group costs the same: for [`GATHER_MORE`] at a time,
 //! until the group is worth its cost ([`WORTH`]) or was gathered for [`STEPS`] of these. One that waits for its acknowledgements before it goes
-//! on (a bridge with twenty messages in flight) brings nothing more in it and would only be slowed down: where too few came, it is not tried
-//! again for [`TRIED_AFTER`] groups.
+//! on (a bridge with twenty messages in flight) brings nothing more in it and would only be slowed down: where not half as many came as the
+//! rate promises, it is not tried again for [`TRIED_AFTER`] groups.
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,15 @@ const MANY: f64 = 8.0;
 const COMPANY: f64 = 1.5;
 /// How much a group counts against those before it.
 const WEIGHT: f64 = 0.25;
+
+/// What has come while a group was gathered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Came {
+    /// How many, in that time.
+    pub(super) count: usize,
+    /// The group is worth its cost by now, or somebody waits for it to be written.
+    pub(super) is_enough: bool,
+}
 
 /// What the latest groups were like.
 #[derive(Debug)]
@@ -60,20 +69,34 @@ impl Crowd {
         self.in_gather >= MANY && self.in_group >= COMPANY
     }
 
-    /// Whether the next group is gathered for [`GATHER_MORE`] once it was for [`GATHER`].
-    pub(super) fn is_tried(&mut self) -> bool {
+    /// Gathers a group: `wait` waits for so long, and says what has come then. `is_long`: as long as it pays, and not for [`GATHER`] alone.
+    pub(super) fn gather(&mut self, is_long: bool, mut wait: impl FnMut(Duration) -> Came) {
+        let mut came = wait(GATHER);
+        if !is_long || !self.is_tried() {
+            return;
+        }
+        for _ in 0..STEPS {
+            if came.is_enough {
+                return;
+            }
+            came = wait(GATHER_MORE);
+            if !self.goes_on(came.count) {
+                self.untried = TRIED_AFTER;
+                return;
+            }
+        }
+    }
+
+    fn is_tried(&mut self) -> bool {
         let is_tried = self.untried == 0;
         self.untried = self.untried.saturating_sub(1);
         is_tried
     }
 
-    /// So many came within [`GATHER_MORE`]. Whether they were enough to go on.
-    pub(super) fn note_more(&mut self, came: usize) -> bool {
-        let is_enough = came as f64 >= MANY / 2.0;
-        if !is_enough {
-            self.untried = TRIED_AFTER;
-        }
-        is_enough
+    /// So many came within [`GATHER_MORE`]: whether they come whatever the store does.
+    fn goes_on(&self, came: usize) -> bool {
+        let promised = self.in_gather * GATHER_MORE.as_secs_f64() / GATHER.as_secs_f64();
+        came as f64 >= (promised / 2.0).max(MANY / 2.0)
     }
 }
 
@@ -115,23 +138,46 @@ mod tests {
         }
     }
 
-    /// Of 1,000 groups, how many are gathered for longer, where so many come within [`GATHER_MORE`].
-    fn gathered_for_longer(came: usize) -> usize {
-        let mut crowd = Crowd::new(Instant::now());
-        let is_longer = |crowd: &mut Crowd| {
-            let is_tried = crowd.is_tried();
-            if is_tried {
-                crowd.note_more(came);
+    /// How often each of 990 groups of a crowd that is known is waited for, where so many come within the first time and so many within each
+    /// that follows.
+    fn waits(first: usize, then: usize, is_long: bool) -> Vec<usize> {
+        let (mut now, mut crowd) = (Instant::now(), Crowd::new(Instant::now()));
+        let mut gather = || {
+            let (mut waits, mut all) = (0, 0);
+            // What the disk takes: whoever is not gathered has come by then.
+            now += GATHER / 4;
+            if !crowd.is_many() {
+                crowd.note(first, now);
+                return 1;
             }
-            is_tried
+            crowd.gather(is_long, |time| {
+                (waits, now) = (waits + 1, now + time);
+                let count = if waits == 1 { first } else { then };
+                all += count;
+                Came { count, is_enough: all >= WORTH }
+            });
+            crowd.note(all, now);
+            waits
         };
-        (0..1_000).filter(|_| is_longer(&mut crowd)).count()
+        (0..1_020).map(|_| gather()).skip(30).collect()
+    }
+
+    #[test]
+    fn a_crowd_that_comes_whatever_the_store_does_is_gathered_until_it_is_worth_it() {
+        assert!(waits(10, 25, true).iter().all(|waits| *waits == 4), "17 ms, and no longer");
+        assert!(waits(40, 100, true).iter().all(|waits| *waits == 3), "as many as are worth it");
+        assert!(waits(400, 1_000, true).iter().all(|waits| *waits == 1));
+        assert!(waits(10, 25, false).iter().all(|waits| *waits == 1), "where it is not to be long");
     }
 
     #[test]
     fn who_waits_for_what_was_said_before_is_not_waited_for() {
-        assert_eq!(gathered_for_longer(15), 1_000, "they come whatever the store does");
-        assert_eq!(gathered_for_longer(0), 31, "each waits for its acknowledgement: tried once in 33 groups");
+        // Each waits for its acknowledgement, whoever else comes: it is tried once in 33 groups.
+        for trickle in [0, 5] {
+            let waits = waits(20, trickle, true);
+            assert_eq!(waits.iter().filter(|waits| **waits > 1).count(), 30, "{trickle}");
+            assert!(waits.iter().all(|waits| *waits <= 2), "{trickle}");
+        }
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub(super) struct Work {
     pub(super) requests: Vec<Request>,
     /// Changes of sessions and retained messages, in order.
     pub(super) changes: Vec<Changes>,
+    /// What events and changes take.
+    pub(super) bytes: usize,
     /// Workers whose changes found no room: there is some now.
     pub(super) refused: Vec<WorkerId>,
     /// Events found no room: there is some now.
@@ -83,9 +85,15 @@ impl Work {
         self.entries.len() + self.requests.len() + changes
     }
 
+    /// Whether somebody waits for it to be written, and not for its own part alone: for room before the queue or in a pool, or for the end.
+    pub(super) fn is_pressing(&self) -> bool {
+        self.has_room || self.is_last || !self.refused.is_empty() || is_of_a_crowd(&self.charges)
+    }
+
     /// Adds what came later.
     pub(super) fn extend(&mut self, later: Self) {
-        let Self { entries, charges, requests, changes, refused, has_room, is_last } = later;
+        let Self { entries, charges, requests, changes, bytes, refused, has_room, is_last } = later;
+        self.bytes += bytes;
         self.entries.extend(entries);
         self.charges.extend(charges);
         self.requests.extend(requests);
@@ -116,8 +124,12 @@ struct Waiting {
 
 /// Whether somebody waits for one of them to be written: who is told, or devices that keep off a crowded way.
 fn are_awaited(entries: &[Entry], charges: &[Charge]) -> bool {
-    entries.iter().any(|entry| entry.receipt.is_some())
-        || charges.chunk_by(Charge::is_beside).any(|same| same[0].is_of_a_crowd())
+    entries.iter().any(|entry| entry.receipt.is_some()) || is_of_a_crowd(charges)
+}
+
+/// Whether devices keep off until some of them are given back.
+fn is_of_a_crowd(charges: &[Charge]) -> bool {
+    charges.chunk_by(Charge::is_beside).any(|same| same[0].is_of_a_crowd())
 }
 
 /// All of them. The next ones are about as many: what they lie in need not grow again.
@@ -192,6 +204,11 @@ impl Queue {
         self.ring(waiting, true);
     }
 
+    /// Whether that is as much as need not wait for company any more.
+    pub(super) fn is_much(&self, work: &Work) -> bool {
+        work.bytes > self.bytes_max / 2
+    }
+
     fn ring(&self, mut waiting: MutexGuard<'_, Waiting>, is_urgent: bool) {
         if is_urgent && !waiting.is_urgent {
             waiting.is_urgent = true;
@@ -222,8 +239,9 @@ impl Queue {
             waiting.is_asleep = false;
         }
         waiting.is_urgent = false;
-        (waiting.bytes, waiting.change_bytes) = (0, 0);
+        let bytes = std::mem::take(&mut waiting.bytes) + std::mem::take(&mut waiting.change_bytes);
         Work {
+            bytes,
             entries: take_all(&mut waiting.entries),
             charges: take_all(&mut waiting.charges),
             requests: std::mem::take(&mut waiting.requests),

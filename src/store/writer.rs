@@ -25,7 +25,7 @@ use super::append::append;
 use super::coalesce::Plan;
 use super::commands::{self, Room, Waiting};
 use super::consumers;
-use super::crowd::{Crowd, GATHER, GATHER_MORE, STEPS, WORTH};
+use super::crowd::{Came, Crowd, WORTH};
 use super::error::{Fault, StoreError};
 use super::files::{self, Lock, Reserve};
 use super::fleet;
@@ -236,29 +236,16 @@ impl Writer {
         }
     }
 
-    /// Many wait: a little later there are more, and one fsync serves them all.
+    /// Many wait: a little later there are more, and one fsync serves them all. Where groups have none of their own, a short time serves.
     fn gather(&self, crowd: &mut Crowd, work: &mut Work) {
-        self.gather_for(GATHER, work);
-        if !crowd.is_tried() {
-            return;
-        }
-        work.entries.reserve(WORTH);
-        work.charges.reserve(WORTH);
-        for _ in 0..STEPS {
-            // Whoever found no room waits for this group.
-            let is_enough = work.is_last || work.has_room || work.len() >= WORTH;
-            if is_enough || !crowd.note_more(self.gather_for(GATHER_MORE, work)) {
-                break;
-            }
-        }
-    }
-
-    /// How many came.
-    fn gather_for(&self, time: Duration, work: &mut Work) -> usize {
-        let before = work.len();
-        std::thread::sleep(time);
-        work.extend(self.shared.queue.take(Duration::ZERO));
-        work.len() - before
+        let queue = &self.shared.queue;
+        crowd.gather(self.sync_every.is_none(), |time| {
+            let before = work.len();
+            std::thread::sleep(time);
+            work.extend(queue.take(Duration::ZERO));
+            let is_enough = work.len() >= WORTH || work.is_pressing() || queue.is_much(work);
+            Came { count: work.len() - before, is_enough }
+        });
     }
 
     /// Writes all of it, waiting for room if need be. `Err`: the disk has failed.

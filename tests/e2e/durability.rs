@@ -136,7 +136,11 @@ fn acknowledged_is_stored_and_handed_out_through_kill_nine() {
     }
     let gateway = Gateway::start(site.directory());
     // However much is left of so many lives.
-    while backend.work(&gateway).expect("the gateway stays") > 0 {}
+    let mut before = backend.cursor;
+    while backend.work(&gateway).expect("the gateway stays") > 0 {
+        assert!(backend.cursor > before, "what is acknowledged is handed out again");
+        before = backend.cursor;
+    }
 
     let seqs: Vec<u64> = backend.seen.keys().copied().collect();
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>(), "a number is missing");

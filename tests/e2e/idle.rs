@@ -175,6 +175,8 @@ fn an_idle_peer_costs_no_turns_while_it_waits_for_a_store_without_room() {
     let mut held = Device::welcomed(gateway.devices(), &site.tls(), "held");
     held.send(&[message(1, &[1; 1_000])]);
     assert_eq!(held.hear(), Event::Ack(1));
+    // Somebody is to read it: it does not give way.
+    gateway.get_json("/v1/uplink?consumer=c&max=1");
     disk.fill();
     // Until the journal's last page is written there may be room for some.
     let mut sent = 1;

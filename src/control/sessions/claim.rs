@@ -64,8 +64,9 @@ fn look_later<A: Around>(state: &Arc<A>, device: &str) {
     let (state, device) = (Arc::clone(state), Box::<str>::from(device));
     Arc::clone(&state).spawn(async move {
         state.sleep(LOOK_AFTER).await;
-        if state.fleet().is_some_and(Neighbours::is_connected) {
-            state.sessions().contest(&device);
+        // Should it have gone again, all are looked at when it is back.
+        while state.fleet().is_some_and(Neighbours::is_connected) && !state.sessions().contest(&device) {
+            state.sleep(LOOK_AFTER).await;
         }
     });
 }

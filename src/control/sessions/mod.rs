@@ -275,11 +275,12 @@ impl Sessions {
         !is_known && doubted.contains_key(device)
     }
 
-    /// Another gateway says that the session of a device is its own that is connected here: one of them is wrong.
-    fn contest(&self, device: &str) {
+    /// Another gateway says that the session of a device is its own that is connected here: one of them is wrong. `false`: there are too many.
+    fn contest(&self, device: &str) -> bool {
         let mut contested = self.contested.lock().expect("no holder panics");
-        if contested.len() < CONTESTED_MAX {
+        contested.len() < CONTESTED_MAX && {
             contested.insert(device.into());
+            true
         }
     }
 

@@ -324,7 +324,8 @@ impl World {
             return;
         }
         let is_between = known.is_between;
-        if known.is_clean {
+        // One that begins where NATS is away ends nothing elsewhere, and whoever comes there at once goes on with that.
+        if known.is_clean && is_sure {
             known.began_anew = Some(now);
         }
         let is_old = known.is_clean && was_present;
@@ -724,8 +725,8 @@ fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
     assert!(gateway.shard().has_session(&device));
 }
 
-/// NATS is found again in the instant in which a device is let in unasked, and what looks at all sessions has passed before its own is stored; it
-/// subscribes to nothing more. By and by the row says where it is.
+/// NATS is found again in the instant in which a device is let in unasked, and what looks at all sessions has passed before its own is stored; what
+/// it subscribes to is nothing new. By and by the row says where it is.
 #[test]
 fn whoever_is_let_in_unasked_as_nats_comes_has_its_row() {
     let mut world = World::new(0, Fault::WalkIsEarly, Weather::Fair);
@@ -749,6 +750,7 @@ fn whoever_is_let_in_unasked_as_nats_comes_has_its_row() {
     while gateway.sessions.counters.counts().unasked == 0 {
         world.step();
     }
+    assert!(!world.nats.state().rows.contains_key(&device));
     world.nats.set_cut(0, false);
     world.pass(Duration::from_secs(5));
     let rows = &world.nats.state().rows;

@@ -415,7 +415,7 @@ fn whoever_was_cut_off_while_it_left_serves_by_no_consumer_until_it_has_joined_a
     say(&mut wanted, 1);
     serving.begin(now);
     serving.follow(&wanted, now, &mut out);
-    serving.handle_joined(&group, Ok((End::Held("c".to_owned()), 0)), &mut wanted, now, &mut out);
+    serving.handle_joined(&group, held("made"), &mut wanted, now, &mut out);
     assert_eq!(serving.standing().0, 1);
     say(&mut wanted, 0);
     serving.follow(&wanted, now, &mut out);
@@ -463,6 +463,48 @@ fn whoever_joins_while_others_come_and_go_gives_nothing_that_they_gave() {
     assert_eq!(asks, Ask::Over(End::Held("of-slow-1".to_owned())));
 }
 
+/// A join that ends well, by the consumer `c` of a stream that was made then.
+fn held(made: &str) -> Result<Joined, String> {
+    Ok(Joined { end: End::Held("c".to_owned()), stream: made.to_owned(), last: 0 })
+}
+
+/// The stream was removed and made again, and the consumer in it by its name in the row: places begin anew, and what stands at one is what was there
+/// never before. What was given of the stream that is no more is acknowledged to nobody.
+#[test]
+fn in_a_stream_that_was_made_anew_nothing_is_known_of_places_of_before() {
+    let now = Instant::now();
+    let (mut serving, mut wanted, mut out) =
+        (Serving::new(fastrand::Rng::with_seed(1), now), GroupsWanted::default(), Vec::new());
+    let group: Arc<str> = GROUP.into();
+    wanted.begin();
+    wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
+    serving.begin(now);
+    serving.follow(&wanted, now, &mut out);
+    let come = |serving: &mut Serving, seq| {
+        let publishing = Publishing { qos: QoS::AtLeastOnce, ..Publishing::plain("gate") };
+        let publication = Some((publishing, TOPIC.into(), Bytes::new()));
+        let came = Came { consumer: "c".to_owned(), seq, tries: 1, reply: format!("{seq}").into(), publication };
+        let mut out = Vec::new();
+        serving.handle_message(came, &wanted, 0, &mut out);
+        match out.pop() {
+            Some(Effect::Give(given)) => given.number,
+            other => panic!("it is not given: {other:?}"),
+        }
+    };
+    let mut wanted_now = GroupsWanted::default();
+    serving.handle_joined(&group, held("once"), &mut wanted_now, now, &mut out);
+    let (first, second) = (come(&mut serving, 1), come(&mut serving, 2));
+    serving.settle(first, true, &mut out);
+    serving.handle_joined(&group, held("again"), &mut wanted_now, now, &mut out);
+    out.clear();
+    // What was settled there, and what is not yet.
+    let again = [come(&mut serving, 1), come(&mut serving, 2)];
+    serving.settle(second, true, &mut out);
+    assert!(out.is_empty(), "it would acknowledge another message: {out:?}");
+    again.into_iter().for_each(|number| serving.settle(number, true, &mut out));
+    assert!(matches!(out[..], [Effect::Say(_, Said::Taken), Effect::Say(_, Said::Taken)]), "{out:?}");
+}
+
 /// What nobody took is somebody else's at once; what comes back again waits, so that it does not go round and round.
 #[test]
 fn what_is_given_back_is_given_to_another_at_once_and_the_second_time_later() {
@@ -474,7 +516,7 @@ fn what_is_given_back_is_given_to_another_at_once_and_the_second_time_later() {
     wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
     serving.begin(now);
     serving.follow(&wanted, now, &mut out);
-    serving.handle_joined(&group, Ok((End::Held("c".to_owned()), 0)), &mut wanted, now, &mut out);
+    serving.handle_joined(&group, held("made"), &mut wanted, now, &mut out);
     for (tries, expected) in [(1, None), (2, Some(GIVEN_BACK_FOR)), (3, Some(GIVEN_BACK_FOR))] {
         let publishing = Publishing { qos: QoS::AtLeastOnce, ..Publishing::plain("gate") };
         let publication = Some((publishing, TOPIC.into(), Bytes::new()));

@@ -483,7 +483,7 @@ impl Gateway {
             }
             Walk::Join(group, _, Ask::Over(end)) => {
                 let last = nats.stream.len() as u64;
-                self.joined(&group, Ok((end, last)), now);
+                self.joined(&group, Ok(Joined { end, stream: "made".to_owned(), last }), now);
             }
             Walk::Leave(group, _, Ask::Over(_)) => self.serving.handle_left(&group, Ok(()), now),
             walk => self.walks.push(walk),
@@ -491,7 +491,7 @@ impl Gateway {
         true
     }
 
-    fn joined(&mut self, group: &Arc<str>, joined: Result<(End, u64), String>, now: Instant) {
+    fn joined(&mut self, group: &Arc<str>, joined: Result<Joined, String>, now: Instant) {
         self.serving.handle_joined(group, joined, &mut self.wanted, now, &mut self.out);
     }
 }
