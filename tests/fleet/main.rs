@@ -43,6 +43,13 @@ const LATE: Duration = Duration::from_mins(1);
 /// The lease of the gateways of these tests.
 const LEASE: &str = "2s";
 
+/// How often a device moves: as often as fits into some seconds, or so often as this variable says.
+const MOVES_VARIABLE: &str = "FLEET_MOVES";
+
+fn moves(usual: usize) -> usize {
+    std::env::var(MOVES_VARIABLE).map_or(usual, |text| text.parse().expect("a number of moves"))
+}
+
 /// One gateway of a fleet, in a place of its own.
 struct Member {
     site: Site,

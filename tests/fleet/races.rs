@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Device, Event, Site, wait_until};
 use crate::wills::{come, packet, text};
-use crate::{LATE, Member, fleet, heard};
+use crate::{LATE, Member, fleet, heard, moves};
 
 /// For how long silence is listened to. Longer could only find more.
 const QUIET: Duration = Duration::from_millis(300);
@@ -115,7 +115,6 @@ fn a_will_without_delay_is_published_when_another_gateway_takes_the_device_over(
 /// emqx 6183, vernemq 201: what was sent to a device while it moved was lost, or came to have two outcomes.
 #[test]
 fn commands_to_a_device_that_moves_all_the_time_have_one_outcome_each() {
-    const MOVES: usize = 24;
     let site = Site::new();
     let (_servers, fleet) = fleet(&site, 1, 3, "");
     let (mut received, mut results) = (BTreeSet::new(), Vec::new());
@@ -132,7 +131,7 @@ fn commands_to_a_device_that_moves_all_the_time_have_one_outcome_each() {
             }
             results
         });
-        let mut moves = 0;
+        let (mut moved, enough) = (0, moves(24));
         let mut device = fleet[0].device("meter-1");
         loop {
             let is_over = sender.is_finished();
@@ -152,9 +151,9 @@ fn commands_to_a_device_that_moves_all_the_time_have_one_outcome_each() {
                 break;
             }
             device.reset();
-            moves += 1;
-            has_moved.store(moves >= MOVES, Ordering::Relaxed);
-            device = fleet[moves % 3].device("meter-1");
+            moved += 1;
+            has_moved.store(moved >= enough, Ordering::Relaxed);
+            device = fleet[moved % 3].device("meter-1");
         }
         results = sender.join().unwrap();
         // It stays: whatever waits comes now.

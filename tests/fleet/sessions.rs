@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::mqtt::{Client, Heard};
 use crate::support::{Gateway, Site, wait_until};
-use crate::{LATE, Member, fleet};
+use crate::{LATE, Member, fleet, moves};
 
 /// For as long nothing is heard that would come.
 pub const QUIET: Duration = Duration::from_millis(700);
@@ -273,7 +273,6 @@ fn while_nats_is_away_sessions_are_where_they_are_and_are_verified_afterwards() 
 /// One device moves again and again, while others publish to it at both gateways and it publishes itself.
 #[test]
 fn nothing_is_lost_of_a_device_that_moves_under_load() {
-    const MOVES: usize = 100;
     let site = Site::new();
     let (_servers, fleet) = fleet(&site, 1, 2, "");
     let mut watcher = Client::subscriber(&fleet[0], "watcher", "up/#");
@@ -299,7 +298,7 @@ fn nothing_is_lost_of_a_device_that_moves_under_load() {
             })
             .collect();
         let (mut heard, mut said) = (Vec::new(), Vec::new());
-        for number in 0..MOVES {
+        for number in 0..moves(100) {
             let mut next = Client::come(&fleet[(number + 1) % 2], "meter", true);
             assert!(next.has_session, "at move {number}");
             // What the one before had been sent and had not acknowledged comes again.
