@@ -321,7 +321,7 @@ impl Serving {
         if self.stream == made {
             return;
         }
-        self.stream = made.to_owned();
+        made.clone_into(&mut self.stream);
         self.known.clear();
         self.known_places.clear();
         self.by_place.clear();

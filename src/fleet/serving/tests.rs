@@ -415,7 +415,7 @@ fn whoever_was_cut_off_while_it_left_serves_by_no_consumer_until_it_has_joined_a
     say(&mut wanted, 1);
     serving.begin(now);
     serving.follow(&wanted, now, &mut out);
-    serving.handle_joined(&group, held("made"), &mut wanted, now, &mut out);
+    serving.handle_joined(&group, Ok(held("made")), &mut wanted, now, &mut out);
     assert_eq!(serving.standing().0, 1);
     say(&mut wanted, 0);
     serving.follow(&wanted, now, &mut out);
@@ -464,8 +464,8 @@ fn whoever_joins_while_others_come_and_go_gives_nothing_that_they_gave() {
 }
 
 /// A join that ends well, by the consumer `c` of a stream that was made then.
-fn held(made: &str) -> Result<Joined, String> {
-    Ok(Joined { end: End::Held("c".to_owned()), stream: made.to_owned(), last: 0 })
+fn held(made: &str) -> Joined {
+    Joined { end: End::Held("c".to_owned()), stream: made.to_owned(), last: 0 }
 }
 
 /// The stream was removed and made again, and the consumer in it by its name in the row: places begin anew, and what stands at one is what was there
@@ -492,16 +492,18 @@ fn in_a_stream_that_was_made_anew_nothing_is_known_of_places_of_before() {
         }
     };
     let mut wanted_now = GroupsWanted::default();
-    serving.handle_joined(&group, held("once"), &mut wanted_now, now, &mut out);
+    serving.handle_joined(&group, Ok(held("once")), &mut wanted_now, now, &mut out);
     let (first, second) = (come(&mut serving, 1), come(&mut serving, 2));
     serving.settle(first, true, &mut out);
-    serving.handle_joined(&group, held("again"), &mut wanted_now, now, &mut out);
+    serving.handle_joined(&group, Ok(held("again")), &mut wanted_now, now, &mut out);
     out.clear();
     // What was settled there, and what is not yet.
     let again = [come(&mut serving, 1), come(&mut serving, 2)];
     serving.settle(second, true, &mut out);
     assert!(out.is_empty(), "it would acknowledge another message: {out:?}");
-    again.into_iter().for_each(|number| serving.settle(number, true, &mut out));
+    for number in again {
+        serving.settle(number, true, &mut out);
+    }
     assert!(matches!(out[..], [Effect::Say(_, Said::Taken), Effect::Say(_, Said::Taken)]), "{out:?}");
 }
 
@@ -516,7 +518,7 @@ fn what_is_given_back_is_given_to_another_at_once_and_the_second_time_later() {
     wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
     serving.begin(now);
     serving.follow(&wanted, now, &mut out);
-    serving.handle_joined(&group, held("made"), &mut wanted, now, &mut out);
+    serving.handle_joined(&group, Ok(held("made")), &mut wanted, now, &mut out);
     for (tries, expected) in [(1, None), (2, Some(GIVEN_BACK_FOR)), (3, Some(GIVEN_BACK_FOR))] {
         let publishing = Publishing { qos: QoS::AtLeastOnce, ..Publishing::plain("gate") };
         let publication = Some((publishing, TOPIC.into(), Bytes::new()));
