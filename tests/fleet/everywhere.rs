@@ -268,7 +268,8 @@ fn who_is_blocked_at_one_gateway_is_kept_out_by_all_and_by_those_that_were_away(
     assert_eq!(run(&fleet[1], &["block", "--here", "local"]), (0, "blocked\n".to_owned(), String::new()));
     assert_eq!(blocks(&fleet[0]), ["stolen fleet"]);
     // The one that was away finds it when it is back.
-    let Member { site: dead_site, .. } = dead;
+    let Member { site: dead_site, gateway } = dead;
+    drop(gateway);
     let back = Member { gateway: Gateway::start(dead_site.directory()), site: dead_site };
     back.wait_until_joined();
     wait_until("it has read who is kept out", LATE, || blocks(&back) == ["stolen fleet"]);
@@ -276,7 +277,9 @@ fn who_is_blocked_at_one_gateway_is_kept_out_by_all_and_by_those_that_were_away(
     // It knows after kill -9 too, though NATS is away.
     servers.stop(0, Signal::KILL);
     back.gateway.signal(Signal::KILL);
-    let Member { site: dead_site, .. } = back;
+    let Member { site: dead_site, gateway } = back;
+    // It is gone, and with it its hold on the store.
+    drop(gateway);
     let back = Member { gateway: Gateway::start(dead_site.directory()), site: dead_site };
     assert!(is_kept_out(&back, "stolen"));
     wait_until("NATS is away", LATE, || fleet[0].fleet()["state"] == "away");
