@@ -307,7 +307,7 @@ fn ended_of(inbox: &str, status: StatusCode, message: &Message) -> Option<Ended>
 /// Comes to be in the row of a group.
 async fn join(server: Server, node: String, group: Arc<str>, consumer: String) -> Did {
     let joined = async {
-        let end = walk(&server, &group, Membership::join(&node, &group, consumer, true)).await?;
+        let end = walk(&server, &group, Membership::join(&node, &group, consumer)).await?;
         let (stream, _, last) = server.uplink_facts().await?;
         Ok(Joined { end, stream, last })
     };

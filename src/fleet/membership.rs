@@ -87,15 +87,13 @@ pub struct Membership {
     /// What it has made, and may be nobody's by now.
     made: Option<String>,
     is_leaving: bool,
-    /// A row that is as it is to be is written again, so that it stays.
-    refreshes: bool,
     found: Option<(u64, GroupRow)>,
     asked: Ask,
 }
 
 impl Membership {
     /// A join. `consumer` begins the names of consumers in rows that it begins, and nobody else's.
-    pub fn join(node: &str, group: &str, consumer: String, refreshes: bool) -> Self {
+    pub fn join(node: &str, group: &str, consumer: String) -> Self {
         Self {
             node: node.to_owned(),
             group: group.to_owned(),
@@ -103,7 +101,6 @@ impl Membership {
             named: 0,
             made: None,
             is_leaving: false,
-            refreshes,
             found: None,
             asked: Ask::Read,
         }
@@ -111,7 +108,7 @@ impl Membership {
 
     /// A leave.
     pub fn leave(node: &str, group: &str) -> Self {
-        Self { is_leaving: true, ..Self::join(node, group, String::new(), false) }
+        Self { is_leaving: true, ..Self::join(node, group, String::new()) }
     }
 
     /// What is asked first, and whenever an answer was lost.
@@ -170,14 +167,12 @@ impl Membership {
         self.found.as_ref().map_or("", |(_, row)| &row.consumer)
     }
 
-    /// This gateway in the row, whose consumer is there, or in one that it begins.
+    /// This gateway in the row, whose consumer is there, or in one that it begins. One that is as it is to be is written again, so that it stays.
     fn enter(&mut self) -> Ask {
         let (revision, mut row) = self.found.clone().unwrap_or_default();
         if row.consumer.is_empty() {
             self.named += 1;
             row.consumer = format!("{}-{}", self.consumer, self.named);
-        } else if row.nodes.contains(&self.node) && !self.refreshes {
-            return Ask::Over(End::Held(row.consumer));
         }
         row.group.clone_from(&self.group);
         row.nodes.insert(self.node.clone());
@@ -248,7 +243,7 @@ mod tests {
                         gateway.held = None;
                         serial += 1;
                         let membership = if gateway.wants {
-                            Membership::join(&name, GROUP, format!("c{serial}"), random.bool())
+                            Membership::join(&name, GROUP, format!("c{serial}"))
                         } else {
                             Membership::leave(&name, GROUP)
                         };
@@ -299,7 +294,7 @@ mod tests {
     #[test]
     fn there_are_no_more_groups_than_the_fleet_serves() {
         let mut model = Model { others: GROUPS_MAX, ..Model::default() };
-        let mut membership = Membership::join("n", GROUP, "c".to_owned(), false);
+        let mut membership = Membership::join("n", GROUP, "c".to_owned());
         let mut ask = Membership::first();
         while !matches!(ask, Ask::Over(_)) {
             let told = answer(&mut model, &ask);
@@ -310,7 +305,7 @@ mod tests {
         let row = GroupRow { group: GROUP.into(), consumer: "x".into(), nodes: BTreeSet::from(["m".into()]) };
         let mut model = Model { others: GROUPS_MAX, row: Some((7, row)), ..Model::default() };
         model.consumers.insert("x".into(), ());
-        let mut membership = Membership::join("n", GROUP, "c".to_owned(), false);
+        let mut membership = Membership::join("n", GROUP, "c".to_owned());
         let mut ask = Membership::first();
         while !matches!(ask, Ask::Over(_)) {
             let told = answer(&mut model, &ask);

@@ -702,10 +702,9 @@ fn what_is_to_come_once_comes_though_identifiers_of_a_dead_gateway_are_still_ope
     run(123, Weather::Rough);
 }
 
-/// It waits, with Clean Start, for whoever has to do with the session; by then its device has gone.
-#[test]
-fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
-    let mut world = World::new(0, Fault::None, Weather::Fair);
+/// A world in which the first device has a session at the first gateway; its name, and the gateway.
+fn with_a_session(fault: Fault) -> (World, String, Arc<Gateway>) {
+    let mut world = World::new(0, fault, Weather::Fair);
     while !world.gateway(0).unwrap().was_connected() {
         world.step();
     }
@@ -713,6 +712,13 @@ fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
     world.pass(Duration::from_secs(3));
     assert!(world.devices[0].has_subscribed, "{:?}", world.log);
     let (device, gateway) = (world.devices[0].name.clone(), world.gateway(0).unwrap());
+    (world, device, gateway)
+}
+
+/// It waits, with Clean Start, for whoever has to do with the session; by then its device has gone.
+#[test]
+fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
+    let (mut world, device, gateway) = with_a_session(Fault::None);
     let before = world.nats.state().rows[&device].clone();
     let held = gateway.sessions.try_hold(&device).unwrap();
     world.connect_as(0, 0, true, None);
@@ -729,14 +735,7 @@ fn a_connect_whose_device_has_gone_while_it_waited_changes_nothing() {
 /// it subscribes to is nothing new. By and by the row says where it is.
 #[test]
 fn whoever_is_let_in_unasked_as_nats_comes_has_its_row() {
-    let mut world = World::new(0, Fault::WalkIsEarly, Weather::Fair);
-    while !world.gateway(0).unwrap().was_connected() {
-        world.step();
-    }
-    world.connect_as(0, 0, false, None);
-    world.pass(Duration::from_secs(3));
-    assert!(world.devices[0].has_subscribed, "{:?}", world.log);
-    let (device, gateway) = (world.devices[0].name.clone(), world.gateway(0).unwrap());
+    let (mut world, device, gateway) = with_a_session(Fault::WalkIsEarly);
     world.disconnect(0, End::Lost, true);
     world.pass(Duration::from_secs(3));
     world.nats.state().rows.remove(&device);

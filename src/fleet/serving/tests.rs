@@ -442,7 +442,7 @@ fn whoever_joins_while_others_come_and_go_gives_nothing_that_they_gave() {
         let told = rows.answer(ask, || ());
         *ask = membership.handle(told);
     };
-    let begin = |node: &str| (Membership::join(node, GROUP, format!("of-{node}"), true), Membership::first());
+    let begin = |node: &str| (Membership::join(node, GROUP, format!("of-{node}")), Membership::first());
     let ((mut slow, mut asks), (mut quick, mut asked)) = (begin("slow"), begin("quick"));
     // There is no row, and room for one: it is about to begin one.
     while !matches!(asks, Ask::Write(0, _)) {
@@ -468,18 +468,24 @@ fn held(made: &str) -> Joined {
     Joined { end: End::Held("c".to_owned()), stream: made.to_owned(), last: 0 }
 }
 
+/// What serves a group that has a member here, with room for eight; it is about to be joined.
+fn with_a_member(now: Instant) -> (Serving, GroupsWanted, Arc<str>) {
+    let (mut serving, mut wanted) = (Serving::new(fastrand::Rng::with_seed(1), now), GroupsWanted::default());
+    let group: Arc<str> = GROUP.into();
+    wanted.begin();
+    wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
+    serving.begin(now);
+    serving.follow(&wanted, now, &mut Vec::new());
+    (serving, wanted, group)
+}
+
 /// The stream was removed and made again, and the consumer in it by its name in the row: places begin anew, and what stands at one is what was there
 /// never before. What was given of the stream that is no more is acknowledged to nobody.
 #[test]
 fn in_a_stream_that_was_made_anew_nothing_is_known_of_places_of_before() {
     let now = Instant::now();
-    let (mut serving, mut wanted, mut out) =
-        (Serving::new(fastrand::Rng::with_seed(1), now), GroupsWanted::default(), Vec::new());
-    let group: Arc<str> = GROUP.into();
-    wanted.begin();
-    wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
-    serving.begin(now);
-    serving.follow(&wanted, now, &mut out);
+    let (mut serving, wanted, group) = with_a_member(now);
+    let mut out = Vec::new();
     let come = |serving: &mut Serving, seq| {
         let publishing = Publishing { qos: QoS::AtLeastOnce, ..Publishing::plain("gate") };
         let publication = Some((publishing, TOPIC.into(), Bytes::new()));
@@ -511,13 +517,8 @@ fn in_a_stream_that_was_made_anew_nothing_is_known_of_places_of_before() {
 #[test]
 fn what_is_given_back_is_given_to_another_at_once_and_the_second_time_later() {
     let now = Instant::now();
-    let (mut serving, mut wanted, mut out) =
-        (Serving::new(fastrand::Rng::with_seed(1), now), GroupsWanted::default(), Vec::new());
-    let group: Arc<str> = GROUP.into();
-    wanted.begin();
-    wanted.say(WorkerId(0), (Arc::clone(&group), 1), (1, 8), now);
-    serving.begin(now);
-    serving.follow(&wanted, now, &mut out);
+    let (mut serving, mut wanted, group) = with_a_member(now);
+    let mut out = Vec::new();
     serving.handle_joined(&group, Ok(held("made")), &mut wanted, now, &mut out);
     for (tries, expected) in [(1, None), (2, Some(GIVEN_BACK_FOR)), (3, Some(GIVEN_BACK_FOR))] {
         let publishing = Publishing { qos: QoS::AtLeastOnce, ..Publishing::plain("gate") };

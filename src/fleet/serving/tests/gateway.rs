@@ -352,7 +352,7 @@ impl Gateway {
             (Effect::Join(group), Some(_)) => {
                 self.names += 1;
                 let consumer = format!("{}-{}", self.name, self.names);
-                let membership = Membership::join(&self.name, &group, consumer, true);
+                let membership = Membership::join(&self.name, &group, consumer);
                 self.walks.push(Walk::Join(group, membership, Membership::first()));
             }
             (Effect::Leave(group), Some(_)) => {
